@@ -1,0 +1,1 @@
+"""Turn a concept down inside a language model."""

@@ -1,0 +1,107 @@
+"""Progress with a rate and the time left, on standard error.
+
+On a terminal a live bar; into a pipe a plain line every few seconds. `hushed` silences both.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LINE_EVERY_S = 10.0
+_hushed = False
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Silence all progress inside the block (for `--json` and for use as a library)."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
+def note(message: str) -> None:
+    """Say one plain line on standard error, unless hushed."""
+    if not _hushed:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def track(label: str, total: float, unit: str, done: float = 0) -> Iterator[Callable[[float], None]]:
+    """Show progress towards `total` units; the yielded function adds finished ones.
+
+    Args:
+        label: What is being done, a few words.
+        total: How many units there are in all.
+        unit: The unit's name in the plural, such as "tokens".
+        done: Units that an earlier, interrupted run had finished already; they count as progress
+            and not towards the rate.
+    """
+    if _hushed:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        yield from _bar(label, total, unit, done)
+    else:
+        yield from _lines(label, total, unit, done)
+
+
+def _bar(label: str, total: float, unit: str, done: float) -> Iterator[Callable[[float], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    started, before = time.monotonic(), done
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(_rate(task.completed - before, time.monotonic() - started, unit))
+
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            elapsed = time.monotonic() - started
+            return Text(_left(task.completed - before, total - task.completed, elapsed))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, Rate(), Left(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, completed=done)
+        yield lambda step: progress.advance(task, step)
+
+
+def _lines(label: str, total: float, unit: str, done: float) -> Iterator[Callable[[float], None]]:
+    started = last = time.monotonic()
+    before = done
+
+    def say(now: float) -> None:
+        new, elapsed = done - before, now - started
+        share = 100 * done / total if total else 100
+        note(f"{label}: {share:3.0f} %, {_rate(new, elapsed, unit)}, {_left(new, total - done, elapsed)}")
+
+    def advance(step: float) -> None:
+        nonlocal done, last
+        done += step
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S and done < total:
+            last = now
+            say(now)
+
+    yield advance
+    elapsed = time.monotonic() - started
+    note(f"{label}: done in {_clock(elapsed)}, {_rate(done - before, elapsed, unit)}")
+
+
+def _rate(new: float, elapsed: float, unit: str) -> str:
+    rate = new / elapsed if elapsed > 0 else 0.0
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
+
+
+def _left(new: float, remaining: float, elapsed: float) -> str:
+    return f"{_clock(remaining * elapsed / new)} left" if new > 0 else "-:-- left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
