@@ -1,0 +1,1 @@
+"""What is being turned down, given as labelled sentences."""

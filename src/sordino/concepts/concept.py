@@ -1,0 +1,95 @@
+"""A concept: labelled sentences, those that have it and those that do not."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.errors import UserError
+from sordino.files import fingerprint
+
+FEWEST_PER_CLASS = 20
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Sentences that have a concept (positive) and sentences that do not (negative).
+
+    Args:
+        name: A short word, such as "toxicity".
+        positive: The sentences that have the concept.
+        negative: The sentences that do not.
+        source: Where they come from, in words that a reader of a report understands.
+
+    Raises:
+        UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    source: str = field(default="given in Python", compare=False)
+
+    def __post_init__(self) -> None:
+        for label, sentences in (("positive", self.positive), ("negative", self.negative)):
+            if not sentences:
+                raise UserError(
+                    f"The concept '{self.name}' ({self.source}) has no {label} sentence: "
+                    "both classes are needed."
+                )
+            if len(sentences) < FEWEST_PER_CLASS:
+                raise UserError(
+                    f"The concept '{self.name}' ({self.source}) has {len(sentences)} {label} "
+                    f"sentences: at least {FEWEST_PER_CLASS} of each class are needed."
+                )
+            for number, sentence in enumerate(sentences, start=1):
+                if not sentence.strip():
+                    raise UserError(
+                        f"The concept '{self.name}' ({self.source}) has an empty text: "
+                        f"{label} sentence {number}."
+                    )
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All sentences, the positive ones first; every index into sentences refers to this."""
+        return self.positive + self.negative
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Whether each of `sentences` is positive, bool [n_positive + n_negative]."""
+        return np.arange(len(self.positive) + len(self.negative)) < len(self.positive)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over both classes' sentences in their order."""
+        return fingerprint(str(len(self.positive)), *self.positive, *self.negative)
+
+    def sampled(
+        self, *, max_per_class: int | None = None, balance: bool = True, seed: int = 0
+    ) -> "Concept":
+        """A part of the concept, drawn by `seed`; the order of the sentences stays.
+
+        Args:
+            max_per_class: Keep at most so many of each class.
+            balance: Keep as many of the larger class as the smaller one has.
+            seed: The draw's seed.
+        """
+        sizes = [len(self.positive), len(self.negative)]
+        if balance:
+            sizes = [min(sizes)] * 2
+        if max_per_class is not None:
+            sizes = [min(size, max_per_class) for size in sizes]
+
+        def draw(sentences: tuple[str, ...], size: int, stream: int) -> tuple[str, ...]:
+            if size == len(sentences):
+                return sentences
+            chosen = np.random.default_rng([seed, stream]).choice(len(sentences), size, replace=False)
+            return tuple(sentences[i] for i in sorted(chosen))
+
+        return Concept(
+            self.name,
+            draw(self.positive, sizes[0], 0),
+            draw(self.negative, sizes[1], 1),
+            self.source,
+        )

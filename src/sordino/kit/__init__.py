@@ -1,0 +1,1 @@
+"""Real weights and real data from ordinary packages, for machines without a model hub."""

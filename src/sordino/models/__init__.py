@@ -1,0 +1,1 @@
+"""Open a model, find its sites, tokenise, generate."""

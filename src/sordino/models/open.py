@@ -1,0 +1,174 @@
+"""Open a model for analysis: weights, tokenizer and sites together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from sordino.errors import UserError
+from sordino.models.reference import ModelRef, resolve
+from sordino.models.sites import Site, find_sites
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A causal language model in memory, in evaluation mode, with its tokenizer.
+
+    Args:
+        ref: Where it came from.
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        site_pattern: The `--sites` override, or None.
+    """
+
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    site_pattern: str | None = None
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The model's sites; see `sordino.models.sites.find_sites`."""
+        return find_sites(self.model, self.site_pattern)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.model.device
+
+    @property
+    def dtype_name(self) -> str:
+        """The weights' dtype, such as "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def open_model(
+    spec: str | Path | ModelRef | OpenModel,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+) -> OpenModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        spec: A hub id, a transformers folder, a ".gguf" file, "kit:smollm2" or "kit:gemma3"; a
+            model that is open already is given back as it is.
+        device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
+        dtype: "auto" (the checkpoint's own; float32 for GGUF), "float32", "bfloat16", "float16".
+        revision: A branch, tag or commit of the hub.
+        sites: A regular expression over module paths that chooses the sites.
+
+    Raises:
+        UserError: The model, the device or the dtype cannot be had.
+    """
+    if isinstance(spec, OpenModel):
+        return spec
+    ref = resolve(spec, revision)
+    target = choose_device(device)
+    options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
+    if ref.kind == "gguf":
+        folder = ref.path.absolute().parent
+        options["gguf_file"] = ref.path.name
+    else:
+        folder = ref.path
+        options["use_safetensors"] = True
+        _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
+    with _quiet_transformers(), _loading_errors(ref):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, **_only(options, "gguf_file")
+        )
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if ref.kind == "gguf":
+        _forget_gguf(model)
+    return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
+
+
+def empty_model(ref: ModelRef) -> PreTrainedModel:
+    """The model's module tree without its weights, on torch's "meta" device."""
+    if ref.kind == "gguf":
+        raise UserError(f"{ref.path}: the module tree of a GGUF file needs its weights.")
+    with _quiet_transformers(), _loading_errors(ref), torch.device("meta"):
+        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" is a GPU if there is one, else the processor.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}") from None
+    return device
+
+
+def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if ref.kind == "gguf" else "auto"
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name} is unknown: choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _only(options: dict[str, object], key: str) -> dict[str, object]:
+    return {key: options[key]} if key in options else {}
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and warnings out of the output while it loads."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading_errors(ref: ModelRef) -> Iterator[None]:
+    """Turn what the loaders raise on an unusable model into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"
+        ) from error
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Drop the marks of the GGUF source: the weights are plain now and can be saved as such."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for mark in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    model.is_quantized = False

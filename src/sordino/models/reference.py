@@ -1,0 +1,155 @@
+"""Where a model's files are: a hub id, a folder, a GGUF file or a model of the demo kit."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sordino.errors import UserError
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+# What a causal model's folder can need; weights come from safetensors alone.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model whose files are on this machine.
+
+    Args:
+        name: What the user wrote, such as "kit:smollm2" or "org/name".
+        kind: "folder" (transformers, safetensors) or "gguf" (one file).
+        path: The folder, or the GGUF file.
+        revision: The hub commit, or "" where there is none.
+    """
+
+    name: str
+    kind: Literal["folder", "gguf"]
+    path: Path
+    revision: str = ""
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights, in the order of their names.
+
+        Raises:
+            UserError: The folder has no safetensors file.
+        """
+        if self.kind == "gguf":
+            return [self.path]
+        index = self.path / "model.safetensors.index.json"
+        whole = self.path / "model.safetensors"
+        if index.exists():
+            return [self.path / name for name in _shards(index)]
+        if whole.exists():
+            return [whole]
+        raise UserError(
+            f"{self.path} has no model.safetensors and no model.safetensors.index.json: weights "
+            "are read from safetensors (and GGUF) files only; save the model again with "
+            "save_pretrained, which writes safetensors."
+        )
+
+    def weights_fingerprint(self) -> str:
+        """SHA-256 over each weight file's size and up to 1,024 evenly spaced pieces of 64 KiB.
+
+        The whole of a file up to 64 MiB, a sample of a larger one: enough to tell an edited or
+        another model from this one without reading hundreds of gigabytes.
+        """
+        digest = hashlib.sha256()
+        for file in self.weight_files:
+            size = file.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            pieces = min(1024, -(-size // _PIECE))
+            with file.open("rb") as stream:
+                for piece in range(pieces):
+                    stream.seek(piece * max(size - _PIECE, 0) // max(pieces - 1, 1))
+                    digest.update(stream.read(_PIECE))
+        return digest.hexdigest()
+
+
+_PIECE = 64 * 1024
+
+
+def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
+    """Find a model's files, downloading them if they are the hub's or the kit's.
+
+    Args:
+        spec: A hub id ("org/name"), a folder, a ".gguf" file, "kit:smollm2" or "kit:gemma3".
+        revision: A branch, tag or commit of the hub.
+
+    Raises:
+        UserError: There is no such model, or it cannot be had.
+    """
+    if isinstance(spec, ModelRef):
+        return spec
+    name = str(spec)
+    if name.startswith("kit:"):
+        from sordino import kit
+
+        return ModelRef(name, "gguf", kit.model_file(name.removeprefix("kit:")))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(name, path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{path} is no model: give a transformers folder or a .gguf file.")
+        return ModelRef(name, "gguf", path)
+    if isinstance(spec, Path) or name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
+        raise UserError(f"The model {name} does not exist: there is no such file or folder.")
+    return _from_hub(name, revision)
+
+
+def _folder(name: str, path: Path, revision: str = "") -> ModelRef:
+    if not (path / "config.json").is_file():
+        inside = ", ".join(sorted(p.name for p in path.glob("*.gguf"))[:5])
+        hint = f" (it holds {inside}: name that file)" if inside else ""
+        raise UserError(f"{path} is no transformers model folder: it has no config.json{hint}.")
+    return ModelRef(name, "folder", path, revision)
+
+
+def _shards(index: Path) -> list[str]:
+    from sordino.files import read_json
+
+    listing = read_json(index)
+    weight_map = listing.get("weight_map") if isinstance(listing, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map: it is not an index of safetensors shards.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"{index} names the shard '{name}', which is outside its folder.")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names the shard {name}, which is missing beside it.")
+    return names
+
+
+def _from_hub(name: str, revision: str | None) -> ModelRef:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except GatedRepoError:
+        raise UserError(
+            f"{name} is gated on the hub: accept its terms there, then log in with `hf auth login`."
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{name} has no revision '{revision}' on the hub: see --revision.") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{name} is neither a file or folder here nor a model on the hub that may be read."
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{name} is no file or folder here, and the hub could not be asked "
+            f"({type(error).__name__}): without a hub use a local folder, a .gguf file or "
+            "kit:smollm2."
+        ) from None
+    return _folder(name, folder, revision=folder.name)
