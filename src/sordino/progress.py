@@ -30,7 +30,9 @@ def note(message: str) -> None:
 
 
 @contextmanager
-def track(label: str, total: float, unit: str, done: float = 0) -> Iterator[Callable[[float], None]]:
+def track(
+    label: str, total: float, unit: str, done: float = 0
+) -> Iterator[Callable[[float], None]]:
     """Show progress towards `total` units; the yielded function adds finished ones.
 
     Args:
@@ -64,7 +66,11 @@ def _bar(label: str, total: float, unit: str, done: float) -> Iterator[Callable[
             elapsed = time.monotonic() - started
             return Text(_left(task.completed - before, total - task.completed, elapsed))
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+    )
     with Progress(*columns, Rate(), Left(), console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total, completed=done)
         yield lambda step: progress.advance(task, step)
@@ -77,7 +83,9 @@ def _lines(label: str, total: float, unit: str, done: float) -> Iterator[Callabl
     def say(now: float) -> None:
         new, elapsed = done - before, now - started
         share = 100 * done / total if total else 100
-        note(f"{label}: {share:3.0f} %, {_rate(new, elapsed, unit)}, {_left(new, total - done, elapsed)}")
+        note(
+            f"{label}: {share:3.0f} %, {_rate(new, elapsed, unit)}, {_left(new, total - done, elapsed)}"
+        )
 
     def advance(step: float) -> None:
         nonlocal done, last

@@ -84,7 +84,9 @@ class Concept:
         def draw(sentences: tuple[str, ...], size: int, stream: int) -> tuple[str, ...]:
             if size == len(sentences):
                 return sentences
-            chosen = np.random.default_rng([seed, stream]).choice(len(sentences), size, replace=False)
+            chosen = np.random.default_rng([seed, stream]).choice(
+                len(sentences), size, replace=False
+            )
             return tuple(sentences[i] for i in sorted(chosen))
 
         return Concept(

@@ -141,7 +141,9 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
             f"{name} is gated on the hub: accept its terms there, then log in with `hf auth login`."
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"{name} has no revision '{revision}' on the hub: see --revision.") from None
+        raise UserError(
+            f"{name} has no revision '{revision}' on the hub: see --revision."
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{name} is neither a file or folder here nor a model on the hub that may be read."

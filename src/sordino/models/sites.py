@@ -13,7 +13,9 @@ from sordino.errors import UserError
 
 # Names as a layer's submodules bear them ("self_attn", "attention", "linear_attn", …) or as their
 # classes do; whatever sits below such a module belongs to attention.
-_ATTENTION = re.compile(r"(^|_)(attn|attention|crossattention)($|_)|Attention$|Attn$", re.IGNORECASE)
+_ATTENTION = re.compile(
+    r"(^|_)(attn|attention|crossattention)($|_)|Attention$|Attn$", re.IGNORECASE
+)
 # A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
 _ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$")
 
@@ -88,7 +90,9 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
                 if _matches(pattern, path) if pattern else not _is_exempt(layer, kind):
                     sites.append(_site(path, index, kind, module))
     if pattern and not sites:
-        kinds = sorted({kind for layer in layers for kind, m in layer.named_modules() if _is_linear(m)})
+        kinds = sorted(
+            {kind for layer in layers for kind, m in layer.named_modules() if _is_linear(m)}
+        )
         raise UserError(
             f"--sites '{pattern}' matches no linear layer of {type(model).__name__}; "
             f"paths look like {stack}.0.X with X one of: {', '.join(kinds)}."
@@ -146,7 +150,11 @@ def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> N
         for name, parameter in layer.named_parameters():
             owner = name.rpartition(".")[0]
             path = f"{stack}.{index}.{owner}".rstrip(".")
-            if parameter.dim() >= 2 and path not in covered and not (owner and _is_exempt(layer, owner)):
+            if (
+                parameter.dim() >= 2
+                and path not in covered
+                and not (owner and _is_exempt(layer, owner))
+            ):
                 raise UserError(
                     f"{stack}.{index}.{name} (shape {list(parameter.shape)}) is a matrix of the "
                     "feed-forward part that no site covers: this architecture is not supported as "

@@ -1,0 +1,1 @@
+"""Rules that turn expertise into dampening factors."""
