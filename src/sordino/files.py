@@ -56,7 +56,7 @@ def only_one(target: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `target` when the block ends well, else it is removed."""
+    """Yield a path to write to; it becomes `target` when the block ends well, else it goes."""
     refuse_existing(target, force=force)
     stage = stage_path(target)
     stage.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ def _bar(label: str, total: float, unit: str, done: float) -> Iterator[Callable[
         TextColumn("{task.percentage:>3.0f} %"),
     )
     with Progress(*columns, Rate(), Left(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total, completed=done)
+        task = progress.add_task(label, total=total, completed=round(done))
         yield lambda step: progress.advance(task, step)
 
 
@@ -83,9 +83,8 @@ def _lines(label: str, total: float, unit: str, done: float) -> Iterator[Callabl
     def say(now: float) -> None:
         new, elapsed = done - before, now - started
         share = 100 * done / total if total else 100
-        note(
-            f"{label}: {share:3.0f} %, {_rate(new, elapsed, unit)}, {_left(new, total - done, elapsed)}"
-        )
+        rate, left = _rate(new, elapsed, unit), _left(new, total - done, elapsed)
+        note(f"{label}: {share:3.0f} %, {rate}, {left}")
 
     def advance(step: float) -> None:
         nonlocal done, last

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sordino.errors import UserError
 from sordino.files import new_file, sha256_of
@@ -86,8 +86,9 @@ class Expertise:
         }
         # The format keeps no order of its own, and the sites' order is the model's.
         order = json.dumps(list(self.statistics))
+        blob = save(tensors, metadata={**self.metadata, "format": FORMAT, "sites": order})
         with new_file(target, force=force) as stage:
-            save_file(tensors, stage, metadata={**self.metadata, "format": FORMAT, "sites": order})
+            stage.write_bytes(_with_sorted_metadata(blob))
         return target
 
     @classmethod
@@ -112,6 +113,20 @@ class Expertise:
     def fingerprint_of(path: Path) -> str:
         """SHA-256 of an artefact's file, by which provenance names it."""
         return sha256_of(path)
+
+
+def _with_sorted_metadata(blob: bytes) -> bytes:
+    """The same safetensors file with its metadata in a fixed order.
+
+    The library writes metadata in an order that changes from process to process; the same input
+    has to give the same bytes.
+    """
+    end = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data that follow stay aligned
+    return len(text).to_bytes(8, "little") + text + blob[end:]
 
 
 def _plain(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,26 @@ class Dampening:
         """How many neurons have a factor at all."""
         return sum(factors.size for factors in self.factors.values())
 
+    def scaled(self, strength: float) -> "Dampening":
+        """The same dampening at another strength: factors 1 − strength · (1 − factor).
+
+        Args:
+            strength: From 0 (no change) to 1 (these factors).
+
+        Raises:
+            UserError: The strength is outside [0, 1].
+        """
+        if not 0 <= strength <= 1:
+            raise UserError(f"--strength {strength:g} is outside 0 to 1.")
+        factors = {
+            site: (1 - strength * (1 - values)).astype(np.float32)
+            for site, values in self.factors.items()
+        }
+        return replace(self, factors=factors, strength=self.strength * strength)
+
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Dampen the model's outputs by forward hooks inside the block; its weights stay as they are.
+        """Dampen the sites' outputs by hooks inside the block; the weights stay as they are.
 
         Args:
             model: A model with this dampening's sites.

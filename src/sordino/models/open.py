@@ -1,9 +1,10 @@
 """Open a model for analysis: weights, tokenizer and sites together."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -139,13 +140,14 @@ def _only(options: dict[str, object], key: str) -> dict[str, object]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and warnings out of the output while it loads."""
+    """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):  # the GGUF reader's bar knows no other way
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -58,6 +58,6 @@ def equal_length_batches(encoded: Sequence[Sequence[int]], batch_tokens: int) ->
         rows = max(1, batch_tokens // length)
         for start in range(0, len(by_length[length]), rows):
             indices = tuple(by_length[length][start : start + rows])
-            ids = torch.tensor([list(encoded[i]) for i in indices], dtype=torch.int64)
-            batches.append(Batch(indices, ids))
+            rows_ids = torch.tensor([list(encoded[i]) for i in indices], dtype=torch.int64)
+            batches.append(Batch(indices, rows_ids))
     return batches

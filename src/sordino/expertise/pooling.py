@@ -1,0 +1,95 @@
+"""From a neuron's outputs at each token to its one response to the sentence."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sordino.errors import UserError
+from sordino.models.sites import Site
+
+Pooling = Callable[[torch.Tensor], torch.Tensor]
+
+# Each takes outputs [sentences, tokens, neurons] and gives responses [sentences, neurons].
+POOLINGS: dict[str, Pooling] = {
+    "max": lambda outputs: outputs.amax(dim=1),
+    "mean": lambda outputs: outputs.float().mean(dim=1),
+    "last": lambda outputs: outputs[:, -1],
+}
+
+
+def pooling_named(name: str) -> Pooling:
+    """The pooling of that name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in POOLINGS:
+        raise UserError(f"--pooling {name} is unknown: choose {', '.join(POOLINGS)}.")
+    return POOLINGS[name]
+
+
+class Capture:
+    """Pools the outputs of sites, batch by batch, into rows of their response buffers.
+
+    The rows of the running batch are set by `rows`; after it `check` makes sure that every site
+    was called exactly once on all of its tokens.
+    """
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._pooling = pooling
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._calls: dict[str, int] = {}
+        self._start = self._sentences = self._tokens = 0
+
+    @contextmanager
+    def hooked(self, model: nn.Module, buffers: Mapping[Site, torch.Tensor]) -> Iterator[None]:
+        """Watch the buffers' sites inside the block.
+
+        Args:
+            model: The model that has the sites.
+            buffers: By site, where its responses go, float32 [sentences, neurons].
+        """
+        self._buffers = {site.path: buffer for site, buffer in buffers.items()}
+        handles = [
+            model.get_submodule(path).register_forward_hook(self._hook(path))
+            for path in self._buffers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def rows(self, start: int, sentences: int, tokens: int) -> None:
+        """Say which rows the next batch fills, and how many tokens a sentence of it has."""
+        self._start, self._sentences, self._tokens = start, sentences, tokens
+        self._calls = dict.fromkeys(self._buffers, 0)
+
+    def check(self) -> None:
+        """Raise `UserError` if a site did not run exactly once on the batch."""
+        for path, calls in self._calls.items():
+            if calls != 1:
+                raise UserError(
+                    f"{path} ran {calls} times on one batch, not once on all of its tokens: leave "
+                    "it out with --sites."
+                )
+
+    def _hook(self, path: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            self._calls[path] += 1
+            expected = (self._sentences, self._tokens)
+            if output.dim() == 2 and len(output) == self._sentences * self._tokens:
+                # Some layers flatten sentences and tokens before their feed-forward part.
+                output = output.unflatten(0, expected)
+            if output.dim() != 3 or output.shape[:2] != expected:
+                raise UserError(
+                    f"{path} gave outputs of shape {list(output.shape)} for {expected[0]} "
+                    f"sentences of {expected[1]} tokens: leave it out with --sites."
+                )
+            rows = self._buffers[path][self._start : self._start + self._sentences]
+            rows.copy_(self._pooling(output))
+
+        return hook

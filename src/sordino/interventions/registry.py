@@ -1,0 +1,102 @@
+"""The rules by name. A rule is one short pure function in a file of this folder."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.errors import UserError
+from sordino.expertise.artefact import Expertise
+from sordino.interventions.dampening import Dampening
+
+Factors = Mapping[str, NDArray[np.floating[Any]]]
+P = ParamSpec("P")
+
+_RULES: dict[str, Callable[..., Dampening]] = {}
+
+
+def intervention(
+    rule: Callable[Concatenate[Expertise, P], Factors],
+) -> Callable[Concatenate[Expertise, P], Dampening]:
+    """Register a rule, a function of expertise (and settings) that gives factors by site path.
+
+    The rule's name is the function's; what is registered, and takes its place, gives the factors
+    as a `Dampening` that records where they came from.
+    """
+    name = rule.__name__
+    if name in _RULES:
+        raise ValueError(f"two interventions are called {name}")
+
+    def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
+        bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
+        bound.apply_defaults()
+        settings = dict(list(bound.arguments.items())[1:])
+        factors = {
+            site: np.asarray(values, dtype=np.float32)
+            for site, values in rule(expertise, *args, **kwargs).items()
+        }
+        return Dampening(factors, name, 1.0, settings, dict(expertise.metadata))
+
+    dampening.__name__ = name
+    dampening.__doc__ = rule.__doc__
+    dampening.__wrapped__ = rule  # type: ignore[attr-defined]
+    _RULES[name] = dampening
+    return dampening
+
+
+def names() -> list[str]:
+    """The names of all rules."""
+    return sorted(_RULES)
+
+
+def describe(name: str) -> str:
+    """The first line of a rule's documentation."""
+    return (inspect.getdoc(_rule(name)) or "").splitlines()[0]
+
+
+def dampen(
+    expertise: Expertise, rule: str = "aura", *, strength: float = 1.0, **settings: Any
+) -> Dampening:
+    """The dampening that a rule, by its name, gives for an expertise.
+
+    Args:
+        expertise: What was measured.
+        rule: The rule's name; see `names`.
+        strength: See `Dampening.scaled`.
+        settings: The rule's own settings; text is read as the setting's type.
+
+    Raises:
+        UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind.
+    """
+    function = _rule(rule)
+    parameters = dict(list(inspect.signature(function.__wrapped__).parameters.items())[1:])  # type: ignore[attr-defined]
+    known = ", ".join(parameters) or "none"
+    for name in settings:
+        if name not in parameters:
+            raise UserError(f"The intervention {rule} has no setting '{name}' (it has: {known}).")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in settings]
+    if missing:
+        raise UserError(f"The intervention {rule} needs --set {missing[0]}=NUMBER.")
+    values = {name: _read(rule, name, value, parameters[name]) for name, value in settings.items()}
+    return function(expertise, **values).scaled(strength)
+
+
+def _rule(name: str) -> Callable[..., Dampening]:
+    if name not in _RULES:
+        close = difflib.get_close_matches(name, _RULES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"There is no intervention '{name}': {hint}There are {', '.join(names())}.")
+    return _RULES[name]
+
+
+def _read(rule: str, name: str, value: Any, parameter: inspect.Parameter) -> Any:
+    try:
+        return parameter.annotation(value)
+    except ValueError:
+        kind = "a whole number" if parameter.annotation is int else "a number"
+        raise UserError(
+            f"The intervention {rule} takes {kind} for {name}, not '{value}'."
+        ) from None

@@ -1,0 +1,52 @@
+import os
+
+# One thread a test process: the tests run side by side, and what they compare must not depend on
+# how a product was divided.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from families import tiny_model, tiny_tokenizer
+from sordino.concepts.concept import Concept
+from sordino.models.open import OpenModel
+from sordino.models.reference import ModelRef
+
+torch.set_num_threads(1)
+settings.register_profile("sordino", deadline=None)
+settings.load_profile("sordino")
+
+_WORDS = ["quiet", "river", "turned", "under", "an", "old", "bridge", "nobody", "heard", "sing"]
+
+
+def sentences(count: int, seed: int, longest: int = 12) -> tuple[str, ...]:
+    """Different sentences of different lengths."""
+    import random
+
+    draw = random.Random(seed)
+    return tuple(
+        f"{number} " + " ".join(draw.choices(_WORDS, k=draw.randint(1, longest)))
+        for number in range(count)
+    )
+
+
+@pytest.fixture(scope="session")
+def concept() -> Concept:
+    """Thirty positive and twenty-five negative sentences."""
+    return Concept("calm", sentences(30, 1), sentences(25, 2), "made for the tests")
+
+
+@pytest.fixture(scope="session")
+def open_tiny(tmp_path_factory):
+    """A function that gives an open tiny model of a family, with files behind it."""
+
+    def give(family: str, **changes) -> OpenModel:
+        folder = tmp_path_factory.mktemp(family)
+        model, tokenizer = tiny_model(family, **changes), tiny_tokenizer()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return OpenModel(ModelRef(family, "folder", folder), model, tokenizer)
+
+    return give

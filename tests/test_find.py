@@ -1,0 +1,219 @@
+"""The sweep against the plain way: one sentence at a time, forward hooks, scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from families import FAMILIES, tiny_tokenizer
+from sordino.errors import UserError
+from sordino.expertise import find, passes
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.passes import WholeForward, layers_run_alone
+from sordino.models.tokenise import encode, equal_length_batches
+
+
+def plain_responses(opened, concept, pool=lambda z: z.amax(1), max_tokens=128):
+    """By site path, float32 [sentences, neurons]: the ordinary forward, sentence by sentence."""
+    found = {site.path: [] for site in opened.sites}
+    modules = {path: opened.model.get_submodule(path) for path in found}
+
+    def hook(path):
+        return lambda _m, _i, z: found[path].append(pool(z if z.dim() == 3 else z[None])[0].float())
+
+    handles = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
+    with torch.inference_mode():
+        for ids in encode(opened.tokenizer, concept.sentences, max_tokens):
+            opened.model(input_ids=torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return {path: torch.stack(rows).numpy() for path, rows in found.items()}
+
+
+def swept(monkeypatch, opened, concept, **settings):
+    """The expertise, and the responses of the sweep in the sentences' order, by site path."""
+    responses = {}
+    statistics = find._statistics
+
+    def keep(site, values, labels, order):
+        responses[site] = np.empty_like(values)
+        responses[site][order] = values
+        return statistics(site, values, labels, order)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(find, "_statistics", keep)
+        expertise = find_experts(opened, concept, settings=SweepSettings(**settings))
+    return expertise, responses
+
+
+def assert_matches_plain(monkeypatch, opened, concept, pool=lambda z: z.amax(1), **settings):
+    """The sweep's responses are the plain way's to rounding, and its AUROC is scikit-learn's."""
+    expertise, responses = swept(monkeypatch, opened, concept, **settings)
+    plain = plain_responses(opened, concept, pool, settings.get("max_tokens", 128))
+    assert expertise.sites == tuple(responses) == tuple(plain)
+    for path, values in responses.items():
+        np.testing.assert_allclose(values, plain[path], rtol=1e-4, atol=1e-5)
+        oracle = [roc_auc_score(concept.labels, column) for column in values.T]
+        np.testing.assert_allclose(expertise["auroc"][path], oracle, atol=1e-7)  # it is float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_layer_by_layer_and_equals_the_plain_way(
+    family, open_tiny, concept, monkeypatch
+):
+    opened = open_tiny(family)
+    batches = equal_length_batches(encode(opened.tokenizer, concept.sentences, 128), 64)
+    with torch.inference_mode():
+        assert layers_run_alone(opened, batches)
+    assert_matches_plain(monkeypatch, opened, concept, batch_tokens=64)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_the_whole_forward_gives_the_same(family, open_tiny, concept, monkeypatch):
+    opened = open_tiny(family)
+    by_layer = find_experts(opened, concept)
+    monkeypatch.setattr(find, "layers_run_alone", lambda *_: False)
+    # So little room that the forward is run several times.
+    monkeypatch.setattr(passes, "_RESPONSE_BYTES", 4 * 55 * 100)
+    whole = find_experts(opened, concept)
+    assert len(WholeForward(opened, [], len(concept.labels)).stages) > 1
+    for site in by_layer.sites:
+        for name, values in by_layer.statistics[site].items():
+            np.testing.assert_array_equal(values, whole.statistics[site][name])
+
+
+def test_layers_that_share_state_take_the_whole_forward(open_tiny, concept, capsys, monkeypatch):
+    opened = open_tiny("llama")
+    layers = opened.model.model.layers
+    left_behind = []
+    layers[0].register_forward_hook(lambda _m, _i, z: left_behind.append(z / 2))
+    layers[2].register_forward_hook(lambda _m, _i, z: z + left_behind[-1])
+    assert_matches_plain(monkeypatch, opened, concept)
+    assert "cannot be run one by one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_other_poolings(pooling, open_tiny, concept, monkeypatch):
+    opened = open_tiny("llama")
+    pool = {"mean": lambda z: z.mean(1), "last": lambda z: z[:, -1]}[pooling]
+    assert_matches_plain(monkeypatch, opened, concept, pool, pooling=pooling)
+
+
+def test_sentences_are_cut_at_max_tokens(open_tiny, concept, monkeypatch):
+    assert_matches_plain(monkeypatch, open_tiny("gpt2"), concept, max_tokens=5)
+
+
+def test_the_strongest_sentences_are_the_concept_s(open_tiny, concept, monkeypatch):
+    expertise, responses = swept(monkeypatch, open_tiny("llama"), concept, batch_tokens=40)
+    for path, values in responses.items():
+        ranked = -np.sort(-values, axis=0)
+        for rank in range(3):
+            chosen = expertise[f"strongest_{rank + 1}"][path]
+            found = values[chosen, np.arange(values.shape[1])]
+            np.testing.assert_array_equal(found, ranked[rank])
+
+
+def test_an_interrupted_sweep_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, monkeypatch):
+    opened = open_tiny("gemma3")
+    settings = SweepSettings(batch_tokens=48)
+    find_experts(opened, concept, settings=settings, output=tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
+    run = passes.LayerByLayer.run
+    target = tmp_path / "cut.safetensors"
+    for calls_before_the_power_fails in (1, 5, 17, 40):
+        left = calls_before_the_power_fails
+
+        def failing(self, stage, batch):
+            nonlocal left
+            left -= 1
+            if left < 0 and len(self.hidden) > 1:  # not in the self-check
+                raise KeyboardInterrupt
+            run(self, stage, batch)
+
+        monkeypatch.setattr(passes.LayerByLayer, "run", failing)
+        with pytest.raises(KeyboardInterrupt):
+            find_experts(opened, concept, settings=settings, output=target)
+        assert not target.exists()
+    monkeypatch.setattr(passes.LayerByLayer, "run", run)
+    find_experts(opened, concept, settings=settings, output=target)
+    assert target.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [
+            "cut.safetensors",
+            "whole.safetensors",
+        ]
+    )
+
+
+def test_a_snapshot_of_other_settings_is_not_used(open_tiny, concept, tmp_path, monkeypatch):
+    opened = open_tiny("llama")
+    target = tmp_path / "x.safetensors"
+    snapshot = tmp_path / ".x.safetensors.snapshot"
+    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
+    find.sweep(opened, concept, SweepSettings(pooling="mean"), snapshot)
+    assert snapshot.exists()
+    expertise = find_experts(opened, concept, output=target)
+    alone = find_experts(opened, concept)
+    for site in alone.sites:
+        np.testing.assert_array_equal(expertise["auroc"][site], alone["auroc"][site])
+
+
+def test_not_a_number_is_reported_by_site(open_tiny, concept, capsys):
+    opened = open_tiny("llama_biased")
+    opened.model.model.layers[1].mlp.up_proj.bias.data[3] = float("nan")
+    expertise = find_experts(opened, concept)
+    assert np.isnan(expertise["auroc"]["model.layers.1.mlp.up_proj"][3])
+    assert "model.layers.1.mlp.up_proj: 1 neurons" in capsys.readouterr().err
+
+
+def test_the_artefact_says_what_was_measured(open_tiny, concept, tmp_path):
+    opened = open_tiny("llama")
+    path = tmp_path / "calm.expertise.safetensors"
+    expertise = find_experts(opened, concept, output=path)
+    loaded = Expertise.load(path)
+    assert loaded.metadata == expertise.metadata
+    assert loaded.sites == expertise.sites
+    assert loaded.metadata["concept"] == "calm"
+    assert loaded.metadata["n_positive"] == "30"
+    assert loaded.metadata["n_negative"] == "25"
+    assert loaded.metadata["architecture"] == "LlamaForCausalLM"
+    with pytest.raises(UserError, match="--force"):
+        find_experts(opened, concept, output=path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pooling": "median"}, "--pooling median"),
+        ({"max_tokens": 0}, "--max-tokens 0"),
+        ({"batch_tokens": 0}, "--batch-tokens 0"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        SweepSettings(**settings)
+
+
+def test_a_site_that_runs_twice_is_refused(open_tiny, concept):
+    opened = open_tiny("llama")
+    mlp = opened.model.model.layers[2].mlp
+    run = mlp.forward
+    mlp.forward = lambda x: (run(x) + run(x)) / 2
+    with pytest.raises(UserError, match=r"layers\.2\.mlp\.\w+ ran 2 times"):
+        find_experts(opened, concept)
+
+
+def test_a_site_that_sees_other_tokens_is_refused(open_tiny, concept):
+    opened = open_tiny("llama")
+    mlp = opened.model.model.layers[2].mlp
+    run = mlp.forward
+    mlp.forward = lambda x: run(x[:, :1]).expand_as(x)
+    with pytest.raises(UserError, match=r"layers\.2\.mlp\.\w+ gave outputs of shape"):
+        find_experts(opened, concept)
+
+
+def test_a_text_without_a_token_is_refused(open_tiny):
+    with pytest.raises(UserError, match="gives no token"):
+        encode(tiny_tokenizer(bos=False), ["fine", ""], 128)
