@@ -1,0 +1,90 @@
+"""`sordino bake`."""
+
+from pathlib import Path
+
+from sordino.cli.options import (
+    InterventionOptions,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    print_json,
+)
+
+
+def bake(
+    model: str,
+    expertise: Path,
+    /,
+    *,
+    output: Output,
+    verify: bool = False,
+    allow_other_weights: bool = False,
+    rule: InterventionOptions = InterventionOptions(),
+    opening: ModelOptions = ModelOptions(),
+    printing: OutputOptions = OutputOptions(),
+) -> None:
+    """Write dampening factors into a model's weights.
+
+    A transformers folder is edited shard by shard, every other byte kept; a GGUF file is
+    de-quantised and becomes a transformers folder. The result needs no Sordino to run.
+
+    Parameters
+    ----------
+    model
+        The model that the expertise was found on.
+    expertise
+        The expertise file.
+    output
+        The folder to write.
+    verify
+        Compare the result's logits with those of the original under hooks, and show the largest
+        difference.
+    allow_other_weights
+        Bake into weights other than those that the expertise was found on, such as a fine-tuned
+        sibling's.
+    """
+    from sordino.edits import bake as bake_model
+    from sordino.edits import verify as compare
+    from sordino.expertise.artefact import Expertise
+    from sordino.interventions import dampen
+    from sordino.models.reference import resolve
+    from sordino.progress import note
+
+    with printing.in_force():
+        found = Expertise.load(expertise)
+        dampening = dampen(
+            found, rule.intervention, strength=rule.strength, **rule.settings()
+        )
+        ref = resolve(model, opening.revision)
+        record = bake_model(
+            ref,
+            dampening,
+            output,
+            force=printing.force,
+            dtype=opening.dtype,
+            allow_other_weights=allow_other_weights,
+        )
+        checked = None
+        if verify:
+            note("comparing the result with hooks on the original")
+            checked = compare(
+                ref, dampening, output, device=opening.device, dtype=opening.dtype
+            )
+    if printing.json:
+        print_json({"output": str(output), **record, **_figures(checked)})
+        return
+    print(
+        f"{record['changed']:,} of {record['neurons']:,} neurons dampened "
+        f"({dampening.intervention}, strength {dampening.strength:g})"
+    )
+    if checked is not None:
+        print(
+            f"largest difference between the logits of hooks and weights: "
+            f"{checked.largest_difference:.3g} (largest logit {checked.largest_logit:.3g}, "
+            f"{checked.tokens} tokens)"
+        )
+    print(f"written: {output}")
+
+
+def _figures(checked: object) -> dict[str, object]:
+    return {} if checked is None else {"verification": vars(checked)}

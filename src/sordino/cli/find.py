@@ -1,0 +1,52 @@
+"""`sordino find`."""
+
+from sordino.cli.options import (
+    ConceptOptions,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    SweepOptions,
+    print_json,
+)
+
+
+def find(
+    model: str,
+    /,
+    *,
+    output: Output,
+    seed: int = 0,
+    concept: ConceptOptions = ConceptOptions(),
+    opening: ModelOptions = ModelOptions(),
+    sweep: SweepOptions = SweepOptions(),
+    printing: OutputOptions = OutputOptions(),
+) -> None:
+    """Measure how well each neuron recognises a concept.
+
+    Writes an expertise file, from which `bake` derives factors by any rule at any strength. An
+    interrupted run goes on where it was when the same command is given again.
+
+    Parameters
+    ----------
+    model
+        Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
+    output
+        The expertise file to write, by custom NAME.expertise.safetensors.
+    seed
+        Seed of the draw when sentences are capped or balanced.
+    """
+    from sordino.expertise.find import SweepSettings, find_experts
+    from sordino.files import refuse_existing
+    from sordino.report.text import expertise_lines, expertise_summary
+
+    with printing.in_force():
+        refuse_existing(output, force=printing.force)
+        settings = SweepSettings(sweep.max_tokens, sweep.pooling, sweep.batch_tokens)
+        sentences = concept.load(seed)
+        expertise = find_experts(
+            opening.open(model), sentences, settings=settings, output=output, force=printing.force
+        )
+    if printing.json:
+        print_json({"output": str(output), **expertise_summary(expertise)})
+    else:
+        print("\n".join([*expertise_lines(expertise), f"written: {output}"]))

@@ -1,0 +1,160 @@
+"""Options that several commands share, each described once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sordino import progress
+from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.concepts.concept import Concept
+    from sordino.models.open import OpenModel
+
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is opened."""
+
+    device: str = "auto"
+    """Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …"""
+    dtype: str = "auto"
+    """auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or float16."""
+    revision: str | None = None
+    """Branch, tag or commit, for a model of the hub."""
+    sites: str | None = None
+    """Regular expression over module paths: use the linear layers that it matches."""
+
+    def open(self, model: str) -> "OpenModel":
+        """The model, opened with these options."""
+        from sordino.models.open import open_model
+
+        progress.note(f"opening {model}")
+        return open_model(
+            model, device=self.device, dtype=self.dtype, revision=self.revision, sites=self.sites
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ConceptOptions:
+    """What is turned down."""
+
+    concept: str = "toxicity"
+    """A built-in concept (toxicity, insults); a CSV, TSV, JSONL or Parquet file; hf:org/name; or a
+    text file of positive sentences, one a line, with --negatives."""
+    negatives: Path | None = None
+    """Text file of negative sentences, one a line."""
+    label: str | None = None
+    """Which of Jigsaw's labels (toxic, severe_toxic, obscene, threat, insult, identity_hate)."""
+    text_column: str | None = None
+    """Column of the sentences."""
+    label_column: str | None = None
+    """Column of the labels (1 positive, 0 negative)."""
+    concept_revision: str | None = None
+    """Branch, tag or commit, for a data set of the hub."""
+    split: str | None = None
+    """Split, for a data set of the hub."""
+    max_per_class: int | None = None
+    """Use at most so many sentences of each class, drawn by --seed."""
+    balance: bool = True
+    """Use as many sentences of the larger class as the smaller one has."""
+
+    def load(self, seed: int) -> "Concept":
+        """The concept, loaded with these options."""
+        from sordino.concepts import load_concept
+
+        concept = load_concept(
+            self.concept,
+            negatives=self.negatives,
+            label=self.label,
+            text_column=self.text_column,
+            label_column=self.label_column,
+            revision=self.concept_revision,
+            split=self.split,
+            max_per_class=self.max_per_class,
+            balance=self.balance,
+            seed=seed,
+        )
+        progress.note(
+            f"concept {concept.name}: {len(concept.positive)} positive and "
+            f"{len(concept.negative)} negative sentences ({concept.source})"
+        )
+        return concept
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class InterventionOptions:
+    """The rule that gives the factors."""
+
+    intervention: str = "aura"
+    """aura (the paper's), damp, det_zero, or the control shuffled."""
+    strength: float = 1.0
+    """From 0 (no change) to 1 (the rule as it is)."""
+    set: tuple[str, ...] = ()
+    """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
+
+    def settings(self) -> dict[str, str]:
+        """The rule's settings by name."""
+        pairs = [setting.partition("=") for setting in self.set]
+        for name, equals, value in pairs:
+            if not (name and equals and value):
+                raise UserError(f"--set {name}{equals}{value} is not of the form NAME=VALUE.")
+        return {name: value for name, _, value in pairs}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SweepOptions:
+    """How responses are taken."""
+
+    max_tokens: int = 128
+    """Sentences are cut at so many tokens."""
+    pooling: str = "max"
+    """A neuron's response to a sentence: max (the paper's), mean or last."""
+    batch_tokens: int = 2048
+    """How many tokens go through the model at a time."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OutputOptions:
+    """How results are given."""
+
+    force: bool = False
+    """Replace what is there."""
+    json: bool = False
+    """Print the result as JSON on standard output, and no progress."""
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
+    """Let the libraries' own messages through."""
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Progress and messages as these options want them."""
+        import logging
+        import warnings
+
+        if self.verbose:
+            logging.basicConfig(level=logging.INFO)
+        else:
+            warnings.filterwarnings("ignore")
+        if self.json:
+            with progress.hushed():
+                yield
+        else:
+            yield
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    from sordino.files import to_json
+
+    print(to_json(value), end="")

@@ -1,0 +1,43 @@
+"""What the command line prints of an expertise."""
+
+from typing import Any
+
+import numpy as np
+
+from sordino.expertise.artefact import Expertise
+
+
+def expertise_summary(expertise: Expertise) -> dict[str, Any]:
+    """The main figures of an expertise, as JSON can hold them."""
+    auroc = np.concatenate(list(expertise["auroc"].values()))
+    known = auroc[~np.isnan(auroc)]
+    return {
+        **expertise.metadata,
+        "sites": len(expertise.sites),
+        "neurons": expertise.neurons,
+        "share_above_half": float(np.mean(known > 0.5)) if known.size else None,
+        "auroc_99th_percentile": float(np.quantile(known, 0.99)) if known.size else None,
+        "auroc_largest": float(known.max()) if known.size else None,
+        "top": [
+            {"site": site, "neuron": index, "auroc": round(value, 6)}
+            for site, index, value in expertise.top(10)
+        ],
+    }
+
+
+def expertise_lines(expertise: Expertise) -> list[str]:
+    """The main figures of an expertise, as lines to read."""
+    figures = expertise_summary(expertise)
+    lines = [
+        f"{figures['concept']} in {figures['model']} ({figures['architecture']}): "
+        f"{figures['n_positive']} positive and {figures['n_negative']} negative sentences",
+        f"{figures['neurons']:,} neurons in {figures['sites']} sites",
+    ]
+    if figures["auroc_largest"] is not None:
+        lines[-1] += (
+            f"; {100 * figures['share_above_half']:.1f} % have an AUROC above 0.5, "
+            f"99th percentile {figures['auroc_99th_percentile']:.3f}, "
+            f"largest {figures['auroc_largest']:.3f}"
+        )
+    lines += [f"  {t['auroc']:.3f}  {t['site']}[{t['neuron']}]" for t in figures["top"][:5]]
+    return lines
