@@ -1,5 +1,6 @@
 """Open a model for analysis: weights, tokenizer and sites together."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +24,14 @@ from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# What transformers, safetensors and the GGUF reader are seen to raise on files that are damaged, of
+# an unknown kind or not meant for them.
+_UNUSABLE = (
+    *(OSError, ImportError, RuntimeError, MemoryError, EOFError, AttributeError, AssertionError),
+    *(ValueError, TypeError, LookupError, ArithmeticError, struct.error, SafetensorError),
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ def _loading_errors(ref: ModelRef) -> Iterator[None]:
     """Turn what the loaders raise on an unusable model into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _UNUSABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"

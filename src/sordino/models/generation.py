@@ -1,0 +1,334 @@
+"""Sample continuations in batches, with random numbers that do not depend on the batches.
+
+Every (prompt, continuation, step) owns one uniform number, and the token is the one at which the
+cumulative distribution, in the order of the vocabulary, passes it. Two models that are asked for
+the same prompts with the same seed therefore use the same random numbers, which pairs their
+continuations and narrows the interval of the difference between them.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sordino.errors import UserError
+from sordino.models.open import OpenModel
+from sordino.models.tokenise import encode
+
+# Logits of one step, rows × vocabulary: at most 256 MiB in float32.
+MAX_LOGITS = 2**26
+# Finished rows are dropped once they are this share of a batch: dropping copies the cache.
+_DROP_SHARE = 0.25
+# The cumulative distribution is summed in blocks of this many tokens; see `inverse_cdf`.
+_BLOCK = 256
+# The largest share of a sum that is sure to be below the sum itself after rounding.
+_BELOW_ONE = 1 - 1e-15
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the default is plain sampling from the model's own distribution.
+
+    The model's own generation settings are not used, so that every model is asked the same.
+
+    Args:
+        new_tokens: The most tokens of a continuation.
+        temperature: What the logits are divided by; 0 takes the likeliest token.
+        top_k: Sample among this many likeliest tokens; 0 for all.
+        top_p: Sample among the likeliest tokens that hold this share of the probability.
+        repetition_penalty: Divides positive logits of tokens seen already and multiplies negative
+            ones (Keskar et al. 2019, arXiv 1909.05858); 1 for none.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    new_tokens: int = 20
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.new_tokens >= 1, "--new-tokens", self.new_tokens, "at least 1"),
+            (self.temperature >= 0, "--temperature", self.temperature, "0 or more"),
+            (self.top_k >= 0, "--top-k", self.top_k, "0 or more"),
+            (0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1"),
+            (
+                self.repetition_penalty > 0,
+                "--repetition-penalty",
+                self.repetition_penalty,
+                "above 0",
+            ),
+        ]
+        for good, flag, value, wanted in checks:
+            if not good:
+                raise UserError(f"{flag} {value:g} is out of range: it must be {wanted}.")
+
+    def processors(self) -> LogitsProcessorList:
+        """Transformers' own processors for these settings, in its own order."""
+        chosen = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
+        if self.temperature not in (0, 1):
+            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopPLogitsWarper(float(self.top_p)))
+        return chosen
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Args:
+        prompt: Which of the prompts.
+        number: Which of the prompt's continuations.
+        ids: The tokens, without the one that ended it.
+        text: These tokens as text.
+    """
+
+    prompt: int
+    number: int
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class GenerationBatch:
+    """Prompts of one token length, each continued the same number of times.
+
+    Args:
+        prompts: Which of the prompts these are.
+        numbers: Which continuations of each are asked for.
+        input_ids: int64 [prompts, length].
+    """
+
+    prompts: tuple[int, ...]
+    numbers: range
+    input_ids: torch.Tensor
+
+
+def encode_prompts(
+    opened: OpenModel, texts: Sequence[str], *, max_tokens: int, new_tokens: int
+) -> list[list[int]]:
+    """Token ids of prompts, cut so that the continuation still fits the model.
+
+    A tokenizer's own special tokens are kept, except an end-of-sequence token at the end, after
+    which a model would begin something new.
+
+    Args:
+        opened: The model.
+        texts: The prompts.
+        max_tokens: The most tokens of a prompt.
+        new_tokens: The most tokens of a continuation.
+
+    Raises:
+        UserError: A prompt says nothing, or the model has no room for the continuation.
+    """
+    config = opened.model.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    if positions is not None:
+        if positions <= new_tokens:
+            raise UserError(
+                f"--new-tokens {new_tokens} leaves no room for a prompt: {opened.ref.name} has "
+                f"{positions} positions."
+            )
+        max_tokens = min(max_tokens, positions - new_tokens)
+    ends = _end_ids(opened)
+    encoded = encode(opened.tokenizer, texts, max_tokens)
+    return [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in encoded]
+
+
+def plan(
+    opened: OpenModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    continuations: int,
+    new_tokens: int,
+    batch_tokens: int,
+) -> list[GenerationBatch]:
+    """Group prompts of equal length into batches that fit in memory, longest first.
+
+    A batch's rows are its prompts times `continuations`; rows × (prompt + new tokens) is at most
+    `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`. Within a length the batches are as
+    even as can be. A prompt whose continuations do not fit together is given several batches.
+    """
+    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(index)
+    batches = []
+    for length in sorted(by_length, reverse=True):
+        rows = max(1, min(batch_tokens // (length + new_tokens), MAX_LOGITS // vocabulary))
+        for indices in _even(by_length[length], max(1, rows // continuations)):
+            ids = torch.tensor([list(prompts[i]) for i in indices], dtype=torch.int64)
+            batches += [
+                GenerationBatch(tuple(indices), numbers, ids)
+                for numbers in _even(range(continuations), rows)
+            ]
+    return batches
+
+
+def _even(items: Any, largest: int) -> list[Any]:
+    """Cut a sequence into as few pieces of at most `largest` as can be, as even as can be."""
+    pieces = -(-len(items) // largest)
+    bounds = [piece * len(items) // pieces for piece in range(pieces + 1)]
+    return [items[low:high] for low, high in pairwise(bounds)]
+
+
+def generate(
+    opened: OpenModel, batches: Sequence[GenerationBatch], sampling: Sampling, *, seed: int
+) -> Iterator[list[Continuation]]:
+    """Sample the continuations of each batch, and yield them batch by batch.
+
+    Within a batch they come in the order of its prompts and, within a prompt, of its numbers.
+
+    Raises:
+        UserError: The model's logits are not numbers.
+    """
+    for batch in batches:
+        yield _continue(opened, batch, sampling, seed)
+
+
+def uniforms(seed: int, prompt: int, number: int, steps: int) -> NDArray[np.float64]:
+    """The random numbers of one continuation, one a step, float64 in [0, 1).
+
+    They come from a counter-based generator (Philox) whose key is the seed and whose counter
+    starts at (prompt, number), so they depend on nothing else, and those of fewer steps are the
+    first of those of more.
+    """
+    # The lowest two of the counter's four words are left to count the steps.
+    counter = np.array([0, 0, number, prompt], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter)).random(steps)
+
+
+def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The tokens at which the cumulative softmax, in vocabulary order, passes the draws.
+
+    Sums go in two levels: weights in float32 are added up in blocks of 256 tokens, the blocks are
+    accumulated in float64, and only the block that the draw falls into is accumulated token by
+    token (float64 as well). That is several times faster than accumulating a whole vocabulary, and
+    moves no boundary by more than float32's own rounding of the probabilities.
+
+    Args:
+        logits: float32 [rows, vocabulary]; minus infinity forbids a token.
+        draws: float64 [rows] in [0, 1).
+
+    Returns:
+        int64 [rows]; never a token of probability 0.
+    """
+    rows, vocabulary = logits.shape
+    blocks = -(-vocabulary // _BLOCK)
+    weights = logits.new_zeros(rows, blocks * _BLOCK)
+    inside = weights[:, :vocabulary]
+    torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=inside)
+    inside.exp_()
+    weights = weights.view(rows, blocks, _BLOCK)
+    sums = weights.sum(dim=-1).double()
+    ends = sums.cumsum(dim=-1)
+    target = draws.clamp(max=_BELOW_ONE).unsqueeze(-1) * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True)
+    total = sums.gather(1, block)
+    # The block's float32 sum and the sum of its tokens in float64 differ by rounding, so the place
+    # inside the block is taken as a share: it can then never run past the block's last token.
+    share = ((target - ends.gather(1, block) + total) / total).clamp(0, _BELOW_ONE)
+    within = weights.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1)
+    within = within.double().cumsum(dim=-1)
+    token = torch.searchsorted(within, share * within[:, -1:], right=True)
+    return (block * _BLOCK + token).squeeze(-1)
+
+
+@torch.inference_mode()
+def _continue(
+    opened: OpenModel, batch: GenerationBatch, sampling: Sampling, seed: int
+) -> list[Continuation]:
+    device, steps = opened.device, sampling.new_tokens
+    owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
+    draws = torch.from_numpy(np.stack([uniforms(seed, *owner, steps) for owner in owners]))
+    draws = draws.to(device)
+    ends = torch.tensor(sorted(_end_ids(opened)), dtype=torch.int64, device=device)
+    processors = sampling.processors()
+
+    # One forward a prompt; its last logits and its cache then serve all its continuations.
+    prompt_ids = batch.input_ids.to(device)
+    logits, cache = _forward(opened.model, prompt_ids, None)
+    copies = torch.arange(len(batch.prompts), device=device).repeat_interleave(len(batch.numbers))
+    logits, ids = logits[copies], prompt_ids[copies]
+    if cache is not None:
+        cache.reorder_cache(copies)
+
+    written = torch.full((len(owners), steps), -1, dtype=torch.int64, device=device)
+    alive = torch.arange(len(owners), device=device)
+    finished = torch.zeros(len(owners), dtype=torch.bool, device=device)
+    for step in range(steps):
+        scores = processors(ids, logits.float())
+        if bool(scores.isnan().any()):
+            raise UserError(
+                f"{opened.ref.name} gives logits that are not numbers in {opened.dtype_name}: try "
+                "--dtype float32, and check that its weights are finite."
+            )
+        greedy = sampling.temperature == 0
+        chosen = scores.argmax(dim=-1) if greedy else inverse_cdf(scores, draws[alive, step])
+        finished = finished | torch.isin(chosen, ends)
+        written[alive[~finished], step] = chosen[~finished]
+        if step + 1 == steps or bool(finished.all()):
+            break
+        ids = torch.cat([ids, chosen.unsqueeze(-1)], dim=-1)
+        if float(finished.float().mean()) >= _DROP_SHARE:
+            kept = (~finished).nonzero().squeeze(-1)
+            alive, ids, finished = alive[kept], ids[kept], finished[kept]
+            if cache is not None:
+                cache.reorder_cache(kept)
+        logits, cache = _forward(opened.model, ids, cache)
+    return [
+        _continuation(opened, owner, row)
+        for owner, row in zip(owners, written.tolist(), strict=True)
+    ]
+
+
+def _forward(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    """The logits [rows, vocabulary] after the last token, and the cache with all tokens in it.
+
+    A model without a cache whose rows can be chosen reads the whole of `ids` each time.
+    """
+    options = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    fresh = ids if cache is None else ids[:, -1:]
+    output = model(input_ids=fresh, past_key_values=cache, use_cache=True, **options)
+    kept = output.past_key_values
+    return output.logits[:, -1], kept if hasattr(kept, "reorder_cache") else None
+
+
+def _keeps_last_logits(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _end_ids(opened: OpenModel) -> set[int]:
+    """The tokens that end a text, by the model's generation settings or else by its tokenizer."""
+    ends = opened.model.generation_config.eos_token_id
+    if ends is None:
+        ends = opened.tokenizer.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _continuation(opened: OpenModel, owner: tuple[int, int], row: list[int]) -> Continuation:
+    ids = row[: row.index(-1)] if -1 in row else row
+    text = opened.tokenizer.decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return Continuation(*owner, tuple(ids), text)
