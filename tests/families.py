@@ -8,7 +8,6 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
-from torch import nn
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCABULARY = 300
@@ -215,12 +214,3 @@ def random_factors(sites: dict[str, int], seed: int = 0) -> dict[str, Any]:
         keep = torch.rand(neurons, generator=generator) < 0.5
         factors[site] = torch.where(keep, torch.ones(neurons), values).numpy()
     return factors
-
-
-def linear_paths(model: nn.Module) -> list[str]:
-    """The module paths of all linear layers."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | tf.pytorch_utils.Conv1D)
-    ]

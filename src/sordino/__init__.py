@@ -1,1 +1,88 @@
-"""Turn a concept down inside a language model."""
+"""Turn a concept down inside a language model.
+
+The chain of `docs/design.md`, each link a value that can be saved and handed on::
+
+    concept = sordino.load_concept("insults")
+    expertise = sordino.find_experts("kit:smollm2", concept, output="x.expertise.safetensors")
+    dampening = sordino.aura(expertise)
+    sordino.bake("kit:smollm2", dampening, "quiet")
+    evaluation = sordino.evaluate("quiet", against="kit:smollm2")
+
+and `sordino.run`, which is all of it with a report.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sordino.errors import UserError
+from sordino.version import __version__
+
+if TYPE_CHECKING:
+    from sordino.concepts import Concept, load_concept
+    from sordino.edits import bake, verify
+    from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
+    from sordino.expertise import Expertise, SweepSettings, find_experts
+    from sordino.interventions import (
+        Dampening,
+        aura,
+        damp,
+        dampen,
+        det_zero,
+        intervention,
+        shuffled,
+    )
+    from sordino.models import OpenModel, Site, open_model
+    from sordino.pipeline import RunResult, RunSettings, run
+
+__all__ = [
+    "Concept",
+    "Dampening",
+    "Evaluation",
+    "Expertise",
+    "OpenModel",
+    "Perplexity",
+    "RunResult",
+    "RunSettings",
+    "Site",
+    "SweepSettings",
+    "Toxicity",
+    "UserError",
+    "__version__",
+    "aura",
+    "bake",
+    "damp",
+    "dampen",
+    "det_zero",
+    "evaluate",
+    "find_experts",
+    "intervention",
+    "load_concept",
+    "open_model",
+    "run",
+    "shuffled",
+    "verify",
+]
+
+_HOMES = {
+    "concepts": ("Concept", "load_concept"),
+    "edits": ("bake", "verify"),
+    "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate"),
+    "expertise": ("Expertise", "SweepSettings", "find_experts"),
+    "interventions": (
+        *("Dampening", "aura", "damp", "dampen", "det_zero", "intervention", "shuffled"),
+    ),
+    "models": ("OpenModel", "Site", "open_model"),
+    "pipeline": ("RunResult", "RunSettings", "run"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch is not loaded for `--help`."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sordino' has no attribute '{name}'")
+    return getattr(import_module(f"sordino.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -36,6 +36,10 @@ def stage_path(target: Path) -> Path:
     return target.absolute().parent / f".{target.name}.partial"
 
 
+def _aside(target: Path) -> Path:
+    return target.absolute().parent / f".{target.name}.old"
+
+
 @contextmanager
 def only_one(target: Path) -> Iterator[None]:
     """Hold the lock on building `target`; `UserError` when another process holds it."""
@@ -45,9 +49,12 @@ def only_one(target: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{target} is being written by another sordino process: wait for it, or choose another -o."
+            f"{target} is being written by another sordino process: wait for it, or choose "
+            "another -o."
         ) from None
     try:
+        if _aside(target).exists() and not target.exists():
+            _aside(target).rename(target)  # killed between the two renames of `publish`
         yield
     finally:
         lock.release()
@@ -93,7 +100,7 @@ def publish(stage: Path, target: Path) -> None:
             os.close(descriptor)
     if target.is_dir():
         # A folder cannot be renamed onto a full one: the old one steps aside first.
-        aside = target.absolute().parent / f".{target.name}.old"
+        aside = _aside(target)
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
         stage.rename(target)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from sordino.errors import UserError
@@ -20,14 +20,18 @@ app = App(
         "Start with: sordino run kit:smollm2 -o quiet"
     ),
     result_action="return_value",
+    default_parameter=Parameter(negative=()),
 )
-# Named by import path, so that `--help` does not wait for torch.
-app.command("sordino.cli.run:run", name="run")
-app.command("sordino.cli.find:find", name="find")
-app.command("sordino.cli.bake:bake", name="bake")
-app.command("sordino.cli.evaluate:evaluate", name="evaluate")
-app.command("sordino.cli.inspect:inspect", name="inspect")
-app.command("sordino.cli.kit:kit", name="kit")
+# Named by import path, so that `--help` waits for none of them.
+for _name, _help in {
+    "run": "The whole job: find, dampen, bake, measure before and after, report.",
+    "find": "Measure how well each neuron recognises a concept.",
+    "bake": "Write dampening factors into a model's weights.",
+    "evaluate": "Measure a model, or a dampened one against its original.",
+    "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
+    "kit": "Show what the demo kit holds, or fetch parts of it.",
+}.items():
+    app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -52,9 +52,7 @@ def bake(
 
     with printing.in_force():
         found = Expertise.load(expertise)
-        dampening = dampen(
-            found, rule.intervention, strength=rule.strength, **rule.settings()
-        )
+        dampening = dampen(found, rule.intervention, strength=rule.strength, **rule.settings())
         ref = resolve(model, opening.revision)
         record = bake_model(
             ref,
@@ -67,9 +65,7 @@ def bake(
         checked = None
         if verify:
             note("comparing the result with hooks on the original")
-            checked = compare(
-                ref, dampening, output, device=opening.device, dtype=opening.dtype
-            )
+            checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
         print_json({"output": str(output), **record, **_figures(checked)})
         return

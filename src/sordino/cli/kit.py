@@ -24,7 +24,8 @@ def kit(
         for name in wanted:
             demo_kit.fetch(name)
     if printing.json:
-        print_json([item.describe() for item in demo_kit.items()])
+        fields = ("name", "what", "licence", "size", "cached")
+        print_json([{field: getattr(i, field) for field in fields} for i in demo_kit.items()])
         return
     from rich.console import Console
     from rich.table import Table

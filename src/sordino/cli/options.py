@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Model")
 @dataclass(frozen=True)
 class ModelOptions:
     """How the model is opened."""
@@ -42,7 +42,7 @@ class ModelOptions:
         )
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Concept")
 @dataclass(frozen=True)
 class ConceptOptions:
     """What is turned down."""
@@ -58,13 +58,17 @@ class ConceptOptions:
     """Column of the sentences."""
     label_column: str | None = None
     """Column of the labels (1 positive, 0 negative)."""
+    positive: str | None = None
+    """The label that marks positive sentences, where that is not plain."""
+    concept_config: str | None = None
+    """Configuration, for a data set of the hub that has several."""
     concept_revision: str | None = None
     """Branch, tag or commit, for a data set of the hub."""
     split: str | None = None
     """Split, for a data set of the hub."""
     max_per_class: int | None = None
     """Use at most so many sentences of each class, drawn by --seed."""
-    balance: bool = True
+    balance: Annotated[bool, Parameter(negative="--no-balance")] = True
     """Use as many sentences of the larger class as the smaller one has."""
 
     def load(self, seed: int) -> "Concept":
@@ -77,6 +81,8 @@ class ConceptOptions:
             label=self.label,
             text_column=self.text_column,
             label_column=self.label_column,
+            positive=self.positive,
+            config=self.concept_config,
             revision=self.concept_revision,
             split=self.split,
             max_per_class=self.max_per_class,
@@ -90,7 +96,7 @@ class ConceptOptions:
         return concept
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Intervention")
 @dataclass(frozen=True)
 class InterventionOptions:
     """The rule that gives the factors."""
@@ -111,7 +117,7 @@ class InterventionOptions:
         return {name: value for name, _, value in pairs}
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Responses")
 @dataclass(frozen=True)
 class SweepOptions:
     """How responses are taken."""
@@ -124,7 +130,7 @@ class SweepOptions:
     """How many tokens go through the model at a time."""
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Output")
 @dataclass(frozen=True)
 class OutputOptions:
     """How results are given."""

@@ -74,7 +74,17 @@ class Concept:
             max_per_class: Keep at most so many of each class.
             balance: Keep as many of the larger class as the smaller one has.
             seed: The draw's seed.
+
+        Raises:
+            UserError: `max_per_class` is less than 20, or the seed is negative.
         """
+        if max_per_class is not None and max_per_class < FEWEST_PER_CLASS:
+            raise UserError(
+                f"--max-per-class {max_per_class} is too few: at least {FEWEST_PER_CLASS} "
+                "sentences of each class are needed."
+            )
+        if seed < 0:
+            raise UserError(f"--seed {seed} is negative: give 0 or more.")
         sizes = [len(self.positive), len(self.negative)]
         if balance:
             sizes = [min(sizes)] * 2

@@ -1,1 +1,6 @@
 """What a model's neurons know of a concept: the sweep, the AUROC, the artefact."""
+
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.find import SweepSettings, find_experts
+
+__all__ = ["Expertise", "SweepSettings", "find_experts"]

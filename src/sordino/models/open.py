@@ -99,7 +99,7 @@ def open_model(
         folder = ref.path
         options["use_safetensors"] = True
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
-    with _quiet_transformers(), _loading_errors(ref):
+    with quiet_transformers(), _loading_errors(ref):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **_only(options, "gguf_file")
         )
@@ -113,7 +113,7 @@ def empty_model(ref: ModelRef) -> PreTrainedModel:
     """The model's module tree without its weights, on torch's "meta" device."""
     if ref.kind == "gguf":
         raise UserError(f"{ref.path}: the module tree of a GGUF file needs its weights.")
-    with _quiet_transformers(), _loading_errors(ref), torch.device("meta"):
+    with quiet_transformers(), _loading_errors(ref), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -149,7 +149,7 @@ def _only(options: dict[str, object], key: str) -> dict[str, object]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

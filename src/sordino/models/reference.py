@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sordino import hub
 from sordino.errors import UserError
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -40,10 +41,10 @@ class ModelRef:
             return [self.path]
         index = self.path / "model.safetensors.index.json"
         whole = self.path / "model.safetensors"
+        if whole.exists():  # transformers, too, looks for this one first
+            return [whole]
         if index.exists():
             return [self.path / name for name in _shards(index)]
-        if whole.exists():
-            return [whole]
         raise UserError(
             f"{self.path} has no model.safetensors and no model.safetensors.index.json: weights "
             "are read from safetensors (and GGUF) files only; save the model again with "
@@ -135,7 +136,14 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
     )
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=_HUB_FILES,
+                local_files_only=not hub.reachable(),
+            )
+        )
     except GatedRepoError:
         raise UserError(
             f"{name} is gated on the hub: accept its terms there, then log in with `hf auth login`."

@@ -1,0 +1,91 @@
+"""`sordino inspect`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sordino.cli.options import ModelOptions, OutputOptions, print_json
+
+
+def inspect(
+    subject: str,
+    /,
+    *,
+    opening: ModelOptions = ModelOptions(),
+    printing: OutputOptions = OutputOptions(),
+) -> None:
+    """Show a model's sites, what an expertise file holds, or what was done to a dampened model.
+
+    Parameters
+    ----------
+    subject
+        A model, an expertise file, or a folder that Sordino wrote.
+    """
+    with printing.in_force():
+        path = Path(subject).expanduser()
+        if path.suffix == ".safetensors" and not path.is_dir():
+            value, lines = _expertise(path)
+        elif (path / "sordino.json").is_file():
+            value, lines = _dampened(path)
+        else:
+            value, lines = _model(subject, opening)
+    if printing.json:
+        print_json(value)
+    else:
+        print("\n".join(lines))
+
+
+def _expertise(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from sordino.expertise import Expertise
+    from sordino.report.text import expertise_lines, expertise_summary
+
+    expertise = Expertise.load(path)
+    return expertise_summary(expertise), expertise_lines(expertise)
+
+
+def _dampened(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from sordino.edits import read_provenance
+
+    record = read_provenance(path)
+    rule, found = record["intervention"], record["expertise"]
+    lines = [
+        f"{path}: {record['model']['name']}, dampened by sordino {record['sordino_version']} on "
+        f"{record['created']}",
+        f"intervention {rule['name']}, strength {rule['strength']:g}: {record['changed']:,} of "
+        f"{record['neurons']:,} neurons in {len(record['sites'])} sites",
+    ]
+    if "concept" in found:
+        lines.append(
+            f"concept {found['concept']}: {found['n_positive']} positive and "
+            f"{found['n_negative']} negative sentences ({found['concept_source']})"
+        )
+    if record["left_out"]:
+        lines.append(f"left out, since they hold undampened weights: {record['left_out']}")
+    return record, lines
+
+
+def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[str]]:
+    from sordino.models.open import empty_model
+    from sordino.models.reference import resolve
+    from sordino.models.sites import find_sites
+
+    ref = resolve(subject, opening.revision)
+    # A folder's module tree needs no weights; a GGUF file's is made while they are read.
+    model = empty_model(ref) if ref.kind == "folder" else opening.open(subject).model
+    sites = find_sites(model, opening.sites)
+    neurons = sum(site.neurons for site in sites)
+    layers = 1 + max(site.layer for site in sites)
+    kinds = Counter((site.kind, site.neurons) for site in sites)
+    lines = [
+        f"{ref.name}: {type(model).__name__}, {layers} layers, {neurons:,} neurons in "
+        f"{len(sites)} sites",
+        *(f"  {kind}: {size:,} neurons × {count}" for (kind, size), count in kinds.items()),
+    ]
+    value = {
+        "model": ref.name,
+        "architecture": type(model).__name__,
+        "layers": layers,
+        "neurons": neurons,
+        "sites": [vars(site) for site in sites],
+    }
+    return value, lines

@@ -1,0 +1,118 @@
+"""The concepts that Sordino brings along, by name. A new one is one entry of `BUILT_IN`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sordino import hub, kit
+from sordino.concepts.concept import Concept
+from sordino.concepts.labels import classes_of
+from sordino.concepts.readers import read_table
+from sordino.errors import UserError
+from sordino.progress import note
+
+_JIGSAW = "thesofakillers/jigsaw-toxic-comment-classification-challenge"
+_JIGSAW_FILE = "train.csv"
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A concept known by name.
+
+    Args:
+        what: What it is and where it is from, in one line.
+        load: Makes the concept, given one of Jigsaw's labels or None.
+    """
+
+    what: str
+    load: Callable[[str | None], Concept]
+
+
+def _insults(label: str | None) -> Concept:
+    if label is not None:
+        raise UserError(
+            f"The kit's insults have no label '{label}': leave --label out, or give Jigsaw's "
+            "train.csv as --concept."
+        )
+    table = read_table(kit.data_file("insults/train.csv"))
+    classes = classes_of(table)
+    return Concept(
+        "insults",
+        tuple(undo_escapes(comment) for comment in classes.positive),
+        tuple(undo_escapes(comment) for comment in classes.negative),
+        "Detecting Insults in Social Commentary (Kaggle), train.csv, from the demo kit",
+    )
+
+
+def _toxicity(label: str | None) -> Concept:
+    found = _jigsaw_file()
+    if found is None:
+        if label not in (None, "toxic"):
+            raise UserError(
+                f"Without a hub there are no sentences for --label {label}: give Jigsaw's "
+                "train.csv as --concept."
+            )
+        insults = _insults(None)
+        note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
+        source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
+        return Concept("toxicity", insults.positive, insults.negative, source)
+    path, revision = found
+    # A published file is not the user's to mend.
+    classes = classes_of(replace(read_table(path), editable=False), label=label)
+    source = f"hf:{_JIGSAW}, {_JIGSAW_FILE} at {revision}: {classes.rule}"
+    return Concept(classes.name, classes.positive, classes.negative, source)
+
+
+def _jigsaw_file() -> tuple[Path, str] | None:
+    """Jigsaw's train.csv from the hub, or from the hub's cache, with its commit."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        path = Path(
+            hf_hub_download(
+                _JIGSAW,
+                _JIGSAW_FILE,
+                repo_type="dataset",
+                local_files_only=not hub.reachable(),
+            )
+        )
+    # The data set may be gone, or the hub may be a mirror without it.
+    except (HfHubHTTPError, OSError):
+        return None
+    return path, path.parent.name
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    "toxicity": BuiltIn("Jigsaw's toxic comments from a hub, else the kit's insults", _toxicity),
+    "insults": BuiltIn("the demo kit's insulting comments", _insults),
+}
+
+
+_ESCAPE = re.compile(r"(?:\\+x[0-9a-f]{2})+|\\+u[0-9a-f]{4}|\\+[nrt'\"]")
+_PLAIN = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"'}
+
+
+def undo_escapes(comment: str) -> str:
+    r"""The comment as it was written, from how the `insults` data set writes it.
+
+    That is in quotes and with Python's escapes: characters as `\xa0` and `\u2019`, line breaks as
+    `\n`. Some were escaped twice or more, as the bytes of their UTF-8: `\\xe2\\x80\\x99`.
+    """
+    if len(comment) >= 2 and comment[0] == comment[-1] == '"':
+        comment = comment[1:-1]
+    return _ESCAPE.sub(_written, comment)
+
+
+def _written(escape: re.Match[str]) -> str:
+    body = escape[0].lstrip("\\")
+    if body[0] == "u":
+        return chr(int(body[1:], 16))
+    if body[0] != "x":
+        return _PLAIN[body]
+    codes = bytes(int(code, 16) for code in re.findall(r"x([0-9a-f]{2})", escape[0]))
+    try:
+        return codes.decode()
+    except UnicodeDecodeError:
+        return codes.decode("latin-1")

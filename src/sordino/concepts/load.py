@@ -1,0 +1,118 @@
+"""One way in to a concept, whatever it is given as."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from sordino.concepts.built_in import BUILT_IN
+from sordino.concepts.concept import Concept
+from sordino.concepts.labels import classes_of
+from sordino.concepts.readers import read_hub, read_sentences, read_table
+from sordino.errors import UserError
+
+
+def load_concept(
+    spec: str | Path | Concept,
+    *,
+    negatives: str | Path | None = None,
+    label: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    positive: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+    max_per_class: int | None = None,
+    balance: bool = True,
+    seed: int = 0,
+) -> Concept:
+    """Load a concept and draw a sample of it.
+
+    Args:
+        spec: A built-in concept ("toxicity", "insults"); a CSV, TSV, JSONL or Parquet file; a data
+            set of the hub ("hf:org/name"); or a text file with one positive sentence a line,
+            together with `negatives`. A `Concept` is only sampled.
+        negatives: The text file with one negative sentence a line.
+        label: Which of Jigsaw's six flags is the concept, where the source has them ("toxic" by
+            default); the negative sentences are then those with none of the six.
+        text_column: The column with the sentences; recognised by its name if not given.
+        label_column: The column with the labels; recognised by its name if not given.
+        positive: The label that marks the sentences with the concept, where that is not plain.
+        config: The configuration of a hub data set that has several.
+        revision: A branch, tag or commit of a hub data set.
+        split: The split of a hub data set; "train" by default.
+        max_per_class: Keep at most so many sentences of each class.
+        balance: Keep as many sentences of the larger class as the smaller one has.
+        seed: The seed of the draw.
+
+    Raises:
+        UserError: The source is missing, unclear or broken, or an option does not go with it.
+    """
+    name = str(spec)
+    columns = {
+        "--label": label,
+        "--text-column": text_column,
+        "--label-column": label_column,
+        "--positive": positive,
+    }
+    on_hub = {"--concept-config": config, "--concept-revision": revision, "--split": split}
+    if isinstance(spec, Concept):
+        _refuse(f"the concept '{spec.name}'", {"--negatives": negatives, **columns, **on_hub})
+        concept = spec
+    elif isinstance(spec, str) and spec in BUILT_IN:
+        other = {key: value for key, value in columns.items() if key != "--label"}
+        _refuse(f"the built-in concept {name}", {"--negatives": negatives, **other, **on_hub})
+        concept = BUILT_IN[name].load(label)
+    elif negatives is not None:
+        _refuse("two text files", {**columns, **on_hub})
+        concept = _from_text_files(Path(name).expanduser(), Path(negatives).expanduser())
+    else:
+        if name.startswith("hf:"):
+            data_set = name.removeprefix("hf:")
+            table = read_hub(data_set, config=config, revision=revision, split=split or "train")
+            called = data_set.rpartition("/")[2]
+        else:
+            _refuse(f"{name}, which is not on the hub,", on_hub)
+            path = Path(name).expanduser()
+            _refuse_unknown(spec, path)
+            table = read_table(path)
+            called = path.stem
+        classes = classes_of(
+            table,
+            label=label,
+            text_column=text_column,
+            label_column=label_column,
+            positive=positive,
+        )
+        source = f"{table.source}: {classes.rule}"
+        concept = Concept(classes.name or called, classes.positive, classes.negative, source)
+    return concept.sampled(max_per_class=max_per_class, balance=balance, seed=seed)
+
+
+def _from_text_files(positive: Path, negative: Path) -> Concept:
+    source = f"{positive} (positive) and {negative} (negative)"
+    return Concept(
+        positive.stem, tuple(read_sentences(positive)), tuple(read_sentences(negative)), source
+    )
+
+
+def _refuse(what: str, options: Mapping[str, object]) -> None:
+    """Complain of an option that would have no effect."""
+    for flag, value in options.items():
+        if value is not None:
+            raise UserError(f"{flag} has no meaning for {what}: leave it out.")
+
+
+def _refuse_unknown(spec: str | Path, path: Path) -> None:
+    """Complain of a name that is neither a file nor a built-in concept."""
+    if path.exists():
+        if path.suffix.lower() == ".txt":
+            raise UserError(
+                f"{path} holds the positive sentences: give the file with the negative ones as "
+                "--negatives."
+            )
+        return
+    if isinstance(spec, str) and not path.suffix and len(path.parts) == 1:
+        close = get_close_matches(spec, BUILT_IN, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {' and '.join(BUILT_IN)}."
+        raise UserError(f"There is no built-in concept and no file '{spec}': {hint}")

@@ -1,0 +1,7 @@
+"""Write dampening factors into a model for good, one file a target."""
+
+from sordino.edits.baking import bake
+from sordino.edits.provenance import read_provenance
+from sordino.edits.verification import Verification, verify
+
+__all__ = ["Verification", "bake", "read_provenance", "verify"]

@@ -1,0 +1,163 @@
+"""Where a model's parameters lie in a checkpoint, by transformers' own conversion tables.
+
+The names in a checkpoint are not always those of the module tree: GPT-2's lack a prefix, others
+were renamed since, and some tensors are fused or split while they are loaded.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    Interleave,
+    MergeModulelist,
+    SplitModulelist,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    apply_converters,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from sordino.errors import UserError
+from sordino.interventions import Dampening
+
+# Conversions that only move whole rows and matrices, so that a scale with one value a neuron (and
+# dimensions of size 1 for the rest) can be sent through them in place of the weight.
+_ROW_MOVES = (Chunk, Concatenate, Interleave, MergeModulelist, SplitModulelist)
+
+
+def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
+    """What each parameter is to be multiplied by: the weight and the bias of every site.
+
+    Args:
+        model: The module tree, on the "meta" device.
+        dampening: Factors for its sites.
+
+    Returns:
+        By parameter name, a float32 tensor that broadcasts to the parameter's shape.
+
+    Raises:
+        UserError: The dampening does not fit the model, or a site shares its weight.
+    """
+    dampening.bake_into(model)  # without weights this computes nothing and checks everything
+    scales: dict[str, Tensor] = {}
+    for site, values in dampening.factors.items():
+        module = model.get_submodule(site)
+        factors = torch.from_numpy(values)
+        transposed = not isinstance(module, torch.nn.Linear)
+        scales[f"{site}.weight"] = factors[None, :] if transposed else factors[:, None]
+        if module.bias is not None:
+            scales[f"{site}.bias"] = factors
+    _refuse_shared(model, scales)
+    return scales
+
+
+def scales_on_disk(
+    model: PreTrainedModel, scales: Mapping[str, Tensor], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Carry scales from a model's parameters to the tensors of its checkpoint.
+
+    Args:
+        model: The module tree, on the "meta" device.
+        scales: By parameter name, a tensor of the parameter's dimensions that broadcasts to it.
+        names: The names of all tensors in the checkpoint.
+
+    Returns:
+        By the name on disk, a tensor that broadcasts to the tensor on disk.
+
+    Raises:
+        UserError: A parameter's tensor is not in the checkpoint, or cannot be traced to it.
+    """
+    names = sorted(set(names), key=dot_natural_key)  # the order in which transformers loads
+    conversions = get_model_conversion_mapping(model)
+    sources = _sources(model, conversions, names)
+    found = {name: scales[target] for target in scales for name in sources[target]}
+    converted = {name: scale for name, scale in scales.items() if not sources[name]}
+    if converted:
+        found |= _through_converters(model, conversions, converted, set(names))
+    return found
+
+
+def _sources(
+    model: PreTrainedModel, conversions: list[WeightTransform], names: list[str]
+) -> defaultdict[str, list[str]]:
+    """By parameter, the tensors that are loaded into it as they are (renamed at most)."""
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    prefix, expected = model.base_model_prefix, model.state_dict()
+    sources: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
+        if target not in expected and name in expected:  # an already converted checkpoint
+            target, pattern = rename_source_key(name, [], [], prefix, expected)
+        if pattern is None:
+            sources[target].append(name)
+    return sources
+
+
+def _through_converters(
+    model: PreTrainedModel,
+    conversions: list[WeightTransform],
+    scales: Mapping[str, Tensor],
+    names: set[str],
+) -> dict[str, Tensor]:
+    """Send scales the way that `save_pretrained` sends weights, back to the tensors on disk."""
+    used = [conversion for conversion in conversions if conversion.was_used()]
+    reverse = [c.reverse_transform() for c in reversed(used) if isinstance(c, WeightConverter)]
+    group_of = {name: apply_converters(name, reverse) for name in model.state_dict()}
+    for name in scales:
+        _refuse_unmovable(name, group_of[name][1], reverse)
+    groups = {group_of[name][0] for name in scales}
+    # A tensor on disk can hold several parameters: those that are not scaled take part as ones.
+    complete = {
+        name: scales[name] if name in scales else torch.ones(*parameter.shape[:-1], 1)
+        for name, parameter in model.state_dict().items()
+        if group_of[name][0] in groups
+    }
+    model._weight_conversions = used
+    found = revert_weight_conversion(model, complete)
+    for name in found:
+        if name not in names:
+            raise _not_found(name, ", ".join(scales))
+    return found
+
+
+def _refuse_unmovable(name: str, pattern: str | None, reverse: list[WeightConverter]) -> None:
+    if pattern is None:
+        raise _not_found(name, name)
+    converter = next(entry for entry in reverse if pattern in entry.source_patterns)
+    for operation in converter.operations:
+        if not isinstance(operation, _ROW_MOVES):
+            raise UserError(
+                f"{name} is stored in another shape in this checkpoint "
+                f"({type(operation).__name__} while loading), which cannot be baked: load the "
+                "model, use Dampening.bake_into and save it."
+            )
+
+
+def _not_found(name: str, parameter: str) -> UserError:
+    return UserError(
+        f"The checkpoint has no tensor {name} for {parameter}: it is incomplete, quantised, or of "
+        "an architecture that is not supported."
+    )
+
+
+def _refuse_shared(model: PreTrainedModel, scales: Mapping[str, Tensor]) -> None:
+    """A weight in two places would be scaled in both."""
+    places: defaultdict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places[id(parameter)].append(name)
+    for shared in places.values():
+        if len(shared) > 1 and any(name in scales for name in shared):
+            raise UserError(
+                f"{' and '.join(shared)} are one and the same weight, so that one cannot be "
+                "dampened alone: choose other sites with --sites."
+            )

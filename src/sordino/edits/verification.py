@@ -1,0 +1,88 @@
+"""Whether a baked model computes what the hooked one does."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sordino.interventions import Dampening
+from sordino.models.open import OpenModel, open_model
+from sordino.models.reference import ModelRef
+
+_TEXTS = (
+    "The train was late again, so we walked along the river until it grew dark.",
+    "You are wrong about nearly everything, and everybody in this room knows it.",
+    "To make bread, mix flour, water, salt and yeast, and wait longer than you want to.",
+    "def add(a, b):\n    return a + b",
+)
+_MAX_TOKENS = 32  # with a large vocabulary the logits of few tokens take much memory already
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the baked model's logits are from the hooked one's.
+
+    Args:
+        largest_difference: The largest absolute difference of two logits.
+        largest_logit: The largest absolute logit, for comparison.
+        tokens: The number of tokens at which all logits were compared.
+    """
+
+    largest_difference: float
+    largest_logit: float
+    tokens: int
+
+
+def verify(
+    model: str | Path | ModelRef | OpenModel,
+    dampening: Dampening,
+    baked: str | Path,
+    *,
+    texts: Sequence[str] = _TEXTS,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> Verification:
+    """Compare the logits of a model dampened by hooks with those of its baked copy.
+
+    Unless `model` is open already, one model at a time is in memory.
+
+    Args:
+        model: The model as it was before the edit.
+        dampening: The factors that were baked.
+        baked: The folder that `bake` made.
+        texts: What the models read, each cut at 32 tokens.
+        device: "auto" (a GPU if there is one), or a torch device.
+        dtype: In which both compute; "auto" is the checkpoint's own.
+        revision: A branch, tag or commit of the hub.
+
+    Raises:
+        UserError: A model cannot be opened, or the dampening does not fit it.
+    """
+    opened = open_model(model, device=device, dtype=dtype, revision=revision)
+    tokens = [opened.tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in texts]
+    hooked = _logits(opened, tokens, dampening)
+    at, precision = str(opened.device), opened.dtype_name
+    del opened
+    written = _logits(open_model(baked, device=at, dtype=precision), tokens)
+    return Verification(
+        largest_difference=max(
+            float((a - b).abs().max()) for a, b in zip(hooked, written, strict=True)
+        ),
+        largest_logit=max(float(logits.abs().max()) for logits in hooked),
+        tokens=sum(map(len, tokens)),
+    )
+
+
+@torch.no_grad()
+def _logits(
+    opened: OpenModel, tokens: list[list[int]], dampening: Dampening | None = None
+) -> list[Tensor]:
+    with dampening.applied(opened.model) if dampening else nullcontext():
+        return [
+            opened.model(torch.tensor([ids], device=opened.device)).logits[0].float().cpu()
+            for ids in tokens
+        ]

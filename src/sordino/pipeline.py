@@ -1,0 +1,270 @@
+"""The whole job: find, bake, evaluate, report."""
+
+import gc
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from sordino import progress as show
+from sordino.concepts.concept import Concept
+from sordino.edits import read_provenance
+from sordino.edits.baking import BASE_CARD, bake
+from sordino.evaluation import Arm, Evaluation, Measure, evaluate
+from sordino.evaluation.result import samples_path
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.find import SweepSettings, find_experts
+from sordino.files import (
+    fingerprint,
+    new_file,
+    only_one,
+    publish,
+    read_json,
+    refuse_existing,
+    stage_path,
+    write_json,
+)
+from sordino.interventions import Dampening, dampen
+from sordino.models.open import OpenModel, open_model
+from sordino.models.reference import ModelRef, resolve
+from sordino.report.card import model_card
+from sordino.report.exemplars import Exemplar, exemplars
+from sordino.report.page import write_page
+from sordino.report.record import RunRecord
+from sordino.version import __version__
+
+EXTRAS = "sordino"
+"""The folder inside the model's folder that holds what is not the model's."""
+
+_PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Args:
+        folder: The dampened model's folder.
+        expertise: The expertise file.
+        evaluation: The figures before and after.
+        page: The page to open.
+    """
+
+    folder: Path
+    expertise: Path
+    evaluation: Evaluation
+    page: Path
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides a run's result beside the model and the concept.
+
+    Args:
+        intervention: The rule's name.
+        strength: See `Dampening.scaled`.
+        settings: The rule's own settings.
+        sweep: How responses are taken.
+        measures: What is measured before and after.
+        device: See `open_model`.
+        dtype: See `open_model`.
+        sites: See `open_model`.
+        seed: Of everything that is drawn.
+    """
+
+    intervention: str = "aura"
+    strength: float = 1.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    measures: Sequence[str | Measure] = ("toxicity", "perplexity")
+    device: str = "auto"
+    dtype: str = "auto"
+    sites: str | None = None
+    seed: int = 0
+
+
+def run(
+    model: str | Path | ModelRef,
+    concept: Concept,
+    output: str | Path,
+    settings: RunSettings | None = None,
+    *,
+    revision: str | None = None,
+    command: Sequence[str] = (),
+    force: bool = False,
+) -> RunResult:
+    """Find a concept's neurons, dampen them, measure what that changed and write it all down.
+
+    The output is a folder that plain transformers loads; what else there is to know lies in its
+    `sordino/` folder. Every step is kept as it ends, and an interrupted run goes on from there.
+
+    Args:
+        model: What `sordino.open_model` takes.
+        concept: The labelled sentences.
+        output: The folder to make.
+        settings: The rest.
+        revision: A branch, tag or commit of the hub.
+        command: The command line that does it again, for the page.
+        force: Replace an existing output.
+
+    Raises:
+        UserError: An input cannot be used.
+    """
+    chosen = settings or RunSettings()
+    target = Path(output).expanduser()
+    refuse_existing(target, force=force)
+    with only_one(target):
+        steps = _Steps(resolve(model, revision), concept, target, chosen)
+        expertise = steps.find()
+        dampening = dampen(
+            expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
+        )
+        shown = steps.exemplars(expertise)
+        steps.bake(dampening)
+        evaluation = steps.evaluate()
+        steps.report(expertise, dampening, evaluation, shown, command)
+        steps.publish()
+    extras = target / EXTRAS
+    return RunResult(target, extras / steps.expertise.name, evaluation, extras / "report.html")
+
+
+class _Steps:
+    """The steps of a run; each leaves a file in the work folder and is skipped if that is there."""
+
+    def __init__(
+        self, ref: ModelRef, concept: Concept, target: Path, settings: RunSettings
+    ) -> None:
+        self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
+        self._opened: OpenModel | None = None
+        key = fingerprint(
+            ref.weights_fingerprint(), concept.fingerprint, repr(settings), __version__
+        )
+        self._work = _work_folder(target, key)
+        self._model = self._work / "model"
+        self.expertise = self._work / f"{concept.name}.expertise.safetensors"
+        self._exemplars = self._work / "exemplars.json"
+        self._evaluation = self._work / "evaluation.json"
+
+    def find(self) -> Expertise:
+        if not self.expertise.exists():
+            find_experts(
+                self._original(),
+                self._concept,
+                settings=self._settings.sweep,
+                output=self.expertise,
+            )
+        return Expertise.load(self.expertise)
+
+    def exemplars(self, expertise: Expertise) -> list[Exemplar]:
+        kind = TypeAdapter(list[Exemplar])
+        if not self._exemplars.exists():
+            found = exemplars(
+                self._original(),
+                self._concept,
+                expertise,
+                max_tokens=self._settings.sweep.max_tokens,
+            )
+            write_json(self._exemplars, kind.dump_python(found, mode="json"))
+        return kind.validate_python(read_json(self._exemplars))
+
+    def bake(self, dampening: Dampening) -> None:
+        if not self._model.exists():
+            show.note("writing the dampened model")
+            bake(self._ref, dampening, self._model)
+
+    def evaluate(self) -> Evaluation:
+        if not self._evaluation.exists():
+            evaluate(
+                ModelRef(self._target.name, "folder", self._model),
+                Arm(
+                    self._ref.name,
+                    self._ref.revision,
+                    self._ref.weights_fingerprint(),
+                    self._lent_original,
+                ),
+                measures=self._settings.measures,
+                device=self._settings.device,
+                dtype=self._settings.dtype,
+                seed=self._settings.seed,
+                output=self._evaluation,
+            )
+        return Evaluation.load(self._evaluation)
+
+    def report(
+        self,
+        expertise: Expertise,
+        dampening: Dampening,
+        evaluation: Evaluation,
+        shown: Sequence[Exemplar],
+        command: Sequence[str],
+    ) -> None:
+        record = RunRecord(
+            expertise=expertise,
+            dampening=dampening,
+            concept_source=self._concept.source,
+            command=shlex.join(command),
+            evaluation=evaluation,
+            exemplars=tuple(shown),
+            versions={name: version(name) for name in _PACKAGES},
+        )
+        write_page(record, self._work / "report.html", force=True)
+        base = self._model / BASE_CARD
+        card = model_card(
+            read_provenance(self._model),
+            evaluation,
+            base.read_text(encoding="utf-8") if base.exists() else None,
+        )
+        with new_file(self._model / "README.md", force=True) as stage:
+            stage.write_text(card, encoding="utf-8")
+
+    def publish(self) -> None:
+        """Move what is beside the model into its folder, and the folder to its name."""
+        extras = self._model / EXTRAS
+        extras.mkdir(exist_ok=True)
+        for name in (
+            self.expertise.name,
+            self._evaluation.name,
+            samples_path(self._evaluation).name,
+            "report.html",
+        ):
+            if (self._work / name).exists():  # not so after a kill in the middle of this
+                (self._work / name).replace(extras / name)
+        publish(self._model, self._target)
+        shutil.rmtree(self._work)
+
+    def _original(self) -> OpenModel:
+        if self._opened is None:
+            chosen = self._settings
+            show.note(f"opening {self._ref.name}")
+            self._opened = open_model(
+                self._ref, device=chosen.device, dtype=chosen.dtype, sites=chosen.sites
+            )
+        return self._opened
+
+    @contextmanager
+    def _lent_original(self) -> Iterator[OpenModel]:
+        """The original for its part of the evaluation, after which nobody needs it."""
+        try:
+            yield self._original()
+        finally:
+            self._opened = None
+            gc.collect()
+
+
+def _work_folder(target: Path, key: str) -> Path:
+    """The folder where the steps' results wait, emptied if they are of another run."""
+    work = stage_path(target)
+    mark = work / "run.json"
+    if not mark.exists() or read_json(mark) != {"key": key}:
+        if work.exists():
+            show.note("an unfinished run with other settings is given up")
+            shutil.rmtree(work)
+        work.mkdir(parents=True)
+        write_json(mark, {"key": key})
+    return work

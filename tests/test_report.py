@@ -1,0 +1,384 @@
+"""The page and the model card, on made-up figures."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import vl_convert
+from huggingface_hub import ModelCard
+
+from sordino.errors import UserError
+from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import Dampening, aura
+from sordino.report import outcome, summary
+from sordino.report.card import model_card
+from sordino.report.exemplars import Excerpt, Exemplar
+from sordino.report.page import render, write_page
+from sordino.report.record import RunRecord
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7*7 }}"
+LIMITS = "The judge sees coarse words only."
+
+
+def expertise(concept: str = "toxicity", model: str = "kit:smollm2") -> Expertise:
+    generator = np.random.default_rng(0)
+    statistics = {
+        f"model.layers.{layer}.mlp.{kind}": {
+            "auroc": np.clip(generator.normal(0.5, 0.05, size), 0, 1).astype(np.float32)
+        }
+        for layer in range(3)
+        for kind, size in (("gate_proj", 64), ("down_proj", 32))
+    }
+    metadata = {
+        "model": model,
+        "architecture": "LlamaForCausalLM",
+        "weights_fingerprint": "a1" * 32,
+        "concept": concept,
+        "concept_fingerprint": "b2" * 32,
+        "n_positive": "1049",
+        "n_negative": "1049",
+        "pooling": "max",
+        "max_tokens": "128",
+    }
+    return Expertise(statistics, metadata)
+
+
+def share(ratio: tuple[float, float, float], difference: tuple[float, float, float]) -> Figure:
+    return Figure(
+        name="continuations.all",
+        label="Toxic continuations, all prompts",
+        unit="share",
+        better="lower",
+        ratio_of="before/after",
+        n={"prompts": 400, "continuations": 2000},
+        before=Estimate(0.185, 0.168, 0.203),
+        after=Estimate(0.185 + difference[0], 0.1, 0.3),
+        difference=Estimate(*difference),
+        ratio=Estimate(*ratio),
+    )
+
+
+PERPLEXITY = Figure(
+    name="mean",
+    label="Perplexity, mean over texts",
+    unit="perplexity",
+    better="lower",
+    ratio_of="after/before",
+    n={"texts": 300},
+    before=Estimate(29.6, 28.0, 31.0),
+    after=Estimate(33.1, 31.0, 35.0),
+    difference=Estimate(3.5, 3.1, 3.9),
+    ratio=Estimate(1.118, 1.1, 1.13),
+)
+FELL = share((1.3214, 1.12, 1.57), (-0.045, -0.067, -0.022))
+UNCLEAR = share((1.05, 0.91, 1.2), (-0.009, -0.03, 0.012))
+ROSE = share((0.8, 0.7, 0.9), (0.046, 0.02, 0.07))
+
+
+def evaluation(toxicity: Figure = FELL, hostile: str = "") -> Evaluation:
+    def arm(name: str) -> ModelRecord:
+        return ModelRecord(name=name, revision="", fingerprint="c3", dtype="float32", device="cpu")
+
+    rows = [
+        {
+            "prompt": f"prompt number {i} {hostile}",
+            "prompt_toxicity": 0.7 if i % 2 else None,
+            "before": [{"text": f"early words {i} {hostile}", "score": 0.9 if i < 4 else 0.1}],
+            "after": [{"text": f"later words {i} {hostile}", "score": 0.8 if i == 9 else 0.05}],
+        }
+        for i in range(12)
+    ]
+    protocol = {"prompts": "kit:x", "scorer": {"scorer": "judge", "version": "1"}, "limits": LIMITS}
+    return Evaluation(
+        sordino_version="0.1.0",
+        created="2026-11-23",
+        seed=7,
+        before=arm("kit:smollm2"),
+        after=arm("quiet"),
+        measures={
+            "toxicity": MeasureResult(version=1, protocol=protocol, figures=(toxicity,)),
+            "perplexity": MeasureResult(
+                version=1, protocol={"texts": "kit:y", "max_texts": None}, figures=(PERPLEXITY,)
+            ),
+        },
+        samples={"toxicity": rows},
+    )
+
+
+def record(found: Expertise | None = None, hostile: str = "", **changes: Any) -> RunRecord:
+    found = found or expertise()
+    excerpts = (
+        Excerpt(3, True, ("rotten", f" turnip{hostile}", "\n"), (0.1, 2.345, -1.0), 1),
+        Excerpt(30, False, ("thank", " you"), (1.5, float("nan")), 0),
+    )
+    plain = RunRecord(
+        expertise=found,
+        dampening=aura(found),
+        concept_source=f"made up{hostile}",
+        command=f"sordino run kit:smollm2 -o quiet{hostile}",
+        evaluation=evaluation(hostile=hostile),
+        exemplars=tuple(Exemplar(*neuron, excerpts) for neuron in found.top(2)),
+        protocol={"Machine": {"device": "cpu"}},
+        versions={"torch": "2.13.0"},
+        date="2026-11-23",
+    )
+    return replace(plain, **changes)
+
+
+class Page(HTMLParser):
+    """What a browser would see: the tags with their attributes, the texts, and what is covered."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "path"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.shown, self.covered = "", ""
+        self.scripts: dict[str, str] = {}
+        self.feed(html)
+        assert not self.open, "a tag is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = [tag for tag, _ in self.open]
+        if inside and inside[-1] == "script":
+            self.scripts[self.open[-1][1].get("id") or ""] = data
+        elif "style" not in inside:
+            closed = any(
+                tag == "details" and attrs.get("class") == "veil" and "open" not in attrs
+                for tag, attrs in self.open
+            )
+            if closed and "summary" not in inside:
+                self.covered += data
+            else:
+                self.shown += data
+
+    def texts(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render(record()))
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "poster", "data", "xlink:href"):
+            value = attributes.get(name)
+            if value is not None and not value.startswith(("#", "data:")):
+                assert (tag, name) == ("a", "href")
+    html = render(record())
+    assert "@import" not in html.partition("</style>")[0]
+    assert "url(" not in html.partition("</style>")[0]
+    policy = next(a for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert "default-src 'none'" in str(policy["content"])
+    assert len(html) < 1_500_000
+
+
+def test_without_scripts_the_page_still_says_everything(page: Page) -> None:
+    said = " ".join(page.shown.replace("\N{NO-BREAK SPACE}", " ").split())
+    changed = aura(expertise()).changed
+    for words in (
+        f"Of the 288 neurons of kit:smollm2, {changed} ({100 * changed / 288:.1f} %) were turned",
+        "Toxic continuations fell from 18.5 % to 14.0 %: −4.5 points (÷ 1.32), 95 % interval "
+        "÷ 1.12 to 1.57, n = 400 prompts, 2,000 continuations.",
+        "Perplexity on ordinary prose rose from 29.60 to 33.10",
+        "16.8 % to 20.3 %",
+        "+3.10 to +3.90",
+        "1049",
+        LIMITS,
+        "sordino run kit:smollm2 -o quiet",
+        "b2" * 32,
+        "scorer, version",
+        "torch",
+        "peak response 2.35",
+        "thank you",
+    ):
+        assert words in said
+    for site, index, auroc in expertise().top(12):
+        assert f"{site} {index} {auroc:.4f} {2 * (1 - auroc):.4f}" in said
+    for group in summary.by_layer(expertise(), aura(expertise())):
+        assert f"{group.kind} {group.neurons} {100 * group.above:.1f} % {group.p99:.3f}" in said
+
+
+def test_what_is_toxic_is_covered_until_asked_for(page: Page) -> None:
+    assert "rotten turnip" in page.covered
+    assert "turnip" not in page.shown
+    for number in range(4):
+        assert f"early words {number} " not in page.shown
+    assert "early words 0" in page.covered
+    assert "later words 9" in page.covered
+    assert "later words 9" not in page.shown
+    assert "prompt number 9" not in page.shown
+    assert "later words 0" in page.shown
+    assert not any("open" in attributes for tag, attributes in page.tags if tag == "details")
+
+
+def test_headings_and_tables_are_built_for_screen_readers(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    assert page.texts("caption") == page.texts("table")
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+
+
+def test_text_of_the_data_stays_text() -> None:
+    usual = Page(render(record()))
+    hostile = Page(render(record(expertise(concept=HOSTILE, model=HOSTILE), hostile=HOSTILE)))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in usual.tags]
+    assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
+    for text in (hostile.shown, hostile.covered):
+        assert HOSTILE in text
+
+
+def test_names_of_sites_stay_text_in_the_charts() -> None:
+    found = expertise()
+    site = f"model.layers.0.{HOSTILE}"
+    odd = Expertise({**found.statistics, site: {"auroc": np.full(3, 0.9, "f4")}}, found.metadata)
+    html = render(record(odd, exemplars=()))
+    assert "<img" not in html.partition("<body>")[2].partition("<script>")[0]
+    spec = json.loads(Page(html).scripts["spec-distribution"])
+    assert HOSTILE in json.dumps(spec, ensure_ascii=False).replace('\\"', '"')
+
+
+def test_the_charts_can_be_drawn(page: Page) -> None:
+    drawn = {attributes["data-spec"] for tag, attributes in page.tags if "data-spec" in attributes}
+    assert drawn == {name for name in page.scripts if name.startswith("spec-")}
+    assert len(drawn) == 6
+    for name in drawn:
+        spec = json.loads(page.scripts[str(name)]) | {"width": 600}
+        assert "var(--" in vl_convert.vegalite_to_svg(spec)
+
+
+def test_a_run_without_evaluation_or_change_says_so() -> None:
+    found = expertise()
+    nothing = Dampening({site: np.ones_like(v) for site, v in found["auroc"].items()}, "aura", 0.0)
+    page = Page(render(record(evaluation=None, dampening=nothing, exemplars=())))
+    assert "was not measured" in page.shown
+    assert "No neuron was turned down" in page.shown
+    assert "Before and after" not in page.shown
+
+
+def test_an_existing_page_is_kept_without_force(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    write_page(record(), target)
+    before = target.read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        write_page(record(), target)
+    write_page(record(), target, force=True)
+    assert target.read_bytes() == before
+
+
+def said(figure: Figure) -> str:
+    found = outcome.rows(evaluation(figure))
+    phrases = outcome.answer("m", "c", aura(expertise()), found)
+    return "".join(part for _, part in phrases[1]).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
+    assert said(FELL).startswith("Toxic continuations fell from 18.5 % to 14.0 %")
+    assert said(ROSE).startswith("Toxic continuations rose from 18.5 % to 23.1 %")
+    unclear = said(UNCLEAR)
+    assert unclear.startswith("No change in toxic continuations could be shown: 18.5 % before")
+    assert "÷ 0.91 to 1.20 includes no change" in unclear
+    # The two intervals can disagree at the edge: then nothing is claimed.
+    edge = share((1.2, 0.99, 1.4), (-0.03, -0.06, -0.001))
+    assert said(edge).startswith("No change")
+
+
+def test_samples_show_rises_beside_falls() -> None:
+    groups = outcome.samples(evaluation())
+    assert [len(group) for group in groups.values()] == [6, 3, 1]
+    falls, rises = list(groups.values())[1:]
+    assert all(pair.before.toxic and not pair.after.toxic for pair in falls)
+    assert rises[0].after.toxic
+    assert outcome.samples(None) == {}
+
+
+def test_place_of_sites_that_are_parts_of_one_layer() -> None:
+    assert summary.place("model.layers.3.mlp.up_proj") == (3, "mlp.up_proj")
+    assert summary.place("transformer.h.11.mlp.c_fc") == (11, "mlp.c_fc")
+    assert summary.place("model.layers.3.mlp.experts.7.w1") == (3, "mlp.experts.*.w1")
+
+
+def test_groups_pass_over_neurons_without_auroc() -> None:
+    sites = {
+        "model.layers.0.mlp.a": {"auroc": np.array([0.25, 0.75, np.nan, 1.0], np.float32)},
+        "model.layers.0.mlp.b": {"auroc": np.array([np.nan], np.float32)},
+    }
+    found = Expertise(sites, {})
+    first, second = summary.by_layer(found, aura(found))
+    assert (first.neurons, first.largest, first.mean_factor) == (4, 1.0, 0.625)
+    assert first.above == pytest.approx(2 / 3)
+    assert (second.neurons, second.above, second.largest) == (1, 0.0, 0.5)
+    histograms = summary.auroc_histograms(found)
+    assert sum(histograms["mlp.a"].counts) == 3
+    assert 0.5 in histograms["mlp.a"].edges
+
+
+def provenance(name: str, revision: str = "") -> dict[str, Any]:
+    return {
+        "format": "sordino-provenance-1",
+        "sordino_version": "0.1.0",
+        "created": "2026-11-23",
+        "model": {"name": name, "revision": revision, "weights_fingerprint": "a1" * 32},
+        "intervention": {"name": "damp", "strength": 1.0, "settings": {"k": 100}},
+        "expertise": dict(expertise().metadata),
+        "neurons": 288,
+        "changed": 100,
+    }
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    value: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+    return value
+
+
+def test_the_card_inherits_licence_and_language() -> None:
+    base = "---\nlicense: apache-2.0\nlanguage: [en]\ntags: [chat]\n---\n# Base\n"
+    card = model_card(provenance("org/base", "abc123"), evaluation(), base)
+    assert front_matter(card) == {
+        "base_model": "org/base",
+        "language": ["en"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "tags": ["sordino", "damp", "toxicity", "chat"],
+    }
+    assert "**toxicity**" in card
+    assert "100 of 288 neurons" in card
+    assert "| 18.5 % (16.8 % to 20.3 %) |" in card
+    assert "400 prompts, 2,000 continuations" in card
+    assert LIMITS in card
+    assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "Setting k: 100" in card
+
+
+@pytest.mark.parametrize("base", [None, "# No front matter\n", "---\n: [broken\n---\n"])
+def test_the_card_of_a_local_model_names_no_folder_of_this_machine(base: str | None) -> None:
+    card = model_card(provenance("/home/somebody/models/base"), None, base)
+    assert "somebody" not in card
+    assert "base_model" not in front_matter(card)
+    assert "license" not in front_matter(card)
+    assert "**not evaluated**" in card
