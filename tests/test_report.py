@@ -100,7 +100,7 @@ def evaluation(toxicity: Figure = FELL, hostile: str = "") -> Evaluation:
         sordino_version="0.1.0",
         created="2026-11-23",
         seed=7,
-        before=arm("kit:smollm2"),
+        before=arm("/home/somebody/models/base"),
         after=arm("quiet"),
         measures={
             "toxicity": MeasureResult(version=1, protocol=protocol, figures=(toxicity,)),
@@ -338,6 +338,15 @@ def test_groups_pass_over_neurons_without_auroc() -> None:
     assert 0.5 in histograms["mlp.a"].edges
 
 
+def test_a_perfect_and_a_uniform_expertise_stay_within_their_scales() -> None:
+    sites = {f"model.layers.{i}.mlp.a": {"auroc": np.full(4, 1.0, np.float32)} for i in range(2)}
+    found = Expertise(sites, expertise().metadata)
+    histogram = summary.auroc_histograms(found)["mlp.a"]
+    assert (histogram.edges[-1], histogram.counts[-1]) == (1.0, 8)
+    shown = Page(render(record(found, exemplars=()))).shown
+    assert "1.000 everywhere" in shown
+
+
 def provenance(name: str, revision: str = "") -> dict[str, Any]:
     return {
         "format": "sordino-provenance-1",
@@ -377,8 +386,15 @@ def test_the_card_inherits_licence_and_language() -> None:
 
 @pytest.mark.parametrize("base", [None, "# No front matter\n", "---\n: [broken\n---\n"])
 def test_the_card_of_a_local_model_names_no_folder_of_this_machine(base: str | None) -> None:
+    assert "somebody" not in model_card(provenance("/home/somebody/models/base"), evaluation())
     card = model_card(provenance("/home/somebody/models/base"), None, base)
     assert "somebody" not in card
     assert "base_model" not in front_matter(card)
     assert "license" not in front_matter(card)
     assert "**not evaluated**" in card
+
+
+def test_the_card_does_not_claim_what_is_unclear() -> None:
+    card = model_card(provenance("kit:smollm2"), evaluation(UNCLEAR))
+    assert "÷ 0.91 to 1.20 (no change shown)" in card
+    assert card.count("no change shown") == 1

@@ -42,7 +42,7 @@ def provenance(
             "strength": dampening.strength,
             "settings": dict(dampening.settings),
         },
-        "expertise": dict(dampening.expertise),
+        "expertise": dict(sorted(dampening.expertise.items())),
         "neurons": dampening.neurons,
         "changed": dampening.changed,
         "sites": {site: _summary(factors) for site, factors in dampening.factors.items()},

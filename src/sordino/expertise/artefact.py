@@ -130,7 +130,8 @@ def _with_sorted_metadata(blob: bytes) -> bytes:
 
 
 def _plain(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key not in ("format", "sites")}
+    # The library reads them in an order that changes from process to process.
+    return {k: metadata[k] for k in sorted(metadata) if k not in ("format", "sites")}
 
 
 def _by_site(

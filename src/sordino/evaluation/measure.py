@@ -1,0 +1,111 @@
+"""What a measure is, and the registry of measures."""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation.result import Figure
+from sordino.models.open import OpenModel
+
+Record = list[Any]
+"""What a measure notes of one item (a continuation, a text): a list of JSON values."""
+
+
+class Measure(ABC):
+    """A measure with its settings: a frozen dataclass whose fields are the settings.
+
+    Attributes:
+        name: By which it is asked for.
+        version: Raised whenever the same settings would give other figures.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @abstractmethod
+    def prepare(self, seed: int, device: torch.device) -> "Task":
+        """Get everything ready that does not depend on the model.
+
+        Raises:
+            UserError: Something that the settings name cannot be had.
+        """
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a measure found.
+
+    Args:
+        figures: The figures, the most important first.
+        samples: Rows for whoever wants to look at single items, as JSON objects.
+    """
+
+    figures: tuple[Figure, ...]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Task(ABC):
+    """A measure that is ready to be applied to models.
+
+    Attributes:
+        protocol: All that decides the figures besides the model and the seed, as JSON values.
+        records: How many records a model gives.
+        unit: What a record is of, in the plural, for the progress bar.
+    """
+
+    protocol: Mapping[str, Any]
+    records: int
+    unit: str
+
+    @abstractmethod
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Apply the measure to a model and yield its records batch by batch.
+
+        The batches and their order depend on nothing but the arguments, so that an interrupted
+        collection goes on at batch number `start` to the same end.
+
+        Args:
+            opened: The model.
+            batch_tokens: About how many tokens are in memory at once.
+            start: How many batches are done already.
+        """
+
+    @abstractmethod
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """Figures, with intervals, from all records of each arm; `before` may be missing."""
+
+
+MEASURES: dict[str, type[Measure]] = {}
+"""Measures by name."""
+
+
+def register(kind: type[Measure]) -> type[Measure]:
+    """Put a measure into the registry."""
+    if kind.name in MEASURES:
+        raise ValueError(f"two measures are called {kind.name}")
+    MEASURES[kind.name] = kind
+    return kind
+
+
+def measure(wanted: str | Measure) -> Measure:
+    """The measure of that name with its default settings; a measure is given back as it is.
+
+    Raises:
+        UserError: There is no measure of that name.
+    """
+    if isinstance(wanted, Measure):
+        return wanted
+    if wanted not in MEASURES:
+        close = difflib.get_close_matches(wanted, MEASURES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"There is no measure '{wanted}': {hint}There are {', '.join(sorted(MEASURES))}."
+        )
+    return MEASURES[wanted]()

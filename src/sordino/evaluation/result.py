@@ -1,0 +1,268 @@
+"""What an evaluation found: a value that can be saved, read back and shown as a table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sordino.errors import UserError
+from sordino.evaluation.statistics import Comparison, Estimate
+from sordino.files import new_file, read_json, to_json
+
+FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(_Value):
+    """One figure, in one arm or compared between two.
+
+    Args:
+        name: Its name inside the measure, such as "continuations.all".
+        label: What it is, for people.
+        unit: "share" (from 0 to 1), or what else the numbers are in.
+        better: The direction that is better.
+        ratio_of: Which way `ratio` goes.
+        n: How many there were of each kind of item, such as {"prompts": 400}.
+        before: In the arm before, if there is one.
+        after: In the arm after.
+        difference: After minus before.
+        ratio: See `ratio_of`; its value is None where it would divide by nothing.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher"]
+    ratio_of: Literal["before/after", "after/before"]
+    n: dict[str, int]
+    before: Estimate | None
+    after: Estimate
+    difference: Estimate | None
+    ratio: Estimate | None
+
+    @classmethod
+    def of(cls, comparison: Comparison, **about: Any) -> Self:
+        """A figure from a comparison and what is to be said about it."""
+        return cls(
+            before=comparison.before,
+            after=comparison.after,
+            difference=comparison.difference,
+            ratio=comparison.ratio,
+            **about,
+        )
+
+
+class ModelRecord(_Value):
+    """Which model an arm was.
+
+    Args:
+        name: What the user called it.
+        revision: The hub commit, or "".
+        fingerprint: Of its weights; "" where they were edited in memory and none was given.
+        dtype: In which it ran.
+        device: On which kind of device it ran.
+    """
+
+    name: str
+    revision: str
+    fingerprint: str
+    dtype: str
+    device: str
+
+
+class MeasureResult(_Value):
+    """What a measure found, and how.
+
+    Args:
+        version: The measure's version.
+        protocol: All that decides the figures besides the model and the seed.
+        figures: The figures, the most important first.
+    """
+
+    version: int
+    protocol: dict[str, Any]
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the before/after table, ready to be shown.
+
+    Args:
+        measure: The measure's name.
+        label: What the figure is.
+        before: The figure before with its interval; "" where there is one arm only.
+        after: The figure after with its interval.
+        change: What changed; "" where there is one arm only.
+        interval: The 95 % interval of the change (of the ratio for shares, of the difference
+            otherwise).
+        n: How many items.
+        better: The direction that is better.
+        clear: Whether the interval of the difference leaves no change out; None with one arm.
+        figure: The numbers behind all this.
+    """
+
+    measure: str
+    label: str
+    before: str
+    after: str
+    change: str
+    interval: str
+    n: str
+    better: Literal["lower", "higher"]
+    clear: bool | None
+    figure: Figure
+
+
+class Evaluation(_Value):
+    """What was measured of a model, or of a model before and after a change.
+
+    Args:
+        format: Names this file format.
+        sordino_version: The version that measured.
+        created: The day, in UTC.
+        seed: Of all that is random.
+        before: The model before; None if only one was measured.
+        after: The model after, or the only one.
+        measures: What each measure found, by its name.
+        samples: Single items by measure, for whoever wants to look; in a file of their own.
+    """
+
+    format: Literal["sordino-evaluation-1"] = FORMAT
+    sordino_version: str
+    created: str
+    seed: int
+    before: ModelRecord | None
+    after: ModelRecord
+    measures: dict[str, MeasureResult]
+    samples: dict[str, list[dict[str, Any]]] = Field(default_factory=dict, exclude=True)
+
+    def figure(self, measure: str, name: str) -> Figure:
+        """The figure of that name, such as ("toxicity", "continuations.all"); KeyError if none."""
+        for figure in self.measures[measure].figures:
+            if figure.name == name:
+                return figure
+        raise KeyError(f"{measure} has no figure {name}")
+
+    def table(self) -> list[Row]:
+        """The before/after table, the same for the terminal, the model card and the page."""
+        return [
+            _row(name, figure)
+            for name, result in self.measures.items()
+            for figure in result.figures
+        ]
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """Write the figures to `path` and the samples, if any, beside it.
+
+        Args:
+            path: A JSON file.
+            force: Replace what is there.
+
+        Raises:
+            UserError: Something is there already, or nothing can be written there.
+        """
+        # The samples first: whoever sees the result sees them as well.
+        if self.samples:
+            with new_file(samples_path(path), force=force) as stage:
+                rows = [
+                    json.dumps({"measure": name} | row, ensure_ascii=False, allow_nan=False)
+                    for name, group in self.samples.items()
+                    for row in group
+                ]
+                stage.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        with new_file(path, force=force) as stage:
+            stage.write_text(to_json(self.model_dump(mode="json")), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Read a saved evaluation, with its samples if their file is beside it.
+
+        Raises:
+            UserError: It does not exist or is no evaluation.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise UserError(f"{path} is no evaluation by this version: it lacks format {FORMAT}.")
+        samples: dict[str, list[dict[str, Any]]] = {}
+        beside = samples_path(path)
+        try:
+            lines = beside.read_text(encoding="utf-8").split("\n") if beside.exists() else []
+            for line in filter(None, lines):
+                row = json.loads(line)
+                samples.setdefault(row.pop("measure"), []).append(row)
+            return cls.model_validate(value | {"samples": samples})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path} is damaged: {where}: {first['msg']}.") from None
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{beside} is damaged: remove it, or evaluate again.") from None
+
+
+def samples_path(path: Path) -> Path:
+    """Where the samples of the evaluation at `path` are: result.json → result.samples.jsonl."""
+    return path.with_name(f"{path.stem}.samples.jsonl")
+
+
+def _row(measure: str, figure: Figure) -> Row:
+    before, difference = figure.before, figure.difference
+    clear = None
+    if difference is not None:
+        above = difference.low is not None and difference.low > 0
+        below = difference.high is not None and difference.high < 0
+        clear = above or below
+    change, interval = _change(figure)
+    return Row(
+        measure=measure,
+        label=figure.label,
+        before="" if before is None else _with_interval(before, figure.unit),
+        after=_with_interval(figure.after, figure.unit),
+        change=change,
+        interval=interval,
+        n=", ".join(f"{count:,} {kind}" for kind, count in figure.n.items()),
+        better=figure.better,
+        clear=clear,
+        figure=figure,
+    )
+
+
+def _change(figure: Figure) -> tuple[str, str]:
+    """What changed, and the interval of that, in words."""
+    before, after, difference, ratio = figure.before, figure.after, figure.difference, figure.ratio
+    if before is None or difference is None or ratio is None:
+        return "", ""
+    if figure.unit != "share":
+        times = "" if ratio.value is None else f" (× {ratio.value:.2f})"
+        change = _number(difference.value, figure.unit, signed=True) + times
+        ends = (_number(end, figure.unit, signed=True) for end in (difference.low, difference.high))
+        return change, " to ".join(ends)
+    points = f"{100 * ((after.value or 0) - (before.value or 0)):+.1f} points".replace("-", "−")
+    if after.value == 0:
+        change = "none in either" if before.value == 0 else f"{points}, to none"
+    else:
+        change = f"{points} (÷ {ratio.value:.2f})"
+    if ratio.low is not None and ratio.high is not None:
+        return change, f"÷ {ratio.low:.2f} to {ratio.high:.2f}"
+    if ratio.low is not None:
+        return change, f"÷ {ratio.low:.2f} or more"
+    return change, "÷ unbounded"
+
+
+def _with_interval(estimate: Estimate, unit: str) -> str:
+    ends = f"{_number(estimate.low, unit)} to {_number(estimate.high, unit)}"
+    bounded = estimate.low is not None or estimate.high is not None
+    return _number(estimate.value, unit) + (f" ({ends})" if bounded else "")
+
+
+def _number(value: float | None, unit: str, *, signed: bool = False) -> str:
+    if value is None:
+        return "unbounded"
+    sign = "+" if signed else ""
+    text = f"{100 * value:{sign}.1f} %" if unit == "share" else f"{value:{sign},.2f}"
+    return text.replace("-", "−")

@@ -1,0 +1,192 @@
+"""The sentences that excite a neuron most, token by token."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.expertise.artefact import Expertise
+from sordino.models.open import OpenModel
+from sordino.models.tokenise import Batch, encode, equal_length_batches
+
+_BATCH_TOKENS = 2048
+_INCOMPLETE = "�"  # what a decoder gives for the first bytes of a longer character
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """One sentence as one neuron responds to it.
+
+    Args:
+        sentence: Its index into the concept's sentences.
+        positive: Whether the sentence has the concept.
+        pieces: The sentence's tokens as text, in order. Tokens that are parts of one character
+            are one piece.
+        responses: The neuron's output at each piece; the largest where a piece is several tokens.
+        peak: Index of the piece with the largest response.
+    """
+
+    sentence: int
+    positive: bool
+    pieces: tuple[str, ...]
+    responses: tuple[float, ...]
+    peak: int
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One neuron with the sentences that excite it most.
+
+    Args:
+        site: The site's module path.
+        index: The neuron's index in the site.
+        auroc: Its AUROC.
+        excerpts: The sentences, the most exciting first.
+    """
+
+    site: str
+    index: int
+    auroc: float
+    excerpts: tuple[Excerpt, ...]
+
+
+def exemplars(
+    model: OpenModel,
+    concept: Concept,
+    expertise: Expertise,
+    *,
+    neurons: int = 12,
+    sentences: int = 3,
+    max_tokens: int = 128,
+) -> list[Exemplar]:
+    """The top neurons, each with the sentences that excite it most and its response at each token.
+
+    Which sentences these are, the sweep wrote down ("strongest_1" …); only those are run again,
+    through the decoder without the LM head.
+
+    Args:
+        model: The model that the expertise was found on.
+        concept: The sentences that it was found with.
+        expertise: What was found.
+        neurons: How many neurons, from the highest AUROC down.
+        sentences: How many sentences a neuron, at most as many as the sweep wrote down.
+        max_tokens: Where a sentence is cut; the sweep's own setting gives what the sweep saw.
+
+    Raises:
+        UserError: The concept is not the one of the expertise, or the expertise does not say
+            which sentences excite its neurons.
+    """
+    if expertise.metadata.get("concept_fingerprint", concept.fingerprint) != concept.fingerprint:
+        raise UserError(
+            f"The expertise was found with other sentences than those of '{concept.name}' "
+            f"({concept.source}): its strongest sentences cannot be looked up there."
+        )
+    top = expertise.top(neurons)
+    strongest = [expertise[f"strongest_{rank}"] for rank in range(1, sentences + 1)]
+    wanted = [
+        [int(by_site[site][index]) for by_site in strongest if by_site[site][index] >= 0]
+        for site, index, _ in top
+    ]
+    needed = sorted({sentence for row in wanted for sentence in row})
+    texts = [concept.sentences[sentence] for sentence in needed]
+    encoded = dict(zip(needed, encode(model.tokenizer, texts, max_tokens), strict=True))
+    responses = _responses(model, encoded, [(site, index) for site, index, _ in top])
+    spans = {sentence: _pieces(model.tokenizer, ids) for sentence, ids in encoded.items()}
+    labels = concept.labels
+    return [
+        Exemplar(
+            site,
+            index,
+            auroc,
+            tuple(
+                _excerpt(
+                    sentence, bool(labels[sentence]), spans[sentence], responses[sentence][number]
+                )
+                for sentence in row
+            ),
+        )
+        for number, ((site, index, auroc), row) in enumerate(zip(top, wanted, strict=True))
+    ]
+
+
+def _excerpt(
+    sentence: int, positive: bool, spans: Sequence[tuple[str, int]], responses: torch.Tensor
+) -> Excerpt:
+    largest = [float(part.max()) for part in responses.split([tokens for _, tokens in spans])]
+    peak = max(range(len(largest)), key=largest.__getitem__)
+    return Excerpt(sentence, positive, tuple(text for text, _ in spans), tuple(largest), peak)
+
+
+@torch.inference_mode()
+def _responses(
+    model: OpenModel, encoded: dict[int, list[int]], neurons: Sequence[tuple[str, int]]
+) -> dict[int, torch.Tensor]:
+    """By sentence, each neuron's output at each token: float32 [neurons, tokens]."""
+    decoder = model.model.get_decoder()
+    sentences = list(encoded)
+    found: dict[int, torch.Tensor] = {}
+    for batch in equal_length_batches(list(encoded.values()), _BATCH_TOKENS):
+        with _recorded(model.model, batch, neurons) as outputs:
+            decoder(input_ids=batch.input_ids.to(model.device), use_cache=False)
+        stacked = torch.stack([outputs[neuron] for neuron in neurons], dim=1)
+        found |= {sentences[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
+    return found
+
+
+@contextmanager
+def _recorded(
+    model: nn.Module, batch: Batch, neurons: Sequence[tuple[str, int]]
+) -> Iterator[dict[tuple[str, int], torch.Tensor]]:
+    """Record these neurons' outputs, float32 [sentences, tokens] each, inside the block."""
+    outputs: dict[tuple[str, int], torch.Tensor] = {}
+
+    def record(site: str, indices: list[int]) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            for index in indices:
+                # Some decoders (OPT) flatten sentences and tokens into one dimension.
+                values = output[..., index].reshape(batch.input_ids.shape)
+                outputs[site, index] = values.float().cpu()
+
+        return hook
+
+    by_site: dict[str, list[int]] = {}
+    for site, index in neurons:
+        by_site.setdefault(site, []).append(index)
+    handles = [
+        model.get_submodule(site).register_forward_hook(record(site, indices))
+        for site, indices in by_site.items()
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """The tokens as text, each piece with its number of tokens.
+
+    A piece is what the decoded text grows by. A token that adds no whole character waits for the
+    next one, so that the bytes of one character stay together; this holds for every kind of
+    tokenizer, while the offsets of fast ones leave out spaces and say nothing of slow ones.
+    """
+    pieces: list[tuple[str, int]] = []
+    shown, start = "", 0
+    for end in range(1, len(ids) + 1):
+        text = str(
+            tokenizer.decode(
+                ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+        grown = text.removeprefix(shown) if text.startswith(shown) else text
+        last = end == len(ids)
+        if last or (grown and not grown.endswith(_INCOMPLETE)):
+            pieces.append((grown, end - start))
+            shown, start = text, end
+    return pieces

@@ -1,0 +1,274 @@
+"""The run's page: one HTML file that loads nothing from anywhere."""
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sordino.evaluation import Row
+from sordino.files import new_file
+from sordino.report import figures, outcome, summary
+from sordino.report.exemplars import Excerpt, Exemplar
+from sordino.report.record import RunRecord
+from sordino.version import __version__
+
+_TOP = 12
+_POOLED = {"max": "largest output over", "mean": "mean output over", "last": "output at the end of"}
+
+
+def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> Path:
+    """Write the page of a run; the file appears only when it is whole.
+
+    Args:
+        record: The run.
+        path: The HTML file.
+        force: Replace a file that is there.
+
+    Raises:
+        UserError: `path` exists and `force` is not set.
+    """
+    target = Path(path)
+    with new_file(target, force=force) as stage:
+        stage.write_text(render(record), encoding="utf-8")
+    return target
+
+
+def render(record: RunRecord) -> str:
+    """The page of a run as HTML."""
+    environment = Environment(
+        loader=PackageLoader("sordino.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        **_said(record), **_drawn(record), **_looks()
+    )
+
+
+def _said(record: RunRecord) -> dict[str, Any]:
+    """What the page says in words and tables."""
+    metadata, dampening = record.expertise.metadata, record.dampening
+    whole = summary.overall(record.expertise, dampening)
+    rows = outcome.rows(record.evaluation)
+    samples = outcome.samples(record.evaluation)
+    sections = {
+        "change": "Before and after" if rows else "",
+        "expertise": "What the neurons know",
+        "factors": "How far they were turned down",
+        "neurons": "The top neurons",
+        "samples": "Side by side" if samples else "",
+        "protocol": "Protocol",
+        "limits": "Limits",
+    }
+    return {
+        "version": __version__,
+        "date": record.date,
+        "title": f"“{metadata['concept']}” turned down in {metadata['model']}",
+        "answer": outcome.answer(metadata["model"], metadata["concept"], dampening, rows),
+        "facts": _facts(record),
+        "sections": [(anchor, name) for anchor, name in sections.items() if name],
+        "rows": [_row(row) for row in rows],
+        "rows_caption": outcome.unbroken(outcome.CAPTION),
+        "measure_limits": outcome.measure_limits(record.evaluation),
+        "concept": {
+            "name": metadata["concept"],
+            "positive": metadata.get("n_positive", ""),
+            "negative": metadata.get("n_negative", ""),
+            "pooled": _POOLED[metadata.get("pooling", "max")],
+        },
+        "above": (
+            f"Of {whole.neurons:,} neurons {_percent(whole.above)} lie above 0.5; one in a hundred "
+            f"reaches {whole.p99:.3f}, and the best {whole.largest:.3f}."
+        ),
+        "kinds": [*summary.by_kind(record.expertise, dampening), whole],
+        "layers": summary.by_layer(record.expertise, dampening),
+        "factors_say": _factors_say(record),
+        "top": [
+            _neuron(record, site, index, auroc) for site, index, auroc in record.expertise.top(_TOP)
+        ],
+        "exemplars": [_exemplar(record, exemplar) for exemplar in record.exemplars],
+        "samples": samples,
+        "command": record.command,
+        "protocol": _protocol(record),
+        "limits": outcome.limits(record.evaluation),
+    }
+
+
+def _drawn(record: RunRecord) -> dict[str, Any]:
+    """The page's charts, and what their captions need."""
+    layers = summary.by_layer(record.expertise, record.dampening)
+    whole = summary.overall(record.expertise, record.dampening)
+    histograms = summary.auroc_histograms(record.expertise)
+    specs = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
+    maps = []
+    for field, (title, number) in figures.MAPS.items():
+        low, high = figures.map_range(layers, field)
+        specs[f"map-{field}"] = figures.layer_map(layers, field)
+        maps.append(
+            {
+                "field": field,
+                "title": title,
+                "low": _number(low, number),
+                "high": _number(high, number),
+                "turned": field == "mean_factor",
+            }
+        )
+    if record.dampening.changed:
+        specs["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
+    return {
+        "colours": figures.colours(list(histograms)),
+        "maps": maps,
+        "factors_chart": "factors" in specs,
+        "specs": {name: _spec(chart) for name, chart in specs.items()},
+    }
+
+
+def _looks() -> dict[str, Markup]:
+    """Styles and scripts: the package's own files and Vega's, not data, so not escaped."""
+    folder = Path(__file__).parent / "templates"
+    return {
+        "css": Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704
+        "js": Markup((folder / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+        "bundle": Markup(_bundle()),  # noqa: S704
+    }
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that can stand inside a page."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script.replace("</script", "<\\/script")
+
+
+def _spec(chart: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = chart.to_dict()
+    del spec["$schema"]  # an address, which the page has no use for
+    return spec
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    metadata, dampening = record.expertise.metadata, record.dampening
+    counts = [metadata.get("n_positive"), metadata.get("n_negative")]
+    facts = {
+        "Model": metadata["model"],
+        "Architecture": metadata.get("architecture", ""),
+        "Concept": metadata["concept"],
+        "Sentences": " + ".join(count for count in counts if count),
+        "Neurons": f"{dampening.neurons:,}",
+        "Turned down": f"{dampening.changed:,}",
+        "Intervention": f"{dampening.intervention}, strength {dampening.strength:g}",
+    }
+    return [(key, value) for key, value in facts.items() if value]
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form).replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def _percent(share: float) -> str:
+    return _number(share, ".1%")
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """A row of the before/after table, each interval apart from its figure."""
+    before, before_range = _apart(row.before)
+    after, after_range = _apart(row.after)
+    note = f"95 %: {row.interval}" if row.interval else ""
+    return {
+        "label": row.label,
+        "better": f"{row.better} is better",
+        "before": before,
+        "before_range": before_range,
+        "after": after,
+        "after_range": after_range,
+        "change": outcome.unbroken(row.change),
+        "change_range": outcome.unbroken(note),
+        "unclear": row.clear is False,
+        "n": row.n.split(", "),
+    }
+
+
+def _apart(figure: str) -> tuple[str, str]:
+    value, _, ends = figure.partition(" (")
+    return outcome.unbroken(value), outcome.unbroken(ends.removesuffix(")"))
+
+
+def _factors_say(record: RunRecord) -> str:
+    dampening = record.dampening
+    if not dampening.changed:
+        return f"No neuron was turned down: all {dampening.neurons:,} factors are 1."
+    changed = summary.changed_factors(dampening)
+    return (
+        f"{dampening.intervention} at strength {dampening.strength:g} gave "
+        f"{dampening.changed:,} of {dampening.neurons:,} neurons "
+        f"({_percent(dampening.changed / dampening.neurons)}) a factor other than 1. Among those "
+        f"the median is {float(changed[changed.size // 2]):.3f} and the smallest "
+        f"{float(changed[0]):.3f}. Each factor multiplies one neuron’s row of a weight, once and "
+        "for good: the model costs what it cost before."
+    )
+
+
+def _neuron(record: RunRecord, site: str, index: int, auroc: float) -> dict[str, Any]:
+    factor = summary.factor_of(record.dampening, site, index)
+    return {"site": site, "index": index, "auroc": f"{auroc:.4f}", "factor": f"{factor:.4f}"}
+
+
+def _exemplar(record: RunRecord, exemplar: Exemplar) -> dict[str, Any]:
+    return {
+        **_neuron(record, exemplar.site, exemplar.index, exemplar.auroc),
+        "excerpts": [_excerpt(excerpt) for excerpt in exemplar.excerpts],
+    }
+
+
+def _excerpt(excerpt: Excerpt) -> dict[str, Any]:
+    finite = [response for response in excerpt.responses if math.isfinite(response)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+
+    def share(response: float) -> float:
+        if not math.isfinite(response) or high == low:
+            return 0.0
+        return round((response - low) / (high - low), 2)
+
+    return {
+        "positive": excerpt.positive,
+        "words": len("".join(excerpt.pieces).split()),
+        "peak": f"{excerpt.responses[excerpt.peak]:.2f}",
+        "pieces": [
+            {
+                "text": piece.replace("\n", "↵"),
+                "response": f"{response:.2f}",
+                "share": share(response),
+                "peak": number == excerpt.peak,
+            }
+            for number, (piece, response) in enumerate(
+                zip(excerpt.pieces, excerpt.responses, strict=True)
+            )
+        ],
+    }
+
+
+def _protocol(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    dampening = record.dampening
+    sections: dict[str, Mapping[str, Any]] = {
+        "Concept and expertise": {
+            **record.expertise.metadata,
+            "concept_source": record.concept_source,
+        },
+        "Intervention": {
+            "rule": dampening.intervention,
+            "strength": dampening.strength,
+            **dampening.settings,
+        },
+        **outcome.protocol(record.evaluation),
+        **record.protocol,
+        "Versions": {"sordino": __version__, **record.versions},
+    }
+    return [(heading, list(outcome.flat(settings))) for heading, settings in sections.items()]

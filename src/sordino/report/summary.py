@@ -1,0 +1,168 @@
+"""The numbers behind the page's charts and tables: many neurons in a few hundred rows."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.expertise.artefact import Expertise
+from sordino.interventions.dampening import Dampening
+
+_BIN = 0.01
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a group of neurons looks like.
+
+    Args:
+        layer: Index of the decoder layer, or None where the group spans all layers.
+        kind: The site's path inside its layer, such as "mlp.up_proj".
+        neurons: How many neurons.
+        above: Share of them with an AUROC above 0.5.
+        p99: 99th percentile of the AUROC.
+        largest: Largest AUROC.
+        changed: Share of them with a factor other than 1.
+        mean_factor: Mean dampening factor.
+    """
+
+    layer: int | None
+    kind: str
+    neurons: int
+    above: float
+    p99: float
+    largest: float
+    changed: float
+    mean_factor: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in bins of equal width.
+
+    Args:
+        edges: The bins' edges, one more than there are counts.
+        counts: How many values fall into each bin.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+def place(site: str) -> tuple[int, str]:
+    """A site's layer and its kind, from its module path.
+
+    The first number in the path counts the layers; later ones (parallel parts of one layer) do not
+    make kinds of their own: "model.layers.3.mlp.up_proj" is (3, "mlp.up_proj").
+    """
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", site)
+    if found is None:
+        return 0, site
+    return int(found[1]), re.sub(r"(?<=\.)\d+(?=\.)", "*", found[2])
+
+
+def kinds(expertise: Expertise) -> list[str]:
+    """The kinds of site, in the model's order."""
+    return list(dict.fromkeys(place(site)[1] for site in expertise.sites))
+
+
+def overall(expertise: Expertise, dampening: Dampening) -> Group:
+    """All neurons as one group."""
+    return _group(None, "all", expertise, dampening, expertise.sites)
+
+
+def by_kind(expertise: Expertise, dampening: Dampening) -> list[Group]:
+    """One group a kind of site."""
+    return [
+        _group(None, kind, expertise, dampening, sites)
+        for kind, sites in _sites_of(expertise).items()
+    ]
+
+
+def by_layer(expertise: Expertise, dampening: Dampening) -> list[Group]:
+    """One group a layer and kind of site, in the model's order."""
+    parts: dict[tuple[int, str], list[str]] = {}
+    for site in expertise.sites:
+        parts.setdefault(place(site), []).append(site)
+    return [
+        _group(layer, kind, expertise, dampening, sites) for (layer, kind), sites in parts.items()
+    ]
+
+
+def auroc_histograms(expertise: Expertise) -> dict[str, Histogram]:
+    """The distribution of the AUROC by kind of site; 0.5 is an edge between two bins."""
+    aurocs = {
+        kind: _finite(np.concatenate([expertise.statistics[site]["auroc"] for site in sites]))
+        for kind, sites in _sites_of(expertise).items()
+    }
+    values = np.concatenate([*aurocs.values(), np.array([0.5])])
+    low, high = np.floor(values.min() / _BIN), min(np.floor(values.max() / _BIN) + 1, 1 / _BIN)
+    edges = np.arange(low, high + 1) * _BIN
+    return {kind: _histogram(values, edges) for kind, values in aurocs.items()}
+
+
+def factor_histogram(dampening: Dampening) -> Histogram:
+    """The distribution of the factors other than 1."""
+    changed = changed_factors(dampening)
+    low = min(0.0, float(changed.min(initial=0.0)))
+    high = max(1.0, float(changed.max(initial=1.0)))
+    return _histogram(changed, np.linspace(low, high, 51))
+
+
+def changed_factors(dampening: Dampening) -> NDArray[np.float64]:
+    """All factors other than 1, the smallest first."""
+    factors = np.concatenate(list(dampening.factors.values()))
+    return np.sort(factors[factors != 1]).astype(np.float64)
+
+
+def factor_of(dampening: Dampening, site: str, index: int) -> float:
+    """One neuron's factor; 1 where the dampening does not name its site."""
+    factors = dampening.factors.get(site)
+    return 1.0 if factors is None else float(factors[index])
+
+
+def _sites_of(expertise: Expertise) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for site in expertise.sites:
+        found.setdefault(place(site)[1], []).append(site)
+    return found
+
+
+def _group(
+    layer: int | None,
+    kind: str,
+    expertise: Expertise,
+    dampening: Dampening,
+    sites: Sequence[str],
+) -> Group:
+    every = [expertise.statistics[site]["auroc"] for site in sites]
+    auroc = _finite(np.concatenate(every))
+    factors = np.concatenate(
+        [
+            dampening.factors.get(site, np.ones(values.size, np.float32))
+            for site, values in zip(sites, every, strict=True)
+        ]
+    )
+    return Group(
+        layer,
+        kind,
+        factors.size,
+        float(np.mean(auroc > 0.5)),
+        float(np.quantile(auroc, 0.99)),
+        float(auroc.max()),
+        float(np.mean(factors != 1)),
+        float(np.mean(factors, dtype=np.float64)),
+    )
+
+
+def _finite(auroc: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The AUROCs that there are; a site without any counts as one neuron that knows nothing."""
+    known = auroc[~np.isnan(auroc)].astype(np.float64)
+    return known if known.size else np.array([0.5])
+
+
+def _histogram(values: NDArray[np.float64], edges: NDArray[np.float64]) -> Histogram:
+    counts, _ = np.histogram(values, edges)
+    return Histogram(tuple(np.round(edges, 10).tolist()), tuple(counts.tolist()))
