@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -329,3 +330,19 @@ def test_the_table_reads_well(work):
         ratio=estimate(None, None, None),
     )
     assert endless.after == "unbounded"
+
+
+def test_models_given_by_name_are_in_memory_one_at_a_time(work, monkeypatch):
+    after, before, chosen = work
+    alive = []
+
+    def watched(*args, **kwargs):
+        assert [ref for ref in alive if ref() is not None] == []
+        opened = open_model(*args, **kwargs)
+        alive.append(weakref.ref(opened.model))
+        return opened
+
+    # The package's attribute of that name is the function, not the module.
+    monkeypatch.setattr(sys.modules["sordino.evaluation.evaluate"], "open_model", watched)
+    evaluate(after, before, measures=chosen)
+    assert len(alive) == 2

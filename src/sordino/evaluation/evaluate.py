@@ -135,6 +135,7 @@ def _evaluate(
     try:
         for label, arm in arms.items():
             _collect(label, arm, tasks, journal, batch_tokens)
+            gc.collect()  # this model goes before the next one comes: two may not fit
     except BaseException:
         journal.close(remove=False)
         raise
@@ -209,13 +210,7 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
 
     @contextmanager
     def load() -> Iterator[OpenModel]:
-        opened = open_model(ref, device=device, dtype=dtype)
-        try:
-            yield opened
-        finally:
-            # The weights go before the next model comes: two may not fit.
-            del opened
-            gc.collect()
+        yield open_model(ref, device=device, dtype=dtype)
 
     return Arm(ref.name, ref.revision, ref.weights_fingerprint(), load)
 

@@ -222,4 +222,4 @@ def _share(toxic: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _any(toxic: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return toxic.any(axis=1).astype(np.float64)
+    return np.asarray(toxic.any(axis=1), dtype=np.float64)
