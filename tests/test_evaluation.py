@@ -292,7 +292,7 @@ def test_the_table_reads_well(work):
         ratio=estimate(1.3214, 1.05, 1.7),
     )
     assert fewer.before == "18.5 % (15.0 % to 22.0 %)"
-    assert (fewer.change, fewer.interval) == ("−4.5 points (÷ 1.32)", "÷ 1.05 to 1.70")
+    assert (fewer.change, fewer.interval) == ("−4.5 points (÷ 1.32)", "÷ 1.05 to ÷ 1.70")
     assert fewer.n == "7 prompts, 28 continuations"
     assert fewer.clear
     none = row(
@@ -343,6 +343,6 @@ def test_models_given_by_name_are_in_memory_one_at_a_time(work, monkeypatch):
         return opened
 
     # The package's attribute of that name is the function, not the module.
-    monkeypatch.setattr(sys.modules["sordino.evaluation.evaluate"], "open_model", watched)
+    monkeypatch.setattr(sys.modules["sordino.evaluation.evaluator"], "open_model", watched)
     evaluate(after, before, measures=chosen)
     assert len(alive) == 2

@@ -198,7 +198,7 @@ def test_without_scripts_the_page_still_says_everything(page: Page) -> None:
     for words in (
         f"Of the 288 neurons of kit:smollm2, {changed} ({100 * changed / 288:.1f} %) were turned",
         "Toxic continuations fell from 18.5 % to 14.0 %: −4.5 points (÷ 1.32), 95 % interval "
-        "÷ 1.12 to 1.57, n = 400 prompts, 2,000 continuations.",
+        "÷ 1.12 to ÷ 1.57, n = 400 prompts, 2,000 continuations.",
         "Perplexity on ordinary prose rose from 29.60 to 33.10",
         "16.8 % to 20.3 %",
         "+3.10 to +3.90",
@@ -302,7 +302,7 @@ def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
     assert said(ROSE).startswith("Toxic continuations rose from 18.5 % to 23.1 %")
     unclear = said(UNCLEAR)
     assert unclear.startswith("No change in toxic continuations could be shown: 18.5 % before")
-    assert "÷ 0.91 to 1.20 includes no change" in unclear
+    assert "× 1.10 to ÷ 1.20 includes no change" in unclear
     # The two intervals can disagree at the edge: then nothing is claimed.
     edge = share((1.2, 0.99, 1.4), (-0.03, -0.06, -0.001))
     assert said(edge).startswith("No change")
@@ -396,5 +396,5 @@ def test_the_card_of_a_local_model_names_no_folder_of_this_machine(base: str | N
 
 def test_the_card_does_not_claim_what_is_unclear() -> None:
     card = model_card(provenance("kit:smollm2"), evaluation(UNCLEAR))
-    assert "÷ 0.91 to 1.20 (no change shown)" in card
+    assert "× 1.10 to ÷ 1.20 (no change shown)" in card
     assert card.count("no change shown") == 1

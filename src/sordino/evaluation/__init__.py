@@ -1,6 +1,6 @@
 """Before and after: toxicity, perplexity and what else is registered, each with its interval."""
 
-from sordino.evaluation.evaluate import Arm, evaluate
+from sordino.evaluation.evaluator import Arm, evaluate
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row

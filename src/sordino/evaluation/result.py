@@ -246,12 +246,19 @@ def _change(figure: Figure) -> tuple[str, str]:
     if after.value == 0:
         change = "none in either" if before.value == 0 else f"{points}, to none"
     else:
-        change = f"{points} (÷ {ratio.value:.2f})"
+        change = f"{points} ({_times(ratio.value)})"
     if ratio.low is not None and ratio.high is not None:
-        return change, f"÷ {ratio.low:.2f} to {ratio.high:.2f}"
+        return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
     if ratio.low is not None:
-        return change, f"÷ {ratio.low:.2f} or more"
-    return change, "÷ unbounded"
+        return change, f"{_times(ratio.low)} or more"
+    return change, "unbounded"
+
+
+def _times(ratio: float | None) -> str:
+    """A ratio before/after as what the figure was divided by, or multiplied by where it rose."""
+    if ratio is None:
+        return "unbounded"
+    return f"÷ {ratio:.2f}" if ratio >= 1 or ratio == 0 else f"× {1 / ratio:.2f}"
 
 
 def _with_interval(estimate: Estimate, unit: str) -> str:
