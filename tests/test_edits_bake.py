@@ -282,7 +282,7 @@ def test_a_failing_disk_leaves_nothing(tmp_path, monkeypatch, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(shard, "_scale", fail)
+    monkeypatch.setattr(shard, "_change", fail)
     expected = "no space is left" if number == errno.ENOSPC else "Input/output error"
     with pytest.raises(UserError, match=expected):
         bake(folder, dampening, tmp_path / "out")
@@ -306,13 +306,13 @@ if moment == "last":
 elif moment == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 else:
-    scale, calls = shard._scale, []
+    change, calls = shard._change, []
     def counted(*arguments):
         calls.append(1)
         if len(calls) == int(moment):
             die()
-        scale(*arguments)
-    shard._scale = counted
+        change(*arguments)
+    shard._change = counted
 try:
     bake(folder, dampening, output, finish=finish)
 except UserError as error:

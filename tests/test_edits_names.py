@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from families import tiny_folder, tiny_model
-from sordino.edits.names import parameter_scales, scales_on_disk
-from sordino.edits.shard import multiply_
+from sordino.edits.names import on_disk, parameter_scales
+from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
@@ -19,14 +19,14 @@ def test_a_missing_prefix_is_added():
     model = tiny_model("gpt2")
     scales = {"transformer.h.1.mlp.c_fc.weight": torch.ones(1, 128)}
     names = [name.removeprefix("transformer.") for name in model.state_dict()]
-    assert list(scales_on_disk(model, scales, names)) == ["h.1.mlp.c_fc.weight"]
+    assert list(on_disk(model, scales, names)) == ["h.1.mlp.c_fc.weight"]
 
 
 def test_a_missing_tensor_is_named():
     model = tiny_model("llama")
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(UserError, match=rf"no tensor {name}"):
-        scales_on_disk(model, {name: torch.ones(48, 1)}, set(model.state_dict()) - {name})
+        on_disk(model, {name: torch.ones(48, 1)}, set(model.state_dict()) - {name})
 
 
 def _scaled_by_hand(model, scales):
@@ -39,9 +39,9 @@ def _scaled_by_hand(model, scales):
 def _scaled_on_disk(folder, scales):
     """Scale the checkpoint's tensors and load it again."""
     tensors = load_file(folder / "model.safetensors")
-    found = scales_on_disk(empty_model(resolve(folder)), scales, tensors)
+    found = on_disk(empty_model(resolve(folder)), scales, tensors)
     for name, scale in found.items():
-        multiply_(tensors[name], scale)
+        change_(tensors[name], Change(scale))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return set(found), tf.AutoModelForCausalLM.from_pretrained(folder).state_dict()
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 
 from sordino.edits import shard
-from sordino.edits.shard import copy_scaled, multiply_, read_header
+from sordino.edits.shard import Change, change_, copy_changed, read_header
 from sordino.errors import UserError
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
@@ -29,13 +29,13 @@ def test_the_product_is_rounded_once(weights, dtype, data):
     )
     values = torch.from_numpy(weights).to(dtype)
     exact = values.float().numpy() * factors[:, None]  # numpy's float32, rounded once below
-    multiply_(values, torch.from_numpy(factors)[:, None])
+    change_(values, Change(torch.from_numpy(factors)[:, None]))
     assert torch.equal(values, torch.from_numpy(exact).to(dtype))
 
 
 def test_float64_is_not_narrowed():
     values = torch.tensor([1 + 2**-40], dtype=torch.float64)
-    multiply_(values, torch.tensor([0.5]))
+    change_(values, Change(torch.tensor([0.5])))
     assert values.item() == 0.5 + 2**-41
 
 
@@ -64,7 +64,8 @@ def test_only_the_named_tensors_change(tmp_path, monkeypatch, dtype, chunk):
     }
     advanced = []
     source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    copy_scaled(source, target, scales, advanced.append)
+    changes = {name: Change(scale) for name, scale in scales.items()}
+    copy_changed(source, target, changes, advanced.append)
     assert sum(advanced) == source.stat().st_size == target.stat().st_size
     assert _header(source) == _header(target)
     for name, found in load_file(target).items():
@@ -134,8 +135,8 @@ def test_quantised_and_misshapen_tensors_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.zeros(4, 2, dtype=torch.int8), "v": torch.zeros(4, 2)}, path)
     with pytest.raises(UserError, match="holds w as I8"):
-        copy_scaled(path, tmp_path / "out", {"w": torch.ones(4, 1)}, print)
+        copy_changed(path, tmp_path / "out", {"w": Change(torch.ones(4, 1))}, print)
     for scale in (torch.ones(3, 1), torch.ones(4)):
         with pytest.raises(UserError, match=r"holds v with shape \[4, 2\]"):
-            copy_scaled(path, tmp_path / "out", {"v": scale}, print)
+            copy_changed(path, tmp_path / "out", {"v": Change(scale)}, print)
     assert not (tmp_path / "out").exists()

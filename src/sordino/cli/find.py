@@ -35,16 +35,21 @@ def find(
     seed
         Seed of the draw when sentences are capped or balanced.
     """
-    from sordino.expertise.find import SweepSettings, find_experts
+    from sordino.expertise.find import find_experts
     from sordino.files import refuse_existing
     from sordino.report.text import expertise_lines, expertise_summary
 
     with printing.in_force():
         refuse_existing(output, force=printing.force)
-        settings = SweepSettings(sweep.max_tokens, sweep.pooling, sweep.batch_tokens)
-        sentences = concept.load(seed)
+        settings, attribution = sweep.settings(), sweep.attributing(seed)
+        sentences = concept.load(seed, sweep.strata_column)
         expertise = find_experts(
-            opening.open(model), sentences, settings=settings, output=output, force=printing.force
+            opening.open(model),
+            sentences,
+            settings=settings,
+            attribution=attribution,
+            output=output,
+            force=printing.force,
         )
     if printing.json:
         print_json({"output": str(output), **expertise_summary(expertise)})

@@ -13,6 +13,7 @@ from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
+    from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.models.open import OpenModel
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -71,7 +72,7 @@ class ConceptOptions:
     balance: Annotated[bool, Parameter(negative="--no-balance")] = True
     """Use as many sentences of the larger class as the smaller one has."""
 
-    def load(self, seed: int) -> "Concept":
+    def load(self, seed: int, strata_column: str | None = None) -> "Concept":
         """The concept, loaded with these options."""
         from sordino.concepts import load_concept
 
@@ -82,6 +83,7 @@ class ConceptOptions:
             text_column=self.text_column,
             label_column=self.label_column,
             positive=self.positive,
+            strata_column=strata_column,
             config=self.concept_config,
             revision=self.concept_revision,
             split=self.split,
@@ -102,7 +104,8 @@ class InterventionOptions:
     """The rule that gives the factors."""
 
     intervention: str = "aura"
-    """aura (the paper's), damp, det_zero, or the control shuffled."""
+    """aura (the paper's), selective, stratified, contrast, damp, det_zero, mean_shift,
+    linear_transport, or the control shuffled."""
     strength: float = 1.0
     """From 0 (no change) to 1 (the rule as it is)."""
     set: tuple[str, ...] = ()
@@ -128,6 +131,41 @@ class SweepOptions:
     """A neuron's response to a sentence: max (the paper's), mean or last."""
     batch_tokens: int = 2048
     """How many tokens go through the model at a time."""
+    stratify: str | None = None
+    """Also take the AUROC between sentences of the same stratum only: length, or a column of the
+    data. For the intervention stratified."""
+    moments: bool = False
+    """Also take the classes' means, with --pooling mean. For mean_shift and linear_transport."""
+    attribution: bool = False
+    """Also measure, by gradients, what each neuron does for the likelihood of both classes and what
+    changing it costs. For contrast."""
+    attribution_per_class: int = 256
+    """How many sentences of each class --attribution takes."""
+
+    @property
+    def strata_column(self) -> str | None:
+        """The column that --stratify names, if it names one."""
+        return None if self.stratify in (None, "length") else self.stratify
+
+    def settings(self, needs: str = "") -> "SweepSettings":
+        """The sweep's settings, with what an intervention needs beside them."""
+        from sordino.expertise import SweepSettings
+
+        by_column = "column" if self.strata_column else self.stratify or ""
+        return SweepSettings(
+            self.max_tokens,
+            self.pooling,
+            self.batch_tokens,
+            by_column or ("length" if needs == "strata" else ""),
+            self.moments or needs == "moments",
+        )
+
+    def attributing(self, seed: int, needs: str = "") -> "AttributionSettings | None":
+        """How attribution is measured, if it is wanted or an intervention needs it."""
+        from sordino.expertise import AttributionSettings
+
+        wanted = self.attribution or needs == "attribution"
+        return AttributionSettings(self.attribution_per_class, seed) if wanted else None
 
 
 @Parameter(name="*", group="Output")

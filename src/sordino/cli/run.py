@@ -43,16 +43,18 @@ def run(
         Seed of everything that is drawn.
     """
     from sordino import pipeline
-    from sordino.expertise import SweepSettings
     from sordino.files import refuse_existing
+    from sordino.interventions import needs_of
 
     with printing.in_force():
         refuse_existing(output, force=printing.force)
+        needs = needs_of(rule.intervention)
         settings = pipeline.RunSettings(
             intervention=rule.intervention,
             strength=rule.strength,
             settings=rule.settings(),
-            sweep=SweepSettings(sweep.max_tokens, sweep.pooling, sweep.batch_tokens),
+            sweep=sweep.settings(needs),
+            attribution=sweep.attributing(seed, needs),
             measures=how.measures(),
             device=opening.device,
             dtype=opening.dtype,
@@ -61,7 +63,7 @@ def run(
         )
         result = pipeline.run(
             model,
-            concept.load(seed),
+            concept.load(seed, sweep.strata_column),
             output,
             settings,
             revision=opening.revision,

@@ -21,17 +21,22 @@ class Concept:
         positive: The sentences that have the concept.
         negative: The sentences that do not.
         source: Where they come from, in words that a reader of a report understands.
+        strata: Which stratum each of `sentences` is of, for an AUROC within strata; or ().
 
     Raises:
         UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
+        ValueError: There are strata, but not one a sentence.
     """
 
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     source: str = field(default="given in Python", compare=False)
+    strata: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.strata and len(self.strata) != len(self.sentences):
+            raise ValueError(f"{len(self.strata)} strata for {len(self.sentences)} sentences")
         for label, sentences in (("positive", self.positive), ("negative", self.negative)):
             if not sentences:
                 raise UserError(
@@ -62,8 +67,8 @@ class Concept:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over both classes' sentences in their order."""
-        return fingerprint(str(len(self.positive)), *self.positive, *self.negative)
+        """SHA-256 over both classes' sentences in their order, and their strata."""
+        return fingerprint(str(len(self.positive)), *self.sentences, *self.strata)
 
     def sampled(
         self, *, max_per_class: int | None = None, balance: bool = True, seed: int = 0
@@ -91,17 +96,19 @@ class Concept:
         if max_per_class is not None:
             sizes = [min(size, max_per_class) for size in sizes]
 
-        def draw(sentences: tuple[str, ...], size: int, stream: int) -> tuple[str, ...]:
-            if size == len(sentences):
-                return sentences
-            chosen = np.random.default_rng([seed, stream]).choice(
-                len(sentences), size, replace=False
-            )
-            return tuple(sentences[i] for i in sorted(chosen))
+        def draw(among: int, size: int, stream: int) -> list[int]:
+            if size == among:
+                return list(range(among))
+            generator = np.random.default_rng([seed, stream])
+            return sorted(int(i) for i in generator.choice(among, size, replace=False))
 
+        positive = draw(len(self.positive), sizes[0], 0)
+        negative = draw(len(self.negative), sizes[1], 1)
+        kept = [*positive, *(len(self.positive) + i for i in negative)]
         return Concept(
             self.name,
-            draw(self.positive, sizes[0], 0),
-            draw(self.negative, sizes[1], 1),
+            tuple(self.positive[i] for i in positive),
+            tuple(self.negative[i] for i in negative),
             self.source,
+            tuple(self.strata[i] for i in kept) if self.strata else (),
         )

@@ -27,12 +27,15 @@ class Classes:
         positive: The sentences with the concept.
         negative: The sentences without.
         rule: How they were told apart, in words.
+        strata: Each sentence's value in the strata column, the positive ones' first; () without
+            such a column.
     """
 
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     rule: str
+    strata: tuple[str, ...] = ()
 
 
 def classes_of(
@@ -42,6 +45,7 @@ def classes_of(
     text_column: str | None = None,
     label_column: str | None = None,
     positive: str | None = None,
+    strata_column: str | None = None,
 ) -> Classes:
     """Tell a table's positive and negative sentences apart.
 
@@ -55,6 +59,8 @@ def classes_of(
         text_column: The column with the sentences; recognised by its name if not given.
         label_column: The column with the labels; recognised by its name if not given.
         positive: The label of the sentences that have the concept.
+        strata_column: A column whose values part the sentences into strata; see
+            `sordino.expertise.strata`.
 
     Raises:
         UserError: A column is unknown or not to be told, a label is not clear, a text is empty.
@@ -84,6 +90,13 @@ def classes_of(
         name = ""
     rows = [[i for i, truth in enumerate(truths) if truth is wanted] for wanted in (True, False)]
     texts = table.column(text_column)
+    if strata_column is not None and strata_column not in table.names:
+        raise UserError(
+            f"{table.source} has no column '{strata_column}': --stratify is length or one of "
+            f"{', '.join(table.names)}."
+        )
+    values = table.column(strata_column) if strata_column is not None else None
+    strata: list[str] = []
     blank = 0
     classes = []
     for chosen in rows:
@@ -96,9 +109,11 @@ def classes_of(
             )
         blank += len(chosen) - len(full)
         classes.append(_sentences(table, text_column, texts, full))
+        if values is not None:
+            strata += [_plain(values[i]) for i in full]
     if blank:
         note(f"{table.source}: {blank} rows with an empty text were left out")
-    return Classes(name, classes[0], classes[1], rule)
+    return Classes(name, classes[0], classes[1], rule, tuple(strata))
 
 
 def _choose(table: Table, given: str | None, known: Iterable[str], role: str) -> str:

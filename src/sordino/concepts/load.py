@@ -19,6 +19,7 @@ def load_concept(
     text_column: str | None = None,
     label_column: str | None = None,
     positive: str | None = None,
+    strata_column: str | None = None,
     config: str | None = None,
     revision: str | None = None,
     split: str | None = None,
@@ -38,6 +39,7 @@ def load_concept(
         text_column: The column with the sentences; recognised by its name if not given.
         label_column: The column with the labels; recognised by its name if not given.
         positive: The label that marks the sentences with the concept, where that is not plain.
+        strata_column: The column whose values part the sentences into strata.
         config: The configuration of a hub data set that has several.
         revision: A branch, tag or commit of a hub data set.
         split: The split of a hub data set; "train" by default.
@@ -54,6 +56,7 @@ def load_concept(
         "--text-column": text_column,
         "--label-column": label_column,
         "--positive": positive,
+        f"--stratify {strata_column}": strata_column,
     }
     on_hub = {"--concept-config": config, "--concept-revision": revision, "--split": split}
     if isinstance(spec, Concept):
@@ -83,9 +86,15 @@ def load_concept(
             text_column=text_column,
             label_column=label_column,
             positive=positive,
+            strata_column=strata_column,
         )
-        source = f"{table.source}: {classes.rule}"
-        concept = Concept(classes.name or called, classes.positive, classes.negative, source)
+        concept = Concept(
+            classes.name or called,
+            classes.positive,
+            classes.negative,
+            f"{table.source}: {classes.rule}",
+            classes.strata,
+        )
     return concept.sampled(max_per_class=max_per_class, balance=balance, seed=seed)
 
 

@@ -1,7 +1,7 @@
 """Bake dampening factors into a model's files."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sordino.edits import gguf_source, safetensors_folder
-from sordino.edits.provenance import FILE_NAME, plain_card, provenance
+from sordino.edits.provenance import FILE_NAME, HOOKS, plain_card, provenance
 from sordino.errors import UserError
 from sordino.files import is_disk_full, new_folder, only_one, write_json
 from sordino.interventions import Dampening
@@ -28,6 +28,7 @@ def bake(
     dtype: str = "auto",
     revision: str | None = None,
     allow_other_weights: bool = False,
+    hooks: bool = False,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model as a transformers folder.
@@ -36,6 +37,9 @@ def bake(
     kept; a GGUF file is de-quantised and saved. The output appears under its name only when it is
     whole. It holds the provenance (`sordino.json`), a README.md, and the source's own README.md as
     `README.base.md`.
+
+    Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
+    (such as `mlp_bias`) is turned on; where there is no such setting, `hooks` is the way.
 
     Args:
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
@@ -47,6 +51,8 @@ def bake(
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
+        hooks: Write no weights, but factors and shifts to `sordino/hooks.safetensors`, for
+            `Dampening.load(path).applied(model)`; see docs/shifts.md.
         finish: Called with the folder and the provenance before the folder takes its name, to add
             to it, such as a README.md with an evaluation.
 
@@ -60,14 +66,19 @@ def bake(
     target = Path(output).expanduser()
     _refuse_overlap(ref, target)
     _refuse_other_folder(target)
-    if ref.kind == "folder" and dtype != "auto":
-        raise UserError(f"--dtype {dtype} is for GGUF models: {ref.name} keeps its own dtype.")
+    if dtype != "auto" and (hooks or ref.kind == "folder"):
+        reason = "hooks have no weights" if hooks else f"{ref.name} keeps its own dtype"
+        raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
     fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
         _refuse_other_weights(ref, dampening, fingerprint)
     with _file_errors(target), only_one(target), new_folder(target, force=force) as stage:
-        left_out = _write_weights(ref, dampening, stage, dtype)
-        record = provenance(ref, dampening, fingerprint, left_out)
+        if hooks:
+            dampening.save(stage / HOOKS)
+            record = provenance(ref, dampening, fingerprint, hooks=True)
+        else:
+            left_out, settings = _write_weights(ref, dampening, stage, dtype)
+            record = provenance(ref, dampening, fingerprint, left_out, settings)
         write_json(stage / FILE_NAME, record)
         _write_cards(stage, record)
         if finish is not None:
@@ -75,14 +86,19 @@ def bake(
     return record
 
 
-def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str) -> list[str]:
-    """Fill the stage with the dampened model; give the names of the files left out."""
+def _write_weights(
+    ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
+) -> tuple[Sequence[str], Mapping[str, bool]]:
+    """Fill the stage with the dampened model.
+
+    Returns:
+        The names of the files left out, and the settings changed in the configuration.
+    """
     if ref.kind == "gguf":
-        gguf_source.write_folder(ref, dampening, stage, dtype)
-        return []
+        return [], gguf_source.write_folder(ref, dampening, stage, dtype)
     edit = safetensors_folder.plan(ref, dampening)
     edit.write(stage)
-    return [str(file) for file in edit.left_out]
+    return [str(file) for file in edit.left_out], edit.settings
 
 
 def _write_cards(stage: Path, record: dict[str, Any]) -> None:
@@ -100,8 +116,10 @@ def _refuse_overlap(ref: ModelRef, target: Path) -> None:
 
 
 def _refuse_other_folder(target: Path) -> None:
-    """`--force` replaces a model, never someone's other files."""
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+    """`--force` replaces a model or an export of hooks, never someone's other files."""
+    marks = ("config.json", FILE_NAME)
+    ours = any((target / mark).is_file() for mark in marks)
+    if target.is_dir() and any(target.iterdir()) and not ours:
         raise UserError(
             f"{target} exists and is no model folder, so that it is not replaced: choose another "
             "-o."

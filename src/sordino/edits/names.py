@@ -38,7 +38,7 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     """What each parameter is to be multiplied by: the weight and the bias of every site.
 
     Args:
-        model: The module tree, on the "meta" device.
+        model: The module tree.
         dampening: Factors for its sites.
 
     Returns:
@@ -47,11 +47,9 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     Raises:
         UserError: The dampening does not fit the model, or a site shares its weight.
     """
-    dampening.bake_into(model)  # without weights this computes nothing and checks everything
     scales: dict[str, Tensor] = {}
-    for site, values in dampening.factors.items():
-        module = model.get_submodule(site)
-        factors = torch.from_numpy(values)
+    for site, module in dampening.modules(model).items():
+        factors = torch.from_numpy(dampening.factors[site])
         transposed = not isinstance(module, torch.nn.Linear)
         scales[f"{site}.weight"] = factors[None, :] if transposed else factors[:, None]
         if module.bias is not None:
@@ -60,15 +58,33 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     return scales
 
 
-def scales_on_disk(
-    model: PreTrainedModel, scales: Mapping[str, Tensor], names: Iterable[str]
+def parameter_shifts(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
+    """What is to be added to the biases of the shifted sites, less those that have none.
+
+    Raises:
+        UserError: The dampening does not fit the model.
+    """
+    modules = dampening.modules(model)
+    return {
+        f"{site}.bias": torch.from_numpy(dampening.shifts[site])
+        for site in dampening.shifted
+        if modules[site].bias is not None
+    }
+
+
+def on_disk(
+    model: PreTrainedModel,
+    values: Mapping[str, Tensor],
+    names: Iterable[str],
+    rest: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Carry scales from a model's parameters to the tensors of its checkpoint.
+    """Carry scales or shifts from a model's parameters to the tensors of its checkpoint.
 
     Args:
-        model: The module tree, on the "meta" device.
-        scales: By parameter name, a tensor of the parameter's dimensions that broadcasts to it.
+        model: The module tree.
+        values: By parameter name, a tensor of the parameter's dimensions that broadcasts to it.
         names: The names of all tensors in the checkpoint.
+        rest: The value of the parameters that are not named, where a tensor on disk holds several.
 
     Returns:
         By the name on disk, a tensor that broadcasts to the tensor on disk.
@@ -79,11 +95,51 @@ def scales_on_disk(
     names = sorted(set(names), key=dot_natural_key)  # the order in which transformers loads
     conversions = get_model_conversion_mapping(model)
     sources = _sources(model, conversions, names)
-    found = {name: scales[target] for target in scales for name in sources[target]}
-    converted = {name: scale for name, scale in scales.items() if not sources[name]}
+    found = {name: value for target, value in values.items() for name in sources[target]}
+    converted = {name: value for name, value in values.items() if not sources[name]}
     if converted:
-        found |= _through_converters(model, conversions, converted, set(names))
+        found |= _through_converters(model, conversions, converted, set(names), rest)
     return found
+
+
+def names_beside(
+    model: PreTrainedModel, biased: PreTrainedModel, biases: Iterable[str], names: Iterable[str]
+) -> dict[str, str]:
+    """What new biases are to be called in a checkpoint: as their weights are, but for the end.
+
+    Args:
+        model: The module tree to which the checkpoint belongs.
+        biased: The same with the biases.
+        biases: Their parameter names.
+        names: The names of all tensors in the checkpoint.
+
+    Returns:
+        By the name on disk of each weight, that of its bias.
+
+    Raises:
+        UserError: No such name would be loaded into the bias.
+    """
+    ordered = sorted(set(names), key=dot_natural_key)
+    sources = _sources(model, get_model_conversion_mapping(model), ordered)
+    beside = {
+        bias: {name: f"{name.removesuffix('weight')}bias" for name in sources[_weight_of(bias)]}
+        for bias in biases
+    }
+    new = [name for of_bias in beside.values() for name in of_bias.values()]
+    loaded = _sources(biased, get_model_conversion_mapping(biased), new)
+    found: dict[str, str] = {}
+    for bias, of_bias in beside.items():
+        if not of_bias or loaded[bias] != list(of_bias.values()) or set(new) & set(ordered):
+            raise UserError(
+                f"{_weight_of(bias)} is stored in a way of its own in this checkpoint, so that no "
+                "bias can be put beside it: export the shifts as hooks with --hooks."
+            )
+        found |= of_bias
+    return found
+
+
+def _weight_of(bias: str) -> str:
+    return f"{bias.removesuffix('bias')}weight"
 
 
 def _sources(
@@ -106,19 +162,20 @@ def _sources(
 def _through_converters(
     model: PreTrainedModel,
     conversions: list[WeightTransform],
-    scales: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
     names: set[str],
+    rest: float,
 ) -> dict[str, Tensor]:
-    """Send scales the way that `save_pretrained` sends weights, back to the tensors on disk."""
+    """Send values the way that `save_pretrained` sends weights, back to the tensors on disk."""
     used = [conversion for conversion in conversions if conversion.was_used()]
     reverse = [c.reverse_transform() for c in reversed(used) if isinstance(c, WeightConverter)]
     group_of = {name: apply_converters(name, reverse) for name in model.state_dict()}
-    for name in scales:
+    for name in values:
         _refuse_unmovable(name, group_of[name][1], reverse)
-    groups = {group_of[name][0] for name in scales}
-    # A tensor on disk can hold several parameters: those that are not scaled take part as ones.
+    groups = {group_of[name][0] for name in values}
+    # A tensor on disk can hold several parameters: those without a value take part all the same.
     complete = {
-        name: scales[name] if name in scales else torch.ones(*parameter.shape[:-1], 1)
+        name: values[name] if name in values else torch.full(_one_a_row(parameter), rest)
         for name, parameter in model.state_dict().items()
         if group_of[name][0] in groups
     }
@@ -126,8 +183,12 @@ def _through_converters(
     found = revert_weight_conversion(model, complete)
     for name in found:
         if name not in names:
-            raise _not_found(name, ", ".join(scales))
+            raise _not_found(name, ", ".join(values))
     return found
+
+
+def _one_a_row(parameter: Tensor) -> tuple[int, ...]:
+    return (*parameter.shape[:-1], 1) if parameter.dim() > 1 else tuple(parameter.shape)
 
 
 def _refuse_unmovable(name: str, pattern: str | None, reverse: list[WeightConverter]) -> None:

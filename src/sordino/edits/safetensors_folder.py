@@ -1,22 +1,35 @@
-"""A transformers folder of safetensors, copied with its sites scaled on the way.
+"""A transformers folder of safetensors, copied with its sites changed on the way.
 
 Weights are never loaded as a model: shards are streams, and whatever is not a site's tensor
-(auxiliary heads, the index, the tokenizer, the configuration) is copied byte for byte.
+(auxiliary heads, the index, the tokenizer, the configuration) is copied byte for byte. Only where
+shifts need biases that the model lacks, the configuration's setting for them and the index change.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sordino.edits.names import parameter_scales, scales_on_disk
-from sordino.edits.shard import Stored, copy_scaled, read_header, refuse_unscalable
+from sordino.edits.biases import NewBiases, new_biases, with_settings, without_bias
+from sordino.edits.names import names_beside, on_disk, parameter_scales, parameter_shifts
+from sordino.edits.shard import (
+    DTYPES,
+    Change,
+    Stored,
+    copy_changed,
+    read_header,
+    refuse_unchangeable,
+)
 from sordino.errors import UserError
+from sordino.files import read_json
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
@@ -28,8 +41,12 @@ _OTHER_WEIGHTS = (
     *("*.onnx", "*.onnx_data", "*.tflite", "*.mlpackage/*", "consolidated*", "original/*"),
     *("*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json"),
 )
+_CONFIG = "config.json"
 _NO_MODEL_FOLDERS = (".git", ".cache", "__pycache__")
 _NO_MODEL_FILES = ("*.incomplete", "*.partial", "*.lock")
+
+
+Headers = Mapping[PurePosixPath, Mapping[str, Stored]]
 
 
 @dataclass(frozen=True)
@@ -38,15 +55,21 @@ class FolderEdit:
 
     Args:
         folder: The source.
-        edited: The files that hold a site, each with the scales of its tensors.
+        edited: The files that hold a site, each with the changes of its tensors.
         copied: The files that stay as they are.
         left_out: The files that would hold undampened weights.
+        added: The biases that the model lacked, by file and name.
+        rewritten: The JSON files that tell of them, with their new content.
+        settings: The settings of the configuration that were changed for them.
     """
 
     folder: Path
-    edited: Mapping[PurePosixPath, Mapping[str, Tensor]]
+    edited: Mapping[PurePosixPath, Mapping[str, Change]]
     copied: tuple[PurePosixPath, ...]
     left_out: tuple[PurePosixPath, ...]
+    added: Mapping[PurePosixPath, Mapping[str, Tensor]]
+    rewritten: Mapping[PurePosixPath, Any]
+    settings: Mapping[str, bool]
 
     def write(self, target: Path) -> None:
         """Write the edited folder into `target`, an empty folder."""
@@ -56,15 +79,19 @@ class FolderEdit:
             for file in files:
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
                 if file in self.edited:
-                    copy_scaled(
+                    copy_changed(
                         self.folder / file,
                         target / file,
                         self.edited[file],
                         lambda count: advance(count / 1e6),
+                        self.added.get(file, {}),
                     )
                 else:
                     shutil.copyfile(self.folder / file, target / file)
                     advance((target / file).stat().st_size / 1e6)
+        for file, content in self.rewritten.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (target / file).write_text(text, encoding="utf-8")
 
 
 def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
@@ -72,7 +99,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
 
     Raises:
         UserError: The dampening does not fit the model, a site's tensor is missing or of a type
-            that cannot be scaled, or a file is damaged.
+            that cannot be changed, a bias that a shift needs cannot be, or a file is damaged.
     """
     model = empty_model(ref)
     _refuse_quantised(ref, model)
@@ -84,24 +111,97 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         if file.suffix == ".safetensors" and file not in left_out
     }
     shards = {file: tensors for file, tensors in headers.items() if len(file.parts) == 1}
-    names = (name for tensors in shards.values() for name in tensors)
-    scales = scales_on_disk(model, parameter_scales(model, dampening), names)
+    names = {name for tensors in shards.values() for name in tensors}
+    changes = _changes(model, dampening, names)
     # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
-    left_out |= {file for file in headers.keys() - shards.keys() if scales.keys() & headers[file]}
-    edited = {file: _edits(ref.path / file, tensors, scales) for file, tensors in shards.items()}
-    edited = {file: scaled for file, scaled in edited.items() if scaled}
-    copied = tuple(file for file in files if file not in edited and file not in left_out)
-    return FolderEdit(ref.path, edited, copied, tuple(sorted(left_out)))
+    left_out |= {file for file in headers.keys() - shards.keys() if changes.keys() & headers[file]}
+    added: dict[PurePosixPath, dict[str, Tensor]] = {}
+    rewritten: dict[PurePosixPath, Any] = {}
+    biases = None
+    if lacking := without_bias(model, dampening):
+        raw = read_json(ref.path / _CONFIG)
+        biases = new_biases(model.config, raw, lacking)
+        beside = names_beside(model, biases.model, biases.names, names)
+        added = _added(ref.path, shards, dampening, biases, beside)
+        rewritten = {
+            PurePosixPath(_CONFIG): with_settings(raw, biases.section, biases.settings),
+            **_indices(ref.path, files, beside, added),
+        }
+    edited = {file: _edits(ref.path / file, tensors, changes) for file, tensors in shards.items()}
+    edited = {file: found for file, found in edited.items() if found or file in added}
+    gone = {*edited, *left_out, *rewritten}
+    return FolderEdit(
+        ref.path,
+        edited,
+        tuple(file for file in files if file not in gone),
+        tuple(sorted(left_out)),
+        added,
+        rewritten,
+        biases.settings if biases else {},
+    )
+
+
+def _changes(model: PreTrainedModel, dampening: Dampening, names: set[str]) -> dict[str, Change]:
+    """What becomes of the tensors of the checkpoint, by their names there."""
+    scales = on_disk(model, parameter_scales(model, dampening), names)
+    shifts = on_disk(model, parameter_shifts(model, dampening), names, rest=0.0)
+    return {name: Change(scale, shifts.get(name)) for name, scale in scales.items()}
 
 
 def _edits(
-    path: Path, tensors: Mapping[str, Stored], scales: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The scales of a shard's tensors, less those that change nothing."""
-    here = {name: scale for name, scale in scales.items() if name in tensors}
-    for name, scale in here.items():
-        refuse_unscalable(path, name, tensors[name], scale)
-    return {name: scale for name, scale in here.items() if bool((scale != 1).any())}
+    path: Path, tensors: Mapping[str, Stored], changes: Mapping[str, Change]
+) -> dict[str, Change]:
+    """The changes of a shard's tensors, less those that change nothing."""
+    here = {name: change for name, change in changes.items() if name in tensors}
+    for name, change in here.items():
+        refuse_unchangeable(path, name, tensors[name], change)
+    return {name: change for name, change in here.items() if not change.is_none}
+
+
+def _added(
+    folder: Path,
+    shards: Headers,
+    dampening: Dampening,
+    biases: NewBiases,
+    beside: Mapping[str, str],
+) -> dict[PurePosixPath, dict[str, Tensor]]:
+    """The new biases, each in the file and the dtype of its weight; zeros where nothing shifts."""
+    wanted = parameter_shifts(biases.model, dampening)
+    new = {name: shift for name, shift in wanted.items() if name in biases.names}
+    shifts = on_disk(biases.model, new, beside.values())
+    added: dict[PurePosixPath, dict[str, Tensor]] = {}
+    for file, tensors in shards.items():
+        for weight, bias in beside.items():
+            if weight in tensors:
+                stored = tensors[weight]
+                values = shifts.get(bias, torch.zeros(stored.shape[0]))
+                refuse_unchangeable(folder / file, weight, stored, Change(values[:, None]))
+                added.setdefault(file, {})[bias] = values.to(DTYPES[stored.dtype])
+    return added
+
+
+def _indices(
+    folder: Path,
+    files: Iterable[PurePosixPath],
+    beside: Mapping[str, str],
+    added: Mapping[PurePosixPath, Mapping[str, Tensor]],
+) -> dict[PurePosixPath, Any]:
+    """The indices of shards, with the new biases where their weights are."""
+    tensors = {name: tensor for new in added.values() for name, tensor in new.items()}
+    found = {}
+    for file in files:
+        if len(file.parts) == 1 and fnmatch(file.name, "*.safetensors.index.json"):
+            index = read_json(folder / file)
+            places = index.get("weight_map", {})
+            new = {bias: places[weight] for weight, bias in beside.items() if weight in places}
+            places |= new
+            totals = index.get("metadata", {})
+            if "total_size" in totals:
+                totals["total_size"] += sum(tensors[name].nbytes for name in new)
+            if "total_parameters" in totals:
+                totals["total_parameters"] += sum(tensors[name].numel() for name in new)
+            found[file] = index
+    return found
 
 
 def _files(folder: Path) -> Iterator[PurePosixPath]:

@@ -1,4 +1,4 @@
-"""One safetensors file, copied as a stream with some of its tensors scaled."""
+"""One safetensors file, copied as a stream with some of its tensors changed and some added."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sordino.errors import UserError
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -37,6 +37,31 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a tensor: values · scale + shift.
+
+    Args:
+        scale: float32; it broadcasts to the tensor.
+        shift: float32, of the scale's shape, or None for none.
+    """
+
+    scale: Tensor
+    shift: Tensor | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether every value stays as it is."""
+        return bool((self.scale == 1).all()) and (self.shift is None or not self.shift.any())
+
+    def rows(self, first: int, count: int) -> "Change":
+        """The change of some rows of the tensor."""
+        if self.scale.shape[0] == 1:
+            return self
+        here = slice(first, first + count)
+        return Change(self.scale[here], None if self.shift is None else self.shift[here])
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -68,13 +93,14 @@ def read_header(path: Path) -> dict[str, Stored]:
     }
 
 
-def refuse_unscalable(path: Path, name: str, stored: Stored, scale: Tensor) -> None:
-    """Raise `UserError` unless the stored tensor can be multiplied by the scale."""
-    if stored.dtype not in _DTYPES:
+def refuse_unchangeable(path: Path, name: str, stored: Stored, change: Change) -> None:
+    """Raise `UserError` unless the change can be made to the stored tensor."""
+    if stored.dtype not in DTYPES:
         raise UserError(
             f"{path} holds {name} as {stored.dtype}: weights of this type cannot be baked yet; "
-            f"use a checkpoint in {', '.join(_DTYPES)}."
+            f"use a checkpoint in {', '.join(DTYPES)}."
         )
+    scale = change.scale
     fits = len(scale.shape) == len(stored.shape) and all(
         ours in (1, theirs) for ours, theirs in zip(scale.shape, stored.shape, strict=True)
     )
@@ -85,46 +111,74 @@ def refuse_unscalable(path: Path, name: str, stored: Stored, scale: Tensor) -> N
         )
 
 
-def copy_scaled(
+def copy_changed(
     source: Path,
     target: Path,
-    scales: Mapping[str, Tensor],
+    changes: Mapping[str, Change],
     advance: Callable[[int], None],
+    added: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Copy a safetensors file, multiplying some tensors; every other byte stays as it is.
+    """Copy a safetensors file, changing some tensors; every other byte stays as it is.
 
     Args:
         source: The file to read.
         target: The file to write; it must not exist.
-        scales: By tensor name, a float32 tensor that broadcasts to it.
-        advance: Told of the bytes as they are written.
+        changes: By tensor name.
+        advance: Told of the source's bytes as they are written.
+        added: New tensors by name, of the dtypes above. They come last, so that in the header,
+            which grows by their entries, the offsets of all others stay.
 
     Raises:
-        UserError: The file is damaged, or a tensor cannot be multiplied.
+        UserError: The file is damaged, or a tensor cannot be changed.
     """
     tensors = read_header(source)
     touched = sorted(
-        ((tensors[name], scale, name) for name, scale in scales.items() if name in tensors),
+        ((tensors[name], change, name) for name, change in changes.items() if name in tensors),
         key=lambda entry: (entry[0].start, entry[0].end),  # an empty tensor before its neighbour
     )
-    for stored, scale, name in touched:
-        refuse_unscalable(source, name, stored, scale)
+    for stored, change, name in touched:
+        refuse_unchangeable(source, name, stored, change)
     with source.open("rb") as reader, target.open("xb") as writer:
-        for stored, scale, _ in touched:
+        if added:
+            writer.write(_grown_header(reader, added))
+            advance(reader.tell())
+        for stored, change, _ in touched:
             _copy(reader, writer, stored.start - reader.tell(), advance)
-            _scale(reader, writer, stored, scale, advance)
+            _change(reader, writer, stored, change, advance)
         _copy(reader, writer, source.stat().st_size - reader.tell(), advance)
+        for tensor in (added or {}).values():
+            writer.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
-def multiply_(values: Tensor, scale: Tensor) -> None:
-    """Multiply in place: the product in float32 (float64 for float64), rounded once.
+def _grown_header(reader: BinaryIO, added: Mapping[str, Tensor]) -> bytes:
+    """Read the header and give it with the entries of tensors that follow after all others."""
+    length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
+    header = json.loads(reader.read(length))
+    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    end = max(ends, default=0)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    for name, tensor in added.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # the data that follow stay aligned
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def change_(values: Tensor, change: Change) -> None:
+    """Change in place: computed in float32 (float64 for float64), rounded once.
 
     Args:
         values: Of any floating dtype.
-        scale: float32; it broadcasts to `values`.
+        change: What becomes of them.
     """
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    values.copy_(wide.mul_(scale))  # several times faster than `values.mul_(scale)` in 16 bits
+    wide = wide.mul_(change.scale)  # several times faster than `values.mul_(scale)` in 16 bits
+    values.copy_(wide if change.shift is None else wide.add_(change.shift))
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO, count: int, advance: Callable[[int], None]) -> None:
@@ -137,14 +191,14 @@ def _copy(reader: BinaryIO, writer: BinaryIO, count: int, advance: Callable[[int
         count -= len(piece)
 
 
-def _scale(
+def _change(
     reader: BinaryIO,
     writer: BinaryIO,
     stored: Stored,
-    scale: Tensor,
+    change: Change,
     advance: Callable[[int], None],
 ) -> None:
-    """Read a tensor some rows at a time, multiply them and write them."""
+    """Read a tensor some rows at a time, change them and write them."""
     if stored.start == stored.end:
         return
     rows, rest = stored.shape[0], stored.shape[1:]
@@ -155,8 +209,8 @@ def _scale(
         here = min(step, rows - first)
         piece = buffer[: here * row_bytes]
         _fill(reader, piece.numpy().data)
-        values = piece.view(_DTYPES[stored.dtype]).view(here, *rest)
-        multiply_(values, scale if scale.shape[0] == 1 else scale[first : first + here])
+        values = piece.view(DTYPES[stored.dtype]).view(here, *rest)
+        change_(values, change.rows(first, here))
         writer.write(piece.numpy().data)
         advance(len(piece))
 

@@ -17,6 +17,16 @@ from sordino.errors import UserError
 from sordino.files import new_file, sha256_of
 
 FORMAT = "sordino-expertise-1"
+# How to find what an expertise lacks.
+_WANTED = {
+    "stratified_auroc": " with --stratify length",
+    **dict.fromkeys(
+        ("attribution_positive", "attribution_negative", "cost"), " with --attribution"
+    ),
+    **dict.fromkeys(
+        ("mean_positive", "mean_negative", "transport_scale"), " with --moments --pooling mean"
+    ),
+}
 _REQUIRED = ("concept", "concept_fingerprint", "model", "weights_fingerprint")
 
 
@@ -43,8 +53,8 @@ class Expertise:
         for site, values in self.statistics.items():
             if statistic not in values:
                 raise UserError(
-                    f"This expertise has no '{statistic}' for {site} (it has "
-                    f"{', '.join(values)}): find it again with this version of sordino."
+                    f"This expertise has no '{statistic}' for {site}: find it again"
+                    f"{_WANTED.get(statistic, ' with this version of sordino')}."
                 )
         return {site: values[statistic] for site, values in self.statistics.items()}
 

@@ -25,6 +25,8 @@ class Progress:
         hidden: Each batch's hidden state (empty where the pass carries none).
         responses: The running stage's responses so far, by site path.
         statistics: The finished sites' statistics, by "site.statistic".
+        attributing: Whether the sweep is over and attribution runs; `batch` counts its batches
+            then, and `responses` are its sums so far.
     """
 
     stage: int = 0
@@ -32,6 +34,7 @@ class Progress:
     hidden: list[torch.Tensor] = field(default_factory=list)
     responses: dict[str, torch.Tensor] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] = field(default_factory=dict)
+    attributing: bool = False
 
 
 class Snapshots:
@@ -70,6 +73,7 @@ class Snapshots:
             [hidden[str(index)] for index in range(len(hidden))],
             group("responses/"),
             group("statistics/"),
+            metadata["attributing"] == "True",
         )
 
     def due(self) -> bool:
@@ -83,7 +87,12 @@ class Snapshots:
         tensors = {f"hidden/{index}": state for index, state in enumerate(now.hidden)}
         tensors |= {f"responses/{site}": values for site, values in now.responses.items()}
         tensors |= {f"statistics/{name}": values for name, values in now.statistics.items()}
-        metadata = {"key": self._key, "stage": str(now.stage), "batch": str(now.batch)}
+        metadata = {
+            "key": self._key,
+            "stage": str(now.stage),
+            "batch": str(now.batch),
+            "attributing": str(now.attributing),
+        }
         beside = self._path.with_name(self._path.name + ".new")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, beside, metadata)

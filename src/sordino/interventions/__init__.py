@@ -1,19 +1,31 @@
 """Rules that turn expertise into dampening factors, each one short pure function."""
 
 from sordino.interventions.aura import aura
-from sordino.interventions.dampening import Dampening
-from sordino.interventions.registry import dampen, describe, intervention, names
+from sordino.interventions.contrast import contrast
+from sordino.interventions.dampening import Affine, Dampening
+from sordino.interventions.linear_transport import linear_transport
+from sordino.interventions.mean_shift import mean_shift
+from sordino.interventions.registry import dampen, describe, intervention, names, needs_of
+from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
+from sordino.interventions.stratified import stratified
 from sordino.interventions.top_k import damp, det_zero
 
 __all__ = [
+    "Affine",
     "Dampening",
     "aura",
+    "contrast",
     "damp",
     "dampen",
     "describe",
     "det_zero",
     "intervention",
+    "linear_transport",
+    "mean_shift",
     "names",
+    "needs_of",
+    "selective",
     "shuffled",
+    "stratified",
 ]

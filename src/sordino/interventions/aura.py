@@ -16,7 +16,7 @@ def aura_factor(auroc: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.where(auroc > 0.5, 2 * (1 - auroc), np.float32(1)).astype(np.float32)
 
 
-@intervention
+@intervention()
 def aura(expertise: Expertise) -> Factors:
     """The paper's: each neuron above chance by 1 − Gini; no setting."""
     return {site: aura_factor(auroc) for site, auroc in expertise["auroc"].items()}

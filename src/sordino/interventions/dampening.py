@@ -1,22 +1,41 @@
-"""Dampening factors, and their use on a model in memory."""
+"""Dampening factors and shifts, and their use on a model in memory."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
+from sordino.files import new_file
+
+FORMAT = "sordino-dampening-1"
+
+
+class Affine(NamedTuple):
+    """What a rule with shifts gives: an output z becomes factor · z + shift.
+
+    Args:
+        factors: By site path, [neurons].
+        shifts: By site path, [neurons].
+    """
+
+    factors: Mapping[str, NDArray[np.floating[Any]]]
+    shifts: Mapping[str, NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True)
 class Dampening:
-    """One factor a neuron, by which its output is multiplied.
+    """One factor a neuron, by which its output is multiplied, and with some rules a shift.
 
     Args:
         factors: By site path, float32 [neurons], finite.
@@ -24,6 +43,8 @@ class Dampening:
         strength: 1 for the rule as it is, 0 for no change.
         settings: The rule's other settings, such as {"k": 100}.
         expertise: The metadata of the expertise that they were derived from.
+        shifts: What is added after the product, by site path, float32 [neurons], finite; nothing
+            where a site has none.
     """
 
     factors: Mapping[str, NDArray[np.float32]]
@@ -31,24 +52,43 @@ class Dampening:
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     expertise: Mapping[str, str] = field(default_factory=dict)
+    shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for site, factors in self.factors.items():
-            if not np.all(np.isfinite(factors)):
-                raise UserError(f"The dampening factors of {site} are not all finite numbers.")
+        for kind, by_site in (("factors", self.factors), ("shifts", self.shifts)):
+            for site, values in by_site.items():
+                if not np.all(np.isfinite(values)):
+                    raise UserError(f"The dampening {kind} of {site} are not all finite numbers.")
+        for site, shifts in self.shifts.items():
+            if site not in self.factors or shifts.shape != self.factors[site].shape:
+                raise UserError(
+                    f"The dampening shifts of {site} need as many factors beside them: give "
+                    "factors of 1 where nothing is to be multiplied."
+                )
 
     @property
     def changed(self) -> int:
-        """How many neurons have a factor other than 1."""
-        return sum(int(np.count_nonzero(factors != 1)) for factors in self.factors.values())
+        """How many neurons have a factor other than 1 or a shift other than 0."""
+        return sum(
+            int(np.count_nonzero((factors != 1) | (self.shifts.get(site, 0) != 0)))
+            for site, factors in self.factors.items()
+        )
 
     @property
     def neurons(self) -> int:
         """How many neurons have a factor at all."""
         return sum(factors.size for factors in self.factors.values())
 
+    @property
+    def shifted(self) -> tuple[str, ...]:
+        """The sites that have a shift other than 0, which need a bias to hold it."""
+        return tuple(site for site, shifts in self.shifts.items() if shifts.any())
+
     def scaled(self, strength: float) -> "Dampening":
         """The same dampening at another strength: factors 1 − strength · (1 − factor).
+
+        Shifts are multiplied by the strength, so that the output lies on the line between what it
+        was and what this dampening makes of it.
 
         Args:
             strength: From 0 (no change) to 1 (these factors).
@@ -62,7 +102,18 @@ class Dampening:
             site: (1 - strength * (1 - values)).astype(np.float32)
             for site, values in self.factors.items()
         }
-        return replace(self, factors=factors, strength=self.strength * strength)
+        shifts = {
+            site: (strength * values).astype(np.float32) for site, values in self.shifts.items()
+        }
+        return replace(self, factors=factors, shifts=shifts, strength=self.strength * strength)
+
+    def modules(self, model: nn.Module) -> dict[str, Any]:
+        """The linear layers of a model that are this dampening's sites, by site path.
+
+        Raises:
+            UserError: The model lacks a site, or the site has another number of neurons.
+        """
+        return {site: _module(model, site, values.size) for site, values in self.factors.items()}
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -76,12 +127,12 @@ class Dampening:
         """
         handles = []
         try:
-            for site, factors in self.factors.items():
-                module = _module(model, site, factors.size)
-                weight = module.weight
-                # The factor takes the output's dtype, so that a bfloat16 model stays one.
-                scale = torch.from_numpy(factors).to(weight.device, weight.dtype)
-                handles.append(module.register_forward_hook(_multiply_by(scale)))
+            for site, module in self.modules(model).items():
+                # Both take the output's dtype, so that a bfloat16 model stays one.
+                scale = torch.from_numpy(self.factors[site]).to(module.weight)
+                shift = self._shift(site)
+                hook = _hook(scale, None if shift is None else shift.to(module.weight))
+                handles.append(module.register_forward_hook(hook))
             yield
         finally:
             for handle in handles:
@@ -89,7 +140,10 @@ class Dampening:
 
     @torch.no_grad()
     def bake_into(self, model: nn.Module) -> None:
-        """Multiply the rows of the weights (and the biases) in place, for good.
+        """Change the rows of the weights and the biases in place, for good.
+
+        A site that is shifted and has no bias gets one. To save such a model, set what its
+        configuration calls it, such as `mlp_bias`; `sordino.bake` does.
 
         Args:
             model: A model with this dampening's sites.
@@ -98,33 +152,108 @@ class Dampening:
             UserError: The model lacks a site, or the site has another number of neurons; then
                 nothing was changed.
         """
-        modules = {site: _module(model, site, f.size) for site, f in self.factors.items()}
+        modules = self.modules(model)
+        for site in self.shifted:
+            ensure_bias_(modules[site])
         for site, module in modules.items():
             factors = torch.from_numpy(self.factors[site])
             scale_rows_(module.weight, factors, transposed=isinstance(module, Conv1D))
             if module.bias is not None:
-                scale_rows_(module.bias, factors)
+                scale_rows_(module.bias, factors, shifts=self._shift(site))
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the dampening as a safetensors file; it appears only when it is whole.
+
+        The tensors are `<site>.scale` and, where there are shifts, `<site>.shift`. The one entry of
+        the metadata, "sordino", is JSON: one entry, because the library writes several in an order
+        that changes from process to process.
+
+        Raises:
+            UserError: `path` exists and `force` is not set.
+        """
+        tensors = {f"{site}.scale": values for site, values in self.factors.items()}
+        tensors |= {f"{site}.shift": values for site, values in self.shifts.items()}
+        about = {
+            "format": FORMAT,
+            "sites": list(self.factors),
+            "intervention": self.intervention,
+            "strength": self.strength,
+            "settings": dict(self.settings),
+            "expertise": dict(sorted(self.expertise.items())),
+        }
+        with new_file(Path(path), force=force) as stage:
+            contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+            save_file(contiguous, stage, metadata={"sordino": json.dumps(about)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Dampening":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged or no dampening.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise UserError(f"The dampening file {source} does not exist.")
+        try:
+            with safe_open(source, framework="numpy") as file:
+                about = json.loads((file.metadata() or {}).get("sordino", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise UserError(f"{source} is not a readable safetensors file: {error}") from None
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise UserError(f"{source} is no dampening of this version (expected '{FORMAT}').")
+        try:
+            sites = about["sites"]
+            factors = {site: tensors[f"{site}.scale"] for site in sites}
+            shifts = {s: tensors[f"{s}.shift"] for s in sites if f"{s}.shift" in tensors}
+            named = {name: about[name] for name in ("intervention", "strength", "settings")}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{source} lacks {error}: it is damaged.") from None
+        for values in (*factors.values(), *shifts.values()):
+            if values.dtype != np.float32 or values.ndim != 1:
+                raise UserError(f"{source} holds other tensors than factors: it is damaged.")
+        return cls(factors, **named, expertise=about.get("expertise", {}), shifts=shifts)
+
+    def _shift(self, site: str) -> Tensor | None:
+        return torch.from_numpy(self.shifts[site]) if site in self.shifts else None
 
 
-def scale_rows_(tensor: torch.Tensor, factors: torch.Tensor, *, transposed: bool = False) -> None:
+def scale_rows_(
+    tensor: Tensor,
+    factors: Tensor,
+    *,
+    shifts: Tensor | None = None,
+    transposed: bool = False,
+) -> None:
     """Multiply each neuron's row of a weight, or entry of a bias, by its factor, in place.
 
-    The product is taken in float32 and rounded once to the tensor's own dtype.
+    It is computed in float32 (float64 for float64) and rounded once to the tensor's own dtype.
 
     Args:
         tensor: [neurons, inputs]; [inputs, neurons] where transposed; [neurons] for a bias.
         factors: float32 [neurons].
+        shifts: float32 [neurons], added to a bias after the product.
         transposed: Whether neurons are the last dimension.
     """
     factors = factors.to(tensor.device)
     if tensor.dim() > 1 and not transposed:
         factors = factors[:, None]
-    tensor.copy_(tensor.float() * factors if tensor.dtype != torch.float64 else tensor * factors)
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factors
+    tensor.copy_(wide if shifts is None else wide + shifts.to(tensor.device))
 
 
-def _multiply_by(scale: torch.Tensor) -> Any:
-    def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * scale
+def ensure_bias_(module: Any) -> None:
+    """Give a linear layer without a bias one of zeros, of its weight's dtype."""
+    if module.bias is None:
+        neurons = module.weight.shape[0]  # a Conv1D, whose weight is transposed, has a bias always
+        module.bias = nn.Parameter(module.weight.new_zeros(neurons))
+
+
+def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * scale if shift is None else torch.addcmul(shift, output, scale)
 
     return hook
 

@@ -3,53 +3,77 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.interventions.dampening import Dampening
+from sordino.interventions.dampening import Affine, Dampening
 
 Factors = Mapping[str, NDArray[np.floating[Any]]]
 P = ParamSpec("P")
 
 _RULES: dict[str, Callable[..., Dampening]] = {}
+_NEEDS: dict[str, str] = {}
 
 
 def intervention(
-    rule: Callable[Concatenate[Expertise, P], Factors],
-) -> Callable[Concatenate[Expertise, P], Dampening]:
-    """Register a rule, a function of expertise (and settings) that gives factors by site path.
+    needs: Literal["", "strata", "moments", "attribution"] = "",
+) -> Callable[
+    [Callable[Concatenate[Expertise, P], Factors | Affine]],
+    Callable[Concatenate[Expertise, P], Dampening],
+]:
+    """Register a rule, a function of expertise (and settings).
 
-    The rule's name is the function's; what is registered, and takes its place, gives the factors
-    as a `Dampening` that records where they came from.
+    It gives factors by site path, or an `Affine` with shifts beside them. The rule's name is the
+    function's; what is registered, and takes its place, gives them as a `Dampening` that records
+    where they came from.
+
+    Args:
+        needs: What the expertise must hold beside the AUROC.
     """
-    name = rule.__name__
-    if name in _RULES:
-        raise ValueError(f"two interventions are called {name}")
 
-    def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
-        bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
-        bound.apply_defaults()
-        settings = dict(list(bound.arguments.items())[1:])
-        factors = {
-            site: np.asarray(values, dtype=np.float32)
-            for site, values in rule(expertise, *args, **kwargs).items()
-        }
-        return Dampening(factors, name, 1.0, settings, dict(expertise.metadata))
+    def register(
+        rule: Callable[Concatenate[Expertise, P], Factors | Affine],
+    ) -> Callable[Concatenate[Expertise, P], Dampening]:
+        name = rule.__name__
+        if name in _RULES:
+            raise ValueError(f"two interventions are called {name}")
 
-    dampening.__name__ = name
-    dampening.__doc__ = rule.__doc__
-    dampening.__wrapped__ = rule  # type: ignore[attr-defined]
-    _RULES[name] = dampening
-    return dampening
+        def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
+            bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
+            bound.apply_defaults()
+            settings = dict(list(bound.arguments.items())[1:])
+            given = rule(expertise, *args, **kwargs)
+            factors, shifts = given if isinstance(given, Affine) else (given, {})
+            about = dict(expertise.metadata)
+            return Dampening(_float32(factors), name, 1.0, settings, about, _float32(shifts))
+
+        dampening.__name__ = name
+        dampening.__doc__ = rule.__doc__
+        dampening.__wrapped__ = rule  # type: ignore[attr-defined]
+        _RULES[name] = dampening
+        _NEEDS[name] = needs
+        return dampening
+
+    return register
+
+
+def _float32(by_site: Factors) -> dict[str, NDArray[np.float32]]:
+    return {site: np.asarray(values, dtype=np.float32) for site, values in by_site.items()}
 
 
 def names() -> list[str]:
     """The names of all rules."""
     return sorted(_RULES)
+
+
+def needs_of(name: str) -> str:
+    """What a rule needs of the expertise beside the AUROC; "" if nothing."""
+    _rule(name)
+    return _NEEDS[name]
 
 
 def describe(name: str) -> str:

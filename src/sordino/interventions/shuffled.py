@@ -7,7 +7,7 @@ from sordino.interventions.aura import aura_factor
 from sordino.interventions.registry import Factors, intervention
 
 
-@intervention
+@intervention()
 def shuffled(expertise: Expertise, seed: int = 0) -> Factors:
     """AurA's factors permuted within each site: what is left is not the ranking's doing."""
     generator = np.random.default_rng(seed)

@@ -1,0 +1,116 @@
+"""Biases that a model does not have yet, where its configuration can give it some.
+
+Which setting gives biases to which layers is not in a table: each setting that is called so is
+turned on, and the module tree that transformers builds from it (without weights) tells.
+"""
+
+import copy
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from sordino.errors import UserError
+from sordino.interventions import Dampening
+from sordino.models.open import quiet_transformers
+
+
+@dataclass(frozen=True)
+class NewBiases:
+    """Settings under which a model has biases that it lacks.
+
+    Args:
+        settings: What to set in the configuration, such as {"mlp_bias": True}.
+        section: The part of the configuration that they are in, such as "text_config"; "" for the
+            configuration itself.
+        names: The parameters that appear.
+        model: The module tree with them, without weights.
+    """
+
+    settings: Mapping[str, bool]
+    section: str
+    names: tuple[str, ...]
+    model: PreTrainedModel
+
+
+def without_bias(model: nn.Module, dampening: Dampening) -> tuple[str, ...]:
+    """The sites that are shifted and have no bias to hold it."""
+    modules = dampening.modules(model)
+    return tuple(site for site in dampening.shifted if modules[site].bias is None)
+
+
+def new_biases(
+    config: PretrainedConfig, raw: Mapping[str, Any], sites: Collection[str]
+) -> NewBiases:
+    """Find the settings that give sites their biases, and nothing to any other kind of module.
+
+    Args:
+        config: The model's configuration.
+        raw: The same as it is on disk.
+        sites: The sites that need a bias.
+
+    Raises:
+        UserError: There are none; the shifts can be exported as hooks.
+    """
+    text = config.get_text_config(decoder=True)
+    sections = (key for key in config.sub_configs if getattr(config, key, None) is text)
+    section = next(sections, "")
+    switches = {
+        name: not value
+        for name, value in text.to_dict().items()
+        if isinstance(value, bool) and "bias" in name
+    }
+    before = _parameters(_model(config, raw, section, {}))
+    wanted = {f"{site}.bias" for site in sites}
+    places = {_place(name) for name in wanted}
+    chosen = {}
+    for name, value in switches.items():
+        try:
+            found = _parameters(_model(config, raw, section, {name: value}))
+        except (StrictDataclassError, ValueError):
+            continue  # the configuration refuses it
+        new = found - before
+        # Attention, say, is not to get biases because the feed-forward part needs them.
+        if before <= found and new & wanted and {_place(parameter) for parameter in new} <= places:
+            chosen[name] = value
+    model = _model(config, raw, section, chosen)
+    names = tuple(name for name, _ in model.named_parameters() if name not in before)
+    missing = wanted - set(names)
+    if missing:
+        raise UserError(
+            f"{type(model).__name__} has no setting that gives a bias to {len(missing)} of the "
+            f"shifted sites (such as {min(missing).removesuffix('.bias')}), so that the shifts "
+            "cannot be baked: export them as hooks with --hooks."
+        )
+    return NewBiases(chosen, section, names, model)
+
+
+def with_settings(
+    raw: Mapping[str, Any], section: str, settings: Mapping[str, bool]
+) -> dict[str, Any]:
+    """A configuration as it is on disk, with some settings changed."""
+    changed = copy.deepcopy(dict(raw))
+    (changed.setdefault(section, {}) if section else changed).update(settings)
+    return changed
+
+
+def _model(
+    config: PretrainedConfig, raw: Mapping[str, Any], section: str, settings: Mapping[str, bool]
+) -> PreTrainedModel:
+    changed = type(config).from_dict(with_settings(raw, section, settings))
+    with quiet_transformers(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(changed, trust_remote_code=False)
+
+
+def _parameters(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def _place(bias: str) -> str:
+    """The module that holds the bias's linear layer, for all decoder layers alike."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", bias.rpartition(".")[0].rpartition(".")[0])

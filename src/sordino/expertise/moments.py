@@ -1,0 +1,88 @@
+"""The classes' means of every neuron's responses, and the affine map between the classes.
+
+The optimal transport between two distributions on a line pairs their quantiles. Among affine maps
+z → ω·z + β, the one nearest to it (least squares over the positive class) is
+
+    ω = cov(p, q) / var(p),    β = mean(q) − ω·mean(p)
+
+where p and q are the responses to the positive and to the negative sentences, paired by quantile:
+the estimator of Linear-AcT (Rodriguez et al., 2024, arXiv:2410.23054). The paper
+pairs the sorted responses of two samples of one size. Here a sample counts as its empirical
+distribution, so that classes of any two sizes are paired whole; with equal sizes it is the paper's
+estimator.
+
+A map between responses is applied to every token's output. It fits those best where responses are
+means over a sentence's tokens, which is what the paper takes; a maximum lies far above most tokens.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+# Neurons sorted at a time, so that float64 copies stay small.
+_BLOCK = 128
+
+
+def moments(
+    responses: NDArray[np.float32], labels: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float32]]:
+    """What `mean_shift` and `linear_transport` need to know of each neuron.
+
+    Args:
+        responses: float32 [sentences, neurons].
+        labels: bool [sentences], true for the positive class; both classes must occur.
+
+    Returns:
+        By statistic, float32 [neurons]: "mean_positive" and "mean_negative"; and
+        "transport_scale", the ω above, which is never negative, and 1 where the positive responses
+        are all the same. A neuron with a response that is no finite number has not-a-number in one
+        of them at least, or an infinite mean.
+    """
+    positive, negative = np.flatnonzero(labels), np.flatnonzero(~labels)
+    if not positive.size or not negative.size:
+        raise ValueError("the moments need sentences of both classes")
+    neurons = responses.shape[1]
+    found = {
+        name: np.empty(neurons, np.float32)
+        for name in ("mean_positive", "mean_negative", "transport_scale")
+    }
+    for start in range(0, neurons, _BLOCK):
+        here = slice(start, start + _BLOCK)
+        columns = responses[:, here].T
+        p = np.sort(columns[:, positive], axis=1).astype(np.float64)
+        q = np.sort(columns[:, negative], axis=1).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities; ω beyond float32
+            means = p.mean(axis=1), q.mean(axis=1)
+            p -= means[0][:, None]
+            q -= means[1][:, None]
+            found["mean_positive"][here], found["mean_negative"][here] = means
+            found["transport_scale"][here] = _scale(p, q)
+    return found
+
+
+def _scale(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ω of each row; both classes sorted and centred."""
+    variance = np.square(p).mean(axis=1)
+    # A point can only be shifted: any ω takes it to the same place, and 1 keeps the weights.
+    constant = p[:, 0] == p[:, -1]
+    return np.where(constant, 1, _covariance(p, q) / np.where(constant, 1, variance))
+
+
+@numba.njit(nogil=True, cache=True)
+def _covariance(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """∫ P⁻¹(u)·Q⁻¹(u) du of each row, the inverse distribution functions being steps."""
+    n, m = p.shape[1], q.shape[1]
+    result = np.empty(p.shape[0])
+    for row in range(p.shape[0]):
+        i = j = level = 0  # u in units of 1 / (n·m), so that the steps end at whole numbers
+        total = 0.0
+        while i < n:
+            end = min((i + 1) * m, (j + 1) * n)
+            total += (end - level) * p[row, i] * q[row, j]
+            level = end
+            if level == (i + 1) * m:
+                i += 1
+            if level == (j + 1) * n:
+                j += 1
+        result[row] = total / (n * m)
+    return result

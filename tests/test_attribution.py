@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.optimize import minimize
+
+from families import FAMILIES
+from sordino.errors import UserError
+from sordino.expertise import attribution, find
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
+from sordino.expertise.find import SweepSettings, find_experts
+from sordino.interventions import Dampening, contrast
+from sordino.models.tokenise import encode
+
+
+def by_autograd(opened, texts):
+    """The derivative of the texts' log-likelihood a token by every factor, in the plain way."""
+    factors = {s.path: torch.ones(s.neurons, requires_grad=True) for s in opened.sites}
+    handles = [
+        opened.model.get_submodule(path).register_forward_hook(lambda _m, _i, z, f=f: z * f)
+        for path, f in factors.items()
+    ]
+    total, tokens = 0.0, 0
+    for ids in encode(opened.tokenizer, texts, 128):
+        ids = torch.tensor([ids])
+        log_p = opened.model(ids).logits[0, :-1].log_softmax(-1)
+        total = total + log_p.gather(-1, ids[0, 1:, None]).sum()
+        tokens += ids.shape[1] - 1
+    total.backward()
+    for handle in handles:
+        handle.remove()
+    return {path: (f.grad / tokens).numpy() for path, f in factors.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attribution_is_the_derivative_by_each_factor(family, open_tiny, concept):
+    opened = open_tiny(family)
+    expertise = find_experts(opened, concept, attribution=AttributionSettings(per_class=25))
+    drawn = concept.sampled(max_per_class=25, seed=0)
+    for name, texts in (("positive", drawn.positive), ("negative", drawn.negative)):
+        for path, expected in by_autograd(opened, texts).items():
+            found = expertise[f"attribution_{name}"][path]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_cost_predicts_the_divergence(open_tiny, concept, monkeypatch):
+    """Averaged over many draws, ½·d²·F is the divergence that dampening by d causes."""
+    opened = open_tiny("llama", dtype=torch.float64)
+    site, neuron, amount = "model.layers.2.mlp.up_proj", 5, 0.05
+    drawn = concept.sampled(max_per_class=20, seed=0)
+    factors = np.ones(48, np.float32)
+    factors[neuron] -= amount
+    dampening = Dampening({site: factors}, "one neuron")
+    divergence, tokens = 0.0, 0
+    with torch.no_grad():
+        for ids in encode(opened.tokenizer, drawn.negative, 128):
+            ids = torch.tensor([ids])
+            p = opened.model(ids).logits[0, :-1].log_softmax(-1)
+            with dampening.applied(opened.model):
+                q = opened.model(ids).logits[0, :-1].log_softmax(-1)
+            divergence += float((p.exp() * (p - q)).sum())
+            tokens += len(p)
+    draw = attribution._drawn
+    costs = []
+    for seed in range(60):
+        monkeypatch.setattr(attribution, "_drawn", lambda p, i, s=seed: draw(p, 1000 * s + i))
+        found = find_experts(opened, concept, attribution=AttributionSettings(20))
+        costs.append(float(found.statistics[site]["cost"][neuron]))
+    predicted = 0.5 * amount**2 * np.mean(costs)
+    error = 0.5 * amount**2 * np.std(costs) / np.sqrt(len(costs))
+    assert divergence / tokens == pytest.approx(predicted, abs=4 * error, rel=0.02)
+    assert error < predicted / 5
+
+
+def test_an_interrupted_attribution_goes_on_to_the_same_bytes(
+    open_tiny, concept, tmp_path, monkeypatch
+):
+    opened = open_tiny("gemma2")
+    options = {
+        "settings": SweepSettings(batch_tokens=48, stratify="length", moments=True, pooling="mean"),
+        "attribution": AttributionSettings(20),
+    }
+    find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
+    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
+    forward = attribution._forward
+    target = tmp_path / "cut.safetensors"
+    for calls in (1, 4, 9):
+        left = calls
+
+        def failing(*args):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return forward(*args)
+
+        monkeypatch.setattr(attribution, "_forward", failing)
+        with pytest.raises(KeyboardInterrupt):
+            find_experts(opened, concept, output=target, **options)
+    monkeypatch.setattr(attribution, "_forward", forward)
+    monkeypatch.setattr(find, "_measure", None)  # the sweep itself was over long ago
+    find_experts(opened, concept, output=target, **options)
+    assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_the_model_is_as_it_was(open_tiny, concept):
+    opened = open_tiny("llama")
+    find_experts(opened, concept, attribution=AttributionSettings(20))
+    assert all(parameter.requires_grad for parameter in opened.model.parameters())
+    assert not any(module._forward_hooks for module in opened.model.modules())
+    assert all(parameter.grad is None for parameter in opened.model.parameters())
+
+
+POSITIVE = st.floats(1e-4, 1.0)
+
+
+def expertise_of(benefit, cost):
+    half = np.asarray(benefit, np.float32) / 2
+    return Expertise(
+        {
+            "site": {
+                "auroc": np.full(len(half), 0.5, np.float32),
+                "attribution_positive": half,
+                "attribution_negative": -half,
+                "cost": np.asarray(cost, np.float32),
+            }
+        },
+        {},
+    )
+
+
+@given(
+    hnp.arrays(np.float64, 6, elements=st.integers(-20, 20).map(lambda n: n / 20)),
+    hnp.arrays(np.float64, 6, elements=POSITIVE),
+    st.floats(1e-4, 3),
+)
+def test_contrast_stays_in_budget_and_only_where_it_helps(benefit, cost, budget):
+    amounts = 1 - contrast(expertise_of(benefit, cost), budget=budget).factors["site"]
+    assert ((amounts >= 0) & (amounts <= 1)).all()
+    assert (amounts[np.float32(benefit) <= 0] == 0).all()
+    spent = 0.5 * (amounts.astype(np.float64) ** 2 * cost).sum()
+    assert spent <= budget * (1 + 1e-4) + 1e-7
+    useful = np.float32(benefit) > 0
+    if useful.any() and not (amounts[useful] == 1).all():
+        assert spent == pytest.approx(budget, rel=1e-3)
+
+
+def test_contrast_is_the_best_there_is_within_the_budget():
+    generator = np.random.default_rng(0)
+    benefit, cost = generator.standard_normal(8), generator.uniform(0.05, 2, 8)
+    for budget in (0.01, 0.2, 1.0):
+        amounts = 1 - contrast(expertise_of(benefit, cost), budget=budget).factors["site"]
+        best = minimize(
+            lambda d: -(d @ benefit),
+            np.full(8, 0.1),
+            bounds=[(0, 1)] * 8,
+            constraints={"type": "ineq", "fun": lambda d, b=budget: b - 0.5 * (d**2 * cost).sum()},
+        )
+        assert amounts @ benefit == pytest.approx(-best.fun, rel=1e-3)
+        np.testing.assert_allclose(amounts, best.x, atol=0.02)
+
+
+def test_what_costs_nothing_is_free():
+    amounts = 1 - contrast(expertise_of([1, 1, -1], [0, 1, 0]), budget=0.01).factors["site"]
+    assert amounts[0] == 1
+    assert 0 < amounts[1] < 1
+    assert amounts[2] == 0
+
+
+def test_mistakes(open_tiny, concept):
+    with pytest.raises(UserError, match="budget above 0"):
+        contrast(expertise_of([1], [1]), budget=0)
+    with pytest.raises(UserError, match="--attribution 5 is too few"):
+        AttributionSettings(5)
+    with pytest.raises(UserError, match="no 'attribution_positive'"):
+        contrast(find_experts(open_tiny("llama"), concept))
