@@ -162,6 +162,8 @@ def test_a_gguf_file_becomes_a_folder(tmp_path):
     for name, tensor in opened.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    modes = {path.stat().st_mode for path in (tmp_path / "out").glob("*.*")}
+    assert len(modes) == 1
     found = verify(opened, dampening, tmp_path / "out", device="cpu")
     assert found.largest_difference < 1e-5
     tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "out")

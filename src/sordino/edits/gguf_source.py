@@ -39,6 +39,9 @@ def write_folder(
     with quiet_transformers():
         opened.model.save_pretrained(target)
         opened.tokenizer.save_pretrained(target)
+    for weights in target.glob("*.safetensors"):
+        # They are saved for their owner's eyes alone, and the other files as the user wants it.
+        weights.chmod((target / "config.json").stat().st_mode)
     return settings
 
 

@@ -155,9 +155,7 @@ def sweep(
             snapshots=snapshots,
             restored=restored,
         )
-    found = _by_site(opened.sites, statistics)
-    _report_non_finite(found)
-    return Expertise(found, metadata)
+    return Expertise(_by_site(opened.sites, statistics), metadata)
 
 
 def _strata(
@@ -217,7 +215,9 @@ def _measure(
                             Progress(stage, index + 1, way.hidden, responses, statistics)
                         )
             for site, buffer in buffers.items():
-                found = _statistics(buffer.cpu().numpy(), labels, strata, order, settings)
+                responses_here = buffer.cpu().numpy()
+                _report_non_finite(site.path, responses_here)
+                found = _statistics(responses_here, labels, strata, order, settings)
                 statistics |= {f"{site.path}.{name}": value for name, value in found.items()}
     return statistics
 
@@ -285,16 +285,16 @@ def _by_site(
     return found
 
 
-def _report_non_finite(
-    statistics: Mapping[str, Mapping[str, NDArray[np.generic]]],
-) -> None:
-    for site, by_name in statistics.items():
-        count = int(np.isnan(by_name["auroc"].astype(np.float32)).sum())
-        if count:
-            show.note(
-                f"warning: {site}: {count} neurons had responses that are not numbers; they get no "
-                "AUROC and stay as they are."
-            )
+def _report_non_finite(site: str, responses: NDArray[np.float32]) -> None:
+    """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
+    bad = ~np.isfinite(responses)
+    if bad.any():
+        nan = int(np.isnan(responses).any(axis=0).sum())
+        fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
+        show.note(
+            f"warning: {site}: {int(bad.sum())} responses of {int(bad.any(axis=0).sum())} neurons "
+            f"are not finite{fate}."
+        )
 
 
 def _metadata(
