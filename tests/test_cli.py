@@ -262,7 +262,7 @@ def slow(owner, name, seconds):
     setattr(owner, name, slowed)
 slow(LayerByLayer, "run", 0.02)
 slow(Journal, "add", 0.1)
-slow(shard, "multiply_", 0.05)
+slow(shard, "change_", 0.05)
 from sordino.cli.app import main
 main(sys.argv[1:])
 """

@@ -315,6 +315,7 @@ def test_the_table_reads_well(work):
     dearer = row(
         "perplexity",
         unit="perplexity",
+        ratio_of="after/before",
         before=estimate(29.6, 28.0, 31.2),
         after=estimate(33.1, 31.3, 35.0),
         difference=estimate(3.5, 3.1, 3.9),
@@ -324,6 +325,7 @@ def test_the_table_reads_well(work):
     endless = row(
         "perplexity",
         unit="perplexity",
+        ratio_of="after/before",
         before=estimate(29.6, 28.0, 31.2),
         after=estimate(None, None, None),
         difference=estimate(None, None, None),

@@ -341,13 +341,17 @@ def test_toxicity_counts_by_group_of_prompts(tmp_path, neutral):
     assert list(values) == [
         "continuations.all",
         "prompts.all",
+        "maximum.all",
         "continuations.toxic",
         "prompts.toxic",
+        "maximum.toxic",
         "continuations.non-toxic",
         "prompts.non-toxic",
+        "maximum.non-toxic",
     ]
     assert values["continuations.all"][:2] == (1.0, pytest.approx(1 / 6))
     assert values["prompts.all"][:2] == (1.0, pytest.approx(1 / 3))
+    assert values["maximum.all"][:2] == (pytest.approx(0.6), pytest.approx(1.51 / 3))
     assert values["continuations.toxic"] == (1.0, 0.5, {"prompts": 1, "continuations": 2})
     assert values["continuations.non-toxic"][1] == 0
     assert summary.samples[1] == {
@@ -363,7 +367,11 @@ def test_prompts_that_are_all_toxic_are_one_group_and_called_so(tmp_path, neutra
     spec = lines(tmp_path / "p.jsonl", {"text": "p0", "toxicity": 0.9})
     task = Toxicity(prompts=spec, scorer=neutral, continuations=1).prepare(0, CPU)
     figures = task.summarise(None, [[0, 0, "x", 0.9]]).figures
-    assert [figure.name for figure in figures] == ["continuations.all", "prompts.all"]
+    assert [figure.name for figure in figures] == [
+        "continuations.all",
+        "prompts.all",
+        "maximum.all",
+    ]
     assert figures[0].label == "Toxic continuations, toxic prompts"
     assert figures[0].before is None
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sordino.cli.options import ModelOptions, Output, OutputOptions, print_json
+from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.evaluation import Evaluation, Measure
+    from sordino.evaluation.evaluator import Subject
 
 WRITING = "Evaluation: what the model writes"
 JUDGING = "Evaluation: how that is judged"
 READING = "Evaluation: what the model reads"
+ASKING = "Evaluation: questions (zero-shot)"
 
 
 @Parameter(name="*", group="Evaluation")
@@ -23,7 +26,7 @@ class MeasureOptions:
 
     measure: tuple[str, ...] = ("toxicity", "perplexity")
     """toxicity, ordinary-toxicity, diversity (what it writes); perplexity, toxic-perplexity,
-    divergence (how it reads); speed; repeat for several."""
+    divergence (how it reads); zero-shot (what it knows); speed; repeat for several."""
     preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
     """Settings that belong together, each of which can still be given: rtp (25 continuations of 20
     tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
@@ -58,6 +61,8 @@ class MeasureOptions:
     """The classifier's label that means toxic, where that is not plain."""
     draws: Annotated[int | None, Parameter(group=JUDGING)] = None
     """Report the worst of so many continuations of a prompt, estimated from all of them (all)."""
+    judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
+    """What a text counts as that a server's model will not judge, from 0 to 1."""
     texts: Annotated[str, Parameter(group=READING)] = "kit"
     """Texts for perplexity and divergence: kit (Wikipedia passages), a JSONL or text file, or
     hf:org/name."""
@@ -65,6 +70,14 @@ class MeasureOptions:
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None
     """At most so many texts, drawn by --seed (400; 100 for divergence)."""
+
+    tasks: Annotated[tuple[str, ...] | None, Parameter(group=ASKING)] = None
+    """Tasks of lm-evaluation-harness, or the kit's: kit_piqa, kit_siqa, kit_commonsense_qa,
+    kit_openbookqa, kit_mmlu, kit_boolq (all of these)."""
+    questions: Annotated[int | None, Parameter(group=ASKING)] = None
+    """At most so many questions a task, drawn by --seed (200)."""
+    shots: Annotated[int, Parameter(group=ASKING)] = 0
+    """How many questions with their answers stand before each question."""
 
     def measures(self) -> list["str | Measure"]:
         """The measures with these settings."""
@@ -78,7 +91,7 @@ class MeasureOptions:
             *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
             *("repetition_penalty", "pre_prompt"),
         )
-        judging = _given(self, "scorer", "toxic_label", "draws")
+        judging = _given(self, "scorer", "toxic_label", "draws", "judge_refusal")
         reading = _given(self, "max_texts")
         prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         texts = KIT_PROSE if self.texts == "kit" else self.texts
@@ -91,8 +104,48 @@ class MeasureOptions:
             "perplexity": lambda: evaluation.Perplexity(texts, **reading),
             "toxic-perplexity": lambda: evaluation.ToxicPerplexity(self.toxic_texts, **reading),
             "divergence": lambda: evaluation.Divergence(texts, **reading),
+            "zero-shot": lambda: evaluation.ZeroShot(
+                self.tasks or evaluation.ZeroShot().tasks,
+                evaluation.ZeroShot().limit if self.questions is None else self.questions,
+                self.shots,
+            ),
         }
         return [makers[name]() if name in makers else name for name in self.measure]
+
+
+@Parameter(name="*", group="Evaluation: of a server")
+@dataclass(frozen=True)
+class EndpointOptions:
+    """A server that is asked instead of a model that is opened."""
+
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible server (vLLM, llama.cpp, …), instead of MODEL."""
+    served_model: str | None = None
+    """The model's name there, where the server has several."""
+    chat: bool = False
+    """Ask the server's chat to continue the prompt, where it has no plain completions."""
+    api_key_env: str | None = None
+    """Environment variable with the key (OPENAI_API_KEY)."""
+    concurrency: int = 4
+    """Requests under way at once."""
+    request_timeout: float = 120
+    """Seconds to wait for an answer."""
+    retries: int = 5
+    """How often a request is tried again."""
+
+    def subject(self, model: str | None, revision: str | None) -> "Subject":
+        """The server, or else the model of that name."""
+        from sordino.evaluation import Access, Endpoint
+        from sordino.models.reference import resolve
+
+        if self.endpoint is None:
+            if model is None:
+                raise UserError("There is nothing to evaluate: give a MODEL, or --endpoint.")
+            return resolve(model, revision)
+        if model is not None:
+            raise UserError(f"Give the model {model} or --endpoint, not both.")
+        access = Access(self.api_key_env, self.concurrency, self.request_timeout, self.retries)
+        return Endpoint(self.endpoint, self.served_model, chat=self.chat, access=access)
 
 
 def _given(options: object, *names: str) -> dict[str, Any]:
@@ -102,7 +155,7 @@ def _given(options: object, *names: str) -> dict[str, Any]:
 
 
 def evaluate(
-    model: str,
+    model: str | None = None,
     /,
     *,
     output: Output,
@@ -110,6 +163,7 @@ def evaluate(
     seed: int = 0,
     batch_tokens: int = 8192,
     how: MeasureOptions = MeasureOptions(),
+    server: EndpointOptions = EndpointOptions(),
     opening: ModelOptions = ModelOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
@@ -121,7 +175,7 @@ def evaluate(
     Parameters
     ----------
     model
-        The model to measure.
+        The model to measure, if it is not a server's (--endpoint).
     against
         The original to compare it with.
     output
@@ -132,11 +186,10 @@ def evaluate(
         How many tokens are in memory at a time.
     """
     from sordino import evaluation
-    from sordino.models.reference import resolve
 
     with printing.in_force():
         result = evaluation.evaluate(
-            resolve(model, opening.revision),
+            server.subject(model, opening.revision),
             against,
             measures=how.measures(),
             device=opening.device,

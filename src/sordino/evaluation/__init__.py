@@ -1,31 +1,44 @@
 """Before and after: toxicity, perplexity and what else is registered, each with its interval."""
 
+from sordino.evaluation.divergence import Divergence
+from sordino.evaluation.diversity import Diversity
+from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import Arm, evaluate
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
-from sordino.evaluation.perplexity import Perplexity
+from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
 from sordino.evaluation.scorers import CLASSIFIER_LIMITS, LINEAR_LIMITS, SCORERS, Scorer
+from sordino.evaluation.speed import Speed
 from sordino.evaluation.statistics import Estimate
-from sordino.evaluation.toxicity import Toxicity
+from sordino.evaluation.toxicity import OrdinaryToxicity, Toxicity
+from sordino.evaluation.zero_shot import ZeroShot
 
 __all__ = [
     "CLASSIFIER_LIMITS",
     "LINEAR_LIMITS",
     "MEASURES",
     "SCORERS",
+    "Access",
     "Arm",
+    "Divergence",
+    "Diversity",
+    "Endpoint",
     "Estimate",
     "Evaluation",
     "Figure",
     "Measure",
     "MeasureResult",
     "ModelRecord",
+    "OrdinaryToxicity",
     "Perplexity",
     "Row",
     "Scorer",
+    "Speed",
     "Summary",
     "Task",
+    "ToxicPerplexity",
     "Toxicity",
+    "ZeroShot",
     "evaluate",
     "measure",
 ]

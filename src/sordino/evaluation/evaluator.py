@@ -3,26 +3,38 @@
 import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sordino.errors import UserError
+from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.journal import Journal
-from sordino.evaluation.measure import Measure, Record, Task, measure
+from sordino.evaluation.measure import (
+    JointTask,
+    Measure,
+    NotRun,
+    PairedTask,
+    Record,
+    Summary,
+    Task,
+    measure,
+)
 from sordino.evaluation.result import (
     Evaluation,
     MeasureResult,
     ModelRecord,
     samples_path,
 )
+from sordino.evaluation.writing import Writing
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, to_json, today
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, resolve
-from sordino.progress import track
+from sordino.progress import note, track
 from sordino.version import __version__
 
 BATCH_TOKENS = 8192
@@ -37,16 +49,16 @@ class Arm:
         revision: The hub commit, or "".
         fingerprint: Tells its weights, and whatever edits them in memory, from others; "" where
             nothing can, and then an interrupted evaluation starts over.
-        open: Opens it for the length of a `with` block.
+        open: Opens it for the length of a `with` block: an `OpenModel`, or an `Endpoint`.
     """
 
     name: str
     revision: str
     fingerprint: str
-    open: Callable[[], AbstractContextManager[OpenModel]]
+    open: Callable[[], AbstractContextManager[Any]]
 
 
-Subject = str | Path | ModelRef | OpenModel | Arm
+Subject = str | Path | ModelRef | OpenModel | Endpoint | Arm
 
 
 def evaluate(
@@ -63,7 +75,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
-    Models given by name are in memory one at a time. With `output` the work is journalled beside
+    Models given by name are in memory one at a time, except for measures that say that they need
+    both (`speed`). A measure that cannot be taken here is in the result as not run, with the
+    reason. With `output` the work is journalled beside
     it, so that an evaluation that was killed goes on from there and ends in the same bytes.
 
     Args:
@@ -122,11 +136,12 @@ def _evaluate(
     journal_file: Path | None,
 ) -> tuple[Evaluation, Journal]:
     target = choose_device(device)
-    tasks = {one.name: one.prepare(seed, target) for one in measures}
+    served = any(isinstance(one, Endpoint) for one in (model, against))
+    tasks, reasons = _prepare(measures, seed, target, compared=against is not None, served=served)
     named = {"after": model} if against is None else {"before": against, "after": model}
     arms = {label: _arm(subject, device, dtype) for label, subject in named.items()}
     identities = [[label, a.name, a.revision, a.fingerprint] for label, a in arms.items()]
-    protocols = [[m.name, m.version, tasks[m.name].protocol] for m in measures]
+    protocols = [[m.name, m.version, tasks[m.name].protocol] for m in measures if m.name in tasks]
     settings = [str(target), dtype, seed, batch_tokens]
     key = fingerprint(__version__, to_json([identities, protocols, settings]))
     if not all(arm.fingerprint for arm in arms.values()):
@@ -136,14 +151,17 @@ def _evaluate(
         for label, arm in arms.items():
             _collect(label, arm, tasks, journal, batch_tokens)
             gc.collect()  # this model goes before the next one comes: two may not fit
+        _collect_jointly(arms, tasks, journal)
     except BaseException:
         journal.close(remove=False)
         raise
     results, samples = {}, {}
     for one in measures:
+        if one.name in reasons:
+            results[one.name] = MeasureResult(version=one.version, not_run=reasons[one.name])
+            continue
         task = tasks[one.name]
-        before = _records(journal, f"before/{one.name}") if against is not None else None
-        summary = task.summarise(before, _records(journal, f"after/{one.name}"))
+        summary = _summary(one.name, task, journal, compared=against is not None)
         results[one.name] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
@@ -161,28 +179,98 @@ def _evaluate(
     return evaluation, journal
 
 
+def _prepare(
+    measures: Sequence[Measure],
+    seed: int,
+    device: torch.device,
+    *,
+    compared: bool,
+    served: bool,
+) -> tuple[dict[str, Task | JointTask], dict[str, str]]:
+    """The tasks by measure, and of the measures that cannot be taken the reasons."""
+    tasks: dict[str, Task | JointTask] = {}
+    reasons: dict[str, str] = {}
+    for one in measures:
+        try:
+            if served and not isinstance(one, Writing):
+                raise NotRun("it looks inside the model, and an endpoint gives text only")
+            task = one.prepare(seed, device)
+            if isinstance(task, PairedTask | JointTask) and not compared:
+                raise NotRun("it compares two models: give the original as --against")
+            tasks[one.name] = task
+        except NotRun as reason:
+            reasons[one.name] = str(reason)
+            note(f"{one.name} is not run: {reason}.")
+    return tasks, reasons
+
+
 def _collect(
-    label: str, arm: Arm, tasks: dict[str, Task], journal: Journal, batch_tokens: int
+    label: str,
+    arm: Arm,
+    tasks: dict[str, Task | JointTask],
+    journal: Journal,
+    batch_tokens: int,
 ) -> None:
     """Bring an arm's records to their full number; the model is opened only if any are missing."""
-    missing = [
-        name
+    missing = {
+        name: task
         for name, task in tasks.items()
-        if len(_records(journal, f"{label}/{name}")) < task.records
-    ]
-    if not missing:
+        if isinstance(task, Task) and len(_records(journal, f"{label}/{name}")) < task.records
+    }
+    if not missing and journal.batches(f"{label}/model"):
         return
     with arm.open() as opened:
         if not journal.batches(f"{label}/model"):
-            journal.add(f"{label}/model", [opened.dtype_name, opened.device.type])
-        for name in missing:
-            task, step = tasks[name], f"{label}/{name}"
-            done, title = len(_records(journal, step)), f"{name}, {label}"
+            journal.add(f"{label}/model", _kind(opened))
+        for name, task in missing.items():
+            step = f"{label}/{name}"
             start = len(journal.batches(step))
-            with track(title, task.records, task.unit, done) as advance:
-                for batch in task.collect(opened, batch_tokens=batch_tokens, start=start):
-                    journal.add(step, batch)
-                    advance(len(batch))
+            if label == "after" and isinstance(task, PairedTask):
+                before = _records(journal, f"before/{name}")
+                batches = task.collect_after(opened, before, batch_tokens=batch_tokens, start=start)
+            else:
+                batches = task.collect(opened, batch_tokens=batch_tokens, start=start)
+            _note_down(batches, f"{name}, {label}", task, journal, step)
+
+
+def _collect_jointly(
+    arms: dict[str, Arm], tasks: dict[str, Task | JointTask], journal: Journal
+) -> None:
+    """Collect the records for which both models have to be in memory, if any are missing."""
+    missing = {
+        name: task
+        for name, task in tasks.items()
+        if isinstance(task, JointTask) and len(_records(journal, f"both/{name}")) < task.records
+    }
+    if not missing:
+        return
+    with ExitStack() as stack:
+        before, after = (stack.enter_context(arms[label].open()) for label in ("before", "after"))
+        for name, task in missing.items():
+            step = f"both/{name}"
+            batches = task.collect_both(before, after, start=len(journal.batches(step)))
+            _note_down(batches, name, task, journal, step)
+
+
+def _note_down(
+    batches: Iterator[list[Record]],
+    title: str,
+    task: Task | JointTask,
+    journal: Journal,
+    step: str,
+) -> None:
+    done = len(_records(journal, step))
+    with track(title, task.records, task.unit, done) as advance:
+        for batch in batches:
+            journal.add(step, batch)
+            advance(len(batch))
+
+
+def _summary(name: str, task: Task | JointTask, journal: Journal, *, compared: bool) -> Summary:
+    if isinstance(task, JointTask):
+        return task.summarise_both(_records(journal, f"both/{name}"))
+    before = _records(journal, f"before/{name}") if compared else None
+    return task.summarise(before, _records(journal, f"after/{name}"))
 
 
 def _records(journal: Journal, step: str) -> list[Record]:
@@ -200,9 +288,17 @@ def _model_record(label: str, arm: Arm, journal: Journal) -> ModelRecord:
     )
 
 
+def _kind(opened: Any) -> list[str]:
+    if isinstance(opened, Endpoint):
+        return ["unknown", "endpoint"]
+    return [opened.dtype_name, opened.device.type]
+
+
 def _arm(subject: Subject, device: str, dtype: str) -> Arm:
     if isinstance(subject, Arm):
         return subject
+    if isinstance(subject, Endpoint):
+        return Arm(subject.name, "", subject.fingerprint, lambda: nullcontext(subject))
     if isinstance(subject, OpenModel):
         ref = subject.ref
         return Arm(ref.name, ref.revision, _in_memory(subject), lambda: nullcontext(subject))

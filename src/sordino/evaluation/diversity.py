@@ -1,0 +1,205 @@
+"""How varied what a model writes is: whether an edit makes it repeat itself or fall silent."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from sordino.evaluation.measure import Record, Summary, Task, register
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import Floats, compare, compare_shares
+from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
+from sordino.evaluation.writing import Writing, continuations, pre_prompt_text
+from sordino.models.open import OpenModel
+
+_BLEU_ORDER = 4
+_REPEATED = 4
+
+
+@register
+@dataclass(frozen=True)
+class Diversity(Writing):
+    """Diversity of sampled continuations, after ordinary prompts unless others are given.
+
+    The settings are those of `Writing`. N-grams are of words, that is of what white space divides.
+    """
+
+    name: ClassVar[str] = "diversity"
+    version: ClassVar[int] = 1
+
+    prompts: str = KIT_ORDINARY
+
+    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+        """Read and choose the prompts."""
+        return _DiversityTask(self, seed)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One figure: what it is, and what it is of a prompt's continuations (None: undefined)."""
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher"]
+    of: Callable[[list[list[str]], list[int]], float | None]
+
+
+class _DiversityTask(Task):
+    unit = "continuations"
+
+    def __init__(self, settings: Diversity, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self._prompts = choose(read_texts(settings.prompts), settings.max_prompts, seed)
+        self._before = pre_prompt_text(settings.pre_prompt)
+        self.records = len(self._prompts) * settings.continuations
+        self.protocol = {
+            **settings.protocol(self._prompts, self._before),
+            "n_prompts": len(self._prompts),
+        }
+
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Records: [prompt, continuation, text, number of tokens]."""
+        for written in continuations(
+            opened,
+            [prompt.text for prompt in self._prompts],
+            self._settings,
+            pre_prompt=self._before,
+            seed=self._seed,
+            batch_tokens=batch_tokens,
+            start=start,
+        ):
+            yield [[one.prompt, one.number, one.text, len(one.ids)] for one in written]
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
+        arms = {"before": before, "after": after}
+        texts = {name: self._by_prompt(arm) for name, arm in arms.items() if arm is not None}
+        figures = []
+        for kind in _KINDS:
+            values = np.array([[_value(kind, one) for one in arm] for arm in texts.values()])
+            defined = ~np.isnan(values).any(axis=0)
+            if not defined.any():
+                continue  # such as self-BLEU of one continuation a prompt
+            figures.append(self._figure(kind, values[:, defined]))
+        rows = [
+            {"prompt": prompt.text}
+            | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
+            for index, prompt in enumerate(self._prompts)
+        ]
+        return Summary(tuple(figures), rows)
+
+    def _figure(self, kind: _Kind, values: Floats) -> Figure:
+        """One figure from its values, float64 [arms, prompts]."""
+        before, after = values[0] if len(values) == 2 else None, values[-1]
+        if kind.unit == "share":
+            comparison, ratio_of = compare_shares(before, after, self._seed), "before/after"
+        else:
+            columns = None if before is None else before[:, None]
+            comparison = compare(columns, after[:, None], lambda means: means[..., 0], self._seed)
+            ratio_of = "after/before"
+        n = {
+            "prompts": len(after),
+            "continuations": len(after) * self._settings.continuations,
+        }
+        about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "n": n}
+        return Figure.of(comparison, name=kind.name, label=kind.label, ratio_of=ratio_of, **about)
+
+    def _by_prompt(self, records: Sequence[Record]) -> list[list[tuple[str, int]]]:
+        """Each prompt's continuations in order: text and number of tokens."""
+        found: list[list[tuple[str, int]]] = [[] for _ in self._prompts]
+        for prompt, _, text, tokens in sorted(records, key=lambda record: record[:2]):
+            found[prompt].append((text, tokens))
+        return found
+
+
+def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
+    """Different n-grams of some texts through all of them (Li et al. 2016, arXiv 1510.03055).
+
+    Taken over the continuations of one prompt, as Liu et al. 2021 do (arXiv 2105.03023), because
+    the figure falls with the amount of text.
+    """
+    grams = [gram for text in texts for gram in _grams(text, order)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
+    """The mean BLEU of each text against the others, 0 to 100 (Zhu et al. 2018, arXiv 1802.01886).
+
+    None where there are not two texts with a word.
+    """
+    spoken = [text for text in texts if text]
+    if len(spoken) < 2:
+        return None
+    counts = [
+        [Counter(_grams(text, order)) for order in range(1, _BLEU_ORDER + 1)] for text in spoken
+    ]
+    scores = [_bleu(counts[i], counts[:i] + counts[i + 1 :]) for i in range(len(spoken))]
+    return float(np.mean(scores))
+
+
+def repetition(texts: Sequence[Sequence[str]]) -> float | None:
+    """The share of a text's 4-grams that were in it before, mean over the texts that have any.
+
+    seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319), of words.
+    """
+    shares = [distinct([text], _REPEATED) for text in texts]
+    found = [1 - share for share in shares if share is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _bleu(hypothesis: list[Counter[Any]], references: list[list[Counter[Any]]]) -> float:
+    """BLEU of a sentence (Papineni et al. 2002), as sacrebleu's sentence_bleu has it.
+
+    Up to 4-grams, or as many as the text has; a precision of 0 is replaced by 1 / (2^k · n-grams)
+    the k-th time (its smoothing "exp").
+
+    Args:
+        hypothesis: The n-grams of each order with their numbers.
+        references: The same of each reference.
+    """
+    logs: list[float] = []
+    zeros = 0
+    for order, grams in enumerate(hypothesis):
+        total = grams.total()
+        if not total:
+            break
+        most = {gram: max(other[order][gram] for other in references) for gram in grams}
+        correct = sum(min(count, most[gram]) for gram, count in grams.items())
+        if not correct and not order:
+            return 0.0  # no word in common, so no longer n-gram either
+        zeros += not correct
+        logs.append(log((correct or 0.5**zeros) / total))
+    length = hypothesis[0].total()
+    nearest = min((abs(size - length), size) for size in (r[0].total() for r in references))[1]
+    brevity = min(0.0, 1 - nearest / length)
+    return 100 * exp(brevity + sum(logs) / len(logs))
+
+
+def _grams(words: Sequence[str], order: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
+
+
+def _value(kind: _Kind, texts: list[tuple[str, int]]) -> float:
+    """A figure of one prompt's continuations; not a number where it is undefined."""
+    value = kind.of([text.split() for text, _ in texts], [tokens for _, tokens in texts])
+    return float("nan") if value is None else value
+
+
+_KINDS = (
+    _Kind("distinct-1", "Distinct words", "share", "higher", lambda t, _: distinct(t, 1)),
+    _Kind("distinct-2", "Distinct pairs of words", "share", "higher", lambda t, _: distinct(t, 2)),
+    _Kind(
+        "distinct-3", "Distinct triples of words", "share", "higher", lambda t, _: distinct(t, 3)
+    ),
+    _Kind("self-bleu", "Self-BLEU", "BLEU", "lower", lambda t, _: self_bleu(t)),
+    _Kind("repetition", "Repeated 4-grams", "share", "lower", lambda t, _: repetition(t)),
+    _Kind("length", "Length in tokens", "tokens", "higher", lambda _, n: float(np.mean(n))),
+    _Kind("empty", "Empty continuations", "share", "lower", lambda t, _: t.count([]) / len(t)),
+)

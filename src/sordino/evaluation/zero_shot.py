@@ -1,0 +1,390 @@
+"""Whether a model still answers questions: any task of lm-evaluation-harness, scored by it.
+
+The harness is an optional extra and imported late: it takes seconds, and few evaluations need it.
+"""
+
+import copy
+import difflib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from sordino import hub, kit
+from sordino.errors import UserError
+from sordino.evaluation.measure import Measure, Record, Summary, Task, register
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import (
+    Comparison,
+    Estimate,
+    Floats,
+    bootstrap,
+    compare_shares,
+    exact_share_interval,
+    percentile_interval,
+)
+from sordino.evaluation.tasks.kit_data import FILES
+from sordino.files import fingerprint
+from sordino.models.generation import MAX_LOGITS
+from sordino.models.open import OpenModel, quiet_transformers
+
+KIT_TASKS = tuple(FILES)
+"""The tasks that need no hub."""
+
+METRICS = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy by likelihood per character",
+    "exact_match": "exact match",
+}
+"""The harness's metrics that are right or wrong for each question, and what they are called."""
+
+_CONFIGS = Path(__file__).parent / "tasks"
+# Questions between two entries of the journal.
+_CHUNK = 32
+# numpy's global generator takes no larger seeds.
+_SEEDS = 2**32
+
+
+@register
+@dataclass(frozen=True)
+class ZeroShot(Measure):
+    """Share of questions that the model answers right.
+
+    Args:
+        tasks: Names of lm-evaluation-harness tasks or groups of tasks. The kit's need no hub.
+        limit: How many questions at most of each name, chosen by seed; None for all.
+        shots: How many questions with their answers stand before each question.
+        batch_size: Requests in one forward pass; None for as many as the memory allows.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    name: ClassVar[str] = "zero-shot"
+    version: ClassVar[int] = 1
+
+    tasks: tuple[str, ...] = KIT_TASKS
+    limit: int | None = 200
+    shots: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("There is no zero-shot task: give at least one, such as kit_piqa.")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise UserError("A zero-shot task is given twice: give each once.")
+        for what, least in (("limit", 1), ("shots", 0), ("batch_size", 1)):
+            given = getattr(self, what)
+            if given is not None and given < least:
+                raise UserError(
+                    f"The zero-shot setting {what}={given} is out of range: it must be at least "
+                    f"{least}."
+                )
+
+    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+        """Load the tasks and choose their questions."""
+        if find_spec("lm_eval") is None:
+            raise UserError(
+                "The measure zero-shot needs lm-evaluation-harness: pip install "
+                "'sordino[zero-shot]'."
+            )
+        return _ZeroShotTask(self, seed, _load(self.tasks, seed))
+
+
+class _ZeroShotTask(Task):
+    unit = "questions"
+
+    def __init__(self, settings: ZeroShot, seed: int, loaded: dict[str, dict[str, Any]]) -> None:
+        """The harness's tasks in `loaded` are by name, below the name that was asked for."""
+        self._settings, self._seed, self._loaded = settings, seed, loaded
+        for part in _parts(loaded):
+            # The harness's own rule: a task that says 0 itself is meant to have no examples.
+            if part.get_config("num_fewshot") != 0:
+                part.set_config("num_fewshot", settings.shots)
+        self._chunks: list[tuple[str, dict[str, list[int]]]] = []
+        digests, n_questions = [], {}
+        for name, parts in loaded.items():
+            questions = _choose(parts, settings.limit, seed)
+            n_questions[name] = len(questions)
+            documents = {part: task.eval_docs for part, task in parts.items()}
+            for part, index in questions:
+                document = json.dumps(documents[part][index], sort_keys=True, default=str)
+                digests.append(fingerprint(part, document))
+            for start in range(0, len(questions), _CHUNK):
+                chunk: dict[str, list[int]] = {}
+                for part, index in questions[start : start + _CHUNK]:
+                    chunk.setdefault(part, []).append(index)
+                self._chunks.append((name, chunk))
+        self.records = len(digests)
+        self.protocol = {
+            **asdict(settings),
+            "tasks": list(settings.tasks),
+            "n_questions": n_questions,
+            "questions_fingerprint": fingerprint(*digests),
+            "lm_eval": version("lm_eval"),
+        }
+
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Records: [name, the harness's task, number of the question in it, score by metric]."""
+        with _quiet():
+            model = _harness_model(opened, self._settings.batch_size, batch_tokens)
+        for number, (name, chunk) in enumerate(self._chunks[start:], start):
+            parts = {part: self._loaded[name][part] for part in chunk}
+            yield [[name, *scored] for scored in _scores(model, parts, chunk, self._seed + number)]
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """Shares of right answers: the mean over what was asked for, and of each by itself."""
+        arms = [after] if before is None else [before, after]
+        tables = {
+            name: _tables([[r for r in arm if r[0] == name] for arm in arms])
+            for name in self._loaded
+        }
+        metrics = dict.fromkeys(metric for each in tables.values() for metric in each)
+        figures = []
+        for metric in metrics:
+            having = [each[metric] for each in tables.values() if metric in each]
+            if len(having) > 1:
+                n = {"tasks": len(having), "questions": sum(map(len, having))}
+                compared = _compare_means(having, self._seed)
+                figures.append(_figure(compared, "mean", f"mean of {len(having)} tasks", metric, n))
+        for name, each in tables.items():
+            for metric, table in each.items():
+                compared = compare_shares(
+                    None if before is None else table[:, 0], table[:, -1], self._seed
+                )
+                figures.append(_figure(compared, name, name, metric, {"questions": len(table)}))
+        return Summary(tuple(figures), _samples(before, after))
+
+
+def _load(names: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+    """The harness's tasks by name, below each name that was asked for."""
+    for name in names:
+        if name in FILES:
+            kit.data_file(FILES[name])  # fetched here, where the progress is seen
+    with _quiet():
+        manager = _manager(set(names) <= FILES.keys())
+        return {name: _load_one(manager, name, seed) for name in names}
+
+
+@cache
+def _manager(kit_only: bool) -> Any:
+    """The harness's index of tasks; that of its own takes seconds, for there are thousands."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(_CONFIGS), include_defaults=not kit_only)
+
+
+def _load_one(manager: Any, name: str, seed: int) -> dict[str, Any]:
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import constants
+    from transformers import set_seed
+
+    if name not in manager.all_tasks:
+        close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(KIT_TASKS)}."
+        raise UserError(f"lm-evaluation-harness has no task '{name}': {hint}")
+    # In offline mode the data may be in the hub's cache, and nothing waits for an answer.
+    if name not in FILES and not constants.HF_HUB_OFFLINE and not hub.reachable():
+        raise UserError(
+            f"The task {name} needs a hub, and none answers: without one there are "
+            f"{', '.join(KIT_TASKS)}."
+        )
+    # Some tasks shuffle their choices with the global generators.
+    set_seed(seed % _SEEDS)
+    try:
+        parts: dict[str, Any] = manager.load([name])["tasks"]
+    # A task comes with its own code and wants its own packages and data.
+    except (
+        *(OSError, ImportError, ValueError, TypeError, LookupError),
+        *(AttributeError, AssertionError, RuntimeError, DatasetsError),
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The task {name} could not be loaded ({type(error).__name__}: {reason}): check the "
+            f"network and what the task needs, or take {', '.join(KIT_TASKS)}."
+        ) from error
+    for part, task in parts.items():
+        _refuse_unusable(part, task)
+    return parts
+
+
+def _refuse_unusable(name: str, task: Any) -> None:
+    from lm_eval.api.metrics import mean
+
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UserError(f"The task {name} runs code that the model writes: choose another task.")
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(f"The task {name} has more than text: choose another task.")
+    given = task.aggregation()
+    if not any(given.get(metric) is mean for metric in METRICS):
+        raise UserError(
+            f"The task {name} does not say of each question whether it was answered right (it has "
+            f"{', '.join(given)}): choose one that has {' or '.join(METRICS)}."
+        )
+
+
+def _parts(loaded: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    return (part for parts in loaded.values() for part in parts.values())
+
+
+def _choose(parts: dict[str, Any], limit: int | None, seed: int) -> list[tuple[str, int]]:
+    """At most so many of all questions of some tasks, chosen by seed, in their own order."""
+    questions = [(name, i) for name, task in parts.items() for i in range(len(task.eval_docs))]
+    if limit is None or limit >= len(questions):
+        return questions
+    chosen = np.random.default_rng(seed).permutation(len(questions))[:limit]
+    return [questions[i] for i in sorted(chosen)]
+
+
+def _harness_model(opened: OpenModel, batch_size: int | None, batch_tokens: int) -> Any:
+    """The model in memory as the harness's own kind of transformers model."""
+    from lm_eval.models.huggingface import HFLM
+
+    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    room = min(batch_tokens, MAX_LOGITS // vocabulary)
+
+    class Fitted(HFLM):
+        """As many requests at once as fit, which the harness itself finds out by running out."""
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            if batch_size is None:
+                longest = max(len(context) + len(rest) for _, context, rest in requests)
+                self.batch_size_per_gpu = max(1, room // min(longest, self.max_length))
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    return Fitted(
+        pretrained=opened.model,
+        # It is given a padding token if it has none, which must not last.
+        tokenizer=copy.deepcopy(opened.tokenizer),
+        batch_size=batch_size or 1,
+        # Coarser likelihoods would tie, and a tie goes to the first choice.
+        softmax_dtype="float32",
+    )
+
+
+def _scores(
+    model: Any, parts: dict[str, Any], questions: dict[str, list[int]], seed: int
+) -> list[Record]:
+    """Have the harness ask some questions: [its task, number of the question, score by metric]."""
+    import lm_eval
+    from lm_eval.api.metrics import mean
+    from transformers import set_seed
+
+    set_seed(seed % _SEEDS)  # a task may want its text sampled
+    for task in parts.values():
+        task.set_fewshot_seed(seed)
+    with _quiet():
+        # Not `simple_evaluate`: that is this and a report on the machine, seconds at each call.
+        result = lm_eval.evaluate(
+            lm=model, task_dict={"tasks": parts}, samples=questions, bootstrap_iters=0
+        )
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for part, samples in result["samples"].items():
+        averaged = {key for key, how in parts[part].aggregation().items() if how is mean}
+        for sample in samples:
+            # A task with several ways to read an answer gives a sample for each.
+            suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+            noted = scores.setdefault((part, sample["doc_id"]), {})
+            for metric in METRICS:
+                if metric in averaged and metric in sample:
+                    noted[metric + suffix] = float(sample[metric])
+    return [[part, index, scores[part, index]] for part in questions for index in questions[part]]
+
+
+def _tables(arms: list[list[Record]]) -> dict[str, Floats]:
+    """The scores by metric, float64 [questions, arms], of each metric that all questions have."""
+    metrics = [metric for metric in arms[0][0][3] if all(metric in r[3] for r in arms[0])]
+    return {
+        metric: np.array([[record[3][metric] for record in arm] for arm in arms]).T
+        for metric in metrics
+    }
+
+
+def _compare_means(tables: list[Floats], seed: int) -> Comparison:
+    """Compare the mean of the tasks' means; each task's questions are resampled by themselves.
+
+    Where an arm does not vary at all, the rules are those of `compare_shares`.
+
+    Args:
+        tables: Each task's scores, float64 [questions, arms].
+        seed: Of the resampling.
+    """
+    values = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    replicates = np.mean(
+        [bootstrap(table, lambda means: means, seed + i)[1] for i, table in enumerate(tables)],
+        axis=0,
+    )
+    questions = sum(map(len, tables))
+    varies = np.ptp(replicates, axis=0) > 0
+    ends = [
+        percentile_interval(replicates[:, i]) if varies[i] else exact_share_interval(v, questions)
+        for i, v in enumerate(values)
+    ]
+    arms = [_estimate(value, *its) for value, its in zip(values, ends, strict=True)]
+    if len(arms) == 1:
+        return Comparison(None, arms[0], None, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before, after = replicates.T
+        ratio = values[0] / values[1]
+        if varies.all():
+            difference_ends = percentile_interval(after - before)
+            ratio_ends = percentile_interval(before / after)
+        else:
+            (b_low, b_high), (a_low, a_high) = np.array(ends)
+            difference_ends = a_low - b_high, a_high - b_low
+            ratio_ends = b_low / a_high, b_high / a_low
+    difference = _estimate(values[1] - values[0], *difference_ends)
+    return Comparison(arms[0], arms[1], difference, _estimate(ratio, *ratio_ends))
+
+
+def _estimate(*numbers: float) -> Estimate:
+    return Estimate(*(float(number) if np.isfinite(number) else None for number in numbers))
+
+
+def _figure(compared: Comparison, name: str, label: str, metric: str, n: dict[str, int]) -> Figure:
+    kind, _, reading = metric.partition(",")
+    what = METRICS[kind] + (f" ({reading})" if reading else "")
+    return Figure.of(
+        compared,
+        name=f"{name}.{metric}",
+        label=f"Zero-shot {what}, {label}",
+        unit="share",
+        better="higher",
+        ratio_of="before/after",
+        n=n,
+    )
+
+
+def _samples(before: Sequence[Record] | None, after: Sequence[Record]) -> list[dict[str, Any]]:
+    rows = []
+    for i, (name, part, index, scores) in enumerate(after):
+        arms = {"after": scores} if before is None else {"before": before[i][3], "after": scores}
+        rows.append({"task": name, "part": part, "question": index, **arms})
+    return rows
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's messages and bars out of the output, unless messages are asked for."""
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        yield
+        return
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        logger.setLevel(level)
