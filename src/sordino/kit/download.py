@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from ast import literal_eval
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,13 +235,16 @@ def _pip_setting(name: str) -> str | None:
     if value := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
         return value
     # pip knows best where its files are; one that is missing (uv leaves it out) has no settings.
+    # Older ones leave out PIP_CONFIG_FILE when they are asked for one setting alone.
     answer = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"],
+        [sys.executable, "-m", "pip", "config", "list"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+    key = f"global.{name}="
+    found = [line.removeprefix(key) for line in answer.stdout.splitlines() if line.startswith(key)]
+    return str(literal_eval(found[0])) if found else None
 
 
 def _host(url: str) -> str:
