@@ -258,7 +258,7 @@ def _change(figure: Figure) -> tuple[str, str]:
         change = f"{points} ({_times(ratio.value)})"
     if ratio.low is not None and ratio.high is not None:
         return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
-    if ratio.low is not None:
+    if ratio.low:
         return change, f"{_times(ratio.low)} or more"
     return change, "unbounded"
 

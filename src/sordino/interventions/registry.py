@@ -51,7 +51,7 @@ def intervention(
             about = dict(expertise.metadata)
             return Dampening(_float32(factors), name, 1.0, settings, about, _float32(shifts))
 
-        dampening.__name__ = name
+        dampening.__name__ = dampening.__qualname__ = name
         dampening.__doc__ = rule.__doc__
         dampening.__wrapped__ = rule  # type: ignore[attr-defined]
         _RULES[name] = dampening
