@@ -115,8 +115,8 @@ def evaluation(toxicity: Figure = FELL, hostile: str = "") -> Evaluation:
 def record(found: Expertise | None = None, hostile: str = "", **changes: Any) -> RunRecord:
     found = found or expertise()
     excerpts = (
-        Excerpt(3, True, ("rotten", f" turnip{hostile}", "\n"), (0.1, 2.345, -1.0), 1),
-        Excerpt(30, False, ("thank", " you"), (1.5, float("nan")), 0),
+        Excerpt(3, True, ("rotten", f" turnip{hostile}", "\n"), (0.1, 2.345, -1.0), 1, True),
+        Excerpt(30, False, ("thank", " you"), (1.5, float("nan")), 0, False),
     )
     plain = RunRecord(
         expertise=found,

@@ -68,6 +68,7 @@ def test_responses_are_those_of_a_plain_forward(family: str) -> None:
             sentence = concept.sentences[excerpt.sentence]
             responses = direct(model, exemplar.site, exemplar.index, sentence, 24)
             assert excerpt.positive == (excerpt.sentence < 20)
+            assert excerpt.covered or not excerpt.positive
             assert max(excerpt.responses) == pytest.approx(max(responses), abs=1e-5)
             assert excerpt.responses[excerpt.peak] == max(excerpt.responses)
             nearest = np.abs(np.subtract.outer(excerpt.responses, responses)).min(axis=1)
@@ -113,3 +114,24 @@ def test_hooks_are_gone_afterwards() -> None:
     model = opened("llama")
     exemplars(model, concept, expertise_of(model, concept), neurons=3)
     assert not any(module._forward_hooks for module in model.model.modules())
+
+
+def test_a_sentence_labelled_negative_is_covered_if_the_scorer_calls_it_toxic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Judge:
+        def score(self, texts: list[str]) -> list[float]:
+            return [float(text in NEGATIVE[::2]) for text in texts]
+
+    monkeypatch.setattr("sordino.report.exemplars.open_scorer", lambda *_, **__: Judge())
+    concept = Concept("x", POSITIVE, NEGATIVE)
+    model = opened("llama")
+    found = exemplars(model, concept, expertise_of(model, concept))
+    negative = {
+        concept.sentences[excerpt.sentence]: excerpt.covered
+        for exemplar in found
+        for excerpt in exemplar.excerpts
+        if not excerpt.positive
+    }
+    assert negative == {text: text in NEGATIVE[::2] for text in negative}
+    assert set(negative.values()) == {True, False}

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
+from sordino.evaluation.scorers import LINEAR, open_scorer
+from sordino.evaluation.toxicity import TOXIC_SCORE
 from sordino.expertise.artefact import Expertise
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Batch, encode, equal_length_batches
@@ -30,6 +32,8 @@ class Excerpt:
             are one piece.
         responses: The neuron's output at each piece; the largest where a piece is several tokens.
         peak: Index of the piece with the largest response.
+        covered: Whether a page covers it: it has the concept, or the linear scorer calls it toxic
+            (data sets mislabel, and it is just such sentences that excite these neurons).
     """
 
     sentence: int
@@ -37,6 +41,7 @@ class Excerpt:
     pieces: tuple[str, ...]
     responses: tuple[float, ...]
     peak: int
+    covered: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,12 @@ def exemplars(
     responses = _responses(model, encoded, [(site, index) for site, index, _ in top])
     spans = {sentence: _pieces(model.tokenizer, ids) for sentence, ids in encoded.items()}
     labels = concept.labels
+    judge = open_scorer(LINEAR, device=torch.device("cpu"))
+    scores = [float(score) for score in judge.score(texts)] if texts else []
+    covered = {
+        sentence: bool(labels[sentence] or score > TOXIC_SCORE)
+        for sentence, score in zip(needed, scores, strict=True)
+    }
     return [
         Exemplar(
             site,
@@ -106,7 +117,11 @@ def exemplars(
             auroc,
             tuple(
                 _excerpt(
-                    sentence, bool(labels[sentence]), spans[sentence], responses[sentence][number]
+                    sentence,
+                    bool(labels[sentence]),
+                    spans[sentence],
+                    responses[sentence][number],
+                    covered[sentence],
                 )
                 for sentence in row
             ),
@@ -116,11 +131,16 @@ def exemplars(
 
 
 def _excerpt(
-    sentence: int, positive: bool, spans: Sequence[tuple[str, int]], responses: torch.Tensor
+    sentence: int,
+    positive: bool,
+    spans: Sequence[tuple[str, int]],
+    responses: torch.Tensor,
+    covered: bool,
 ) -> Excerpt:
     largest = [float(part.max()) for part in responses.split([tokens for _, tokens in spans])]
     peak = max(range(len(largest)), key=largest.__getitem__)
-    return Excerpt(sentence, positive, tuple(text for text, _ in spans), tuple(largest), peak)
+    pieces = tuple(text for text, _ in spans)
+    return Excerpt(sentence, positive, pieces, tuple(largest), peak, covered)
 
 
 @torch.inference_mode()

@@ -239,6 +239,7 @@ def _excerpt(excerpt: Excerpt) -> dict[str, Any]:
 
     return {
         "positive": excerpt.positive,
+        "covered": excerpt.covered,
         "words": len("".join(excerpt.pieces).split()),
         "peak": f"{excerpt.responses[excerpt.peak]:.2f}",
         "pieces": [
