@@ -173,7 +173,7 @@ def test_what_costs_nothing_is_free():
 def test_mistakes(open_tiny, concept):
     with pytest.raises(UserError, match="budget above 0"):
         contrast(expertise_of([1], [1]), budget=0)
-    with pytest.raises(UserError, match="--attribution 5 is too few"):
+    with pytest.raises(UserError, match="--attribution-per-class 5 is too few"):
         AttributionSettings(5)
     with pytest.raises(UserError, match="no 'attribution_positive'"):
         contrast(find_experts(open_tiny("llama"), concept))

@@ -10,7 +10,7 @@ from families import tiny_model, tiny_tokenizer
 from sordino.errors import UserError
 from sordino.models.open import OpenModel, choose_device, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
-from sordino.models.sites import decoder_layers, find_sites, weight_of
+from sordino.models.sites import decoder_layers, find_sites
 from sordino.models.tokenise import encode, equal_length_batches
 
 
@@ -43,7 +43,7 @@ def test_a_pattern_chooses_sites(folder):
     opened = open_model(folder, sites=r"down_proj$|self_attn\.q_proj")
     assert {site.kind for site in opened.sites} == {"mlp.down_proj", "self_attn.q_proj"}
     for site in opened.sites:
-        assert weight_of(opened.model, site).shape[0] == site.neurons
+        assert opened.model.get_submodule(site.path).weight.shape[0] == site.neurons
 
 
 @pytest.mark.parametrize(

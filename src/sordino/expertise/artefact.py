@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sordino.errors import UserError
-from sordino.files import new_file, sha256_of
+from sordino.files import new_file
 
 FORMAT = "sordino-expertise-1"
 # How to find what an expertise lacks.
@@ -118,11 +118,6 @@ class Expertise:
         except (SafetensorError, OSError, struct.error, TypeError) as error:
             raise UserError(f"{source} is not a readable safetensors file: {error}") from None
         return cls(_by_site(source, tensors, metadata), _plain(metadata))
-
-    @staticmethod
-    def fingerprint_of(path: Path) -> str:
-        """SHA-256 of an artefact's file, by which provenance names it."""
-        return sha256_of(path)
 
 
 def _with_sorted_metadata(blob: bytes) -> bytes:

@@ -50,7 +50,9 @@ class AttributionSettings:
 
     def __post_init__(self) -> None:
         if self.per_class < 20:
-            raise UserError(f"--attribution {self.per_class} is too few: give at least 20.")
+            raise UserError(
+                f"--attribution-per-class {self.per_class} is too few: give at least 20."
+            )
 
 
 def attribute(

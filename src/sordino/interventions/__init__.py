@@ -5,7 +5,7 @@ from sordino.interventions.contrast import contrast
 from sordino.interventions.dampening import Affine, Dampening
 from sordino.interventions.linear_transport import linear_transport
 from sordino.interventions.mean_shift import mean_shift
-from sordino.interventions.registry import dampen, describe, intervention, names, needs_of
+from sordino.interventions.registry import dampen, intervention, names, needs_of
 from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
 from sordino.interventions.stratified import stratified
@@ -18,7 +18,6 @@ __all__ = [
     "contrast",
     "damp",
     "dampen",
-    "describe",
     "det_zero",
     "intervention",
     "linear_transport",

@@ -76,11 +76,6 @@ def needs_of(name: str) -> str:
     return _NEEDS[name]
 
 
-def describe(name: str) -> str:
-    """The first line of a rule's documentation."""
-    return (inspect.getdoc(_rule(name)) or "").splitlines()[0]
-
-
 def dampen(
     expertise: Expertise, rule: str = "aura", *, strength: float = 1.0, **settings: Any
 ) -> Dampening:

@@ -102,13 +102,6 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
     return tuple(sites)
 
 
-def weight_of(model: nn.Module, site: Site) -> nn.Parameter:
-    """The site's weight, [neurons, inputs], or [inputs, neurons] where it is transposed."""
-    weight = model.get_submodule(site.path).weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
 def _site(path: str, layer: int, kind: str, module: nn.Module) -> Site:
     transposed = isinstance(module, Conv1D)
     weight = module.weight
