@@ -107,7 +107,7 @@ class InterventionOptions:
     """aura (the paper's), selective, stratified, contrast, damp, det_zero, mean_shift,
     linear_transport, or the control shuffled."""
     strength: float = 1.0
-    """From 0 (no change) to 1 (the rule as it is)."""
+    """0 for no change, 1 for the rule as it is, more to go further the same way."""
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
 

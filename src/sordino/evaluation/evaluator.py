@@ -58,6 +58,9 @@ class Arm:
     open: Callable[[], AbstractContextManager[Any]]
 
 
+Steps = dict[tuple[str, str], str]
+"""The journal's name for what an arm ("before", "after" or "both") gives for a measure."""
+
 Subject = str | Path | ModelRef | OpenModel | Endpoint | Arm
 
 
@@ -72,6 +75,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     output: Path | None = None,
     force: bool = False,
+    records: Path | None = None,
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
@@ -93,6 +97,8 @@ def evaluate(
             round differently, which can change single tokens.
         output: Where to write the result (JSON) and, beside it, the samples.
         force: Replace an existing output.
+        records: Where to keep what each arm gave, so that further evaluations which share an arm
+            (the same model before, compared with another after) need not take it again.
 
     Returns:
         The figures, with the single items as `samples`.
@@ -100,6 +106,69 @@ def evaluate(
     Raises:
         UserError: A model, measure, prompt file, device or output cannot be had.
     """
+    if output is None:
+        (result,), journal = _evaluate(
+            [model], against, measures, device, dtype, seed, batch_tokens, records
+        )
+        journal.close(remove=False)
+        return result
+    journal_file = records or stage_path(output).with_suffix(".journal")
+    refuse_existing(output, force=force)
+    if records is not None or not journal_file.exists():
+        # With a journal of its own there, the samples are those of a kill between the two files.
+        refuse_existing(samples_path(output), force=force)
+    with only_one(output):
+        (result,), journal = _evaluate(
+            [model], against, measures, device, dtype, seed, batch_tokens, journal_file
+        )
+        result.save(output, force=True)
+        journal.close(remove=records is None)
+    return result
+
+
+def evaluate_each(
+    models: Sequence[Subject],
+    against: Subject,
+    *,
+    measures: Sequence[str | Measure],
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    records: Path | None = None,
+) -> list[Evaluation]:
+    """Compare each of several models with the same one before, which is measured once.
+
+    Args:
+        models: The models after, in the result's order.
+        against: The model before.
+        measures: See `evaluate`, as for the rest.
+        device: Where models given by name, and text classifiers, run.
+        dtype: In which models given by name run.
+        seed: Of all that is random.
+        batch_tokens: About how many tokens are in memory at once.
+        records: Where to keep what each arm gave; with it, a call that was killed goes on.
+
+    Raises:
+        UserError: As `evaluate`.
+    """
+    results, journal = _evaluate(
+        models, against, measures, device, dtype, seed, batch_tokens, records
+    )
+    journal.close(remove=False)
+    return results
+
+
+def _evaluate(
+    models: Sequence[Subject],
+    against: Subject | None,
+    measures: Sequence[str | Measure],
+    device: str,
+    dtype: str,
+    seed: int,
+    batch_tokens: int,
+    journal_file: Path | None,
+) -> tuple[list[Evaluation], Journal]:
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: give a whole number from 0.")
     if batch_tokens < 1:
@@ -109,74 +178,63 @@ def evaluate(
         raise UserError("There is no measure to take: give at least one --measure.")
     if len({one.name for one in chosen}) < len(chosen):
         raise UserError("A measure is given twice: give each --measure once.")
-    if output is None:
-        return _evaluate(model, against, chosen, device, dtype, seed, batch_tokens, None)[0]
-    journal_file = stage_path(output).with_suffix(".journal")
-    refuse_existing(output, force=force)
-    if not journal_file.exists():
-        # With a journal there, the samples are those of a kill between the two files.
-        refuse_existing(samples_path(output), force=force)
-    with only_one(output):
-        result, journal = _evaluate(
-            model, against, chosen, device, dtype, seed, batch_tokens, journal_file
-        )
-        result.save(output, force=True)
-        journal.close(remove=True)
-    return result
-
-
-def _evaluate(
-    model: Subject,
-    against: Subject | None,
-    measures: Sequence[Measure],
-    device: str,
-    dtype: str,
-    seed: int,
-    batch_tokens: int,
-    journal_file: Path | None,
-) -> tuple[Evaluation, Journal]:
     target = choose_device(device)
-    served = any(isinstance(one, Endpoint) for one in (model, against))
-    tasks, reasons = _prepare(measures, seed, target, compared=against is not None, served=served)
-    named = {"after": model} if against is None else {"before": against, "after": model}
-    arms = {label: _arm(subject, device, dtype) for label, subject in named.items()}
-    identities = [[label, a.name, a.revision, a.fingerprint] for label, a in arms.items()]
-    protocols = [[m.name, m.version, tasks[m.name].protocol] for m in measures if m.name in tasks]
-    settings = [str(target), dtype, seed, batch_tokens]
-    key = fingerprint(__version__, to_json([identities, protocols, settings]))
-    if not all(arm.fingerprint for arm in arms.values()):
+    compared = against is not None
+    served = any(isinstance(one, Endpoint) for one in (*models, against))
+    tasks, reasons = _prepare(chosen, seed, target, compared=compared, served=served)
+    before = {} if against is None else {"before": _arm(against, device, dtype)}
+    after = [_arm(one, device, dtype) for one in models]
+    if not all(arm.fingerprint for arm in (*before.values(), *after)):
         journal_file = None  # nothing would tell the edited model from another in the journal
-    journal = Journal(journal_file, key)
+    journal = Journal(journal_file, __version__)
+    settings = [str(target), dtype, seed, batch_tokens]
+    results = []
     try:
-        for label, arm in arms.items():
-            _collect(label, arm, tasks, journal, batch_tokens)
-            gc.collect()  # this model goes before the next one comes: two may not fit
-        _collect_jointly(arms, tasks, journal)
+        for arm in after:
+            arms = before | {"after": arm}
+            steps = _steps(arms, chosen, tasks, settings)
+            for label, one in arms.items():
+                _collect(label, one, tasks, steps, journal, batch_tokens)
+                gc.collect()  # this model goes before the next one comes: two may not fit
+            _collect_jointly(arms, tasks, steps, journal)
+            results.append(_result(chosen, tasks, reasons, arms, steps, journal, seed))
     except BaseException:
         journal.close(remove=False)
         raise
+    return results, journal
+
+
+def _result(
+    measures: Sequence[Measure],
+    tasks: dict[str, Task | JointTask],
+    reasons: dict[str, str],
+    arms: dict[str, Arm],
+    steps: Steps,
+    journal: Journal,
+    seed: int,
+) -> Evaluation:
+    """The figures from an evaluation's records."""
     results, samples = {}, {}
     for one in measures:
         if one.name in reasons:
             results[one.name] = MeasureResult(version=one.version, not_run=reasons[one.name])
             continue
         task = tasks[one.name]
-        summary = _summary(one.name, task, journal, compared=against is not None)
+        summary = _summary(one.name, task, steps, journal, compared="before" in arms)
         results[one.name] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
         if summary.samples:
             samples[one.name] = summary.samples
-    evaluation = Evaluation(
+    return Evaluation(
         sordino_version=__version__,
         created=today(),
         seed=seed,
-        before=_model_record("before", arms["before"], journal) if against is not None else None,
-        after=_model_record("after", arms["after"], journal),
+        before=_model_record("before", arms, steps, journal) if "before" in arms else None,
+        after=_model_record("after", arms, steps, journal),
         measures=results,
         samples=samples,
     )
-    return evaluation, journal
 
 
 def _prepare(
@@ -204,10 +262,39 @@ def _prepare(
     return tasks, reasons
 
 
+def _steps(
+    arms: dict[str, Arm],
+    measures: Sequence[Measure],
+    tasks: dict[str, Task | JointTask],
+    settings: list[Any],
+) -> Steps:
+    """Names that say everything that decides the records, so that evaluations can share them."""
+
+    def named(labels: Sequence[str], measure: str, *more: Any) -> str:
+        who = [[a.name, a.revision, a.fingerprint] for a in (arms[label] for label in labels)]
+        return f"{labels[-1]}/{measure}/{fingerprint(to_json([who, settings, *more]))[:16]}"
+
+    steps = {(label, "model"): named([label], "model") for label in arms}
+    for one in measures:
+        if one.name not in tasks:
+            continue
+        task = tasks[one.name]
+        more = [one.version, dict(task.protocol)]
+        if isinstance(task, JointTask):
+            steps["both", one.name] = named(list(arms), one.name, *more)
+            continue
+        for label in arms:
+            # What a paired task records of the arm after depends on the arm before.
+            pair = label == "after" and isinstance(task, PairedTask)
+            steps[label, one.name] = named([*arms] if pair else [label], one.name, *more)
+    return steps
+
+
 def _collect(
     label: str,
     arm: Arm,
     tasks: dict[str, Task | JointTask],
+    steps: Steps,
     journal: Journal,
     batch_tokens: int,
 ) -> None:
@@ -215,18 +302,19 @@ def _collect(
     missing = {
         name: task
         for name, task in tasks.items()
-        if isinstance(task, Task) and len(_records(journal, f"{label}/{name}")) < task.records
+        if isinstance(task, Task) and len(_records(journal, steps[label, name])) < task.records
     }
-    if not missing and journal.batches(f"{label}/model"):
+    model = steps[label, "model"]
+    if not missing and journal.batches(model):
         return
     with arm.open() as opened:
-        if not journal.batches(f"{label}/model"):
-            journal.add(f"{label}/model", _kind(opened))
+        if not journal.batches(model):
+            journal.add(model, _kind(opened))
         for name, task in missing.items():
-            step = f"{label}/{name}"
+            step = steps[label, name]
             start = len(journal.batches(step))
             if label == "after" and isinstance(task, PairedTask):
-                before = _records(journal, f"before/{name}")
+                before = _records(journal, steps["before", name])
                 batches = task.collect_after(opened, before, batch_tokens=batch_tokens, start=start)
             else:
                 batches = task.collect(opened, batch_tokens=batch_tokens, start=start)
@@ -234,20 +322,21 @@ def _collect(
 
 
 def _collect_jointly(
-    arms: dict[str, Arm], tasks: dict[str, Task | JointTask], journal: Journal
+    arms: dict[str, Arm], tasks: dict[str, Task | JointTask], steps: Steps, journal: Journal
 ) -> None:
     """Collect the records for which both models have to be in memory, if any are missing."""
     missing = {
         name: task
         for name, task in tasks.items()
-        if isinstance(task, JointTask) and len(_records(journal, f"both/{name}")) < task.records
+        if isinstance(task, JointTask)
+        and len(_records(journal, steps["both", name])) < task.records
     }
     if not missing:
         return
     with ExitStack() as stack:
         before, after = (stack.enter_context(arms[label].open()) for label in ("before", "after"))
         for name, task in missing.items():
-            step = f"both/{name}"
+            step = steps["both", name]
             batches = task.collect_both(before, after, start=len(journal.batches(step)))
             _note_down(batches, name, task, journal, step)
 
@@ -266,19 +355,22 @@ def _note_down(
             advance(len(batch))
 
 
-def _summary(name: str, task: Task | JointTask, journal: Journal, *, compared: bool) -> Summary:
+def _summary(
+    name: str, task: Task | JointTask, steps: Steps, journal: Journal, *, compared: bool
+) -> Summary:
     if isinstance(task, JointTask):
-        return task.summarise_both(_records(journal, f"both/{name}"))
-    before = _records(journal, f"before/{name}") if compared else None
-    return task.summarise(before, _records(journal, f"after/{name}"))
+        return task.summarise_both(_records(journal, steps["both", name]))
+    before = _records(journal, steps["before", name]) if compared else None
+    return task.summarise(before, _records(journal, steps["after", name]))
 
 
 def _records(journal: Journal, step: str) -> list[Record]:
     return list(chain.from_iterable(journal.batches(step)))
 
 
-def _model_record(label: str, arm: Arm, journal: Journal) -> ModelRecord:
-    [[dtype, device]] = journal.batches(f"{label}/model")
+def _model_record(label: str, arms: dict[str, Arm], steps: Steps, journal: Journal) -> ModelRecord:
+    arm = arms[label]
+    [[dtype, device]] = journal.batches(steps[label, "model"])
     return ModelRecord(
         name=arm.name,
         revision=arm.revision,

@@ -40,7 +40,7 @@ class Dampening:
     Args:
         factors: By site path, float32 [neurons], finite.
         intervention: The rule that gave them, such as "aura".
-        strength: 1 for the rule as it is, 0 for no change.
+        strength: 1 for the rule as it is, 0 for no change; see `scaled`.
         settings: The rule's other settings, such as {"k": 100}.
         expertise: The metadata of the expertise that they were derived from.
         shifts: What is added after the product, by site path, float32 [neurons], finite; nothing
@@ -88,18 +88,19 @@ class Dampening:
         """The same dampening at another strength: factors 1 − strength · (1 − factor).
 
         Shifts are multiplied by the strength, so that the output lies on the line between what it
-        was and what this dampening makes of it.
+        was and what this dampening makes of it, or beyond where the strength is above 1; but no
+        factor that is not negative becomes so.
 
         Args:
-            strength: From 0 (no change) to 1 (these factors).
+            strength: 0 for no change, 1 for these factors, more to go further the same way.
 
         Raises:
-            UserError: The strength is outside [0, 1].
+            UserError: The strength is below 0, or not finite.
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"--strength {strength:g} is outside 0 to 1.")
+        if not 0 <= strength < np.inf:
+            raise UserError(f"--strength {strength:g} is out of range: it must be 0 or more.")
         factors = {
-            site: (1 - strength * (1 - values)).astype(np.float32)
+            site: np.maximum(1 - strength * (1 - values), np.minimum(values, 0)).astype(np.float32)
             for site, values in self.factors.items()
         }
         shifts = {

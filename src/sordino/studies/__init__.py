@@ -1,0 +1,1 @@
+"""Questions about a model, each answered by a command: arms, figures with intervals, a page."""

@@ -1,0 +1,211 @@
+"""Where a study is carried out: a model, what is found on it, and arms measured against it."""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sordino import progress as show
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.evaluation import Arm, Evaluation, Measure, evaluate_each
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
+from sordino.expertise.find import SweepSettings, find_experts
+from sordino.files import fingerprint, read_json, write_json
+from sordino.interventions import Dampening
+from sordino.models.open import OpenModel, open_model
+from sordino.models.reference import ModelRef
+from sordino.models.sites import find_sites
+from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
+from sordino.version import __version__
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A dampened model of a study.
+
+    Args:
+        name: A short word for it.
+        dampening: What is done to the model.
+        dial: What it was turned to for its divergence; None where it is as its rule gives it.
+    """
+
+    name: str
+    dampening: Dampening
+    dial: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells it from every other trial on the same weights."""
+        both = (self.dampening.factors, self.dampening.shifts)
+        return fingerprint(
+            *(f"{site}:{values.tobytes().hex()}" for by in both for site, values in by.items())
+        )
+
+
+class Lab:
+    """A model and a folder in which everything that is found of it is kept.
+
+    Neurons are found in float32; arms are measured in the dtype that is asked for, by hooks, so
+    that shifts need no bias and nothing has to be written.
+
+    Args:
+        ref: The model.
+        concept: What is turned down.
+        folder: Where the work is kept; a study that was killed goes on from there.
+        device: See `open_model`.
+        dtype: In which arms are measured.
+        seed: Of everything that is drawn.
+        texts: Clean texts on which sizes are set.
+
+    Raises:
+        UserError: The folder holds the work of another model, concept or setting.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        concept: Concept,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        seed: int = 0,
+        texts: str = KIT_PROSE,
+    ) -> None:
+        self.ref, self.concept, self.seed, self.texts = ref, concept, seed, texts
+        self.device, self.dtype = device, dtype
+        self._folder = folder
+        self._finder: OpenModel | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / "lab.json"
+        about = {
+            "sordino_version": __version__,
+            "weights": ref.weights_fingerprint(),
+            "concept": concept.fingerprint,
+            "device": device,
+            "dtype": dtype,
+            "seed": seed,
+            "texts": texts,
+        }
+        if not mark.exists():
+            write_json(mark, about)
+        elif read_json(mark) != about:
+            raise UserError(
+                f"{folder} holds the work of a study of another model, concept or setting: choose "
+                "another -o, or remove it."
+            )
+
+    def find(
+        self,
+        name: str,
+        *,
+        concept: Concept | None = None,
+        sites: str | None = None,
+        sweep: SweepSettings | None = None,
+        attribution: AttributionSettings | None = None,
+    ) -> Expertise:
+        """An expertise of the model, found once and kept under this name."""
+        file = self._folder / f"{name}.expertise.safetensors"
+        if not file.exists():
+            show.note(f"finding: {name}")
+            find_experts(
+                replace(self.finder, sites=find_sites(self.finder.model, sites)),
+                concept or self.concept,
+                settings=sweep,
+                attribution=attribution,
+                output=file,
+            )
+        return Expertise.load(file)
+
+    @property
+    def finder(self) -> OpenModel:
+        """The model in float32, for finding."""
+        if self._finder is None:
+            self._finder = open_model(self.ref, device=self.device, dtype="float32")
+        return self._finder
+
+    @cached_property
+    def opened(self) -> OpenModel:
+        """The model as its arms are measured; the one for finding goes."""
+        self._finder = None
+        gc.collect()
+        return open_model(self.ref, device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """Measures divergences, on texts that no evaluation of the same seed uses."""
+        return Yardstick(self.opened, clean_texts(self.texts, seed=self.seed), self.seed)
+
+    def divergence(self, trial: Trial) -> float:
+        """The divergence of a trial on the texts of the yardstick, measured once."""
+        key = f"divergence {trial.fingerprint[:16]}"
+        found: float = self._once(key, lambda: self.yardstick.divergence(trial.dampening))
+        return found
+
+    def sized(
+        self,
+        name: str,
+        family: Callable[[float], Dampening],
+        budget: float,
+        *,
+        start: float = 1.0,
+        largest: float = np.inf,
+    ) -> Trial | None:
+        """The trial of that name, as large as the budget allows; None where it cannot fill it."""
+
+        def turn() -> dict[str, Any]:
+            found = calibrate(self.yardstick, family, budget, start=start, largest=largest)
+            return {
+                "dial": found.dial,
+                "divergence": found.divergence,
+                "reached": found.reached,
+            }
+
+        kept = self._once(f"{name} {budget:.6g}", turn)
+        return Trial(name, family(kept["dial"]), kept["dial"]) if kept["reached"] else None
+
+    def compare(
+        self, trials: Sequence[Trial], measures: Sequence[str | Measure]
+    ) -> list[Evaluation]:
+        """Each trial against the original, with records that later calls need not take again."""
+        original = Arm(self.ref.name, self.ref.revision, self.ref.weights_fingerprint(), self._lent)
+        return evaluate_each(
+            [self._arm(trial) for trial in trials],
+            original,
+            measures=measures,
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            records=self._folder / "records.jsonl",
+        )
+
+    def _arm(self, trial: Trial) -> Arm:
+        @contextmanager
+        def dampened() -> Iterator[OpenModel]:
+            show.note(f"measuring: {trial.name}")
+            with trial.dampening.applied(self.opened.model):
+                yield self.opened
+
+        known = fingerprint(self.ref.weights_fingerprint(), trial.fingerprint)
+        return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, dampened)
+
+    @contextmanager
+    def _lent(self) -> Iterator[OpenModel]:
+        yield self.opened
+
+    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """A small value, computed once and kept in the folder."""
+        file = self._folder / "values.json"
+        values = read_json(file) if file.exists() else {}
+        if key not in values:
+            values[key] = compute()
+            write_json(file, values)
+        return values[key]

@@ -1,0 +1,85 @@
+"""Rules that answer a question about a rule, and are none that one would use."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import Dampening, selective
+from sordino.interventions.contrast import amounts, benefit_and_cost
+
+Values = Mapping[str, NDArray[np.float64]]
+
+
+def shuffled_within_sites(dampening: Dampening, seed: int) -> Dampening:
+    """The same factors, permuted within each site."""
+    generator = np.random.default_rng(seed)
+    factors = {site: generator.permutation(v) for site, v in dampening.factors.items()}
+    return Dampening(factors, f"{dampening.intervention}, shuffled", expertise=dampening.expertise)
+
+
+def contrast_of(
+    expertise: Expertise,
+    budget: float,
+    *,
+    benefit: Callable[[Values], Values] = lambda values: values,
+    lowest: float = 0.0,
+    by_site: bool = False,
+) -> Dampening:
+    """Contrast with other benefits, with amplification, or with a λ for each site.
+
+    Args:
+        expertise: With attribution.
+        budget: Nats a token, by the diagonal estimate.
+        benefit: What is made of the benefits, by site path.
+        lowest: See `sordino.interventions.contrast.amounts`.
+        by_site: Each site has the same share of the budget, and so a λ of its own.
+    """
+    gained, cost = benefit_and_cost(expertise)
+    gained = dict(benefit(gained))
+    if by_site:
+        share = budget / len(cost)
+        found = [amounts(gained[site], cost[site], share, lowest) for site in cost]
+    else:
+        flat = amounts(
+            np.concatenate(list(gained.values())),
+            np.concatenate(list(cost.values())),
+            budget,
+            lowest,
+        )
+        found = np.split(flat, np.cumsum([values.size for values in cost.values()])[:-1])
+    factors = {site: (1 - d).astype(np.float32) for site, d in zip(cost, found, strict=True)}
+    settings: dict[str, Any] = {"budget": budget}
+    return Dampening(factors, "contrast", settings=settings, expertise=expertise.metadata)
+
+
+def permuted(seed: int) -> Callable[[Values], Values]:
+    """Benefits permuted within each site."""
+
+    def permute(values: Values) -> Values:
+        generator = np.random.default_rng(seed)
+        return {site: generator.permutation(of) for site, of in values.items()}
+
+    return permute
+
+
+def reversed_sign(values: Values) -> Values:
+    """Benefits with their sign reversed."""
+    return {site: -of for site, of in values.items()}
+
+
+def only_known(expertise: Expertise) -> Callable[[Values], Values]:
+    """Benefits of the neurons whose AUROC is above chance, as `selective` decides, others 0."""
+    known = selective(expertise).factors
+    return lambda values: {site: np.where(known[site] < 1, of, 0) for site, of in values.items()}
+
+
+def times_gini(expertise: Expertise) -> Callable[[Values], Values]:
+    """Benefits times 2·(AUROC − ½), and 0 where that is negative."""
+    auroc = expertise["auroc"]
+    return lambda values: {
+        site: of * np.maximum(0, 2 * (np.nan_to_num(auroc[site], nan=0.5) - 0.5))
+        for site, of in values.items()
+    }
