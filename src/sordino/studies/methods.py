@@ -1,7 +1,8 @@
-"""Which rule removes most of a concept at the same divergence from the original?"""
+"""Which rule removes most of a concept, at the same divergence from the original."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sordino.concepts.concept import Concept
 from sordino.evaluation import (
@@ -28,7 +29,6 @@ from sordino.interventions import (
     shuffled,
     stratified,
 )
-from sordino.studies.lab import Lab, Trial
 from sordino.studies.variants import (
     contrast_of,
     only_known,
@@ -38,6 +38,7 @@ from sordino.studies.variants import (
     times_gini,
 )
 from sordino.tuning.calibration import clean_texts
+from sordino.tuning.lab import Lab, Trial
 
 Family = Callable[[float], Dampening]
 
@@ -47,7 +48,8 @@ class Size:
     """How much is measured.
 
     Args:
-        prompts: Toxic prompts.
+        prompts: Toxic prompts for the rules and the curves.
+        asked_prompts: Toxic prompts for the questions.
         continuations: Of each toxic prompt.
         ordinary: Ordinary prompts, each of which is continued twice.
         questions: Of each zero-shot task.
@@ -57,11 +59,12 @@ class Size:
         asked: The divergence at which the questions about contrast are asked.
     """
 
-    prompts: int = 600
+    prompts: int = 400
+    asked_prompts: int = 250
     continuations: int = 4
     ordinary: int = 500
-    questions: int = 150
-    texts: int = 300
+    questions: int = 100
+    texts: int = 200
     per_class: int = 256
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
@@ -116,7 +119,7 @@ def methods(
         sites=r".",
         attribution=AttributionSettings(size.per_class, lab.seed),
     )
-    counts = [n for n in (20, 50, 100, 500) if n <= len(lab.concept.positive)]
+    counts = [n for n in (20, 50, 100) if n <= len(lab.concept.positive)]
     fewer = {
         n: lab.find(
             f"{n}-sentences",
@@ -154,7 +157,6 @@ def methods(
         for budget in size.budgets
         for name, family, start in (
             ("aura", lambda s: aura(expertise).scaled(s), 15.0),
-            ("selective", lambda s: selective(expertise).scaled(s), 15.0),
             ("contrast", families["contrast"][0], 0.5),
             ("shuffled contrast", families["shuffled contrast"][0], 0.5),
         )
@@ -170,10 +172,7 @@ def methods(
         "times Gini": lambda b: contrast_of(expertise, b, benefit=times_gini(expertise)),
         "attention's sites too": lambda b: contrast(everywhere, b),
         "prose as clean text": lambda b: contrast(clean, b),
-        **{
-            f"{n} sentences a class": (lambda b, found=found: contrast(found, b))
-            for n, found in fewer.items()
-        },
+        **{f"{n} sentences a class": partial(contrast, found) for n, found in fewer.items()},
     }
     asked = [
         lab.sized(name, family, size.asked, start=size.asked / 2)
@@ -186,7 +185,7 @@ def methods(
     whole = (
         toxicity,
         OrdinaryToxicity(scorer=scorers, max_prompts=size.ordinary, continuations=2),
-        Diversity(max_prompts=size.ordinary, continuations=2),
+        Diversity(max_prompts=size.texts, continuations=2),
         *reading,
         ToxicPerplexity(max_texts=size.texts),
         ZeroShot(limit=size.questions),
@@ -209,7 +208,7 @@ def methods(
             "questions",
             f"What contrast depends on, at a divergence of {size.asked:g}",
             _found(asked),
-            (replace(toxicity, prompts=search), *reading),
+            (replace(toxicity, prompts=search, max_prompts=size.asked_prompts), *reading),
             _absent(questions, asked),
         ),
     ]

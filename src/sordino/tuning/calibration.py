@@ -129,8 +129,8 @@ def calibrate(
             break
     if best is None:
         raise UserError(
-            f"Even the smallest change that was tried diverges by more than {budget:g} nats a token: "
-            "allow more."
+            f"Even the smallest change that was tried diverges by more than {budget:g} nats a "
+            "token: allow more."
         )
     return best
 

@@ -22,7 +22,6 @@ from sordino.files import fingerprint, read_json, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
-from sordino.models.sites import find_sites
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
 
@@ -117,7 +116,7 @@ class Lab:
         if not file.exists():
             show.note(f"finding: {name}")
             find_experts(
-                replace(self.finder, sites=find_sites(self.finder.model, sites)),
+                replace(self.finder, site_pattern=sites),
                 concept or self.concept,
                 settings=sweep,
                 attribution=attribution,
