@@ -87,13 +87,9 @@ class Toxicity(Writing):
 
     def prepare(self, seed: int, device: torch.device) -> Task:
         """Read and choose the prompts, and open the scorers."""
-        prompts, scorers = self.prompts, self.scorers
-        if AUTO in (prompts, *scorers):
-            online = hub.reachable()
-            if prompts == AUTO:
-                # Reading the hub's data set takes the optional package.
-                prompts = HUB_PROMPTS if online and find_spec("datasets") else KIT_PROMPTS
-            found = HUB_DEFAULT if online else LINEAR
+        prompts, scorers = prompts_of(self.prompts), self.scorers
+        if AUTO in (self.prompts, *scorers):
+            found = HUB_DEFAULT if hub.reachable() else LINEAR
             scorers = tuple(found if scorer == AUTO else scorer for scorer in scorers)
             if len(set(scorers)) < len(scorers):
                 raise UserError(f"--scorer auto is {found} here, which is given as well.")
@@ -109,6 +105,14 @@ class Toxicity(Writing):
             for scorer in scorers
         ]
         return _ToxicityTask(self, prompts, dict(zip(scorers, judges, strict=True)), seed)
+
+
+def prompts_of(spec: str) -> str:
+    """Where the prompts come from: for "auto" the hub if there is one, else the kit."""
+    if spec != AUTO:
+        return spec
+    # Reading the hub's data set takes the optional package.
+    return HUB_PROMPTS if hub.reachable() and find_spec("datasets") else KIT_PROMPTS
 
 
 @register

@@ -5,7 +5,7 @@ from sordino.interventions.contrast import contrast
 from sordino.interventions.dampening import Affine, Dampening
 from sordino.interventions.linear_transport import linear_transport
 from sordino.interventions.mean_shift import mean_shift
-from sordino.interventions.registry import dampen, intervention, names, needs_of
+from sordino.interventions.registry import dampen, family, intervention, names, needs_of
 from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
 from sordino.interventions.stratified import stratified
@@ -19,6 +19,7 @@ __all__ = [
     "damp",
     "dampen",
     "det_zero",
+    "family",
     "intervention",
     "linear_transport",
     "mean_shift",

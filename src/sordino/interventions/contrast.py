@@ -10,7 +10,7 @@ from sordino.interventions.registry import Factors, intervention
 _HALVINGS = 200
 
 
-@intervention("attribution")
+@intervention("attribution", dial="budget")
 def contrast(expertise: Expertise, budget: float = 0.05) -> Factors:
     """Dampen by benefit over cost, as far as a divergence of `budget` (nats a token) goes.
 
@@ -18,7 +18,8 @@ def contrast(expertise: Expertise, budget: float = 0.05) -> Factors:
     F (see `sordino.expertise.attribution`), dampening by d lowers the log-likelihood of positive
     text against negative text by Σ d·b at a divergence of about ½·Σ d²·F. The best d for a given
     divergence, by Lagrange's multiplier and kept in [0, 1], is clip(λ·b/F, 0, 1); λ is found by
-    halving intervals. The divergence is the diagonal estimate: `evaluate` measures the real one.
+    halving intervals. The divergence is the diagonal estimate, and the real one is larger:
+    `sordino.tuning.calibrate` finds the budget that gives a divergence which is measured.
     """
     if not budget > 0:
         raise UserError(f"contrast takes a budget above 0, not {budget:g}.")

@@ -17,10 +17,11 @@ P = ParamSpec("P")
 
 _RULES: dict[str, Callable[..., Dampening]] = {}
 _NEEDS: dict[str, str] = {}
+_DIALS: dict[str, str] = {}
 
 
 def intervention(
-    needs: Literal["", "strata", "moments", "attribution"] = "",
+    needs: Literal["", "strata", "moments", "attribution"] = "", dial: str = ""
 ) -> Callable[
     [Callable[Concatenate[Expertise, P], Factors | Affine]],
     Callable[Concatenate[Expertise, P], Dampening],
@@ -33,6 +34,7 @@ def intervention(
 
     Args:
         needs: What the expertise must hold beside the AUROC.
+        dial: The setting that says how much the rule changes; "" where that is the strength.
     """
 
     def register(
@@ -56,6 +58,7 @@ def intervention(
         dampening.__wrapped__ = rule  # type: ignore[attr-defined]
         _RULES[name] = dampening
         _NEEDS[name] = needs
+        _DIALS[name] = dial
         return dampening
 
     return register
@@ -74,6 +77,39 @@ def needs_of(name: str) -> str:
     """What a rule needs of the expertise beside the AUROC; "" if nothing."""
     _rule(name)
     return _NEEDS[name]
+
+
+def family(
+    expertise: Expertise, rule: str = "aura", **settings: Any
+) -> Callable[[float], Dampening]:
+    """The dampenings that a rule gives for an expertise, by how much they change.
+
+    Args:
+        expertise: What was measured.
+        rule: The rule's name; see `names`.
+        settings: The rule's other settings; see `dampen`.
+
+    Returns:
+        A function of the rule's dial: the setting that it has for its size (contrast's budget, the
+        number of neurons of damp and det_zero), else the strength.
+
+    Raises:
+        UserError: There is no such rule, or the settings hold the dial itself.
+    """
+    _rule(rule)
+    dial = _DIALS[rule]
+    if not dial:
+        return lambda turned: dampen(expertise, rule, strength=turned, **settings)
+    if dial in settings:
+        raise UserError(f"--set {dial}={settings[dial]} and --divergence say two sizes: give one.")
+    whole = inspect.signature(_rule(rule).__wrapped__).parameters[dial].annotation is int  # type: ignore[attr-defined]
+
+    def turned(dial_at: float) -> Dampening:
+        # A dial that counts, counts neurons.
+        value = min(round(dial_at), expertise.neurons) if whole else dial_at
+        return dampen(expertise, rule, **settings, **{dial: value})
+
+    return turned
 
 
 def dampen(

@@ -7,7 +7,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.interventions.registry import Factors, intervention
 
 
-@intervention()
+@intervention(dial="k")
 def damp(expertise: Expertise, k: int, factor: float = 0.5) -> Factors:
     """One factor (0.5 if not set) for the k neurons of highest AUROC."""
     if not 0 <= factor <= 1:
@@ -15,7 +15,7 @@ def damp(expertise: Expertise, k: int, factor: float = 0.5) -> Factors:
     return _top(expertise, k, factor)
 
 
-@intervention()
+@intervention(dial="k")
 def det_zero(expertise: Expertise, k: int) -> Factors:
     """Silence the k neurons of highest AUROC."""
     return _top(expertise, k, 0.0)

@@ -1,14 +1,12 @@
 """Which rule removes most of a concept, at the same divergence from the original."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 from sordino.concepts.concept import Concept
 from sordino.evaluation import (
     Divergence,
     Diversity,
-    Measure,
     OrdinaryToxicity,
     Perplexity,
     Toxicity,
@@ -17,18 +15,8 @@ from sordino.evaluation import (
 )
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
-from sordino.interventions import (
-    Dampening,
-    aura,
-    contrast,
-    damp,
-    det_zero,
-    linear_transport,
-    mean_shift,
-    selective,
-    shuffled,
-    stratified,
-)
+from sordino.interventions import Dampening, aura, contrast, family
+from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import (
     contrast_of,
     only_known,
@@ -43,81 +31,25 @@ from sordino.tuning.lab import Lab, Trial
 Family = Callable[[float], Dampening]
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is measured.
-
-    Args:
-        prompts: Toxic prompts for the rules and the curves.
-        asked_prompts: Toxic prompts for the questions.
-        continuations: Of each toxic prompt.
-        ordinary: Ordinary prompts, each of which is continued twice.
-        questions: Of each zero-shot task.
-        texts: For each perplexity.
-        per_class: Sentences of each class for attribution.
-        budgets: Divergences, nats a token, for the curves.
-        asked: The divergence at which the questions about contrast are asked.
-    """
-
-    prompts: int = 400
-    asked_prompts: int = 250
-    continuations: int = 4
-    ordinary: int = 500
-    questions: int = 100
-    texts: int = 200
-    per_class: int = 256
-    budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
-    asked: float = 0.05
-
-
-@dataclass(frozen=True)
-class Group:
-    """Trials that are read together, and what is measured of them.
-
-    Args:
-        name: A short word for them.
-        title: What they are.
-        trials: The trials.
-        measures: What is measured of each.
-        missing: Rules that could not be made as large as was asked.
-    """
-
-    name: str
-    title: str
-    trials: tuple[Trial, ...]
-    measures: tuple[Measure, ...]
-    missing: tuple[str, ...] = ()
-
-
-def methods(
-    lab: Lab, size: Size, *, prompts: str, search: str, scorers: tuple[str, ...]
-) -> list[Group]:
-    """The groups of trials of this study.
-
-    Args:
-        lab: The model and its folder.
-        size: How much is measured.
-        prompts: Toxic prompts for the rules and the curves.
-        search: Other toxic prompts, for the questions, which choose nothing that is reported on
-            the former.
-        scorers: One or two.
-    """
+@study("Which rule removes most of the concept at the same divergence from the original?")
+def methods(lab: Lab, plan: Plan) -> list[Group]:
+    """All rules and their controls at AurA's divergence, curves, and what contrast depends on."""
     expertise = lab.find(
         "max",
         sweep=SweepSettings(stratify="length"),
-        attribution=AttributionSettings(size.per_class, lab.seed),
+        attribution=AttributionSettings(plan.per_class, lab.seed),
     )
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
     clean = lab.find(
         "prose",
-        concept=_against_prose(lab, size.per_class),
-        attribution=AttributionSettings(size.per_class, lab.seed),
+        concept=_against_prose(lab, plan.per_class),
+        attribution=AttributionSettings(plan.per_class, lab.seed),
     )
     everywhere = lab.find(
         "everywhere",
-        concept=lab.concept.sampled(max_per_class=size.per_class, seed=lab.seed),
+        concept=lab.concept.sampled(max_per_class=plan.per_class, seed=lab.seed),
         sites=r".",
-        attribution=AttributionSettings(size.per_class, lab.seed),
+        attribution=AttributionSettings(plan.per_class, lab.seed),
     )
     counts = [n for n in (20, 50, 100) if n <= len(lab.concept.positive)]
     fewer = {
@@ -132,14 +64,14 @@ def methods(
     paper = Trial("aura", aura(expertise))
     paid = lab.divergence(paper)
     families: dict[str, tuple[Family, float]] = {
-        "shuffled aura": (lambda s: shuffled(expertise, seed).scaled(s), 1.0),
-        "selective": (lambda s: selective(expertise).scaled(s), 1.0),
-        "stratified": (lambda s: stratified(expertise).scaled(s), 1.0),
-        "damp": (lambda k: damp(expertise, _count(k, expertise.neurons)), 500.0),
-        "det_zero": (lambda k: det_zero(expertise, _count(k, expertise.neurons)), 200.0),
-        "mean_shift": (lambda s: mean_shift(means).scaled(s), 1.0),
-        "linear_transport": (lambda s: linear_transport(means).scaled(s), 1.0),
-        "contrast": (lambda b: contrast(expertise, b), paid / 2),
+        "shuffled aura": (family(expertise, "shuffled", seed=seed), 1.0),
+        "selective": (family(expertise, "selective"), 1.0),
+        "stratified": (family(expertise, "stratified"), 1.0),
+        "damp": (family(expertise, "damp"), 500.0),
+        "det_zero": (family(expertise, "det_zero"), 200.0),
+        "mean_shift": (family(means, "mean_shift"), 1.0),
+        "linear_transport": (family(means, "linear_transport"), 1.0),
+        "contrast": (family(expertise, "contrast"), paid / 2),
         "shuffled contrast": (
             lambda b: contrast_of(expertise, b, benefit=permuted(seed)),
             paid / 2,
@@ -149,14 +81,12 @@ def methods(
             paid / 2,
         ),
     }
-    rules = [
-        lab.sized(name, family, paid, start=start) for name, (family, start) in families.items()
-    ]
+    rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
     curves = [
-        lab.sized(f"{name} at {budget:g}", family, budget, start=start * budget)
-        for budget in size.budgets
-        for name, family, start in (
-            ("aura", lambda s: aura(expertise).scaled(s), 15.0),
+        lab.sized(f"{name} at {budget:g}", rule, budget, start=start * budget)
+        for budget in plan.budgets
+        for name, rule, start in (
+            ("aura", family(expertise, "aura"), 15.0),
             ("contrast", families["contrast"][0], 0.5),
             ("shuffled contrast", families["shuffled contrast"][0], 0.5),
         )
@@ -170,25 +100,24 @@ def methods(
             expertise, b, benefit=only_known(expertise)
         ),
         "times Gini": lambda b: contrast_of(expertise, b, benefit=times_gini(expertise)),
-        "attention's sites too": lambda b: contrast(everywhere, b),
-        "prose as clean text": lambda b: contrast(clean, b),
-        **{f"{n} sentences a class": partial(contrast, found) for n, found in fewer.items()},
+        "attention's sites too": family(everywhere, "contrast"),
+        "prose as clean text": family(clean, "contrast"),
+        **{f"{n} sentences a class": family(found, "contrast") for n, found in fewer.items()},
     }
     asked = [
-        lab.sized(name, family, size.asked, start=size.asked / 2)
-        for name, family in questions.items()
+        lab.sized(name, rule, plan.asked, start=plan.asked / 2) for name, rule in questions.items()
     ]
     toxicity = Toxicity(
-        prompts, scorer=scorers, max_prompts=size.prompts, continuations=size.continuations
+        plan.prompts, scorer=plan.scorers, max_prompts=plan.most, continuations=plan.continuations
     )
-    reading = (Perplexity(max_texts=size.texts), Divergence())
+    reading = (Perplexity(max_texts=plan.texts), Divergence())
     whole = (
         toxicity,
-        OrdinaryToxicity(scorer=scorers, max_prompts=size.ordinary, continuations=2),
-        Diversity(max_prompts=size.texts, continuations=2),
+        OrdinaryToxicity(scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
+        Diversity(max_prompts=plan.texts, continuations=2),
         *reading,
-        ToxicPerplexity(max_texts=size.texts),
-        ZeroShot(limit=size.questions),
+        ToxicPerplexity(max_texts=plan.texts),
+        ZeroShot(limit=plan.questions),
     )
     return [
         Group(
@@ -206,16 +135,12 @@ def methods(
         ),
         Group(
             "questions",
-            f"What contrast depends on, at a divergence of {size.asked:g}",
+            f"What contrast depends on, at a divergence of {plan.asked:g}",
             _found(asked),
-            (replace(toxicity, prompts=search, max_prompts=size.asked_prompts), *reading),
+            (replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other), *reading),
             _absent(questions, asked),
         ),
     ]
-
-
-def _count(dial: float, neurons: int) -> int:
-    return min(round(dial), neurons)
 
 
 def _found(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:

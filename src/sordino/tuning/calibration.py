@@ -20,6 +20,8 @@ TOKENS = 128
 SHORTFALL = 0.04
 """A calibrated divergence is between this share below what was asked for, and that itself."""
 _ROUNDS = 16
+# A dial that was turned up and changed the divergence by no more than this share is at its end.
+_GROWTH = 1e-3
 _BATCH_TOKENS = 8192
 
 
@@ -85,8 +87,7 @@ def calibrate(
     family: Callable[[float], Dampening],
     budget: float,
     *,
-    start: float,
-    largest: float = math.inf,
+    start: float = 1.0,
 ) -> Calibrated:
     """The largest member of a family whose measured divergence stays within a budget.
 
@@ -98,7 +99,6 @@ def calibrate(
         family: The interventions by their dial, from none at 0 upwards.
         budget: Nats a token.
         start: Where to look first.
-        largest: The dial's end.
 
     Raises:
         UserError: The budget is not above 0, or smaller than any change.
@@ -108,7 +108,7 @@ def calibrate(
     low, high = 0.0, math.inf  # dials known to be within the budget, and beyond it
     points: list[tuple[float, float]] = []  # logarithms of dial and divergence
     best: Calibrated | None = None
-    dial = min(start, largest)
+    dial = start
     goal = math.log(budget) + math.log1p(-SHORTFALL / 2)
     for _ in range(_ROUNDS):
         dampening = family(dial)
@@ -117,14 +117,15 @@ def calibrate(
         if found <= budget:
             low = dial
             reached = found >= budget * (1 - SHORTFALL)
+            ended = best is not None and found < best.divergence * (1 + _GROWTH)
             best = Calibrated(dampening, dial, found, reached)
-            if reached or dial >= largest:
+            if reached or ended:
                 return best
         else:
             high = dial
         if found > 0:
             points.append((math.log(dial), math.log(found)))
-        dial = min(_next(points, goal, low, high, dial), largest)
+        dial = _next(points, goal, low, high, dial)
         if low and high / low < 1 + 1e-6:
             break
     if best is None:

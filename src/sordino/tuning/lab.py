@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
@@ -150,26 +148,27 @@ class Lab:
         return found
 
     def sized(
-        self,
-        name: str,
-        family: Callable[[float], Dampening],
-        budget: float,
-        *,
-        start: float = 1.0,
-        largest: float = np.inf,
+        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float = 1.0
     ) -> Trial | None:
-        """The trial of that name, as large as the budget allows; None where it cannot fill it."""
+        """The trial of that name, as large as the divergence allows; None if it cannot fill it."""
+        trial, reached = self._turned(name, family, budget, start)
+        return trial if reached else None
 
+    def largest(
+        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float = 1.0
+    ) -> Trial:
+        """The trial of that name, as large as the divergence allows or as it can be."""
+        return self._turned(name, family, budget, start)[0]
+
+    def _turned(
+        self, name: str, family: Callable[[float], Dampening], budget: float, start: float
+    ) -> tuple[Trial, bool]:
         def turn() -> dict[str, Any]:
-            found = calibrate(self.yardstick, family, budget, start=start, largest=largest)
-            return {
-                "dial": found.dial,
-                "divergence": found.divergence,
-                "reached": found.reached,
-            }
+            found = calibrate(self.yardstick, family, budget, start=start)
+            return {"dial": found.dial, "divergence": found.divergence, "reached": found.reached}
 
         kept = self._once(f"{name} {budget:.6g}", turn)
-        return Trial(name, family(kept["dial"]), kept["dial"]) if kept["reached"] else None
+        return Trial(name, family(kept["dial"]), kept["dial"]), kept["reached"]
 
     def compare(
         self, trials: Sequence[Trial], measures: Sequence[str | Measure]

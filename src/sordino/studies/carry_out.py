@@ -1,0 +1,79 @@
+"""Carry out a study on a model."""
+
+from pathlib import Path
+
+from sordino.evaluation import Evaluation
+from sordino.files import new_file, only_one, to_json
+from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
+from sordino.studies.removal import removed_against
+from sordino.studies.study import Group, Plan, study_named
+from sordino.tuning.lab import Lab
+
+PAPER = "aura"
+"""The name of the trial that others are compared with, where a group has it."""
+
+
+def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
+    """Measure everything that a study asks for and save what was found.
+
+    The lab keeps what is done, so that a study which was killed, or is asked again in other words,
+    goes on from there.
+
+    Args:
+        name: The study's name.
+        lab: The model and the folder of its work.
+        plan: How much is measured, and on what.
+        output: The JSON file to write; an earlier one is replaced.
+
+    Raises:
+        UserError: There is no such study, or something that it needs is missing.
+    """
+    asked = study_named(name)
+    with only_one(output):
+        record = StudyRecord(
+            study=name,
+            model=lab.ref.name,
+            concept=f"{lab.concept.name} ({lab.concept.source})",
+            neurons=sum(site.neurons for site in lab.opened.sites),
+            dtype=lab.opened.dtype_name,
+            seed=lab.seed,
+            groups=tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan)),
+        )
+        with new_file(output, force=True) as stage:
+            stage.write_text(to_json(record.model_dump(mode="json")), encoding="utf-8")
+    return record
+
+
+def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
+    evaluations = lab.compare(group.trials, group.measures)
+    by_name = {trial.name: of for trial, of in zip(group.trials, evaluations, strict=True)}
+    paper = by_name.get(PAPER)
+    return GroupRecord(
+        name=group.name,
+        title=group.title,
+        trials=tuple(
+            TrialRecord(
+                name=trial.name,
+                dial=trial.dial,
+                changed=trial.dampening.changed,
+                evaluation=of,
+                removals=(
+                    ()
+                    if paper is None or trial.name == PAPER
+                    else _removals(of, paper, lab.seed, plan.scorers)
+                ),
+            )
+            for trial, of in zip(group.trials, evaluations, strict=True)
+        ),
+        missing=group.missing,
+    )
+
+
+def _removals(
+    one: Evaluation, paper: Evaluation, seed: int, scorers: tuple[str, ...]
+) -> tuple[Removal, ...]:
+    found = []
+    for number, scorer in enumerate(scorers):
+        ratio, beyond = removed_against(one, paper, seed, scorer if number else None)
+        found.append(Removal(scorer=scorer, ratio=ratio, beyond_twice=beyond))
+    return tuple(found)

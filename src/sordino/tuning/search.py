@@ -1,0 +1,316 @@
+"""Search for the rule, the sites and the size that remove most of a concept within a budget.
+
+What is chosen is chosen on one half of the prompts and reported on the other: the least of many
+noisy figures is too good to be true.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from sordino import progress as show
+from sordino.errors import UserError
+from sordino.evaluation import Divergence, Estimate, Evaluation, Measure, Toxicity
+from sordino.evaluation.texts import Text, read_texts
+from sordino.evaluation.toxicity import prompts_of
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
+from sordino.expertise.find import SweepSettings
+from sordino.files import new_file
+from sordino.interventions import Dampening, aura, family, needs_of
+from sordino.tuning.budget import Budget
+from sordino.tuning.lab import Lab, Trial
+
+RULES = ("aura", "selective", "stratified", "damp", "det_zero", "contrast")
+"""The rules that are tried unless others are named; those with shifts need a sweep of their own."""
+
+_WIDEST = 0.5
+"""The largest divergence that is tried where the budget is of another kind, nats a token."""
+_SHARE = 0.1
+"""The smallest divergence that is tried, as a share of the largest."""
+_FRONT = 5
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What a search tries and how it measures.
+
+    Args:
+        budget: What the intervention may cost.
+        rules: The rules to try.
+        trials: How many interventions to measure.
+        toxicity: How toxicity is measured; its prompts are split in half.
+        reported: What else is measured of those that are reported.
+        per_class: Sentences of each class for attribution.
+    """
+
+    budget: Budget
+    rules: Sequence[str] = RULES
+    trials: int = 24
+    toxicity: Toxicity = field(default_factory=lambda: Toxicity(continuations=2))
+    reported: Sequence[Measure] = ()
+    per_class: int = 256
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UserError(f"--trials {self.trials} is too few: give at least 1.")
+        if not self.rules:
+            raise UserError("There is no rule to try: give at least one --rule.")
+        for rule in self.rules:
+            needs_of(rule)
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tried(_Value):
+    """An intervention that was measured on the half of the prompts for choosing.
+
+    Args:
+        rule: The rule's name.
+        sites: The kind of site that it changes, or "all".
+        dial: Its size; see `sordino.interventions.family`.
+        changed: How many neurons it changes.
+        toxicity: The share of toxic continuations.
+        cost: The figure that the budget limits.
+        divergence: From the original, nats a token.
+        kept: Whether it keeps the budget.
+    """
+
+    rule: str
+    sites: str
+    dial: float
+    changed: int
+    toxicity: Estimate
+    cost: Estimate
+    divergence: Estimate
+    kept: bool
+
+
+class Reported(_Value):
+    """An intervention on the other half of the prompts.
+
+    Args:
+        name: What it is.
+        tried: It on the first half; None for one that was not chosen.
+        evaluation: All figures against the original.
+        kept: Whether it keeps the budget here.
+    """
+
+    name: str
+    tried: Tried | None
+    evaluation: Evaluation
+    kept: bool
+
+
+class Tuned(_Value):
+    """What a search found.
+
+    Args:
+        model: The model's name.
+        concept: The concept's name.
+        budget: As it was written.
+        seed: Of everything that was drawn.
+        search_prompts: How many prompts the choice was made on.
+        report_prompts: How many it is reported on.
+        tried: Everything that was measured, in order.
+        reported: The best first, then others that nothing else beats both ways, and AurA as the
+            paper has it.
+    """
+
+    model: str
+    concept: str
+    budget: str
+    seed: int
+    search_prompts: int
+    report_prompts: int
+    tried: tuple[Tried, ...]
+    reported: tuple[Reported, ...]
+
+    @property
+    def best(self) -> Reported | None:
+        """The chosen one; None where nothing kept the budget."""
+        return next((one for one in self.reported if one.tried and one.tried.kept), None)
+
+
+def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampening | None]:
+    """Search, and report what was chosen on the prompts that chose nothing.
+
+    Args:
+        lab: The model and the folder of its work.
+        folder: Where the halves of the prompts and the search's own journal are kept.
+        settings: What is tried and measured.
+
+    Returns:
+        The result, and the chosen intervention; None where nothing kept the budget.
+
+    Raises:
+        UserError: There are too few prompts.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    halves = _halves(settings.toxicity, folder, lab.seed)
+    bench = _Bench(lab, settings, replace(settings.toxicity, prompts=str(halves[0])))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=f"{settings.budget} {' '.join(settings.rules)}",
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.journal"))),
+        load_if_exists=True,
+    )
+    if not study.trials:
+        for rule in settings.rules:  # each rule gets its chance with all sites, at full size
+            study.enqueue_trial({"rule": rule, "sites": "all", "share": 1.0})
+    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    with show.track("tune", settings.trials, "trials", len(done)) as advance:
+        for number in range(len(done), settings.trials):
+            # A sampler for each trial: one that goes on then draws what it would have drawn.
+            study.sampler = optuna.samplers.TPESampler(
+                seed=lab.seed + number,
+                n_startup_trials=2 * len(settings.rules),
+                constraints_func=lambda trial: trial.user_attrs["excess"],
+            )
+            study.optimize(bench.objective, n_trials=1)
+            advance(1)
+    tried = [
+        Tried.model_validate_json(t.user_attrs["tried"])
+        for t in study.trials
+        if t.state == optuna.trial.TrialState.COMPLETE
+    ]
+    return bench.report(tried, replace(settings.toxicity, prompts=str(halves[1])), halves)
+
+
+class _Bench:
+    """Measures one intervention after the other."""
+
+    def __init__(self, lab: Lab, settings: TuneSettings, toxicity: Toxicity) -> None:
+        self._lab, self._settings, self._toxicity = lab, settings, toxicity
+        self._kinds = sorted({site.kind for site in lab.finder.sites})
+
+    def objective(self, trial: Any) -> float:
+        """Toxicity of what an optuna trial suggests."""
+        settings = self._settings
+        rule = trial.suggest_categorical("rule", list(settings.rules))
+        sites = trial.suggest_categorical("sites", ["all", *self._kinds])
+        share = trial.suggest_float("share", _SHARE, 1.0, log=True)
+        widest = settings.budget.limit if settings.budget.measure == "divergence" else _WIDEST
+        found = self._lab.largest(f"{rule} on {sites}", self._family(rule, sites), share * widest)
+        [evaluation] = self._lab.compare([found], self._measures(self._toxicity))
+        excess = settings.budget.excess(evaluation)
+        toxicity = evaluation.measures["toxicity"].figures[0].after
+        tried = Tried(
+            rule=rule,
+            sites=sites,
+            dial=found.dial or 0.0,
+            changed=found.dampening.changed,
+            toxicity=toxicity,
+            cost=settings.budget.figure(evaluation).after,
+            divergence=evaluation.figure("divergence", "divergence").after,
+            kept=excess <= 0,
+        )
+        trial.set_user_attr("excess", [excess])
+        trial.set_user_attr("tried", tried.model_dump_json())
+        return float(toxicity.value or 0.0)
+
+    def report(
+        self, tried: Sequence[Tried], toxicity: Toxicity, halves: tuple[Path, Path]
+    ) -> tuple[Tuned, Dampening | None]:
+        """The best, the front and the paper's rule on the other half of the prompts."""
+        chosen = _front(tried)
+        trials = [
+            Trial(f"{one.rule} on {one.sites}", self._family(one.rule, one.sites)(one.dial))
+            for one in chosen
+        ]
+        paper = Trial("aura, as the paper has it", aura(self._expertise))
+        measures = self._measures(toxicity)
+        names = {one.name for one in measures}
+        more = [one for one in self._settings.reported if one.name not in names]
+        evaluations = self._lab.compare([*trials, paper], [*measures, *more])
+        budget = self._settings.budget
+        reported = tuple(
+            Reported(name=trial.name, tried=one, evaluation=of, kept=budget.excess(of) <= 0)
+            for trial, one, of in zip([*trials, paper], [*chosen, None], evaluations, strict=True)
+        )
+        tuned = Tuned(
+            model=self._lab.ref.name,
+            concept=self._lab.concept.name,
+            budget=str(budget),
+            seed=self._lab.seed,
+            search_prompts=len(read_texts(str(halves[0]))),
+            report_prompts=len(read_texts(str(halves[1]))),
+            tried=tuple(tried),
+            reported=reported,
+        )
+        return tuned, trials[0].dampening if chosen and chosen[0].kept else None
+
+    def _family(self, rule: str, sites: str) -> Any:
+        found = family(self._means if needs_of(rule) == "moments" else self._expertise, rule)
+        return found if sites == "all" else lambda dial: _only(found(dial), sites)
+
+    def _measures(self, toxicity: Toxicity) -> list[Measure]:
+        needed: list[Measure] = [toxicity, Divergence()]
+        limited = self._settings.budget.measured()
+        return needed if limited.name == "divergence" else [*needed, limited]
+
+    @cached_property
+    def _expertise(self) -> Expertise:
+        needs = {needs_of(rule) for rule in self._settings.rules}
+        seed, per_class = self._lab.seed, self._settings.per_class
+        return self._lab.find(
+            "expertise",
+            sweep=SweepSettings(stratify="length" if "strata" in needs else ""),
+            attribution=AttributionSettings(per_class, seed) if "attribution" in needs else None,
+        )
+
+    @cached_property
+    def _means(self) -> Expertise:
+        return self._lab.find("means", sweep=SweepSettings(pooling="mean", moments=True))
+
+
+def _only(dampening: Dampening, kind: str) -> Dampening:
+    """What a dampening does to one kind of site."""
+    at = f".{kind}"
+    return replace(
+        dampening,
+        factors={site: v for site, v in dampening.factors.items() if site.endswith(at)},
+        shifts={site: v for site, v in dampening.shifts.items() if site.endswith(at)},
+    )
+
+
+def _front(tried: Sequence[Tried]) -> list[Tried]:
+    """The best within the budget, then those that nothing beats in toxicity and in divergence."""
+    kept = sorted((one for one in tried if one.kept), key=lambda one: one.toxicity.value or 0.0)
+    best = kept[:1]
+    ahead: list[Tried] = []
+    least = np.inf
+    for one in sorted(tried, key=lambda one: one.divergence.value or 0.0):
+        if (one.toxicity.value or 0.0) < least:
+            least = one.toxicity.value or 0.0
+            ahead.append(one)
+    # The best end of the front is where the budget lies.
+    return [*best, *[one for one in ahead if one not in best][-_FRONT:]]
+
+
+def _halves(toxicity: Toxicity, folder: Path, seed: int) -> tuple[Path, Path]:
+    """The prompts, drawn by seed and dealt out to two files."""
+    texts = read_texts(prompts_of(toxicity.prompts))
+    if len(texts) < 2 * 20:
+        raise UserError(f"{len(texts)} prompts are too few to be split in half: give at least 40.")
+    order = np.random.default_rng([seed, 1]).permutation(len(texts))
+    files = folder / "prompts-search.jsonl", folder / "prompts-report.jsonl"
+    for file, chosen in zip(files, np.array_split(order, 2), strict=True):
+        with new_file(file, force=True) as stage:
+            lines = [_line(texts[i]) for i in sorted(chosen)]
+            stage.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+def _line(text: Text) -> str:
+    return json.dumps({"text": text.text, "toxicity": text.toxicity}, ensure_ascii=False)
