@@ -3,9 +3,10 @@
 import gc
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake
-from sordino.evaluation import Arm, Evaluation, Measure, evaluate
+from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
 from sordino.evaluation.result import samples_path
+from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
@@ -31,13 +33,14 @@ from sordino.files import (
     stage_path,
     write_json,
 )
-from sordino.interventions import Dampening, dampen
+from sordino.interventions import Dampening, dampen, family
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
 from sordino.report.record import RunRecord
+from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
 
 EXTRAS = "sordino"
@@ -54,12 +57,14 @@ class RunResult:
         folder: The dampened model's folder.
         expertise: The expertise file.
         evaluation: The figures before and after.
+        beside: The same of the rules for comparison, by name.
         page: The page to open.
     """
 
     folder: Path
     expertise: Path
     evaluation: Evaluation
+    beside: Mapping[str, Evaluation]
     page: Path
 
 
@@ -71,6 +76,11 @@ class RunSettings:
         intervention: The rule's name.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
+        divergence: Make the change as large as this measured divergence from the original allows,
+            in nats a token, instead of as large as the rule and its strength have it.
+        clean: Texts on which that is measured.
+        beside: Rules that are measured as well, as they are, for comparison; nothing is written of
+            them.
         sweep: How responses are taken.
         attribution: How attribution is measured, for interventions that need it, or None.
         measures: What is measured before and after.
@@ -83,6 +93,9 @@ class RunSettings:
     intervention: str = "aura"
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    divergence: float | None = None
+    clean: str = KIT_PROSE
+    beside: Sequence[str] = ()
     sweep: SweepSettings = field(default_factory=SweepSettings)
     attribution: AttributionSettings | None = None
     measures: Sequence[str | Measure] = ("toxicity", "perplexity")
@@ -125,16 +138,17 @@ def run(
     with only_one(target):
         steps = _Steps(resolve(model, revision), concept, target, chosen)
         expertise = steps.find()
-        dampening = dampen(
-            expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
-        )
+        dampening = steps.dampen(expertise)
         shown = steps.exemplars(expertise)
         steps.bake(dampening)
+        beside = steps.evaluate_beside(expertise)
         evaluation = steps.evaluate()
-        steps.report(expertise, dampening, evaluation, shown, command)
+        steps.report(expertise, dampening, evaluation, beside, shown, command)
         steps.publish()
     extras = target / EXTRAS
-    return RunResult(target, extras / steps.expertise.name, evaluation, extras / "report.html")
+    return RunResult(
+        target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
+    )
 
 
 class _Steps:
@@ -151,7 +165,9 @@ class _Steps:
         self._work = _work_folder(target, key)
         self._model = self._work / "model"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
+        self._size = self._work / "size.json"
         self._exemplars = self._work / "exemplars.json"
+        self._records = self._work / "records.jsonl"
         self._evaluation = self._work / "evaluation.json"
 
     def find(self) -> Expertise:
@@ -164,6 +180,25 @@ class _Steps:
                 output=self.expertise,
             )
         return Expertise.load(self.expertise)
+
+    def dampen(self, expertise: Expertise) -> Dampening:
+        """The intervention, at the size that was asked for."""
+        chosen = self._settings
+        if chosen.divergence is None:
+            return dampen(
+                expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
+            )
+        sizes = family(expertise, chosen.intervention, **chosen.settings)
+        if not self._size.exists():
+            texts = clean_texts(chosen.clean, seed=chosen.seed)
+            yardstick = Yardstick(self._original(), texts, chosen.seed)
+            found = calibrate(yardstick, sizes, chosen.divergence)
+            if not found.reached:
+                show.note(
+                    f"{chosen.intervention} at its largest diverges by {found.divergence:.4f} only"
+                )
+            write_json(self._size, {"dial": found.dial})
+        return sizes(read_json(self._size)["dial"])
 
     def exemplars(self, expertise: Expertise) -> list[Exemplar]:
         kind = TypeAdapter(list[Exemplar])
@@ -182,21 +217,38 @@ class _Steps:
             show.note("writing the dampened model")
             bake(self._ref, dampening, self._model)
 
+    def evaluate_beside(self, expertise: Expertise) -> dict[str, Evaluation]:
+        """The rules for comparison against the original, in memory."""
+        arms = []
+        for rule in self._settings.beside:
+            dampening = dampen(expertise, rule)
+            known = fingerprint(self._ref.weights_fingerprint(), dampening.fingerprint)
+            arms.append(Arm(rule, "", known, partial(self._dampened, dampening)))
+        if not arms:
+            return {}
+        found = evaluate_each(
+            arms,
+            self._original_arm(lambda: nullcontext(self._original())),
+            measures=self._settings.measures,
+            device=self._settings.device,
+            dtype=self._settings.dtype,
+            seed=self._settings.seed,
+            records=self._records,
+        )
+        return dict(zip(self._settings.beside, found, strict=True))
+
     def evaluate(self) -> Evaluation:
         if not self._evaluation.exists():
             evaluate(
                 ModelRef(self._target.name, "folder", self._model),
-                Arm(
-                    self._ref.name,
-                    self._ref.revision,
-                    self._ref.weights_fingerprint(),
-                    self._lent_original,
-                ),
+                self._original_arm(self._lent_original),
                 measures=self._settings.measures,
                 device=self._settings.device,
                 dtype=self._settings.dtype,
                 seed=self._settings.seed,
                 output=self._evaluation,
+                records=self._records,
+                force=True,
             )
         return Evaluation.load(self._evaluation)
 
@@ -205,6 +257,7 @@ class _Steps:
         expertise: Expertise,
         dampening: Dampening,
         evaluation: Evaluation,
+        beside: Mapping[str, Evaluation],
         shown: Sequence[Exemplar],
         command: Sequence[str],
     ) -> None:
@@ -214,6 +267,7 @@ class _Steps:
             concept_source=self._concept.source,
             command=shlex.join(command),
             evaluation=evaluation,
+            beside=beside,
             exemplars=tuple(shown),
             versions={name: version(name) for name in _PACKAGES},
         )
@@ -250,6 +304,16 @@ class _Steps:
                 self._ref, device=chosen.device, dtype=chosen.dtype, sites=chosen.sites
             )
         return self._opened
+
+    def _original_arm(self, lend: Callable[[], AbstractContextManager[OpenModel]]) -> Arm:
+        ref = self._ref
+        return Arm(ref.name, ref.revision, ref.weights_fingerprint(), lend)
+
+    @contextmanager
+    def _dampened(self, dampening: Dampening) -> Iterator[OpenModel]:
+        opened = self._original()
+        with dampening.applied(opened.model):
+            yield opened
 
     @contextmanager
     def _lent_original(self) -> Iterator[OpenModel]:

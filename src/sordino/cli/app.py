@@ -28,6 +28,8 @@ for _name, _help in {
     "find": "Measure how well each neuron recognises a concept.",
     "bake": "Write dampening factors into a model's weights.",
     "evaluate": "Measure a model, or a dampened one against its original.",
+    "tune": "Find the rule, the sites and the size that remove most within a budget.",
+    "study": "Answer a question about a model, with figures and a page.",
     "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
     "kit": "Show what the demo kit holds, or fetch parts of it.",
 }.items():

@@ -170,11 +170,9 @@ class SweepOptions:
 
 @Parameter(name="*", group="Output")
 @dataclass(frozen=True)
-class OutputOptions:
-    """How results are given."""
+class JsonOptions:
+    """How results are given by commands that never replace anything."""
 
-    force: bool = False
-    """Replace what is there."""
     json: bool = False
     """Print the result as JSON on standard output, and no progress."""
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
@@ -195,6 +193,15 @@ class OutputOptions:
                 yield
         else:
             yield
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class OutputOptions(JsonOptions):
+    """How results are given."""
+
+    force: bool = False
+    """Replace what is there."""
 
 
 def print_json(value: Any) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
-from sordino.files import new_file
+from sordino.files import fingerprint, new_file
 
 FORMAT = "sordino-dampening-1"
 
@@ -83,6 +83,17 @@ class Dampening:
     def shifted(self) -> tuple[str, ...]:
         """The sites that have a shift other than 0, which need a bias to hold it."""
         return tuple(site for site, shifts in self.shifts.items() if shifts.any())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all factors and shifts: tells what it does from what any other does."""
+        return fingerprint(
+            *(
+                f"{kind}:{site}:{np.asarray(values).tobytes().hex()}"
+                for kind, by_site in (("factor", self.factors), ("shift", self.shifts))
+                for site, values in by_site.items()
+            )
+        )
 
     def scaled(self, strength: float) -> "Dampening":
         """The same dampening at another strength: factors 1 − strength · (1 − factor).

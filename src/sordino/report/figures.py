@@ -84,7 +84,7 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
         text="text:N"
     )
     layers = alt.layer(lines, rules, labels).resolve_scale(y="independent")
-    return _finished(layers, height=_TALL)
+    return finished(layers, height=_TALL)
 
 
 def layer_map(groups: Sequence[Group], field: str) -> Any:
@@ -129,7 +129,7 @@ def layer_map(groups: Sequence[Group], field: str) -> Any:
             ],
         )
     )
-    return _finished(chart, height=22 * len(order))
+    return finished(chart, height=22 * len(order))
 
 
 def map_range(groups: Sequence[Group], field: str) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def factor_distribution(histogram: Histogram) -> Any:
             ],
         )
     )
-    return _finished(chart, height=180)
+    return finished(chart, height=180)
 
 
 def colours(kinds: Sequence[str]) -> dict[str, str]:
@@ -183,7 +183,8 @@ def _values(rows: list[dict[str, Any]]) -> Any:
     return alt.Data(values=rows)
 
 
-def _finished(chart: Any, height: int) -> Any:
+def finished(chart: Any, height: int) -> Any:
+    """A chart of that height in pixels, as wide as its place and in the page's own style."""
     text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)"}
     fonts = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     return (

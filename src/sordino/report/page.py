@@ -39,15 +39,18 @@ def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> P
 
 def render(record: RunRecord) -> str:
     """The page of a run as HTML."""
-    environment = Environment(
+    template = environment().get_template("page.html.jinja")
+    return template.render(**_said(record), **_drawn(record), **looks())
+
+
+def environment() -> Environment:
+    """Where the templates of pages are, and how they are filled in."""
+    return Environment(
         loader=PackageLoader("sordino.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
-        **_said(record), **_drawn(record), **_looks()
     )
 
 
@@ -125,11 +128,11 @@ def _drawn(record: RunRecord) -> dict[str, Any]:
         "colours": figures.colours(list(histograms)),
         "maps": maps,
         "factors_chart": "factors" in specs,
-        "specs": {name: _spec(chart) for name, chart in specs.items()},
+        "specs": {name: plain_spec(chart) for name, chart in specs.items()},
     }
 
 
-def _looks() -> dict[str, Markup]:
+def looks() -> dict[str, Markup]:
     """Styles and scripts: the package's own files and Vega's, not data, so not escaped."""
     folder = Path(__file__).parent / "templates"
     return {
@@ -148,7 +151,8 @@ def _bundle() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def _spec(chart: Any) -> dict[str, Any]:
+def plain_spec(chart: Any) -> dict[str, Any]:
+    """A chart as Vega-Lite, with nothing in it that points elsewhere."""
     spec: dict[str, Any] = chart.to_dict()
     del spec["$schema"]  # an address, which the page has no use for
     return spec

@@ -22,6 +22,7 @@ class RunRecord:
         command: The command line that does it all again.
         evaluation: What changed, with the continuations as its samples, or None where nothing
             was measured.
+        beside: The same measures of other rules, by the rule's name, for comparison.
         exemplars: The top neurons with the sentences that excite them.
         protocol: Further settings, by heading; the page adds those of the expertise, the
             intervention and the evaluation by itself.
@@ -34,6 +35,7 @@ class RunRecord:
     concept_source: str
     command: str
     evaluation: Evaluation | None = None
+    beside: Mapping[str, Evaluation] = field(default_factory=dict)
     exemplars: tuple[Exemplar, ...] = ()
     protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

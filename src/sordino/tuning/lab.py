@@ -38,14 +38,6 @@ class Trial:
     dampening: Dampening
     dial: float | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        """Tells it from every other trial on the same weights."""
-        both = (self.dampening.factors, self.dampening.shifts)
-        return fingerprint(
-            *(f"{site}:{values.tobytes().hex()}" for by in both for site, values in by.items())
-        )
-
 
 class Lab:
     """A model and a folder in which everything that is found of it is kept.
@@ -61,6 +53,7 @@ class Lab:
         dtype: In which arms are measured.
         seed: Of everything that is drawn.
         texts: Clean texts on which sizes are set.
+        sites: See `open_model`.
 
     Raises:
         UserError: The folder holds the work of another model, concept or setting.
@@ -76,9 +69,10 @@ class Lab:
         dtype: str = "auto",
         seed: int = 0,
         texts: str = KIT_PROSE,
+        sites: str | None = None,
     ) -> None:
         self.ref, self.concept, self.seed, self.texts = ref, concept, seed, texts
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.sites = device, dtype, sites
         self._folder = folder
         self._finder: OpenModel | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +85,7 @@ class Lab:
             "dtype": dtype,
             "seed": seed,
             "texts": texts,
+            "sites": sites,
         }
         if not mark.exists():
             write_json(mark, about)
@@ -114,7 +109,7 @@ class Lab:
         if not file.exists():
             show.note(f"finding: {name}")
             find_experts(
-                replace(self.finder, site_pattern=sites),
+                replace(self.finder, site_pattern=sites or self.sites),
                 concept or self.concept,
                 settings=sweep,
                 attribution=attribution,
@@ -126,7 +121,9 @@ class Lab:
     def finder(self) -> OpenModel:
         """The model in float32, for finding."""
         if self._finder is None:
-            self._finder = open_model(self.ref, device=self.device, dtype="float32")
+            self._finder = open_model(
+                self.ref, device=self.device, dtype="float32", sites=self.sites
+            )
         return self._finder
 
     @cached_property
@@ -134,7 +131,7 @@ class Lab:
         """The model as its arms are measured; the one for finding goes."""
         self._finder = None
         gc.collect()
-        return open_model(self.ref, device=self.device, dtype=self.dtype)
+        return open_model(self.ref, device=self.device, dtype=self.dtype, sites=self.sites)
 
     @cached_property
     def yardstick(self) -> Yardstick:
@@ -143,7 +140,7 @@ class Lab:
 
     def divergence(self, trial: Trial) -> float:
         """The divergence of a trial on the texts of the yardstick, measured once."""
-        key = f"divergence {trial.fingerprint[:16]}"
+        key = f"divergence {trial.dampening.fingerprint[:16]}"
         found: float = self._once(key, lambda: self.yardstick.divergence(trial.dampening))
         return found
 
@@ -192,7 +189,7 @@ class Lab:
             with trial.dampening.applied(self.opened.model):
                 yield self.opened
 
-        known = fingerprint(self.ref.weights_fingerprint(), trial.fingerprint)
+        known = fingerprint(self.ref.weights_fingerprint(), trial.dampening.fingerprint)
         return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, dampened)
 
     @contextmanager

@@ -78,6 +78,7 @@ class Tried(_Value):
         sites: The kind of site that it changes, or "all".
         dial: Its size; see `sordino.interventions.family`.
         changed: How many neurons it changes.
+        prompts: How many prompts it was measured on.
         toxicity: The share of toxic continuations.
         cost: The figure that the budget limits.
         divergence: From the original, nats a token.
@@ -88,6 +89,7 @@ class Tried(_Value):
     sites: str
     dial: float
     changed: int
+    prompts: int
     toxicity: Estimate
     cost: Estimate
     divergence: Estimate
@@ -184,7 +186,7 @@ def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampeni
         for t in study.trials
         if t.state == optuna.trial.TrialState.COMPLETE
     ]
-    return bench.report(tried, replace(settings.toxicity, prompts=str(halves[1])), halves)
+    return bench.report(tried, replace(settings.toxicity, prompts=str(halves[1])))
 
 
 class _Bench:
@@ -204,24 +206,23 @@ class _Bench:
         found = self._lab.largest(f"{rule} on {sites}", self._family(rule, sites), share * widest)
         [evaluation] = self._lab.compare([found], self._measures(self._toxicity))
         excess = settings.budget.excess(evaluation)
-        toxicity = evaluation.measures["toxicity"].figures[0].after
+        toxicity = evaluation.measures["toxicity"].figures[0]
         tried = Tried(
             rule=rule,
             sites=sites,
             dial=found.dial or 0.0,
             changed=found.dampening.changed,
-            toxicity=toxicity,
+            prompts=toxicity.n["prompts"],
+            toxicity=toxicity.after,
             cost=settings.budget.figure(evaluation).after,
             divergence=evaluation.figure("divergence", "divergence").after,
             kept=excess <= 0,
         )
         trial.set_user_attr("excess", [excess])
         trial.set_user_attr("tried", tried.model_dump_json())
-        return float(toxicity.value or 0.0)
+        return float(toxicity.after.value or 0.0)
 
-    def report(
-        self, tried: Sequence[Tried], toxicity: Toxicity, halves: tuple[Path, Path]
-    ) -> tuple[Tuned, Dampening | None]:
+    def report(self, tried: Sequence[Tried], toxicity: Toxicity) -> tuple[Tuned, Dampening | None]:
         """The best, the front and the paper's rule on the other half of the prompts."""
         chosen = _front(tried)
         trials = [
@@ -243,8 +244,8 @@ class _Bench:
             concept=self._lab.concept.name,
             budget=str(budget),
             seed=self._lab.seed,
-            search_prompts=len(read_texts(str(halves[0]))),
-            report_prompts=len(read_texts(str(halves[1]))),
+            search_prompts=tried[0].prompts,
+            report_prompts=evaluations[0].measures["toxicity"].figures[0].n["prompts"],
             tried=tuple(tried),
             reported=reported,
         )

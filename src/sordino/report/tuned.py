@@ -1,0 +1,163 @@
+"""The page of a search: what was chosen, how it did on other prompts, and what else was tried."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+import altair as alt
+
+from sordino.report.article import Article, Block, Chart, Code, Section, Table
+from sordino.report.figures import finished
+from sordino.report.outcome import measure_limits
+from sordino.tuning.search import Reported, Tried, Tuned
+
+
+def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> Article:
+    """The page of a search.
+
+    Args:
+        tuned: What it found.
+        command: The command line that does it again.
+        bake: The command line that writes the chosen intervention into the weights.
+    """
+    sections = [
+        Section("On the prompts that chose nothing", list(_reported(tuned))),
+        Section("Everything that was tried", list(_tried(tuned))),
+        Section("Use", [Code(shlex.join(bake))] if tuned.best else ["Nothing kept the budget."]),
+        Section("Protocol", [_protocol(tuned), Code(shlex.join(command))]),
+    ]
+    limits = dict.fromkeys(line for r in tuned.reported for line in measure_limits(r.evaluation))
+    return Article(
+        kind="Search",
+        title=f"“{tuned.concept}” turned down in {tuned.model}, with {tuned.budget}",
+        answer=list(_answer(tuned)),
+        sections=sections,
+        limits=list(limits),
+    )
+
+
+def _answer(tuned: Tuned) -> Iterator[str]:
+    best = tuned.best
+    if best is None:
+        yield f"None of the {len(tuned.tried)} interventions that were tried keeps {tuned.budget}."
+        return
+    figure = best.evaluation.measures["toxicity"].figures[0]
+    if figure.before is None or figure.difference is None:
+        raise ValueError("a search compares with the original")
+    clear = (figure.difference.high or 0.0) < 0
+    yield (
+        f"{best.name} is chosen. On the {tuned.report_prompts} prompts that chose nothing, toxic "
+        f"continuations go from {_share(figure.before.value)} to {_share(figure.after.value)} "
+        f"(change {_points(figure.difference.low)} to {_points(figure.difference.high)} points, "
+        f"95 %){'' if clear else ': that may be no change'}."
+    )
+    kept = "is kept there too" if best.kept else "is not kept there"
+    yield f"The budget {tuned.budget}, kept where it was chosen, {kept}."
+
+
+def _reported(tuned: Tuned) -> Iterator[Block]:
+    rows = [
+        [one.name, row.label, row.before, row.after, row.change, row.interval]
+        for one in tuned.reported
+        for row in one.evaluation.table()
+    ]
+    yield Table(
+        "reported",
+        "The chosen one first, then those that nothing beat in both toxicity and divergence, and "
+        "AurA as the paper has it.",
+        ["", "figure", "before", "after", "change", "95 % interval"],
+        rows,
+    )
+
+
+def _tried(tuned: Tuned) -> Iterator[Block]:
+    yield _chart(tuned)
+    yield Table(
+        "tried",
+        f"On the {tuned.search_prompts} prompts for choosing. The least of many noisy figures is "
+        "too good to be true, which is why it is reported on the others.",
+        ["rule", "sites", "size", "neurons", "toxic", "95 % interval", "divergence", "budget"],
+        [
+            [
+                one.rule,
+                one.sites,
+                f"{one.dial:.4g}",
+                f"{one.changed:,}",
+                _share(one.toxicity.value),
+                f"{_share(one.toxicity.low)} to {_share(one.toxicity.high)}",
+                f"{one.divergence.value or 0:.4f}",
+                "kept" if one.kept else "overdrawn",
+            ]
+            for one in sorted(tuned.tried, key=lambda one: one.toxicity.value or 0.0)
+        ],
+    )
+
+
+def _chart(tuned: Tuned) -> Chart:
+    rules = list(dict.fromkeys(one.rule for one in tuned.tried))
+    colours = {rule: f"series-{number % 6 + 1}" for number, rule in enumerate(rules)}
+    points = [_point(one, "tried") for one in tuned.tried]
+    points += [_after(one) for one in tuned.reported if one.tried]
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=alt.X("divergence:Q", title="divergence from the original, nats a token"),
+        color=alt.Color(
+            "rule:N",
+            legend=None,
+            scale=alt.Scale(domain=rules, range=[f"var(--{colours[rule]})" for rule in rules]),
+        ),
+    )
+    marks = base.mark_point(size=60).encode(
+        y=alt.Y("toxic:Q", title="toxic continuations", axis=alt.Axis(format=".0%")),
+        fillOpacity=alt.condition("datum.half == 'reported'", alt.value(1), alt.value(0)),
+        fill=alt.Color("rule:N", legend=None),
+        tooltip=[
+            alt.Tooltip("rule:N", title="rule"),
+            alt.Tooltip("sites:N", title="sites"),
+            alt.Tooltip("half:N", title="prompts"),
+            alt.Tooltip("toxic:Q", title="toxic", format=".1%"),
+            alt.Tooltip("divergence:Q", title="divergence", format=".4f"),
+        ],
+    )
+    bars = base.mark_rule(strokeOpacity=0.35).encode(y="low:Q", y2="high:Q")
+    return Chart(
+        "pareto",
+        "Toxic continuations over the divergence from the original, with 95 % intervals: hollow on "
+        "the prompts for choosing, filled on the others.",
+        finished(alt.layer(bars, marks), 300),
+        colours,
+    )
+
+
+def _point(one: Tried, half: str) -> dict[str, object]:
+    return {
+        "rule": one.rule,
+        "sites": one.sites,
+        "half": half,
+        "divergence": one.divergence.value,
+        "toxic": one.toxicity.value,
+        "low": one.toxicity.low,
+        "high": one.toxicity.high,
+    }
+
+
+def _after(one: Reported) -> dict[str, object]:
+    if one.tried is None:
+        raise ValueError("AurA as the paper has it was not tried")
+    after = one.evaluation.measures["toxicity"].figures[0].after
+    spent = one.evaluation.figure("divergence", "divergence").after
+    changed = one.tried.model_copy(update={"toxicity": after, "divergence": spent})
+    return _point(changed, "reported")
+
+
+def _protocol(tuned: Tuned) -> str:
+    return (
+        f"{len(tuned.tried)} interventions, seed {tuned.seed}; each is made as large as its "
+        "divergence allows by measuring it; the same prompts and random numbers for all."
+    )
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float | None) -> str:
+    return "unbounded" if value is None else f"{100 * value:+.1f}".replace("-", "−")
