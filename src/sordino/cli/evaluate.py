@@ -80,10 +80,16 @@ class MeasureOptions:
     shots: Annotated[int, Parameter(group=ASKING)] = 0
     """How many questions with their answers stand before each question."""
 
+    @property
+    def clean_texts(self) -> str:
+        """Where ordinary text comes from."""
+        from sordino.evaluation.texts import KIT_PROSE
+
+        return KIT_PROSE if self.texts == "kit" else self.texts
+
     def measures(self) -> list["str | Measure"]:
         """The measures with these settings."""
         from sordino import evaluation
-        from sordino.evaluation.texts import KIT_PROSE
         from sordino.evaluation.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
 
@@ -95,7 +101,7 @@ class MeasureOptions:
         judging = _given(self, "scorer", "toxic_label", "draws", "judge_refusal")
         reading = _given(self, "max_texts")
         prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
-        texts = KIT_PROSE if self.texts == "kit" else self.texts
+        texts = self.clean_texts
         makers: dict[str, Callable[[], Measure]] = {
             "toxicity": lambda: evaluation.Toxicity(prompts, **writing, **judging),
             "ordinary-toxicity": lambda: evaluation.OrdinaryToxicity(

@@ -108,11 +108,17 @@ class InterventionOptions:
     linear_transport, or the control shuffled."""
     strength: float = 1.0
     """0 for no change, 1 for the rule as it is, more to go further the same way."""
+    divergence: float | None = None
+    """Make the change as large as this divergence from the original allows (nats a token, such as
+    0.05), by measuring it on ordinary text; in the place of --strength, and of a rule's own size
+    (contrast's budget, the k of damp and det_zero)."""
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
 
     def settings(self) -> dict[str, str]:
         """The rule's settings by name."""
+        if self.divergence is not None and self.strength != 1:
+            raise UserError("--strength and --divergence say two sizes: give one of them.")
         pairs = [setting.partition("=") for setting in self.set]
         for name, equals, value in pairs:
             if not (name and equals and value):
@@ -147,8 +153,8 @@ class SweepOptions:
         """The column that --stratify names, if it names one."""
         return None if self.stratify in (None, "length") else self.stratify
 
-    def settings(self, needs: str = "") -> "SweepSettings":
-        """The sweep's settings, with what an intervention needs beside them."""
+    def settings(self, *needs: str) -> "SweepSettings":
+        """The sweep's settings, with what interventions need beside them."""
         from sordino.expertise import SweepSettings
 
         by_column = "column" if self.strata_column else self.stratify or ""
@@ -156,15 +162,15 @@ class SweepOptions:
             self.max_tokens,
             self.pooling,
             self.batch_tokens,
-            by_column or ("length" if needs == "strata" else ""),
-            self.moments or needs == "moments",
+            by_column or ("length" if "strata" in needs else ""),
+            self.moments or "moments" in needs,
         )
 
-    def attributing(self, seed: int, needs: str = "") -> "AttributionSettings | None":
+    def attributing(self, seed: int, *needs: str) -> "AttributionSettings | None":
         """How attribution is measured, if it is wanted or an intervention needs it."""
         from sordino.expertise import AttributionSettings
 
-        wanted = self.attribution or needs == "attribution"
+        wanted = self.attribution or "attribution" in needs
         return AttributionSettings(self.attribution_per_class, seed) if wanted else None
 
 

@@ -19,6 +19,7 @@ def run(
     /,
     *,
     output: Output,
+    beside: tuple[str, ...] = (),
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     rule: InterventionOptions = InterventionOptions(),
@@ -39,6 +40,8 @@ def run(
         Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
     output
         The folder to write.
+    beside
+        Another rule to measure as well, as it is, for comparison; repeat for several.
     seed
         Seed of everything that is drawn.
     """
@@ -48,13 +51,16 @@ def run(
 
     with printing.in_force():
         refuse_existing(output, force=printing.force)
-        needs = needs_of(rule.intervention)
+        needed = [needs_of(name) for name in (rule.intervention, *beside)]
         settings = pipeline.RunSettings(
             intervention=rule.intervention,
             strength=rule.strength,
             settings=rule.settings(),
-            sweep=sweep.settings(needs),
-            attribution=sweep.attributing(seed, needs),
+            divergence=rule.divergence,
+            clean=how.clean_texts,
+            beside=beside,
+            sweep=sweep.settings(*needed),
+            attribution=sweep.attributing(seed, *needed),
             measures=how.measures(),
             device=opening.device,
             dtype=opening.dtype,
@@ -72,8 +78,19 @@ def run(
         )
     if printing.json:
         figures = result.evaluation.model_dump(mode="json")
-        print_json({"output": str(result.folder), "page": str(result.page), "evaluation": figures})
+        others = {name: of.model_dump(mode="json") for name, of in result.beside.items()}
+        print_json(
+            {
+                "output": str(result.folder),
+                "page": str(result.page),
+                "evaluation": figures,
+                "beside": others,
+            }
+        )
         return
     print_table(result.evaluation)
+    for name, evaluation in result.beside.items():
+        print(f"\nfor comparison, {name}:")
+        print_table(evaluation)
     print(f"\nthe dampened model: {result.folder}")
     print(f"the page to open:   {result.page}")

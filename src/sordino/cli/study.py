@@ -27,13 +27,21 @@ class PlanOptions:
     scorer: tuple[str, ...] | None = None
     """Who judges what is written; one or two (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None
-    """At most so many toxic prompts (400; 250 of the others)."""
+    """At most so many toxic prompts (500; 300 of the others)."""
     continuations: int | None = None
-    """Continuations of each toxic prompt (4)."""
-    ordinary_prompts: int | None = None
-    """How many ordinary prompts, each of which is continued twice (500)."""
+    """Continuations of each toxic prompt (2)."""
+    ordinary_prompts: str | None = None
+    """Prompts that provoke nothing (kit:ordinary)."""
+    max_ordinary: int | None = None
+    """At most so many ordinary prompts, each of which is continued twice (500)."""
+    texts: str = "kit"
+    """Ordinary text for perplexity and divergence, as for evaluate."""
+    toxic_texts: str | None = None
+    """Text of which the perplexity should rise (kit:insulting)."""
+    tasks: tuple[str, ...] | None = None
+    """Zero-shot tasks, as for evaluate; none to leave them out."""
     questions: int | None = None
-    """Questions of each zero-shot task (100)."""
+    """Questions of each zero-shot task (75)."""
     max_texts: int | None = None
     """Texts for each perplexity (200)."""
     attribution_per_class: int | None = None
@@ -81,6 +89,7 @@ def study(
         bfloat16 or float16.
     """
     from sordino.errors import UserError
+    from sordino.evaluation.texts import KIT_PROSE
     from sordino.models.reference import resolve
     from sordino.report.article import write_html, write_markdown
     from sordino.report.study import study_article
@@ -94,7 +103,10 @@ def study(
         "most": plan.max_prompts,
         "most_other": plan.max_prompts,
         "continuations": plan.continuations,
-        "ordinary": plan.ordinary_prompts,
+        "ordinary_prompts": plan.ordinary_prompts,
+        "toxic_texts": plan.toxic_texts,
+        "tasks": () if plan.tasks == ("none",) else plan.tasks,
+        "ordinary": plan.max_ordinary,
         "questions": plan.questions,
         "texts": plan.max_texts,
         "per_class": plan.attribution_per_class,
@@ -110,7 +122,15 @@ def study(
         for number, model in enumerate(models):
             ref = resolve(model)
             folder = output / f"{number + 1}-{_slug(ref.name)}"
-            lab = Lab(ref, labelled, folder, device=device, dtype=dtype, seed=seed)
+            lab = Lab(
+                ref,
+                labelled,
+                folder,
+                device=device,
+                dtype=dtype,
+                seed=seed,
+                texts=KIT_PROSE if plan.texts == "kit" else plan.texts,
+            )
             records.append(carry_out(name, lab, measured, folder / f"{name}.json"))
         command = ["sordino", *sys.argv[1:]]
         article = study_article(records, command)

@@ -82,6 +82,7 @@ def tune(
             device=opening.device,
             dtype=opening.dtype,
             seed=seed,
+            texts=how.clean_texts,
             sites=opening.sites,
         )
         with only_one(output / "tuned.json"):

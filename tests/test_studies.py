@@ -1,0 +1,188 @@
+"""Studies: what one intervention removes against another, and the study of all rules."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import sentences
+from families import tiny_folder
+from sordino.cli.app import main
+from sordino.evaluation import Estimate, Evaluation, ModelRecord
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import contrast
+from sordino.studies import STUDIES, StudyRecord
+from sordino.studies.removal import removed_against
+from sordino.studies.variants import contrast_of, permuted, reversed_sign
+
+
+def evaluation(before, after):
+    """An evaluation whose samples have these scores, [prompts, continuations] in each arm."""
+    rows = [
+        {
+            "prompt": "",
+            "before": [{"text": "", "score": s} for s in first],
+            "after": [{"text": "", "score": s} for s in second],
+        }
+        for first, second in zip(before, after, strict=True)
+    ]
+    model = ModelRecord(name="m", revision="", fingerprint="", dtype="float32", device="cpu")
+    return Evaluation(
+        sordino_version="0",
+        created="",
+        seed=0,
+        before=model,
+        after=model,
+        measures={},
+        samples={"toxicity": rows},
+    )
+
+
+def test_what_is_removed_against_another():
+    generator = np.random.default_rng(0)
+    original = (generator.random((300, 4)) < 0.4).astype(float)
+    less = original * (generator.random((300, 4)) < 0.8)
+    least = original * (generator.random((300, 4)) < 0.2)
+    ratio, beyond = removed_against(evaluation(original, least), evaluation(original, less), 0)
+    shares = original.mean(), less.mean(), least.mean()
+    assert ratio.value == pytest.approx((shares[0] - shares[2]) / (shares[0] - shares[1]))
+    assert ratio.low < ratio.value < ratio.high
+    expected = (shares[0] - shares[2]) - 2 * (shares[0] - shares[1])
+    assert beyond.value == pytest.approx(expected)
+    assert beyond.low > 0  # four times as much is more than twice as much
+
+
+def test_an_interval_of_what_is_removed_covers_the_truth():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(100):
+        original = generator.random((150, 2)) < 0.3
+        less = original & (generator.random((150, 2)) < 0.8)
+        least = original & (generator.random((150, 2)) < 0.6)
+        arms = [one.astype(float) for one in (original, less, least)]
+        _, beyond = removed_against(evaluation(arms[0], arms[2]), evaluation(arms[0], arms[1]), 0)
+        covered += beyond.low <= 0.3 * (0.4 - 2 * 0.2) <= beyond.high
+    assert covered >= 88  # of 95 expected, fewer has a chance below 0.2 %
+
+
+def test_the_other_may_remove_nothing():
+    original = np.tile([[1.0, 0.0]], (30, 1))
+    ratio, beyond = removed_against(
+        evaluation(original, original), evaluation(original, original), 0
+    )
+    assert ratio == Estimate(None, None, None)
+    assert beyond.value == 0
+
+
+def made(positive, negative, cost):
+    """An expertise of two sites with this attribution and cost."""
+    half = len(cost) // 2
+    sites = {"a": slice(None, half), "b": slice(half, None)}
+    names = {"attribution_positive": positive, "attribution_negative": negative, "cost": cost}
+    statistics = {
+        site: {name: np.asarray(v[part], dtype=np.float32) for name, v in names.items()}
+        for site, part in sites.items()
+    }
+    return Expertise(statistics, {})
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1))
+def test_variants_of_contrast_are_what_they_say(seed, budget):
+    generator = np.random.default_rng(seed)
+    positive, negative = generator.normal(size=(2, 40))
+    cost = generator.exponential(size=40) + 0.01
+    expertise = made(positive, negative, cost)
+    plain, same = contrast(expertise, budget), contrast_of(expertise, budget)
+    for site, factors in plain.factors.items():
+        np.testing.assert_array_equal(same.factors[site], factors)
+    mirrored = contrast_of(expertise, budget, benefit=reversed_sign)
+    swapped = contrast(made(negative, positive, cost), budget)
+    for site, factors in swapped.factors.items():
+        np.testing.assert_allclose(mirrored.factors[site], factors, atol=1e-5)
+    both = np.concatenate([*contrast_of(expertise, budget, lowest=-1.0).factors.values()])
+    assert (both >= 0).all()
+    assert (both <= 2).all()
+    assert ((both > 1) <= (positive < negative)).all()
+    spent = 0.5 * ((1 - both.astype(np.float64)) ** 2 * cost.astype(np.float32)).sum()
+    assert spent <= budget * (1 + 1e-4)
+    by_site = contrast_of(expertise, budget, by_site=True)
+    for number, factors in enumerate(by_site.factors.values()):
+        part = slice(20 * number, 20 * number + 20)
+        assert 0.5 * ((1 - factors) ** 2 * cost[part]).sum() <= budget / 2 * (1 + 1e-3)
+    mixed = contrast_of(expertise, budget, benefit=permuted(seed))
+    assert mixed.changed <= plain.neurons
+
+
+def test_the_study_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
+    model = tiny_folder("llama", tmp_path)
+    files = {
+        "yes.txt": sentences(24, 1),
+        "no.txt": sentences(24, 2),
+        "prompts.txt": sentences(6, 3, longest=5),
+        "others.txt": sentences(5, 4, longest=5),
+        "prose.txt": sentences(40, 5, longest=20),
+    }
+    for name, lines in files.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        *("study", "methods", str(model), "--concept", "yes.txt", "--negatives", "no.txt"),
+        *("--prompts", "prompts.txt", "--other-prompts", "others.txt", "--texts", "prose.txt"),
+        *("--ordinary-prompts", "others.txt", "--toxic-texts", "prose.txt", "--tasks", "none"),
+        *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
+        *("--divergence", "0.02", "-o", "out", "--markdown", "results.md"),
+    ]
+    main(arguments)
+    said = capsys.readouterr().out
+    assert "AurA" in said
+    [file] = (tmp_path / "out").glob("*/methods.json")
+    record = StudyRecord.model_validate(json.loads(file.read_text()))
+    groups = {group.name: group for group in record.groups}
+    rules = {trial.name: trial for trial in groups["rules"].trials}
+    assert {"aura", "contrast", "shuffled contrast", "linear_transport"} <= rules.keys() | set(
+        groups["rules"].missing
+    )
+    spent = {
+        name: trial.evaluation.figure("divergence", "divergence").after.value
+        for name, trial in rules.items()
+    }
+    for name, divergence in spent.items():
+        assert divergence == pytest.approx(spent["aura"], rel=0.5), name
+    assert all(trial.removals for name, trial in rules.items() if name != "aura")
+    page = (tmp_path / "out" / "methods.html").read_text()
+    markdown = (tmp_path / "results.md").read_text()
+    question = STUDIES["methods"].question
+    for text in (page, markdown):
+        assert question in text
+        assert "contrast" in text
+    [chart] = tmp_path.glob("results-*.svg")
+    assert "var(--" not in chart.read_text()
+    # Asked again, everything is there already.
+    before = file.read_bytes()
+    lines = (file.parent / "records.jsonl").read_bytes()
+    main(arguments)
+    assert file.read_bytes() == before
+    assert (file.parent / "records.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "method", "m", "-o", "out"], "did you mean methods"),
+        (["study", "methods", "-o", "out"], "no model to study"),
+        (["tune", "m", "-o", "out", "--budget", "much"], "--budget much"),
+        (["tune", "m", "-o", "out", "--trials", "0"], "--trials 0"),
+        (["tune", "m", "-o", "out", "--rule", "auro"], "did you mean aura"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,221 @@
+"""Sizes set by a measured divergence, and the search for the best intervention."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import sentences
+from families import random_factors
+from sordino.errors import UserError
+from sordino.evaluation import Divergence, Toxicity, evaluate, scorers
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import Dampening, family
+from sordino.tuning import Yardstick, calibrate
+from sordino.tuning.budget import Budget
+from sordino.tuning.calibration import SHORTFALL, clean_texts
+from sordino.tuning.lab import Lab, Trial
+from sordino.tuning.search import TuneSettings, tune
+from test_evaluation import NeutralScorer
+
+PROSE = sentences(30, 7, longest=20)
+
+
+class Law:
+    """A yardstick that knows the divergence: a power law with an end."""
+
+    def __init__(self, scale, power, end):
+        self.scale, self.power, self.end, self.asked = scale, power, end, 0
+
+    def divergence(self, dampening):
+        self.asked += 1
+        return self.scale * min(dampening.strength, self.end) ** self.power
+
+
+def strength(dial):
+    return Dampening({}, "made", strength=dial)
+
+
+@given(
+    st.floats(1e-4, 1e3),
+    st.floats(0.5, 3),
+    st.floats(1e-3, 10),
+    st.floats(1e-3, 100),
+)
+def test_a_power_law_is_sized_within_the_shortfall(scale, power, budget, start):
+    law = Law(scale, power, np.inf)
+    found = calibrate(law, strength, budget, start=start)
+    assert found.reached
+    assert budget * (1 - SHORTFALL) <= found.divergence <= budget
+    assert found.divergence == pytest.approx(law.divergence(strength(found.dial)))
+
+
+@given(st.floats(0.1, 10), st.floats(0.5, 3))
+def test_what_has_a_largest_size_is_given_at_it(scale, power):
+    law = Law(scale, power, 2.0)
+    budget = scale * 2.0**power * 3
+    found = calibrate(law, strength, budget)
+    assert not found.reached
+    assert found.divergence == pytest.approx(scale * 2.0**power)
+    assert found.dial >= 2.0
+
+
+@pytest.mark.parametrize("budget", [0, -1, np.inf, np.nan])
+def test_a_budget_of_nothing_is_refused(budget):
+    with pytest.raises(UserError, match="out of range"):
+        calibrate(Law(1, 1, 1), strength, budget)
+
+
+def test_the_yardstick_measures_what_the_measure_measures(open_tiny, tmp_path):
+    opened = open_tiny("llama")
+    dampening = Dampening(random_factors({s.path: s.neurons for s in opened.sites}, seed=1), "made")
+    found = Yardstick(opened, PROSE).divergence(dampening)
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n".join(PROSE))
+    changed = open_tiny("llama")
+    dampening.bake_into(changed.model)
+    result = evaluate(changed, opened, measures=[Divergence(str(prose), max_texts=None)])
+    assert found == pytest.approx(result.figure("divergence", "divergence").after.value, rel=1e-4)
+    assert Yardstick(opened, PROSE).divergence(dampening.scaled(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_texts_for_sizes_are_not_those_of_the_measure(tmp_path):
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n".join(PROSE))
+    from sordino.evaluation.texts import choose, read_texts
+
+    measured = {text.text for text in choose(read_texts(str(prose)), 20, seed=3)}
+    assert measured.isdisjoint(clean_texts(str(prose), most=10, seed=3))
+
+
+def test_the_dial_of_a_rule(concept):
+    auroc = {"m.0": np.linspace(0.3, 0.9, 40, dtype=np.float32)}
+    cost = {"attribution_positive": 1.0, "attribution_negative": 0.5, "cost": 2.0}
+    statistics = {"auroc": auroc["m.0"]} | {
+        name: np.full(40, value, dtype=np.float32) for name, value in cost.items()
+    }
+    expertise = Expertise({"m.0": statistics}, {"n_positive": "30", "n_negative": "30"})
+    assert family(expertise, "aura")(0.5).strength == 0.5
+    assert family(expertise, "damp")(7.4).changed == 7
+    assert family(expertise, "det_zero")(1e9).changed == 40
+    assert family(expertise, "contrast")(0.01).settings == {"budget": 0.01}
+    with pytest.raises(UserError, match="two sizes"):
+        family(expertise, "damp", k=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("divergence<=0.05", Budget("divergence", 0.05)),
+        (" perplexity <= 33 ", Budget("perplexity", 33)),
+        ("perplexity<=+5%", Budget("perplexity", 0.05, relative=True)),
+        ("zero-shot>=-1%", Budget("zero-shot", -0.01, relative=True)),
+    ],
+)
+def test_a_budget_is_read_and_written(text, expected):
+    assert Budget.parse(text) == expected
+    assert Budget.parse(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    *[
+        [
+            "divergence",
+            "divergence>=0.05",
+            "divergence<=0",
+            "divergence<=+5%",
+            "perplexity<=5%",
+            "speed<=3",
+            "zero-shot<=0.4",
+            "",
+        ]
+    ],
+)
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(UserError, match="--budget"):
+        Budget.parse(text)
+
+
+@pytest.fixture
+def search(open_tiny, concept, tmp_path, monkeypatch):
+    """A function that tunes a tiny model in a folder."""
+    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    prose, prompts = tmp_path / "prose.txt", tmp_path / "prompts.jsonl"
+    prose.write_text("\n".join(PROSE))
+    rows = [{"text": text} for text in sentences(44, 9, longest=5)]
+    prompts.write_text("\n".join(json.dumps(row) for row in rows))
+    ref = open_tiny("llama").ref
+
+    def run(budget, trials, folder="work", rules=("aura", "damp")):
+        lab = Lab(ref, concept, tmp_path / folder, texts=str(prose), dtype="float32")
+        toxicity = Toxicity(str(prompts), scorer="neutral", continuations=2, new_tokens=4)
+        settings = TuneSettings(Budget.parse(budget), rules, trials, toxicity)
+        return tune(lab, tmp_path / folder, settings)
+
+    return run
+
+
+def test_a_search_goes_on_to_what_it_would_have_found(search, tmp_path):
+    search("divergence<=0.02", 2, "a")
+    halfway, _ = search("divergence<=0.02", 4, "a")
+    whole, chosen = search("divergence<=0.02", 4, "b")
+    assert halfway.tried == whole.tried  # the rest names its own folder
+    assert len(whole.tried) == 4
+    assert {one.rule for one in whole.tried[:2]} == {"aura", "damp"}
+    best = whole.best
+    assert best.tried.toxicity.value == min(t.toxicity.value for t in whole.tried if t.kept)
+    assert chosen.changed == best.tried.changed
+    assert whole.search_prompts == whole.report_prompts == 22
+    halves = [
+        {json.loads(line)["text"] for line in (tmp_path / "a" / name).read_text().splitlines()}
+        for name in ("prompts-search.jsonl", "prompts-report.jsonl")
+    ]
+    assert halves[0].isdisjoint(halves[1])
+
+
+def test_a_budget_that_nothing_keeps_chooses_nothing(search):
+    tuned, chosen = search("perplexity<=1.01", 2)
+    assert chosen is None
+    assert tuned.best is None
+    assert not any(one.kept for one in tuned.tried)
+
+
+def test_a_folder_of_another_study_is_refused(open_tiny, concept, tmp_path):
+    ref = open_tiny("llama").ref
+    Lab(ref, concept, tmp_path / "lab", seed=0)
+    Lab(ref, concept, tmp_path / "lab", seed=0)
+    with pytest.raises(UserError, match="choose another -o"):
+        Lab(ref, concept, tmp_path / "lab", seed=1)
+
+
+def test_arms_of_a_lab_share_what_the_original_gave(open_tiny, concept, tmp_path, monkeypatch):
+    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(sentences(8, 9, longest=5)))
+    opened = open_tiny("llama")
+    lab = Lab(opened.ref, concept, tmp_path / "lab", dtype="float32")
+    arms = [
+        Trial(
+            f"arm {seed}",
+            Dampening(random_factors({s.path: s.neurons for s in opened.sites}, seed=seed), "made"),
+        )
+        for seed in (1, 2)
+    ]
+    chosen = [Toxicity(str(prompts), scorer="neutral", continuations=2, new_tokens=4)]
+    both = lab.compare(arms, chosen)
+    records = (tmp_path / "lab" / "records.jsonl").read_text().splitlines()
+    assert (
+        sum('"before/toxicity' in line for line in records)
+        == sum('"after/toxicity' in line for line in records) / 2
+    )
+    again = lab.compare(arms[1:], chosen)
+    assert again == both[1:]
+    assert (tmp_path / "lab" / "records.jsonl").read_text().splitlines() == records
+    # An arm by hooks is the arm that is baked.
+    arms[0].dampening.bake_into(opened.model)
+    baked = evaluate(opened, lab.opened, measures=chosen)
+    for name in ("continuations.all", "maximum.all"):
+        assert baked.figure("toxicity", name) == both[0].figure("toxicity", name)
