@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= demo
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo results test test-slow lint format clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,10 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 demo: $(BIN)/.ready  ## the whole job on a small real model; goes on where it was interrupted
 	$(BIN)/sordino run kit:smollm2 --concept insults --prompts kit --scorer alt-profanity-check \
 		--output $(OUT)/quiet
+
+results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where it was interrupted
+	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
+		--output $(OUT)/results --markdown docs/results.md
 
 test: $(BIN)/.ready  ## the default tests, with coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term:skip-covered
