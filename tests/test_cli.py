@@ -128,6 +128,30 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
     assert not [path for path in here.iterdir() if path.name.startswith(".all")]
 
 
+def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(call, here):
+    arguments = ["run", "tiny", "--concept", "calm.jsonl", "-o", "sized", *EVALUATION]
+    arguments += ["--intervention", "contrast", "--attribution-per-class", "20"]
+    arguments += ["--divergence", "0.01", "--beside", "aura", "--measure", "divergence"]
+    arguments += ["--measure", "toxicity", "--measure", "perplexity", "--json"]
+    status, out, _ = call(*arguments)
+    assert status == 0
+    result = json.loads(out)
+    after, beside = result["evaluation"]["measures"], result["beside"]["aura"]["measures"]
+    # Twelve texts are too few to be dealt out: they set the size and measure it.
+    assert after["divergence"]["figures"][0]["after"]["value"] == pytest.approx(0.01, rel=0.05)
+    assert beside["toxicity"]["figures"][0]["before"] == after["toxicity"]["figures"][0]["before"]
+    assert beside["perplexity"] != after["perplexity"]
+    assert "settings" in json.loads((here / "sized/sordino.json").read_text())["intervention"]
+    for wrong, said in [
+        (["--strength", "0.5"], "two sizes"),
+        (["--set", "budget=0.1"], "two sizes"),
+    ]:
+        status, _, error = call(*arguments, "--force", *wrong)
+        assert status == 2
+        assert said in error
+        assert (here / "sized").exists()
+
+
 def test_the_same_command_gives_the_same_bytes(call, here):
     for name in ("one", "two"):
         assert call("run", "tiny", "--concept", "calm.jsonl", "-o", name, *EVALUATION)[0] == 0
@@ -171,7 +195,7 @@ MISTAKES = {
     ),
     "a strength out of range": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "2"],
-        "outside 0 to 1",
+        "must be 0 or more",
     ),
     "a misspelt measure": (
         ["evaluate", "tiny", "-o", "x", "--measure", "toxicty"],
@@ -235,7 +259,7 @@ def test_help_is_quick_and_without_torch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("run", "find", "bake", "evaluate", "inspect", "kit"):
+    for command in ("run", "find", "bake", "evaluate", "tune", "study", "inspect", "kit"):
         assert command in out.stdout
 
 

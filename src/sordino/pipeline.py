@@ -33,7 +33,7 @@ from sordino.files import (
     stage_path,
     write_json,
 )
-from sordino.interventions import Dampening, dampen, family
+from sordino.interventions import Dampening, dampen, family, read_settings
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
@@ -135,6 +135,9 @@ def run(
     chosen = settings or RunSettings()
     target = Path(output).expanduser()
     refuse_existing(target, force=force)
+    read_settings(chosen.intervention, chosen.settings, sized=chosen.divergence is not None)
+    for rule in chosen.beside:
+        read_settings(rule, {}, sized=False)
     with only_one(target):
         steps = _Steps(resolve(model, revision), concept, target, chosen)
         expertise = steps.find()

@@ -5,7 +5,14 @@ from sordino.interventions.contrast import contrast
 from sordino.interventions.dampening import Affine, Dampening
 from sordino.interventions.linear_transport import linear_transport
 from sordino.interventions.mean_shift import mean_shift
-from sordino.interventions.registry import dampen, family, intervention, names, needs_of
+from sordino.interventions.registry import (
+    dampen,
+    family,
+    intervention,
+    names,
+    needs_of,
+    read_settings,
+)
 from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
 from sordino.interventions.stratified import stratified
@@ -25,6 +32,7 @@ __all__ = [
     "mean_shift",
     "names",
     "needs_of",
+    "read_settings",
     "selective",
     "shuffled",
     "stratified",

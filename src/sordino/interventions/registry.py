@@ -94,20 +94,18 @@ def family(
         number of neurons of damp and det_zero), else the strength.
 
     Raises:
-        UserError: There is no such rule, or the settings hold the dial itself.
+        UserError: There is no such rule, or a setting is unknown, of the wrong kind or the dial.
     """
-    _rule(rule)
+    values = read_settings(rule, settings, sized=True)
     dial = _DIALS[rule]
     if not dial:
-        return lambda turned: dampen(expertise, rule, strength=turned, **settings)
-    if dial in settings:
-        raise UserError(f"--set {dial}={settings[dial]} and --divergence say two sizes: give one.")
-    whole = inspect.signature(_rule(rule).__wrapped__).parameters[dial].annotation is int  # type: ignore[attr-defined]
+        return lambda turned: dampen(expertise, rule, strength=turned, **values)
+    counts = _parameters(rule)[dial].annotation is int
 
-    def turned(dial_at: float) -> Dampening:
+    def turned(at: float) -> Dampening:
         # A dial that counts, counts neurons.
-        value = min(round(dial_at), expertise.neurons) if whole else dial_at
-        return dampen(expertise, rule, **settings, **{dial: value})
+        value = min(round(at), expertise.neurons) if counts else at
+        return dampen(expertise, rule, **values, **{dial: value})
 
     return turned
 
@@ -126,17 +124,41 @@ def dampen(
     Raises:
         UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind.
     """
-    function = _rule(rule)
-    parameters = dict(list(inspect.signature(function.__wrapped__).parameters.items())[1:])  # type: ignore[attr-defined]
+    values = read_settings(rule, settings, sized=False)
+    return _rule(rule)(expertise, **values).scaled(strength)
+
+
+def read_settings(rule: str, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
+    """A rule's settings as values of their types, before there is any expertise.
+
+    Args:
+        rule: The rule's name.
+        settings: Values, or text.
+        sized: Whether the rule's dial is set by something else.
+
+    Raises:
+        UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind, or
+            is the dial that something else sets.
+    """
+    parameters = _parameters(rule)
     known = ", ".join(parameters) or "none"
     for name in settings:
         if name not in parameters:
             raise UserError(f"The intervention {rule} has no setting '{name}' (it has: {known}).")
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in settings]
+    dial = _DIALS[rule]
+    if sized and dial in settings:
+        raise UserError(f"--set {dial}={settings[dial]} and --divergence say two sizes: give one.")
+    needed = [n for n, p in parameters.items() if p.default is p.empty and n not in settings]
+    missing = [name for name in needed if not (sized and name == dial)]
     if missing:
         raise UserError(f"The intervention {rule} needs --set {missing[0]}=NUMBER.")
-    values = {name: _read(rule, name, value, parameters[name]) for name, value in settings.items()}
-    return function(expertise, **values).scaled(strength)
+    return {name: _read(rule, name, value, parameters[name]) for name, value in settings.items()}
+
+
+def _parameters(rule: str) -> dict[str, inspect.Parameter]:
+    """A rule's settings."""
+    function = _rule(rule).__wrapped__  # type: ignore[attr-defined]
+    return dict(list(inspect.signature(function).parameters.items())[1:])
 
 
 def _rule(name: str) -> Callable[..., Dampening]:
