@@ -194,7 +194,7 @@ MISTAKES = {
         "NAME=VALUE",
     ),
     "a strength out of range": (
-        ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "2"],
+        ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "-1"],
         "must be 0 or more",
     ),
     "a misspelt measure": (
