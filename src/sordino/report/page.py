@@ -78,6 +78,10 @@ def _said(record: RunRecord) -> dict[str, Any]:
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
         "rows": [_row(row) for row in rows],
         "rows_caption": outcome.unbroken(outcome.CAPTION),
+        "beside": [
+            (name, [_row(row) for row in outcome.rows(evaluation)])
+            for name, evaluation in record.beside.items()
+        ],
         "measure_limits": outcome.measure_limits(record.evaluation),
         "concept": {
             "name": metadata["concept"],
