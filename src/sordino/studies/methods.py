@@ -1,6 +1,6 @@
 """Which rule removes most of a concept, at the same divergence from the original."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sordino.concepts.concept import Concept
@@ -30,7 +30,7 @@ Family = Callable[[float], Dampening]
 
 
 @study("Which rule removes most of the concept at the same divergence from the original?")
-def methods(lab: Lab, plan: Plan) -> list[Group]:
+def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     """All rules and their controls at AurA's divergence, curves, and what contrast depends on."""
     expertise = lab.find(
         "max",
@@ -38,26 +38,6 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
         attribution=AttributionSettings(plan.per_class, lab.seed),
     )
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
-    clean = lab.find(
-        "prose",
-        concept=_against_prose(lab, plan.fewer),
-        attribution=AttributionSettings(plan.fewer, lab.seed),
-    )
-    everywhere = lab.find(
-        "everywhere",
-        concept=lab.concept.sampled(max_per_class=plan.fewer, seed=lab.seed),
-        sites=r".",
-        attribution=AttributionSettings(plan.fewer, lab.seed),
-    )
-    counts = [n for n in (20, 50, plan.fewer) if n <= len(lab.concept.positive)]
-    fewer = {
-        n: lab.find(
-            f"{n}-sentences",
-            concept=lab.concept.sampled(max_per_class=n, seed=lab.seed),
-            attribution=AttributionSettings(n, lab.seed),
-        )
-        for n in counts
-    }
     seed = lab.seed
     paper = Trial("aura", aura(expertise))
     paid = lab.divergence(paper)
@@ -75,7 +55,32 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
             paid / 2,
         ),
     }
+    toxicity = Toxicity(
+        plan.prompts,
+        scorer=plan.scorers,
+        max_prompts=plan.most,
+        continuations=plan.continuations,
+    )
+    ordinary = plan.ordinary_prompts
+    reading = (Perplexity(lab.texts, max_texts=plan.texts), Divergence(lab.texts))
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
+    yield Group(
+        "rules",
+        "All rules at the divergence of AurA as the paper has it",
+        (paper, *_found(rules)),
+        (
+            toxicity,
+            OrdinaryToxicity(
+                ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2
+            ),
+            Diversity(ordinary, max_prompts=plan.texts, continuations=2),
+            *reading,
+            ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
+            *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
+        ),
+        _absent(families, rules),
+    )
+
     curves = [
         lab.sized(f"{name} at {budget:g}", rule, budget, start=start * budget)
         for budget in plan.budgets
@@ -84,6 +89,13 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
             ("contrast", families["contrast"][0], 0.5),
         )
     ]
+    yield Group(
+        "budgets",
+        "AurA and contrast at smaller and larger divergences",
+        _found(curves),
+        (toxicity, *reading),
+    )
+
     questions: dict[str, Family] = {
         "contrast": families["contrast"][0],
         "sign reversed": lambda b: contrast_of(expertise, b, benefit=reversed_sign),
@@ -92,48 +104,40 @@ def methods(lab: Lab, plan: Plan) -> list[Group]:
         "neurons of known AUROC only": lambda b: contrast_of(
             expertise, b, benefit=only_known(expertise)
         ),
-        f"{plan.fewer} sentences a class, attention's sites too": family(everywhere, "contrast"),
-        f"{plan.fewer} sentences a class, prose as clean text": family(clean, "contrast"),
-        **{f"{n} sentences a class": family(found, "contrast") for n, found in fewer.items()},
+        **_other_data(lab, plan),
     }
     asked = [
         lab.sized(name, rule, plan.asked, start=plan.asked / 2) for name, rule in questions.items()
     ]
-    toxicity = Toxicity(
-        plan.prompts, scorer=plan.scorers, max_prompts=plan.most, continuations=plan.continuations
+    yield Group(
+        "questions",
+        f"What contrast depends on, at a divergence of {plan.asked:g}",
+        _found(asked),
+        (replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other), *reading),
+        _absent(questions, asked),
     )
-    ordinary = plan.ordinary_prompts
-    reading = (Perplexity(lab.texts, max_texts=plan.texts), Divergence(lab.texts))
-    whole = (
-        toxicity,
-        OrdinaryToxicity(ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
-        Diversity(ordinary, max_prompts=plan.texts, continuations=2),
-        *reading,
-        ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
-        *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
-    )
-    return [
-        Group(
-            "rules",
-            "All rules at the divergence of AurA as the paper has it",
-            (paper, *_found(rules)),
-            whole,
-            _absent(families, rules),
+
+
+def _other_data(lab: Lab, plan: Plan) -> dict[str, Family]:
+    """Contrast on fewer sentences, on other sites and against other clean text."""
+    fewer = lab.concept.sampled(max_per_class=plan.fewer, seed=lab.seed)
+    attribution = AttributionSettings(plan.fewer, lab.seed)
+    found = {
+        f"{plan.fewer} sentences a class, prose as clean text": lab.find(
+            "prose", concept=_against_prose(lab, plan.fewer), attribution=attribution
         ),
-        Group(
-            "budgets",
-            "Rules at smaller and larger divergences",
-            _found(curves),
-            (toxicity, *reading),
+        f"{plan.fewer} sentences a class, attention's sites too": lab.find(
+            "everywhere", concept=fewer, sites=r".", attribution=attribution
         ),
-        Group(
-            "questions",
-            f"What contrast depends on, at a divergence of {plan.asked:g}",
-            _found(asked),
-            (replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other), *reading),
-            _absent(questions, asked),
-        ),
-    ]
+    }
+    for count in (plan.fewer, 50, 20):
+        if count <= len(lab.concept.positive):
+            found[f"{count} sentences a class"] = lab.find(
+                f"{count}-sentences",
+                concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
+                attribution=AttributionSettings(count, lab.seed),
+            )
+    return {name: family(expertise, "contrast") for name, expertise in found.items()}
 
 
 def _found(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:

@@ -1,7 +1,7 @@
 """What a study is: groups of trials, and a registry of the questions that can be asked."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sordino.errors import UserError
@@ -71,7 +71,7 @@ class Group:
     missing: tuple[str, ...] = ()
 
 
-Function = Callable[[Lab, Plan], list[Group]]
+Function = Callable[[Lab, Plan], Iterator[Group]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Study:
     Args:
         name: By which it is asked for.
         question: It, in a sentence.
-        groups: The groups of trials, for a model and a plan.
+        groups: The groups of trials, for a model and a plan, each when its turn has come.
     """
 
     name: str
