@@ -73,7 +73,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             OrdinaryToxicity(
                 ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2
             ),
-            Diversity(ordinary, max_prompts=plan.texts, continuations=2),
+            Diversity(ordinary, max_prompts=max(1, plan.texts // 2), continuations=2),
             *reading,
             ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
             *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),

