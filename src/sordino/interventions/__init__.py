@@ -2,10 +2,16 @@
 
 from sordino.interventions.aura import aura
 from sordino.interventions.contrast import contrast
-from sordino.interventions.dampening import Affine, Dampening
+from sordino.interventions.dampening import Affine, Dampening, compose
 from sordino.interventions.linear_transport import linear_transport
 from sordino.interventions.mean_shift import mean_shift
-from sordino.interventions.registry import dampen, intervention, names, needs_of
+from sordino.interventions.registry import (
+    dampen,
+    dampening_from,
+    intervention,
+    names,
+    needs_of,
+)
 from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
 from sordino.interventions.stratified import stratified
@@ -15,9 +21,11 @@ __all__ = [
     "Affine",
     "Dampening",
     "aura",
+    "compose",
     "contrast",
     "damp",
     "dampen",
+    "dampening_from",
     "det_zero",
     "intervention",
     "linear_transport",
