@@ -73,8 +73,8 @@ def bake(
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = Path(output).expanduser()
-    _refuse_overlap(ref, target)
-    _refuse_other_folder(target)
+    refuse_overlap(ref.path, target)
+    refuse_other_folder(target)
     if dtype != "auto" and (format != "weights" or ref.kind == "folder"):
         kept = f"{ref.name} keeps its own dtype"
         reason = kept if format == "weights" else f"--format {format} writes no weights"
@@ -82,7 +82,7 @@ def bake(
     fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
         _refuse_other_weights(ref, dampening, fingerprint)
-    with _file_errors(target), only_one(target), new_folder(target, force=force) as stage:
+    with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         if format == "weights":
             left_out, settings, added = _write_weights(ref, dampening, stage, dtype)
             record = provenance(ref, dampening, fingerprint, left_out, settings, added)
@@ -120,9 +120,9 @@ def _write_weights(
 
 
 def _set_earlier_aside(stage: Path) -> None:
-    """Keep what an earlier edit left beside the weights, so that `undo` can bring it back."""
+    """Keep what (most likely) an earlier edit left, so that `undo` can bring it back."""
     extras, card, kept = stage / EXTRAS, stage / BASE_CARD, stage / ".earlier"
-    if not (stage / FILE_NAME).exists() or not (extras.exists() or card.exists()):
+    if not (extras.exists() or card.exists()):
         return
     if extras.exists():
         extras.rename(kept)
@@ -141,14 +141,14 @@ def _write_cards(stage: Path, record: dict[str, Any]) -> None:
     card.write_text(text, encoding="utf-8")
 
 
-def _refuse_overlap(ref: ModelRef, target: Path) -> None:
+def refuse_overlap(path: Path, target: Path) -> None:
     """The source must outlive the output's replacement, and not hold it."""
-    source, output = ref.path.resolve(), target.resolve()
+    source, output = path.resolve(), target.resolve()
     if output == source or source in output.parents or output in source.parents:
-        raise UserError(f"-o {target} and the model {ref.path} overlap: choose another -o.")
+        raise UserError(f"-o {target} and the model {path} overlap: choose another -o.")
 
 
-def _refuse_other_folder(target: Path) -> None:
+def refuse_other_folder(target: Path) -> None:
     """`--force` replaces a model or an export of hooks, never someone's other files."""
     marks = ("config.json", FILE_NAME)
     ours = any((target / mark).is_file() for mark in marks)
@@ -171,7 +171,7 @@ def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str)
 
 
 @contextmanager
-def _file_errors(target: Path) -> Iterator[None]:
+def file_errors(target: Path) -> Iterator[None]:
     """Turn a failure of the disk into one sentence."""
     try:
         yield
