@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +17,9 @@ from conftest import sentences
 from families import tiny_model, tiny_tokenizer
 from sordino.cli.app import main
 from sordino.expertise import Expertise
+from sordino.interventions import Dampening, aura
 
+DAMPENING = "sordino/dampening.safetensors"
 POSITIVE, NEGATIVE = sentences(40, 1), sentences(45, 2)
 
 
@@ -108,6 +111,26 @@ def test_the_control_and_strength_change_the_weights_differently(call, here):
     assert len(weights) == 4
 
 
+def test_several_files_are_baked_one_after_the_other(call, here):
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors", "--force")
+    call("find", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "y.safetensors")
+    half = ("--strength", "0.5", "--intervention", "shuffled")
+    assert call("bake", "tiny", "y.safetensors", "-o", "alone", "--format", "hooks", *half)[0] == 0
+    alone = "alone/sordino/dampening.safetensors"
+    both = ("bake", "tiny", "c.expertise.safetensors", alone)
+    status, out, error = call(*both, "-o", "both", "--verify")
+    assert status == 0, error
+    assert "(calm: aura, strength 1; then yes: shuffled, strength 0.5)" in out
+    assert "calm: aura, strength 1; then yes" in call("inspect", "both")[1]
+    status, out, error = call(*both, "-o", "both-ia3", "--format", "ia3", "--verify", "--json")
+    assert status == 0, error
+    written = json.loads(out)
+    assert written["verification"]["largest_difference"] < 1e-4
+    first, second = (Dampening.load(here / f"{name}/{DAMPENING}") for name in ("both", "alone"))
+    for site, values in aura(Expertise.load(here / "c.expertise.safetensors")).factors.items():
+        np.testing.assert_array_equal(first.factors[site], values * second.factors[site])
+
+
 def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
     status, out, _ = call("run", "tiny", "--concept", "calm.jsonl", "-o", "all", *EVALUATION)
     assert status == 0
@@ -116,6 +139,7 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
     assert page.stat().st_size > 10_000
     assert sorted(path.name for path in (here / "all/sordino").iterdir()) == [
         "calm.expertise.safetensors",
+        "dampening.safetensors",
         "evaluation.json",
         "evaluation.samples.jsonl",
         "report.html",
@@ -184,6 +208,12 @@ MISTAKES = {
     "a bad device": (["find", "tiny", "--device", "abacus", "-o", "x"], "--device abacus"),
     "a bad dtype": (["find", "tiny", "--dtype", "int3", "-o", "x"], "--dtype int3"),
     "a bad pooling": (["find", "tiny", "--pooling", "median", "-o", "x"], "--pooling median"),
+    "nothing to bake": (["bake", "tiny", "-o", "x"], "EXPERTISE"),
+    "hooks to verify": (
+        ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--format", "hooks", "--verify"],
+        "nothing that --verify could compare",
+    ),
+    "no such format": (["bake", "tiny", "none", "-o", "x", "--format", "lora"], "--format"),
     "no expertise": (["bake", "tiny", "none.safetensors", "-o", "x"], "does not exist"),
     "a misspelt intervention": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--intervention", "arua"],

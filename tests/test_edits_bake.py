@@ -48,7 +48,8 @@ def header_of(path: Path) -> bytes:
     return data[: 8 + int.from_bytes(data[:8], "little")]
 
 
-ADDED = {"sordino.json", "README.md"}
+DAMPENING = "sordino/dampening.safetensors"
+ADDED = {"sordino.json", "README.md", DAMPENING}
 
 
 def test_what_is_no_site_stays_as_it_is(tmp_path):
@@ -76,12 +77,12 @@ def test_what_is_no_site_stays_as_it_is(tmp_path):
     }
     others = {name for name in before if name.endswith(("pytorch_model.bin", "dated.safetensors"))}
     assert set(record["left_out"]) == copies | others
-    assert set(after) - set(before) == {"sordino.json", "README.base.md"}
+    assert set(after) - set(before) == {"sordino.json", "README.base.md", DAMPENING}
     assert set(before) - set(after) == {".git/config", *copies, *others}
     assert after.pop("README.base.md") == b"# The base\n"
     assert b"rudeness" in after.pop("README.md")
     shards = {name for name in after if name.startswith("model-") and name.endswith("safetensors")}
-    for name in set(after) - shards - {"sordino.json"}:
+    for name in set(after) - shards - {"sordino.json", DAMPENING}:
         assert after[name] == before[name], name
     for name in shards:
         assert header_of(folder / name) == header_of(tmp_path / "out" / name)
@@ -187,6 +188,7 @@ def test_provenance_tells_the_whole_story(tmp_path):
     assert read_provenance(tmp_path / "out") == record
     assert record["model"] == {
         "name": str(folder),
+        "kind": "folder",
         "revision": "",
         "weights_fingerprint": fingerprint,
     }

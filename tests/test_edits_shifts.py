@@ -84,22 +84,22 @@ def test_where_no_bias_can_be_the_shifts_go_out_as_hooks(family, tmp_path):
     folder = tiny_folder(family, tmp_path)
     model = tiny_model(family)
     dampening = shifting(find_sites(model))
-    with pytest.raises(UserError, match=r"no setting that gives a bias.*--hooks") as caught:
+    with pytest.raises(UserError, match=r"no setting that gives a bias.*--format hooks") as caught:
         bake(folder, dampening, tmp_path / "out")
     assert type(model).__name__ in str(caught.value)
     assert not (tmp_path / "out").exists()
     # What needs no bias can be baked all the same.
     bake(folder, dampening.scaled(0), tmp_path / "scaled")
 
-    record = bake(folder, dampening, tmp_path / "out", hooks=True)
+    bake(folder, dampening, tmp_path / "out", format="hooks")
     names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
-    assert names == {"README.md", "sordino.json", "sordino/hooks.safetensors"}
+    assert names == {"README.md", "sordino.json", "sordino/dampening.safetensors"}
     assert "no weights are here" in (tmp_path / "out/README.md").read_text()
-    loaded = Dampening.load(tmp_path / "out" / record["hooks"])
+    loaded = Dampening.load(tmp_path / "out/sordino/dampening.safetensors")
     assert torch.equal(logits(model, loaded), logits(model, dampening))
-    bake(folder, dampening, tmp_path / "out", hooks=True, force=True)
-    with pytest.raises(UserError, match="hooks have no weights"):
-        bake(folder, dampening, tmp_path / "other", hooks=True, dtype="bfloat16")
+    bake(folder, dampening, tmp_path / "out", format="hooks", force=True)
+    with pytest.raises(UserError, match="--format hooks writes no weights"):
+        bake(folder, dampening, tmp_path / "other", format="hooks", dtype="bfloat16")
 
 
 @pytest.mark.parametrize("shard", [None, "20KB"])
@@ -212,7 +212,7 @@ def test_a_name_that_is_taken_is_not_written_twice(tmp_path):
     tensors["model.layers.0.mlp.up_proj.bias"] = torch.ones(48)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dampening = shifting(open_model(folder, device="cpu").sites)
-    with pytest.raises(UserError, match=r"a way of its own.*--hooks"):
+    with pytest.raises(UserError, match=r"a way of its own.*--format hooks"):
         bake(folder, dampening, tmp_path / "out")
 
 
@@ -231,7 +231,7 @@ def test_matrices_that_are_split_while_loading_take_no_new_bias(tmp_path):
     model.save_pretrained(tmp_path / "model")
     path = next(n for n, m in model.named_modules() if n.endswith("1.mlp.up_proj"))
     ones = np.ones(48, np.float32)
-    with pytest.raises(UserError, match="--hooks"):
+    with pytest.raises(UserError, match="--format hooks"):
         bake(tmp_path / "model", Dampening({path: ones}, "x", shifts={path: ones}), tmp_path / "o")
 
 
@@ -248,8 +248,9 @@ def test_a_gguf_file_gets_biases(tmp_path):
     }
     found = verify(source, dampening, tmp_path / "out", device="cpu")
     assert found.largest_difference < 1e-4
-    export = bake(source, dampening, tmp_path / "hooks", hooks=True)
-    assert Dampening.load(tmp_path / "hooks" / export["hooks"]).changed == dampening.changed
+    bake(source, dampening, tmp_path / "hooks", format="hooks")
+    loaded = Dampening.load(tmp_path / "hooks/sordino/dampening.safetensors")
+    assert loaded.changed == dampening.changed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -273,7 +274,7 @@ def test_added_tensors_come_last(dtype, tmp_path):
 def test_the_loader_in_the_docs_works(tmp_path, monkeypatch):
     folder = tiny_folder("qwen2", tmp_path)
     dampening = shifting(open_model(folder, device="cpu").sites, shifted=only_up)
-    bake(folder, dampening, tmp_path / "quiet", hooks=True)
+    bake(folder, dampening, tmp_path / "quiet", format="hooks")
     model = tf.AutoModelForCausalLM.from_pretrained(folder)
     expected = logits(model, dampening)
     page = (Path(__file__).parent.parent / "docs/shifts.md").read_text()

@@ -226,9 +226,8 @@ def _file(path, about, dtype=np.float32):
 GOOD = {
     "format": "sordino-dampening-1",
     "sites": ["s"],
-    "intervention": "aura",
-    "strength": 1.0,
-    "settings": {},
+    "intervention": {"name": "aura", "strength": 1.0, "settings": {}},
+    "expertise": {},
 }
 
 
@@ -241,6 +240,7 @@ GOOD = {
         (lambda path: _file(path, []), "is no dampening of this version"),
         (lambda path: _file(path, GOOD | {"sites": ["s", "t"]}), "lacks 't.scale': it is damaged"),
         (lambda path: _file(path, GOOD | {"sites": None}), "it is damaged"),
+        (lambda path: _file(path, GOOD | {"intervention": "aura"}), "it is damaged"),
         (lambda path: _file(path, GOOD, np.float64), "other tensors than factors"),
     ],
 )

@@ -1,6 +1,9 @@
 """`sordino bake`."""
 
 from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from sordino.cli.options import (
     InterventionOptions,
@@ -14,12 +17,11 @@ from sordino.errors import UserError
 
 def bake(
     model: str,
-    expertise: Path,
     /,
-    *,
+    *expertise: Annotated[Path, Parameter(required=True)],
     output: Output,
+    format: Literal["weights", "ia3", "hooks"] = "weights",
     verify: bool = False,
-    hooks: bool = False,
     allow_other_weights: bool = False,
     rule: InterventionOptions = InterventionOptions(),
     opening: ModelOptions = ModelOptions(),
@@ -28,38 +30,39 @@ def bake(
     """Write dampening factors into a model's weights.
 
     A transformers folder is edited shard by shard, every other byte kept; a GGUF file is
-    de-quantised and becomes a transformers folder. The result needs no Sordino to run.
+    de-quantised and becomes a transformers folder. The result needs no Sordino to run. Several
+    files are used one after the other: their factors are multiplied.
 
     Parameters
     ----------
     model
         The model that the expertise was found on.
     expertise
-        The expertise file.
+        Expertise files, to which the intervention is applied, or dampening files, whose factors
+        are taken as they are. --strength holds for each.
     output
         The folder to write.
+    format
+        weights: a whole model; ia3: a small adapter that PEFT puts on the model while it runs;
+        hooks: nothing but the factors and shifts, for Sordino's hooks, also where an architecture
+        has no biases to hold shifts.
     verify
         Compare the result's logits with those of the original under hooks, and show the largest
         difference.
-    hooks
-        Write the factors and shifts as a small file for hooks, and no weights: for shifts where an
-        architecture has no biases to hold them.
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
         sibling's.
     """
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
-    from sordino.expertise.artefact import Expertise
-    from sordino.interventions import dampen
+    from sordino.edits.provenance import in_words
     from sordino.models.reference import resolve
     from sordino.progress import note
 
     with printing.in_force():
-        if verify and hooks:
-            raise UserError("--hooks writes no weights that --verify could compare: leave one out.")
-        found = Expertise.load(expertise)
-        dampening = dampen(found, rule.intervention, strength=rule.strength, **rule.settings())
+        if verify and format == "hooks":
+            raise UserError("--format hooks writes nothing that --verify could compare.")
+        dampening = rule.dampening(expertise)
         ref = resolve(model, opening.revision)
         record = bake_model(
             ref,
@@ -68,7 +71,7 @@ def bake(
             force=printing.force,
             dtype=opening.dtype,
             allow_other_weights=allow_other_weights,
-            hooks=hooks,
+            format=format,
         )
         checked = None
         if verify:
@@ -77,13 +80,10 @@ def bake(
     if printing.json:
         print_json({"output": str(output), **record, **_figures(checked)})
         return
-    print(
-        f"{record['changed']:,} of {record['neurons']:,} neurons dampened "
-        f"({dampening.intervention}, strength {dampening.strength:g})"
-    )
+    print(f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})")
     if checked is not None:
         print(
-            f"largest difference between the logits of hooks and weights: "
+            f"largest difference between the logits of hooks and {format}: "
             f"{checked.largest_difference:.3g} (largest logit {checked.largest_logit:.3g}, "
             f"{checked.tokens} tokens)"
         )

@@ -45,16 +45,17 @@ def _expertise(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _dampened(path: Path) -> tuple[dict[str, Any], list[str]]:
     from sordino.edits import read_provenance
+    from sordino.edits.provenance import in_words
 
     record = read_provenance(path)
-    rule, found = record["intervention"], record["expertise"]
+    found = record["expertise"]
     lines = [
         f"{path}: {record['model']['name']}, dampened by sordino {record['sordino_version']} on "
         f"{record['created']}",
-        f"intervention {rule['name']}, strength {rule['strength']:g}: {record['changed']:,} of "
-        f"{record['neurons']:,} neurons in {len(record['sites'])} sites",
+        f"intervention {in_words(record)}: {record['changed']:,} of {record['neurons']:,} neurons "
+        f"in {len(record['sites'])} sites",
     ]
-    if "concept" in found:
+    if {"concept", "n_positive", "n_negative", "concept_source"} <= found.keys():
         lines.append(
             f"concept {found['concept']}: {found['n_positive']} positive and "
             f"{found['n_negative']} negative sentences ({found['concept_source']})"

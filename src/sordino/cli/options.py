@@ -1,6 +1,6 @@
 """Options that several commands share, each described once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from sordino.errors import UserError
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
     from sordino.expertise import AttributionSettings, SweepSettings
+    from sordino.interventions import Dampening
     from sordino.models.open import OpenModel
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -114,6 +115,15 @@ class InterventionOptions:
     (contrast's budget, the k of damp and det_zero)."""
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
+
+    def dampening(self, files: Sequence[Path]) -> "Dampening":
+        """What the files give by this rule, one after the other."""
+        from sordino.interventions import compose, dampening_from
+
+        rule, strength, settings = self.intervention, self.strength, self.settings()
+        return compose(
+            [dampening_from(file, rule, strength=strength, **settings) for file in files]
+        )
 
     def settings(self) -> dict[str, str]:
         """The rule's settings by name."""

@@ -2,6 +2,7 @@
 
 from sordino.edits.baking import bake
 from sordino.edits.provenance import read_provenance
+from sordino.edits.undoing import Undone, undo
 from sordino.edits.verification import Verification, verify
 
-__all__ = ["Verification", "bake", "read_provenance", "verify"]
+__all__ = ["Undone", "Verification", "bake", "read_provenance", "undo", "verify"]

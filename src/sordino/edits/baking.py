@@ -8,8 +8,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sordino.edits import gguf_source, safetensors_folder
-from sordino.edits.provenance import FILE_NAME, HOOKS, plain_card, provenance
+from sordino.edits import adapters, gguf_source, safetensors_folder
+from sordino.edits.provenance import (
+    BEFORE,
+    DAMPENING,
+    EARLIER,
+    EXTRAS,
+    FILE_NAME,
+    Format,
+    plain_card,
+    provenance,
+)
 from sordino.errors import UserError
 from sordino.files import is_disk_full, new_folder, only_one, write_json
 from sordino.interventions import Dampening
@@ -28,18 +37,18 @@ def bake(
     dtype: str = "auto",
     revision: str | None = None,
     allow_other_weights: bool = False,
-    hooks: bool = False,
+    format: Format = "weights",
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a dampened copy of a model as a transformers folder.
+    """Write a dampened copy of a model as a transformers folder, or what dampens one while it runs.
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
     kept; a GGUF file is de-quantised and saved. The output appears under its name only when it is
-    whole. It holds the provenance (`sordino.json`), a README.md, and the source's own README.md as
-    `README.base.md`.
+    whole. It holds the provenance (`sordino.json`), the factors (`sordino/dampening.safetensors`),
+    a README.md, and the source's own README.md as `README.base.md`.
 
     Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
-    (such as `mlp_bias`) is turned on; where there is no such setting, `hooks` is the way.
+    (such as `mlp_bias`) is turned on; where there is no such setting, "hooks" is the way.
 
     Args:
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
@@ -51,8 +60,8 @@ def bake(
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
-        hooks: Write no weights, but factors and shifts to `sordino/hooks.safetensors`, for
-            `Dampening.load(path).applied(model)`; see docs/shifts.md.
+        format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
+            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md).
         finish: Called with the folder and the provenance before the folder takes its name, to add
             to it, such as a README.md with an evaluation.
 
@@ -64,21 +73,24 @@ def bake(
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = Path(output).expanduser()
-    _refuse_overlap(ref, target)
-    _refuse_other_folder(target)
-    if dtype != "auto" and (hooks or ref.kind == "folder"):
-        reason = "hooks have no weights" if hooks else f"{ref.name} keeps its own dtype"
+    refuse_overlap(ref.path, target)
+    refuse_other_folder(target)
+    if dtype != "auto" and (format != "weights" or ref.kind == "folder"):
+        kept = f"{ref.name} keeps its own dtype"
+        reason = kept if format == "weights" else f"--format {format} writes no weights"
         raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
     fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
         _refuse_other_weights(ref, dampening, fingerprint)
-    with _file_errors(target), only_one(target), new_folder(target, force=force) as stage:
-        if hooks:
-            dampening.save(stage / HOOKS)
-            record = provenance(ref, dampening, fingerprint, hooks=True)
+    with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
+        if format == "weights":
+            left_out, settings, added = _write_weights(ref, dampening, stage, dtype)
+            record = provenance(ref, dampening, fingerprint, left_out, settings, added)
         else:
-            left_out, settings = _write_weights(ref, dampening, stage, dtype)
-            record = provenance(ref, dampening, fingerprint, left_out, settings)
+            if format == "ia3":
+                adapters.write_adapter(ref, dampening, stage)
+            record = provenance(ref, dampening, fingerprint, format=format)
+        dampening.save(stage / DAMPENING)
         write_json(stage / FILE_NAME, record)
         _write_cards(stage, record)
         if finish is not None:
@@ -88,34 +100,55 @@ def bake(
 
 def _write_weights(
     ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
-) -> tuple[Sequence[str], Mapping[str, bool]]:
+) -> tuple[Sequence[str], Mapping[str, bool], Sequence[str]]:
     """Fill the stage with the dampened model.
 
     Returns:
-        The names of the files left out, and the settings changed in the configuration.
+        The names of the files left out, the settings changed in the configuration, and the names
+        of the tensors added for them.
     """
     if ref.kind == "gguf":
-        return [], gguf_source.write_folder(ref, dampening, stage, dtype)
+        return [], gguf_source.write_folder(ref, dampening, stage, dtype), []
     edit = safetensors_folder.plan(ref, dampening)
     edit.write(stage)
-    return [str(file) for file in edit.left_out], edit.settings
+    _set_earlier_aside(stage)
+    for file in edit.rewritten:
+        (stage / BEFORE / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ref.path / file, stage / BEFORE / file)
+    added = [name for tensors in edit.added.values() for name in tensors]
+    return [str(file) for file in edit.left_out], edit.settings, added
+
+
+def _set_earlier_aside(stage: Path) -> None:
+    """Keep what (most likely) an earlier edit left, so that `undo` can bring it back."""
+    extras, card, kept = stage / EXTRAS, stage / BASE_CARD, stage / ".earlier"
+    if not (extras.exists() or card.exists()):
+        return
+    if extras.exists():
+        extras.rename(kept)
+    kept.mkdir(exist_ok=True)
+    if card.exists():
+        card.rename(kept / BASE_CARD)
+    extras.mkdir()
+    kept.rename(stage / EARLIER)
 
 
 def _write_cards(stage: Path, record: dict[str, Any]) -> None:
     card = stage / "README.md"
     if card.exists():
         shutil.move(card, stage / BASE_CARD)
-    card.write_text(plain_card(record), encoding="utf-8")
+    text = adapters.card(record) if record["written_as"] == "ia3" else plain_card(record)
+    card.write_text(text, encoding="utf-8")
 
 
-def _refuse_overlap(ref: ModelRef, target: Path) -> None:
+def refuse_overlap(path: Path, target: Path) -> None:
     """The source must outlive the output's replacement, and not hold it."""
-    source, output = ref.path.resolve(), target.resolve()
+    source, output = path.resolve(), target.resolve()
     if output == source or source in output.parents or output in source.parents:
-        raise UserError(f"-o {target} and the model {ref.path} overlap: choose another -o.")
+        raise UserError(f"-o {target} and the model {path} overlap: choose another -o.")
 
 
-def _refuse_other_folder(target: Path) -> None:
+def refuse_other_folder(target: Path) -> None:
     """`--force` replaces a model or an export of hooks, never someone's other files."""
     marks = ("config.json", FILE_NAME)
     ours = any((target / mark).is_file() for mark in marks)
@@ -128,16 +161,17 @@ def _refuse_other_folder(target: Path) -> None:
 
 def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str) -> None:
     """Factors belong to the weights they were found on; those made by hand name none."""
-    if dampening.expertise.get("weights_fingerprint", fingerprint) != fingerprint:
-        raise UserError(
-            f"The expertise was found on other weights ({dampening.expertise.get('model', '?')}) "
-            f"than those of {ref.name}: find it on this model, or --allow-other-weights if it is "
-            "a sibling (a fine-tuned copy)."
-        )
+    for found in dampening.origins:
+        if found.get("weights_fingerprint", fingerprint) != fingerprint:
+            raise UserError(
+                f"The expertise was found on other weights ({found.get('model', '?')}) than those "
+                f"of {ref.name}: find it on this model, or --allow-other-weights if it is a "
+                "sibling (a fine-tuned copy)."
+            )
 
 
 @contextmanager
-def _file_errors(target: Path) -> Iterator[None]:
+def file_errors(target: Path) -> Iterator[None]:
     """Turn a failure of the disk into one sentence."""
     try:
         yield

@@ -132,7 +132,7 @@ def names_beside(
         if not of_bias or loaded[bias] != list(of_bias.values()) or set(new) & set(ordered):
             raise UserError(
                 f"{_weight_of(bias)} is stored in a way of its own in this checkpoint, so that no "
-                "bias can be put beside it: export the shifts as hooks with --hooks."
+                "bias can be put beside it: export the shifts as hooks with --format hooks."
             )
         found |= of_bias
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,15 @@ from sordino.version import __version__
 FILE_NAME = "sordino.json"
 FORMAT = "sordino-provenance-1"
 # Not beside the weights: some servers load every *.safetensors that they find there.
-HOOKS = "sordino/hooks.safetensors"
+EXTRAS = "sordino"
+DAMPENING = f"{EXTRAS}/dampening.safetensors"
+EARLIER = f"{EXTRAS}/earlier"
+"""What an edited model had beside its weights before it was edited again."""
+BEFORE = f"{EXTRAS}/before"
+"""The files that were rewritten, as they were."""
+
+Format = Literal["weights", "ia3", "hooks"]
+"""What a dampening is written as: into weights, as an (IA)³ adapter, as factors alone."""
 
 
 def provenance(
@@ -25,8 +33,9 @@ def provenance(
     fingerprint: str,
     left_out: Sequence[str] = (),
     settings: Mapping[str, bool] | None = None,
+    added: Sequence[str] = (),
     *,
-    hooks: bool = False,
+    format: Format = "weights",
 ) -> dict[str, Any]:
     """The record of an edit; JSON can hold it.
 
@@ -36,7 +45,8 @@ def provenance(
         fingerprint: Of the model's weights before the edit.
         left_out: The source's files that the edited model lacks.
         settings: What was changed in the configuration, for biases that the model lacked.
-        hooks: Whether the factors were written to a file of their own and not into weights.
+        added: The names of the tensors that were added for them.
+        format: What the factors were written as.
     """
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -44,27 +54,19 @@ def provenance(
         "created": today(),
         "model": {
             "name": ref.name,
+            "kind": ref.kind,
             "revision": ref.revision,
             "weights_fingerprint": fingerprint,
         },
-        "intervention": {
-            "name": dampening.intervention,
-            "strength": dampening.strength,
-            "settings": dict(dampening.settings),
-        },
-        "expertise": dict(sorted(dampening.expertise.items())),
-        "neurons": dampening.neurons,
-        "changed": dampening.changed,
-        "sites": {
-            site: _summary(factors, dampening.shifts.get(site))
-            for site, factors in dampening.factors.items()
-        },
+        **dampening.record,
+        "written_as": format,
+        **summary(dampening),
         "left_out": list(left_out),
     }
     if settings:
         record["configuration"] = dict(settings)
-    if hooks:
-        record["hooks"] = HOOKS
+    if added:
+        record["added"] = list(added)
     earlier = ref.path / FILE_NAME
     if ref.kind == "folder" and earlier.is_file():
         record["earlier"] = read_provenance(ref.path)
@@ -84,26 +86,48 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def plain_card(record: dict[str, Any]) -> str:
+def plain_card(record: Mapping[str, Any]) -> str:
     """A few honest lines for README.md, for want of a full model card."""
-    settings = record["intervention"]
     concept = record["expertise"].get("concept", "a concept")
-    where = (
-        f"in `{record['hooks']}`, to be put on the model by hooks (no weights are here)"
-        if "hooks" in record
-        else "in the weights"
-    )
+    where = {
+        "weights": "in the weights",
+        "ia3": "as an (IA)³ adapter for PEFT (no weights are here)",
+        "hooks": f"in `{DAMPENING}`, to be put on the model by hooks (no weights are here)",
+    }[record["written_as"]]
     return (
         f"# {Path(record['model']['name']).name}, dampened\n\n"
         f"{record['model']['name']} with the neurons that recognise **{concept}** turned down by "
-        f"Sordino {record['sordino_version']} ({settings['name']}, strength "
-        f"{settings['strength']:g}): {record['changed']:,} of {record['neurons']:,} neurons "
-        f"changed, {where}. `{FILE_NAME}` has the whole record. What this does to the "
-        "model's output was not evaluated here.\n"
+        f"Sordino {record['sordino_version']} ({in_words(record)}): {record['changed']:,} of "
+        f"{record['neurons']:,} neurons changed, {where}. `{FILE_NAME}` has the whole record. "
+        "What this does to the model's output was not evaluated here.\n"
     )
 
 
-def _summary(factors: NDArray[np.float32], shifts: NDArray[np.float32] | None) -> dict[str, Any]:
+def in_words(record: Mapping[str, Any]) -> str:
+    """The rule and the strength that a record names, of every part where it has several."""
+    rule = record["intervention"]
+    if "parts" not in record:
+        return f"{rule['name']}, strength {rule['strength']:g}"
+    parts = "; then ".join(
+        f"{part['expertise'].get('concept', 'a concept')}: {in_words(part)}"
+        for part in record["parts"]
+    )
+    return parts if rule["strength"] == 1 else f"{parts}; all at strength {rule['strength']:g}"
+
+
+def summary(dampening: Dampening) -> dict[str, Any]:
+    """How many neurons a dampening changes, and by how much, site by site."""
+    return {
+        "neurons": dampening.neurons,
+        "changed": dampening.changed,
+        "sites": {
+            site: _of_site(factors, dampening.shifts.get(site))
+            for site, factors in dampening.factors.items()
+        },
+    }
+
+
+def _of_site(factors: NDArray[np.float32], shifts: NDArray[np.float32] | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "neurons": factors.size,
         "changed": int(np.count_nonzero(factors != 1)),

@@ -8,7 +8,7 @@ shifts need biases that the model lacks, the configuration's setting for them an
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -71,20 +71,36 @@ class FolderEdit:
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
 
-    def write(self, target: Path) -> None:
-        """Write the edited folder into `target`, an empty folder."""
+    def write(
+        self,
+        target: Path,
+        title: str = "Baking",
+        *,
+        removed: Collection[str] = (),
+        change: Callable[[Tensor, Change], None] | None = None,
+    ) -> None:
+        """Write the edited folder into `target`, an empty folder.
+
+        Args:
+            target: The folder.
+            title: What is being done.
+            removed: The names of tensors to leave out; see `copy_changed`.
+            change: What is done to the tensors; see `copy_changed`.
+        """
         files = [*self.edited, *self.copied]
         size = sum((self.folder / file).stat().st_size for file in files)
-        with track("Baking", size / 1e6, "MB") as advance:
+        with track(title, size / 1e6, "MB") as advance:
             for file in files:
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
-                if file in self.edited:
+                if file in self.edited or (removed and _is_shard(file)):
                     copy_changed(
                         self.folder / file,
                         target / file,
-                        self.edited[file],
+                        self.edited.get(file, {}),
                         lambda count: advance(count / 1e6),
                         self.added.get(file, {}),
+                        removed=removed,
+                        change=change,
                     )
                 else:
                     shutil.copyfile(self.folder / file, target / file)
@@ -110,7 +126,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         for file in files
         if file.suffix == ".safetensors" and file not in left_out
     }
-    shards = {file: tensors for file, tensors in headers.items() if len(file.parts) == 1}
+    shards = {file: tensors for file, tensors in headers.items() if _is_shard(file)}
     names = {name for tensors in shards.values() for name in tensors}
     changes = _changes(model, dampening, names)
     # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
@@ -217,6 +233,10 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
         for name in sorted(names):
             if not any(fnmatch(name, pattern) for pattern in _NO_MODEL_FILES):
                 yield PurePosixPath((here / name).relative_to(folder).as_posix())
+
+
+def _is_shard(file: PurePosixPath) -> bool:
+    return file.suffix == ".safetensors" and len(file.parts) == 1
 
 
 def _is_other_weights(file: PurePosixPath) -> bool:

@@ -1,7 +1,7 @@
 """One safetensors file, copied as a stream with some of its tensors changed and some added."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -117,6 +117,9 @@ def copy_changed(
     changes: Mapping[str, Change],
     advance: Callable[[int], None],
     added: Mapping[str, Tensor] | None = None,
+    *,
+    removed: Collection[str] = (),
+    change: Callable[[Tensor, Change], None] | None = None,
 ) -> None:
     """Copy a safetensors file, changing some tensors; every other byte stays as it is.
 
@@ -127,33 +130,57 @@ def copy_changed(
         advance: Told of the source's bytes as they are written.
         added: New tensors by name, of the dtypes above. They come last, so that in the header,
             which grows by their entries, the offsets of all others stay.
+        removed: Names of tensors to leave out, which were added so.
+        change: What is done to some rows of a tensor, in place; `change_` if None.
 
     Raises:
-        UserError: The file is damaged, or a tensor cannot be changed.
+        UserError: The file is damaged, or a tensor cannot be changed or removed.
     """
     tensors = read_header(source)
+    gone = tensors.keys() & set(removed)
+    end = _end_of_rest(source, tensors, gone)
     touched = sorted(
-        ((tensors[name], change, name) for name, change in changes.items() if name in tensors),
+        (
+            (tensors[name], here, name)
+            for name, here in changes.items()
+            if name in tensors.keys() - gone
+        ),
         key=lambda entry: (entry[0].start, entry[0].end),  # an empty tensor before its neighbour
     )
-    for stored, change, name in touched:
-        refuse_unchangeable(source, name, stored, change)
+    for stored, here, name in touched:
+        refuse_unchangeable(source, name, stored, here)
     with source.open("rb") as reader, target.open("xb") as writer:
-        if added:
-            writer.write(_grown_header(reader, added))
+        if added or gone:
+            writer.write(_new_header(reader, added or {}, gone))
             advance(reader.tell())
-        for stored, change, _ in touched:
+        for stored, here, _ in touched:
             _copy(reader, writer, stored.start - reader.tell(), advance)
-            _change(reader, writer, stored, change, advance)
-        _copy(reader, writer, source.stat().st_size - reader.tell(), advance)
+            _change(reader, writer, stored, here, change or change_, advance)
+        _copy(reader, writer, end - reader.tell(), advance)
+        advance(source.stat().st_size - end)
         for tensor in (added or {}).values():
             writer.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
-def _grown_header(reader: BinaryIO, added: Mapping[str, Tensor]) -> bytes:
-    """Read the header and give it with the entries of tensors that follow after all others."""
+def _end_of_rest(source: Path, tensors: Mapping[str, Stored], gone: Collection[str]) -> int:
+    """The byte after the last tensor that is not left out; those left out must follow it."""
+    size = source.stat().st_size
+    if not gone:
+        return size
+    end = size - sum(tensors[name].end - tensors[name].start for name in gone)
+    if any(stored.end > end for name, stored in tensors.items() if name not in gone):
+        raise UserError(
+            f"{source} was written anew since it was baked: {min(gone)} does not come last, so "
+            "that it cannot be taken out."
+        )
+    return end
+
+
+def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[str]) -> bytes:
+    """Read the header and give it without some entries, and with those of tensors to follow."""
     length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
     header = json.loads(reader.read(length))
+    header = {name: entry for name, entry in header.items() if name not in gone}
     ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     end = max(ends, default=0)
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -196,6 +223,7 @@ def _change(
     writer: BinaryIO,
     stored: Stored,
     change: Change,
+    apply: Callable[[Tensor, Change], None],
     advance: Callable[[int], None],
 ) -> None:
     """Read a tensor some rows at a time, change them and write them."""
@@ -210,7 +238,7 @@ def _change(
         piece = buffer[: here * row_bytes]
         _fill(reader, piece.numpy().data)
         values = piece.view(DTYPES[stored.dtype]).view(here, *rest)
-        change_(values, change.rows(first, here))
+        apply(values, change.rows(first, here))
         writer.write(piece.numpy().data)
         advance(len(piece))
 

@@ -1,13 +1,17 @@
-"""Whether a baked model computes what the hooked one does."""
+"""Whether what was baked computes what the hooked model does."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from sordino.edits import adapters
+from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
@@ -46,7 +50,7 @@ def verify(
     dtype: str = "auto",
     revision: str | None = None,
 ) -> Verification:
-    """Compare the logits of a model dampened by hooks with those of its baked copy.
+    """Compare the logits of a model dampened by hooks with those of its baked copy or adapter.
 
     Unless `model` is open already, one model at a time is in memory.
 
@@ -64,10 +68,15 @@ def verify(
     """
     opened = open_model(model, device=device, dtype=dtype, revision=revision)
     tokens = [opened.tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in texts]
-    hooked = _logits(opened, tokens, dampening)
-    at, precision = str(opened.device), opened.dtype_name
-    del opened
-    written = _logits(open_model(baked, device=at, dtype=precision), tokens)
+    hooked = _logits(opened.model, tokens, dampening)
+    if (Path(baked) / adapters.CONFIG).is_file():
+        adapted = _adapted(opened.model, baked)
+        written = _logits(adapted, tokens)
+        adapted.unload()
+    else:
+        at, precision = str(opened.device), opened.dtype_name
+        del opened
+        written = _logits(open_model(baked, device=at, dtype=precision).model, tokens)
     return Verification(
         largest_difference=max(
             float((a - b).abs().max()) for a, b in zip(hooked, written, strict=True)
@@ -79,10 +88,20 @@ def verify(
 
 @torch.no_grad()
 def _logits(
-    opened: OpenModel, tokens: list[list[int]], dampening: Dampening | None = None
+    model: Any, tokens: list[list[int]], dampening: Dampening | None = None
 ) -> list[Tensor]:
-    with dampening.applied(opened.model) if dampening else nullcontext():
+    with dampening.applied(model) if dampening else nullcontext():
         return [
-            opened.model(torch.tensor([ids], device=opened.device)).logits[0].float().cpu()
+            model(torch.tensor([ids], device=model.device)).logits[0].float().cpu()
             for ids in tokens
         ]
+
+
+def _adapted(model: PreTrainedModel, adapter: str | Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError(
+            "An adapter is compared through PEFT, which is not here: pip install sordino[peft]."
+        ) from None
+    return PeftModel.from_pretrained(model, str(adapter))

@@ -2,11 +2,12 @@
 
 from sordino.interventions.aura import aura
 from sordino.interventions.contrast import contrast
-from sordino.interventions.dampening import Affine, Dampening
+from sordino.interventions.dampening import Affine, Dampening, compose
 from sordino.interventions.linear_transport import linear_transport
 from sordino.interventions.mean_shift import mean_shift
 from sordino.interventions.registry import (
     dampen,
+    dampening_from,
     family,
     intervention,
     names,
@@ -22,9 +23,11 @@ __all__ = [
     "Affine",
     "Dampening",
     "aura",
+    "compose",
     "contrast",
     "damp",
     "dampen",
+    "dampening_from",
     "det_zero",
     "family",
     "intervention",

@@ -1,7 +1,7 @@
 """Dampening factors and shifts, and their use on a model in memory."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +45,7 @@ class Dampening:
         expertise: The metadata of the expertise that they were derived from.
         shifts: What is added after the product, by site path, float32 [neurons], finite; nothing
             where a site has none.
+        parts: The records of the dampenings that this one is composed of, in their order.
     """
 
     factors: Mapping[str, NDArray[np.float32]]
@@ -53,6 +54,7 @@ class Dampening:
     settings: Mapping[str, Any] = field(default_factory=dict)
     expertise: Mapping[str, str] = field(default_factory=dict)
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    parts: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         for kind, by_site in (("factors", self.factors), ("shifts", self.shifts)):
@@ -94,6 +96,24 @@ class Dampening:
                 for site, values in by_site.items()
             )
         )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where the factors came from, as JSON can hold it."""
+        found: dict[str, Any] = {
+            "intervention": {
+                "name": self.intervention,
+                "strength": self.strength,
+                "settings": dict(self.settings),
+            },
+            "expertise": dict(sorted(self.expertise.items())),
+        }
+        return found | {"parts": list(self.parts)} if self.parts else found
+
+    @property
+    def origins(self) -> list[Mapping[str, str]]:
+        """The metadata of every expertise that the factors were derived from."""
+        return _origins(self.record)
 
     def scaled(self, strength: float) -> "Dampening":
         """The same dampening at another strength: factors 1 − strength · (1 − factor).
@@ -185,18 +205,20 @@ class Dampening:
         """
         tensors = {f"{site}.scale": values for site, values in self.factors.items()}
         tensors |= {f"{site}.shift": values for site, values in self.shifts.items()}
-        about = {
-            "format": FORMAT,
-            "sites": list(self.factors),
-            "intervention": self.intervention,
-            "strength": self.strength,
-            "settings": dict(self.settings),
-            "expertise": dict(sorted(self.expertise.items())),
-        }
+        about = {"format": FORMAT, "sites": list(self.factors), **self.record}
         with new_file(Path(path), force=force) as stage:
             contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
             save_file(contiguous, stage, metadata={"sordino": json.dumps(about)})
         return Path(path)
+
+    @staticmethod
+    def is_in(path: str | Path) -> bool:
+        """Whether a file says that it holds a dampening."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return "sordino" in (file.metadata() or {})
+        except (SafetensorError, OSError):
+            return False
 
     @classmethod
     def load(cls, path: str | Path) -> "Dampening":
@@ -220,16 +242,62 @@ class Dampening:
             sites = about["sites"]
             factors = {site: tensors[f"{site}.scale"] for site in sites}
             shifts = {s: tensors[f"{s}.shift"] for s in sites if f"{s}.shift" in tensors}
-            named = {name: about[name] for name in ("intervention", "strength", "settings")}
+            rule = about["intervention"]
+            named = {"intervention": rule["name"], "strength": rule["strength"]}
+            rest = {"settings": rule["settings"], "expertise": about["expertise"]}
         except (KeyError, TypeError) as error:
             raise UserError(f"{source} lacks {error}: it is damaged.") from None
         for values in (*factors.values(), *shifts.values()):
             if values.dtype != np.float32 or values.ndim != 1:
                 raise UserError(f"{source} holds other tensors than factors: it is damaged.")
-        return cls(factors, **named, expertise=about.get("expertise", {}), shifts=shifts)
+        return cls(factors, **named, **rest, shifts=shifts, parts=tuple(about.get("parts", ())))
 
     def _shift(self, site: str) -> Tensor | None:
         return torch.from_numpy(self.shifts[site]) if site in self.shifts else None
+
+
+def compose(dampenings: Sequence[Dampening]) -> Dampening:
+    """The dampening that does what several do, one after the other.
+
+    An output z becomes s₂ · (s₁ · z + t₁) + t₂, and so on; factors alone are multiplied, in any
+    order to the same result. It is computed in float64 and rounded once. What one of them has no
+    site for stays as it is there.
+
+    Args:
+        dampenings: In the order of their use, at least one.
+
+    Returns:
+        Its `parts` are their records. Its name and its concept are theirs, joined by "+"; the
+        expertise's other metadata are those on which all agree.
+
+    Raises:
+        UserError: Two of them have different numbers of neurons for one site, or a product is too
+            large.
+    """
+    if len(dampenings) == 1:
+        return dampenings[0]
+    factors: dict[str, NDArray[np.float64]] = {}
+    shifts: dict[str, NDArray[np.float64]] = {}
+    for dampening in dampenings:
+        for site, values in dampening.factors.items():
+            scale = values.astype(np.float64)
+            before = factors.get(site, np.ones_like(scale))
+            if before.shape != scale.shape:
+                raise UserError(
+                    f"{site} has {before.size} factors in one dampening and {scale.size} in "
+                    "another: they were found on different architectures."
+                )
+            factors[site] = before * scale
+            if site in shifts or site in dampening.shifts:
+                shifts[site] = shifts.get(site, 0.0) * scale + dampening.shifts.get(site, 0.0)
+    with np.errstate(over="ignore"):  # what is infinite is refused
+        return Dampening(
+            {site: values.astype(np.float32) for site, values in factors.items()},
+            _joined(dampening.intervention for dampening in dampenings),
+            expertise=_common([dampening.expertise for dampening in dampenings]),
+            shifts={site: values.astype(np.float32) for site, values in shifts.items()},
+            parts=tuple(dampening.record for dampening in dampenings),
+        )
 
 
 def scale_rows_(
@@ -261,6 +329,28 @@ def ensure_bias_(module: Any) -> None:
     if module.bias is None:
         neurons = module.weight.shape[0]  # a Conv1D, whose weight is transposed, has a bias always
         module.bias = nn.Parameter(module.weight.new_zeros(neurons))
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "+".join(dict.fromkeys(names))
+
+
+def _common(every: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The metadata on which all agree, and the names of all concepts."""
+    first, *others = every
+    found = {
+        key: value
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+    }
+    concepts = _joined(metadata["concept"] for metadata in every if "concept" in metadata)
+    return found | ({"concept": concepts} if concepts else {})
+
+
+def _origins(record: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    if "parts" not in record:
+        return [record["expertise"]]
+    return [origin for part in record["parts"] for origin in _origins(part)]
 
 
 def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:

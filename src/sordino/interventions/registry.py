@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
@@ -159,6 +160,25 @@ def _parameters(rule: str) -> dict[str, inspect.Parameter]:
     """A rule's settings."""
     function = _rule(rule).__wrapped__  # type: ignore[attr-defined]
     return dict(list(inspect.signature(function).parameters.items())[1:])
+
+
+def dampening_from(
+    path: str | Path, rule: str = "aura", *, strength: float = 1.0, **settings: Any
+) -> Dampening:
+    """The dampening that a file gives: the one saved in it, or a rule's for the expertise in it.
+
+    Args:
+        path: What `Dampening.save` or `Expertise.save` wrote.
+        rule: The rule's name, for an expertise.
+        strength: See `Dampening.scaled`; it holds for both.
+        settings: The rule's own settings.
+
+    Raises:
+        UserError: The file is neither, or the rule cannot be used.
+    """
+    if Dampening.is_in(path):
+        return Dampening.load(path).scaled(strength)
+    return dampen(Expertise.load(path), rule, strength=strength, **settings)
 
 
 def _rule(name: str) -> Callable[..., Dampening]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,10 @@ def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampeni
         The result, and the chosen intervention; None where nothing kept the budget.
 
     Raises:
-        UserError: There are too few prompts.
+        UserError: There are too few prompts, or optuna is not installed.
     """
+    if find_spec("optuna") is None:
+        raise UserError("A search needs the package optuna: pip install 'sordino[tune]'.")
     import optuna
     from optuna.storages.journal import JournalFileBackend
 

@@ -1,0 +1,55 @@
+"""`sordino undo`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from sordino.cli.options import Output, OutputOptions, print_json
+
+
+def undo(
+    folder: Path,
+    /,
+    *,
+    output: Output,
+    partly: bool = False,
+    printing: OutputOptions = OutputOptions(),
+) -> None:
+    """Give back the model from which a baked folder was made, by dividing the factors out.
+
+    Where the edit's rounding made one value of two weights, no division tells which it was; it is
+    counted how many weights that leaves open.
+
+    Parameters
+    ----------
+    folder
+        A folder that Sordino baked.
+    output
+        The folder to write.
+    partly
+        Where neurons were multiplied by 0, leave them as they are and bring the others back.
+    """
+    from sordino.edits import undo as undo_edit
+
+    with printing.in_force():
+        undone = undo_edit(folder, output, partly=partly, force=printing.force)
+    if printing.json:
+        print_json({"output": str(output), **asdict(undone)})
+        return
+    print(f"{undone.weights:,} weights of {undone.original} brought back")
+    if undone.uncertain:
+        print(
+            f"{undone.uncertain:,} of them ({undone.uncertain / undone.weights:.2%}) may be off in "
+            "their last place, where the edit's rounding made one value of several"
+        )
+    if undone.lost:
+        count = sum(undone.lost.values())
+        print(f"{count:,} neurons of {len(undone.lost)} sites were multiplied by 0 and stay so")
+    if undone.same is not None:
+        print(
+            "the weight files are the original's"
+            if undone.same
+            else "the weight files are not the original's to the byte"
+        )
+    if undone.missing:
+        print(f"not here, since they were left out when it was baked: {', '.join(undone.missing)}")
+    print(f"written: {output}")

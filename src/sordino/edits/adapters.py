@@ -1,0 +1,95 @@
+"""An adapter for PEFT of the kind (IA)³: a vector a site, by which its output is multiplied.
+
+That is what dampening does, so the adapter is the same map, put on the model while it runs. The
+paper's (Liu et al., arXiv:2205.05638) own vectors in the feed-forward part multiply an input; PEFT
+calls such modules `feedforward_modules`, and here there are none.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from sordino.edits.provenance import plain_card
+from sordino.errors import UserError
+from sordino.files import write_json
+from sordino.interventions import Dampening
+from sordino.models.open import empty_model, open_model
+from sordino.models.reference import ModelRef
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
+    """Write the adapter's two files into a folder.
+
+    The vectors are float32 [neurons, 1], of the sites that change and no others.
+
+    Args:
+        ref: The model that the adapter is for.
+        dampening: Factors for its sites.
+        target: An empty folder.
+
+    Raises:
+        UserError: The dampening shifts, or changes nothing, or does not fit the model.
+    """
+    if dampening.shifted:
+        raise UserError(
+            f"{len(dampening.shifted)} sites are shifted (such as {dampening.shifted[0]}), and an "
+            "(IA)³ adapter can only multiply: bake the weights, or export hooks with --format "
+            "hooks."
+        )
+    changed = {site: values for site, values in dampening.factors.items() if (values != 1).any()}
+    if not changed:
+        raise UserError("All factors are 1, so that an adapter would hold nothing.")
+    # A folder's module tree needs no weights; a GGUF file's is made while they are read.
+    model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
+    modules = dampening.modules(model)
+    vectors = {
+        f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
+        for site, values in changed.items()
+    }
+    save_file(vectors, target / _WEIGHTS, metadata={"format": "pt"})
+    config: dict[str, Any] = {
+        "peft_type": "IA3",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": ref.name,
+        "revision": ref.revision or None,
+        # One pattern that must match whole paths: names in a list match the ends of others, too.
+        "target_modules": "|".join(re.escape(site) for site in changed),
+        "feedforward_modules": [],
+        "fan_in_fan_out": not all(isinstance(modules[s], torch.nn.Linear) for s in changed),
+        "modules_to_save": None,
+        "init_ia3_weights": True,
+        "inference_mode": True,
+    }
+    write_json(target / CONFIG, config)
+
+
+def card(record: Mapping[str, Any]) -> str:
+    """The README.md of an adapter's folder, with the lines that load it."""
+    model = record["model"]
+    front = {"library_name": "peft", "tags": ["ia3", "sordino"]}
+    if model["revision"]:  # only a model of the hub has a name there
+        front["base_model"] = model["name"]
+    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    return f"---\n{lines}\n---\n\n{plain_card(record)}{_USE}"
+
+
+_USE = """
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("the original model")
+model = PeftModel.from_pretrained(model, "this folder")
+```
+
+`model.merge_and_unload()` writes the factors into its weights.
+"""
