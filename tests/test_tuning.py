@@ -11,8 +11,10 @@ from conftest import sentences
 from families import random_factors
 from sordino.errors import UserError
 from sordino.evaluation import Divergence, Toxicity, evaluate, scorers
+from sordino.evaluation.texts import Text
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, family
+from sordino.models.open import open_model
 from sordino.tuning import Yardstick, calibrate
 from sordino.tuning.budget import Budget
 from sordino.tuning.calibration import SHORTFALL, clean_texts
@@ -219,3 +221,31 @@ def test_arms_of_a_lab_share_what_the_original_gave(open_tiny, concept, tmp_path
     baked = evaluate(opened, lab.opened, measures=chosen)
     for name in ("continuations.all", "maximum.all"):
         assert baked.figure("toxicity", name) == both[0].figure("toxicity", name)
+
+
+def test_bake_sizes_by_a_measured_divergence(open_tiny, concept, tmp_path, monkeypatch):
+    from sordino.cli.app import main
+    from sordino.expertise import find_experts
+    from sordino.tuning import calibration
+
+    opened = open_tiny("llama")
+    file = tmp_path / "x.expertise.safetensors"
+    find_experts(opened, concept, output=file)
+    monkeypatch.setattr(calibration, "read_texts", lambda _: [Text(text) for text in PROSE])
+    for name, arguments in {
+        "one": [file, "--intervention", "damp"],
+        "two": [file, file],
+    }.items():
+        target = tmp_path / name
+        main(
+            [
+                *("bake", str(opened.ref.path), *map(str, arguments)),
+                *("-o", str(target), "--divergence", "0.01"),
+            ]
+        )
+        changed = open_model(target)
+        prose = tmp_path / "prose.txt"
+        prose.write_text("\n".join(PROSE))
+        result = evaluate(changed, opened, measures=[Divergence(str(prose), max_texts=None)])
+        found = result.figure("divergence", "divergence").after.value
+        assert 0.005 < found <= 0.0101, name  # neurons are whole: damp's steps are coarse here

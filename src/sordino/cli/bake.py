@@ -1,7 +1,8 @@
 """`sordino bake`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +14,10 @@ from sordino.cli.options import (
     print_json,
 )
 from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.interventions import Dampening
+    from sordino.models.reference import ModelRef
 
 
 def bake(
@@ -62,8 +67,11 @@ def bake(
     with printing.in_force():
         if verify and format == "hooks":
             raise UserError("--format hooks writes nothing that --verify could compare.")
-        dampening = rule.dampening(expertise)
         ref = resolve(model, opening.revision)
+        if rule.divergence is None:
+            dampening = rule.dampening(expertise)
+        else:
+            dampening = _sized(ref, expertise, rule, opening)
         record = bake_model(
             ref,
             dampening,
@@ -88,6 +96,30 @@ def bake(
             f"{checked.tokens} tokens)"
         )
     print(f"written: {output}")
+
+
+def _sized(
+    ref: "ModelRef", files: Sequence[Path], rule: InterventionOptions, opening: ModelOptions
+) -> "Dampening":
+    """What the files give, as large as the divergence allows.
+
+    The dial of one expertise is the rule's own, that of anything else the strength of all together.
+    """
+    from sordino.expertise.artefact import Expertise
+    from sordino.interventions import Dampening, family
+    from sordino.models.open import open_model
+    from sordino.progress import note
+    from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
+
+    settings = rule.settings()
+    if len(files) == 1 and not Dampening.is_in(files[0]):
+        sizes = family(Expertise.load(files[0]), rule.intervention, **settings)
+    else:
+        sizes = rule.dampening(files).scaled
+    opened = open_model(ref, device=opening.device, dtype=opening.dtype, sites=opening.sites)
+    found = calibrate(Yardstick(opened, clean_texts()), sizes, rule.divergence or 0.0)
+    note(f"a divergence of {found.divergence:.4f} nats a token")
+    return found.dampening
 
 
 def _figures(checked: object) -> dict[str, object]:
