@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from sordino.files import (
     write_json,
 )
 from sordino.interventions import Dampening, dampen
-from sordino.models.open import OpenModel, open_model
+from sordino.models.open import OpenModel, choose_device, fits, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
@@ -53,13 +53,13 @@ class RunResult:
     Args:
         folder: The dampened model's folder.
         expertise: The expertise file.
-        evaluation: The figures before and after.
+        evaluation: The figures before and after; None where the model is larger than memory.
         page: The page to open.
     """
 
     folder: Path
     expertise: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     page: Path
 
 
@@ -77,6 +77,7 @@ class RunSettings:
         device: See `open_model`.
         dtype: See `open_model`.
         sites: See `open_model`.
+        stream: See `find_experts`.
         seed: Of everything that is drawn.
     """
 
@@ -89,6 +90,7 @@ class RunSettings:
     device: str = "auto"
     dtype: str = "auto"
     sites: str | None = None
+    stream: bool | None = None
     seed: int = 0
 
 
@@ -145,9 +147,8 @@ class _Steps:
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
         self._opened: OpenModel | None = None
-        key = fingerprint(
-            ref.weights_fingerprint(), concept.fingerprint, repr(settings), __version__
-        )
+        deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
+        key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
         self._work = _work_folder(target, key)
         self._model = self._work / "model"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
@@ -182,8 +183,15 @@ class _Steps:
             show.note("writing the dampened model")
             bake(self._ref, dampening, self._model)
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Evaluation | None:
         if not self._evaluation.exists():
+            if self._is_too_large():
+                show.note(
+                    f"{self._ref.name} does not fit into memory, so that what the change does is "
+                    "not measured here: on a machine that holds it, "
+                    f"sordino evaluate {self._target} --against {self._ref.name} -o result.json"
+                )
+                return None
             evaluate(
                 ModelRef(self._target.name, "folder", self._model),
                 Arm(
@@ -204,7 +212,7 @@ class _Steps:
         self,
         expertise: Expertise,
         dampening: Dampening,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         shown: Sequence[Exemplar],
         command: Sequence[str],
     ) -> None:
@@ -247,15 +255,29 @@ class _Steps:
             chosen = self._settings
             show.note(f"opening {self._ref.name}")
             self._opened = open_model(
-                self._ref, device=chosen.device, dtype=chosen.dtype, sites=chosen.sites
+                self._ref,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                sites=chosen.sites,
+                stream=chosen.stream,
             )
         return self._opened
+
+    def _is_too_large(self) -> bool:
+        """Whether the model cannot be opened as a whole, which generating text takes."""
+        if self._ref.kind == "gguf" or (self._opened and not self._opened.streamed):
+            return False
+        device = choose_device(self._settings.device)
+        return not fits(self._ref, device, self._settings.dtype)
 
     @contextmanager
     def _lent_original(self) -> Iterator[OpenModel]:
         """The original for its part of the evaluation, after which nobody needs it."""
+        if self._opened is None or self._opened.streamed:
+            chosen = self._settings
+            self._opened = open_model(self._ref, device=chosen.device, dtype=chosen.dtype)
         try:
-            yield self._original()
+            yield self._opened
         finally:
             self._opened = None
             gc.collect()

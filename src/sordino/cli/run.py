@@ -59,6 +59,7 @@ def run(
             device=opening.device,
             dtype=opening.dtype,
             sites=opening.sites,
+            stream=sweep.stream,
             seed=seed,
         )
         result = pipeline.run(
@@ -71,9 +72,10 @@ def run(
             force=printing.force,
         )
     if printing.json:
-        figures = result.evaluation.model_dump(mode="json")
+        figures = result.evaluation.model_dump(mode="json") if result.evaluation else None
         print_json({"output": str(result.folder), "page": str(result.page), "evaluation": figures})
         return
-    print_table(result.evaluation)
+    if result.evaluation:
+        print_table(result.evaluation)
     print(f"\nthe dampened model: {result.folder}")
     print(f"the page to open:   {result.page}")
