@@ -85,7 +85,8 @@ def test_an_interrupted_attribution_goes_on_to_the_same_bytes(
     }
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
     monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    forward = attribution._forward
+    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    run = attribution.Whole.run
     target = tmp_path / "cut.safetensors"
     for calls in (1, 4, 9):
         left = calls
@@ -95,12 +96,12 @@ def test_an_interrupted_attribution_goes_on_to_the_same_bytes(
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
-            return forward(*args)
+            return run(*args)
 
-        monkeypatch.setattr(attribution, "_forward", failing)
+        monkeypatch.setattr(attribution.Whole, "run", failing)
         with pytest.raises(KeyboardInterrupt):
             find_experts(opened, concept, output=target, **options)
-    monkeypatch.setattr(attribution, "_forward", forward)
+    monkeypatch.setattr(attribution.Whole, "run", run)
     monkeypatch.setattr(find, "_measure", None)  # the sweep itself was over long ago
     find_experts(opened, concept, output=target, **options)
     assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

@@ -304,7 +304,7 @@ def test_the_module_runs_as_a_command():
 SLOWED = """
 import sys, time
 import sordino.expertise.snapshot as snapshot
-snapshot._EVERY_S = 0
+snapshot._EVERY_S = snapshot._SHARE = 0
 from sordino.expertise.passes import LayerByLayer
 from sordino.evaluation.journal import Journal
 from sordino.edits import shard

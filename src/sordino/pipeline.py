@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake
+from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
@@ -34,7 +35,7 @@ from sordino.files import (
     write_json,
 )
 from sordino.interventions import Dampening, dampen, family, read_settings
-from sordino.models.open import OpenModel, open_model
+from sordino.models.open import OpenModel, choose_device, fits, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
@@ -56,14 +57,14 @@ class RunResult:
     Args:
         folder: The dampened model's folder.
         expertise: The expertise file.
-        evaluation: The figures before and after.
+        evaluation: The figures before and after; None where the model is larger than memory.
         beside: The same of the rules for comparison, by name.
         page: The page to open.
     """
 
     folder: Path
     expertise: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     beside: Mapping[str, Evaluation]
     page: Path
 
@@ -87,6 +88,7 @@ class RunSettings:
         device: See `open_model`.
         dtype: See `open_model`.
         sites: See `open_model`.
+        stream: See `find_experts`.
         seed: Of everything that is drawn.
     """
 
@@ -102,6 +104,7 @@ class RunSettings:
     device: str = "auto"
     dtype: str = "auto"
     sites: str | None = None
+    stream: bool | None = None
     seed: int = 0
 
 
@@ -140,6 +143,7 @@ def run(
         read_settings(rule, {}, sized=False)
     with only_one(target):
         steps = _Steps(resolve(model, revision), concept, target, chosen)
+        steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
         shown = steps.exemplars(expertise)
@@ -162,9 +166,8 @@ class _Steps:
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
         self._opened: OpenModel | None = None
-        key = fingerprint(
-            ref.weights_fingerprint(), concept.fingerprint, repr(settings), __version__
-        )
+        deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
+        key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
         self._work = _work_folder(target, key)
         self._model = self._work / "model"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
@@ -172,6 +175,14 @@ class _Steps:
         self._exemplars = self._work / "exemplars.json"
         self._records = self._work / "records.jsonl"
         self._evaluation = self._work / "evaluation.json"
+
+    def refuse_what_needs_memory(self) -> None:
+        """Before the long work: a divergence is measured on a model that is in memory."""
+        if self._settings.divergence is not None and self._is_too_large():
+            raise UserError(
+                f"--divergence is measured, for which {self._ref.name} does not fit into memory: "
+                "give --strength or the rule's own size instead, or use a machine that holds it."
+            )
 
     def find(self) -> Expertise:
         if not self.expertise.exists():
@@ -227,7 +238,7 @@ class _Steps:
             dampening = dampen(expertise, rule)
             known = fingerprint(self._ref.weights_fingerprint(), dampening.fingerprint)
             arms.append(Arm(rule, "", known, partial(self._dampened, dampening)))
-        if not arms:
+        if not arms or self._is_too_large():
             return {}
         found = evaluate_each(
             arms,
@@ -240,8 +251,15 @@ class _Steps:
         )
         return dict(zip(self._settings.beside, found, strict=True))
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Evaluation | None:
         if not self._evaluation.exists():
+            if self._is_too_large():
+                show.note(
+                    f"{self._ref.name} does not fit into memory, so that what the change does is "
+                    "not measured here: on a machine that holds it, "
+                    f"sordino evaluate {self._target} --against {self._ref.name} -o result.json"
+                )
+                return None
             evaluate(
                 ModelRef(self._target.name, "folder", self._model),
                 self._original_arm(self._lent_original),
@@ -259,7 +277,7 @@ class _Steps:
         self,
         expertise: Expertise,
         dampening: Dampening,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         beside: Mapping[str, Evaluation],
         shown: Sequence[Exemplar],
         command: Sequence[str],
@@ -304,7 +322,11 @@ class _Steps:
             chosen = self._settings
             show.note(f"opening {self._ref.name}")
             self._opened = open_model(
-                self._ref, device=chosen.device, dtype=chosen.dtype, sites=chosen.sites
+                self._ref,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                sites=chosen.sites,
+                stream=chosen.stream,
             )
         return self._opened
 
@@ -318,11 +340,21 @@ class _Steps:
         with dampening.applied(opened.model):
             yield opened
 
+    def _is_too_large(self) -> bool:
+        """Whether the model cannot be opened as a whole, which generating text takes."""
+        if self._ref.kind == "gguf" or (self._opened and not self._opened.streamed):
+            return False
+        device = choose_device(self._settings.device)
+        return not fits(self._ref, device, self._settings.dtype)
+
     @contextmanager
     def _lent_original(self) -> Iterator[OpenModel]:
         """The original for its part of the evaluation, after which nobody needs it."""
+        if self._opened is None or self._opened.streamed:
+            chosen = self._settings
+            self._opened = open_model(self._ref, device=chosen.device, dtype=chosen.dtype)
         try:
-            yield self._original()
+            yield self._opened
         finally:
             self._opened = None
             gc.collect()

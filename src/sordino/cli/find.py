@@ -37,15 +37,22 @@ def find(
     """
     from sordino.expertise.find import find_experts
     from sordino.files import refuse_existing
+    from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
     with printing.in_force():
         refuse_existing(output, force=printing.force)
         settings, attribution = sweep.settings(), sweep.attributing(seed)
         sentences = concept.load(seed, sweep.strata_column)
+        note(f"opening {model}")
         expertise = find_experts(
-            opening.open(model),
+            model,
             sentences,
+            device=opening.device,
+            dtype=opening.dtype,
+            revision=opening.revision,
+            sites=opening.sites,
+            stream=sweep.stream,
             settings=settings,
             attribution=attribution,
             output=output,

@@ -157,6 +157,9 @@ class SweepOptions:
     changing it costs. For contrast."""
     attribution_per_class: int = 256
     """How many sentences of each class --attribution takes."""
+    stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
+    """Read the weights layer by layer from their files, for a model larger than memory; without
+    either, where the model does not fit."""
 
     @property
     def strata_column(self) -> str | None:

@@ -65,6 +65,7 @@ def run(
             device=opening.device,
             dtype=opening.dtype,
             sites=opening.sites,
+            stream=sweep.stream,
             seed=seed,
         )
         result = pipeline.run(
@@ -77,7 +78,7 @@ def run(
             force=printing.force,
         )
     if printing.json:
-        figures = result.evaluation.model_dump(mode="json")
+        figures = result.evaluation.model_dump(mode="json") if result.evaluation else None
         others = {name: of.model_dump(mode="json") for name, of in result.beside.items()}
         print_json(
             {
@@ -88,7 +89,8 @@ def run(
             }
         )
         return
-    print_table(result.evaluation)
+    if result.evaluation:
+        print_table(result.evaluation)
     for name, evaluation in result.beside.items():
         print(f"\nfor comparison, {name}:")
         print_table(evaluation)

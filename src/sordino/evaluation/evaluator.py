@@ -393,6 +393,11 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
         return Arm(subject.name, "", subject.fingerprint, lambda: nullcontext(subject))
     if isinstance(subject, OpenModel):
         ref = subject.ref
+        if subject.streamed:
+            raise UserError(
+                f"{ref.name} is open for being read layer by layer, and an evaluation needs all of "
+                "it in memory: open it without stream, on a machine that holds it."
+            )
         return Arm(ref.name, ref.revision, _in_memory(subject), lambda: nullcontext(subject))
     ref = resolve(subject)
 

@@ -18,9 +18,10 @@ synaptic dampening", arXiv:2308.07707, for the diagonal's use in an edit).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,9 +29,15 @@ from torch import nn
 from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
+from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.states import InFiles, InMemory, States
 from sordino.models.open import OpenModel
+from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
+
+POSITIVE, NEGATIVE, COST = "attribution_positive", "attribution_negative", "cost"
+OBSERVED, DRAWN = "observed", "drawn"
 
 # Logits of one batch, tokens × vocabulary: at most 256 MiB in float32.
 _MAX_LOGITS = 2**26
@@ -62,6 +69,7 @@ def attribute(
     *,
     max_tokens: int,
     batch_tokens: int,
+    folder: Path,
     snapshots: Snapshots,
     restored: Progress,
 ) -> dict[str, torch.Tensor]:
@@ -73,6 +81,7 @@ def attribute(
         settings: How many sentences, and the seed.
         max_tokens: Sentences are cut at so many tokens.
         batch_tokens: How many tokens go through the model at a time.
+        folder: Where hidden states wait if the model is streamed.
         snapshots: Where the sums so far are kept.
         restored: Where an interrupted call stood.
 
@@ -80,53 +89,212 @@ def attribute(
         "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
         class's tokens; "cost": nats a token, F on the negative sentences. float32 [neurons].
     """
-    drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
-    classes = {
-        "attribution_positive": _batches(opened, drawn.positive, max_tokens, batch_tokens),
-        "attribution_negative": _batches(opened, drawn.negative, max_tokens, batch_tokens),
-    }
-    work = [(name, batch) for name, batches in classes.items() for batch in batches]
+    work = attributed(opened, concept, settings, max_tokens=max_tokens, batch_tokens=batch_tokens)
+    kind = Whole if opened.streamed is None else ThereAndBack
+    if restored.phase != kind.phase:
+        restored = Progress(statistics=restored.statistics)
     sums = restored.responses or {
         f"{site.path}.{name}": torch.zeros(site.neurons, dtype=torch.float64)
         for site in opened.sites
-        for name in (*classes, "cost")
+        for name in (POSITIVE, NEGATIVE, COST)
     }
-    tokens = [batch.tokens for _, batch in work]
-    with (
-        show.track("attribution", sum(tokens), "tokens", sum(tokens[: restored.batch])) as advance,
-        _gradients(opened),
-    ):
-        for index in range(restored.batch, len(work)):
-            name, batch = work[index]
-            log_p, outputs = _forward(opened, batch)
-            targets = batch.input_ids[:, 1:].to(opened.device)
-            clean = name == "attribution_negative"
-            for site, scores in _scores(log_p, targets, outputs, keep=clean).items():
-                sums[f"{site}.{name}"] += scores.sum(dim=0, dtype=torch.float64).cpu()
-            if clean:
-                own = _drawn(log_p, settings.seed + index)
-                for site, scores in _scores(log_p, own, outputs, keep=False).items():
-                    squares = scores.square().sum(dim=0, dtype=torch.float64)
-                    sums[f"{site}.cost"] += squares.cpu()
-            del log_p, outputs  # the graph goes before the next batch makes its own
-            advance(batch.tokens)
-            if snapshots.due():
-                snapshots.save(
-                    Progress(
-                        batch=index + 1,
-                        responses=sums,
-                        statistics=restored.statistics,
-                        attributing=True,
-                    )
-                )
+    with kind.gradients(opened):
+        _run(kind(opened, work, settings.seed, folder), work, sums, snapshots, restored)
     predicted = {
-        name: sum(batch.tokens - len(batch.indices) for batch in batches)
-        for name, batches in classes.items()
+        name: sum(batch.tokens - len(batch.indices) for its, batch in work if its == name)
+        for name in (POSITIVE, NEGATIVE)
     }
-    predicted["cost"] = predicted["attribution_negative"]
+    predicted[COST] = predicted[NEGATIVE]
     return {
         name: (total / predicted[name.rpartition(".")[2]]).float() for name, total in sums.items()
     }
+
+
+def attributed(
+    opened: OpenModel,
+    concept: Concept,
+    settings: AttributionSettings,
+    *,
+    max_tokens: int,
+    batch_tokens: int,
+) -> list[tuple[str, Batch]]:
+    """The batches of both classes that attribution takes, each with its statistic's name."""
+    drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
+    return [
+        (name, batch)
+        for name, texts in ((POSITIVE, drawn.positive), (NEGATIVE, drawn.negative))
+        for batch in _batches(opened, texts, max_tokens, batch_tokens)
+    ]
+
+
+def _run(
+    way: "Way",
+    work: Sequence[tuple[str, Batch]],
+    sums: dict[str, torch.Tensor],
+    snapshots: Snapshots,
+    restored: Progress,
+) -> None:
+    """Bring every batch through every stage, and add up in place what that gives."""
+
+    def save(stage: int, batch: int) -> None:
+        hidden = way.states.secure()
+        snapshots.save(Progress(stage, batch, hidden, sums, restored.statistics, way.phase))
+
+    tokens = [batch.tokens for _, batch in work]
+    done = restored.stage * sum(tokens) + sum(tokens[: restored.batch])
+    with show.track("attribution", way.stages * sum(tokens), way.unit, done) as advance:
+        for stage in range(restored.stage, way.stages):
+            for index in range(restored.batch if stage == restored.stage else 0, len(work)):
+                for name, more in way.run(stage, index):
+                    sums[name] += more.cpu()
+                advance(tokens[index])
+                if snapshots.due():
+                    save(stage, index + 1)
+            if isinstance(way.states, InFiles):
+                save(stage + 1, 0)  # first, since the last snapshot may need what goes now
+                way.states.keep(*way.needed(stage + 1))
+
+
+class Way(Protocol):
+    """A way to have all sites' outputs and gradients on every batch, in a number of stages."""
+
+    phase: str
+    unit: str
+    stages: int
+    states: States
+
+    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Bring a batch through a stage; gives float64 [neurons] to add to "site.statistic"."""
+        ...
+
+    def needed(self, stage: int) -> Sequence[str]:
+        """The states that are needed from this stage on."""
+        ...
+
+
+class Whole:
+    """Forward and backward through the whole model, batch by batch."""
+
+    phase = "attribution"
+    unit = "tokens"
+    stages = 1
+
+    def __init__(
+        self, opened: OpenModel, work: Sequence[tuple[str, Batch]], seed: int, folder: Path
+    ) -> None:
+        del folder  # nothing waits
+        self._opened, self._work, self._seed = opened, work, seed
+        self.states: States = InMemory()
+
+    @staticmethod
+    @contextmanager
+    def gradients(opened: OpenModel) -> Iterator[None]:
+        """Gradients of activations alone: weights need none, the embeddings start the graph."""
+        parameters = [p for p in opened.model.parameters() if p.requires_grad]
+        opened.model.requires_grad_(False)
+        embeddings = opened.model.get_input_embeddings()
+        handle = embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_())
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            handle.remove()
+            for parameter in parameters:
+                parameter.requires_grad_()
+
+    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Everything there is to know of one batch."""
+        del stage
+        name, texts = self._work[batch]
+        with _outputs(self._opened, self._opened.sites) as outputs:
+            ids = texts.input_ids.to(self._opened.device)
+            logits = self._opened.model(input_ids=ids, use_cache=False).logits
+        likelihoods = _likelihoods(logits, texts, name, self._seed + batch)
+        del logits
+        for vector, likelihood in likelihoods.items():
+            last = vector == list(likelihoods)[-1]
+            gradients = torch.autograd.grad(
+                likelihood, list(outputs.values()), retain_graph=not last
+            )
+            yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
+
+    def needed(self, stage: int) -> Sequence[str]:
+        """Nothing waits."""
+        del stage
+        return ()
+
+
+class ThereAndBack:
+    """Layer by layer there, keeping what goes into each, through the head, and layer by layer back.
+
+    One layer is in memory at a time. On the way back each layer is run again, from its kept input,
+    with a graph, through which the gradient of its output goes on to its input.
+    """
+
+    phase = "attribution, layer by layer"
+    unit = "tokens·layers"
+
+    def __init__(
+        self, opened: OpenModel, work: Sequence[tuple[str, Batch]], seed: int, folder: Path
+    ) -> None:
+        self._opened, self._work, self._seed = opened, work, seed
+        batches = [batch for _, batch in work]
+        tokens = [batch.tokens for batch in batches]
+        self.states: States = InFiles(folder, tokens, opened.device)
+        self._layers = LayerByLayer(opened, batches, self.states)
+        self._count = len(self._layers.stages)
+        self.stages = 2 * self._count + 1
+
+    @staticmethod
+    def gradients(opened: OpenModel) -> AbstractContextManager[None]:
+        """Only parts of it need gradients."""
+        del opened
+        return torch.no_grad()
+
+    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """One layer there, or the head, or one layer back."""
+        if stage < self._count:
+            self._layers.run(stage, batch)
+        elif stage == self._count:
+            with torch.enable_grad():
+                self._turn(batch)
+        else:
+            with torch.enable_grad():
+                found = list(self._back(2 * self._count - stage, batch))
+            yield from found
+
+    def needed(self, stage: int) -> Sequence[str]:
+        """All layers' inputs on the way there; those not gone back through, on the way back."""
+        if stage <= self._count:
+            return [str(layer) for layer in range(stage + 1)]
+        below = 2 * self._count - stage + 1
+        return [*map(str, range(below)), f"{OBSERVED}-{below}", f"{DRAWN}-{below}"]
+
+    def _turn(self, batch: int) -> None:
+        """Keep the gradients of the likelihoods by the last layer's output."""
+        name, texts = self._work[batch]
+        hidden = self.states.read(str(self._count), batch).requires_grad_()
+        likelihoods = _likelihoods(
+            self._layers.logits(batch, hidden), texts, name, self._seed + batch
+        )
+        for vector, likelihood in likelihoods.items():
+            [gradient] = torch.autograd.grad(likelihood, [hidden], retain_graph=True)
+            self.states.write(f"{vector}-{self._count}", batch, gradient)
+
+    def _back(self, layer: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+        name, texts = self._work[batch]
+        hidden = self.states.read(str(layer), batch).requires_grad_()
+        with _outputs(self._opened, self._layers.stages[layer]) as outputs:
+            # Some layers add to their input in place.
+            output = self._layers.layer(layer, batch, hidden.clone(), then=layer - 1)
+        vectors = _vectors(name)
+        for vector in vectors:
+            above = self.states.read(f"{vector}-{layer + 1}", batch)
+            below, *gradients = torch.autograd.grad(
+                output, [hidden, *outputs.values()], above, retain_graph=vector != vectors[-1]
+            )
+            self.states.write(f"{vector}-{layer}", batch, below)
+            yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
 
 
 def _batches(
@@ -141,23 +309,8 @@ def _batches(
 
 
 @contextmanager
-def _gradients(opened: OpenModel) -> Iterator[None]:
-    """Gradients of activations alone: the weights need none, the embeddings start the graph."""
-    parameters = [p for p in opened.model.parameters() if p.requires_grad]
-    opened.model.requires_grad_(False)
-    embeddings = opened.model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_())
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        handle.remove()
-        for parameter in parameters:
-            parameter.requires_grad_()
-
-
-def _forward(opened: OpenModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Log-probabilities [texts, tokens − 1, vocabulary] and the sites' outputs, with a graph."""
+def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[dict[str, torch.Tensor]]:
+    """The outputs of these sites inside the block, by module path."""
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(path: str) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
@@ -169,31 +322,48 @@ def _forward(opened: OpenModel, batch: Batch) -> tuple[torch.Tensor, dict[str, t
 
     handles = [
         opened.model.get_submodule(site.path).register_forward_hook(keep(site.path))
-        for site in opened.sites
+        for site in sites
     ]
     try:
-        logits = opened.model(input_ids=batch.input_ids.to(opened.device), use_cache=False).logits
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
-    return logits[:, :-1].float().log_softmax(dim=-1), outputs
 
 
-def _scores(
-    log_p: torch.Tensor, targets: torch.Tensor, outputs: dict[str, torch.Tensor], *, keep: bool
+def _vectors(statistic: str) -> tuple[str, ...]:
+    """Which likelihoods have to be differentiated for a class."""
+    return (OBSERVED, DRAWN) if statistic == NEGATIVE else (OBSERVED,)
+
+
+def _likelihoods(
+    logits: torch.Tensor, batch: Batch, statistic: str, seed: int
 ) -> dict[str, torch.Tensor]:
-    """A = Σ_t g_t · z_t of each text, by site path, float32 [texts, neurons]."""
-    likelihood = log_p.gather(-1, targets.unsqueeze(-1)).sum()
-    gradients = torch.autograd.grad(likelihood, list(outputs.values()), retain_graph=keep)
+    """The log-likelihood of the tokens and, on clean text, of tokens that the model draws."""
+    log_p = logits[:, :-1].float().log_softmax(dim=-1)
+    targets = {OBSERVED: batch.input_ids[:, 1:].to(log_p.device)}
+    if DRAWN in _vectors(statistic):
+        targets[DRAWN] = _drawn(log_p, seed)
     return {
-        site: _by_text(gradient.float() * output.detach().float(), len(targets))
-        for (site, output), gradient in zip(outputs.items(), gradients, strict=True)
+        vector: log_p.gather(-1, tokens.unsqueeze(-1)).sum() for vector, tokens in targets.items()
     }
 
 
-def _by_text(products: torch.Tensor, texts: int) -> torch.Tensor:
-    # Some layers flatten sentences and tokens before their feed-forward part.
-    return products.reshape(texts, -1, products.shape[-1]).sum(dim=1)
+def _sums(
+    outputs: dict[str, torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    batch: Batch,
+    statistic: str,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Σ a over a batch's texts, or Σ a² for the cost; float64 [neurons] by "site.statistic"."""
+    for (site, output), gradient in zip(outputs.items(), gradients, strict=True):
+        products = gradient.float() * output.detach().float()
+        # Some layers flatten sentences and tokens before their feed-forward part.
+        a = products.reshape(len(batch.indices), -1, products.shape[-1]).sum(dim=1)
+        yield (
+            f"{site}.{statistic}",
+            (a.square() if statistic == COST else a).sum(dim=0, dtype=torch.float64),
+        )
 
 
 def _drawn(log_p: torch.Tensor, seed: int) -> torch.Tensor:

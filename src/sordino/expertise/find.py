@@ -1,8 +1,11 @@
 """Find a concept's neurons: the sweep from sentences to expertise."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -17,14 +20,19 @@ from sordino.expertise.auroc import STRONGEST, auroc, strongest
 from sordino.expertise.moments import moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
 from sordino.expertise.pooling import Capture, pooling_named
-from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
+from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, today
+from sordino.models.memory import available
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 from sordino.version import __version__
+
+# Hidden states wait in files if they took more than one part in so many of the free memory.
+_SHARE_OF_STATES = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def find_experts(
     dtype: str = "auto",
     revision: str | None = None,
     sites: str | None = None,
+    stream: bool | None = None,
     settings: SweepSettings | None = None,
     attribution: AttributionSettings | None = None,
     output: str | Path | None = None,
@@ -83,6 +92,8 @@ def find_experts(
         dtype: See `open_model`.
         revision: See `open_model`.
         sites: See `open_model`.
+        stream: Read the weights layer by layer from their files, so that only two layers are in
+            memory; None: if the model does not fit into memory.
         settings: Truncation, pooling, batch size, and further statistics of the responses.
         attribution: Also measure attribution and cost (which takes gradients), like this.
         output: Where to save the artefact. With it, an interrupted call loses at most half a
@@ -92,18 +103,22 @@ def find_experts(
     Raises:
         UserError: An input cannot be used; nothing was written.
     """
+    chosen = settings or SweepSettings()
+
+    def opened() -> OpenModel:
+        return open_model(
+            model, device=device, dtype=dtype, revision=revision, sites=sites, stream=stream
+        )
+
     if output is None:
-        opened = open_model(model, device=device, dtype=dtype, revision=revision, sites=sites)
-        return sweep(opened, concept, settings or SweepSettings(), attribution)
+        return sweep(opened(), concept, chosen, attribution)
     target = Path(output)
     refuse_existing(target, force=force)
     with only_one(target):
-        opened = open_model(model, device=device, dtype=dtype, revision=revision, sites=sites)
-        snapshot = stage_path(target).with_suffix(".snapshot")
-        chosen = settings or SweepSettings()
-        expertise = sweep(opened, concept, chosen, attribution, snapshot)
+        work = stage_path(target).with_suffix(".work")
+        expertise = sweep(opened(), concept, chosen, attribution, work)
         expertise.save(target, force=force)
-        snapshot.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
     return expertise
 
 
@@ -112,7 +127,7 @@ def sweep(
     concept: Concept,
     settings: SweepSettings,
     attribution: AttributionSettings | None = None,
-    snapshot: Path | None = None,
+    work: Path | None = None,
 ) -> Expertise:
     """Run all sentences past all sites and keep what their responses say of each neuron.
 
@@ -121,8 +136,8 @@ def sweep(
         concept: The labelled sentences.
         settings: Truncation, pooling, batch size, and further statistics of the responses.
         attribution: Also measure attribution and cost, like this.
-        snapshot: Where progress is kept, so that an interrupted sweep goes on; the caller removes
-            it when the result is safe.
+        work: The folder where progress is kept, so that an interrupted sweep goes on; the caller
+            removes it when the result is safe.
     """
     encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
     batches = equal_length_batches(encoded, settings.batch_tokens)
@@ -136,26 +151,58 @@ def sweep(
         str(opened.device),
         torch.__version__,
     )
-    snapshots = Snapshots(snapshot, key)
-    restored = snapshots.restore() or Progress()
-    if not restored.attributing:
-        with torch.inference_mode():
-            statistics = _measure(
-                opened, concept.labels, strata, batches, settings, snapshots, restored
+    with _folder(work) as folder:
+        snapshots = Snapshots(None if work is None else folder / "snapshot.safetensors", key)
+        restored = snapshots.restore()
+        if restored is None:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was another one
+            restored = Progress()
+        if restored.phase == SWEEP:
+            states = _states(opened, batches, folder / "states", restored)
+            with torch.inference_mode():
+                statistics = _measure(
+                    opened, concept.labels, strata, batches, settings, states, snapshots, restored
+                )
+            restored = Progress(statistics=statistics)
+        statistics = dict(restored.statistics)
+        if attribution is not None:
+            statistics |= attribute(
+                opened,
+                concept,
+                attribution,
+                max_tokens=settings.max_tokens,
+                batch_tokens=settings.batch_tokens,
+                folder=folder / "attribution",
+                snapshots=snapshots,
+                restored=restored,
             )
-        restored = Progress(statistics=statistics, attributing=True)
-    statistics = dict(restored.statistics)
-    if attribution is not None:
-        statistics |= attribute(
-            opened,
-            concept,
-            attribution,
-            max_tokens=settings.max_tokens,
-            batch_tokens=settings.batch_tokens,
-            snapshots=snapshots,
-            restored=restored,
-        )
     return Expertise(_by_site(opened.sites, statistics), metadata)
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        yield work
+        return
+    with TemporaryDirectory(prefix="sordino-") as folder:
+        yield Path(folder)
+
+
+def _states(
+    opened: OpenModel, batches: Sequence[Batch], folder: Path, restored: Progress
+) -> States:
+    """Where hidden states wait: in files if the model is streamed or they are much."""
+    tokens = [batch.tokens for batch in batches]
+    config = opened.model.config.get_text_config(decoder=True)
+    size = sum(tokens) * config.hidden_size * opened.model.dtype.itemsize
+    begun = (restored.stage, restored.batch) != (0, 0)
+    if (
+        opened.streamed is not None
+        or size > available(opened.device) // _SHARE_OF_STATES
+        or (begun and not restored.hidden)
+    ):
+        return InFiles(folder, tokens, opened.device)
+    return InMemory()
 
 
 def _strata(
@@ -179,16 +226,19 @@ def _measure(
     strata: NDArray[np.int64] | None,
     batches: Sequence[Batch],
     settings: SweepSettings,
+    states: States,
     snapshots: Snapshots,
     restored: Progress,
 ) -> dict[str, torch.Tensor]:
     """The sweep itself; statistics by "site.statistic"."""
-    way = _choose_pass(opened, batches, len(labels))
+    way = _choose_pass(opened, batches, len(labels), states)
     # Responses lie in the batches' order, so that a batch fills consecutive rows.
     order = np.array([index for batch in batches for index in batch.indices])
     starts = np.cumsum([0, *(len(batch.indices) for batch in batches)])
-    if restored.hidden:
-        way.hidden[:] = [state.to(opened.device) for state in restored.hidden]
+    for index, state in enumerate(restored.hidden):
+        # Those that have passed the running stage are before the next one.
+        before = restored.stage + (index < restored.batch)
+        way.states.write(str(before), index, state.to(opened.device))
     statistics = dict(restored.statistics)
     capture = Capture(pooling_named(settings.pooling))
     per_stage = sum(batch.tokens for batch in batches)
@@ -212,19 +262,32 @@ def _measure(
                     if snapshots.due():
                         responses = {site.path: buffer for site, buffer in buffers.items()}
                         snapshots.save(
-                            Progress(stage, index + 1, way.hidden, responses, statistics)
+                            Progress(stage, index + 1, way.states.secure(), responses, statistics)
                         )
             for site, buffer in buffers.items():
                 responses_here = buffer.cpu().numpy()
                 _report_non_finite(site.path, responses_here)
                 found = _statistics(responses_here, labels, strata, order, settings)
                 statistics |= {f"{site.path}.{name}": value for name, value in found.items()}
+            if isinstance(way.states, InFiles):
+                # A snapshot that needs them could still be there: it is replaced first.
+                snapshots.save(Progress(stage + 1, 0, way.states.secure(), statistics=statistics))
+                way.states.keep(str(stage + 1))
+    way.states.keep()
     return statistics
 
 
-def _choose_pass(opened: OpenModel, batches: Sequence[Batch], sentences: int) -> Pass:
+def _choose_pass(
+    opened: OpenModel, batches: Sequence[Batch], sentences: int, states: States
+) -> Pass:
     if layers_run_alone(opened, batches):
-        return LayerByLayer(opened, batches)
+        return LayerByLayer(opened, batches, states)
+    if opened.streamed is not None:
+        raise UserError(
+            f"{type(opened.model).__name__}: its layers share what they compute and cannot be run "
+            "one by one, so that it cannot be streamed: use a machine whose memory holds the "
+            "whole model, with --no-stream."
+        )
     show.note(
         f"{type(opened.model).__name__}: its layers cannot be run one by one, so the whole "
         "forward is used."

@@ -2,20 +2,24 @@
 
 Both are a number of *stages*, each of which shows every batch to some of the sites. Layer after
 layer, a stage is one layer, and the hidden states of all batches wait between stages; so one
-layer's weights stay in the caches (or alone in memory) while all sentences pass. The whole forward
+layer's weights stay in the caches (or alone in memory, where the model is streamed from its files)
+while all sentences pass. The whole forward
 is for models whose layers share state and cannot be run by themselves; a stage is then as many
 layers as the responses have room for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from sordino.expertise.states import InMemory, States
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site, decoder_layers
+from sordino.models.streaming import INPUT, OUTPUT
 from sordino.models.tokenise import Batch
 
 # How many bytes of responses the whole forward may hold before it is run again for other layers.
@@ -26,7 +30,7 @@ class Pass(Protocol):
     """A way to bring every batch before every site."""
 
     stages: list[tuple[Site, ...]]
-    hidden: list[torch.Tensor]
+    states: States
 
     def run(self, stage: int, batch: int) -> None:
         """Run one batch through a stage; hooks on the stage's sites see its outputs."""
@@ -39,28 +43,60 @@ class LayerByLayer:
     Args:
         opened: The model.
         batches: The batches.
+        states: Where hidden states wait.
 
     Attributes:
         stages: The sites of each layer.
-        hidden: Each batch's hidden state before the layer that it has not passed yet.
+        states: Each batch's hidden state before layer i as "i".
     """
 
-    def __init__(self, opened: OpenModel, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, opened: OpenModel, batches: Sequence[Batch], states: States | None = None
+    ) -> None:
         self.stages = sites_by_layer(opened)
-        _, self._layers = decoder_layers(opened.model)
+        self.states = states or InMemory()
+        self._model, self._streamed = opened.model, opened.streamed
+        self._ids = [batch.input_ids.to(opened.device) for batch in batches]
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
-        self.hidden = []
-        tuples = _returns_tuple(opened, self._layers, batches[-1])
-        for batch in batches:
-            hidden, calls = _dry_run(opened, self._layers, batch, tuples)
-            self.hidden.append(hidden)
-            self._calls.append(calls)
+        _, self._layers = decoder_layers(opened.model)
+        if self._streamed:
+            self._streamed.hold(INPUT)
+        with layers_that_run(opened):
+            self._forms = _returns_tuple(opened, self._layers, batches[-1])
+        for index, batch in enumerate(batches):
+            hidden, calls = _dry_run(opened, self._layers, batch, self._forms)
+            self.states.write("0", index, hidden)
+            self._calls.append(_shared(calls, self._calls[-1]) if self._calls else calls)
 
     def run(self, stage: int, batch: int) -> None:
         """Run one batch through one layer."""
+        hidden = self.layer(stage, batch, self.states.read(str(stage), batch), then=stage + 1)
+        self.states.write(str(stage + 1), batch, hidden)
+
+    def layer(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
+        """A layer's output for this hidden state of a batch; `then` is the layer to run next."""
+        if self._streamed:
+            self._streamed.hold(stage, then if then in range(len(self.stages)) else None)
         args, kwargs = self._calls[batch][stage]
-        output = self._layers[stage](self.hidden[batch], *args, **kwargs)
-        self.hidden[batch] = output[0] if isinstance(output, tuple) else output
+        return _first(self._layers[stage](hidden, *args, **kwargs))
+
+    def logits(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's logits for this output of the last layer, [sentences, tokens, vocabulary]."""
+        if self._streamed:
+            self._streamed.hold(OUTPUT)
+
+        def stand_in(index: int) -> Callable[..., Any]:
+            return lambda *_, **__: _in_form(hidden, self._forms[index])
+
+        def no_embeddings(ids: torch.Tensor) -> torch.Tensor:
+            return hidden.new_zeros(*ids.shape, embeddings.weight.shape[-1])
+
+        embeddings = self._model.get_input_embeddings()
+        with (
+            _replaced_forwards(self._layers, stand_in),
+            _replaced_forwards([embeddings], lambda _: no_embeddings),
+        ):
+            return self._model(input_ids=self._ids[batch], use_cache=False).logits
 
 
 class WholeForward:
@@ -69,7 +105,7 @@ class WholeForward:
     def __init__(self, opened: OpenModel, batches: Sequence[Batch], sentences: int) -> None:
         self._decoder = opened.model.get_decoder()
         self._inputs = [batch.input_ids.to(opened.device) for batch in batches]
-        self.hidden: list[torch.Tensor] = []
+        self.states: States = InMemory()
         self.stages: list[tuple[Site, ...]] = []
         room = 0
         for sites in sites_by_layer(opened):
@@ -92,12 +128,29 @@ def sites_by_layer(opened: OpenModel) -> list[tuple[Site, ...]]:
     return [tuple(s for s in opened.sites if s.layer == index) for index in range(len(layers))]
 
 
+@contextmanager
+def layers_that_run(opened: OpenModel) -> Iterator[None]:
+    """Inside the block the decoder can run: where layers are streamed, with made-up weights."""
+    if opened.streamed is None:
+        yield
+        return
+    opened.streamed.hold(INPUT)
+    with opened.streamed.made_up():
+        yield
+
+
 def layers_run_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
     """Whether running layer by layer gives the ordinary forward's hidden states, bit for bit.
 
     Tried on two small batches, so that a layer which leaves something behind for a later one is
-    found out: layer by layer, it would be another batch's.
+    found out: layer by layer, it would be another batch's. What layers are called with, and what
+    they leave behind, does not depend on what they know, so that made-up weights will do.
     """
+    with layers_that_run(opened):
+        return _same_alone(opened, batches)
+
+
+def _same_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
     probes = [Batch((0, 1), batches[0].input_ids[:2]), Batch((0,), batches[-1].input_ids[-1:])]
     expected = [_hidden_states(opened, probe) for probe in probes]
     try:
@@ -106,8 +159,9 @@ def layers_run_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
             for index in range(len(probes)):
                 alone.run(stage, index)
             for index, states in enumerate(expected):
+                hidden = alone.states.read(str(stage + 1), index)
                 # A hidden state that is not a number passes here: it is reported elsewhere.
-                if not torch.equal(alone.hidden[index].nan_to_num(), states[stage].nan_to_num()):
+                if not torch.equal(hidden.nan_to_num(), states[stage].nan_to_num()):
                     return False
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError):
         return False  # a layer that needs what only the whole forward gives it
@@ -130,6 +184,38 @@ def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
 
 def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+def _shared(new: Any, old: Any) -> Any:
+    """New calls with the old ones' tensors where they are the same.
+
+    Batches of one length mostly have the same masks and position embeddings, and all of them wait
+    in memory.
+    """
+    fresh, form = tree_flatten(new)
+    known, known_form = tree_flatten(old)
+    if form != known_form:
+        return new
+    return tree_unflatten(
+        [
+            was if isinstance(now, torch.Tensor) and _same(now, was) else now
+            for now, was in zip(fresh, known, strict=True)
+        ],
+        form,
+    )
+
+
+def _same(one: torch.Tensor, other: Any) -> bool:
+    return (
+        isinstance(other, torch.Tensor)
+        and (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+        and torch.equal(one, other)
+    )
+
+
+def _in_form(hidden: torch.Tensor, form: tuple[Any, ...]) -> Any:
+    """A hidden state as a layer returns it; see `_returns_tuple`."""
+    return (hidden, *form[1:]) if form else hidden
 
 
 def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> list[tuple[Any, ...]]:
@@ -166,7 +252,7 @@ def _dry_run(
                 hidden = kwargs.pop("hidden_states")
             inputs.append(hidden)
             calls.append((args, kwargs))
-            return (hidden, *forms[index][1:]) if forms[index] else hidden
+            return _in_form(hidden, forms[index])
 
         return forward
 
@@ -176,11 +262,13 @@ def _dry_run(
 
 
 @contextmanager
-def _replaced_forwards(layers: nn.ModuleList, stand_in: Any) -> Iterator[None]:
+def _replaced_forwards(
+    modules: Sequence[nn.Module] | nn.ModuleList, stand_in: Callable[[int], Callable[..., Any]]
+) -> Iterator[None]:
     try:
-        for index, layer in enumerate(layers):
-            layer.forward = stand_in(index)
+        for index, module in enumerate(modules):
+            module.forward = stand_in(index)
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for module in modules:
+            module.__dict__.pop("forward", None)

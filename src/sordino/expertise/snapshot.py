@@ -1,7 +1,7 @@
 """What a sweep has so far, on disk at short intervals, so that a killed one goes on.
 
-Snapshots go by time and not by layer: a small model pays for few of them and a large one loses at
-most a minute.
+Snapshots go by time and not by layer: a small model pays for few of them and a large one loses
+little. Where hidden states wait in files (`states.py`), these are part of what is kept.
 """
 
 import time
@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _EVERY_S = 30.0
+_SHARE = 20  # writing them takes at most one part in so many of the time
+
+SWEEP = "sweep"
 
 
 @dataclass
@@ -22,11 +25,11 @@ class Progress:
     Args:
         stage: The stage that is running.
         batch: The next batch of that stage.
-        hidden: Each batch's hidden state (empty where the pass carries none).
+        hidden: Each batch's hidden state (empty where the pass carries none, or files do).
         responses: The running stage's responses so far, by site path.
         statistics: The finished sites' statistics, by "site.statistic".
-        attributing: Whether the sweep is over and attribution runs; `batch` counts its batches
-            then, and `responses` are its sums so far.
+        phase: What runs: the sweep, or a way of attribution, to which the stage and the batch
+            belong then, and of which `responses` are the sums so far.
     """
 
     stage: int = 0
@@ -34,7 +37,7 @@ class Progress:
     hidden: list[torch.Tensor] = field(default_factory=list)
     responses: dict[str, torch.Tensor] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] = field(default_factory=dict)
-    attributing: bool = False
+    phase: str = SWEEP
 
 
 class Snapshots:
@@ -49,15 +52,16 @@ class Snapshots:
         self._path = path
         self._key = key
         self._last = time.monotonic()
+        self._pause = _EVERY_S
 
     def restore(self) -> Progress | None:
         """The progress of an interrupted sweep of the same key, or None."""
         if self._path is None or not self._path.exists():
             return None
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with safe_open(self._path, framework="pt", backend="pread") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("key") != self._key:
+                if metadata.get("key") != self._key or "phase" not in metadata:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
@@ -73,12 +77,12 @@ class Snapshots:
             [hidden[str(index)] for index in range(len(hidden))],
             group("responses/"),
             group("statistics/"),
-            metadata["attributing"] == "True",
+            metadata["phase"],
         )
 
     def due(self) -> bool:
         """Whether the last snapshot was long enough ago."""
-        return self._path is not None and time.monotonic() - self._last >= _EVERY_S
+        return self._path is not None and time.monotonic() - self._last >= self._pause
 
     def save(self, now: Progress) -> None:
         """Replace the snapshot on disk by this one."""
@@ -91,10 +95,12 @@ class Snapshots:
             "key": self._key,
             "stage": str(now.stage),
             "batch": str(now.batch),
-            "attributing": str(now.attributing),
+            "phase": now.phase,
         }
+        started = time.monotonic()
         beside = self._path.with_name(self._path.name + ".new")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, beside, metadata)
         beside.replace(self._path)
         self._last = time.monotonic()
+        self._pause = max(_EVERY_S, _SHARE * (self._last - started))

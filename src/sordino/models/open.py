@@ -20,11 +20,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
+from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
+from sordino.models.streaming import StoredTensors, StreamedWeights
+from sordino.progress import note
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# What a model takes to be used beside its weights: libraries, activations, responses.
+_BESIDE_WEIGHTS = 1 << 30
 
 # What transformers, safetensors and the GGUF reader are seen to raise on files that are damaged, of
 # an unknown kind or not meant for them.
@@ -36,19 +41,21 @@ _UNUSABLE = (
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A causal language model in memory, in evaluation mode, with its tokenizer.
+    """A causal language model in evaluation mode, with its tokenizer.
 
     Args:
         ref: Where it came from.
         model: The transformers model.
         tokenizer: Its tokenizer.
         site_pattern: The `--sites` override, or None.
+        streamed: Where the model is not in memory, what brings its weights there part by part.
     """
 
     ref: ModelRef
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     site_pattern: str | None = None
+    streamed: StreamedWeights | None = None
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -57,8 +64,8 @@ class OpenModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
-        return self.model.device
+        """Where the model's weights are, or are brought."""
+        return self.streamed.device if self.streamed else self.model.device
 
     @property
     def dtype_name(self) -> str:
@@ -73,6 +80,7 @@ def open_model(
     dtype: str = "auto",
     revision: str | None = None,
     sites: str | None = None,
+    stream: bool | None = False,
 ) -> OpenModel:
     """Load a model and its tokenizer.
 
@@ -83,6 +91,8 @@ def open_model(
         dtype: "auto" (the checkpoint's own; float32 for GGUF), "float32", "bfloat16", "float16".
         revision: A branch, tag or commit of the hub.
         sites: A regular expression over module paths that chooses the sites.
+        stream: Leave the weights in their files and read them layer by layer, which is enough for
+            `find_experts`; None: if they do not fit into memory.
 
     Raises:
         UserError: The model, the device or the dtype cannot be had.
@@ -91,6 +101,12 @@ def open_model(
         return spec
     ref = resolve(spec, revision)
     target = choose_device(device)
+    if stream is None:
+        stream = ref.kind == "folder" and not fits(ref, target, dtype)
+        if stream:
+            note(f"{ref.name} does not fit into memory: its weights are read layer by layer")
+    if stream:
+        return _open_streamed(ref, target, dtype, sites)
     options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
     if ref.kind == "gguf":
         folder = ref.path.absolute().parent
@@ -107,6 +123,49 @@ def open_model(
     if ref.kind == "gguf":
         _forget_gguf(model)
     return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
+
+
+def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
+    """Whether a transformers folder can be opened as a whole, going by the memory that is free.
+
+    Raises:
+        UserError: The folder has no safetensors files, or the dtype is unknown.
+    """
+    wanted = _dtype(dtype, ref)
+    stored = StoredTensors(ref)
+    size = sum(tensor.nbytes for tensor in stored.empty.values())
+    if isinstance(wanted, torch.dtype) and wanted != stored.dtype:
+        size = size * wanted.itemsize // stored.dtype.itemsize
+    # It passes through the processor's memory on its way elsewhere.
+    return all(
+        size + size // 20 + _BESIDE_WEIGHTS <= available(place)
+        for place in {device, torch.device("cpu")}
+    )
+
+
+def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str | None) -> OpenModel:
+    if ref.kind == "gguf":
+        raise UserError(
+            f"{ref.name} is a GGUF file, which is de-quantised as a whole and cannot be read layer "
+            "by layer: leave out --stream, or use the transformers folder it was made from."
+        )
+    wanted = _dtype(dtype, ref)
+    with quiet_transformers(), _loading_errors(ref):
+        tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise UserError(
+                f"{ref.name} is quantised, and its weights cannot be read layer by layer: leave "
+                "out --stream, or use the model it was made from."
+            )
+        stored = StoredTensors(ref)
+        if not isinstance(wanted, torch.dtype):
+            own = config.dtype or config.get_text_config(decoder=True).dtype
+            wanted = own or stored.dtype
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
+        streamed = StreamedWeights(ref, stored, model, device)
+    return OpenModel(ref, model, tokenizer, sites, streamed)
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """The sentences that excite a neuron most, token by token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from sordino.errors import UserError
 from sordino.evaluation.scorers import LINEAR, open_scorer
 from sordino.evaluation.toxicity import TOXIC_SCORE
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.passes import LayerByLayer
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 
@@ -148,15 +149,33 @@ def _responses(
     model: OpenModel, encoded: dict[int, list[int]], neurons: Sequence[tuple[str, int]]
 ) -> dict[int, torch.Tensor]:
     """By sentence, each neuron's output at each token: float32 [neurons, tokens]."""
-    decoder = model.model.get_decoder()
+    batches = equal_length_batches(list(encoded.values()), _BATCH_TOKENS)
+    run, stages = _decoder(model, batches), 1
+    if model.streamed:
+        layers = LayerByLayer(model, batches)
+        run, stages = layers.run, len(layers.stages)
+    outputs: list[dict[tuple[str, int], torch.Tensor]] = [{} for _ in batches]
+    for stage in range(stages):
+        for index, batch in enumerate(batches):
+            with _recorded(model.model, batch, neurons) as recorded:
+                run(stage, index)
+            outputs[index] |= recorded
     sentences = list(encoded)
     found: dict[int, torch.Tensor] = {}
-    for batch in equal_length_batches(list(encoded.values()), _BATCH_TOKENS):
-        with _recorded(model.model, batch, neurons) as outputs:
-            decoder(input_ids=batch.input_ids.to(model.device), use_cache=False)
-        stacked = torch.stack([outputs[neuron] for neuron in neurons], dim=1)
+    for batch, by_neuron in zip(batches, outputs, strict=True):
+        stacked = torch.stack([by_neuron[neuron] for neuron in neurons], dim=1)
         found |= {sentences[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
     return found
+
+
+def _decoder(model: OpenModel, batches: Sequence[Batch]) -> Callable[[int, int], None]:
+    """The whole decoder as a single stage."""
+    decoder = model.model.get_decoder()
+
+    def run(_stage: int, batch: int) -> None:
+        decoder(input_ids=batches[batch].input_ids.to(model.device), use_cache=False)
+
+    return run
 
 
 @contextmanager

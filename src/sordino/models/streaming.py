@@ -1,0 +1,342 @@
+"""A model's weights, read from its files one part at a time, for models that memory cannot hold.
+
+The module tree stands on torch's "meta" device, where tensors have a shape and no values. A *part*
+of it is brought into memory when it is needed and let go when another is: a decoder layer, by its
+index; `INPUT`, what the decoder has outside of its layers (embeddings, norms); or `OUTPUT`, what
+turns the last hidden state into logits. The next part can be read in the background meanwhile.
+Names, shapes and dtypes in the files become the model's by transformers' own tables.
+
+Files are read and never mapped: a mapping counts in full towards a limit on address space.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
+from transformers.utils import logging as transformers_logging
+
+from sordino.errors import UserError
+from sordino.models.reference import ModelRef
+from sordino.models.sites import decoder_layers
+
+Part = int
+INPUT: Part = -1
+OUTPUT: Part = -2
+
+_READERS = 4  # how many tensors transformers reads at a time
+_MADE_UP = 65_521  # made-up values before they repeat: a prime, so that a matrix's rows differ
+
+
+class StoredTensors:
+    """The tensors of a model's safetensors files, none of them read yet.
+
+    Raises:
+        UserError: A file is damaged, or holds a tensor of an unknown type.
+    """
+
+    def __init__(self, ref: ModelRef) -> None:
+        self._files: dict[str, Any] = {}
+        for path in ref.weight_files:
+            try:
+                file = safe_open(path, framework="pt", backend="pread")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is damaged ({error}): get it again.") from None
+            self._files |= dict.fromkeys(file.keys(), file)
+        self.empty = {name: self._described(name) for name in self._files}
+
+    def _described(self, name: str) -> Tensor:
+        stored = self[name]
+        dtype = str_to_torch_dtype.get(stored.get_dtype())
+        if dtype is None:
+            raise UserError(
+                f"The tensor {name} is of a type that is unknown: {stored.get_dtype()}."
+            )
+        return torch.empty(stored.get_shape(), dtype=dtype, device="meta")
+
+    def __getitem__(self, name: str) -> Any:
+        """A tensor as safetensors' slice, which reads when it is indexed."""
+        return self._files[name].get_slice(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first floating dtype: transformers' choice where the configuration has none."""
+        floating = (t.dtype for t in self.empty.values() if t.is_floating_point())
+        return next(floating, torch.float32)
+
+
+class StreamedWeights:
+    """The weights of a model, at most one part of them in memory (and the next, being read).
+
+    Args:
+        ref: The model.
+        stored: The tensors in its files.
+        model: Its module tree on the "meta" device, in the dtype wanted. Buffers that are in no
+            file get their values here.
+        device: Where parts are brought.
+
+    Raises:
+        UserError: A weight of the model is not in its files.
+    """
+
+    def __init__(
+        self, ref: ModelRef, stored: StoredTensors, model: PreTrainedModel, device: torch.device
+    ) -> None:
+        self.device = device
+        self._ref, self._stored, self._model = ref, stored, model
+        self._conversions = get_model_conversion_mapping(model)
+        # A thread loads parts into a second tree; the model gets them from there.
+        self._vessel = copy.deepcopy(model)
+        self._finish_model()
+        self._empty = {name: tensor for name, tensor in _tensors(model) if tensor.is_meta}
+        self._parameters = self._parts()
+        self._names, self._converted = self._sources()
+        self._reader = ThreadPoolExecutor(1, "sordino-weights")
+        self._coming: tuple[Part, Future[dict[str, Tensor]]] | None = None
+        self._held: Part | None = None
+        self._pretending = False
+
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return sum(part >= 0 for part in self._parameters)
+
+    def hold(self, part: Part, then: Part | None = None) -> None:
+        """Bring a part into memory, in place of the one that is there.
+
+        Args:
+            part: The part that is needed now.
+            then: The part that will be needed next: it is read in the background.
+
+        Raises:
+            UserError: The files cannot be read.
+        """
+        if self._pretending:
+            return
+        if part != self._held:
+            self.release()
+            loaded = self._ahead(part).result()
+            self._install(loaded)
+            self._coming, self._held = None, part
+        if then is not None:
+            self._ahead(then)
+
+    def release(self) -> None:
+        """Let go of the part that is in memory."""
+        if self._held is not None:
+            self._install({name: self._empty[name] for name in self._parameters[self._held]})
+            self._held = None
+
+    @contextmanager
+    def made_up(self) -> Iterator[None]:
+        """Inside the block every layer has weights, made up and all in the room of one matrix.
+
+        For what depends on how layers are called and not on what they know: so they can run one
+        after another, although not two of them might fit into memory. Nothing is brought there
+        meanwhile; `INPUT` or `OUTPUT` has to be there already.
+        """
+        if self._pretending:
+            yield
+            return
+        if self._held not in (INPUT, OUTPUT):
+            raise ValueError("made-up layers need what is around them")
+        names = [name for part in range(self.layers) for name in self._parameters[part]]
+        empty = {name: self._empty[name] for name in names}
+        self._install(_made_up(empty, self._model, self.device))
+        self._pretending = True
+        try:
+            yield
+        finally:
+            self._pretending = False
+            self._install(empty)
+
+    def resident(self, *parts: Part) -> int:
+        """Bytes that these parts take together in memory; those of all weights if none is given."""
+        names = chain.from_iterable(self._parameters[part] for part in parts or self._parameters)
+        # What two names share is there once.
+        return sum({id(self._empty[n]): self._empty[n].nbytes for n in names}.values())
+
+    def stored(self, part: Part) -> int:
+        """Bytes that are read to bring the part into memory."""
+        return sum(self._stored.empty[name].nbytes for name in self._names[part])
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that reading a part takes for a moment, at most, beside what it leaves there."""
+        recast = 0
+        for names in self._names.values():
+            tensors = [self._stored.empty[name] for name in names]
+            sizes = sorted(t.nbytes for t in tensors if t.dtype != self._model.dtype)
+            recast = max(recast, sum(sizes[-_READERS:]))
+        # A merged tensor is there as it was read, as parts of the whole, and whole.
+        merged = max((self._empty[name].nbytes for name in self._converted), default=0)
+        return recast + 2 * merged
+
+    def _finish_model(self) -> None:
+        """What `from_pretrained` does beside reading: check names and shapes, tie, fill buffers."""
+        found, _ = convert_and_load_state_dict_in_model(
+            self._model, self._stored.empty, self._loading(torch.device("meta"))
+        )
+        PreTrainedModel._finalize_model_loading(self._model, self._loading(self.device), found)
+        if found.missing_keys:
+            raise UserError(
+                f"The files of {self._ref.name} lack {len(found.missing_keys)} weights of "
+                f"{type(self._model).__name__}, such as {min(found.missing_keys)}: get them again."
+            )
+        self._model.eval()
+
+    def _loading(self, device: torch.device) -> LoadStateDictConfig:
+        dtype = self._model.dtype
+        return LoadStateDictConfig(
+            device_map={"": device},
+            dtype=dtype,
+            dtype_plan=self._model._get_dtype_plan(dtype),
+            weight_mapping=self._conversions,
+        )
+
+    def _parts(self) -> dict[Part, list[str]]:
+        """The names of each part's weights, those that share another's included."""
+        stack, layers = decoder_layers(self._model)
+        decoder = {id(tensor) for _, tensor in _tensors(self._model.get_decoder())}
+        head = self._model.get_output_embeddings()
+        # Without a module for it the embeddings may serve as the head.
+        embeddings = _ids(self._model.get_input_embeddings()) - _ids(head) if head else set()
+        parts: dict[Part, list[str]] = {part: [] for part in (*range(len(layers)), INPUT, OUTPUT)}
+        for name, tensor in self._empty.items():
+            if name.startswith(f"{stack}."):
+                parts[int(name.removeprefix(f"{stack}.").split(".")[0])].append(name)
+                continue
+            if id(tensor) in decoder:
+                parts[INPUT].append(name)
+            if id(tensor) not in embeddings:
+                parts[OUTPUT].append(name)
+        return parts
+
+    def _sources(self) -> tuple[dict[Part, list[str]], set[str]]:
+        """The names in the files by part, and which weights are made of them in another form."""
+        renamings = [entry for entry in self._conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
+        prefix, expected = self._model.base_model_prefix, self._vessel.state_dict()
+        found: defaultdict[int, list[str]] = defaultdict(list)
+        converted: set[str] = set()
+        for name in self._stored.empty:
+            target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
+            if target not in expected and name in expected:  # an already converted checkpoint
+                target, pattern = rename_source_key(name, [], [], prefix, expected)
+            if target in self._empty:
+                found[id(self._empty[target])].append(name)
+                converted |= {target} if pattern is not None else set()
+        names = {
+            part: list(
+                chain.from_iterable(found[key] for key in {id(self._empty[n]): n for n in weights})
+            )
+            for part, weights in self._parameters.items()
+        }
+        return names, converted
+
+    def _ahead(self, part: Part) -> Future[dict[str, Tensor]]:
+        """The part as it is being read."""
+        if self._coming is None or self._coming[0] != part:
+            self._coming = None  # what was read in vain goes before the next comes
+            self._coming = part, self._reader.submit(self._read, part)
+        return self._coming[1]
+
+    def _read(self, part: Part) -> dict[str, Tensor]:
+        """A part's weights by name, read from the files."""
+        try:
+            with _no_bars():
+                found, _ = convert_and_load_state_dict_in_model(
+                    self._vessel,
+                    {name: self._stored[name] for name in self._names[part]},
+                    self._loading(self.device),
+                )
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"The weights of {self._ref.name} could not be read ({error}): see that its files "
+                "are there and whole, and give the same command again."
+            ) from None
+        loaded = {name: tensor for name, tensor in _tensors(self._vessel) if not tensor.is_meta}
+        for name in loaded:
+            _put(self._vessel, name, self._empty[name])
+        values = {id(self._empty[n]): tensor.requires_grad_(False) for n, tensor in loaded.items()}
+        lacking = [n for n in self._parameters[part] if id(self._empty[n]) not in values]
+        if failed := [*found.conversion_errors, *lacking]:
+            raise UserError(
+                f"{failed[0]} of {self._ref.name} cannot be read without other layers: use a "
+                "machine whose memory holds the whole model, with --no-stream."
+            )
+        return {name: values[id(self._empty[name])] for name in self._parameters[part]}
+
+    def _install(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            _put(self._model, name, tensor)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers by name, shared ones by each of their names."""
+    return chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+
+
+def _ids(module: nn.Module) -> set[int]:
+    return {id(tensor) for _, tensor in _tensors(module)}
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    places: Any = module._parameters if leaf in module._parameters else module._buffers
+    places[leaf] = tensor
+
+
+def _made_up(
+    weights: Mapping[str, Tensor], model: PreTrainedModel, device: torch.device
+) -> dict[str, Tensor]:
+    """Weights of these shapes, views of a few tensors: matrices that keep sizes, norms about 1."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(_MADE_UP, generator=generator)
+    width = model.config.get_text_config(decoder=True).hidden_size
+    sizes: defaultdict[tuple[bool, torch.dtype], int] = defaultdict(int)
+    for weight in weights.values():
+        kind = weight.dim() > 1, weight.dtype
+        sizes[kind] = max(sizes[kind], weight.numel())
+    pools = {
+        (matrix, dtype): (values / width**0.5 if matrix else 1 + values / 10)
+        .to(device, dtype)
+        .repeat(-(-size // _MADE_UP))
+        for (matrix, dtype), size in sizes.items()
+    }
+    return {
+        name: nn.Parameter(
+            pools[weight.dim() > 1, weight.dtype][: weight.numel()].view(weight.shape),
+            requires_grad=False,
+        )
+        for name, weight in weights.items()
+    }
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
