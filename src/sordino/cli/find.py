@@ -24,7 +24,8 @@ def find(
     """Measure how well each neuron recognises a concept.
 
     Writes an expertise file, from which `bake` derives factors by any rule at any strength. An
-    interrupted run goes on where it was when the same command is given again.
+    interrupted run goes on where it was when the same command is given again. Several processes
+    share the work: torchrun --standalone --nproc-per-node N -m sordino find …
 
     Parameters
     ----------
@@ -36,11 +37,12 @@ def find(
         Seed of the draw when sentences are capped or balanced.
     """
     from sordino.expertise.find import find_experts
+    from sordino.expertise.ranks import sharing
     from sordino.files import refuse_existing
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
-    with printing.in_force():
+    with printing.in_force(), sharing(opening.device) as (ranks, device):
         refuse_existing(output, force=printing.force)
         settings, attribution = sweep.settings(), sweep.attributing(seed)
         sentences = concept.load(seed, sweep.strata_column)
@@ -48,7 +50,7 @@ def find(
         expertise = find_experts(
             model,
             sentences,
-            device=opening.device,
+            device=device,
             dtype=opening.dtype,
             revision=opening.revision,
             sites=opening.sites,
@@ -58,6 +60,8 @@ def find(
             output=output,
             force=printing.force,
         )
+    if not ranks.first:
+        return
     if printing.json:
         print_json({"output": str(output), **expertise_summary(expertise)})
     else:

@@ -30,6 +30,7 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
+from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.models.open import OpenModel
@@ -72,6 +73,7 @@ def attribute(
     folder: Path,
     snapshots: Snapshots,
     restored: Progress,
+    ranks: Ranks,
 ) -> dict[str, torch.Tensor]:
     """Attribution to both classes and the cost on the negative one, by "site.statistic".
 
@@ -84,6 +86,7 @@ def attribute(
         folder: Where hidden states wait if the model is streamed.
         snapshots: Where the sums so far are kept.
         restored: Where an interrupted call stood.
+        ranks: The processes that share the work.
 
     Returns:
         "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
@@ -98,8 +101,11 @@ def attribute(
         for site in opened.sites
         for name in (POSITIVE, NEGATIVE, COST)
     }
+    # Each batch has its own draw of tokens, whoever does it.
+    seeds = range(settings.seed, settings.seed + len(work))
     with kind.gradients(opened):
-        _run(kind(opened, work, settings.seed, folder), work, sums, snapshots, restored)
+        way = kind(opened, ranks.deal(work), ranks.deal(seeds), folder)
+        _run(way, work, sums, snapshots, restored, ranks)
     predicted = {
         name: sum(batch.tokens - len(batch.indices) for its, batch in work if its == name)
         for name in (POSITIVE, NEGATIVE)
@@ -133,22 +139,31 @@ def _run(
     sums: dict[str, torch.Tensor],
     snapshots: Snapshots,
     restored: Progress,
+    ranks: Ranks,
 ) -> None:
-    """Bring every batch through every stage, and add up in place what that gives."""
+    """Bring every batch through every stage, and add up in place what that gives.
+
+    Floating point's sums depend on their order: it is that of the batches, whoever has them.
+    """
 
     def save(stage: int, batch: int) -> None:
         hidden = way.states.secure()
         snapshots.save(Progress(stage, batch, hidden, sums, restored.statistics, way.phase))
 
-    tokens = [batch.tokens for _, batch in work]
+    tokens = [batch.tokens for _, batch in ranks.deal(work)]
     done = restored.stage * sum(tokens) + sum(tokens[: restored.batch])
     with show.track("attribution", way.stages * sum(tokens), way.unit, done) as advance:
         for stage in range(restored.stage, way.stages):
-            for index in range(restored.batch if stage == restored.stage else 0, len(work)):
-                for name, more in way.run(stage, index):
-                    sums[name] += more.cpu()
-                advance(tokens[index])
-                if snapshots.due():
+            begun = restored.batch if stage == restored.stage else 0
+            for index in range(begun, ranks.rounds(len(work))):
+                found: dict[str, torch.Tensor] = {}
+                if index < len(tokens):
+                    found = {name: more.cpu() for name, more in way.run(stage, index)}
+                    advance(tokens[index])
+                for given in ranks.each(found):
+                    for name, more in given.items():
+                        sums[name] += more
+                if ranks.all(snapshots.due()):
                     save(stage, index + 1)
             if isinstance(way.states, InFiles):
                 save(stage + 1, 0)  # first, since the last snapshot may need what goes now
@@ -180,10 +195,14 @@ class Whole:
     stages = 1
 
     def __init__(
-        self, opened: OpenModel, work: Sequence[tuple[str, Batch]], seed: int, folder: Path
+        self,
+        opened: OpenModel,
+        work: Sequence[tuple[str, Batch]],
+        seeds: Sequence[int],
+        folder: Path,
     ) -> None:
         del folder  # nothing waits
-        self._opened, self._work, self._seed = opened, work, seed
+        self._opened, self._work, self._seeds = opened, work, seeds
         self.states: States = InMemory()
 
     @staticmethod
@@ -209,7 +228,7 @@ class Whole:
         with _outputs(self._opened, self._opened.sites) as outputs:
             ids = texts.input_ids.to(self._opened.device)
             logits = self._opened.model(input_ids=ids, use_cache=False).logits
-        likelihoods = _likelihoods(logits, texts, name, self._seed + batch)
+        likelihoods = _likelihoods(logits, texts, name, self._seeds[batch])
         del logits
         for vector, likelihood in likelihoods.items():
             last = vector == list(likelihoods)[-1]
@@ -235,9 +254,13 @@ class ThereAndBack:
     unit = "tokens·layers"
 
     def __init__(
-        self, opened: OpenModel, work: Sequence[tuple[str, Batch]], seed: int, folder: Path
+        self,
+        opened: OpenModel,
+        work: Sequence[tuple[str, Batch]],
+        seeds: Sequence[int],
+        folder: Path,
     ) -> None:
-        self._opened, self._work, self._seed = opened, work, seed
+        self._opened, self._work, self._seeds = opened, work, seeds
         batches = [batch for _, batch in work]
         tokens = [batch.tokens for batch in batches]
         self.states: States = InFiles(folder, tokens, opened.device)
@@ -275,7 +298,7 @@ class ThereAndBack:
         name, texts = self._work[batch]
         hidden = self.states.read(str(self._count), batch).requires_grad_()
         likelihoods = _likelihoods(
-            self._layers.logits(batch, hidden), texts, name, self._seed + batch
+            self._layers.logits(batch, hidden), texts, name, self._seeds[batch]
         )
         for vector, likelihood in likelihoods.items():
             [gradient] = torch.autograd.grad(likelihood, [hidden], retain_graph=True)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from sordino.expertise.auroc import STRONGEST, auroc, strongest
 from sordino.expertise.moments import moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
 from sordino.expertise.pooling import Capture, pooling_named
+from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
@@ -112,13 +113,15 @@ def find_experts(
 
     if output is None:
         return sweep(opened(), concept, chosen, attribution)
-    target = Path(output)
+    target, ranks = Path(output), Ranks()
     refuse_existing(target, force=force)
-    with only_one(target):
-        work = stage_path(target).with_suffix(".work")
+    with only_one(target) if ranks.first else nullcontext(), ranks.together():
+        work = stage_path(target).with_suffix(".work") / ranks.name
         expertise = sweep(opened(), concept, chosen, attribution, work)
-        expertise.save(target, force=force)
-        shutil.rmtree(work, ignore_errors=True)
+        if ranks.first:
+            expertise.save(target, force=force)
+        ranks.wait()  # nobody forgets what it has before the result is safe
+        shutil.rmtree(work.parent, ignore_errors=True)
     return expertise
 
 
@@ -131,6 +134,8 @@ def sweep(
 ) -> Expertise:
     """Run all sentences past all sites and keep what their responses say of each neuron.
 
+    Several processes (`sordino.expertise.ranks`) come to the same expertise together, each of them.
+
     Args:
         opened: The model.
         concept: The labelled sentences.
@@ -142,6 +147,7 @@ def sweep(
     encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
     batches = equal_length_batches(encoded, settings.batch_tokens)
     strata = _strata(concept, settings, encoded)
+    ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)
     key = fingerprint(
         *(f"{k}={v}" for k, v in metadata.items() if k != "created"),
@@ -154,14 +160,18 @@ def sweep(
     with _folder(work) as folder:
         snapshots = Snapshots(None if work is None else folder / "snapshot.safetensors", key)
         restored = snapshots.restore()
+        if not ranks.agree(restored and (restored.phase, restored.stage, restored.batch)):
+            restored = None
         if restored is None:
             shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was another one
             restored = Progress()
         if restored.phase == SWEEP:
-            states = _states(opened, batches, folder / "states", restored)
+            mine = ranks.deal(batches)
+            states = _states(opened, mine, folder / "states", restored)
             with torch.inference_mode():
                 statistics = _measure(
-                    opened, concept.labels, strata, batches, settings, states, snapshots, restored
+                    *(opened, concept.labels, strata, batches, settings),
+                    *(states, snapshots, restored, ranks),
                 )
             restored = Progress(statistics=statistics)
         statistics = dict(restored.statistics)
@@ -175,6 +185,7 @@ def sweep(
                 folder=folder / "attribution",
                 snapshots=snapshots,
                 restored=restored,
+                ranks=ranks,
             )
     return Expertise(_by_site(opened.sites, statistics), metadata)
 
@@ -229,46 +240,51 @@ def _measure(
     states: States,
     snapshots: Snapshots,
     restored: Progress,
+    ranks: Ranks,
 ) -> dict[str, torch.Tensor]:
     """The sweep itself; statistics by "site.statistic"."""
-    way = _choose_pass(opened, batches, len(labels), states)
+    mine = ranks.deal(batches)
+    way = _choose_pass(opened, mine, len(labels), states)
     # Responses lie in the batches' order, so that a batch fills consecutive rows.
     order = np.array([index for batch in batches for index in batch.indices])
-    starts = np.cumsum([0, *(len(batch.indices) for batch in batches)])
+    rows = ranks.rows([len(batch.indices) for batch in batches])
+    starts = np.cumsum([0, *(len(batch.indices) for batch in mine)])
     for index, state in enumerate(restored.hidden):
         # Those that have passed the running stage are before the next one.
         before = restored.stage + (index < restored.batch)
         way.states.write(str(before), index, state.to(opened.device))
     statistics = dict(restored.statistics)
     capture = Capture(pooling_named(settings.pooling))
-    per_stage = sum(batch.tokens for batch in batches)
-    before = restored.stage * per_stage + sum(b.tokens for b in batches[: restored.batch])
+    per_stage = sum(batch.tokens for batch in mine)
+    before = restored.stage * per_stage + sum(b.tokens for b in mine[: restored.batch])
     total = len(way.stages) * per_stage
     with show.track(_label(way), total, "tokens·layers", before) as advance:
         for stage in range(restored.stage, len(way.stages)):
-            buffers = _buffers(way.stages[stage], len(labels), opened.device)
+            buffers = _buffers(way.stages[stage], int(starts[-1]), opened.device)
             first = 0
             if stage == restored.stage and restored.responses:
                 first = restored.batch
                 for site, buffer in buffers.items():
                     buffer.copy_(restored.responses[site.path])
             with capture.hooked(opened.model, buffers):
-                for index in range(first, len(batches)):
-                    batch = batches[index]
-                    capture.rows(int(starts[index]), *batch.input_ids.shape)
-                    way.run(stage, index)
-                    capture.check()
-                    advance(batch.tokens)
-                    if snapshots.due():
+                for index in range(first, ranks.rounds(len(batches))):
+                    if index < len(mine):  # the last round may have too few for all
+                        capture.rows(int(starts[index]), *mine[index].input_ids.shape)
+                        way.run(stage, index)
+                        capture.check()
+                        advance(mine[index].tokens)
+                    if ranks.all(snapshots.due()):
                         responses = {site.path: buffer for site, buffer in buffers.items()}
                         snapshots.save(
                             Progress(stage, index + 1, way.states.secure(), responses, statistics)
                         )
             for site, buffer in buffers.items():
-                responses_here = buffer.cpu().numpy()
+                responses_here = ranks.exchange(buffer, rows).cpu().numpy()
                 _report_non_finite(site.path, responses_here)
                 found = _statistics(responses_here, labels, strata, order, settings)
-                statistics |= {f"{site.path}.{name}": value for name, value in found.items()}
+                statistics |= {
+                    f"{site.path}.{name}": value for name, value in ranks.joined(found).items()
+                }
             if isinstance(way.states, InFiles):
                 # A snapshot that needs them could still be there: it is replaced first.
                 snapshots.save(Progress(stage + 1, 0, way.states.secure(), statistics=statistics))

@@ -6,14 +6,20 @@ of a single process; so each number comes out of the same computation as there.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from sordino import progress
 from sordino.errors import UserError
+from sordino.models.open import choose_device
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=30)
 
@@ -31,9 +37,44 @@ class Ranks:
         self.rank: int = dist.get_rank() if connected else 0
         self.size: int = dist.get_world_size() if connected else 1
 
-    def mine(self, count: int) -> range:
-        """Which of `count` things, numbered in their order, this rank does: every size-th."""
-        return range(self.rank, count, self.size)
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that speaks and writes for all."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """A name for what this rank keeps for itself."""
+        return f"rank-{self.rank}-of-{self.size}"
+
+    def deal(self, things: Sequence[T]) -> Sequence[T]:
+        """Which of these, that all ranks have in the same order, are this rank's: every size-th.
+
+        Raises:
+            UserError: There are fewer than ranks.
+        """
+        if len(things) < self.size:
+            raise UserError(
+                f"There are only {len(things)} batches for {self.size} processes: start fewer, or "
+                "give a smaller --batch-tokens."
+            )
+        return things[self.rank :: self.size]
+
+    def rounds(self, count: int) -> int:
+        """How often the ranks take a thing each until `count` of them are done."""
+        return -(-count // self.size)
+
+    def rows(self, sizes: Sequence[int]) -> list[list[int]]:
+        """For each rank the rows of its batches, where each batch has so many in their order."""
+        starts = [0, *accumulate(sizes)]
+        return [
+            [
+                row
+                for batch in range(rank, len(sizes), self.size)
+                for row in range(starts[batch], starts[batch + 1])
+            ]
+            for rank in range(self.size)
+        ]
 
     def share(self, neurons: int, rank: int | None = None) -> slice:
         """Which of a site's neurons a rank (this one, if none is named) looks at."""
@@ -70,63 +111,88 @@ class Ranks:
         whole[order] = received.view(-1, width)
         return whole
 
-    def each(self, values: Mapping[str, torch.Tensor] | None) -> list[Mapping[str, torch.Tensor]]:
-        """What each rank has to give, in the order of the ranks; None of one that has nothing.
-
-        A single process would come to these values in the same order.
-        """
-        if self.size == 1:
-            return [] if values is None else [values]
-        given: list[Mapping[str, torch.Tensor] | None] = [None] * self.size
-        dist.all_gather_object(given, values)
-        return [one for one in given if one is not None]
+    def each(self, values: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
+        """What each rank has to give, in the order of the ranks."""
+        return [values] if self.size == 1 else self._gathered(values)
 
     def joined(self, statistics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each statistic of all neurons, from the shares [neurons of a rank] of all ranks."""
+        """Each statistic of all neurons, from each rank's share [its neurons]."""
         parts = self.each(statistics)
         return {name: torch.cat([part[name] for part in parts]) for name in statistics}
 
-    def agreed(self, value: int) -> int:
-        """The least of what the ranks have."""
+    def all(self, condition: bool) -> bool:
+        """Whether it holds for all ranks."""
         if self.size == 1:
-            return value
+            return condition
         where = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        least = torch.tensor(value, device=where)
+        least = torch.tensor(int(condition), device=where)
         dist.all_reduce(least, dist.ReduceOp.MIN)
-        return int(least)
+        return bool(least)
+
+    def agree(self, value: object) -> bool:
+        """Whether all ranks have the same."""
+        return self.size == 1 or all(one == value for one in self._gathered(value))
 
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside the block, another rank's end is this one's, said in a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = any(word in str(error) for word in ("Connection", "gloo", "NCCL", "peer"))
+            if self.size == 1 or not lost:
+                raise
+            raise UserError(
+                "Another process of this run ended: its own message says why. The same command "
+                "goes on from here."
+            ) from error
 
-def connect(device: str) -> Ranks:
-    """Join the processes that torchrun or accelerate started; a process by itself is alone.
+    def _gathered(self, value: T) -> list[T]:
+        given: list[Any] = [None] * self.size
+        dist.all_gather_object(given, value)
+        return given
+
+
+@contextmanager
+def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
+    """Share the work of the block with the processes that torchrun or accelerate started.
+
+    Only the first rank shows progress. A process by itself is alone.
 
     Args:
-        device: Where models run: on GPUs the ranks speak by nccl, else by gloo.
+        device: Where models run; "auto" and "cuda" become each rank's own GPU. Ranks on GPUs speak
+            by nccl, others by gloo.
+
+    Yields:
+        The ranks, and this rank's device.
 
     Raises:
         UserError: The others cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        on_gpus = device.startswith("cuda")
-        if on_gpus:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        try:
-            dist.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"The other processes of this run could not be reached ({reason}): check the "
-                "address that torchrun was given."
-            ) from None
-    return Ranks()
-
-
-def part() -> None:
-    """Leave the other processes, if there are any."""
-    if dist.is_available() and dist.is_initialized():
-        with suppress(RuntimeError):
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(), device
+        return
+    on_gpus = choose_device(device).type == "cuda"
+    if on_gpus:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The other processes of this run could not be reached ({reason}): check the address "
+            "that torchrun was given."
+        ) from None
+    ranks = Ranks()
+    try:
+        with nullcontext() if ranks.first else progress.hushed():
+            yield ranks, device
+    finally:
+        with suppress(RuntimeError):  # where another rank has ended
             dist.destroy_process_group()

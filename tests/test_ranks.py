@@ -1,0 +1,140 @@
+"""Several processes: the same artefact, byte for byte, and an end in a sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import sentences
+from families import tiny_folder
+from sordino.errors import UserError
+from sordino.expertise.ranks import Ranks
+
+SRC = Path(__file__).parents[1] / "src"
+
+
+@given(st.lists(st.integers(1, 5), min_size=4, max_size=12), st.integers(1, 4))
+def test_batches_are_dealt_out_whole_and_once(sizes, ranks):
+    dealt, rows = [], []
+    for rank in range(ranks):
+        one = Ranks()
+        one.rank, one.size = rank, ranks
+        mine = list(one.deal(range(len(sizes))))
+        dealt += mine
+        rows.append(one.rows(sizes))
+        assert len(mine) <= one.rounds(len(sizes))
+        assert [sizes[batch] for batch in mine] == [
+            size for batch, size in enumerate(sizes) if batch % ranks == rank
+        ]
+    assert sorted(dealt) == list(range(len(sizes)))
+    assert all(one == rows[0] for one in rows)
+    assert sorted(row for its in rows[0] for row in its) == list(range(sum(sizes)))
+
+
+@given(st.integers(0, 100), st.integers(1, 7))
+def test_neurons_are_shared_out_once(neurons, ranks):
+    one = Ranks()
+    one.size = ranks
+    shares = [one.share(neurons, rank) for rank in range(ranks)]
+    assert np.concatenate([np.arange(neurons)[s] for s in shares]).tolist() == list(range(neurons))
+
+
+def test_fewer_batches_than_processes_is_said():
+    one = Ranks()
+    one.size = 3
+    with pytest.raises(UserError, match="start fewer"):
+        one.deal([1, 2])
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A folder with a tiny model and a concept."""
+    tiny_folder("llama", tmp_path).rename(tmp_path / "tiny")
+    (tmp_path / "yes.txt").write_text("\n".join(sentences(40, 1)) + "\n")
+    (tmp_path / "no.txt").write_text("\n".join(sentences(41, 2)) + "\n")
+    return tmp_path
+
+
+FIND = [
+    *("find", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--stratify", "length"),
+    *("--attribution", "--attribution-per-class", "20", "--batch-tokens", "60"),
+]
+
+
+def start(here, processes, *arguments, **environment):
+    """Start sordino, alone or by torchrun."""
+    many = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command = [sys.executable, *(many if processes > 1 else []), "-m", "sordino", *arguments]
+    surroundings = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command,
+        cwd=here,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--stream"], ["--moments", "--pooling", "mean"]])
+def test_three_processes_write_what_one_writes(here, more):
+    for name, processes in {"one": 1, "three": 3}.items():
+        process = start(here, processes, *FIND, *more, "-o", f"{name}.safetensors")
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert out.count("written:") == 1
+    assert (here / "one.safetensors").read_bytes() == (here / "three.safetensors").read_bytes()
+    assert not list(here.glob(".*.work"))
+
+
+SLOW = """
+import sys, time
+import sordino.expertise.snapshot as snapshot
+snapshot._EVERY_S = 0
+from sordino.expertise.passes import LayerByLayer
+run = LayerByLayer.run
+def slowly(*arguments):
+    time.sleep(0.05)
+    run(*arguments)
+LayerByLayer.run = slowly
+from sordino.cli.app import main
+main(sys.argv[1:])
+"""
+
+
+def test_killed_together_they_go_on_to_the_same_bytes(here):
+    (here / "slow.py").write_text(SLOW)
+    whole = start(here, 1, *FIND, "-o", "whole.safetensors")
+    assert whole.wait(timeout=300) == 0
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+        *("slow.py", *FIND, "-o", "killed.safetensors"),
+    ]
+    surroundings = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=here, env=surroundings, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    kept = here / ".killed.safetensors.work"
+    deadline = time.monotonic() + 200
+    while not all((kept / f"rank-{r}-of-2/snapshot.safetensors").exists() for r in (0, 1)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # torchrun gives its processes sessions of their own, so they are killed one by one.
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (here / "killed.safetensors").exists()
+    again = start(here, 2, *FIND, "-o", "killed.safetensors")
+    _, error = again.communicate(timeout=300)
+    assert again.returncode == 0, error
+    assert (here / "killed.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
