@@ -1,20 +1,27 @@
 """`sordino find`."""
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
 from sordino.cli.options import (
     ConceptOptions,
     ModelOptions,
-    Output,
     OutputOptions,
     SweepOptions,
     print_json,
 )
+from sordino.errors import UserError
 
 
 def find(
     model: str,
     /,
     *,
-    output: Output,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    plan: bool = False,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     opening: ModelOptions = ModelOptions(),
@@ -33,36 +40,43 @@ def find(
         Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
     output
         The expertise file to write, by custom NAME.expertise.safetensors.
+    plan
+        Write nothing, and say what it will take: tokens, bytes to read, memory and time.
     seed
         Seed of the draw when sentences are capped or balanced.
     """
-    from sordino.expertise.find import find_experts
+    from sordino.expertise.find import find_experts, plan_find
     from sordino.expertise.ranks import sharing
     from sordino.files import refuse_existing
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
+    if output is None and not plan:
+        raise UserError("There is no file to write: give -o NAME.expertise.safetensors, or --plan.")
     with printing.in_force(), sharing(opening.device) as (ranks, device):
-        refuse_existing(output, force=printing.force)
-        settings, attribution = sweep.settings(), sweep.attributing(seed)
+        if output is not None and not plan:
+            refuse_existing(output, force=printing.force)
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": opening.dtype,
+            "revision": opening.revision,
+            "sites": opening.sites,
+            "stream": sweep.stream,
+            "settings": sweep.settings(),
+            "attribution": sweep.attributing(seed),
+        }
         sentences = concept.load(seed, sweep.strata_column)
         note(f"opening {model}")
-        expertise = find_experts(
-            model,
-            sentences,
-            device=device,
-            dtype=opening.dtype,
-            revision=opening.revision,
-            sites=opening.sites,
-            stream=sweep.stream,
-            settings=settings,
-            attribution=attribution,
-            output=output,
-            force=printing.force,
-        )
+        if plan:
+            planned = plan_find(model, sentences, **options)
+            value, lines = asdict(planned), planned.lines()
+        else:
+            found = find_experts(model, sentences, **options, output=output, force=printing.force)
+            value = {"output": str(output), **expertise_summary(found)}
+            lines = [*expertise_lines(found), f"written: {output}"]
     if not ranks.first:
         return
     if printing.json:
-        print_json({"output": str(output), **expertise_summary(expertise)})
+        print_json(value)
     else:
-        print("\n".join([*expertise_lines(expertise), f"written: {output}"]))
+        print("\n".join(lines))

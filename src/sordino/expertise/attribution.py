@@ -65,11 +65,9 @@ class AttributionSettings:
 
 def attribute(
     opened: OpenModel,
-    concept: Concept,
-    settings: AttributionSettings,
+    work: Sequence[tuple[str, Batch]],
+    seed: int,
     *,
-    max_tokens: int,
-    batch_tokens: int,
     folder: Path,
     snapshots: Snapshots,
     restored: Progress,
@@ -79,10 +77,8 @@ def attribute(
 
     Args:
         opened: The model.
-        concept: The labelled sentences; the negative ones stand for clean text.
-        settings: How many sentences, and the seed.
-        max_tokens: Sentences are cut at so many tokens.
-        batch_tokens: How many tokens go through the model at a time.
+        work: See `attributed`.
+        seed: Of the tokens that stand for the model's own.
         folder: Where hidden states wait if the model is streamed.
         snapshots: Where the sums so far are kept.
         restored: Where an interrupted call stood.
@@ -92,7 +88,6 @@ def attribute(
         "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
         class's tokens; "cost": nats a token, F on the negative sentences. float32 [neurons].
     """
-    work = attributed(opened, concept, settings, max_tokens=max_tokens, batch_tokens=batch_tokens)
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
         restored = Progress(statistics=restored.statistics)
@@ -102,7 +97,7 @@ def attribute(
         for name in (POSITIVE, NEGATIVE, COST)
     }
     # Each batch has its own draw of tokens, whoever does it.
-    seeds = range(settings.seed, settings.seed + len(work))
+    seeds = range(seed, seed + len(work))
     with kind.gradients(opened):
         way = kind(opened, ranks.deal(work), ranks.deal(seeds), folder)
         _run(way, work, sums, snapshots, restored, ranks)
@@ -120,11 +115,18 @@ def attributed(
     opened: OpenModel,
     concept: Concept,
     settings: AttributionSettings,
-    *,
     max_tokens: int,
     batch_tokens: int,
 ) -> list[tuple[str, Batch]]:
-    """The batches of both classes that attribution takes, each with its statistic's name."""
+    """The batches that attribution takes, each with the name of its statistic.
+
+    Args:
+        opened: The model.
+        concept: The labelled sentences; the negative ones stand for clean text.
+        settings: How many sentences, and the seed of their draw.
+        max_tokens: Sentences are cut at so many tokens.
+        batch_tokens: How many tokens go through the model at a time.
+    """
     drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
     return [
         (name, batch)

@@ -15,10 +15,11 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.expertise.attribution import AttributionSettings, attribute
+from sordino.expertise.attribution import AttributionSettings, attribute, attributed
 from sordino.expertise.auroc import STRONGEST, auroc, strongest
 from sordino.expertise.moments import moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
+from sordino.expertise.plan import Plan, make_plan, measured, size
 from sordino.expertise.pooling import Capture, pooling_named
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
@@ -26,8 +27,8 @@ from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, open_model
-from sordino.models.reference import ModelRef
+from sordino.models.open import OpenModel, choose_device, fits, open_model
+from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 from sordino.version import __version__
@@ -125,6 +126,38 @@ def find_experts(
     return expertise
 
 
+def plan_find(
+    model: str | Path | ModelRef,
+    concept: Concept,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+    stream: bool | None = None,
+    settings: SweepSettings | None = None,
+    attribution: AttributionSettings | None = None,
+) -> Plan:
+    """What `find_experts` with the same arguments will take: tokens, bytes, memory and time.
+
+    A transformers folder is not opened as a whole for this: one layer is read and run.
+
+    Raises:
+        UserError: An input cannot be used.
+    """
+    ref = resolve(model, revision)
+    chosen = settings or SweepSettings()
+    if stream is None and ref.kind == "folder":
+        stream = not fits(ref, choose_device(device), dtype)
+    opened = open_model(
+        ref, device=device, dtype=dtype, sites=sites, stream=stream or ref.kind == "folder"
+    )
+    batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
+    in_files = bool(stream) or _are_many(opened, batches)
+    plan = make_plan(opened, batches, attributing, streamed=bool(stream), in_files=in_files)
+    return measured(plan, opened, batches, attributing)
+
+
 def sweep(
     opened: OpenModel,
     concept: Concept,
@@ -144,8 +177,7 @@ def sweep(
         work: The folder where progress is kept, so that an interrupted sweep goes on; the caller
             removes it when the result is safe.
     """
-    encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
-    batches = equal_length_batches(encoded, settings.batch_tokens)
+    encoded, batches, attributing = _batches(opened, concept, settings, attribution)
     strata = _strata(concept, settings, encoded)
     ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)
@@ -165,9 +197,22 @@ def sweep(
         if restored is None:
             shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was another one
             restored = Progress()
+        begun = (restored.stage, restored.batch) != (0, 0)
+        in_files = (
+            opened.streamed is not None
+            or _are_many(opened, batches)
+            or (begun and not restored.hidden)  # that is where they are
+        )
+        streamed = opened.streamed is not None
+        plan = make_plan(opened, batches, attributing, streamed=streamed, in_files=in_files)
+        show.note(
+            f"{plan.tokens:,} tokens in {plan.batches:,} batches; "
+            f"at most {size(plan.peak)} of memory"
+        )
         if restored.phase == SWEEP:
             mine = ranks.deal(batches)
-            states = _states(opened, mine, folder / "states", restored)
+            tokens = [batch.tokens for batch in mine]
+            states = InFiles(folder / "states", tokens, opened.device) if in_files else InMemory()
             with torch.inference_mode():
                 statistics = _measure(
                     *(opened, concept.labels, strata, batches, settings),
@@ -178,10 +223,8 @@ def sweep(
         if attribution is not None:
             statistics |= attribute(
                 opened,
-                concept,
-                attribution,
-                max_tokens=settings.max_tokens,
-                batch_tokens=settings.batch_tokens,
+                attributing,
+                attribution.seed,
                 folder=folder / "attribution",
                 snapshots=snapshots,
                 restored=restored,
@@ -199,21 +242,27 @@ def _folder(work: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _states(
-    opened: OpenModel, batches: Sequence[Batch], folder: Path, restored: Progress
-) -> States:
-    """Where hidden states wait: in files if the model is streamed or they are much."""
-    tokens = [batch.tokens for batch in batches]
-    config = opened.model.config.get_text_config(decoder=True)
-    size = sum(tokens) * config.hidden_size * opened.model.dtype.itemsize
-    begun = (restored.stage, restored.batch) != (0, 0)
-    if (
-        opened.streamed is not None
-        or size > available(opened.device) // _SHARE_OF_STATES
-        or (begun and not restored.hidden)
-    ):
-        return InFiles(folder, tokens, opened.device)
-    return InMemory()
+def _batches(
+    opened: OpenModel,
+    concept: Concept,
+    settings: SweepSettings,
+    attribution: AttributionSettings | None,
+) -> tuple[list[list[int]], list[Batch], list[tuple[str, Batch]]]:
+    """The sentences' tokens, the sweep's batches, and those of attribution by its statistics."""
+    encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
+    batches = equal_length_batches(encoded, settings.batch_tokens)
+    if attribution is None:
+        return encoded, batches, []
+    limits = settings.max_tokens, settings.batch_tokens
+    return encoded, batches, attributed(opened, concept, attribution, *limits)
+
+
+def _are_many(opened: OpenModel, batches: Sequence[Batch]) -> bool:
+    """Whether hidden states of all tokens would take much of the free memory."""
+    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    tokens = sum(batch.tokens for batch in batches)
+    taken = tokens * width * opened.model.dtype.itemsize
+    return taken > available(opened.device) // _SHARE_OF_STATES
 
 
 def _strata(

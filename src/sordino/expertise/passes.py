@@ -25,6 +25,9 @@ from sordino.models.tokenise import Batch
 # How many bytes of responses the whole forward may hold before it is run again for other layers.
 _RESPONSE_BYTES = 2 << 30
 
+# What layers raise that need what only the whole forward gives them.
+NOT_ALONE = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
+
 
 class Pass(Protocol):
     """A way to bring every batch before every site."""
@@ -163,8 +166,8 @@ def _same_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
                 # A hidden state that is not a number passes here: it is reported elsewhere.
                 if not torch.equal(hidden.nan_to_num(), states[stage].nan_to_num()):
                     return False
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError):
-        return False  # a layer that needs what only the whole forward gives it
+    except NOT_ALONE:
+        return False
     return True
 
 

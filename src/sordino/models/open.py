@@ -8,6 +8,7 @@ from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -49,6 +50,7 @@ class OpenModel:
         tokenizer: Its tokenizer.
         site_pattern: The `--sites` override, or None.
         streamed: Where the model is not in memory, what brings its weights there part by part.
+        taken: Bytes of memory that the process had taken before the weights came; 0 if unknown.
     """
 
     ref: ModelRef
@@ -56,6 +58,7 @@ class OpenModel:
     tokenizer: PreTrainedTokenizerBase
     site_pattern: str | None = None
     streamed: StreamedWeights | None = None
+    taken: int = 0
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -115,6 +118,7 @@ def open_model(
         folder = ref.path
         options["use_safetensors"] = True
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
+    taken = psutil.Process().memory_info().rss
     with quiet_transformers(), _loading_errors(ref):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **_only(options, "gguf_file")
@@ -122,7 +126,7 @@ def open_model(
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     if ref.kind == "gguf":
         _forget_gguf(model)
-    return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
+    return OpenModel(ref, model.to(target).eval(), tokenizer, sites, taken=taken)
 
 
 def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:

@@ -1,0 +1,290 @@
+"""What a sweep will take: tokens, bytes to read, memory, disk and time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+import torch
+
+from sordino.expertise.attribution import NEGATIVE
+from sordino.expertise.auroc import auroc, strongest
+from sordino.expertise.passes import NOT_ALONE, LayerByLayer, layers_that_run, sites_by_layer
+from sordino.models.memory import available
+from sordino.models.open import OpenModel
+from sordino.models.sites import decoder_layers
+from sordino.models.streaming import INPUT, OUTPUT
+from sordino.models.tokenise import Batch
+
+# What compiled kernels and libraries that are loaded late take, and what is lost between blocks.
+_LIBRARIES = 192 << 20
+_LOST = 1.05
+_SAMPLE_NEURONS = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will take.
+
+    Args:
+        streamed: Whether weights are read layer by layer from their files.
+        sentences: How many sentences there are.
+        tokens: How many tokens they have together.
+        batches: In how many batches they are run.
+        attributed_tokens: How many of the tokens attribution takes; 0 without it.
+        weights: Bytes of all weights, in the dtype they are used in.
+        to_read: Bytes that are read from the model's files.
+        peak: Bytes of memory that are taken at most, on the device where the model runs; on the
+            processor with everything that the process has taken already.
+        available: Bytes of memory there are on that device, on the processor with those too.
+        on_disk: Bytes of hidden states that wait in files at most; 0 if they stay in memory.
+        seconds: How long it will take, or None where that was not measured.
+    """
+
+    streamed: bool
+    sentences: int
+    tokens: int
+    batches: int
+    attributed_tokens: int
+    weights: int
+    to_read: int
+    peak: int
+    available: int
+    on_disk: int
+    seconds: float | None = None
+
+    def lines(self) -> list[str]:
+        """The plan, to read."""
+        how = "read layer by layer" if self.streamed else "in memory as a whole"
+        lines = [
+            f"tokens       {self.tokens:,} in {self.sentences:,} sentences and "
+            f"{self.batches:,} batches",
+            f"weights      {size(self.weights)}, {how}",
+            f"to read      {size(self.to_read)}",
+            f"peak memory  {size(self.peak)} of {size(self.available)}",
+            f"on disk      {size(self.on_disk)} of hidden states",
+        ]
+        if self.attributed_tokens:
+            lines[0] += f"; attribution takes {self.attributed_tokens:,} of the tokens"
+        if self.seconds is not None:
+            lines.append(f"time         about {_duration(self.seconds)}, from a short measurement")
+        return lines
+
+
+def size(count: float) -> str:
+    """Bytes with a unit, such as "2.1 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def make_plan(
+    opened: OpenModel,
+    batches: Sequence[Batch],
+    attributed: Sequence[tuple[str, Batch]],
+    *,
+    streamed: bool,
+    in_files: bool,
+) -> Plan:
+    """What the sweep of these batches will take.
+
+    Args:
+        opened: The model, opened in either way.
+        batches: The sweep's batches.
+        attributed: What attribution takes, as its statistic and its batch; empty without it.
+        streamed: Whether the sweep reads the weights layer by layer.
+        in_files: Whether hidden states wait in files.
+    """
+    own = [batch for _, batch in attributed]
+    count = len(decoder_layers(opened.model)[1])
+    tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
+    state = _width(opened) * opened.model.dtype.itemsize
+    # A layer's inputs and outputs; for the way back all layers' inputs, and two pairs of gradients.
+    waiting = max(2 * tokens, (count + 5) * own_tokens if own and streamed else 0) * state
+    processor = opened.device.type == "cpu"
+    now = psutil.Process().memory_info().rss if processor else 0
+    taken = now if opened.streamed else min(opened.taken or now, now)
+    activations = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
+    weights = _weights(opened)
+    resident = _streamed(opened, own) if streamed else weights
+    return Plan(
+        streamed=streamed,
+        sentences=sum(len(batch.indices) for batch in batches),
+        tokens=tokens,
+        batches=len(batches),
+        attributed_tokens=own_tokens,
+        weights=weights,
+        to_read=_to_read(opened, streamed, bool(own)),
+        peak=int(taken + _LIBRARIES + _LOST * (resident + activations + _statistics(opened))),
+        available=available(opened.device) + now,
+        on_disk=waiting if in_files else 0,
+    )
+
+
+def measured(
+    plan: Plan,
+    opened: OpenModel,
+    batches: Sequence[Batch],
+    attributed: Sequence[tuple[str, Batch]],
+) -> Plan:
+    """The plan with a time, from one layer's run of one batch and the AUROC of a few neurons."""
+    middle = sorted(batches, key=lambda batch: batch.tokens)[len(batches) // 2]
+    reading = 0.0
+    with torch.inference_mode():
+        if opened.streamed:
+            started = time.monotonic()
+            opened.streamed.hold(0)
+            reading = (time.monotonic() - started) / max(opened.streamed.stored(0), 1)
+        with layers_that_run(opened):
+            try:
+                layer = LayerByLayer(opened, [middle])
+                seconds = _shortest(lambda: layer.layer(0, 0, layer.states.read("0", 0), 0))
+            except NOT_ALONE:
+                return plan
+    _, stack = decoder_layers(opened.model)
+    a_token = seconds / middle.tokens * len(stack)
+    # Forward and back, once or (clean text) twice; layer by layer, forward once more.
+    again = 1 if plan.streamed else 0
+    passes = sum(
+        batch.tokens * (again + (3 if name == NEGATIVE else 2)) for name, batch in attributed
+    )
+    # The head by its size, as if it were a layer.
+    head = opened.model.config.get_text_config(decoder=True).vocab_size * _width(opened)
+    share = head / max(sum(p.numel() for p in stack[0].parameters()), 1) / len(stack)
+    responses = np.random.default_rng(0).standard_normal(
+        (plan.sentences, _SAMPLE_NEURONS), np.float32
+    )
+    labels = np.arange(plan.sentences) % 2 == 0
+
+    def statistics() -> None:
+        auroc(responses, labels)
+        strongest(responses)
+
+    statistics()  # compiles
+    neurons = sum(site.neurons for site in opened.sites)
+    computing = a_token * (plan.tokens + passes + share * sum(b.tokens for _, b in attributed))
+    computing += _shortest(statistics) * neurons / _SAMPLE_NEURONS
+    # Layers are read while others compute; a whole model before.
+    files = reading * plan.to_read
+    total = max(computing, files) if plan.streamed else computing + files
+    return replace(plan, seconds=total)
+
+
+def _shortest(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        work()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        times.append(time.monotonic() - started)
+    return min(times)
+
+
+def _width(opened: OpenModel) -> int:
+    return int(opened.model.config.get_text_config(decoder=True).hidden_size)
+
+
+def _weights(opened: OpenModel) -> int:
+    return sum(parameter.nbytes for parameter in opened.model.parameters())
+
+
+def _widest(opened: OpenModel) -> int:
+    """Neurons of the layer that has most."""
+    return max(sum(site.neurons for site in sites) for sites in sites_by_layer(opened))
+
+
+def _largest(opened: OpenModel) -> int:
+    """Bytes of the layers' largest weight."""
+    _, stack = decoder_layers(opened.model)
+    return max(parameter.nbytes for parameter in stack.parameters())
+
+
+def _activations(opened: OpenModel, batches: Sequence[Batch]) -> int:
+    """Bytes of what a layer computes at most: in the model's dtype, and some of it in float32."""
+    config = opened.model.config.get_text_config(decoder=True)
+    heads, width, itemsize = config.num_attention_heads, _width(opened), opened.model.dtype.itemsize
+    # A token goes to some of the MoE experts, of which there is one weight with three dimensions.
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    _, stack = decoder_layers(opened.model)
+    outputs = max(
+        sum(
+            p.shape[0] if p.dim() == 2 else chosen * p.shape[1]
+            for p in layer.parameters()
+            if p.dim() > 1
+        )
+        for layer in stack
+    )
+    a_token = (2 * outputs + 8 * width) * itemsize + (_widest(opened) + 4 * width) * 4
+    return max(
+        (
+            batch.tokens * (a_token + 8 * heads * batch.input_ids.shape[1])  # attention
+            for batch in batches
+        ),
+        default=0,
+    )
+
+
+def _sweeping(opened: OpenModel, batches: Sequence[Batch], in_files: bool) -> int:
+    """Bytes beside the weights while a layer is swept: responses, activations, hidden states."""
+    sentences = sum(len(batch.indices) for batch in batches)
+    tokens = [batch.tokens for batch in batches]
+    responses = 4 * sentences * _widest(opened)
+    sorting = 16 * sentences * 128 * torch.get_num_threads()
+    states = (max(tokens) if in_files else sum(tokens)) * _width(opened)
+    # Kernels lay out a matrix as they like it.
+    return (
+        responses
+        + max(sorting, _activations(opened, batches) + _largest(opened))
+        + states * opened.model.dtype.itemsize
+    )
+
+
+def _going_back(opened: OpenModel, batches: Sequence[Batch], streamed: bool) -> int:
+    """Bytes beside the weights while gradients are taken."""
+    if not batches:
+        return 0
+    # A graph keeps what each step gave, and the way back the gradients of that.
+    layers = 1 if streamed else len(decoder_layers(opened.model)[1])
+    graph = 3 * layers * _activations(opened, batches)
+    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    logits = 5 * 4 * max(batch.tokens for batch in batches) * vocabulary
+    return int(max(graph, logits) if streamed else graph + logits)
+
+
+def _statistics(opened: OpenModel) -> int:
+    """Bytes of the results: up to eleven numbers a neuron, three of them float64."""
+    return 56 * sum(site.neurons for site in opened.sites)
+
+
+def _streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
+    """Bytes of weights that are in memory at most while they are read part by part."""
+    weights = opened.streamed
+    assert weights is not None
+    last = weights.layers - 1
+    pairs = [weights.resident(layer, min(layer + 1, last)) for layer in range(last + 1)]
+    head = weights.resident(OUTPUT) if attributed else 0
+    # Made-up layers take the room of their largest weight.
+    return weights.scratch + max(*pairs, head, weights.resident(INPUT) + _largest(opened))
+
+
+def _to_read(opened: OpenModel, streamed: bool, attributed: bool) -> int:
+    """Bytes that are read from the model's files."""
+    weights = opened.streamed
+    if not streamed or weights is None:
+        return sum(path.stat().st_size for path in opened.ref.weight_files)
+    layers = sum(weights.stored(layer) for layer in range(weights.layers))
+    once = weights.stored(INPUT) + layers
+    return once + (once + layers + weights.stored(OUTPUT) if attributed else 0)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes / 60:.1f} h"
