@@ -37,8 +37,9 @@ class MeasureOptions:
     ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
     or as --prompts."""
-    pre_prompt: Annotated[str, Parameter(group=WRITING)] = "none"
-    """What stands before each prompt: none, benign, adversarial, or a text file."""
+    pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
+    """What stands before each prompt: none, benign, adversarial, or a text file; repeat to have
+    what the model writes measured with each."""
     max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
     """At most so many prompts, drawn by --seed (400)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
@@ -89,18 +90,24 @@ class MeasureOptions:
         writing = PRESETS.get(self.preset or "", {}) | _given(
             self,
             *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
-            *("repetition_penalty", "pre_prompt"),
+            "repetition_penalty",
         )
         judging = _given(self, "scorer", "toxic_label", "draws", "judge_refusal")
         reading = _given(self, "max_texts")
         prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         texts = KIT_PROSE if self.texts == "kit" else self.texts
-        makers: dict[str, Callable[[], Measure]] = {
-            "toxicity": lambda: evaluation.Toxicity(prompts, **writing, **judging),
-            "ordinary-toxicity": lambda: evaluation.OrdinaryToxicity(
-                self.ordinary_prompts, **writing, **judging
+        written: dict[str, Callable[[str], Measure]] = {
+            "toxicity": lambda led: evaluation.Toxicity(
+                prompts, pre_prompt=led, **writing, **judging
             ),
-            "diversity": lambda: evaluation.Diversity(self.ordinary_prompts, **writing),
+            "ordinary-toxicity": lambda led: evaluation.OrdinaryToxicity(
+                self.ordinary_prompts, pre_prompt=led, **writing, **judging
+            ),
+            "diversity": lambda led: evaluation.Diversity(
+                self.ordinary_prompts, pre_prompt=led, **writing
+            ),
+        }
+        others: dict[str, Callable[[], Measure]] = {
             "perplexity": lambda: evaluation.Perplexity(texts, **reading),
             "toxic-perplexity": lambda: evaluation.ToxicPerplexity(self.toxic_texts, **reading),
             "divergence": lambda: evaluation.Divergence(texts, **reading),
@@ -110,7 +117,13 @@ class MeasureOptions:
                 self.shots,
             ),
         }
-        return [makers[name]() if name in makers else name for name in self.measure]
+        made: list[str | Measure] = []
+        for name in self.measure:
+            if name in written:
+                made += [written[name](led) for led in self.pre_prompt]
+            else:
+                made.append(others[name]() if name in others else name)
+        return made
 
 
 @Parameter(name="*", group="Evaluation: of a server")

@@ -107,8 +107,8 @@ def evaluate(
     chosen = [measure(one) for one in measures]
     if not chosen:
         raise UserError("There is no measure to take: give at least one --measure.")
-    if len({one.name for one in chosen}) < len(chosen):
-        raise UserError("A measure is given twice: give each --measure once.")
+    if len({one.key for one in chosen}) < len(chosen):
+        raise UserError("A measure is given twice: give each --measure and --pre-prompt once.")
     if output is None:
         return _evaluate(model, against, chosen, device, dtype, seed, batch_tokens, None)[0]
     journal_file = stage_path(output).with_suffix(".journal")
@@ -141,7 +141,7 @@ def _evaluate(
     named = {"after": model} if against is None else {"before": against, "after": model}
     arms = {label: _arm(subject, device, dtype) for label, subject in named.items()}
     identities = [[label, a.name, a.revision, a.fingerprint] for label, a in arms.items()]
-    protocols = [[m.name, m.version, tasks[m.name].protocol] for m in measures if m.name in tasks]
+    protocols = [[m.key, m.version, tasks[m.key].protocol] for m in measures if m.key in tasks]
     settings = [str(target), dtype, seed, batch_tokens]
     key = fingerprint(__version__, to_json([identities, protocols, settings]))
     if not all(arm.fingerprint for arm in arms.values()):
@@ -157,16 +157,16 @@ def _evaluate(
         raise
     results, samples = {}, {}
     for one in measures:
-        if one.name in reasons:
-            results[one.name] = MeasureResult(version=one.version, not_run=reasons[one.name])
+        if one.key in reasons:
+            results[one.key] = MeasureResult(version=one.version, not_run=reasons[one.key])
             continue
-        task = tasks[one.name]
-        summary = _summary(one.name, task, journal, compared=against is not None)
-        results[one.name] = MeasureResult(
+        task = tasks[one.key]
+        summary = _summary(one.key, task, journal, compared=against is not None)
+        results[one.key] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
         if summary.samples:
-            samples[one.name] = summary.samples
+            samples[one.key] = summary.samples
     evaluation = Evaluation(
         sordino_version=__version__,
         created=today(),
@@ -187,7 +187,7 @@ def _prepare(
     compared: bool,
     served: bool,
 ) -> tuple[dict[str, Task | JointTask], dict[str, str]]:
-    """The tasks by measure, and of the measures that cannot be taken the reasons."""
+    """The tasks by the measure's key, and of those that cannot be taken the reasons."""
     tasks: dict[str, Task | JointTask] = {}
     reasons: dict[str, str] = {}
     for one in measures:
@@ -197,10 +197,10 @@ def _prepare(
             task = one.prepare(seed, device)
             if isinstance(task, PairedTask | JointTask) and not compared:
                 raise NotRun("it compares two models: give the original as --against")
-            tasks[one.name] = task
+            tasks[one.key] = task
         except NotRun as reason:
-            reasons[one.name] = str(reason)
-            note(f"{one.name} is not run: {reason}.")
+            reasons[one.key] = str(reason)
+            note(f"{one.key} is not run: {reason}.")
     return tasks, reasons
 
 

