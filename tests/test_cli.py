@@ -260,6 +260,20 @@ def test_a_mistake_gives_one_sentence_and_status_2(mistake, call, here):
     assert not (here / "x").exists()
 
 
+def test_a_rule_with_shifts_is_refused_before_the_long_work(call, here, monkeypatch):
+    tiny_model("qwen3").save_pretrained(here / "unbiased")
+    tiny_tokenizer().save_pretrained(here / "unbiased")
+    monkeypatch.setattr("sordino.pipeline.find_experts", None)
+    status, _, error = call(
+        *("run", "unbiased", "--concept", "calm.jsonl", "-o", "shifted"),
+        *("--intervention", "mean_shift", "--pooling", "mean"),
+    )
+    assert status == 2
+    assert "mean_shift shifts outputs, and unbiased has no biases to hold that" in error
+    assert "bake --hooks" in error
+    assert not (here / "shifted").exists()
+
+
 def test_another_model_s_expertise_is_refused(call, here):
     call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors", "--force")
     tiny_model("llama", seed=9).save_pretrained(here / "sibling")

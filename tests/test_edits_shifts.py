@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from families import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.edits import bake, read_provenance, verify
+from sordino.edits.biases import can_shift
 from sordino.edits.shard import Change, copy_changed
 from sordino.errors import UserError
 from sordino.interventions import Dampening
@@ -100,6 +101,13 @@ def test_where_no_bias_can_be_the_shifts_go_out_as_hooks(family, tmp_path):
     bake(folder, dampening, tmp_path / "out", format="hooks", force=True)
     with pytest.raises(UserError, match="--format hooks writes no weights"):
         bake(folder, dampening, tmp_path / "other", format="hooks", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_it_is_known_beforehand_whether_biases_can_hold_shifts(family):
+    model = tiny_model(family)
+    sites = [site.path for site in find_sites(model)]
+    assert can_shift(model, sites) == (family in HAVE_BIASES | CAN_HAVE_BIASES)
 
 
 @pytest.mark.parametrize("shard", [None, "20KB"])

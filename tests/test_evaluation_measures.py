@@ -392,16 +392,27 @@ def test_diversity_is_of_each_prompts_own_continuations(prompts):
     after = [[0, 0, "a a", 2], [0, 1, "a a", 2], [1, 0, "", 0], [1, 1, "", 0]]
     summary = task.summarise(before, after)
     found = {figure.name: figure for figure in summary.figures}
-    # The second prompt has no word after, so it is left out where words are counted.
+    # The second prompt has no word after, so it is left out where words are counted among words.
     assert found["distinct-1"].before.value == pytest.approx(3 / 4)
     assert found["distinct-1"].after.value == pytest.approx(1 / 4)
     assert found["distinct-1"].n == {"prompts": 1, "continuations": 2}
     assert found["length"].before.value == 2.5
     assert found["length"].after.value == 1
+    assert (found["words"].before.value, found["words"].after.value) == (1.5, 1)
     assert found["empty"].after.value == 0.5
     assert found["self-bleu"].after.value == pytest.approx(100)
     assert "repetition" not in found
     assert summary.samples[1]["after"] == ["", ""]
+
+
+def test_without_tokens_a_length_is_in_words_alone(prompts):
+    task = Diversity(prompts, max_prompts=1, continuations=2).prepare(0, CPU)
+    served = [[0, 0, "a b", None], [0, 1, "a b c", None]]
+    found = {figure.name: figure for figure in task.summarise(None, served).figures}
+    assert "length" not in found
+    assert found["words"].after.value == 2.5
+    beside = task.summarise([[0, 0, "a b", 5], [0, 1, "a b c", 7]], served)
+    assert "length" not in {figure.name for figure in beside.figures}
 
 
 def test_diversity_of_one_continuation_a_prompt_has_no_self_bleu(models, prompts, tmp_path):
@@ -420,6 +431,7 @@ def test_diversity_of_one_continuation_a_prompt_has_no_self_bleu(models, prompts
 
 def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters, monkeypatch):
     # Half of a letter's two counts is not above this, and the tiny models write few letters.
+    monkeypatch.setattr(evaluation.judged, "TOXIC_SCORE", 0.4)
     monkeypatch.setattr(evaluation.toxicity, "TOXIC_SCORE", 0.4)
     chosen = Toxicity(prompts, continuations=12, new_tokens=12, scorer=letters)
     result = evaluate(*models, measures=[chosen])
@@ -522,18 +534,38 @@ def test_a_pre_prompt_stands_before_each_prompt_and_reaches_no_scorer(
     joined = tmp_path / "joined.txt"
     plain = evaluate(models[0], measures=[Toxicity(prompts, **settings)])
     led = evaluate(models[0], measures=[Toxicity(prompts, pre_prompt=str(pre), **settings)])
-    assert led.measures["toxicity"].protocol["pre_prompt_text"] == "Snowman \u2603 said:"
-    assert led.samples["toxicity"][0]["prompt"] == WORDS[0]
-    assert led.samples["toxicity"] != plain.samples["toxicity"]
-    written = [entry["text"] for row in led.samples["toxicity"] for entry in row["after"]]
+    [key] = led.measures
+    assert key == "toxicity:pre.txt"
+    assert led.measures[key].protocol["pre_prompt_text"] == "Snowman \u2603 said:"
+    assert led.figure(key, "continuations.all").label.endswith(", pre-prompt pre.txt")
+    assert led.samples[key][0]["prompt"] == WORDS[0]
+    assert led.samples[key] != plain.samples["toxicity"]
+    written = [entry["text"] for row in led.samples[key] for entry in row["after"]]
     assert not any("Snowman" in text for text in written)
     # As if each prompt had come with it; a JSONL line can hold the line break.
     joined = joined.with_suffix(".jsonl")
     rows = [{"text": f"Snowman \u2603 said:\n{word}"} for word in WORDS]
     joined.write_text("\n".join(map(json.dumps, rows)))
     same = evaluate(models[0], measures=[Toxicity(str(joined), **settings)])
-    for ours, theirs in zip(led.samples["toxicity"], same.samples["toxicity"], strict=True):
+    for ours, theirs in zip(led.samples[key], same.samples["toxicity"], strict=True):
         assert ours["after"] == theirs["after"]
+
+
+def test_several_pre_prompts_stand_side_by_side_and_share_a_scorer(models, prompts, monkeypatch):
+    opened = []
+    monkeypatch.setitem(
+        scorers.SCORERS, "letter-a", lambda: opened.append(1) or LetterScorer("a", ["o"])
+    )
+    settings = {"continuations": 3, "new_tokens": 6, "scorer": "letter-a"}
+    several = [Toxicity(prompts, pre_prompt=led, **settings) for led in PRE_PROMPTS]
+    result = evaluate(*models, measures=several)
+    assert list(result.measures) == ["toxicity", "toxicity:benign", "toxicity:adversarial"]
+    assert opened == [1]
+    alone = evaluate(*models, measures=[several[1]])
+    assert alone.measures["toxicity:benign"] == result.measures["toxicity:benign"]
+    assert opened == [1, 1]  # the first evaluation's is gone with it
+    with pytest.raises(UserError, match="A measure is given twice: give each --measure and --pre-"):
+        evaluate(models[0], measures=[several[1], several[1]])
 
 
 def test_a_long_pre_prompt_cuts_no_prompt(open_tiny, monkeypatch):
@@ -714,7 +746,7 @@ def test_flags_go_over_the_preset_and_to_the_measures_that_they_are_for():
         new_tokens=8,
         prompts="kit",
         scorer=("wordlist", "tfidf-insults"),
-        pre_prompt="benign",
+        pre_prompt=("benign",),
         max_texts=7,
     )
     toxicity, ordinary, varied, diverged, toxic, prose, speed = options.measures()
@@ -771,10 +803,11 @@ def test_the_command_measures_all_of_it_and_says_what_is_not_run(
     assert status == 0, out.err
     assert "Divergence from the original" in out.out
     assert "Cohen’s kappa" in out.out
-    assert out.out.count("It sees one letter. It sees one letter.") == 1
+    assert out.out.count("It sees one letter.") == 1
     value = json.loads((tmp_path / "two.json").read_text())
-    assert set(value["measures"]) == {*names, "divergence"}
-    assert value["measures"]["toxicity"]["protocol"]["pre_prompt"] == "benign"
+    written = {f"{name}:benign" for name in names[:3]}
+    assert set(value["measures"]) == {*written, *names[3:], "divergence"}
+    assert value["measures"]["toxicity:benign"]["protocol"]["pre_prompt"] == "benign"
     status, out = call("evaluate", models[0], "-o", "one.json", *measures, *common)
     assert status == 0, out.err
     assert "divergence is not run: it compares two models" in out.out

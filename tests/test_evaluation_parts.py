@@ -390,13 +390,13 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
 
 @pytest.mark.parametrize("online", [True, False])
 def test_auto_says_what_it_stands_for(monkeypatch, tmp_path, capsys, neutral, online):
-    from sordino.evaluation import toxicity
+    from sordino.evaluation import judged, toxicity
 
     monkeypatch.setattr(hub, "reachable", lambda: online)
     asked = []
     monkeypatch.setattr(toxicity, "read_texts", lambda spec: asked.append(spec) or [Text("x")])
     monkeypatch.setattr(
-        toxicity, "open_scorer", lambda spec, **_: asked.append(spec) or NeutralScorer()
+        judged, "open_scorer", lambda spec, **_: asked.append(spec) or NeutralScorer()
     )
     Toxicity().prepare(0, CPU)
     expected = [HUB_DEFAULT, HUB_PROMPTS] if online else [LINEAR, KIT_PROMPTS]

@@ -17,6 +17,7 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake
+from sordino.edits.biases import can_shift
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
 from sordino.evaluation.result import samples_path
@@ -34,7 +35,7 @@ from sordino.files import (
     stage_path,
     write_json,
 )
-from sordino.interventions import Dampening, dampen, family, read_settings
+from sordino.interventions import Dampening, dampen, family, needs_of, read_settings
 from sordino.models.open import OpenModel, choose_device, fits, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
@@ -186,6 +187,7 @@ class _Steps:
 
     def find(self) -> Expertise:
         if not self.expertise.exists():
+            self._refuse_unbakeable()
             find_experts(
                 self._original(),
                 self._concept,
@@ -316,6 +318,20 @@ class _Steps:
                 (self._work / name).replace(extras / name)
         publish(self._model, self._target)
         shutil.rmtree(self._work)
+
+    def _refuse_unbakeable(self) -> None:
+        """Say before the long work that a rule with shifts cannot be baked into this model."""
+        rule = self._settings.intervention
+        if needs_of(rule) != "moments":  # those that need them are the ones that shift
+            return
+        opened = self._original()
+        if not can_shift(opened.model, [site.path for site in opened.sites]):
+            raise UserError(
+                f"{rule} shifts outputs, and {self._ref.name} has no biases to hold that and no "
+                "setting that makes some: choose a rule without shifts, such as aura, or use "
+                "`sordino find` and then `sordino bake --hooks`, which writes the shifts to a file "
+                "of their own."
+            )
 
     def _original(self) -> OpenModel:
         if self._opened is None:

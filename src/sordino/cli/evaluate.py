@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -25,8 +26,9 @@ class MeasureOptions:
     """What is measured, and how."""
 
     measure: tuple[str, ...] = ("toxicity", "perplexity")
-    """toxicity, ordinary-toxicity, diversity (what it writes); perplexity, toxic-perplexity,
-    divergence (how it reads); zero-shot (what it knows); speed; repeat for several."""
+    """toxicity, ordinary-toxicity, diversity, honest, bold (what it writes); perplexity,
+    toxic-perplexity, divergence (how it reads); zero-shot (what it knows); speed; repeat for
+    several."""
     preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
     """Settings that belong together, each of which can still be given: rtp (25 continuations of 20
     tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
@@ -37,14 +39,21 @@ class MeasureOptions:
     ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
     or as --prompts."""
-    pre_prompt: Annotated[str, Parameter(group=WRITING)] = "none"
-    """What stands before each prompt: none, benign, adversarial, or a text file."""
+    templates: Annotated[str, Parameter(group=WRITING)] = "auto"
+    """Templates for honest: auto (the kit's, else the hub's), kit, hf:MilaNLProc/honest[:SET], or a
+    .tsv file in its layout (template_masked, category)."""
+    bold_prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
+    """Prompts for bold: auto (the kit's, else the hub's), kit, hf:AlexaAI/bold, or a JSON file in
+    its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
+    pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
+    """What stands before each prompt: none, benign, adversarial, or a text file; repeat to have
+    what the model writes measured with each."""
     max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
-    """At most so many prompts, drawn by --seed (400)."""
+    """At most so many prompts, drawn by --seed (400; 2000 for bold)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Continuations of each prompt (5)."""
+    """Continuations of each prompt (5; 1 for bold)."""
     new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Tokens of a continuation (20)."""
+    """Tokens of a continuation (20; 10 for honest)."""
     temperature: Annotated[float | None, Parameter(group=WRITING)] = None
     """Divides the logits; 0 takes the likeliest token (1)."""
     top_k: Annotated[int | None, Parameter(group=WRITING)] = None
@@ -58,6 +67,9 @@ class MeasureOptions:
     alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, wordlist, detoxify,
     hf:org/name or the folder of a text classifier, or the address of a server; give two to compare
     them."""
+    lexicon: Annotated[str, Parameter(group=JUDGING)] = "auto"
+    """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
+    other figures), a .tsv file in HurtLex's layout, or a text file, an entry a line."""
     toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
     """The classifier's label that means toxic, where that is not plain."""
     draws: Annotated[int | None, Parameter(group=JUDGING)] = None
@@ -96,18 +108,24 @@ class MeasureOptions:
         writing = PRESETS.get(self.preset or "", {}) | _given(
             self,
             *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
-            *("repetition_penalty", "pre_prompt"),
+            "repetition_penalty",
         )
-        judging = _given(self, "scorer", "toxic_label", "draws", "judge_refusal")
+        judging = _given(self, "scorer", "toxic_label", "judge_refusal")
+        worst = _given(self, "draws")
         reading = _given(self, "max_texts")
         prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         texts = self.clean_texts
-        makers: dict[str, Callable[[], Measure]] = {
-            "toxicity": lambda: evaluation.Toxicity(prompts, **writing, **judging),
-            "ordinary-toxicity": lambda: evaluation.OrdinaryToxicity(
-                self.ordinary_prompts, **writing, **judging
+        # Each takes a pre-prompt, and is taken once with each.
+        written: dict[str, Callable[..., Measure]] = {
+            "toxicity": partial(evaluation.Toxicity, prompts, **writing, **judging, **worst),
+            "ordinary-toxicity": partial(
+                evaluation.OrdinaryToxicity, self.ordinary_prompts, **writing, **judging, **worst
             ),
-            "diversity": lambda: evaluation.Diversity(self.ordinary_prompts, **writing),
+            "diversity": partial(evaluation.Diversity, self.ordinary_prompts, **writing),
+            "honest": partial(evaluation.Honest, self.templates, lexicon=self.lexicon, **writing),
+            "bold": partial(evaluation.Bold, self.bold_prompts, **writing, **judging),
+        }
+        others: dict[str, Callable[[], Measure]] = {
             "perplexity": lambda: evaluation.Perplexity(texts, **reading),
             "toxic-perplexity": lambda: evaluation.ToxicPerplexity(self.toxic_texts, **reading),
             "divergence": lambda: evaluation.Divergence(texts, **reading),
@@ -117,7 +135,13 @@ class MeasureOptions:
                 self.shots,
             ),
         }
-        return [makers[name]() if name in makers else name for name in self.measure]
+        made: list[str | Measure] = []
+        for name in self.measure:
+            if name in written:
+                made += [written[name](pre_prompt=led) for led in self.pre_prompt]
+            else:
+                made.append(others[name]() if name in others else name)
+        return made
 
 
 @Parameter(name="*", group="Evaluation: of a server")
@@ -214,7 +238,7 @@ def evaluate(
 
 
 def print_table(result: "Evaluation") -> None:
-    """Print the before/after table and what the scorer cannot see."""
+    """Print the before/after table without its details, and what the scorer cannot see."""
     from rich.console import Console
     from rich.table import Table
 
@@ -227,9 +251,16 @@ def print_table(result: "Evaluation") -> None:
     for column in ("", *columns, "n"):
         table.add_column(column)
     for row in rows:
+        if row.figure.detail:
+            continue
         shown = [row.before, row.after, row.change, row.interval] if result.before else [row.after]
         table.add_row(row.label, *shown, row.n)
     console.print(table)
+    details = sum(row.figure.detail for row in rows)
+    if details:
+        console.print(
+            f"{details} more figures, by label and group, are in the result.", style="dim"
+        )
     for name, measured in result.measures.items():
         if measured.not_run:
             console.print(f"{name} is not run: {measured.not_run}.")

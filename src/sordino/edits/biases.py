@@ -44,6 +44,17 @@ def without_bias(model: nn.Module, dampening: Dampening) -> tuple[str, ...]:
     return tuple(site for site in dampening.shifted if modules[site].bias is None)
 
 
+def can_shift(model: PreTrainedModel, sites: Collection[str]) -> bool:
+    """Whether biases can hold shifts of these sites: those there are, or those a setting makes."""
+    lacking = [site for site in sites if model.get_submodule(site).bias is None]
+    try:
+        if lacking:
+            new_biases(model.config, model.config.to_dict(), lacking)
+    except UserError:
+        return False
+    return True
+
+
 def new_biases(
     config: PretrainedConfig, raw: Mapping[str, Any], sites: Collection[str]
 ) -> NewBiases:

@@ -1,9 +1,11 @@
 """Before and after: toxicity, perplexity and what else is registered, each with its interval."""
 
+from sordino.evaluation.bold import Bold
 from sordino.evaluation.divergence import Divergence
 from sordino.evaluation.diversity import Diversity
 from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import Arm, evaluate, evaluate_each
+from sordino.evaluation.honest import Honest
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
@@ -20,12 +22,14 @@ __all__ = [
     "SCORERS",
     "Access",
     "Arm",
+    "Bold",
     "Divergence",
     "Diversity",
     "Endpoint",
     "Estimate",
     "Evaluation",
     "Figure",
+    "Honest",
     "Measure",
     "MeasureResult",
     "ModelRecord",

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,11 +10,10 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import Measure, PairedTask, Record, Summary, register
-from sordino.evaluation.perplexity import check_range, text_logits
+from sordino.evaluation.measure import PairedTask, Record, Summary, register
+from sordino.evaluation.reading import Reading, ReadingTask
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
-from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
 from sordino.models.generation import uniforms
 from sordino.models.open import OpenModel
 
@@ -26,38 +25,25 @@ DRAWS = 64
 
 @register
 @dataclass(frozen=True)
-class Divergence(Measure):
+class Divergence(Reading):
     """Kullback-Leibler divergence KL(original ‖ edited) of the next token, on ordinary prose.
 
     Σ p·(log p − log q) over the vocabulary, in nats, at each place at which perplexity scores a
     token; p is the original's distribution and q the edited model's. Beside it: at what share of
-    the places both have the same first choice.
-
-    Args:
-        texts: Where the prose comes from; see `sordino.evaluation.texts.read_texts`.
-        max_texts: How many texts at most, chosen by seed; None for all.
-        max_tokens: Texts are cut at this many tokens.
-
-    Raises:
-        UserError: A setting is outside its range.
+    the places both have the same first choice. The settings are those of `Reading`.
     """
 
     name: ClassVar[str] = "divergence"
     version: ClassVar[int] = 1
 
-    texts: str = KIT_PROSE
     max_texts: int | None = 100
-    max_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        check_range(self.max_texts, self.max_tokens)
 
     def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
         """Read and choose the texts."""
         return _DivergenceTask(self, seed)
 
 
-class _DivergenceTask(PairedTask):
+class _DivergenceTask(ReadingTask, PairedTask):
     """The models are in memory one after the other, so the first leaves something for the second.
 
     Whole distributions would be gigabytes. Of each place are kept the likeliest tokens and some
@@ -66,17 +52,10 @@ class _DivergenceTask(PairedTask):
     draws: without bias, and with an error that is part of what the interval covers.
     """
 
-    unit = "texts"
-
     def __init__(self, settings: Divergence, seed: int) -> None:
-        texts = choose(read_texts(settings.texts), settings.max_texts, seed)
-        self._settings, self._seed = settings, seed
-        self._texts = [text.text for text in texts]
-        self.records = len(texts)
+        super().__init__(settings, seed)
         self.protocol = {
-            **asdict(settings),
-            "n_texts": len(texts),
-            "texts_fingerprint": texts_fingerprint(texts),
+            **self.protocol,
             "direction": "KL(before ‖ after)",
             "likeliest": LIKELIEST,
             "draws": DRAWS,
@@ -119,7 +98,7 @@ class _DivergenceTask(PairedTask):
         table = np.array(sorted(after), dtype=np.float64)
         table = table[table[:, 3] > 0]
         if not len(table):
-            raise UserError(f"No text of {self._settings.texts} has two tokens or more.")
+            raise self._no_place()
         n = {"texts": len(table), "tokens": int(table[:, 3].sum())}
         nats, same = (
             compare(None, table[:, [column, 3]], ratio_of_means, self._seed) for column in (1, 2)
@@ -145,13 +124,6 @@ class _DivergenceTask(PairedTask):
                     n=n,
                 ),
             )
-        )
-
-    def _logits(
-        self, opened: OpenModel, batch_tokens: int, start: int
-    ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
-        return text_logits(
-            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, start=start
         )
 
 

@@ -1,7 +1,7 @@
 """How varied what a model writes is: whether an edit makes it repeat itself or fall silent."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any, ClassVar, Literal
@@ -13,8 +13,8 @@ from sordino.evaluation.measure import Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare, compare_shares
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
-from sordino.evaluation.writing import Writing, continuations, pre_prompt_text
-from sordino.models.open import OpenModel
+from sordino.evaluation.writing import Writing, WritingTask
+from sordino.models.generation import Continuation
 
 _BLEU_ORDER = 4
 _REPEATED = 4
@@ -46,36 +46,22 @@ class _Kind:
     label: str
     unit: str
     better: Literal["lower", "higher"]
-    of: Callable[[list[list[str]], list[int]], float | None]
+    of: Callable[[list[list[str]], list[int | None]], float | None]
 
 
-class _DiversityTask(Task):
-    unit = "continuations"
+_Written = tuple[str, int | None]
+"""A continuation and how many tokens it is; None where nobody knows."""
 
+
+class _DiversityTask(WritingTask):
     def __init__(self, settings: Diversity, seed: int) -> None:
-        self._settings, self._seed = settings, seed
-        self._prompts = choose(read_texts(settings.prompts), settings.max_prompts, seed)
-        self._before = pre_prompt_text(settings.pre_prompt)
-        self.records = len(self._prompts) * settings.continuations
-        self.protocol = {
-            **settings.protocol(self._prompts, self._before),
-            "n_prompts": len(self._prompts),
-        }
+        prompts = choose(read_texts(settings.prompts), settings.max_prompts, seed)
+        super().__init__(settings, prompts, seed)
+        self.protocol = {**self.protocol, "n_prompts": len(prompts)}
 
-    def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
-    ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, number of tokens]."""
-        for written in continuations(
-            opened,
-            [prompt.text for prompt in self._prompts],
-            self._settings,
-            pre_prompt=self._before,
-            seed=self._seed,
-            batch_tokens=batch_tokens,
-            start=start,
-        ):
-            yield [[one.prompt, one.number, one.text, len(one.ids)] for one in written]
+    def notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
+        """Of each the number of tokens; None from a server, which gives text."""
+        return [[None if one.ids is None else len(one.ids)] for one in written]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
@@ -87,7 +73,7 @@ class _DiversityTask(Task):
             defined = ~np.isnan(values).any(axis=0)
             if not defined.any():
                 continue  # such as self-BLEU of one continuation a prompt
-            figures.append(self._figure(kind, values[:, defined]))
+            figures.append(self._kind_figure(kind, values[:, defined]))
         rows = [
             {"prompt": prompt.text}
             | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
@@ -95,7 +81,7 @@ class _DiversityTask(Task):
         ]
         return Summary(tuple(figures), rows)
 
-    def _figure(self, kind: _Kind, values: Floats) -> Figure:
+    def _kind_figure(self, kind: _Kind, values: Floats) -> Figure:
         """One figure from its values, float64 [arms, prompts]."""
         before, after = values[0] if len(values) == 2 else None, values[-1]
         if kind.unit == "share":
@@ -104,16 +90,12 @@ class _DiversityTask(Task):
             columns = None if before is None else before[:, None]
             comparison = compare(columns, after[:, None], lambda means: means[..., 0], self._seed)
             ratio_of = "after/before"
-        n = {
-            "prompts": len(after),
-            "continuations": len(after) * self._settings.continuations,
-        }
-        about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "n": n}
-        return Figure.of(comparison, name=kind.name, label=kind.label, ratio_of=ratio_of, **about)
+        about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "ratio_of": ratio_of}
+        return self._figure(comparison, len(after), name=kind.name, label=kind.label, **about)
 
-    def _by_prompt(self, records: Sequence[Record]) -> list[list[tuple[str, int]]]:
+    def _by_prompt(self, records: Sequence[Record]) -> list[list[_Written]]:
         """Each prompt's continuations in order: text and number of tokens."""
-        found: list[list[tuple[str, int]]] = [[] for _ in self._prompts]
+        found: list[list[_Written]] = [[] for _ in self._prompts]
         for prompt, _, text, tokens in sorted(records, key=lambda record: record[:2]):
             found[prompt].append((text, tokens))
         return found
@@ -186,7 +168,12 @@ def _grams(words: Sequence[str], order: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + order]) for i in range(len(words) - order + 1)]
 
 
-def _value(kind: _Kind, texts: list[tuple[str, int]]) -> float:
+def _mean(lengths: Sequence[int | None]) -> float | None:
+    known = [length for length in lengths if length is not None]
+    return float(np.mean(known)) if len(known) == len(lengths) else None
+
+
+def _value(kind: _Kind, texts: list[_Written]) -> float:
     """A figure of one prompt's continuations; not a number where it is undefined."""
     value = kind.of([text.split() for text, _ in texts], [tokens for _, tokens in texts])
     return float("nan") if value is None else value
@@ -200,6 +187,7 @@ _KINDS = (
     ),
     _Kind("self-bleu", "Self-BLEU", "BLEU", "lower", lambda t, _: self_bleu(t)),
     _Kind("repetition", "Repeated 4-grams", "share", "lower", lambda t, _: repetition(t)),
-    _Kind("length", "Length in tokens", "tokens", "higher", lambda _, n: float(np.mean(n))),
+    _Kind("length", "Length in tokens", "tokens", "higher", lambda _, n: _mean(n)),
+    _Kind("words", "Length in words", "words", "higher", lambda t, _: _mean([*map(len, t)])),
     _Kind("empty", "Empty continuations", "share", "lower", lambda t, _: t.count([]) / len(t)),
 )

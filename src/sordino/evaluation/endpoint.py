@@ -362,7 +362,7 @@ class Endpoint:
         """Have every prompt continued, and yield the continuations of `BATCH_PROMPTS` at a time.
 
         They come in the order of the prompts and, within a prompt, of their numbers, in whatever
-        order the server finishes. Their `ids` are empty: a server gives text.
+        order the server finishes. Their `ids` are None: a server gives text.
 
         Args:
             prompts: As raw text.
@@ -382,7 +382,7 @@ class Endpoint:
 
         def work(prompt: int) -> list[Continuation]:
             texts = self._continue(prompts[prompt], prompt, sampling, seed, continuations, dialect)
-            return [Continuation(prompt, number, (), text) for number, text in enumerate(texts)]
+            return [Continuation(prompt, number, None, text) for number, text in enumerate(texts)]
 
         batch: list[Continuation] = []
         results = self._server.each(work, range(first, len(prompts)))

@@ -176,8 +176,8 @@ def _evaluate(
     chosen = [measure(one) for one in measures]
     if not chosen:
         raise UserError("There is no measure to take: give at least one --measure.")
-    if len({one.name for one in chosen}) < len(chosen):
-        raise UserError("A measure is given twice: give each --measure once.")
+    if len({one.key for one in chosen}) < len(chosen):
+        raise UserError("A measure is given twice: give each --measure and --pre-prompt once.")
     target = choose_device(device)
     compared = against is not None
     served = any(isinstance(one, Endpoint) for one in (*models, against))
@@ -216,16 +216,16 @@ def _result(
     """The figures from an evaluation's records."""
     results, samples = {}, {}
     for one in measures:
-        if one.name in reasons:
-            results[one.name] = MeasureResult(version=one.version, not_run=reasons[one.name])
+        if one.key in reasons:
+            results[one.key] = MeasureResult(version=one.version, not_run=reasons[one.key])
             continue
-        task = tasks[one.name]
-        summary = _summary(one.name, task, steps, journal, compared="before" in arms)
-        results[one.name] = MeasureResult(
+        task = tasks[one.key]
+        summary = _summary(one.key, task, steps, journal, compared="before" in arms)
+        results[one.key] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
         if summary.samples:
-            samples[one.name] = summary.samples
+            samples[one.key] = summary.samples
     return Evaluation(
         sordino_version=__version__,
         created=today(),
@@ -245,7 +245,7 @@ def _prepare(
     compared: bool,
     served: bool,
 ) -> tuple[dict[str, Task | JointTask], dict[str, str]]:
-    """The tasks by measure, and of the measures that cannot be taken the reasons."""
+    """The tasks by the measure's key, and of those that cannot be taken the reasons."""
     tasks: dict[str, Task | JointTask] = {}
     reasons: dict[str, str] = {}
     for one in measures:
@@ -255,10 +255,10 @@ def _prepare(
             task = one.prepare(seed, device)
             if isinstance(task, PairedTask | JointTask) and not compared:
                 raise NotRun("it compares two models: give the original as --against")
-            tasks[one.name] = task
+            tasks[one.key] = task
         except NotRun as reason:
-            reasons[one.name] = str(reason)
-            note(f"{one.name} is not run: {reason}.")
+            reasons[one.key] = str(reason)
+            note(f"{one.key} is not run: {reason}.")
     return tasks, reasons
 
 
@@ -276,17 +276,17 @@ def _steps(
 
     steps = {(label, "model"): named([label], "model") for label in arms}
     for one in measures:
-        if one.name not in tasks:
+        if one.key not in tasks:
             continue
-        task = tasks[one.name]
+        task = tasks[one.key]
         more = [one.version, dict(task.protocol)]
         if isinstance(task, JointTask):
-            steps["both", one.name] = named(list(arms), one.name, *more)
+            steps["both", one.key] = named(list(arms), one.key, *more)
             continue
         for label in arms:
             # What a paired task records of the arm after depends on the arm before.
             pair = label == "after" and isinstance(task, PairedTask)
-            steps[label, one.name] = named([*arms] if pair else [label], one.name, *more)
+            steps[label, one.key] = named([*arms] if pair else [label], one.key, *more)
     return steps
 
 

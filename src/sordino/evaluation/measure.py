@@ -27,6 +27,11 @@ class Measure(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
 
+    @property
+    def key(self) -> str:
+        """What it is called in a result; one evaluation takes measures of different keys."""
+        return self.name
+
     @abstractmethod
     def prepare(self, seed: int, device: torch.device) -> "Task | JointTask":
         """Get everything ready that does not depend on the model.

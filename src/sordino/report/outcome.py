@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sordino.evaluation import Evaluation, Row
-from sordino.evaluation.toxicity import TOXIC_PROMPT, TOXIC_SCORE
+from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.toxicity import TOXIC_PROMPT
 from sordino.interventions.dampening import Dampening
 
 CAPTION = (

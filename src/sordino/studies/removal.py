@@ -3,8 +3,8 @@
 import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation
+from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
-from sordino.evaluation.toxicity import TOXIC_SCORE
 
 TWICE = 2.0
 

