@@ -50,7 +50,9 @@ def find(
     from sordino.report.text import expertise_lines, expertise_summary
 
     if output is None and not plan:
-        raise UserError("There is no file to write: give -o NAME.expertise.safetensors, or --plan.")
+        raise UserError(
+            "There is nothing to write: give --output NAME.expertise.safetensors, or --plan."
+        )
     with printing.in_force():
         if output is not None and not plan:
             refuse_existing(output, force=printing.force)
