@@ -176,6 +176,52 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
         assert (here / "sized").exists()
 
 
+def test_a_run_of_a_model_larger_than_memory(call, here, monkeypatch):
+    arguments = ["tiny", "--concept", "calm.jsonl", *EVALUATION]
+    assert call("run", *arguments, "-o", "fits")[0] == 0
+    for place in ("sordino.pipeline", "sordino.models.open"):
+        monkeypatch.setattr(f"{place}.fits", lambda *_: False)
+    status, out, error = call("run", *arguments, "-o", "large")
+    assert status == 0
+    assert "its weights are read layer by layer" in error
+    assert "sordino evaluate large --against tiny" in error
+    assert "report.html" in out
+    inside = {path.name for path in (here / "large/sordino").iterdir()}
+    assert inside == {"calm.expertise.safetensors", "report.html"}
+    for file in ("model.safetensors", "sordino/calm.expertise.safetensors"):
+        assert (here / "large" / file).read_bytes() == (here / "fits" / file).read_bytes()
+    page = (here / "large/sordino/report.html").read_text()
+    assert "was not measured" in page
+    shown = page.count('class="sentence"')
+    assert shown == (here / "fits/sordino/report.html").read_text().count('class="sentence"') > 0
+    status, out, _ = call("run", *arguments, "-o", "large", "--force", "--json")
+    assert json.loads(out)["evaluation"] is None
+
+
+def test_a_model_that_is_streamed_though_it_fits_is_measured(call, here):
+    status, out, _ = call(
+        "run", "tiny", "--concept", "calm.jsonl", "--stream", "-o", "s", *EVALUATION
+    )
+    assert status == 0
+    assert "Perplexity" in out
+    assert (here / "s/sordino/evaluation.json").exists()
+
+
+def test_a_plan_writes_nothing(call, here):
+    before = sorted(here.iterdir())
+    status, out, _ = call("find", "tiny", "--concept", "calm.jsonl", "--plan", "--stream")
+    assert status == 0
+    assert "peak memory" in out
+    status, out, _ = call("find", "tiny", "--concept", "calm.jsonl", "--plan", "--json")
+    assert status == 0
+    plan = json.loads(out)
+    assert plan["sentences"] == 80
+    assert plan["streamed"] is False
+    assert 0 < plan["peak"] < plan["available"]
+    assert plan["seconds"] > 0
+    assert sorted(here.iterdir()) == before
+
+
 def test_the_same_command_gives_the_same_bytes(call, here):
     for name in ("one", "two"):
         assert call("run", "tiny", "--concept", "calm.jsonl", "-o", name, *EVALUATION)[0] == 0

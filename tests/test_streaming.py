@@ -215,9 +215,9 @@ def test_made_up_weights_keep_numbers_alive(family, tmp_path):
     assert all(p.is_meta for n, p in named(opened.model) if ".layers." in n or ".h." in n)
 
 
-def test_what_cannot_be_streamed(tmp_path, concept):
+def test_what_cannot_be_streamed(tmp_path, monkeypatch):
     gguf = tiny_gguf(tmp_path / "x.gguf")
-    with pytest.raises(UserError, match="GGUF file, which is de-quantised as a whole"):
+    with pytest.raises(UserError, match="is a GGUF file, which cannot be read layer by layer"):
         open_model(gguf, stream=True)
     folder = tiny_folder("llama", tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -225,9 +225,12 @@ def test_what_cannot_be_streamed(tmp_path, concept):
     (folder / "config.json").write_text(json.dumps(quantised))
     with pytest.raises(UserError, match="is quantised"):
         open_model(folder, stream=True)
+    monkeypatch.setattr("sordino.models.open.fits", lambda *_: False)
+    with pytest.raises(UserError, match="could not be loaded"):  # as a whole, which was tried
+        open_model(folder, stream=None)
 
 
-def test_damaged_files_give_one_sentence(tmp_path, concept):
+def test_damaged_files_give_one_sentence(tmp_path):
     folder = tiny_folder("llama", tmp_path)
     weights = folder / "model.safetensors"
     tensors = load_file(weights)

@@ -36,7 +36,7 @@ from sordino.files import (
     write_json,
 )
 from sordino.interventions import Dampening, dampen, family, needs_of, read_settings
-from sordino.models.open import OpenModel, choose_device, fits, open_model
+from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
@@ -358,7 +358,7 @@ class _Steps:
 
     def _is_too_large(self) -> bool:
         """Whether the model cannot be opened as a whole, which generating text takes."""
-        if self._ref.kind == "gguf" or (self._opened and not self._opened.streamed):
+        if not streamable(self._ref) or (self._opened and not self._opened.streamed):
             return False
         device = choose_device(self._settings.device)
         return not fits(self._ref, device, self._settings.dtype)

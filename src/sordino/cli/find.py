@@ -53,7 +53,7 @@ def find(
 
     if output is None and not plan:
         raise UserError(
-            "There is no file to write: give --output NAME.expertise.safetensors, or --plan."
+            "There is nothing to write: give --output NAME.expertise.safetensors, or --plan."
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         if output is not None and not plan:

@@ -27,7 +27,7 @@ from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, choose_device, fits, open_model
+from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
@@ -147,14 +147,14 @@ def plan_find(
     """
     ref = resolve(model, revision)
     chosen = settings or SweepSettings()
-    if stream is None and ref.kind == "folder":
-        stream = not fits(ref, choose_device(device), dtype)
+    if stream is None:
+        stream = streamable(ref) and not fits(ref, choose_device(device), dtype)
     opened = open_model(
-        ref, device=device, dtype=dtype, sites=sites, stream=stream or ref.kind == "folder"
+        ref, device=device, dtype=dtype, sites=sites, stream=stream or streamable(ref)
     )
     batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
-    in_files = bool(stream) or _are_many(opened, batches)
-    plan = make_plan(opened, batches, attributing, streamed=bool(stream), in_files=in_files)
+    in_files = stream or _are_many(opened, batches)
+    plan = make_plan(opened, batches, attributing, streamed=stream, in_files=in_files)
     return measured(plan, opened, batches, attributing)
 
 

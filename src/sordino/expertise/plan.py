@@ -107,8 +107,11 @@ def make_plan(
     processor = opened.device.type == "cpu"
     now = psutil.Process().memory_info().rss if processor else 0
     taken = now if opened.streamed else min(opened.taken or now, now)
-    activations = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
-    weights = _weights(opened)
+    working = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
+    working += _statistics(opened)
+    weights, files = _weights(opened), _files(opened)
+    # A whole model of another dtype than its files' is there twice while it is loaded.
+    loading = 0 if streamed or abs(files - weights) < weights // 50 else files
     resident = _streamed(opened, own) if streamed else weights
     return Plan(
         streamed=streamed,
@@ -118,7 +121,7 @@ def make_plan(
         attributed_tokens=own_tokens,
         weights=weights,
         to_read=_to_read(opened, streamed, bool(own)),
-        peak=int(taken + _LIBRARIES + _LOST * (resident + activations + _statistics(opened))),
+        peak=int(taken + _LIBRARIES + _LOST * (resident + max(working, loading))),
         available=available(opened.device) + now,
         on_disk=waiting if in_files else 0,
     )
@@ -190,6 +193,10 @@ def _width(opened: OpenModel) -> int:
 
 def _weights(opened: OpenModel) -> int:
     return sum(parameter.nbytes for parameter in opened.model.parameters())
+
+
+def _files(opened: OpenModel) -> int:
+    return sum(path.stat().st_size for path in opened.ref.weight_files)
 
 
 def _widest(opened: OpenModel) -> int:
@@ -275,7 +282,7 @@ def _to_read(opened: OpenModel, streamed: bool, attributed: bool) -> int:
     """Bytes that are read from the model's files."""
     weights = opened.streamed
     if not streamed or weights is None:
-        return sum(path.stat().st_size for path in opened.ref.weight_files)
+        return _files(opened)
     layers = sum(weights.stored(layer) for layer in range(weights.layers))
     once = weights.stored(INPUT) + layers
     return once + (once + layers + weights.stored(OUTPUT) if attributed else 0)

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
+from sordino.files import read_json
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
@@ -105,7 +106,7 @@ def open_model(
     ref = resolve(spec, revision)
     target = choose_device(device)
     if stream is None:
-        stream = ref.kind == "folder" and not fits(ref, target, dtype)
+        stream = streamable(ref) and not fits(ref, target, dtype)
         if stream:
             note(f"{ref.name} does not fit into memory: its weights are read layer by layer")
     if stream:
@@ -129,6 +130,13 @@ def open_model(
     return OpenModel(ref, model.to(target).eval(), tokenizer, sites, taken=taken)
 
 
+def streamable(ref: ModelRef) -> bool:
+    """Whether a model can be read layer by layer: it lies in safetensors files, not quantised."""
+    return ref.kind == "folder" and not read_json(ref.path / "config.json").get(
+        "quantization_config"
+    )
+
+
 def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
     """Whether a transformers folder can be opened as a whole, going by the memory that is free.
 
@@ -148,20 +156,16 @@ def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
 
 
 def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str | None) -> OpenModel:
-    if ref.kind == "gguf":
+    if not streamable(ref):
         raise UserError(
-            f"{ref.name} is a GGUF file, which is de-quantised as a whole and cannot be read layer "
-            "by layer: leave out --stream, or use the transformers folder it was made from."
+            f"{ref.name} is {'a GGUF file' if ref.kind == 'gguf' else 'quantised'}, which cannot be "
+            "read layer by layer: leave out --stream, or use the transformers folder from which it "
+            "was made."
         )
     wanted = _dtype(dtype, ref)
     with quiet_transformers(), _loading_errors(ref):
         tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-        if getattr(config, "quantization_config", None) is not None:
-            raise UserError(
-                f"{ref.name} is quantised, and its weights cannot be read layer by layer: leave "
-                "out --stream, or use the model it was made from."
-            )
         stored = StoredTensors(ref)
         if not isinstance(wanted, torch.dtype):
             own = config.dtype or config.get_text_config(decoder=True).dtype

@@ -10,6 +10,8 @@ Files are read and never mapped: a mapping counts in full towards a limit on add
 """
 
 import copy
+import ctypes
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -141,6 +143,7 @@ class StreamedWeights:
         if self._held is not None:
             self._install({name: self._empty[name] for name in self._parameters[self._held]})
             self._held = None
+            _give_back()
 
     @contextmanager
     def made_up(self) -> Iterator[None]:
@@ -329,6 +332,13 @@ def _made_up(
         )
         for name, weight in weights.items()
     }
+
+
+def _give_back() -> None:
+    """Have the C library return what is free: reading threads leave holes that no other fills."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager
