@@ -315,7 +315,7 @@ else:
         calls.append(1)
         if len(calls) == int(moment):
             die()
-        change(*arguments)
+        return change(*arguments)
     shard._change = counted
 try:
     bake(folder, dampening, output, finish=finish)

@@ -1,7 +1,10 @@
 """One safetensors file as a stream."""
 
+import errno
 import json
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 
 from sordino.edits import shard
-from sordino.edits.shard import Change, change_, copy_changed, read_header
+from sordino.edits.shard import Change, change_, copy, copy_changed, read_header
 from sordino.errors import UserError
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
@@ -74,6 +77,89 @@ def test_only_the_named_tensors_change(tmp_path, monkeypatch, dtype, chunk):
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             expected = (expected.to(wide) * scales[name]).to(expected.dtype)
         assert torch.equal(found, expected), name
+
+
+class Refused:
+    """A system that does not copy between files, or copies a few bytes and then no more."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.calls = number, 0
+
+    def __call__(self, source, target, count, start, at):
+        self.calls += 1
+        if self.number:
+            raise OSError(self.number, os.strerror(self.number))
+        if self.calls % 2 == 0:
+            return 0
+        return os.pwrite(target, os.pread(source, min(count, 5), start), at)
+
+
+REFUSALS = [errno.EXDEV, errno.ENOSYS, errno.EINVAL, 0]
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_where_the_system_does_not_copy_it_is_done_here(tmp_path, monkeypatch, number, threads):
+    monkeypatch.setattr(shard, "_CHUNK", 100)
+    monkeypatch.setattr(shard, "_STRETCH", 230)
+    refused = Refused(number)
+    source = tmp_path / "in.safetensors"
+    tensors = {name: torch.randn(9, 11) for name in "abcdef"}
+    save_file(tensors, source, metadata={"note": "kept"})
+    changes = {name: Change(torch.rand(9, 1)) for name in "be"}
+    added = {"new": torch.randn(7)}
+    copy_changed(source, tmp_path / "expected", changes, print, added)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        monkeypatch.setattr(os, "copy_file_range", refused)
+        told = []
+        copy_changed(source, tmp_path / "out", changes, told.append, added)
+        copy(source, tmp_path / "copy", print)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert refused.calls
+    assert sum(told) == source.stat().st_size
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    found = load_file(tmp_path / "out")
+    assert torch.equal(found["b"], tensors["b"] * changes["b"].scale)
+    assert torch.equal(found["c"], tensors["c"])
+    assert torch.equal(found["new"], added["new"])
+
+
+def test_a_copy_is_independent_and_other_failures_are_told(tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    source.write_bytes(bytes(range(256)) * 40)
+    copy(source, tmp_path / "out", print)
+    assert source.stat().st_nlink == (tmp_path / "out").stat().st_nlink == 1
+    with (tmp_path / "out").open("r+b") as file:
+        file.write(b"changed")
+    assert source.read_bytes() == bytes(range(256)) * 40
+    with pytest.raises(FileExistsError):
+        copy(source, tmp_path / "out", print)
+    (tmp_path / "none").write_bytes(b"")
+    copy(tmp_path / "none", tmp_path / "empty", print)
+    assert (tmp_path / "empty").read_bytes() == b""
+    monkeypatch.setattr(os, "copy_file_range", Refused(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        copy(source, tmp_path / "full", print)
+
+
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path, monkeypatch):
+    source = tmp_path / "in.safetensors"
+    save_file({"a": torch.zeros(100), "b": torch.zeros(100)}, source)
+    whole = shard.read_header
+
+    def cut(path: Path):
+        header = whole(path)
+        os.truncate(path, path.stat().st_size - 80)
+        return header
+
+    monkeypatch.setattr(shard, "read_header", cut)
+    with pytest.raises(UserError, match="became shorter"):
+        copy_changed(source, tmp_path / "out", {"b": Change(torch.rand(100))}, print)
 
 
 def _header(path):

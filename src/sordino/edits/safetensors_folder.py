@@ -7,7 +7,6 @@ shifts need biases that the model lacks, the configuration's setting for them an
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -24,6 +23,7 @@ from sordino.edits.shard import (
     DTYPES,
     Change,
     Stored,
+    copy,
     copy_changed,
     read_header,
     refuse_unchangeable,
@@ -90,21 +90,25 @@ class FolderEdit:
         files = [*self.edited, *self.copied]
         size = sum((self.folder / file).stat().st_size for file in files)
         with track(title, size / 1e6, "MB") as advance:
+
+            def told(count: int) -> None:
+                advance(count / 1e6)
+
             for file in files:
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
+                source, copied = self.folder / file, target / file
                 if file in self.edited or (removed and _is_shard(file)):
                     copy_changed(
-                        self.folder / file,
-                        target / file,
+                        source,
+                        copied,
                         self.edited.get(file, {}),
-                        lambda count: advance(count / 1e6),
-                        self.added.get(file, {}),
+                        told,
+                        self.added.get(file),
                         removed=removed,
                         change=change,
                     )
                 else:
-                    shutil.copyfile(self.folder / file, target / file)
-                    advance((target / file).stat().st_size / 1e6)
+                    copy(source, copied, told)
         for file, content in self.rewritten.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (target / file).write_text(text, encoding="utf-8")

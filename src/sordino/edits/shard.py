@@ -1,8 +1,13 @@
 """One safetensors file, copied as a stream with some of its tensors changed and some added."""
 
+import errno
 import json
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +23,12 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_CHUNK = 8 * 2**20
+# Bytes changed at a time: they and their float32 copy stay in a core's own cache.
+_CHUNK = 2**20
+# Bytes that the system is asked to copy at a time.
+_STRETCH = 32 * 2**20
+# How a system says that it cannot copy between two files by itself.
+_NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _LENGTH_BYTES = 8  # the header's length, in front of it
 
 
@@ -123,6 +133,9 @@ def copy_changed(
 ) -> None:
     """Copy a safetensors file, changing some tensors; every other byte stays as it is.
 
+    Only the tensors that change are read; the bytes between them are copied by the system. Pieces
+    of the file go to as many threads as torch uses.
+
     Args:
         source: The file to read.
         target: The file to write; it must not exist.
@@ -150,14 +163,23 @@ def copy_changed(
     for stored, here, name in touched:
         refuse_unchangeable(source, name, stored, here)
     with source.open("rb") as reader, target.open("xb") as writer:
+        done = shifted = 0
         if added or gone:
-            writer.write(_new_header(reader, added or {}, gone))
-            advance(reader.tell())
+            header = _new_header(reader, added or {}, gone)
+            writer.write(header)
+            writer.flush()
+            done = reader.tell()
+            shifted = len(header) - done
+            advance(done)
+        work: list[Callable[[], int]] = []
         for stored, here, _ in touched:
-            _copy(reader, writer, stored.start - reader.tell(), advance)
-            _change(reader, writer, stored, here, change or change_, advance)
-        _copy(reader, writer, end - reader.tell(), advance)
-        advance(source.stat().st_size - end)
+            work += _copies(reader, writer, done, stored.start, shifted)
+            work += _changes(reader, writer, stored, here, change or change_, shifted)
+            done = stored.end
+        work += _copies(reader, writer, done, end, shifted)
+        _in_threads(work, advance)
+        advance(os.fstat(reader.fileno()).st_size - end)
+        writer.seek(end + shifted)
         for tensor in (added or {}).values():
             writer.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
@@ -174,6 +196,18 @@ def _end_of_rest(source: Path, tensors: Mapping[str, Stored], gone: Collection[s
             "that it cannot be taken out."
         )
     return end
+
+
+def copy(source: Path, target: Path, advance: Callable[[int], None]) -> None:
+    """Copy a file of any kind.
+
+    Args:
+        source: The file to read.
+        target: The file to write; it must not exist.
+        advance: Told of the bytes as they are written.
+    """
+    with source.open("rb") as reader, target.open("xb") as writer:
+        _in_threads(_copies(reader, writer, 0, os.fstat(reader.fileno()).st_size, 0), advance)
 
 
 def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[str]) -> bytes:
@@ -208,14 +242,76 @@ def change_(values: Tensor, change: Change) -> None:
     values.copy_(wide if change.shift is None else wide.add_(change.shift))
 
 
-def _copy(reader: BinaryIO, writer: BinaryIO, count: int, advance: Callable[[int], None]) -> None:
-    buffer = memoryview(bytearray(min(count, _CHUNK)))
-    while count > 0:
-        piece = buffer[: min(count, _CHUNK)]
-        _fill(reader, piece)
-        writer.write(piece)
-        advance(len(piece))
-        count -= len(piece)
+def _copies(
+    reader: BinaryIO, writer: BinaryIO, start: int, end: int, shifted: int
+) -> list[Callable[[], int]]:
+    """Pieces of work that copy the bytes from `start` to `end`, to places `shifted` further on."""
+    return [
+        partial(_copy, reader, writer, first, min(_STRETCH, end - first), first + shifted)
+        for first in range(start, end, _STRETCH)
+    ]
+
+
+def _changes(
+    reader: BinaryIO,
+    writer: BinaryIO,
+    stored: Stored,
+    change: Change,
+    apply: Callable[[Tensor, Change], None],
+    shifted: int,
+) -> list[Callable[[], int]]:
+    """Pieces of work that change a tensor, some rows each."""
+    if stored.start == stored.end:
+        return []
+    rows, rest = stored.shape[0], stored.shape[1:]
+    row_bytes = (stored.end - stored.start) // rows
+    step = max(1, _CHUNK // row_bytes)
+    work: list[Callable[[], int]] = []
+    for first in range(0, rows, step):
+        here = min(step, rows - first)
+        start = stored.start + first * row_bytes
+        part = Stored(stored.dtype, (here, *rest), start, start + here * row_bytes)
+        rows_here = change.rows(first, here)
+        work.append(partial(_change, reader, writer, part, rows_here, apply, start + shifted))
+    return work
+
+
+def _in_threads(work: Iterable[Callable[[], int]], advance: Callable[[int], None]) -> None:
+    """Do all pieces of work, on as many threads as torch uses; each gives the bytes it wrote."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each thread of the pool: they work side by side
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for count in pool.map(lambda piece: piece(), work):
+                advance(count)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, start: int, count: int, at: int) -> int:
+    """Copy `count` bytes from `start` to `at`, in the system where it can (shared, even)."""
+    done = 0
+    try:
+        while done < count:
+            copied = os.copy_file_range(
+                reader.fileno(), writer.fileno(), count - done, start + done, at + done
+            )
+            if not copied:
+                break  # the file became shorter, or is of a kind that cannot be copied like this
+            done += copied
+    except AttributeError:
+        pass  # not Linux
+    except OSError as error:
+        if error.errno not in _NOT_IN_THE_SYSTEM:
+            raise
+    buffer = memoryview(bytearray(min(count - done, _CHUNK)))
+    while done < count:
+        piece = buffer[: count - done]
+        _read(reader, piece, start + done)
+        _write(writer, piece, at + done)
+        done += len(piece)
+    _write_out(writer, at, count)
+    return count
 
 
 def _change(
@@ -224,28 +320,36 @@ def _change(
     stored: Stored,
     change: Change,
     apply: Callable[[Tensor, Change], None],
-    advance: Callable[[int], None],
-) -> None:
-    """Read a tensor some rows at a time, change them and write them."""
-    if stored.start == stored.end:
-        return
-    rows, rest = stored.shape[0], stored.shape[1:]
-    row_bytes = (stored.end - stored.start) // rows
-    step = max(1, _CHUNK // row_bytes)
-    buffer = torch.empty(min(rows, step) * row_bytes, dtype=torch.uint8)
-    for first in range(0, rows, step):
-        here = min(step, rows - first)
-        piece = buffer[: here * row_bytes]
-        _fill(reader, piece.numpy().data)
-        values = piece.view(DTYPES[stored.dtype]).view(here, *rest)
-        apply(values, change.rows(first, here))
-        writer.write(piece.numpy().data)
-        advance(len(piece))
+    at: int,
+) -> int:
+    """Read some rows of a tensor, change them and write them."""
+    count = stored.end - stored.start
+    buffer = torch.empty(count, dtype=torch.uint8)
+    _read(reader, buffer.numpy().data, stored.start)
+    apply(buffer.view(DTYPES[stored.dtype]).view(stored.shape), change)
+    _write(writer, buffer.numpy().data, at)
+    _write_out(writer, at, count)
+    return count
 
 
-def _fill(reader: BinaryIO, buffer: memoryview) -> None:
+def _read(reader: BinaryIO, buffer: memoryview, start: int) -> None:
     while buffer:
-        count = reader.readinto(buffer)  # type: ignore[attr-defined]
+        count = os.preadv(reader.fileno(), [buffer], start)
         if not count:
             raise UserError(f"{reader.name} became shorter while it was read: try again.")
-        buffer = buffer[count:]
+        buffer, start = buffer[count:], start + count
+
+
+def _write(writer: BinaryIO, buffer: memoryview, start: int) -> None:
+    while buffer:
+        count = os.pwrite(writer.fileno(), buffer, start)
+        buffer, start = buffer[count:], start + count
+
+
+def _write_out(writer: BinaryIO, start: int, count: int) -> None:
+    """Let the disk begin with these bytes, so that little is left to wait for at the end.
+
+    They stay cached: only clean pages are dropped on this advice, and these are being written.
+    """
+    with suppress(AttributeError):  # not everywhere is there such advice
+        os.posix_fadvise(writer.fileno(), start, count, os.POSIX_FADV_DONTNEED)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -177,14 +178,17 @@ def _touched(change: Change) -> Tensor:
 
 
 class _Tally:
-    """Counts while tensors are turned back."""
+    """Counts while tensors are turned back, several at a time."""
 
     def __init__(self) -> None:
         self.weights = self.uncertain = 0
+        self._lock = Lock()
 
     def restore(self, values: Tensor, change: Change) -> None:
-        self.weights += int(_touched(change).expand_as(values).sum())
-        self.uncertain += restore_(values, change)
+        touched, uncertain = int(_touched(change).expand_as(values).sum()), restore_(values, change)
+        with self._lock:
+            self.weights += touched
+            self.uncertain += uncertain
 
 
 def _left(dampening: Dampening) -> Dampening:

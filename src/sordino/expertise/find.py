@@ -328,7 +328,7 @@ def _measure(
                             Progress(stage, index + 1, way.states.secure(), responses, statistics)
                         )
             for site, buffer in buffers.items():
-                responses_here = ranks.exchange(buffer, rows).cpu().numpy()
+                responses_here = ranks.exchange(buffer, rows)
                 _report_non_finite(site.path, responses_here)
                 found = _statistics(responses_here, labels, strata, order, settings)
                 statistics |= {
@@ -375,7 +375,7 @@ def _buffers(
 
 
 def _statistics(
-    responses: NDArray[np.float32],
+    responses: torch.Tensor,
     labels: NDArray[np.bool_],
     strata: NDArray[np.int64] | None,
     order: NDArray[np.int64],
@@ -384,7 +384,7 @@ def _statistics(
     """What one site's responses say of each of its neurons, by statistic.
 
     Args:
-        responses: float32 [sentences, neurons], in the batches' order.
+        responses: float32 [sentences, neurons], in the batches' order, on the model's device.
         labels: bool [sentences], in the concept's order, as the strata are.
         strata: int64 [sentences], or None.
         order: Which sentence of the concept each row is.
@@ -413,16 +413,17 @@ def _by_site(
     return found
 
 
-def _report_non_finite(site: str, responses: NDArray[np.float32]) -> None:
+def _report_non_finite(site: str, responses: torch.Tensor) -> None:
     """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
-    bad = ~np.isfinite(responses)
-    if bad.any():
-        nan = int(np.isnan(responses).any(axis=0).sum())
-        fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
-        show.note(
-            f"warning: {site}: {int(bad.sum())} responses of {int(bad.any(axis=0).sum())} neurons "
-            f"are not finite{fate}."
-        )
+    if bool(torch.stack(responses.aminmax()).isfinite().all()):
+        return
+    bad = ~responses.isfinite()
+    nan = int(responses.isnan().any(dim=0).sum())
+    fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
+    show.note(
+        f"warning: {site}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
+        f"are not finite{fate}."
+    )
 
 
 def _metadata(

@@ -17,19 +17,22 @@ means over a sentence's tokens, which is what the paper takes; a maximum lies fa
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from sordino.expertise import on_device
+from sordino.expertise.auroc import Responses, as_tensor
 
 # Neurons sorted at a time, so that float64 copies stay small.
 _BLOCK = 128
+_NAMES = ("mean_positive", "mean_negative", "transport_scale")
 
 
-def moments(
-    responses: NDArray[np.float32], labels: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float32]]:
+def moments(responses: Responses, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
     """What `mean_shift` and `linear_transport` need to know of each neuron.
 
     Args:
-        responses: float32 [sentences, neurons].
+        responses: float32, float16 or bfloat16 [sentences, neurons], on any device.
         labels: bool [sentences], true for the positive class; both classes must occur.
 
     Returns:
@@ -41,14 +44,17 @@ def moments(
     positive, negative = np.flatnonzero(labels), np.flatnonzero(~labels)
     if not positive.size or not negative.size:
         raise ValueError("the moments need sentences of both classes")
-    neurons = responses.shape[1]
-    found = {
-        name: np.empty(neurons, np.float32)
-        for name in ("mean_positive", "mean_negative", "transport_scale")
-    }
+    values = as_tensor(responses)
+    if values.device.type != "cpu":
+        classes = torch.from_numpy(positive), torch.from_numpy(negative)
+        with np.errstate(over="ignore"):  # beyond float32
+            wide = on_device.moments(values, *classes)
+            return {n: v.astype(np.float32) for n, v in zip(_NAMES, wide, strict=True)}
+    neurons = values.shape[1]
+    found = {name: np.empty(neurons, np.float32) for name in _NAMES}
     for start in range(0, neurons, _BLOCK):
         here = slice(start, start + _BLOCK)
-        columns = responses[:, here].T
+        columns = values[:, here].float().numpy().T
         p = np.sort(columns[:, positive], axis=1).astype(np.float64)
         q = np.sort(columns[:, negative], axis=1).astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities; ω beyond float32

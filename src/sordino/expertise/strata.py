@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
-from sordino.expertise.auroc import auroc
+from sordino.expertise.auroc import Responses, auroc
 
 LENGTH = "length"
 _LENGTH_CLASSES = 10
@@ -26,7 +26,7 @@ def length_classes(tokens: Sequence[int]) -> NDArray[np.int64]:
 
 
 def stratified_auroc(
-    responses: NDArray[np.float32], labels: NDArray[np.bool_], strata: NDArray[np.int64]
+    responses: Responses, labels: NDArray[np.bool_], strata: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """The AUROC over pairs within a stratum.
 
@@ -34,7 +34,7 @@ def stratified_auroc(
     most powerful choice (van Elteren, 1960), and normalised by what they would be at AUROC 1.
 
     Args:
-        responses: float32 [sentences, neurons].
+        responses: float32, float16 or bfloat16 [sentences, neurons], on any device.
         labels: bool [sentences].
         strata: Which stratum each sentence is of, int64 [sentences].
 

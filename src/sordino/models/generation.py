@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 )
 
 from sordino.errors import UserError
+from sordino.models.cache import make_room
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode
 
@@ -238,7 +239,8 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """
     rows, vocabulary = logits.shape
     blocks = -(-vocabulary // _BLOCK)
-    weights = logits.new_zeros(rows, blocks * _BLOCK)
+    weights = logits.new_empty(rows, blocks * _BLOCK)
+    weights[:, vocabulary:] = 0
     inside = weights[:, :vocabulary]
     torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=inside)
     inside.exp_()
@@ -275,6 +277,7 @@ def _continue(
     logits, ids = logits[copies], prompt_ids[copies]
     if cache is not None:
         cache.reorder_cache(copies)
+        make_room(cache, steps)
 
     written = torch.full((len(owners), steps), -1, dtype=torch.int64, device=device)
     alive = torch.arange(len(owners), device=device)

@@ -158,9 +158,9 @@ def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
 def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str | None) -> OpenModel:
     if not streamable(ref):
         raise UserError(
-            f"{ref.name} is {'a GGUF file' if ref.kind == 'gguf' else 'quantised'}, which cannot be "
-            "read layer by layer: leave out --stream, or use the transformers folder from which it "
-            "was made."
+            f"{ref.name} is {'a GGUF file' if ref.kind == 'gguf' else 'quantised'}, which cannot "
+            "be read layer by layer: leave out --stream, or use the transformers folder from which "
+            "it was made."
         )
     wanted = _dtype(dtype, ref)
     with quiet_transformers(), _loading_errors(ref):

@@ -1,0 +1,77 @@
+"""A cache of keys and values with room for what will be written.
+
+Transformers' own cache grows by concatenation, so that every step copies all that it holds: for a
+small model and many continuations that is a large part of a step. Where the number of steps is
+known, room for them is made once and each step writes into it.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+
+def make_room(cache: Any, steps: int) -> None:
+    """Give the layers of a cache room for so many more tokens, where they just grow.
+
+    Layers of other kinds stay as they are, and so does a sliding window that would have to slide.
+    """
+    if not isinstance(cache, Cache):
+        return
+    for index, layer in enumerate(cache.layers):
+        if layer.is_initialized and type(layer) in _ROOMY and _fits(layer, steps):
+            cache.layers[index] = _ROOMY[type(layer)](layer, steps)
+
+
+def _fits(layer: Any, steps: int) -> bool:
+    window = getattr(layer, "sliding_window", None)
+    return window is None or layer.get_seq_length() + steps < window
+
+
+class _Room:
+    """Keys and values as the first part of larger tensors [rows, heads, tokens, dimensions]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, layer: Any, steps: int) -> None:
+        self.__dict__.update(layer.__dict__)
+        self._all = [pad(states, (0, 0, 0, steps)) for states in (layer.keys, layer.values)]
+        self._show(layer.keys.shape[-2])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write behind what is there, and give all of it."""
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        for states, new in zip(self._all, (key_states, value_states), strict=True):
+            states[..., start:end, :] = new
+        self._show(end)
+        if hasattr(self, "cumulative_length"):
+            self.cumulative_length = end
+        return self.keys, self.values
+
+    def reorder_cache(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order."""
+        self._all = [states.index_select(0, rows) for states in self._all]
+        self._show(self.keys.shape[-2])
+
+    def _show(self, tokens: int) -> None:
+        self.keys, self.values = (states[..., :tokens, :] for states in self._all)
+
+
+class _RoomyLayer(_Room, DynamicLayer):
+    pass
+
+
+class _RoomySlidingWindowLayer(_Room, DynamicSlidingWindowLayer):
+    pass
+
+
+_ROOMY: dict[type, Any] = {
+    DynamicLayer: _RoomyLayer,
+    DynamicSlidingWindowLayer: _RoomySlidingWindowLayer,
+}
