@@ -72,3 +72,56 @@ def _add_tensors(writer, vocabulary: int, random: np.random.Generator) -> None:
         matrix(f"{block}.ffn_gate", INNER, HIDDEN)
         matrix(f"{block}.ffn_up", INNER, HIDDEN)
         matrix(f"{block}.ffn_down", HIDDEN, INNER)
+
+
+def random_rows(
+    kind: str, rows: int, columns: int, seed: int, scale: float | None = None
+) -> np.ndarray:
+    """Random rows of a tensor type, uint8 [rows, bytes of a row], with finite block scales.
+
+    Every bit pattern of the integers occurs; the scales are normal-distributed times `scale`, or
+    times what makes weights of about 0.15 where it is None.
+    """
+    random = np.random.default_rng(seed)
+    number = gguf.GGMLQuantizationType[kind]
+    floats = {"F32": np.float32, "F16": np.float16}
+    if kind in (*floats, "BF16"):
+        values = (0.15 * random.standard_normal((rows, columns))).astype(np.float32)
+        if kind == "BF16":
+            return gguf.quantize(values, number)
+        return values.astype(floats[kind]).view(np.uint8)
+    weights, size = gguf.GGML_QUANT_SIZES[number]
+    blocks = random.integers(0, 256, (rows, columns // weights, size), np.uint8)
+    if kind == "MXFP4":
+        blocks[..., 0] = random.integers(118, 130, blocks.shape[:2])
+    else:
+        _set_random_scales(kind, blocks, 1.0 if scale is None else scale, random)
+    found = blocks.reshape(rows, -1)
+    if scale is None:
+        values = np.asarray(gguf.dequantize(found, number))
+        if kind == "MXFP4":
+            blocks[..., 0] -= round(np.log2(values.std() / 0.15))
+        else:
+            random = np.random.default_rng(seed)
+            _set_random_scales(kind, blocks, 0.15 / values.std(), random)
+    return found
+
+
+def _set_random_scales(kind: str, blocks: np.ndarray, scale: float, random) -> None:
+    """Where each type keeps its scales, by the table of the format's description."""
+    size = blocks.shape[-1]
+    places = {
+        **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+        **dict.fromkeys(("Q3_K", "Q6_K", "TQ1_0", "TQ2_0"), (size - 2,)),
+        "Q2_K": (size - 4, size - 2),
+    }
+    for place in places.get(kind, (0,)):
+        values = scale * random.standard_normal(blocks.shape[:2])
+        bits = values.astype(np.float16).view(np.uint16)
+        if kind == "IQ1_M":
+            for word in range(4):
+                high = size - 8 + 2 * word + 1
+                blocks[..., high] = blocks[..., high] & 15 | ((bits >> 4 * word & 15) << 4)
+        else:
+            blocks[..., place] = bits & 255
+            blocks[..., place + 1] = bits >> 8

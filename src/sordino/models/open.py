@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
+from sordino.models import gguf_loading
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
 
@@ -93,26 +94,22 @@ def open_model(
     target = choose_device(device)
     options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
     if ref.kind == "gguf":
-        folder = ref.path.absolute().parent
-        options["gguf_file"] = ref.path.name
+        with quiet_transformers(), _loading_errors(ref):
+            model, tokenizer = gguf_loading.load(ref.path, options)
     else:
-        folder = ref.path
         options["use_safetensors"] = True
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
-    with quiet_transformers(), _loading_errors(ref):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, **_only(options, "gguf_file")
-        )
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    if ref.kind == "gguf":
-        _forget_gguf(model)
+        with quiet_transformers(), _loading_errors(ref):
+            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
     return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:
     """The model's module tree without its weights, on torch's "meta" device."""
     if ref.kind == "gguf":
-        raise UserError(f"{ref.path}: the module tree of a GGUF file needs its weights.")
+        with quiet_transformers(), _loading_errors(ref), gguf_loading.reading(ref.path) as header:
+            return gguf_loading.module_tree(header)
     with quiet_transformers(), _loading_errors(ref), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -144,10 +141,6 @@ def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def _only(options: dict[str, object], key: str) -> dict[str, object]:
-    return {key: options[key]} if key in options else {}
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
@@ -174,13 +167,3 @@ def _loading_errors(ref: ModelRef) -> Iterator[None]:
         raise UserError(
             f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"
         ) from error
-
-
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """Drop the marks of the GGUF source: the weights are plain now and can be saved as such."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for mark in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, mark):
-            delattr(model, mark)
-    model.is_quantized = False
