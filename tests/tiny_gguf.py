@@ -1,10 +1,17 @@
-"""A tiny random Llama in a GGUF file, with the tests' tokenizer."""
+"""Tiny random models in GGUF files, with the tests' tokenizer."""
 
 import json
 from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
+import transformers as tf
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
 from families import LAYERS, tiny_tokenizer
 
@@ -33,6 +40,150 @@ def tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# What a file of each architecture says of its sizes, under llama.cpp's keys.
+_SIZES = {
+    "embedding_length": HIDDEN,
+    "block_count": LAYERS,
+    "feed_forward_length": INNER,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": 2,
+    "context_length": 256,
+}
+_RMS = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0}
+_NORM = {"attention.layer_norm_epsilon": 1e-5}
+_HEADS = {"attention.key_length": 16, "attention.value_length": 16}
+_WINDOW = {"attention.sliding_window": 16}
+_EXPERTS = {"expert_count": 4, "expert_used_count": 2}
+ARCHITECTURES = {
+    "llama": {**_SIZES, **_RMS, "rope.dimension_count": HIDDEN // HEADS},
+    "qwen2": {**_SIZES, **_RMS},
+    "qwen3": {**_SIZES, **_RMS},
+    "gemma2": {**_SIZES, **_RMS, **_HEADS, **_WINDOW},
+    "gemma3": {**_SIZES, **_RMS, **_HEADS, **_WINDOW},
+    "phi3": {**_SIZES, **_RMS, "rope.dimension_count": HIDDEN // HEADS},
+    "stablelm": {**_SIZES, **_NORM},
+    "nemotron": {**_SIZES, "attention.layer_norm_rms_epsilon": 1e-5},
+    "starcoder2": {**_SIZES, **_NORM},
+    "falcon": {**_SIZES, **_NORM, "attention.head_count_kv": 1},
+    "bloom": {**_SIZES, **_NORM},
+    "gpt2": {**_SIZES, **_NORM},
+    "lfm2": {
+        **_SIZES,
+        **_RMS,
+        "attention.head_count_kv": [0, 2, 0, 2],
+        "shortconv.l_cache": 3,
+    },
+    "qwen2moe": {**_SIZES, **_RMS, **_EXPERTS},
+    "qwen3moe": {**_SIZES, **_RMS, **_HEADS, **_EXPERTS},
+}
+"""What transformers loads from GGUF files, as tiny as it goes."""
+
+
+def tiny_of(
+    architecture: str, path: Path, kind: str = "F32", seed: int = 0, only: str = ""
+) -> Path:
+    """Write a random model of any of `ARCHITECTURES`, with the tests' tokenizer.
+
+    Which tensors there are, and how large, is taken from the model that transformers makes of the
+    metadata.
+
+    Args:
+        architecture: A key of `ARCHITECTURES`.
+        path: The file.
+        kind: The type of the matrices, where their rows are long enough for it; F32 elsewhere.
+        seed: Of the weights.
+        only: A part of the names of the matrices that are of that type; F32 elsewhere.
+    """
+    bare = path.with_suffix(".bare.gguf")
+    _write(bare, architecture, {})
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in _shapes(bare, architecture).items():
+        matrix = len(shape) > 1
+        values = random.standard_normal(shape) * (0.15 if matrix else 0.1) + (not matrix)
+        found = values.astype(np.float32), "F32"
+        weights = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+        if matrix and only in name and not shape[-1] % weights and kind != "F32":
+            rows = random_rows(kind, int(np.prod(shape[:-1])), shape[-1], int(random.integers(99)))
+            found = rows.reshape(*shape[:-1], -1), kind
+        tensors[name] = found
+    bare.unlink()
+    return _write(path, architecture, tensors)
+
+
+def _write(path: Path, architecture: str, tensors: dict) -> Path:
+    tokenizer = tiny_tokenizer()
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    for key, value in ARCHITECTURES[architecture].items():
+        adds = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        adds[type(value)](f"{architecture}.{key}", value)
+    _add_tokenizer(writer, tokenizer)
+    for name, (values, kind) in tensors.items():
+        writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _shapes(bare: Path, architecture: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors in a GGUF file, from one without any."""
+    config = tf.AutoConfig.from_pretrained(bare.parent, gguf_file=bare.name)
+    config.tie_word_embeddings = True
+    with torch.device("meta"):
+        model = tf.AutoModelForCausalLM.from_config(config)
+    sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if architecture == "lfm2":
+        return {_lfm2_name(name): _squeezed(shape) for name, shape in sizes.items()}
+    kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    table = get_gguf_hf_weights_map(model, kind(config=config.to_dict()))
+    shapes = {}
+    for name, parameter in table.items():
+        if parameter not in sizes:
+            continue
+        shape = sizes[parameter]
+        if architecture == "gpt2" and len(shape) == 2 and name.startswith("blk."):
+            shape = shape[::-1]  # GPT-2's layers keep their weights transposed
+        if name.endswith(("gate_exps", "up_exps")):
+            shape = (shape[0], shape[1] // 2, shape[2])  # which transformers joins
+        if name.endswith("_exps"):
+            name += ".weight"
+        if name.endswith("ffn_gate_inp_shexp.weight"):
+            shape = shape[1:]
+        shapes[name] = shape
+    return shapes
+
+
+def _lfm2_name(parameter: str) -> str:
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.embedding_norm": "token_embd_norm",
+        "model.layers": "blk",
+        "operator_norm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.out_proj": "attn_output",
+        "self_attn.q_layernorm": "attn_q_norm",
+        "self_attn.k_layernorm": "attn_k_norm",
+        "feed_forward.w1": "ffn_gate",
+        "feed_forward.w3": "ffn_up",
+        "feed_forward.w2": "ffn_down",
+        "conv.conv": "shortconv.conv",
+        "conv.in_proj": "shortconv.in_proj",
+        "conv.out_proj": "shortconv.out_proj",
+    }
+    for ours, theirs in names.items():
+        parameter = parameter.replace(ours, theirs)
+    return parameter
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], shape[2]) if len(shape) == 3 else shape
 
 
 def _add_tokenizer(writer, tokenizer) -> None:
@@ -100,7 +251,8 @@ def random_rows(
     if scale is None:
         values = np.asarray(gguf.dequantize(found, number))
         if kind == "MXFP4":
-            blocks[..., 0] -= round(np.log2(values.std() / 0.15))
+            shift = round(np.log2(values.std() / 0.15))
+            blocks[..., 0] = blocks[..., 0].astype(int) - shift
         else:
             random = np.random.default_rng(seed)
             _set_random_scales(kind, blocks, 0.15 / values.std(), random)

@@ -1,7 +1,16 @@
 """Write dampening factors into a model for good, one file a target."""
 
 from sordino.edits.baking import bake
-from sordino.edits.provenance import read_provenance
+from sordino.edits.gguf_file import FileVerification, verify_file
+from sordino.edits.provenance import is_dampened, read_provenance
 from sordino.edits.verification import Verification, verify
 
-__all__ = ["Verification", "bake", "read_provenance", "verify"]
+__all__ = [
+    "FileVerification",
+    "Verification",
+    "bake",
+    "is_dampened",
+    "read_provenance",
+    "verify",
+    "verify_file",
+]

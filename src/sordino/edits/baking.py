@@ -8,10 +8,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sordino.edits import gguf_source, safetensors_folder
-from sordino.edits.provenance import FILE_NAME, HOOKS, plain_card, provenance
+from sordino.edits import gguf_file, gguf_source, safetensors_folder
+from sordino.edits.provenance import FILE_NAME, GGUF, HOOKS, plain_card, provenance
 from sordino.errors import UserError
-from sordino.files import is_disk_full, new_folder, only_one, write_json
+from sordino.files import is_disk_full, new_file, new_folder, only_one, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
@@ -31,12 +31,14 @@ def bake(
     hooks: bool = False,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a dampened copy of a model as a transformers folder.
+    """Write a dampened copy of a model, as a transformers folder or as a GGUF file.
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
-    kept; a GGUF file is de-quantised and saved. The output appears under its name only when it is
-    whole. It holds the provenance (`sordino.json`), a README.md, and the source's own README.md as
-    `README.base.md`.
+    kept. A GGUF file is copied with the block scales of the dampened rows changed, if the output's
+    name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
+    under its name only when it is whole. A folder holds the provenance (`sordino.json`), a
+    README.md, and the source's own README.md as `README.base.md`; a GGUF file holds the provenance
+    in its metadata.
 
     Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
     (such as `mlp_bias`) is turned on; where there is no such setting, `hooks` is the way.
@@ -45,19 +47,19 @@ def bake(
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
             files are read again: what is in memory stays as it is).
         dampening: Factors for the model's sites.
-        output: The folder to make.
-        force: Whether an existing model folder there is replaced.
-        dtype: Of the weights written from a GGUF file; a folder keeps its own.
+        output: The folder to make, or the ".gguf" file.
+        force: Whether an existing model there is replaced.
+        dtype: Of the weights of a folder written from a GGUF file; the others keep their own.
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
         hooks: Write no weights, but factors and shifts to `sordino/hooks.safetensors`, for
             `Dampening.load(path).applied(model)`; see docs/shifts.md.
-        finish: Called with the folder and the provenance before the folder takes its name, to add
-            to it, such as a README.md with an evaluation.
+        finish: Called with the folder (or the file) and the provenance before it takes its name,
+            to add to it, such as a README.md with an evaluation.
 
     Returns:
-        The provenance, as in `sordino.json`.
+        The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.
@@ -66,12 +68,21 @@ def bake(
     target = Path(output).expanduser()
     _refuse_overlap(ref, target)
     _refuse_other_folder(target)
+    to_file = target.suffix == GGUF
+    if to_file:
+        _refuse_no_file(ref, target, dtype, hooks=hooks)
     if dtype != "auto" and (hooks or ref.kind == "folder"):
         reason = "hooks have no weights" if hooks else f"{ref.name} keeps its own dtype"
         raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
     fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
         _refuse_other_weights(ref, dampening, fingerprint)
+    if to_file:
+        with _file_errors(target), only_one(target), new_file(target, force=force) as stage:
+            record = gguf_file.bake(ref, dampening, fingerprint, stage)
+            if finish is not None:
+                finish(stage, record)
+        return record
     with _file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         if hooks:
             dampening.save(stage / HOOKS)
@@ -124,6 +135,21 @@ def _refuse_other_folder(target: Path) -> None:
             f"{target} exists and is no model folder, so that it is not replaced: choose another "
             "-o."
         )
+
+
+def _refuse_no_file(ref: ModelRef, target: Path, dtype: str, *, hooks: bool) -> None:
+    """What cannot end in a GGUF file."""
+    if ref.kind != "gguf":
+        reason = f"{ref.name} is none: give a folder, and convert it with llama.cpp's own converter"
+    elif hooks:
+        reason = "--hooks writes a folder: give one"
+    elif dtype != "auto":
+        reason = f"it keeps its types: leave out --dtype {dtype}, or give a folder"
+    elif target.is_dir():
+        reason = "there is a folder of that name: choose another -o"
+    else:
+        return
+    raise UserError(f"-o {target} names a GGUF file, which is made of a GGUF file; {reason}.")
 
 
 def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str) -> None:

@@ -106,8 +106,8 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
 
     A scale is multiplied exactly (in float64) and rounded once to half precision; a weight of F32,
     F16 or BF16 is multiplied in float32 and rounded once. Rows with a factor of 1 keep their bytes,
-    and those with a factor of 0 become zeros. MXFP4's scales are powers of two: its rows take, block
-    by block, the power and the codes that come nearest (in the mean square).
+    and those with a factor of 0 become zeros. MXFP4's scales are powers of two: block by block, its
+    rows take the power and the codes that come nearest (in the mean square).
 
     Args:
         kind: The tensor's type, one of `KINDS`.
@@ -239,5 +239,3 @@ def _scale_mxfp4_row_(blocks: Rows, factor: float) -> Rounding:
         zeroed=int(np.count_nonzero(lost & there & ~overflowed)),
         overflowed=int(np.count_nonzero(overflowed)),
     )
-
-

@@ -25,11 +25,12 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # where the file names none
 _MAX_DIMENSIONS = 4  # llama.cpp's limit
-_STRING, _ARRAY, _BOOL, _UINT32 = 8, 9, 7, 4
-# The format's numbers for the types of values of one size, as struct and numpy call them.
+UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
+"""The format's numbers for types of values."""
+# The types of values that have one size, as struct and numpy call them.
 _FIXED = {
-    **{0: "B", 1: "b", 2: "H", 3: "h", _UINT32: "I", 5: "i", 6: "f", _BOOL: "?"},
-    **{10: "Q", 11: "q", 12: "d"},
+    **{0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", 5: "i", FLOAT32: "f", BOOL: "?"},
+    **{UINT64: "Q", 11: "q", 12: "d"},
 }
 _SIZES = {kind: struct.calcsize(f"<{code}") for kind, code in _FIXED.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -128,7 +129,7 @@ class Header:
         with self.path.open("rb") as file:
             file.seek(array.start)
             data = file.read(array.end - array.start)
-        if array.kind != _STRING:
+        if array.kind != STRING:
             values: list[Any] = np.frombuffer(data, f"<{_FIXED[array.kind]}").tolist()
             return values
         try:
@@ -248,10 +249,10 @@ def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Valu
         if end > len(data):
             raise _cut_off(path)
         return struct.unpack_from(f"<{_FIXED[kind]}", data, at)[0], end
-    if kind == _STRING:
+    if kind == STRING:
         [(start, end)] = _strings(data, at, 1, path)
         return data[start:end].decode(errors="replace"), end
-    if kind != _ARRAY:
+    if kind != ARRAY:
         raise _damaged(path, f"{key!r} is of a type {kind} that does not exist")
     inner, at = _number(_U32, data, at, path)
     count, at = _number(_U64, data, at, path)
@@ -259,10 +260,10 @@ def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Valu
         end = at + count * _SIZES[inner]
         if end > len(data):
             raise _cut_off(path)
-    elif inner == _STRING:
+    elif inner == STRING:
         end = at
-        for _, end in _strings(data, at, count, path):
-            pass
+        for _first, after in _strings(data, at, count, path):
+            end = after
     else:
         raise _damaged(path, f"{key!r} is an array of a type {inner} that arrays cannot have")
     return Array(inner, count, at, end), end

@@ -25,8 +25,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.integrations.gguf import get_gguf_conversion_mapping, is_gguf_arch_supported
+from transformers.integrations.gguf import (
+    GGUF_CONFIG_ARCHS,
+    get_gguf_conversion_mapping,
+    is_gguf_arch_supported,
+)
 from transformers.modeling_gguf_pytorch_utils import (
+    GGUF_SUPPORTED_ARCHITECTURES,
     TENSOR_PROCESSORS,
     TensorProcessor,
     get_gguf_hf_weights_map,
@@ -37,6 +42,13 @@ from sordino.models.gguf_header import Array, Header, read_header
 
 # What llama.cpp computes with and transformers computes by itself.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def is_loadable(header: Header) -> bool:
+    """Whether transformers loads models of a GGUF file's architecture."""
+    name = header.architecture.replace("-", "_")
+    names = {header.architecture, name, f"{name.removesuffix('moe')}_moe"}
+    return not names.isdisjoint({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS})
 
 
 @contextmanager
@@ -61,9 +73,7 @@ def reading(path: Path) -> Iterator[Header]:
         gguf.GGUFReader, gguf.get_tensor_name_map = original, table
 
 
-def load(
-    path: Path, options: Mapping[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(path: Path, options: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The de-quantised model of a GGUF file, as if it never had been one, and its tokenizer.
 
     Args:

@@ -94,12 +94,12 @@ def open_model(
     target = choose_device(device)
     options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
     if ref.kind == "gguf":
-        with quiet_transformers(), _loading_errors(ref):
+        with quiet_transformers(), loading_errors(ref):
             model, tokenizer = gguf_loading.load(ref.path, options)
     else:
         options["use_safetensors"] = True
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
-        with quiet_transformers(), _loading_errors(ref):
+        with quiet_transformers(), loading_errors(ref):
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
     return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
@@ -108,9 +108,9 @@ def open_model(
 def empty_model(ref: ModelRef) -> PreTrainedModel:
     """The model's module tree without its weights, on torch's "meta" device."""
     if ref.kind == "gguf":
-        with quiet_transformers(), _loading_errors(ref), gguf_loading.reading(ref.path) as header:
+        with quiet_transformers(), loading_errors(ref), gguf_loading.reading(ref.path) as header:
             return gguf_loading.module_tree(header)
-    with quiet_transformers(), _loading_errors(ref), torch.device("meta"):
+    with quiet_transformers(), loading_errors(ref), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -158,7 +158,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _loading_errors(ref: ModelRef) -> Iterator[None]:
+def loading_errors(ref: ModelRef) -> Iterator[None]:
     """Turn what the loaders raise on an unusable model into one sentence."""
     try:
         yield
