@@ -82,7 +82,13 @@ ARCHITECTURES = {
 
 
 def tiny_of(
-    architecture: str, path: Path, kind: str = "F32", seed: int = 0, only: str = ""
+    architecture: str,
+    path: Path,
+    kind: str = "F32",
+    seed: int = 0,
+    only: str = "",
+    wide: bool = False,
+    alignment: int | None = None,
 ) -> Path:
     """Write a random model of any of `ARCHITECTURES`, with the tests' tokenizer.
 
@@ -95,9 +101,15 @@ def tiny_of(
         kind: The type of the matrices, where their rows are long enough for it; F32 elsewhere.
         seed: Of the weights.
         only: A part of the names of the matrices that are of that type; F32 elsewhere.
+        wide: Make rows of 256 weights, long enough for every type.
+        alignment: Of the tensors; None for the format's own.
     """
     bare = path.with_suffix(".bare.gguf")
-    _write(bare, architecture, {})
+    sizes = ARCHITECTURES[architecture]
+    if wide:
+        sizes = sizes | {"embedding_length": 256, "feed_forward_length": 256}
+        sizes |= {"rope.dimension_count": 256 // HEADS}
+    _write(bare, architecture, sizes, {}, None)
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in _shapes(bare, architecture).items():
@@ -110,14 +122,18 @@ def tiny_of(
             found = rows.reshape(*shape[:-1], -1), kind
         tensors[name] = found
     bare.unlink()
-    return _write(path, architecture, tensors)
+    return _write(path, architecture, sizes, tensors, alignment)
 
 
-def _write(path: Path, architecture: str, tensors: dict) -> Path:
+def _write(
+    path: Path, architecture: str, sizes: dict, tensors: dict, alignment: int | None
+) -> Path:
     tokenizer = tiny_tokenizer()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    for key, value in ARCHITECTURES[architecture].items():
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    for key, value in sizes.items():
         adds = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
         adds[type(value)](f"{architecture}.{key}", value)
     _add_tokenizer(writer, tokenizer)

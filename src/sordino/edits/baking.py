@@ -66,11 +66,11 @@ def bake(
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = Path(output).expanduser()
-    _refuse_overlap(ref, target)
-    _refuse_other_folder(target)
+    refuse_impossible(ref, target)
     to_file = target.suffix == GGUF
-    if to_file:
-        _refuse_no_file(ref, target, dtype, hooks=hooks)
+    if to_file and (hooks or dtype != "auto"):
+        reason = "--hooks writes a folder" if hooks else f"--dtype {dtype} is for folders"
+        raise UserError(f"-o {target} names a GGUF file: {reason}.")
     if dtype != "auto" and (hooks or ref.kind == "folder"):
         reason = "hooks have no weights" if hooks else f"{ref.name} keeps its own dtype"
         raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
@@ -119,6 +119,20 @@ def _write_cards(stage: Path, record: dict[str, Any]) -> None:
     card.write_text(plain_card(record), encoding="utf-8")
 
 
+def refuse_impossible(ref: ModelRef, target: Path) -> None:
+    """Raise `UserError` if a model cannot be baked to a place, whatever the dampening."""
+    _refuse_overlap(ref, target)
+    _refuse_other_folder(target)
+    if target.suffix == GGUF:
+        if ref.kind != "gguf":
+            raise UserError(
+                f"-o {target} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
+                "none: give a folder, and convert that with llama.cpp."
+            )
+        if target.is_dir():
+            raise UserError(f"-o {target} names a GGUF file, but is a folder: choose another.")
+
+
 def _refuse_overlap(ref: ModelRef, target: Path) -> None:
     """The source must outlive the output's replacement, and not hold it."""
     source, output = ref.path.resolve(), target.resolve()
@@ -135,21 +149,6 @@ def _refuse_other_folder(target: Path) -> None:
             f"{target} exists and is no model folder, so that it is not replaced: choose another "
             "-o."
         )
-
-
-def _refuse_no_file(ref: ModelRef, target: Path, dtype: str, *, hooks: bool) -> None:
-    """What cannot end in a GGUF file."""
-    if ref.kind != "gguf":
-        reason = f"{ref.name} is none: give a folder, and convert it with llama.cpp's own converter"
-    elif hooks:
-        reason = "--hooks writes a folder: give one"
-    elif dtype != "auto":
-        reason = f"it keeps its types: leave out --dtype {dtype}, or give a folder"
-    elif target.is_dir():
-        reason = "there is a folder of that name: choose another -o"
-    else:
-        return
-    raise UserError(f"-o {target} names a GGUF file, which is made of a GGUF file; {reason}.")
 
 
 def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str) -> None:

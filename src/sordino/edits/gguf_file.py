@@ -239,9 +239,9 @@ def _change(
     rounding = Rounding()
     for rows, scales, shifts in _pieces(stored, change):
         piece = np.empty(rows, np.uint8)
-        _fill(reader, memoryview(piece).cast("B"))
+        _fill(reader, piece.data.cast("B"))
         rounding += scale_rows_(stored.kind, piece, scales, shifts)
-        writer.write(piece)
+        writer.write(piece.data)
         advance(piece.nbytes / 1e6)
     return rounding
 
@@ -289,15 +289,14 @@ class FileVerification:
 
     Args:
         largest_difference: The largest absolute difference of two weights.
-        largest_relative: The largest difference relative to the largest weight of its row.
-        largest_weight: The largest absolute weight that was expected, for comparison.
+        largest_relative: The largest difference relative to the largest weight that its row had
+            before the edit.
         weights: The number of weights that were compared: those of all changed tensors.
         others_equal: Whether every other tensor has the same bytes in both.
     """
 
     largest_difference: float
     largest_relative: float
-    largest_weight: float
     weights: int
     others_equal: bool
 
@@ -307,8 +306,8 @@ class FileVerification:
         others = "the same bytes" if self.others_equal else "NOT the same bytes"
         return (
             f"largest difference between a weight and its factor times what it was: "
-            f"{self.largest_difference:.3g}, {100 * self.largest_relative:.2g} % of the largest of "
-            f"its row ({self.weights:,} weights); all other tensors are {others}"
+            f"{self.largest_difference:.3g} ({100 * self.largest_relative:.2g} % of the largest "
+            f"that its row had; {self.weights:,} weights); all other tensors are {others}"
         )
 
 
@@ -324,7 +323,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
         UserError: A file is damaged, or the dampening does not fit it.
     """
     edit, after = plan(ref, dampening), read_header(baked)
-    difference = relative = largest = 0.0
+    difference = relative = 0.0
     equal, count = True, 0
     for name, stored in edit.header.tensors.items():
         other = after.tensors.get(name)
@@ -340,19 +339,19 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
         if len(stored.shape) == 1:
             old, new = (rows.reshape(stored.shape[0], -1) for rows in (old, new))
         for here in _slices(*old.shape):
-            expected = _values(stored.kind, old[here]) * change.scales[here, None]
+            original = _values(stored.kind, old[here])
+            expected = original * change.scales[here, None]
             if change.shifts is not None:
                 expected += change.shifts[here, None]
             off = np.abs(_values(stored.kind, new[here]) - expected)
-            tops = np.abs(expected).max(axis=1, initial=0)
+            tops = np.abs(original).max(axis=1, initial=0)
+            off = off.max(axis=1, initial=0)
             difference = max(difference, float(off.max(initial=0)))
-            largest = max(largest, float(tops.max(initial=0)))
-            there = tops > 0
-            relative = max(relative, float((off.max(axis=1)[there] / tops[there]).max(initial=0)))
-            count += off.size
+            relative = max(relative, float((off[tops > 0] / tops[tops > 0]).max(initial=0)))
+            count += original.size
     for name, values in edit.added.items():
         equal = equal and np.array_equal(_values("F32", after.rows(after.tensors[name]))[0], values)
-    return FileVerification(difference, relative, largest, count, equal)
+    return FileVerification(difference, relative, count, equal)
 
 
 def _slices(rows: int, width: int) -> Iterator[slice]:

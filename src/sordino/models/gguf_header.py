@@ -42,13 +42,13 @@ class Array(NamedTuple):
 
     Args:
         kind: The format's number for the type of its elements.
-        count: How many there are.
+        length: How many there are.
         start: Where in the file the first one is.
         end: Where in the file the array ends.
     """
 
     kind: int
-    count: int
+    length: int
     start: int
     end: int
 
@@ -134,7 +134,7 @@ class Header:
             return values
         try:
             return [
-                data[start:end].decode() for start, end in _strings(data, 0, array.count, self.path)
+                data[start:end].decode() for start, end in _strings(data, 0, array.length, self.path)
             ]
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} has a string that is not UTF-8: {error}.") from None

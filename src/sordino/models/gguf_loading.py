@@ -227,10 +227,9 @@ def _refuse_missing_blocks(header: Header) -> None:
 def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
     """What the file lacks, transformers would fill with random numbers without a word."""
     stored: defaultdict[str, int] = defaultdict(int)
-    for name, parameter in parameter_names(header, model).items():
-        stored[parameter] += header.tensors[name].elements
-    parameters: Mapping[str, torch.Tensor] = dict(model.named_parameters())
-    for name, parameter in parameters.items():
+    for tensor, target in parameter_names(header, model).items():
+        stored[target] += header.tensors[tensor].elements
+    for name, parameter in model.named_parameters():
         if not stored[name]:
             raise UserError(
                 f"{header.path} has no tensor for {name}: it is incomplete, or of a variant of "
