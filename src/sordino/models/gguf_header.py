@@ -134,7 +134,8 @@ class Header:
             return values
         try:
             return [
-                data[start:end].decode() for start, end in _strings(data, 0, array.length, self.path)
+                data[start:end].decode()
+                for start, end in _strings(data, 0, array.length, self.path)
             ]
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} has a string that is not UTF-8: {error}.") from None

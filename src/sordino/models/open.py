@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,6 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _UNUSABLE = (
     *(OSError, ImportError, RuntimeError, MemoryError, EOFError, AttributeError, AssertionError),
     *(ValueError, TypeError, LookupError, ArithmeticError, struct.error, SafetensorError),
+    StrictDataclassError,
 )
 
 
