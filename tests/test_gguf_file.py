@@ -337,3 +337,17 @@ def test_scales_that_underflow_are_reported_by_tensor(source, tmp_path, capsys):
     assert "dampened by sordino" in capsys.readouterr().out
     main(["inspect", str(source)])
     assert "12 sites" in capsys.readouterr().out
+
+
+def test_a_file_of_the_same_name_in_the_working_directory_is_another(tmp_path, monkeypatch):
+    """transformers by itself would take that one."""
+    (tmp_path / "elsewhere").mkdir()
+    source = tiny_of("llama", tmp_path / "model.gguf")
+    bake(source, wide_dampening(source), tmp_path / "elsewhere/model.gguf")
+    monkeypatch.chdir(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    here, there = (
+        open_model(path, device="cpu").model.get_parameter(name)
+        for path in ("model.gguf", "elsewhere/model.gguf")
+    )
+    assert not torch.equal(here, there)

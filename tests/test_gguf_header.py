@@ -249,4 +249,4 @@ def test_a_file_is_inspected_without_reading_its_weights(good, edit, capsys):
     """Even where they are damaged."""
     start = read_header(good).tensors[MATRIX].start
     main(["inspect", str(edit((start, b"\xff" * 1000)))])
-    assert "LlamaForCausalLM, 4 layers, 896 neurons in 12 sites" in capsys.readouterr().out
+    assert "LlamaForCausalLM, 4 layers, 1,024 neurons in 12 sites" in capsys.readouterr().out

@@ -58,14 +58,15 @@ def by_llama(python: str, model: Path, texts: list[list[int]], new: int = NEW) -
 def by_transformers(model, texts: list[list[int]], new: int = NEW) -> list[dict]:
     found = []
     for ids in texts:
-        logits = model(torch.tensor([ids])).logits[0].double()
-        chances = logits.log_softmax(-1)
-        own = chances[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
-        written = list(ids)
+        out = model(torch.tensor([ids]), use_cache=True)
+        logits, written = out.logits[0].double(), []
+        own = logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
         for _ in range(new):
-            written.append(int(model(torch.tensor([written])).logits[0, -1].argmax()))
+            written.append(int(out.logits[0, -1].argmax()))
+            past = out.past_key_values
+            out = model(torch.tensor([written[-1:]]), past_key_values=past, use_cache=True)
         top = logits.argmax(-1).tolist()
-        found.append({"top": top, "own": own.tolist(), "written": written[len(ids) :]})
+        found.append({"top": top, "own": own.tolist(), "written": written})
     return found
 
 

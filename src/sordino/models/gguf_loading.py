@@ -83,13 +83,10 @@ def load(path: Path, options: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTr
     Raises:
         UserError: The file is damaged or incomplete.
     """
-    folder, name = path.absolute().parent, path.name
     with reading(path) as header:
-        config = module_tree(header).config
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, config=config, **options
-        )
+        config, where = module_tree(header).config, _place(path)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, config=config, **options)
         _refuse_not_finite(header, model)
     _forget(model)
     return model, tokenizer
@@ -101,11 +98,23 @@ def config_of(header: Header) -> PretrainedConfig:
     Biases of the feed-forward part, which transformers does not look for, are turned on where the
     file has them.
     """
-    folder, name = header.path.absolute().parent, header.path.name
-    config = AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(**_place(header.path))
     if getattr(config, "mlp_bias", None) is False:
         config.mlp_bias = "blk.0.ffn_up.bias" in header.tensors
     return config
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """A GGUF file, as transformers' loaders take it: the name has to be absolute.
+
+    A file of that name in the working directory would be taken before the one in the folder.
+    """
+    whole = path.absolute()
+    return {
+        "pretrained_model_name_or_path": whole.parent,
+        "gguf_file": str(whole),
+        "trust_remote_code": False,
+    }
 
 
 def module_tree(header: Header) -> PreTrainedModel:

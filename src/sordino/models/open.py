@@ -94,12 +94,12 @@ def open_model(
         return spec
     ref = resolve(spec, revision)
     target = choose_device(device)
-    options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
+    options: dict[str, object] = {"dtype": _dtype(dtype, ref)}
     if ref.kind == "gguf":
         with quiet_transformers(), loading_errors(ref):
             model, tokenizer = gguf_loading.load(ref.path, options)
     else:
-        options["use_safetensors"] = True
+        options |= {"use_safetensors": True, "trust_remote_code": False}
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
         with quiet_transformers(), loading_errors(ref):
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
