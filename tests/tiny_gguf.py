@@ -33,7 +33,7 @@ def tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(tokenizer))
-    _add_tokenizer(writer, tokenizer)
+    add_tokenizer(writer, tokenizer)
     _add_tensors(writer, len(tokenizer), np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -136,7 +136,7 @@ def _write(
     for key, value in sizes.items():
         adds = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
         adds[type(value)](f"{architecture}.{key}", value)
-    _add_tokenizer(writer, tokenizer)
+    add_tokenizer(writer, tokenizer)
     for name, (values, kind) in tensors.items():
         writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -202,7 +202,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[2]) if len(shape) == 3 else shape
 
 
-def _add_tokenizer(writer, tokenizer) -> None:
+def add_tokenizer(writer, tokenizer) -> None:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     writer.add_tokenizer_model("gpt2")
