@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= demo
+RUNS ?= 1000000
 
-.PHONY: demo results test test-slow lint format clean
+.PHONY: demo results test test-slow fuzz lint format clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +24,10 @@ test: $(BIN)/.ready  ## the default tests, with coverage
 
 test-slow: $(BIN)/.ready  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(BIN)/.ready  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
+	for target in gguf safetensors index; do $(BIN)/python tests/fuzz $$target $(RUNS) || exit 1; done
 
 lint: $(BIN)/.ready  ## lint, format check, strict types
 	$(BIN)/ruff check

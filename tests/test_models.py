@@ -139,7 +139,7 @@ def test_remote_code_is_not_run(folder):
 def test_no_gguf_bytes_crash(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("gguf") / "x.gguf"
     path.write_bytes(b"GGUF" + data)
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match=r"x\.gguf"):
         open_model(path)
 
 

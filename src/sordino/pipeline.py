@@ -16,8 +16,9 @@ from pydantic import TypeAdapter
 from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
-from sordino.edits.baking import BASE_CARD, bake
+from sordino.edits.baking import BASE_CARD, bake, refuse_impossible
 from sordino.edits.biases import can_shift
+from sordino.edits.provenance import GGUF
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
 from sordino.evaluation.result import samples_path
@@ -46,8 +47,12 @@ from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
 
 EXTRAS = "sordino"
-"""The folder inside the model's folder that holds what is not the model's."""
+"""The folder inside the model's folder that holds what is not the model's.
 
+Of a model in a GGUF file it is the folder beside it: `quiet.sordino` for `quiet.gguf`.
+"""
+
+_CARD = "README.md"
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
 
@@ -56,7 +61,7 @@ class RunResult:
     """What a run left behind.
 
     Args:
-        folder: The dampened model's folder.
+        folder: The dampened model's folder, or its GGUF file.
         expertise: The expertise file.
         evaluation: The figures before and after; None where the model is larger than memory.
         beside: The same of the rules for comparison, by name.
@@ -122,12 +127,14 @@ def run(
     """Find a concept's neurons, dampen them, measure what that changed and write it all down.
 
     The output is a folder that plain transformers loads; what else there is to know lies in its
-    `sordino/` folder. Every step is kept as it ends, and an interrupted run goes on from there.
+    `sordino/` folder. Or, from a GGUF file, it is a GGUF file, and the rest lies in the folder
+    `NAME.sordino` beside it. Every step is kept as it ends, and an interrupted run goes on from
+    there.
 
     Args:
         model: What `sordino.open_model` takes.
         concept: The labelled sentences.
-        output: The folder to make.
+        output: The folder to make, or the ".gguf" file.
         settings: The rest.
         revision: A branch, tag or commit of the hub.
         command: The command line that does it again, for the page.
@@ -142,8 +149,12 @@ def run(
     read_settings(chosen.intervention, chosen.settings, sized=chosen.divergence is not None)
     for rule in chosen.beside:
         read_settings(rule, {}, sized=False)
+    ref = resolve(model, revision)
+    refuse_impossible(ref, target)
+    if target.suffix == GGUF:
+        _refuse_other_extras(_extras(target), force=force)
     with only_one(target):
-        steps = _Steps(resolve(model, revision), concept, target, chosen)
+        steps = _Steps(ref, concept, target, chosen)
         steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
@@ -153,7 +164,7 @@ def run(
         evaluation = steps.evaluate()
         steps.report(expertise, dampening, evaluation, beside, shown, command)
         steps.publish()
-    extras = target / EXTRAS
+    extras = _extras(target)
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
     )
@@ -170,12 +181,16 @@ class _Steps:
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
         self._work = _work_folder(target, key)
-        self._model = self._work / "model"
+        self._model = self._work / f"model{GGUF if self._is_file else ''}"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
         self._size = self._work / "size.json"
         self._exemplars = self._work / "exemplars.json"
         self._records = self._work / "records.jsonl"
         self._evaluation = self._work / "evaluation.json"
+
+    @property
+    def _is_file(self) -> bool:
+        return self._target.suffix == GGUF
 
     def refuse_what_needs_memory(self) -> None:
         """Before the long work: a divergence is measured on a model that is in memory."""
@@ -263,7 +278,7 @@ class _Steps:
                 )
                 return None
             evaluate(
-                ModelRef(self._target.name, "folder", self._model),
+                ModelRef(self._target.name, "gguf" if self._is_file else "folder", self._model),
                 self._original_arm(self._lent_original),
                 measures=self._settings.measures,
                 device=self._settings.device,
@@ -300,22 +315,27 @@ class _Steps:
             read_provenance(self._model),
             evaluation,
             base.read_text(encoding="utf-8") if base.exists() else None,
+            file=self._target.name if self._is_file else "",
         )
-        with new_file(self._model / "README.md", force=True) as stage:
+        place = self._work if self._is_file else self._model
+        with new_file(place / _CARD, force=True) as stage:
             stage.write_text(card, encoding="utf-8")
 
     def publish(self) -> None:
-        """Move what is beside the model into its folder, and the folder to its name."""
-        extras = self._model / EXTRAS
+        """Move what is beside the model into its folder, and the model to its name."""
+        extras = (self._work if self._is_file else self._model) / EXTRAS
         extras.mkdir(exist_ok=True)
         for name in (
             self.expertise.name,
             self._evaluation.name,
             samples_path(self._evaluation).name,
             "report.html",
+            _CARD,
         ):
             if (self._work / name).exists():  # not so after a kill in the middle of this
                 (self._work / name).replace(extras / name)
+        if self._is_file:
+            publish(extras, _extras(self._target))
         publish(self._model, self._target)
         shutil.rmtree(self._work)
 
@@ -374,6 +394,17 @@ class _Steps:
         finally:
             self._opened = None
             gc.collect()
+
+
+def _extras(target: Path) -> Path:
+    return target.with_suffix(f".{EXTRAS}") if target.suffix == GGUF else target / EXTRAS
+
+
+def _refuse_other_extras(extras: Path, *, force: bool) -> None:
+    """`--force` replaces what an earlier run left, never someone's other files."""
+    refuse_existing(extras, force=force)
+    if extras.exists() and not (extras / _CARD).is_file():
+        raise UserError(f"{extras} exists and is no run's: choose another -o.")
 
 
 def _work_folder(target: Path, key: str) -> Path:

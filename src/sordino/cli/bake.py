@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ from sordino.cli.options import (
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
+    from sordino.edits import FileVerification, Verification
     from sordino.interventions import Dampening
     from sordino.models.reference import ModelRef
 
@@ -34,9 +35,10 @@ def bake(
 ) -> None:
     """Write dampening factors into a model's weights.
 
-    A transformers folder is edited shard by shard, every other byte kept; a GGUF file is
-    de-quantised and becomes a transformers folder. The result needs no Sordino to run. Several
-    files are used one after the other: their factors are multiplied.
+    A transformers folder is edited shard by shard, every other byte kept. A GGUF file is copied,
+    with the block scales of the dampened neurons changed, if the output's name ends in .gguf;
+    otherwise it is de-quantised and becomes a transformers folder. The result needs no Sordino to
+    run. Several files are used one after the other: their factors are multiplied.
 
     Parameters
     ----------
@@ -46,20 +48,21 @@ def bake(
         Expertise files, to which the intervention is applied, or dampening files, whose factors
         are taken as they are. --strength holds for each.
     output
-        The folder to write.
+        The folder to write, or the .gguf file.
     format
         weights: a whole model; ia3: a small adapter that PEFT puts on the model while it runs;
         hooks: nothing but the factors and shifts, for Sordino's hooks, also where an architecture
         has no biases to hold shifts.
     verify
         Compare the result's logits with those of the original under hooks, and show the largest
-        difference.
+        difference; of a GGUF file, compare the weights.
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
         sibling's.
     """
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
+    from sordino.edits import verify_file
     from sordino.edits.provenance import in_words
     from sordino.models.reference import resolve
     from sordino.progress import note
@@ -81,20 +84,21 @@ def bake(
             allow_other_weights=allow_other_weights,
             format=format,
         )
-        checked = None
-        if verify:
+        checked: Verification | FileVerification | None = None
+        if verify and output.suffix == ".gguf":
+            note("comparing the result's weights with the original's")
+            checked = verify_file(ref, dampening, output)
+        elif verify:
             note("comparing the result with hooks on the original")
             checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
         print_json({"output": str(output), **record, **_figures(checked)})
         return
     print(f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})")
+    for line in _rounding_lines(record):
+        print(line)
     if checked is not None:
-        print(
-            f"largest difference between the logits of hooks and {format}: "
-            f"{checked.largest_difference:.3g} (largest logit {checked.largest_logit:.3g}, "
-            f"{checked.tokens} tokens)"
-        )
+        print(checked.line)
     print(f"written: {output}")
 
 
@@ -124,3 +128,16 @@ def _sized(
 
 def _figures(checked: object) -> dict[str, object]:
     return {} if checked is None else {"verification": vars(checked)}
+
+
+def _rounding_lines(record: dict[str, Any]) -> list[str]:
+    """What rounding did to a GGUF file's block scales, if it did anything that matters."""
+    poor = {name: found for name, found in record.get("rounding", {}).items() if found["coarse"]}
+    if not poor:
+        return []
+    coarse, zeroed = (sum(found[key] for found in poor.values()) for key in ("coarse", "zeroed"))
+    named = ", ".join(sorted(poor, key=lambda name: -poor[name]["coarse"])[:3])
+    return [
+        f"rounding moved {coarse:,} block scales by more than 1 %, {zeroed:,} of them to 0, in "
+        f"{len(poor)} tensors ({named}{', …' if len(poor) > 3 else ''})"
+    ]

@@ -19,16 +19,17 @@ def inspect(
     Parameters
     ----------
     subject
-        A model, an expertise file, or a folder that Sordino wrote.
+        A model, an expertise file, or a folder or .gguf file that Sordino wrote.
     """
     with printing.in_force():
         path = Path(subject).expanduser()
         if path.suffix == ".safetensors" and not path.is_dir():
             value, lines = _expertise(path)
-        elif (path / "sordino.json").is_file():
-            value, lines = _dampened(path)
         else:
-            value, lines = _model(subject, opening)
+            from sordino.edits import is_dampened
+
+            known = is_dampened(path)
+            value, lines = _dampened(path) if known else _model(subject, opening)
     if printing.json:
         print_json(value)
     else:
@@ -71,8 +72,7 @@ def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[st
     from sordino.models.sites import find_sites
 
     ref = resolve(subject, opening.revision)
-    # A folder's module tree needs no weights; a GGUF file's is made while they are read.
-    model = empty_model(ref) if ref.kind == "folder" else opening.open(subject).model
+    model = empty_model(ref)
     sites = find_sites(model, opening.sites)
     neurons = sum(site.neurons for site in sites)
     layers = 1 + max(site.layer for site in sites)

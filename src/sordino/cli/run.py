@@ -31,15 +31,16 @@ def run(
     """Do the whole job: find, dampen, bake, measure before and after, report.
 
     The output is a transformers folder that needs no Sordino to run; figures, samples, the
-    expertise and the page lie in its sordino/ folder. An interrupted run goes on where it was when
-    the same command is given again.
+    expertise and the page lie in its sordino/ folder. Of a GGUF file it may be a GGUF file
+    (-o NAME.gguf), with the rest in NAME.sordino/ beside it. An interrupted run goes on where it
+    was when the same command is given again.
 
     Parameters
     ----------
     model
         Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
     output
-        The folder to write.
+        The folder to write, or the .gguf file.
     beside
         Another rule to measure as well, as it is, for comparison; repeat for several.
     seed

@@ -8,19 +8,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sordino.edits import adapters, gguf_source, safetensors_folder
+from sordino.edits import adapters, gguf_file, gguf_source, safetensors_folder
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
     EARLIER,
     EXTRAS,
     FILE_NAME,
+    GGUF,
     Format,
     plain_card,
     provenance,
 )
 from sordino.errors import UserError
-from sordino.files import is_disk_full, new_folder, only_one, write_json
+from sordino.files import is_disk_full, new_file, new_folder, only_one, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
@@ -40,12 +41,14 @@ def bake(
     format: Format = "weights",
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a dampened copy of a model as a transformers folder, or what dampens one while it runs.
+    """Write a dampened copy of a model, or what dampens one while it runs.
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
-    kept; a GGUF file is de-quantised and saved. The output appears under its name only when it is
-    whole. It holds the provenance (`sordino.json`), the factors (`sordino/dampening.safetensors`),
-    a README.md, and the source's own README.md as `README.base.md`.
+    kept. A GGUF file is copied with the block scales of the dampened rows changed, if the output's
+    name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
+    under its name only when it is whole. A folder holds the provenance (`sordino.json`), the
+    factors (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
+    `README.base.md`; a GGUF file holds the provenance in its metadata.
 
     Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
     (such as `mlp_bias`) is turned on; where there is no such setting, "hooks" is the way.
@@ -54,27 +57,31 @@ def bake(
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
             files are read again: what is in memory stays as it is).
         dampening: Factors for the model's sites.
-        output: The folder to make.
-        force: Whether an existing model folder there is replaced.
-        dtype: Of the weights written from a GGUF file; a folder keeps its own.
+        output: The folder to make, or the ".gguf" file.
+        force: Whether an existing model there is replaced.
+        dtype: Of the weights of a folder written from a GGUF file; the others keep their own.
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
         format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
             factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md).
-        finish: Called with the folder and the provenance before the folder takes its name, to add
-            to it, such as a README.md with an evaluation.
+        finish: Called with the folder (or the file) and the provenance before it takes its name,
+            to add to it, such as a README.md with an evaluation.
 
     Returns:
-        The provenance, as in `sordino.json`.
+        The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = Path(output).expanduser()
-    refuse_overlap(ref.path, target)
-    refuse_other_folder(target)
+    refuse_impossible(ref, target)
+    to_file = target.suffix == GGUF
+    if to_file and (format != "weights" or dtype != "auto"):
+        wanted = f"--format {format} writes a folder"
+        reason = f"--dtype {dtype} is for folders" if format == "weights" else wanted
+        raise UserError(f"-o {target} names a GGUF file: {reason}.")
     if dtype != "auto" and (format != "weights" or ref.kind == "folder"):
         kept = f"{ref.name} keeps its own dtype"
         reason = kept if format == "weights" else f"--format {format} writes no weights"
@@ -82,6 +89,12 @@ def bake(
     fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
         _refuse_other_weights(ref, dampening, fingerprint)
+    if to_file:
+        with file_errors(target), only_one(target), new_file(target, force=force) as stage:
+            record = gguf_file.bake(ref, dampening, fingerprint, stage)
+            if finish is not None:
+                finish(stage, record)
+        return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         if format == "weights":
             left_out, settings, added = _write_weights(ref, dampening, stage, dtype)
@@ -139,6 +152,20 @@ def _write_cards(stage: Path, record: dict[str, Any]) -> None:
         shutil.move(card, stage / BASE_CARD)
     text = adapters.card(record) if record["written_as"] == "ia3" else plain_card(record)
     card.write_text(text, encoding="utf-8")
+
+
+def refuse_impossible(ref: ModelRef, target: Path) -> None:
+    """Raise `UserError` if a model cannot be baked to a place, whatever the dampening."""
+    refuse_overlap(ref.path, target)
+    refuse_other_folder(target)
+    if target.suffix == GGUF:
+        if ref.kind != "gguf":
+            raise UserError(
+                f"-o {target} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
+                "none: give a folder, and convert that with llama.cpp."
+            )
+        if target.is_dir():
+            raise UserError(f"-o {target} names a GGUF file, but is a folder: choose another.")
 
 
 def refuse_overlap(path: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sordino.edits import gguf_record
 from sordino.errors import UserError
 from sordino.files import read_json, today
 from sordino.interventions import Dampening
@@ -14,6 +15,7 @@ from sordino.models.reference import ModelRef
 from sordino.version import __version__
 
 FILE_NAME = "sordino.json"
+GGUF = ".gguf"
 FORMAT = "sordino-provenance-1"
 # Not beside the weights: some servers load every *.safetensors that they find there.
 EXTRAS = "sordino"
@@ -67,20 +69,34 @@ def provenance(
         record["configuration"] = dict(settings)
     if added:
         record["added"] = list(added)
-    earlier = ref.path / FILE_NAME
-    if ref.kind == "folder" and earlier.is_file():
+    if is_dampened(ref.path):
         record["earlier"] = read_provenance(ref.path)
     return record
 
 
-def read_provenance(folder: str | Path) -> dict[str, Any]:
-    """The record of the edit that made a model folder.
+def is_dampened(path: Path) -> bool:
+    """Whether a folder or a GGUF file holds the record of an edit.
 
     Raises:
-        UserError: The folder has none, or not one of this format.
+        UserError: A GGUF file is damaged.
     """
-    path = Path(folder) / FILE_NAME
-    record = read_json(path)
+    if path.suffix == GGUF and path.is_file():
+        return gguf_record.read(path) is not None
+    return (path / FILE_NAME).is_file()
+
+
+def read_provenance(model: str | Path) -> dict[str, Any]:
+    """The record of the edit that made a model folder or a GGUF file.
+
+    Raises:
+        UserError: There is none, or not one of this format.
+    """
+    path = Path(model)
+    if path.suffix == GGUF and path.is_file():
+        record: Any = gguf_record.read(path)
+    else:
+        path /= FILE_NAME
+        record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path} is no provenance of this version (expected '{FORMAT}').")
     return record

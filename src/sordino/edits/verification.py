@@ -39,6 +39,15 @@ class Verification:
     largest_logit: float
     tokens: int
 
+    @property
+    def line(self) -> str:
+        """The same in words."""
+        return (
+            f"largest difference between the logits of hooks and weights: "
+            f"{self.largest_difference:.3g} (largest logit {self.largest_logit:.3g}, "
+            f"{self.tokens} tokens)"
+        )
+
 
 def verify(
     model: str | Path | ModelRef | OpenModel,

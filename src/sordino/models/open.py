@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
 from sordino.files import read_json
+from sordino.models import gguf_loading
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
@@ -38,6 +40,7 @@ _BESIDE_WEIGHTS = 1 << 30
 _UNUSABLE = (
     *(OSError, ImportError, RuntimeError, MemoryError, EOFError, AttributeError, AssertionError),
     *(ValueError, TypeError, LookupError, ArithmeticError, struct.error, SafetensorError),
+    StrictDataclassError,
 )
 
 
@@ -111,22 +114,17 @@ def open_model(
             note(f"{ref.name} does not fit into memory: its weights are read layer by layer")
     if stream:
         return _open_streamed(ref, target, dtype, sites)
-    options: dict[str, object] = {"dtype": _dtype(dtype, ref), "trust_remote_code": False}
-    if ref.kind == "gguf":
-        folder = ref.path.absolute().parent
-        options["gguf_file"] = ref.path.name
-    else:
-        folder = ref.path
-        options["use_safetensors"] = True
-        _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
     taken = psutil.Process().memory_info().rss
-    with quiet_transformers(), _loading_errors(ref):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, **_only(options, "gguf_file")
-        )
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    options: dict[str, object] = {"dtype": _dtype(dtype, ref)}
     if ref.kind == "gguf":
-        _forget_gguf(model)
+        with quiet_transformers(), loading_errors(ref):
+            model, tokenizer = gguf_loading.load(ref.path, options)
+    else:
+        options |= {"use_safetensors": True, "trust_remote_code": False}
+        _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
+        with quiet_transformers(), loading_errors(ref):
+            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
     return OpenModel(ref, model.to(target).eval(), tokenizer, sites, taken=taken)
 
 
@@ -163,7 +161,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
             "it was made."
         )
     wanted = _dtype(dtype, ref)
-    with quiet_transformers(), _loading_errors(ref):
+    with quiet_transformers(), loading_errors(ref):
         tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
         stored = StoredTensors(ref)
@@ -179,8 +177,9 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
 def empty_model(ref: ModelRef) -> PreTrainedModel:
     """The model's module tree without its weights, on torch's "meta" device."""
     if ref.kind == "gguf":
-        raise UserError(f"{ref.path}: the module tree of a GGUF file needs its weights.")
-    with quiet_transformers(), _loading_errors(ref), torch.device("meta"):
+        with quiet_transformers(), loading_errors(ref), gguf_loading.reading(ref.path) as header:
+            return gguf_loading.module_tree(header)
+    with quiet_transformers(), loading_errors(ref), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -211,10 +210,6 @@ def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def _only(options: dict[str, object], key: str) -> dict[str, object]:
-    return {key: options[key]} if key in options else {}
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
@@ -232,7 +227,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _loading_errors(ref: ModelRef) -> Iterator[None]:
+def loading_errors(ref: ModelRef) -> Iterator[None]:
     """Turn what the loaders raise on an unusable model into one sentence."""
     try:
         yield
@@ -241,13 +236,3 @@ def _loading_errors(ref: ModelRef) -> Iterator[None]:
         raise UserError(
             f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"
         ) from error
-
-
-def _forget_gguf(model: PreTrainedModel) -> None:
-    """Drop the marks of the GGUF source: the weights are plain now and can be saved as such."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for mark in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, mark):
-            delattr(model, mark)
-    model.is_quantized = False

@@ -18,6 +18,7 @@ def model_card(
     provenance: Mapping[str, Any],
     evaluation: Evaluation | None = None,
     base_card: str | None = None,
+    file: str = "",
 ) -> str:
     """The model card of a dampened model, Markdown with YAML in front.
 
@@ -25,6 +26,7 @@ def model_card(
         provenance: What `sordino.json` says; see `sordino.edits.provenance`.
         evaluation: What changed, or None where nothing was measured.
         base_card: The original model's card, from which licence and language are taken.
+        file: The GGUF file's name, of a model that is one.
     """
     environment = Environment(
         loader=PackageLoader("sordino.report"),
@@ -38,6 +40,7 @@ def model_card(
     body = environment.get_template("card.md.jinja").render(
         title=f"{_display_name(provenance)}, {_line(_concept(provenance))} turned down",
         did=_did(provenance),
+        file=file,
         rows=outcome.rows(evaluation),
         caption=outcome.CAPTION,
         made=_made(provenance),
@@ -60,7 +63,9 @@ def model_card(
     if provenance["model"]["revision"]:
         # Only a model of the hub has a name there.
         front["base_model"] = provenance["model"]["name"]
-    data = ModelCardData(**front, library_name="transformers", tags=_tags(provenance, base))
+    data = ModelCardData(
+        **front, library_name="gguf" if file else "transformers", tags=_tags(provenance, base)
+    )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 

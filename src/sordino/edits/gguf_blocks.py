@@ -1,0 +1,241 @@
+"""Rows of quantised blocks multiplied by a factor, in the numbers that scale a whole block.
+
+A block of a GGUF tensor holds some weights of one row as small integers and says by one or two
+half-precision numbers what they are to be multiplied by. A row multiplied by a factor is the same
+integers with other scales, so that nothing is quantised again: what is rounded is the scale alone.
+The layouts are those of ggml's block structures.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+COARSE = 0.01
+"""A scale that rounding moves by more than this, relative to its exact value, is reported."""
+
+_NAN_EXPONENT = 255
+# The sixteen values of a 4-bit float (one sign, two exponent bits, one mantissa bit), doubled.
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float64)
+_FINER = 5  # exponents that are tried: the largest code is less than 2 ** 4 times the smallest
+
+Rows = NDArray[np.uint8]
+Factors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding did to the scales of changed rows.
+
+    Args:
+        scales: How many scales other than 0 were multiplied by a factor other than 0 and 1.
+        largest: The largest error of one, relative to its exact value. For MXFP4, whose codes are
+            rounded, the largest error of a weight relative to the largest one of its block.
+        coarse: How many are off by more than 1 %.
+        zeroed: How many of those became 0, and their blocks' weights with them.
+        overflowed: How many became infinite (also of the weights of F32, F16 and BF16).
+        damaged: How many were not finite before.
+    """
+
+    scales: int = 0
+    largest: float = 0.0
+    coarse: int = 0
+    zeroed: int = 0
+    overflowed: int = 0
+    damaged: int = 0
+
+    def __add__(self, other: "Rounding") -> "Rounding":
+        return Rounding(
+            self.scales + other.scales,
+            max(self.largest, other.largest),
+            self.coarse + other.coarse,
+            self.zeroed + other.zeroed,
+            self.overflowed + other.overflowed,
+            self.damaged + other.damaged,
+        )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a block keeps its half-precision scales.
+
+    Args:
+        size: Bytes of a block.
+        scales: The first byte of each scale.
+    """
+
+    size: int
+    scales: tuple[int, ...]
+
+
+_HALVES = {
+    "Q4_0": _Layout(18, (0,)),
+    "Q4_1": _Layout(20, (0, 2)),
+    "Q5_0": _Layout(22, (0,)),
+    "Q5_1": _Layout(24, (0, 2)),
+    "Q8_0": _Layout(34, (0,)),
+    "Q2_K": _Layout(84, (80, 82)),
+    "Q3_K": _Layout(110, (108,)),
+    "Q4_K": _Layout(144, (0, 2)),
+    "Q5_K": _Layout(176, (0, 2)),
+    "Q6_K": _Layout(210, (208,)),
+    "IQ1_S": _Layout(50, (0,)),
+    "IQ2_XXS": _Layout(66, (0,)),
+    "IQ2_XS": _Layout(74, (0,)),
+    "IQ2_S": _Layout(82, (0,)),
+    "IQ3_XXS": _Layout(98, (0,)),
+    "IQ3_S": _Layout(110, (0,)),
+    "IQ4_NL": _Layout(18, (0,)),
+    "IQ4_XS": _Layout(136, (0,)),
+    "TQ1_0": _Layout(54, (52,)),
+    "TQ2_0": _Layout(66, (64,)),
+}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# IQ1_M spreads its scale over the highest four bits of four 16-bit words at a block's end.
+_IQ1_M_SIZE, _IQ1_M_WORDS = 56, 48
+_IQ1_M_SHIFTS = np.array([0, 4, 8, 12], np.uint16)
+_MXFP4_SIZE = 17
+
+KINDS = (*_FLOATS, *_HALVES, "IQ1_M", "MXFP4")
+"""The tensor types whose rows can be multiplied."""
+
+
+def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None = None) -> Rounding:
+    """Multiply rows of a GGUF tensor by one factor each, in place.
+
+    A scale is multiplied exactly (in float64) and rounded once to half precision; a weight of F32,
+    F16 or BF16 is multiplied in float32 and rounded once. Rows with a factor of 1 keep their bytes,
+    and those with a factor of 0 become zeros. MXFP4's scales are powers of two: block by block, its
+    rows take the power and the codes that come nearest (in the mean square).
+
+    Args:
+        kind: The tensor's type, one of `KINDS`.
+        rows: uint8 [rows, bytes of a row].
+        factors: [rows].
+        shifts: [rows], added to every weight of a row afterwards; for F32, F16 and BF16.
+
+    Returns:
+        What rounding did to block scales; of F32, F16 and BF16 only what overflowed.
+
+    Raises:
+        ValueError: The type is none of `KINDS`, or has block scales and cannot be shifted.
+    """
+    changed = factors != 1
+    if shifts is not None:
+        changed |= shifts != 0
+    if kind in _FLOATS:
+        return _scale_floats_(_FLOATS[kind], rows, factors, shifts, changed)
+    if shifts is not None:
+        raise ValueError(f"{kind} cannot be shifted")
+    if kind in _HALVES:
+        layout = _HALVES[kind]
+        halves = rows.reshape(len(rows), -1, layout.size).view(np.float16)
+        rounding = Rounding()
+        for start in layout.scales:
+            scales = halves[:, :, start // 2]
+            scales[changed], found = _scaled(scales, factors, changed)
+            rounding += found
+        return rounding
+    if kind == "IQ1_M":
+        return _scale_iq1_m_(rows, factors, changed)
+    if kind == "MXFP4":
+        return _scale_mxfp4_(rows, factors, changed)
+    raise ValueError(f"{kind} cannot be scaled")
+
+
+def _scaled(
+    scales: NDArray[np.float16], factors: Factors, changed: NDArray[np.bool_]
+) -> tuple[NDArray[np.float16], Rounding]:
+    """The changed rows of half-precision scales [rows, blocks] times their factors."""
+    damaged = int(np.count_nonzero(~np.isfinite(scales)))
+    exact = scales[changed].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact *= factors[changed].astype(np.float64)[:, None]
+        rounded = exact.astype(np.float16)
+    return rounded, _rounding(exact, rounded.astype(np.float64)) + Rounding(damaged=damaged)
+
+
+def _rounding(exact: NDArray[np.float64], rounded: NDArray[np.float64]) -> Rounding:
+    there = np.isfinite(exact) & (exact != 0)
+    exact, rounded = exact[there], rounded[there]
+    finite = np.isfinite(rounded)
+    errors = np.abs(rounded[finite] / exact[finite] - 1)
+    return Rounding(
+        scales=exact.size,
+        largest=float(errors.max(initial=0)),
+        coarse=int(np.count_nonzero(errors > COARSE)),
+        zeroed=int(np.count_nonzero(rounded == 0)),
+        overflowed=int(np.count_nonzero(~finite)),
+    )
+
+
+def _scale_floats_(
+    dtype: torch.dtype,
+    rows: Rows,
+    factors: Factors,
+    shifts: Factors | None,
+    changed: NDArray[np.bool_],
+) -> Rounding:
+    values = torch.from_numpy(rows).view(dtype)
+    damaged = int((~torch.isfinite(values)).sum())
+    where = torch.from_numpy(changed)
+    wide = values[where].float() * torch.from_numpy(factors[changed])[:, None]
+    if shifts is not None:
+        wide += torch.from_numpy(shifts[changed])[:, None]
+    rounded = wide.to(dtype)
+    values[where] = rounded
+    overflowed = int((~torch.isfinite(rounded)).sum()) if not damaged else 0
+    return Rounding(overflowed=overflowed, damaged=damaged)
+
+
+def _scale_iq1_m_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> Rounding:
+    blocks = rows.reshape(len(rows), -1, _IQ1_M_SIZE)
+    words = blocks[:, :, _IQ1_M_WORDS:].view(np.uint16)  # [rows, blocks, 4]
+    bits = np.bitwise_or.reduce((words >> 12) << _IQ1_M_SHIFTS, axis=-1)
+    rounded, rounding = _scaled(bits.view(np.float16), factors, changed)
+    new = (rounded.view(np.uint16)[..., None] >> _IQ1_M_SHIFTS) << np.uint16(12)
+    words[changed] = (words[changed] & np.uint16(0x0FFF)) | new
+    return rounding
+
+
+def _scale_mxfp4_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> Rounding:
+    blocks = rows.reshape(len(rows), -1, _MXFP4_SIZE)
+    rounding = Rounding(damaged=int(np.count_nonzero(blocks[:, :, 0] == _NAN_EXPONENT)))
+    for row in np.flatnonzero(changed):
+        rounding += _scale_mxfp4_row_(blocks[row], float(factors[row]))
+    return rounding
+
+
+def _scale_mxfp4_row_(blocks: Rows, factor: float) -> Rounding:
+    """One row's blocks [blocks, 17]: all have the same factor, so that a table does for them."""
+    codes = np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], axis=1)  # [blocks, 32]
+    if factor == 0:
+        blocks[:] = 0
+        return Rounding()
+    mantissa, power = np.frexp(factor)  # the factor is mantissa * 2 ** power, 0.5 <= mantissa < 1
+    powers = power - np.arange(_FINER)
+    wanted = _FP4 * mantissa * 2.0 ** np.arange(_FINER)[:, None]  # [powers, codes], in code units
+    nearest = np.abs(wanted[..., None] - _FP4).argmin(axis=-1).astype(np.uint8)
+    error = (_FP4[nearest] - wanted) * 2.0 ** powers[:, None]  # in units of the old scale
+    exponents = blocks[:, :1].astype(np.int64) + powers  # [blocks, powers]
+    costs = np.stack([(error[p] ** 2)[codes].sum(axis=1) for p in range(_FINER)], axis=1)
+    possible = (exponents >= 0) & (exponents < _NAN_EXPONENT)
+    best = np.where(possible, costs, np.inf).argmin(axis=1)
+    lost = ~possible.any(axis=1)  # too small (or too large) for any of the exponents
+    each = np.arange(len(blocks))
+    blocks[:, 0] = np.where(lost, 0, exponents[each, best])
+    new = np.where(lost[:, None], 0, nearest[best[:, None], codes]).astype(np.uint8)
+    blocks[:, 1:] = new[:, :16] | new[:, 16:] << 4
+    size = np.abs(_FP4[codes]).max(axis=1) * abs(factor)
+    there = size > 0
+    worst = np.where(lost, size, np.abs(error[best[:, None], codes]).max(axis=1))
+    errors = worst[there] / size[there]
+    overflowed = lost & there & (exponents > 0).all(axis=1)
+    return Rounding(
+        scales=int(np.count_nonzero(there)),
+        largest=float(errors.max(initial=0)),
+        coarse=int(np.count_nonzero(errors > COARSE)),
+        zeroed=int(np.count_nonzero(lost & there & ~overflowed)),
+        overflowed=int(np.count_nonzero(overflowed)),
+    )

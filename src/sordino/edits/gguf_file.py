@@ -1,0 +1,365 @@
+"""A GGUF file copied with the rows of its sites multiplied: the same types, the same size.
+
+Of the tensors only the block scales (or, of unquantised ones, the weights) of the dampened rows
+change. The metadata stay as they are, byte for byte, and the record of the edit is added to them
+under keys that begin with "sordino.".
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from sordino.edits import gguf_record
+from sordino.edits.biases import new_biases, without_bias
+from sordino.edits.gguf_blocks import KINDS, Rounding, scale_rows_
+from sordino.edits.gguf_names import by_rows, by_tables
+from sordino.edits.names import parameter_scales, parameter_shifts
+from sordino.edits.provenance import provenance
+from sordino.errors import UserError
+from sordino.interventions import Dampening
+from sordino.models.gguf_header import Header, Stored, read_header
+from sordino.models.gguf_loading import is_loadable, module_tree, reading
+from sordino.models.open import loading_errors, quiet_transformers
+from sordino.models.reference import ModelRef
+from sordino.progress import track
+
+_CHUNK = 8 * 2**20
+# Where llama.cpp's graph takes a bias for each matrix of the feed-forward part, and transformers'
+# configuration has a setting for them.
+_BIASES_IN_LLAMA_CPP = ("llama", "nemotron")
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """What becomes of a tensor's rows: each times its scale, plus its shift.
+
+    Args:
+        scales: [rows]; of a bias, [entries].
+        shifts: [entries] of a bias, or None for none.
+    """
+
+    scales: Values
+    shifts: Values | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether every row stays as it is."""
+        return bool((self.scales == 1).all()) and (self.shifts is None or not self.shifts.any())
+
+
+@dataclass(frozen=True)
+class FileEdit:
+    """What baking a GGUF file comes to, checked before anything is written.
+
+    Args:
+        header: The source's.
+        changes: By tensor name.
+        added: New biases by tensor name, float32.
+        settings: The settings of transformers' configuration that give the model those biases.
+    """
+
+    header: Header
+    changes: Mapping[str, RowChange]
+    added: Mapping[str, Values]
+    settings: Mapping[str, bool]
+
+    def write(self, target: Path, record: Mapping[str, Any]) -> dict[str, Rounding]:
+        """Write the edited file, with the record of the edit in its metadata.
+
+        Args:
+            target: The file to write.
+            record: The provenance.
+
+        Returns:
+            What rounding did, by tensor name.
+
+        Raises:
+            UserError: A scale is damaged, or would be too large for half precision.
+        """
+        header, roundings = self.header, dict.fromkeys(self.changes, Rounding())
+        first = self._head(record, roundings)
+        size = header.path.stat().st_size
+        with (
+            header.path.open("rb") as reader,
+            target.open("wb") as writer,
+            track("Baking", size / 1e6, "MB") as advance,
+        ):
+            writer.write(first)
+            reader.seek(header.data)
+            ordered = sorted(self.changes, key=lambda name: header.tensors[name].start)
+            for name in ordered:
+                stored = header.tensors[name]
+                _copy(reader, writer, stored.start - reader.tell(), advance)
+                roundings[name] = _change(reader, writer, stored, self.changes[name], advance)
+                _refuse_unusable(header, stored, roundings[name])
+            ends = [tensor.end for tensor in header.tensors.values()]
+            _copy(reader, writer, (max(ends) if self.added else size) - reader.tell(), advance)
+            for values in self.added.values():
+                writer.write(b"\0" * (-writer.tell() % header.alignment))
+                writer.write(values.tobytes())
+            writer.seek(0)
+            writer.write(self._head(record, roundings))  # as long as the first, and now complete
+        return roundings
+
+    def _head(self, record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> bytes:
+        """Everything before the tensors."""
+        header = self.header
+        with header.path.open("rb") as file:
+            source = file.read(header.data)
+        kept = [
+            source[slice(*place)]
+            for key, place in header.places.items()
+            if not key.startswith(gguf_record.KEY)
+        ]
+        pairs = [*kept, *gguf_record.pairs(record, roundings)]
+        entries = source[slice(*header.table)]
+        end = max((tensor.end for tensor in header.tensors.values()), default=header.data)
+        for name, values in self.added.items():
+            start = -(-end // header.alignment) * header.alignment
+            entries += _entry(name, values.size, start - header.data)
+            end = start + values.nbytes
+        counts = len(header.tensors) + len(self.added), len(pairs)
+        head = struct.pack("<4sIQQ", b"GGUF", header.version, *counts) + b"".join(pairs) + entries
+        return head + b"\0" * (-len(head) % header.alignment)
+
+
+def bake(ref: ModelRef, dampening: Dampening, fingerprint: str, target: Path) -> dict[str, Any]:
+    """Write a dampened copy of a GGUF file.
+
+    Args:
+        ref: The GGUF file.
+        dampening: Factors for its sites.
+        fingerprint: Of its weights.
+        target: The file to write.
+
+    Returns:
+        The provenance, with what rounding did by tensor.
+
+    Raises:
+        UserError: See `plan` and `FileEdit.write`.
+    """
+    edit = plan(ref, dampening)
+    record = provenance(ref, dampening, fingerprint, settings=edit.settings)
+    roundings = edit.write(target, record)
+    record["rounding"] = {
+        name: {"largest": found.largest, "coarse": found.coarse, "zeroed": found.zeroed}
+        for name, found in roundings.items()
+    }
+    return record
+
+
+def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
+    """Work out which rows of a GGUF file change, and check that they can.
+
+    Raises:
+        UserError: The dampening does not fit the model, a site is not in the file as rows, is of a
+            type that cannot be changed, or lacks a bias that llama.cpp would read; or the file is
+            damaged.
+    """
+    with quiet_transformers(), loading_errors(ref), reading(ref.path) as header:
+        added: dict[str, Values] = {}
+        settings: Mapping[str, bool] = {}
+        if is_loadable(header):
+            model = module_tree(header)
+            scales = by_rows(header, model, parameter_scales(model, dampening))
+            shifts = by_rows(header, model, parameter_shifts(model, dampening))
+            if without_bias(model, dampening):
+                added, settings = _new_biases(header, model, dampening)
+        else:
+            scales, shifts = by_tables(header, dampening)
+    changes = {name: RowChange(values, shifts.get(name)) for name, values in scales.items()}
+    for name in changes:
+        if header.tensors[name].kind not in KINDS:
+            raise UserError(
+                f"{header.path} holds {name} as {header.tensors[name].kind}, whose rows cannot be "
+                f"multiplied: use a file in {', '.join(KINDS)}."
+            )
+    changed = {name: change for name, change in changes.items() if not change.is_none}
+    return FileEdit(header, changed, added, settings)
+
+
+def _new_biases(
+    header: Header, model: PreTrainedModel, dampening: Dampening
+) -> tuple[dict[str, Values], Mapping[str, bool]]:
+    """The biases that shifts need, by tensor name, with zeros for those that come with them."""
+    if header.architecture not in _BIASES_IN_LLAMA_CPP:
+        site = without_bias(model, dampening)[0]
+        raise UserError(
+            f"{site} has no bias to hold its shifts, and llama.cpp reads none there for "
+            f"{header.architecture}: export them as hooks with --hooks, or choose an intervention "
+            "without shifts."
+        )
+    biases = new_biases(model.config, model.config.to_dict(), without_bias(model, dampening))
+    wanted = parameter_shifts(biases.model, dampening)
+    columns = {}
+    for name in biases.names:
+        weight = f"{name.removesuffix('bias')}weight"
+        zeros = torch.zeros(model.get_parameter(weight).shape[0])
+        columns[weight] = wanted.get(name, zeros)[:, None]
+    # A bias is ordered as the rows of its weight are.
+    rows = by_rows(header, model, columns)
+    added = {f"{name.removesuffix('weight')}bias": values for name, values in rows.items()}
+    return added, biases.settings
+
+
+def _entry(name: str, count: int, offset: int) -> bytes:
+    """The line of a float32 vector in the table of tensors."""
+    return gguf_record.text(name) + struct.pack(
+        "<IQIQ", 1, count, int(gguf.GGMLQuantizationType.F32), offset
+    )
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, count: int, advance: Callable[[float], None]) -> None:
+    buffer = memoryview(bytearray(min(count, _CHUNK)))
+    while count > 0:
+        piece = buffer[: min(count, _CHUNK)]
+        _fill(reader, piece)
+        writer.write(piece)
+        advance(len(piece) / 1e6)
+        count -= len(piece)
+
+
+def _change(
+    reader: BinaryIO,
+    writer: BinaryIO,
+    stored: Stored,
+    change: RowChange,
+    advance: Callable[[float], None],
+) -> Rounding:
+    """Read a tensor some rows at a time, change them and write them."""
+    rounding = Rounding()
+    for rows, scales, shifts in _pieces(stored, change):
+        piece = np.empty(rows, np.uint8)
+        _fill(reader, piece.data.cast("B"))
+        rounding += scale_rows_(stored.kind, piece, scales, shifts)
+        writer.write(piece.data)
+        advance(piece.nbytes / 1e6)
+    return rounding
+
+
+def _pieces(
+    stored: Stored, change: RowChange
+) -> Iterator[tuple[tuple[int, int], Values, Values | None]]:
+    """The shape in bytes of so many rows as fit into memory, and what becomes of them."""
+    count = change.scales.size
+    if not count:
+        return
+    width = stored.size // count
+    step = max(1, _CHUNK // max(width, 1))
+    for first in range(0, count, step):
+        here = slice(first, first + step)
+        scales = change.scales[here]
+        shifts = None if change.shifts is None else change.shifts[here]
+        yield (scales.size, width), scales, shifts
+
+
+def _fill(reader: BinaryIO, buffer: memoryview) -> None:
+    while buffer:
+        count = reader.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            raise UserError(f"{reader.name} became shorter while it was read: try again.")
+        buffer = buffer[count:]
+
+
+def _refuse_unusable(header: Header, stored: Stored, rounding: Rounding) -> None:
+    if rounding.damaged:
+        raise UserError(
+            f"{header.path} has {rounding.damaged:,} numbers in {stored.name} that are infinite or "
+            "none: it is damaged, get it again."
+        )
+    if rounding.overflowed:
+        raise UserError(
+            f"{rounding.overflowed:,} numbers of {stored.name} would become larger than "
+            f"{stored.kind} can hold: give a smaller --strength."
+        )
+
+
+@dataclass(frozen=True)
+class FileVerification:
+    """How far the weights of an edited GGUF file are from the dampened ones of the original.
+
+    Args:
+        largest_difference: The largest absolute difference of two weights.
+        largest_relative: The largest difference relative to the largest weight that its row had
+            before the edit.
+        weights: The number of weights that were compared: those of all changed tensors.
+        others_equal: Whether every other tensor has the same bytes in both.
+    """
+
+    largest_difference: float
+    largest_relative: float
+    weights: int
+    others_equal: bool
+
+    @property
+    def line(self) -> str:
+        """The same in words."""
+        others = "the same bytes" if self.others_equal else "NOT the same bytes"
+        return (
+            f"largest difference between a weight and its factor times what it was: "
+            f"{self.largest_difference:.3g} ({100 * self.largest_relative:.2g} % of the largest "
+            f"that its row had; {self.weights:,} weights); all other tensors are {others}"
+        )
+
+
+def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerification:
+    """Compare a baked GGUF file with the original, both de-quantised by the gguf package.
+
+    Args:
+        ref: The GGUF model as it was before the edit.
+        dampening: The factors that were baked.
+        baked: The file that was written.
+
+    Raises:
+        UserError: A file is damaged, or the dampening does not fit it.
+    """
+    edit, after = plan(ref, dampening), read_header(baked)
+    difference = relative = 0.0
+    equal, count = True, 0
+    for name, stored in edit.header.tensors.items():
+        other = after.tensors.get(name)
+        if other is None or (other.kind, other.shape) != (stored.kind, stored.shape):
+            raise UserError(f"{baked} has another {name} than {ref.path}: it is no copy of it.")
+        old, new = edit.header.rows(stored), after.rows(other)
+        if name not in edit.changes:
+            equal = equal and all(
+                np.array_equal(old[here], new[here]) for here in _slices(*old.shape)
+            )
+            continue
+        change = edit.changes[name]
+        if len(stored.shape) == 1:
+            old, new = (rows.reshape(stored.shape[0], -1) for rows in (old, new))
+        for here in _slices(*old.shape):
+            original = _values(stored.kind, old[here])
+            expected = original * change.scales[here, None]
+            if change.shifts is not None:
+                expected += change.shifts[here, None]
+            off = np.abs(_values(stored.kind, new[here]) - expected)
+            tops = np.abs(original).max(axis=1, initial=0)
+            off = off.max(axis=1, initial=0)
+            difference = max(difference, float(off.max(initial=0)))
+            relative = max(relative, float((off[tops > 0] / tops[tops > 0]).max(initial=0)))
+            count += original.size
+    for name, values in edit.added.items():
+        equal = equal and np.array_equal(_values("F32", after.rows(after.tensors[name]))[0], values)
+    return FileVerification(difference, relative, count, equal)
+
+
+def _slices(rows: int, width: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // max(width, 1))
+    return (slice(first, first + step) for first in range(0, rows, step))
+
+
+def _values(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """De-quantised rows, float64 [rows, weights of a row]."""
+    found = gguf.dequantize(np.ascontiguousarray(rows), gguf.GGMLQuantizationType[kind])
+    return np.asarray(found, np.float64).reshape(len(rows), -1)

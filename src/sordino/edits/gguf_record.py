@@ -1,0 +1,79 @@
+"""The record of an edit in a GGUF file's own metadata."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sordino.edits.gguf_blocks import Rounding
+from sordino.errors import UserError
+from sordino.models.gguf_header import ARRAY, FLOAT32, STRING, UINT64, Array, read_header
+
+KEY = "sordino."
+"""What the keys begin with."""
+_RECORD = f"{KEY}provenance"
+_TENSORS, _LARGEST, _COARSE, _ZEROED = (
+    f"{KEY}rounding.{name}" for name in ("tensors", "largest", "coarse", "zeroed")
+)
+
+
+def pairs(record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> list[bytes]:
+    """The record of an edit as pairs of metadata; how long they are, the roundings do not change.
+
+    The record as a whole is JSON. What llama.cpp shows while it loads stands for itself.
+    """
+    rule, found = record["intervention"], list(roundings.values())
+    texts = {
+        _RECORD: json.dumps(record, ensure_ascii=False, separators=(",", ":")),
+        f"{KEY}version": record["sordino_version"],
+        f"{KEY}intervention": rule["name"],
+        f"{KEY}strength": f"{rule['strength']:g}",
+        f"{KEY}concept": str(record["expertise"].get("concept", "")),
+    }
+    made = [text(key) + struct.pack("<I", STRING) + text(content) for key, content in texts.items()]
+    if not roundings:
+        return made
+    arrays = {
+        _TENSORS: (STRING, b"".join(map(text, roundings))),
+        _LARGEST: (FLOAT32, np.array([each.largest for each in found], "<f4").tobytes()),
+        _COARSE: (UINT64, np.array([each.coarse for each in found], "<u8").tobytes()),
+        _ZEROED: (UINT64, np.array([each.zeroed for each in found], "<u8").tobytes()),
+    }
+    for key, (kind, data) in arrays.items():
+        made.append(text(key) + struct.pack("<IIQ", ARRAY, kind, len(roundings)) + data)
+    return made
+
+
+def text(content: str) -> bytes:
+    """A string as the format writes it."""
+    data = content.encode("utf-8", "replace")
+    return struct.pack("<Q", len(data)) + data
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of the edit that made a GGUF file, or None where there was none.
+
+    Raises:
+        UserError: The file is damaged, or its record is.
+    """
+    header = read_header(path)
+    content = header.metadata.get(_RECORD)
+    if content is None:
+        return None
+    try:
+        record: Any = json.loads(str(content))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} has a {_RECORD} that is no record of an edit: it is damaged.")
+    found = [header.metadata.get(key) for key in (_TENSORS, _LARGEST, _COARSE, _ZEROED)]
+    columns = [header.read(value) for value in found if isinstance(value, Array)]
+    if len({len(column) for column in columns}) == 1 and len(columns) == len(found):
+        record["rounding"] = {
+            name: {"largest": largest, "coarse": coarse, "zeroed": zeroed}
+            for name, largest, coarse, zeroed in zip(*columns, strict=True)
+        }
+    return record
