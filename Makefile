@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results test test-slow fuzz lint format clean
+.PHONY: demo results bench test test-slow fuzz lint format clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ demo: $(BIN)/.ready  ## the whole job on a small real model; goes on where it wa
 results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where it was interrupted
 	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
 		--output $(OUT)/results --markdown docs/results.md
+
+bench: $(BIN)/.ready  ## every benchmark against its floor and against the ordinary way; BENCH=--quick for a look
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test: $(BIN)/.ready  ## the default tests, with coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term:skip-covered

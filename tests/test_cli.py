@@ -131,6 +131,44 @@ def test_several_files_are_baked_one_after_the_other(call, here):
         np.testing.assert_array_equal(first.factors[site], values * second.factors[site])
 
 
+def test_diff_and_undo(call, here):
+    if not (here / "c.expertise.safetensors").exists():
+        call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors")
+    halves = ("--intervention", "damp", "--set", "k=50")
+    assert call("bake", "tiny", "c.expertise.safetensors", "-o", "halved", *halves)[0] == 0
+    status, out, _ = call("diff", "tiny", "halved")
+    assert status == 1
+    assert "model.layers.*.mlp.up_proj.weight" in out
+    assert "0.5 to 0.5" in out
+    assert "+ sordino.json" in out
+    status, out, _ = call("diff", "tiny", "halved", "--json")
+    assert status == 1
+    found = json.loads(out)
+    assert found["differ"]
+    assert sum(change["rows"] for change in found["changed"]) == 50
+    status, out, _ = call("undo", "halved", "-o", "whole")
+    assert status == 0
+    assert "the weight files are the original's" in out
+    assert call("diff", "tiny", "whole")[:2] == (0, "tensors: 39 the same, 0 changed\n")
+
+    zeros = ("--intervention", "det_zero", "--set", "k=50")
+    call("bake", "tiny", "c.expertise.safetensors", "-o", "silent", *zeros)
+    status, _, error = call("undo", "silent", "-o", "unsilent")
+    assert status == 2
+    assert "nothing can come back" in error
+    call("bake", "tiny", "c.expertise.safetensors", "-o", "aura")
+    both = ("aura/sordino/dampening.safetensors", "silent/sordino/dampening.safetensors")
+    assert call("diff", *both)[0] == 1
+    call("bake", "tiny", *both, "-o", "mixed")
+    assert "50 neurons" in call("undo", "mixed", "-o", "unmixed")[2]
+    status, out, _ = call("undo", "mixed", "-o", "unmixed", "--partly")
+    assert status == 0
+    assert "50 neurons" in out
+    assert "may be off" in out
+    assert json.loads(call("undo", "aura", "-o", "loud", "--json")[1])["same"] in (True, False)
+    assert call("diff", "tiny", "loud/nowhere")[0] == 2
+
+
 def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
     status, out, _ = call("run", "tiny", "--concept", "calm.jsonl", "-o", "all", *EVALUATION)
     assert status == 0
@@ -349,7 +387,19 @@ def test_help_is_quick_and_without_torch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("run", "find", "bake", "evaluate", "tune", "study", "inspect", "kit"):
+    commands = (
+        "run",
+        "find",
+        "bake",
+        "evaluate",
+        "tune",
+        "study",
+        "inspect",
+        "diff",
+        "undo",
+        "kit",
+    )
+    for command in commands:
         assert command in out.stdout
 
 

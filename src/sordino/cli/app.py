@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from sordino.errors import UserError
@@ -23,17 +23,29 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 # Named by import path, so that `--help` waits for none of them.
-for _name, _help in {
-    "run": "The whole job: find, dampen, bake, measure before and after, report.",
-    "find": "Measure how well each neuron recognises a concept.",
-    "bake": "Write dampening factors into a model's weights.",
-    "evaluate": "Measure a model, or a dampened one against its original.",
-    "tune": "Find the rule, the sites and the size that remove most within a budget.",
-    "study": "Answer a question about a model, with figures and a page.",
-    "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
-    "kit": "Show what the demo kit holds, or fetch parts of it.",
+for _title, _commands in {
+    "The job, and its steps": {
+        "run": "The whole job: find, dampen, bake, measure before and after, report.",
+        "find": "Measure how well each neuron recognises a concept.",
+        "bake": "Write dampening factors into a model's weights, or as an adapter.",
+        "evaluate": "Measure a model, or a dampened one against its original.",
+    },
+    "Which intervention": {
+        "tune": "Find the rule, the sites and the size that remove most within a budget.",
+        "study": "Answer a question about a model, with figures and a page.",
+    },
+    "What was done": {
+        "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
+        "diff": "Tell what an edit changed between two models or files.",
+        "undo": "Give back the model from which a baked folder was made.",
+    },
+    "Without a hub": {
+        "kit": "Show what the demo kit holds, or fetch parts of it.",
+    },
 }.items():
-    app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_help)
+    _group = Group.create_ordered(_title)
+    for _name, _help in _commands.items():
+        app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_help, group=_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -123,7 +123,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     """
     model = empty_model(ref)
     _refuse_quantised(ref, model)
-    files = list(_files(ref.path))
+    files = list(model_files(ref.path))
     left_out = {file for file in files if _is_other_weights(file)}
     headers = {
         file: read_header(ref.path / file)
@@ -224,7 +224,7 @@ def _indices(
     return found
 
 
-def _files(folder: Path) -> Iterator[PurePosixPath]:
+def model_files(folder: Path) -> Iterator[PurePosixPath]:
     """The files of a model folder in a stable order, links followed."""
     for root, folders, names in os.walk(folder, followlinks=True):
         here = Path(root)

@@ -93,16 +93,16 @@ def undo(
         raise UserError(f"{source} holds no weights: without it the model is as it was.")
     dampening = Dampening.load(source / DAMPENING)
     left = _left(dampening)
+    if left.changed == dampening.changed > 0:
+        raise UserError(
+            f"All {left.changed} neurons that {source} changed were multiplied by 0: nothing can "
+            f"come back; take the original, {record['model']['name']}."
+        )
     if left.changed and not partly:
         raise UserError(
             f"{left.changed} neurons (such as some of {_first(left)}) were multiplied by 0 and "
             f"cannot come back: take the original, {record['model']['name']}, or bring the others "
             "back with --partly."
-        )
-    if left.changed == dampening.changed > 0:
-        raise UserError(
-            f"All {left.changed} neurons that {source} changed were multiplied by 0: nothing can "
-            "come back."
         )
     refuse_overlap(source, target)
     refuse_other_folder(target)

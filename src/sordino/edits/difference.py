@@ -1,0 +1,534 @@
+"""What differs between two models' files: which tensors, by how much, and which settings.
+
+Tensors are streams, and compared as bytes first. Of those that differ it is also told whether each
+row (or column, for layers that store their neurons so) is the other one's times a factor, which is
+what dampening leaves behind.
+"""
+
+import json
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from filecmp import cmp
+from fnmatch import fnmatch
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from sordino.edits.safetensors_folder import model_files
+from sordino.edits.shard import DTYPES, Stored, read_header
+from sordino.errors import UserError
+from sordino.files import read_json
+from sordino.models.reference import ModelRef, resolve
+from sordino.progress import track
+
+Array = NDArray[np.float64]
+
+_CHUNK = 2 * 2**20
+_METADATA = "metadata"
+_INDEX = "*.safetensors.index.json"
+# By how much a value can be off, of itself, when it was rounded once; and for numbers too small for
+# that, by how much at all.
+_UNITS = {"F64": 2.0**-24, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8} | {
+    "F8_E4M3": 2.0**-4,
+    "F8_E5M2": 2.0**-3,
+}
+_SMALLEST = {"F16": 2.0**-25, "F8_E4M3": 2.0**-10, "F8_E5M2": 2.0**-17}
+_FLOATS = DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+# Blocks of a quantised type: what is rounded is the scale of a block, of half precision at best.
+_BLOCKS = 2.0**-7
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What rows were multiplied by.
+
+    Args:
+        lines: "rows" or "columns", whichever were multiplied.
+        count: How many of those that differ are the other one's times a factor, to rounding.
+        smallest: The smallest factor.
+        mean: Their mean.
+        largest: The largest.
+    """
+
+    lines: str
+    count: int
+    smallest: float
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """A tensor that both have and that differs.
+
+    Args:
+        name: Its name.
+        dtypes: Its type before and after, as its file calls it.
+        shapes: Its shape before and after.
+        values: How many values differ; None where only bytes can be compared (a type that holds
+            no numbers, such as packed integers), or nothing can (another shape).
+        rows: How many rows differ, or columns where `factors` are theirs; None as for the shape.
+        row_count: How many there are; of a vector, every value is a row.
+        factors: What they were multiplied by; None where no row is the other's times a factor, or
+            a row is one value.
+        norm: The Frobenius norm before; None where it is no finite number.
+        norm_of_change: That of the difference.
+        largest: The largest absolute difference of two values.
+    """
+
+    name: str
+    dtypes: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    values: int | None = None
+    rows: int | None = None
+    row_count: int | None = None
+    factors: Factors | None = None
+    norm: float | None = None
+    norm_of_change: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class SettingChange:
+    """An entry of the metadata or of a JSON file that differs.
+
+    Args:
+        file: The file, or "metadata" for those inside weight files.
+        key: Its place in it, by dots.
+        before: Its value as JSON; None where there was none.
+        after: Its value as JSON; None where there is none.
+    """
+
+    file: str
+    key: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs between two models' files.
+
+    Args:
+        before: The first.
+        after: The second.
+        unchanged: How many tensors both have alike.
+        changed: The tensors that both have and that differ.
+        added: The names of the tensors that the second alone has.
+        removed: The names of the tensors that the first alone has.
+        settings: What differs in the metadata and in JSON files.
+        files_changed: The other files that both have and that differ.
+        files_added: The files that the second alone has.
+        files_removed: The files that the first alone has.
+    """
+
+    before: str
+    after: str
+    unchanged: int
+    changed: tuple[TensorChange, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    settings: tuple[SettingChange, ...]
+    files_changed: tuple[str, ...]
+    files_added: tuple[str, ...]
+    files_removed: tuple[str, ...]
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing differs."""
+        tensors = (*self.changed, *self.added, *self.removed)
+        files = (*self.files_changed, *self.files_added, *self.files_removed)
+        return not (tensors or self.settings or files)
+
+
+def diff(before: str | Path | ModelRef, after: str | Path | ModelRef) -> Difference:
+    """Compare two models' files; a piece of one tensor at a time is in memory.
+
+    Args:
+        before: A folder, a safetensors file (an expertise or a dampening, too), a GGUF file, or the
+            name of a model of the hub or the kit.
+        after: Another of the same kind. How the tensors of a folder are split into files does not
+            matter.
+
+    Raises:
+        UserError: One of them cannot be read, or they are a GGUF file and none.
+    """
+    a, b = _source(before), _source(after)
+    if isinstance(a, _Gguf) != isinstance(b, _Gguf):
+        raise UserError(
+            f"{a.name} and {b.name} are of different kinds, whose tensors have different names: "
+            "give two GGUF files, or two folders."
+        )
+    both = [name for name in a.tensors if name in b.tensors]
+    size = sum(a.tensors[name].bytes for name in both)
+    changed = []
+    with track("Comparing", size / 1e6, "MB") as advance:
+        for name in both:
+            found = _compare(name, a, b)
+            changed += [found] if found else []
+            advance(a.tensors[name].bytes / 1e6)
+    shared = sorted(a.files.keys() & b.files.keys())
+    files_changed, settings = [], _settings(_METADATA, a.metadata, b.metadata)
+    for file in shared:
+        if not cmp(a.files[file], b.files[file], shallow=False):
+            files_changed.append(file)
+            settings += _settings(file, _entries(a.files[file]), _entries(b.files[file]))
+    return Difference(
+        before=a.name,
+        after=b.name,
+        unchanged=len(both) - len(changed),
+        changed=tuple(changed),
+        added=tuple(name for name in b.tensors if name not in a.tensors),
+        removed=tuple(name for name in a.tensors if name not in b.tensors),
+        settings=tuple(settings),
+        files_changed=tuple(files_changed),
+        files_added=tuple(sorted(b.files.keys() - a.files.keys())),
+        files_removed=tuple(sorted(a.files.keys() - b.files.keys())),
+    )
+
+
+class _Entry(NamedTuple):
+    """A tensor's type, shape and size in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def rows(self) -> int:
+        """The number of rows; of a vector, every value is one."""
+        rows = prod(self.shape[:-1]) if len(self.shape) > 1 else prod(self.shape)
+        # Where a row is no whole number of bytes, all of them are taken for one.
+        return rows if not self.bytes or self.bytes % rows == 0 else 1
+
+
+class _Source(ABC):
+    """Tensors, metadata and other files of a model."""
+
+    name: str
+    tensors: Mapping[str, _Entry]
+    metadata: Mapping[str, str]
+    files: Mapping[str, Path]
+
+    @abstractmethod
+    def rows(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """The bytes of some rows, [count, bytes of a row]."""
+
+    @abstractmethod
+    def values(self, name: str, rows: NDArray[Any]) -> Array | None:
+        """Rows as numbers, [count, values of a row]; None where that cannot be told."""
+
+
+class _Safetensors(_Source):
+    """Safetensors files, and the files beside them."""
+
+    def __init__(self, name: str, weights: Sequence[Path], files: Mapping[str, Path]) -> None:
+        self.name, self.files = name, files
+        self._places: dict[str, tuple[Path, Stored]] = {}
+        metadata: dict[str, str] = {}
+        for file in weights:
+            for tensor, stored in read_header(file).items():
+                if tensor in self._places:
+                    other = self._places[tensor][0]
+                    raise UserError(f"{tensor} is in both {other} and {file}: leave one out.")
+                self._places[tensor] = file, stored
+            metadata |= _metadata(file)
+        self.metadata = metadata
+        self.tensors = {
+            tensor: _Entry(stored.dtype, stored.shape, stored.end - stored.start)
+            for tensor, (_, stored) in self._places.items()
+        }
+
+    def rows(self, name: str, first: int, count: int) -> NDArray[Any]:
+        file, stored = self._places[name]
+        width = (stored.end - stored.start) // self.tensors[name].rows
+        start, size = stored.start + first * width, count * width
+        return np.fromfile(file, np.uint8, size, offset=start).reshape(count, width)
+
+    def values(self, name: str, rows: NDArray[Any]) -> Array | None:
+        dtype = _FLOATS.get(self.tensors[name].dtype)
+        return None if dtype is None else torch.from_numpy(rows).view(dtype).double().numpy()
+
+
+class _Gguf(_Source):
+    """A GGUF file."""
+
+    files: Mapping[str, Path] = {}
+
+    def __init__(self, name: str, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self.name = name
+        try:
+            reader = GGUFReader(path)
+        except (ValueError, LookupError, OverflowError, struct.error, OSError) as error:
+            raise UserError(f"{path} is damaged or no GGUF file ({error}).") from None
+        self.metadata = {
+            key: json.dumps(field.contents(), ensure_ascii=False)
+            for key, field in reader.fields.items()
+            if not key.startswith("GGUF.")  # the format's own counts
+        }
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.tensors = {
+            tensor.name: _Entry(
+                tensor.tensor_type.name,
+                tuple(int(size) for size in reversed(tensor.shape)),
+                int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        }
+
+    def rows(self, name: str, first: int, count: int) -> NDArray[Any]:
+        data = self._tensors[name].data
+        rows = data.reshape(self.tensors[name].rows, -1)[first : first + count]
+        return np.ascontiguousarray(rows).view(np.uint8)
+
+    def values(self, name: str, rows: NDArray[Any]) -> Array | None:
+        from gguf import dequantize
+
+        try:
+            found = dequantize(rows, self._tensors[name].tensor_type)
+        except NotImplementedError:
+            return None
+        return np.asarray(found, np.float64)
+
+
+def _source(spec: str | Path | ModelRef) -> _Source:
+    name = spec.name if isinstance(spec, ModelRef) else str(spec)
+    path = spec.path if isinstance(spec, ModelRef) else Path(spec).expanduser()
+    if path.is_file() and path.suffix == ".safetensors":
+        return _Safetensors(name, [path], {})
+    if not path.is_dir():
+        ref = resolve(spec)
+        if ref.kind == "gguf":
+            return _Gguf(name, ref.path)
+        path = ref.path
+    return _folder(name, path)
+
+
+def _folder(name: str, path: Path) -> _Source:
+    """A folder of a model, or of an adapter, which has no index."""
+    known = (path / "model.safetensors", path / "model.safetensors.index.json")
+    if any(file.exists() for file in known):
+        weights = ModelRef(name, "folder", path).weight_files
+    else:
+        weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{path} holds no safetensors file: there is nothing to compare.")
+    every = {str(file): path / file for file in model_files(path)}
+    inside = {file.name for file in weights}
+    return _Safetensors(name, weights, {k: v for k, v in every.items() if k not in inside})
+
+
+def _compare(name: str, a: _Source, b: _Source) -> TensorChange | None:
+    """How a tensor differs, or None where it does not."""
+    before, after = a.tensors[name], b.tensors[name]
+    found = TensorChange(name, (before.dtype, after.dtype), (before.shape, after.shape))
+    if before.shape != after.shape:
+        return found
+    if not before.bytes:
+        return found if before.dtype != after.dtype else None
+    if before.dtype == after.dtype:
+        differing = sum(
+            int((a.rows(name, *piece) != b.rows(name, *piece)).any(axis=1).sum())
+            for piece in _pieces(before)
+        )
+        if not differing:
+            return None
+        found = replace(found, rows=differing, row_count=before.rows)
+    pairs = _Pairs(name, a, b)
+    return replace(found, **_measured(pairs, found.dtypes)) if pairs.are_numbers else found
+
+
+def _pieces(entry: _Entry) -> Iterator[tuple[int, int]]:
+    """The tensor's rows in pieces of a few megabytes: the first row of each and their number."""
+    rows = entry.rows if entry.bytes else 0
+    step = max(1, _CHUNK * rows // max(entry.bytes, 1))
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+class _Pairs:
+    """The numbers of a tensor in both files, piece by piece, as often as they are wanted."""
+
+    def __init__(self, name: str, a: _Source, b: _Source) -> None:
+        self._name, self._a, self._b = name, a, b
+        self.shape = a.tensors[name].shape
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether both files hold them in a type that can be told."""
+        return all(
+            source.values(self._name, source.rows(self._name, 0, 1)) is not None
+            for source in (self._a, self._b)
+        )
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        name = self._name
+        for piece in _pieces(self._a.tensors[name]):
+            x = self._a.values(name, self._a.rows(name, *piece))
+            y = self._b.values(name, self._b.rows(name, *piece))
+            assert x is not None
+            assert y is not None
+            yield x, y
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The rows or the columns of a tensor: which differ, and what they were multiplied by.
+
+    Args:
+        name: "rows" or "columns".
+        differ: bool [lines].
+        factors: float64 [lines]; not a number where a line is not the other's times a factor.
+    """
+
+    name: str
+    differ: NDArray[np.bool_]
+    factors: Array
+
+    @property
+    def explained(self) -> Array:
+        """The factors of the lines that differ and are the other's times a factor."""
+        return self.factors[self.differ & ~np.isnan(self.factors)]
+
+    @property
+    def share(self) -> float:
+        """How many of the lines that differ these are."""
+        return float(self.explained.size / max(1, self.differ.sum()))
+
+
+@np.errstate(all="ignore")  # infinities and what is no number give no figure
+def _measured(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
+    """The figures of a tensor that differs."""
+    slack = _Slack(
+        max(2 * _UNITS.get(dtype, _BLOCKS) for dtype in dtypes),
+        max(_SMALLEST.get(dtype, 0.0) for dtype in dtypes),
+    )
+    values, squares, squares_of_change, largest = 0, 0.0, 0.0, 0.0
+    differ, factors = [], []
+    for x, y in pairs:
+        moved = _moved(x, y)
+        change = y - x
+        values += int(moved.sum())
+        squares += float((x * x).sum())
+        squares_of_change += float((change * change).sum())
+        largest = max(largest, float(np.abs(change).max()))
+        differ.append(moved.any(axis=1))
+        factors.append(_factors(x, y, slack))
+    lines = _Lines("rows", np.concatenate(differ), np.concatenate(factors))
+    if len(pairs.shape) == 2 and lines.share < 1:
+        lines = max(lines, _columns(pairs, slack), key=lambda found: found.share)
+    explained = lines.explained if len(pairs.shape) > 1 and pairs.shape[-1] > 1 else np.empty(0)
+    return {
+        "values": values,
+        "rows": int(lines.differ.sum()),
+        "row_count": lines.differ.size,
+        "factors": (
+            Factors(
+                lines.name,
+                explained.size,
+                float(explained.min()),
+                float(explained.mean()),
+                float(explained.max()),
+            )
+            if explained.size
+            else None
+        ),
+        "norm": _finite(np.sqrt(squares)),
+        "norm_of_change": _finite(np.sqrt(squares_of_change)),
+        "largest": _finite(largest),
+    }
+
+
+class _Slack(NamedTuple):
+    """How far rounding takes a line from the other's times a factor, at most."""
+
+    relative: float
+    absolute: float
+
+
+def _factors(x: Array, y: Array, slack: _Slack) -> Array:
+    """By row, what x is multiplied by to give y; not a number where nothing does."""
+    factors = (x * y).sum(axis=1) / (x * x).sum(axis=1)
+    off = y - factors[:, None] * x
+    return _accepted(factors, (off * off).sum(axis=1), (y * y).sum(axis=1), x.shape[1], slack)
+
+
+def _accepted(factors: Array, off: Array, squares: Array, size: int, slack: _Slack) -> Array:
+    allowed = slack.relative * np.sqrt(squares) + slack.absolute * np.sqrt(size)
+    return np.where(np.sqrt(off) <= allowed, factors, np.nan)
+
+
+def _columns(pairs: _Pairs, slack: _Slack) -> _Lines:
+    """The same for columns, which takes two more passes, since none is whole in a piece."""
+    count, width = pairs.shape
+    xx, xy, yy, off = np.zeros((4, width))
+    differ = np.zeros(width, bool)
+    for x, y in pairs:
+        xx += (x * x).sum(axis=0)
+        xy += (x * y).sum(axis=0)
+        yy += (y * y).sum(axis=0)
+        differ |= _moved(x, y).any(axis=0)
+    factors = xy / xx
+    for x, y in pairs:
+        off += np.square(y - factors * x).sum(axis=0)
+    return _Lines("columns", differ, _accepted(factors, off, yy, count, slack))
+
+
+def _moved(x: Array, y: Array) -> NDArray[np.bool_]:
+    return ~((x == y) | (np.isnan(x) & np.isnan(y)))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _settings(
+    file: str, before: Mapping[str, str], after: Mapping[str, str]
+) -> list[SettingChange]:
+    return [
+        SettingChange(file, key, before.get(key), after.get(key))
+        for key in (*before, *(key for key in after if key not in before))
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _entries(path: Path) -> dict[str, str]:
+    """The entries of a JSON file by their places; nothing of other files and of indices."""
+    if path.suffix != ".json" or fnmatch(path.name, _INDEX):
+        return {}
+    try:
+        return _flat(read_json(path))
+    except UserError:
+        return {}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return _flat({key: _unpacked(text) for key, text in (file.metadata() or {}).items()})
+
+
+def _unpacked(text: str) -> Any:
+    """A piece of metadata, which can be text only, but also the text of a JSON object."""
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except ValueError:
+        return text
+
+
+def _flat(value: Any, place: str = "") -> dict[str, str]:
+    """The leaves of nested objects as JSON, by their keys joined by dots."""
+    if not isinstance(value, dict):
+        return {place: json.dumps(value, ensure_ascii=False)} if place else {}
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{place}.{key}" if place else str(key))
+    return found
