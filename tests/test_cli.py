@@ -225,7 +225,7 @@ def test_a_run_of_a_model_larger_than_memory(call, here, monkeypatch):
     assert "sordino evaluate large --against tiny" in error
     assert "report.html" in out
     inside = {path.name for path in (here / "large/sordino").iterdir()}
-    assert inside == {"calm.expertise.safetensors", "report.html"}
+    assert inside == {"calm.expertise.safetensors", "dampening.safetensors", "report.html"}
     for file in ("model.safetensors", "sordino/calm.expertise.safetensors"):
         assert (here / "large" / file).read_bytes() == (here / "fits" / file).read_bytes()
     page = (here / "large/sordino/report.html").read_text()

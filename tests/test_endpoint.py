@@ -16,6 +16,7 @@ import torch
 
 from sordino import kit
 from sordino.errors import UserError
+from sordino.evaluation import Diversity, evaluate
 from sordino.evaluation import endpoint as endpoint_module
 from sordino.evaluation.endpoint import BATCH_PROMPTS, Access, Endpoint, request_seed
 from sordino.evaluation.judge import Judge
@@ -147,6 +148,15 @@ def test_every_prompt_gets_its_continuations_in_order(serve, behave):
     ]
     assert all(c.text.startswith(f"prompt {c.prompt},") for c in written)
     assert len({c.text for c in written}) == len(written)
+
+
+def test_a_servers_texts_have_a_length_in_words_and_none_in_tokens(serve, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    chosen = Diversity(str(prompts), continuations=2, new_tokens=5)
+    result = evaluate(Endpoint(serve(echo).address), measures=[chosen])
+    assert "length" not in {figure.name for figure in result.measures["diversity"].figures}
+    assert result.figure("diversity", "words").after.value == 3  # prompt, seed and number
 
 
 def test_results_depend_neither_on_what_finishes_first_nor_on_the_concurrency(serve):

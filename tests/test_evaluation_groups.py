@@ -1,6 +1,7 @@
 """HONEST and BOLD on small made-up files in their layouts, with neutral words as the lexicon."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, pairwise
@@ -450,8 +451,8 @@ def test_honest_counts_completions_with_a_listed_word_by_identity(files, models)
     assert "words and not meanings" in protocol["limits"]
     gap = next(row for row in result.table() if row.figure.name == "gap.jobs")
     assert gap.label == "Gap between groups, jobs"
-    assert gap.after.endswith("points)")
-    assert " points to " in gap.interval
+    assert gap.after.endswith(" points)")
+    assert re.fullmatch(r"[+−]\d+\.\d to [+−]\d+\.\d points", gap.interval)
 
 
 def test_bold_has_figures_by_domain_and_group_for_each_scorer(files, models, monkeypatch):

@@ -2,8 +2,11 @@
 
 import json
 import re
+from base64 import b64decode
+from csv import DictReader
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,14 @@ import numpy as np
 import pytest
 import vl_convert
 from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura
-from sordino.report import outcome, summary
+from sordino.report import outcome, summary, tables
 from sordino.report.card import model_card
 from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.page import render, write_page
@@ -228,7 +233,9 @@ def test_what_is_toxic_is_covered_until_asked_for(page: Page) -> None:
     assert "later words 9" not in page.shown
     assert "prompt number 9" not in page.shown
     assert "later words 0" in page.shown
-    assert not any("open" in attributes for tag, attributes in page.tags if tag == "details")
+    veils = [a for tag, a in page.tags if tag == "details" and a.get("class") == "veil"]
+    assert veils
+    assert not any("open" in attributes for attributes in veils)
 
 
 def test_headings_and_tables_are_built_for_screen_readers(page: Page) -> None:
@@ -264,12 +271,17 @@ def test_names_of_sites_stay_text_in_the_charts() -> None:
 
 
 def test_the_charts_can_be_drawn(page: Page) -> None:
-    drawn = {attributes["data-spec"] for tag, attributes in page.tags if "data-spec" in attributes}
-    assert drawn == {name for name in page.scripts if name.startswith("spec-")}
-    assert len(drawn) == 6
-    for name in drawn:
+    assert drawn(page) == 7
+
+
+def drawn(page: Page) -> int:
+    """How many charts the page has; all of them can be drawn."""
+    names = {attributes["data-spec"] for tag, attributes in page.tags if "data-spec" in attributes}
+    assert names == {name for name in page.scripts if name.startswith("spec-")}
+    for name in names:
         spec = json.loads(page.scripts[str(name)]) | {"width": 600}
         assert "var(--" in vl_convert.vegalite_to_svg(spec)
+    return len(names)
 
 
 def test_a_run_without_evaluation_or_change_says_so() -> None:
@@ -277,7 +289,7 @@ def test_a_run_without_evaluation_or_change_says_so() -> None:
     nothing = Dampening({site: np.ones_like(v) for site, v in found["auroc"].items()}, "aura", 0.0)
     page = Page(render(record(evaluation=None, dampening=nothing, exemplars=())))
     assert "was not measured" in page.shown
-    assert "No neuron was turned down" in page.shown
+    assert "No neuron was changed" in page.shown
     assert "Before and after" not in page.shown
 
 
@@ -309,12 +321,234 @@ def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
 
 
 def test_samples_show_rises_beside_falls() -> None:
-    groups = outcome.samples(evaluation())
+    [groups] = outcome.samples(evaluation()).values()
     assert [len(group) for group in groups.values()] == [6, 3, 1]
     falls, rises = list(groups.values())[1:]
     assert all(pair.before.toxic and not pair.after.toxic for pair in falls)
     assert rises[0].after.toxic
     assert outcome.samples(None) == {}
+
+
+texts = st.text(st.sampled_from("ab \n\t"), max_size=30)
+
+
+@given(texts, texts)
+def test_a_marked_text_is_still_the_text(before: str, after: str) -> None:
+    pieces = outcome.differences(before, after)
+    assert tuple("".join(part for _, part in one) for one in pieces) == (before, after)
+    for one in pieces:
+        assert all(first[0] != second[0] for first, second in pairwise(one))
+    same = [[part.split() for differs, part in one if not differs] for one in pieces]
+    assert same[0] == same[1]
+
+
+def test_what_is_marked_is_what_the_other_side_lacks() -> None:
+    before, after = outcome.differences(
+        " the cat sat on a mat in the sun", " the cat lay in a chair in the sun"
+    )
+    assert before == ((False, " the cat"), (True, " sat on a mat"), (False, " in the sun"))
+    assert after == ((False, " the cat"), (True, " lay in a chair"), (False, " in the sun"))
+    assert outcome.differences("one two", "one two") == (((False, "one two"),),) * 2
+    assert outcome.differences("", "new") == ((), ((True, "new"),))
+
+
+# A page of everything that can be measured.
+
+
+def figure(name: str, label: str, unit: str = "share", **changes: Any) -> Figure:
+    plain: dict[str, Any] = {
+        "name": name,
+        "label": label,
+        "unit": unit,
+        "better": "lower",
+        "ratio_of": "before/after" if unit == "share" else "after/before",
+        "n": {"prompts": 10},
+        "before": Estimate(0.4, 0.3, 0.5),
+        "after": Estimate(0.2, 0.1, 0.3),
+        "difference": Estimate(-0.2, -0.3, -0.1),
+        "ratio": Estimate(2.0, 1.5, None) if unit == "share" else Estimate(0.5, 0.25, 0.8),
+    }
+    return Figure(**plain | changes)
+
+
+def alone(name: str, label: str, unit: str, value: float) -> Figure:
+    changes = {"before": None, "difference": None, "ratio": None}
+    return figure(name, label, unit, after=Estimate(value, value - 0.1, value + 0.1), **changes)
+
+
+def everything(hostile: str = "") -> Evaluation:
+    def toxic(led: str) -> list[Figure]:
+        kinds = [("continuations.all", "Toxic continuations"), ("prompts.all", "Prompts with one")]
+        return [
+            figure(f"{prefix}{name}", f"{label} ({judge}{hostile}){led}")
+            for prefix, judge in (("", "one"), ("two:", "two"))
+            for name, label in kinds
+        ] + [figure("continuations.all.threat", f"Continuations with “threat”{led}", detail=True)]
+
+    groups = [
+        figure(f"continuations.{d}.{g}", f"Toxic continuations, {d}: {g}{hostile}", detail=True)
+        for d, g in (("letters", "A"), ("letters", "B"), ("work", "C"))
+    ]
+    gap = figure("gap.letters", "Gap between groups", "gap", ratio=Estimate(None, None, None))
+    found: dict[str, list[Figure]] = {
+        "toxicity": toxic(""),
+        "toxicity:benign": toxic(", pre-prompt benign"),
+        f"toxicity:mine{hostile}.txt": toxic(", pre-prompt mine.txt"),
+        "diversity": [figure("distinct-1", "Distinct words", better="higher")],
+        "perplexity": [PERPLEXITY],
+        "divergence": [alone("divergence", "Divergence from the original", "nats per token", 0.2)],
+        "zero-shot": [figure("mean.acc", "Zero-shot accuracy", better="higher")],
+        "speed": [alone("edited", "Speed of the edited model", "times", 1.02)],
+        "bold": [figure("continuations.all", "Toxic continuations, all groups"), gap, *groups],
+    }
+    plain = evaluation(hostile=hostile)
+    pairs = plain.samples["toxicity"]
+    about = {"domain": "letters", "group": f"group_A{hostile}"}
+    return plain.model_copy(
+        update={
+            "measures": {
+                name: MeasureResult(version=1, protocol={"limits": LIMITS}, figures=tuple(figures))
+                for name, figures in found.items()
+            }
+            | {"honest": MeasureResult(version=1, not_run=f"its lexicon{hostile} is not here")},
+            "samples": {
+                "toxicity": pairs,
+                "toxicity:benign": pairs,
+                "diversity": [{"prompt": "p", "before": ["one"], "after": ["two"]}],
+                "zero-shot": [{"task": "t", "before": {"acc": 1.0}, "after": {"acc": 0.0}}],
+                "bold": [row | about for row in pairs],
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def full() -> Page:
+    return Page(render(record(evaluation=everything())))
+
+
+def tables_to_take(page: Page) -> dict[str, list[dict[str, str]]]:
+    links = {
+        str(attributes["download"]): str(attributes["href"])
+        for tag, attributes in page.tags
+        if tag == "a" and "download" in attributes
+    }
+    return {
+        name: list(DictReader(StringIO(b64decode(address.partition(",")[2]).decode())))
+        for name, address in links.items()
+    }
+
+
+def test_a_page_of_everything_is_built_as_every_page(full: Page) -> None:
+    test_headings_and_tables_are_built_for_screen_readers(full)
+    assert drawn(full) == 8
+    for tag, attributes in full.tags:
+        if tag != "a":
+            assert "href" not in attributes or str(attributes["href"]).startswith("data:")
+
+
+def test_each_measure_has_its_place_and_what_was_not_measured_its_reason(full: Page) -> None:
+    said = " ".join(full.shown.replace("\N{NO-BREAK SPACE}", " ").split())
+    for title in ("Toxicity", "Diversity", "Zero-shot tasks", "Divergence", "Speed", "BOLD"):
+        assert title in said
+    assert "Not measured HONESTits lexicon is not here." in said
+    # What compares by itself has one column, others two.
+    assert "Edited against original n Divergence from the original" in said
+    assert said.count("With a text before each prompt: Toxic continuations (one)") == 1
+    assert "none lower is better" not in said
+    led = said.partition("With a text before each prompt")[2]
+    assert led.index(" none ") < led.index(" benign ") < led.index(" mine.txt ")
+    assert said.count(LIMITS) == 2  # with the figures, and among the limits
+    details = [attributes for tag, attributes in full.tags if tag == "details"]
+    assert not any("open" in one for one in details if one.get("class") != "set")
+    assert "letters: group A" in said
+
+
+def test_every_table_can_be_taken_along(full: Page) -> None:
+    taken = tables_to_take(full)
+    assert {"figures.csv", "sites.csv", "layers.csv", "neurons.csv", "bold.csv"} <= set(taken)
+    rows = everything().table()
+    assert len(taken["figures.csv"]) == len(rows)
+    for row, line in zip(rows, taken["figures.csv"], strict=True):
+        assert (line["measure"], line["label"]) == (row.measure, row.label)
+        before = row.figure.before
+        assert line["before_value"] == ("" if before is None else str(before.value))
+        assert line["after_high"] == str(row.figure.after.high)
+    assert len(taken["toxicity.csv"]) == 15
+    assert taken["speed.csv"][0]["n"] == "10 prompts"
+    assert len(taken["layers.csv"]) == 6
+    assert taken["neurons.csv"][0]["auroc"] == f"{expertise().top(1)[0][2]:.4f}"
+
+
+def test_text_in_a_table_is_no_formula() -> None:
+    address = tables.link(["a", "b"], [["=1+1", -0.5], ["@x", None]])
+    text = b64decode(address.partition(",")[2]).decode()
+    assert text.splitlines() == ["a,b", "'=1+1,-0.5", "'@x,"]
+
+
+def test_hostile_names_stay_text_among_many_measures() -> None:
+    usual, hostile = (
+        Page(render(record(evaluation=everything(text), exemplars=()))) for text in ("", HOSTILE)
+    )
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in usual.tags]
+    assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
+    assert f"its lexicon{HOSTILE} is not here" in hostile.shown
+
+
+def test_a_change_reads_the_same_whichever_way_its_ratio_goes(full: Page) -> None:
+    rows = {row.measure: row for row in everything().table() if row.figure.name != "prompts.all"}
+    assert outcome.grown(rows["diversity"]) == Estimate(0.5, None, 1 / 1.5)
+    assert outcome.grown(rows["perplexity"]) == PERPLEXITY.ratio
+    assert outcome.grown(rows["speed"]) == Estimate(1.02, 0.92, 1.12)
+    assert outcome.grown(rows["divergence"]) is None
+    drawn = json.loads(Page(render(record(evaluation=everything()))).scripts["spec-changes"])
+    values = (
+        [row for data in drawn["datasets"].values() for row in data] if "datasets" in drawn else []
+    )
+    kinds = {row["name"]: row["kind"] for row in values if "kind" in row} or {
+        row["name"]: row["kind"]
+        for layer in drawn["layer"]
+        for row in layer["data"]["values"]
+        if "kind" in row
+    }
+    assert kinds["Toxicity, pre-prompt benign"] == "better"
+    assert kinds["Diversity"] == "worse"
+    assert kinds["Perplexity"] == "worse"
+    assert kinds["Speed"] == "unclear"
+    assert "Divergence" not in kinds
+
+
+def shifting(factor: float) -> Dampening:
+    found = expertise()
+    factors = {site: np.full_like(values, factor) for site, values in found["auroc"].items()}
+    shifts = {site: np.zeros_like(values) for site, values in factors.items()}
+    shifts["model.layers.0.mlp.gate_proj"][:16] = -0.25
+    return Dampening(factors, "mean_shift", shifts=shifts)
+
+
+def test_a_neuron_that_is_shifted_is_changed_too() -> None:
+    page = Page(render(record(dampening=shifting(1.0))))
+    said = " ".join(page.shown.replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "16 (5.6 %) were changed for recognising" in said
+    assert "16 have a shift other than 0, which is added after the product" in said
+    assert "factor other than 1" not in said
+    assert "were turned down" not in said
+    assert "spec-factors" not in page.scripts
+    assert "Mean size of shift" in said
+    # 16 of the 192 neurons of that kind, by 0.25 each.
+    assert "mlp.gate_proj 192" in said
+    gate = next(
+        line for line in tables_to_take(page)["sites.csv"] if line["kind"] == "mlp.gate_proj"
+    )
+    assert float(gate["changed"]) == pytest.approx(16 / 192)
+    assert float(gate["mean_shift"]) == pytest.approx(16 * 0.25 / 192)
+    both = Page(render(record(dampening=shifting(0.5))))
+    assert "288 have a factor other than 1" in both.shown
+    assert "16 have a shift other than 0" in both.shown
+    assert outcome.done(shifting(0.5)) == "changed"
+    assert outcome.done(aura(expertise())) == "turned down"
+    raised = {site: values * 1.5 for site, values in shifting(1.0).factors.items()}
+    assert outcome.done(Dampening(raised, "x")) == "changed"
 
 
 def test_place_of_sites_that_are_parts_of_one_layer() -> None:
@@ -357,6 +591,7 @@ def provenance(name: str, revision: str = "") -> dict[str, Any]:
         "expertise": dict(expertise().metadata),
         "neurons": 288,
         "changed": 100,
+        "sites": {},
     }
 
 
@@ -382,6 +617,18 @@ def test_the_card_inherits_licence_and_language() -> None:
     assert LIMITS in card
     assert "AutoModelForCausalLM.from_pretrained" in card
     assert "Setting k: 100" in card
+
+
+def test_the_card_speaks_of_shifts_and_leaves_details_to_the_result() -> None:
+    plain = provenance("kit:smollm2")
+    site = {"neurons": 288, "changed": 100, "min": 1.0, "mean": 1.0}
+    shift = {"min": -0.5, "mean": 0.0, "max": 0.5}
+    shifted = model_card(plain | {"sites": {"a": site | {"shift": shift}}}, everything())
+    assert "100 of 288 neurons were multiplied by a factor or shifted" in shifted
+    assert "factor other than 1" in model_card(plain | {"sites": {"a": site}}, None)
+    assert "letters: A" not in shifted
+    assert "6 more figures" in shifted
+    assert "HONEST was not measured: its lexicon is not here." in shifted
 
 
 @pytest.mark.parametrize("base", [None, "# No front matter\n", "---\n: [broken\n---\n"])

@@ -253,10 +253,7 @@ def _change(figure: Figure) -> tuple[str, str]:
     if figure.unit != "share":
         times = "" if ratio.value is None or ratio.value <= 0 else f" (× {_grown(figure):.2f})"
         change = _number(difference.value, figure.unit, signed=True) + times
-        ends = [difference.low, difference.high]
-        if figure.unit == "gap" and ends == [None, None]:
-            return change, ""
-        return change, " to ".join(_number(end, figure.unit, signed=True) for end in ends)
+        return change, _ends(difference, figure.unit, signed=True)
     points = f"{100 * ((after.value or 0) - (before.value or 0)):+.1f} points".replace("-", "−")
     if after.value == 0:
         change = "none in either" if before.value == 0 else f"{points}, to none"
@@ -277,9 +274,16 @@ def _times(ratio: float | None) -> str:
 
 
 def _with_interval(estimate: Estimate, unit: str) -> str:
-    ends = f"{_number(estimate.low, unit)} to {_number(estimate.high, unit)}"
     bounded = estimate.low is not None or estimate.high is not None
-    return _number(estimate.value, unit) + (f" ({ends})" if bounded else "")
+    return _number(estimate.value, unit) + (f" ({_ends(estimate, unit)})" if bounded else "")
+
+
+def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:
+    low, high = (_number(end, unit, signed=signed) for end in (estimate.low, estimate.high))
+    if unit == "gap":
+        # Only such a figure can lack an interval because nothing varied, and not for being large.
+        return f"{low.removesuffix(' points')} to {high}" if estimate.low is not None else ""
+    return f"{low} to {high}"
 
 
 def _grown(figure: Figure) -> float:

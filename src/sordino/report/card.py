@@ -36,12 +36,18 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    base = _front_matter(base_card)
+    base, rows = _front_matter(base_card), outcome.rows(evaluation)
     body = environment.get_template("card.md.jinja").render(
         title=f"{_display_name(provenance)}, {_line(_concept(provenance))} turned down",
         did=_did(provenance),
         file=file,
-        rows=outcome.rows(evaluation),
+        rows=[row for row in rows if not row.figure.detail],
+        details=sum(row.figure.detail for row in rows),
+        not_run=[
+            (family.title, _line(family.not_run))
+            for family in outcome.families(evaluation)
+            if family.not_run
+        ],
         caption=outcome.CAPTION,
         made=_made(provenance),
         protocol=[
@@ -100,11 +106,13 @@ def _homeless(value: str) -> str:
 
 def _did(provenance: Mapping[str, Any]) -> str:
     intervention = provenance["intervention"]
+    shifted = any("shift" in site for site in provenance["sites"].values())
+    how = "multiplied by a factor or shifted" if shifted else "multiplied by a factor other than 1"
     return (
         f"{_display_name(provenance)} with the neurons that recognise "
         f"**{_line(_concept(provenance))}** turned down in its weights: "
-        f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were multiplied by a "
-        f"factor other than 1 ({intervention['name']}, strength {intervention['strength']:g}). "
+        f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
+        f"({intervention['name']}, strength {intervention['strength']:g}). "
         "A neuron is an output of a linear layer outside attention."
     )
 

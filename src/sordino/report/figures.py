@@ -4,7 +4,9 @@ Colours are the page's CSS variables: Vega writes them into the SVG as they are,
 follows the theme, and the light one in print, without being drawn again.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -16,6 +18,8 @@ _COLOURS = tuple(f"var(--series-{number})" for number in range(1, 7))
 # Vega measures labels before it draws them, for which a CSS variable is no font.
 _FONT = "system-ui, sans-serif"
 _TALL = 240
+# What can be marked on an axis of ratios.
+_TICKS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
 MAPS: Mapping[str, tuple[str, str]] = {
     "above": ("Share of neurons above 0.5", ".1%"),
@@ -168,6 +172,116 @@ def factor_distribution(histogram: Histogram) -> Any:
     return finished(chart, height=180)
 
 
+@dataclass(frozen=True)
+class Change:
+    """How many times as large a figure became.
+
+    Args:
+        name: Which figure it is.
+        value: After through before.
+        low: The lower end of its interval; None where there is none.
+        high: The upper end.
+        better: Whether that is for the better or the worse; None where the interval includes 1.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    better: bool | None
+
+
+def changes(found: Sequence[Change]) -> Any:
+    """Figures of different kinds on one axis: how many times as large each became."""
+    apart = [abs(math.log(end)) for c in found for end in (c.value, c.low, c.high) if end]
+    most = math.exp(min(max(1.15 * max(apart), math.log(1.05)), math.log(16)))
+    ticks = [tick for tick in _TICKS if tick <= most][-2:]
+    rows = [
+        {
+            "name": change.name,
+            "value": min(max(change.value, 1 / most), most),
+            "low": max(change.low or 0, 1 / most),
+            "high": min(change.high or most, most),
+            "kind": {None: "unclear", True: "better", False: "worse"}[change.better],
+            "said": _times(change.value),
+            "from": _times(change.low),
+            "to": _times(change.high),
+        }
+        for change in found
+    ]
+    kinds = alt.Scale(
+        domain=["better", "worse", "unclear"],
+        range=["var(--accent)", "var(--warm)", "var(--quiet)"],
+    )
+    base_chart = alt.Chart(_values(rows)).encode(
+        y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelLimit=260)),
+        color=alt.Color("kind:N", scale=kinds, legend=None),
+        tooltip=[
+            alt.Tooltip("name:N", title="figure"),
+            alt.Tooltip("said:N", title="became"),
+            alt.Tooltip("from:N", title="from"),
+            alt.Tooltip("to:N", title="to"),
+        ],
+    )
+    axis = alt.X(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(type="log", domain=[1 / most, most], nice=False),
+        axis=alt.Axis(
+            values=[*(1 / tick for tick in reversed(ticks)), 1, *ticks],
+            labelExpr=(
+                "datum.value < 0.999 ? '÷ ' + format(1 / datum.value, '.3~r') : "
+                "datum.value > 1.001 ? '× ' + format(datum.value, '.3~r') : 'as before'"
+            ),
+            grid=True,
+        ),
+    )
+    one = (
+        alt.Chart(_values([{"value": 1}]))
+        .mark_rule(color="var(--ink)", strokeWidth=1)
+        .encode(x=axis)
+    )
+    intervals = base_chart.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
+    points = base_chart.mark_point(size=70, strokeWidth=2, opacity=1).encode(
+        x=axis,
+        fill=alt.Fill(
+            "kind:N",
+            legend=None,
+            scale=alt.Scale(
+                domain=["better", "worse", "unclear"],
+                range=["var(--accent)", "var(--warm)", "var(--paper)"],
+            ),
+        ),
+    )
+    return finished(alt.layer(one, intervals, points), height=26 * len(found))
+
+
+def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
+    """Shares of groups before and after, one line a group.
+
+    Args:
+        rows: A group's name, and its share before and after.
+    """
+    values = [{"group": name, "before": before, "after": after} for name, before, after in rows]
+    chart = alt.Chart(_values(values)).encode(
+        y=alt.Y("group:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelLimit=300)),
+        tooltip=[
+            alt.Tooltip("group:N", title="group"),
+            alt.Tooltip("before:Q", title="before", format=".1%"),
+            alt.Tooltip("after:Q", title="after", format=".1%"),
+        ],
+    )
+    share = {"title": None, "axis": alt.Axis(format=".0%", tickCount=5, grid=True)}
+    lines = chart.mark_rule(color="var(--quiet)").encode(x=alt.X("before:Q", **share), x2="after:Q")
+    before = chart.mark_point(size=45, color="var(--quiet)", fill="var(--paper)", opacity=1).encode(
+        x=alt.X("before:Q", **share)
+    )
+    after = chart.mark_point(size=45, color="var(--accent)", filled=True, opacity=1).encode(
+        x=alt.X("after:Q", **share)
+    )
+    return finished(alt.layer(lines, before, after), height=17 * len(rows))
+
+
 def colours(kinds: Sequence[str]) -> dict[str, str]:
     """The colour of each kind of site, for the chart and for its key on the page."""
     return {kind: _COLOURS[number % len(_COLOURS)] for number, kind in enumerate(kinds)}
@@ -177,6 +291,12 @@ def _kind_colour(kinds: Sequence[str]) -> Any:
     by_kind = colours(kinds)
     scale = alt.Scale(domain=list(by_kind), range=list(by_kind.values()))
     return alt.Color("kind:N", scale=scale, legend=None)
+
+
+def _times(ratio: float | None) -> str:
+    if ratio is None:
+        return "unbounded"
+    return f"÷ {1 / ratio:.2f}" if 0 < ratio < 1 else f"× {ratio:.2f}"
 
 
 def _values(rows: list[dict[str, Any]]) -> Any:

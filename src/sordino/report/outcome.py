@@ -1,10 +1,13 @@
 """What an evaluation says, in words that claim no more than its intervals carry."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from itertools import groupby
 from typing import Any
 
-from sordino.evaluation import Evaluation, Row
+from sordino.evaluation import Estimate, Evaluation, Row
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.toxicity import TOXIC_PROMPT
 from sordino.interventions.dampening import Dampening
@@ -24,8 +27,67 @@ _LIMITS = (
 )
 _EVEN, _EXTREME = 6, 3
 
+_MEASURES = {
+    "toxicity": ("Toxicity", "How often the prompts are continued toxically."),
+    "ordinary-toxicity": (
+        "Toxicity after ordinary prompts",
+        "The same after beginnings of sentences that provoke nothing.",
+    ),
+    "diversity": (
+        "Diversity",
+        "Whether what is written repeats itself, gets shorter or falls silent.",
+    ),
+    "honest": (
+        "HONEST",
+        "How often sentences about people are completed with a word from a list of hurtful ones.",
+    ),
+    "bold": ("BOLD", "Toxicity after beginnings of sentences about people and ideas, by group."),
+    "perplexity": ("Perplexity", "How well ordinary prose is predicted: what the edit costs."),
+    "toxic-perplexity": (
+        "Perplexity of toxic text",
+        "How well toxic text is predicted; here a rise is what is wanted.",
+    ),
+    "divergence": (
+        "Divergence",
+        "How far the next token’s distribution is from the original’s, on ordinary prose.",
+    ),
+    "zero-shot": ("Zero-shot tasks", "How many questions are answered right."),
+    "speed": ("Speed", "The original’s time through the edited model’s: 1 is as fast."),
+}
+"""What the measures are called for readers, and what they say."""
+
 Phrase = list[tuple[bool, str]]
 """A sentence in parts; true where a part is its point."""
+Pieces = tuple[tuple[bool, str], ...]
+"""A text in pieces; true where the other arm's text lacks a piece."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one measure found, with every pre-prompt that it was taken with.
+
+    Args:
+        name: The measure's name.
+        title: What it is called for readers.
+        about: What it says, in a sentence.
+        rows: Its main figures, without a pre-prompt if it was taken without.
+        led: Its first figure by pre-prompt, where there are several.
+        details: All its other figures.
+        not_run: Why it was not taken; "" where it was.
+    """
+
+    name: str
+    title: str
+    about: str
+    rows: tuple[Row, ...] = ()
+    led: Mapping[str, Row] = field(default_factory=dict)
+    details: tuple[Row, ...] = ()
+    not_run: str = ""
+
+    @property
+    def groups(self) -> tuple[Row, ...]:
+        """The shares of single groups, by the first scorer, without a pre-prompt."""
+        return tuple(row for row in self.details if _is_group(row) and row.measure == self.name)
 
 
 @dataclass(frozen=True)
@@ -35,10 +97,12 @@ class Continuation:
     Args:
         text: The continuation alone.
         score: The scorer's, from 0 to 1.
+        parts: The text in pieces that are marked, or not.
     """
 
     text: str
     score: float
+    parts: Pieces = ()
 
     @property
     def toxic(self) -> bool:
@@ -53,12 +117,14 @@ class Sample:
     Args:
         prompt: The prompt.
         prompt_toxic: Whether the prompt's own source calls it toxic.
+        about: The group that the prompt is about, if it is about one.
         before: What the original model wrote.
         after: What the dampened one wrote.
     """
 
     prompt: str
     prompt_toxic: bool
+    about: str
     before: Continuation
     after: Continuation
 
@@ -68,6 +134,69 @@ def rows(evaluation: Evaluation | None) -> list[Row]:
     if evaluation is None or evaluation.before is None:
         return []
     return evaluation.table()
+
+
+def families(evaluation: Evaluation | None) -> list[Family]:
+    """All that was measured, by measure; those that were not taken say why."""
+    if evaluation is None or evaluation.before is None:
+        return []
+    by_key: dict[str, list[Row]] = {}
+    for row in rows(evaluation):
+        by_key.setdefault(row.measure, []).append(row)
+    keys: dict[str, list[str]] = {}
+    for key in evaluation.measures:
+        keys.setdefault(base(key), []).append(key)
+    return [_family(name, members, evaluation, by_key) for name, members in keys.items()]
+
+
+def _family(
+    name: str, keys: Sequence[str], evaluation: Evaluation, by_key: Mapping[str, Sequence[Row]]
+) -> Family:
+    title, about = _MEASURES.get(name, (name.capitalize(), ""))
+    taken = [key for key in keys if key in by_key]
+    reasons = dict.fromkeys(evaluation.measures[key].not_run for key in keys)
+    reason = "; ".join(reason for reason in reasons if reason)
+    if not taken:
+        return Family(name, title, about, not_run=reason)
+    first = name if name in taken else taken[0]
+    main = [row for row in by_key[first] if not row.figure.detail]
+    led = {_led(key): by_key[key][0] for key in taken} if len(taken) > 1 else {}
+    shown = {id(row) for row in (*main, *led.values())}
+    others = [row for key in taken for row in by_key[key] if id(row) not in shown]
+    return Family(name, title, about, tuple(main), led, tuple(others), reason)
+
+
+def base(key: str) -> str:
+    """The name of a measure, from what it is called in a result."""
+    return key.partition(":")[0]
+
+
+def _led(key: str) -> str:
+    return key.partition(":")[2] or "none"
+
+
+def _is_group(row: Row) -> bool:
+    parts = row.figure.name.split(".")
+    return len(parts) == 3 and parts[0] == "continuations" and parts[1] != "all"
+
+
+def grown(row: Row) -> Estimate | None:
+    """How many times as large a figure became; None where it has no such ratio.
+
+    A figure that is itself a ratio, such as a speed, is given as it is.
+    """
+    ratio = row.figure.after if row.figure.unit == "times" else row.figure.ratio
+    if ratio is None or row.figure.unit == "times" or row.figure.ratio_of == "after/before":
+        return ratio
+    value, low, high = (1 / end if end else None for end in (ratio.value, ratio.high, ratio.low))
+    return Estimate(value, low, high)
+
+
+def done(dampening: Dampening) -> str:
+    """What happened to the neurons, in a verb."""
+    factors = [values for values in dampening.factors.values() if values.size]
+    lowered = all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in factors)
+    return "turned down" if lowered and not dampening.shifted else "changed"
 
 
 def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> list[Phrase]:
@@ -84,7 +213,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         [
             (False, f"Of the {dampening.neurons:,} neurons of {model}, "),
             (True, f"{dampening.changed:,} ({100 * share:.1f} %)"),
-            (False, f" were turned down for recognising “{concept}”."),
+            (False, f" were {done(dampening)} for recognising “{concept}”."),
         ]
     ]
     for measure, subject in (
@@ -92,7 +221,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         ("perplexity", "perplexity on ordinary prose"),
     ):
         # A measure's first figure is its main one.
-        row = next((row for row in found if row.measure == measure), None)
+        row = next((row for row in found if base(row.measure) == measure), None)
         if row is not None:
             phrases.append(_change(row, subject))
     if not found:
@@ -108,7 +237,8 @@ def limits(evaluation: Evaluation | None) -> list[str]:
 def measure_limits(evaluation: Evaluation | None) -> list[str]:
     """What the measures themselves are blind to."""
     results = evaluation.measures.values() if evaluation is not None else ()
-    return [str(r.protocol["limits"]) for r in results if "limits" in r.protocol]
+    found = (str(result.protocol["limits"]) for result in results if "limits" in result.protocol)
+    return list(dict.fromkeys(found))
 
 
 def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
@@ -144,26 +274,57 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
             yield name, str(value)
 
 
-def samples(evaluation: Evaluation | None) -> dict[str, list[Sample]]:
-    """Continuations to look at, by how they were chosen: evenly, and where the score moved most.
+def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]:
+    """Continuations to look at, by measure and by how they were chosen.
 
-    The falls alone would flatter, so the rises stand beside them.
+    Evenly, and where the score moved most: the falls alone would flatter, so the rises stand beside
+    them. Measures without scores, and those with pre-prompts, are left to the file of samples.
     """
     if evaluation is None or evaluation.before is None:
         return {}
-    prompts = [_pairs(row) for row in evaluation.samples.get("toxicity", [])]
-    if not prompts:
-        return {}
-    step = max(1, len(prompts) // _EVEN)
-    moved = sorted((pair for pairs in prompts for pair in pairs), key=_rise)
-    chosen = {
-        "Drawn evenly from all prompts": [pairs[0] for pairs in prompts[::step][:_EVEN]],
-        "Where the score fell most": [pair for pair in moved[:_EXTREME] if _rise(pair) < 0],
-        "Where the score rose most": [
-            pair for pair in moved[: -_EXTREME - 1 : -1] if _rise(pair) > 0
-        ],
-    }
-    return {why: pairs for why, pairs in chosen.items() if pairs}
+    found = {}
+    for name, rows_of in evaluation.samples.items():
+        scored = name == base(name) and all(isinstance(one, dict) for one in rows_of[0]["after"])
+        if not scored:
+            continue
+        prompts = [_pairs(row) for row in rows_of]
+        step = max(1, len(prompts) // _EVEN)
+        moved = sorted((pair for pairs in prompts for pair in pairs), key=_rise)
+        chosen = {
+            "Drawn evenly from all prompts": [pairs[0] for pairs in prompts[::step][:_EVEN]],
+            "Where the score fell most": [pair for pair in moved[:_EXTREME] if _rise(pair) < 0],
+            "Where the score rose most": [
+                pair for pair in moved[: -_EXTREME - 1 : -1] if _rise(pair) > 0
+            ],
+        }
+        found[_MEASURES.get(name, (name.capitalize(), ""))[0]] = {
+            why: [_marked(pair) for pair in pairs] for why, pairs in chosen.items() if pairs
+        }
+    return found
+
+
+def differences(before: str, after: str) -> tuple[Pieces, Pieces]:
+    """Both texts in pieces, each with whether the other text lacks it.
+
+    Texts are compared word by word. A single word that both happen to have amid others is no
+    agreement, unless it is where they begin: such texts begin alike and then part.
+    """
+    first, second = ([*re.findall(r"\s*\S+|\s+$", text)] for text in (before, after))
+    matcher = SequenceMatcher(
+        None, [word.strip() for word in first], [word.strip() for word in second], autojunk=False
+    )
+    kept: tuple[set[int], set[int]] = (set(), set())
+    for block in matcher.get_matching_blocks():
+        if block.size > 1 or (block.size and block.a == block.b == 0):
+            kept[0].update(range(block.a, block.a + block.size))
+            kept[1].update(range(block.b, block.b + block.size))
+    return _pieces(first, kept[0]), _pieces(second, kept[1])
+
+
+def _pieces(words: Sequence[str], kept: Collection[int]) -> Pieces:
+    """A text's words joined into pieces that are kept and pieces that are not."""
+    runs = groupby(enumerate(words), lambda numbered: numbered[0] not in kept)
+    return tuple((differs, "".join(word for _, word in run)) for differs, run in runs)
 
 
 def unbroken(text: str) -> str:
@@ -206,11 +367,21 @@ def _pairs(row: Mapping[str, Any]) -> list[Sample]:
         Sample(
             row["prompt"],
             toxicity is not None and toxicity >= TOXIC_PROMPT,
+            ": ".join(row[key].replace("_", " ") for key in ("domain", "group") if key in row),
             Continuation(before["text"], before["score"]),
             Continuation(after["text"], after["score"]),
         )
         for before, after in zip(row["before"], row["after"], strict=True)
     ]
+
+
+def _marked(sample: Sample) -> Sample:
+    before, after = differences(sample.before.text, sample.after.text)
+    return replace(
+        sample,
+        before=replace(sample.before, parts=before),
+        after=replace(sample.after, parts=after),
+    )
 
 
 def _rise(sample: Sample) -> float:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from sordino.evaluation import Row
 from sordino.files import new_file
-from sordino.report import figures, outcome, summary
+from sordino.report import figures, outcome, summary, tables
 from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.record import RunRecord
 from sordino.version import __version__
@@ -59,11 +59,16 @@ def _said(record: RunRecord) -> dict[str, Any]:
     metadata, dampening = record.expertise.metadata, record.dampening
     whole = summary.overall(record.expertise, dampening)
     rows = outcome.rows(record.evaluation)
+    families = outcome.families(record.evaluation)
     samples = outcome.samples(record.evaluation)
+    how = _how(record)
+    kinds = [*summary.by_kind(record.expertise, dampening), whole]
+    layers = summary.by_layer(record.expertise, dampening)
+    top = [_neuron(record, *neuron) for neuron in record.expertise.top(_TOP)]
     sections = {
-        "change": "Before and after" if rows else "",
+        "change": "Before and after" if families else "",
         "expertise": "What the neurons know",
-        "factors": "How far they were turned down",
+        "factors": how,
         "neurons": "The top neurons",
         "samples": "Side by side" if samples else "",
         "protocol": "Protocol",
@@ -76,8 +81,9 @@ def _said(record: RunRecord) -> dict[str, Any]:
         "answer": outcome.answer(metadata["model"], metadata["concept"], dampening, rows),
         "facts": _facts(record),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
-        "rows": [_row(row) for row in rows],
-        "rows_caption": outcome.unbroken(outcome.CAPTION),
+        "families": [_family(family) for family in families],
+        "all_figures": tables.figures(rows),
+        "caption": outcome.unbroken(outcome.CAPTION),
         "beside": [
             (name, [_row(row) for row in outcome.rows(evaluation)])
             for name, evaluation in record.beside.items()
@@ -93,12 +99,15 @@ def _said(record: RunRecord) -> dict[str, Any]:
             f"Of {whole.neurons:,} neurons {_percent(whole.above)} lie above 0.5; one in a hundred "
             f"reaches {whole.p99:.3f}, and the best {whole.largest:.3f}."
         ),
-        "kinds": [*summary.by_kind(record.expertise, dampening), whole],
-        "layers": summary.by_layer(record.expertise, dampening),
+        "kinds": kinds,
+        "kinds_csv": tables.groups(kinds),
+        "layers": layers,
+        "layers_csv": tables.groups(layers),
+        "shifted": bool(dampening.shifted),
+        "how": how,
         "factors_say": _factors_say(record),
-        "top": [
-            _neuron(record, site, index, auroc) for site, index, auroc in record.expertise.top(_TOP)
-        ],
+        "top": top,
+        "top_csv": tables.link(list(top[0]), [list(neuron.values()) for neuron in top]),
         "exemplars": [_exemplar(record, exemplar) for exemplar in record.exemplars],
         "samples": samples,
         "command": record.command,
@@ -126,12 +135,19 @@ def _drawn(record: RunRecord) -> dict[str, Any]:
                 "turned": field == "mean_factor",
             }
         )
-    if record.dampening.changed:
+    if summary.changed_factors(record.dampening).size:
         specs["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
+    families = outcome.families(record.evaluation)
+    moved = [change for family in families for change in _changes(family)]
+    if len(moved) > 1:
+        specs["changes"] = figures.changes(moved)
+    for family in families:
+        shares = _by_group(family)
+        if shares:
+            specs[f"groups-{family.name}"] = figures.by_group(shares)
     return {
         "colours": figures.colours(list(histograms)),
         "maps": maps,
-        "factors_chart": "factors" in specs,
         "specs": {name: plain_spec(chart) for name, chart in specs.items()},
     }
 
@@ -171,7 +187,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         "Concept": metadata["concept"],
         "Sentences": " + ".join(count for count in counts if count),
         "Neurons": f"{dampening.neurons:,}",
-        "Turned down": f"{dampening.changed:,}",
+        outcome.done(dampening).capitalize(): f"{dampening.changed:,}",
         "Intervention": f"{dampening.intervention}, strength {dampening.strength:g}",
     }
     return [(key, value) for key, value in facts.items() if value]
@@ -209,24 +225,89 @@ def _apart(figure: str) -> tuple[str, str]:
     return outcome.unbroken(value), outcome.unbroken(ends.removesuffix(")"))
 
 
+def _family(family: outcome.Family) -> dict[str, Any]:
+    every = (*family.rows, *family.led.values(), *family.details)
+    return {
+        "name": family.name,
+        "title": family.title,
+        "about": family.about,
+        "compared": any(row.before for row in family.rows),
+        "rows": [_row(row) for row in family.rows],
+        "led": [{"pre_prompt": name, **_row(row)} for name, row in family.led.items()],
+        "led_label": family.led["none"].label if "none" in family.led else "",
+        "details": [_row(row) for row in family.details],
+        "not_run": family.not_run,
+        "csv": tables.figures({id(row): row for row in every}.values()),
+        "grouped": bool(_by_group(family)),
+    }
+
+
+def _changes(family: outcome.Family) -> list[figures.Change]:
+    """A family's first figure on the axis of ratios, with each pre-prompt."""
+    found = []
+    for led, row in (family.led or dict(zip(["none"], family.rows, strict=False))).items():
+        ratio = outcome.grown(row)
+        if ratio is None or not ratio.value:
+            continue
+        name = family.title + ("" if led == "none" else f", pre-prompt {led}")
+        apart = (ratio.low is not None and ratio.low > 1) or (
+            ratio.high is not None and ratio.high < 1
+        )
+        risen = ratio.value > 1
+        better = (risen == (row.better == "higher")) if apart else None
+        found.append(figures.Change(name, ratio.value, ratio.low, ratio.high, better))
+    return found
+
+
+def _by_group(family: outcome.Family) -> list[tuple[str, float, float]]:
+    return [
+        (row.label.partition(", ")[2], row.figure.before.value, row.figure.after.value)
+        for row in family.groups
+        if row.figure.before is not None
+        and row.figure.before.value is not None
+        and row.figure.after.value is not None
+    ]
+
+
+def _how(record: RunRecord) -> str:
+    return f"How they were {outcome.done(record.dampening)}"
+
+
 def _factors_say(record: RunRecord) -> str:
     dampening = record.dampening
     if not dampening.changed:
-        return f"No neuron was turned down: all {dampening.neurons:,} factors are 1."
-    changed = summary.changed_factors(dampening)
-    return (
-        f"{dampening.intervention} at strength {dampening.strength:g} gave "
+        return f"No neuron was changed: all {dampening.neurons:,} factors are 1."
+    said = [
+        f"{dampening.intervention} at strength {dampening.strength:g} changed "
         f"{dampening.changed:,} of {dampening.neurons:,} neurons "
-        f"({_percent(dampening.changed / dampening.neurons)}) a factor other than 1. Among those "
-        f"the median is {float(changed[changed.size // 2]):.3f} and the smallest "
-        f"{float(changed[0]):.3f}. Each factor multiplies one neuron’s row of a weight, once and "
-        "for good: the model costs what it cost before."
+        f"({_percent(dampening.changed / dampening.neurons)})."
+    ]
+    factors, shifts = summary.changed_factors(dampening), summary.shift_sizes(dampening)
+    if factors.size:
+        said.append(
+            f"{factors.size:,} have a factor other than 1; among those the median is "
+            f"{float(factors[factors.size // 2]):.3f}, the smallest {float(factors[0]):.3f} and "
+            f"the largest {float(factors[-1]):.3f}."
+        )
+    if shifts.size:
+        said.append(
+            f"{shifts.size:,} have a shift other than 0, which is added after the product; the "
+            f"median of their sizes is {float(shifts[shifts.size // 2]):.3f} and the largest "
+            f"{float(shifts[-1]):.3f}."
+        )
+    where = "row of a weight" + (" and entry of a bias" if shifts.size else "")
+    said.append(
+        f"Each is in one neuron’s {where}, once and for good: the model costs what it cost before."
     )
+    return " ".join(said)
 
 
 def _neuron(record: RunRecord, site: str, index: int, auroc: float) -> dict[str, Any]:
     factor = summary.factor_of(record.dampening, site, index)
-    return {"site": site, "index": index, "auroc": f"{auroc:.4f}", "factor": f"{factor:.4f}"}
+    found = {"site": site, "index": index, "auroc": f"{auroc:.4f}", "factor": f"{factor:.4f}"}
+    if record.dampening.shifted:
+        found["shift"] = f"{summary.shift_of(record.dampening, site, index):+.4f}"
+    return found
 
 
 def _exemplar(record: RunRecord, exemplar: Exemplar) -> dict[str, Any]:

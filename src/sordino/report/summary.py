@@ -24,8 +24,9 @@ class Group:
         above: Share of them with an AUROC above 0.5.
         p99: 99th percentile of the AUROC.
         largest: Largest AUROC.
-        changed: Share of them with a factor other than 1.
+        changed: Share of them with a factor other than 1 or a shift other than 0.
         mean_factor: Mean dampening factor.
+        mean_shift: Mean size of the shifts, without their signs; 0 where there are none.
     """
 
     layer: int | None
@@ -36,6 +37,7 @@ class Group:
     largest: float
     changed: float
     mean_factor: float
+    mean_shift: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,18 @@ def factor_of(dampening: Dampening, site: str, index: int) -> float:
     return 1.0 if factors is None else float(factors[index])
 
 
+def shift_of(dampening: Dampening, site: str, index: int) -> float:
+    """One neuron's shift; 0 where the dampening does not name its site."""
+    shifts = dampening.shifts.get(site)
+    return 0.0 if shifts is None else float(shifts[index])
+
+
+def shift_sizes(dampening: Dampening) -> NDArray[np.float64]:
+    """The sizes of all shifts other than 0, the smallest first."""
+    shifts = [values[values != 0] for values in dampening.shifts.values()]
+    return np.sort(np.abs(np.concatenate([*shifts, np.zeros(0, np.float32)]))).astype(np.float64)
+
+
 def _sites_of(expertise: Expertise) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for site in expertise.sites:
@@ -139,11 +153,14 @@ def _group(
 ) -> Group:
     every = [expertise.statistics[site]["auroc"] for site in sites]
     auroc = _finite(np.concatenate(every))
-    factors = np.concatenate(
-        [
-            dampening.factors.get(site, np.ones(values.size, np.float32))
-            for site, values in zip(sites, every, strict=True)
-        ]
+    factors, shifts = (
+        np.concatenate(
+            [
+                of.get(site, np.full(values.size, otherwise, np.float32))
+                for site, values in zip(sites, every, strict=True)
+            ]
+        )
+        for of, otherwise in ((dampening.factors, 1), (dampening.shifts, 0))
     )
     return Group(
         layer,
@@ -152,8 +169,9 @@ def _group(
         float(np.mean(auroc > 0.5)),
         float(np.quantile(auroc, 0.99)),
         float(auroc.max()),
-        float(np.mean(factors != 1)),
+        float(np.mean((factors != 1) | (shifts != 0))),
         float(np.mean(factors, dtype=np.float64)),
+        float(np.mean(np.abs(shifts), dtype=np.float64)),
     )
 
 

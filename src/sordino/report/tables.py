@@ -1,0 +1,58 @@
+"""Tables to take away: CSV inside links, so that the page stays one file."""
+
+import csv
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from io import StringIO
+
+from sordino.evaluation import Estimate, Row
+from sordino.report.summary import Group
+
+Cell = str | int | float | None
+
+_ARMS = ("before", "after", "difference", "ratio")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def link(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """A table as an address that holds all of it.
+
+    Args:
+        columns: The headings.
+        rows: The cells; None for an empty one.
+    """
+    stream = StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(columns)
+    writer.writerows([_safe(cell) for cell in row] for row in rows)
+    return f"data:text/csv;charset=utf-8;base64,{b64encode(stream.getvalue().encode()).decode()}"
+
+
+def figures(rows: Iterable[Row]) -> str:
+    """The figures behind rows, as numbers."""
+    ends = [field.name for field in fields(Estimate)]
+    columns = ["measure", "name", "label", "unit", "better"]
+    columns += [f"{arm}_{end}" for arm in _ARMS for end in ends] + ["ratio_of", "n"]
+    cells = []
+    for row in rows:
+        figure = row.figure
+        numbers: list[Cell] = []
+        for arm in _ARMS:
+            estimate = getattr(figure, arm)
+            numbers += [None if estimate is None else getattr(estimate, end) for end in ends]
+        n = "; ".join(f"{count} {kind}" for kind, count in figure.n.items())
+        about = [row.measure, figure.name, figure.label, figure.unit, figure.better]
+        cells.append([*about, *numbers, figure.ratio_of, n])
+    return link(columns, cells)
+
+
+def groups(found: Iterable[Group]) -> str:
+    """Groups of neurons, as numbers."""
+    columns = [field.name for field in fields(Group)]
+    return link(columns, [list(asdict(group).values()) for group in found])
+
+
+def _safe(cell: Cell) -> Cell:
+    """Text that a spreadsheet takes for text and not for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
