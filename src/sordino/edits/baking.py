@@ -34,9 +34,9 @@ def bake(
     """Write a dampened copy of a model as a transformers folder.
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
-    kept; a GGUF file is de-quantised and saved. The output appears under its name only when it is
-    whole. It holds the provenance (`sordino.json`), a README.md, and the source's own README.md as
-    `README.base.md`.
+    kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
+    is de-quantised and saved. The output appears under its name only when it is whole. It holds the
+    provenance (`sordino.json`), a README.md, and the source's own README.md as `README.base.md`.
 
     Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
     (such as `mlp_bias`) is turned on; where there is no such setting, `hooks` is the way.
@@ -77,8 +77,10 @@ def bake(
             dampening.save(stage / HOOKS)
             record = provenance(ref, dampening, fingerprint, hooks=True)
         else:
-            left_out, settings = _write_weights(ref, dampening, stage, dtype)
-            record = provenance(ref, dampening, fingerprint, left_out, settings)
+            left_out, settings, quantised = _write_weights(ref, dampening, stage, dtype)
+            record = provenance(
+                ref, dampening, fingerprint, left_out, settings, quantised=quantised
+            )
         write_json(stage / FILE_NAME, record)
         _write_cards(stage, record)
         if finish is not None:
@@ -88,17 +90,18 @@ def bake(
 
 def _write_weights(
     ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
-) -> tuple[Sequence[str], Mapping[str, bool]]:
+) -> tuple[Sequence[str], Mapping[str, bool], Mapping[str, Any] | None]:
     """Fill the stage with the dampened model.
 
     Returns:
-        The names of the files left out, and the settings changed in the configuration.
+        The names of the files left out, the settings changed in the configuration, and what there
+        is to say of quantised weights.
     """
     if ref.kind == "gguf":
-        return [], gguf_source.write_folder(ref, dampening, stage, dtype)
+        return [], gguf_source.write_folder(ref, dampening, stage, dtype), None
     edit = safetensors_folder.plan(ref, dampening)
     edit.write(stage)
-    return [str(file) for file in edit.left_out], edit.settings
+    return [str(file) for file in edit.left_out], edit.settings, edit.quantised
 
 
 def _write_cards(stage: Path, record: dict[str, Any]) -> None:

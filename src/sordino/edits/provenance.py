@@ -27,6 +27,7 @@ def provenance(
     settings: Mapping[str, bool] | None = None,
     *,
     hooks: bool = False,
+    quantised: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of an edit; JSON can hold it.
 
@@ -37,6 +38,7 @@ def provenance(
         left_out: The source's files that the edited model lacks.
         settings: What was changed in the configuration, for biases that the model lacked.
         hooks: Whether the factors were written to a file of their own and not into weights.
+        quantised: How the weights are quantised and what their edit rounded, if they are.
     """
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -65,6 +67,8 @@ def provenance(
         record["configuration"] = dict(settings)
     if hooks:
         record["hooks"] = HOOKS
+    if quantised:
+        record["quantised"] = dict(quantised)
     earlier = ref.path / FILE_NAME
     if ref.kind == "folder" and earlier.is_file():
         record["earlier"] = read_provenance(ref.path)
