@@ -5,6 +5,7 @@ taken from words as Python's whole numbers, one by one, and products are of floa
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,9 +392,7 @@ def four_bit(block: int = 32, *, nested: bool = False, kind: str = "nf4") -> Mad
         text = json.dumps(state).encode()
         return tensors | {
             "weight": packed[:, None],
-            f"weight.quant_state.bitsandbytes__{kind}": torch.tensor(
-                list(text), dtype=torch.uint8
-            ),
+            f"weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(text), dtype=torch.uint8),
         }
 
     def reference(tensors: Tensors) -> np.ndarray:
@@ -425,7 +424,9 @@ def four_bit(block: int = 32, *, nested: bool = False, kind: str = "nf4") -> Mad
     return Made(settings, quantise, reference, ("bitsandbytes",))
 
 
-def quantised_copy(folder: Path, target: Path, made: Made, *, shards: int = 1) -> Path:
+def quantised_copy(
+    folder: Path, target: Path, made: Made, *, shards: int = 1, transposed: bool = False
+) -> Path:
     """A copy of a model's folder with the linear layers of its decoder quantised.
 
     Args:
@@ -433,6 +434,7 @@ def quantised_copy(folder: Path, target: Path, made: Made, *, shards: int = 1) -
         target: The folder to make.
         made: How to quantise.
         shards: Over how many files to spread the tensors, layers torn apart.
+        transposed: Whether the weights are [inputs, neurons], as GPT-2's are.
     """
     target.mkdir()
     for file in folder.iterdir():
@@ -440,37 +442,49 @@ def quantised_copy(folder: Path, target: Path, made: Made, *, shards: int = 1) -
             (target / file.name).write_bytes(file.read_bytes())
     tensors: Tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if ".layers." in name and name.endswith("proj.weight"):
-            for suffix, part in made.quantise(tensor.float()).items():
+        if re.search(r"\.\d+\..*(proj|c_fc|c_attn)\.weight$", name):
+            weight = tensor.float().T if transposed else tensor.float()
+            for suffix, part in made.quantise(weight).items():
                 tensors[f"{name.removesuffix('weight')}{suffix}"] = part.contiguous()
         else:
             tensors[name] = tensor
     config = json.loads((target / "config.json").read_text())
     config["quantization_config"] = made.settings
     (target / "config.json").write_text(json.dumps(config))
+    save_shards(target, tensors, shards)
+    return target
+
+
+def save_shards(folder: Path, tensors: Tensors, shards: int = 1) -> None:
+    """Write tensors to a folder, dealt out to its shards one by one."""
     metadata = {"format": "pt"}
     if shards == 1:
-        save_file(tensors, target / "model.safetensors", metadata=metadata)
-        return target
+        save_file(tensors, folder / "model.safetensors", metadata=metadata)
+        return
     places = {name: number % shards for number, name in enumerate(tensors)}
     files = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
     for number, file in enumerate(files):
         part = {name: tensor for name, tensor in tensors.items() if places[name] == number}
-        save_file(part, target / file, metadata=metadata)
+        save_file(part, folder / file, metadata=metadata)
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": {name: files[number] for name, number in places.items()},
     }
-    (target / "model.safetensors.index.json").write_text(json.dumps(index))
-    return target
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def quantised_folder_of(made: Made, tmp_path: Path, *, shards: int = 1) -> Path:
-    """A tiny Llama with biases, quantised."""
-    folder = tmp_path / "llama_biased"
+def quantised_folder_of(
+    made: Made, tmp_path: Path, *, shards: int = 1, family: str = "llama_biased"
+) -> Path:
+    """A tiny model, by default a Llama with biases, quantised."""
+    folder = tmp_path / family
     if not folder.exists():
-        tiny_folder("llama_biased", tmp_path, dtype=torch.bfloat16, intermediate_size=64)
-    return quantised_copy(folder, tmp_path / "quantised", made, shards=shards)
+        sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
+        if family == "gpt2":
+            sizes = {"n_embd": 64}
+        tiny_folder(family, tmp_path, dtype=torch.bfloat16, **sizes)
+    target = tmp_path / f"quantised{len(list(tmp_path.iterdir()))}"
+    return quantised_copy(folder, target, made, shards=shards, transposed=family == "gpt2")
 
 
 def tensors_of(folder: Path) -> Tensors:

@@ -190,6 +190,7 @@ class OutputOptions:
             logging.basicConfig(level=logging.INFO)
         else:
             warnings.filterwarnings("ignore")
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
         if self.json:
             with progress.hushed():
                 yield

@@ -2,6 +2,6 @@
 
 from sordino.edits.baking import bake
 from sordino.edits.provenance import read_provenance
-from sordino.edits.verification import Verification, verify
+from sordino.edits.verification import RowVerification, Verification, verify
 
-__all__ = ["Verification", "bake", "read_provenance", "verify"]
+__all__ = ["RowVerification", "Verification", "bake", "read_provenance", "verify"]

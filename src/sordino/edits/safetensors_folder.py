@@ -129,7 +129,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     quantised = quantised_folder(ref.path, raw, shards)
     names = {name for tensors in shards.values() for name in tensors}
     if quantised:
-        names |= quantised.layers.keys()  # planned as if they had weights, translated afterwards
+        names |= quantised.names  # planned as if there were weights, translated afterwards
     changes = _changes(model, dampening, names)
     added: dict[PurePosixPath, dict[str, Tensor]] = {}
     rewritten: dict[PurePosixPath, Any] = {}

@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sordino.edits.names import on_disk, parameter_scales
+from sordino.edits.quantised import QuantisedFolder, read_quantised
+from sordino.errors import UserError
 from sordino.interventions import Dampening
-from sordino.models.open import OpenModel, open_model
-from sordino.models.reference import ModelRef
+from sordino.models.open import DTYPES, OpenModel, empty_model, open_model
+from sordino.models.reference import ModelRef, resolve
 
 _TEXTS = (
     "The train was late again, so we walked along the river until it grew dark.",
@@ -36,6 +39,23 @@ class Verification:
     tokens: int
 
 
+@dataclass(frozen=True)
+class RowVerification:
+    """How far the baked model's de-quantised rows are from the factors times the original's.
+
+    Args:
+        largest_difference: The largest absolute difference of two weights.
+        largest_weight: The largest absolute weight after the edit, for comparison.
+        rows: The number of rows that were compared.
+        reason: Why no logits were.
+    """
+
+    largest_difference: float
+    largest_weight: float
+    rows: int
+    reason: str
+
+
 def verify(
     model: str | Path | ModelRef | OpenModel,
     dampening: Dampening,
@@ -45,10 +65,11 @@ def verify(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-) -> Verification:
+) -> Verification | RowVerification:
     """Compare the logits of a model dampened by hooks with those of its baked copy.
 
-    Unless `model` is open already, one model at a time is in memory.
+    Unless `model` is open already, one model at a time is in memory. A quantised model that cannot
+    be opened here (a package or a GPU is missing) is compared by its de-quantised rows.
 
     Args:
         model: The model as it was before the edit.
@@ -62,10 +83,20 @@ def verify(
     Raises:
         UserError: A model cannot be opened, or the dampening does not fit it.
     """
-    opened = open_model(model, device=device, dtype=dtype, revision=revision)
+    ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
+    try:
+        opened = open_model(
+            model if isinstance(model, OpenModel) else ref, device=device, dtype=dtype
+        )
+    except UserError as error:
+        quantised = read_quantised(ref.path) if ref.kind == "folder" else None
+        if quantised is None:
+            raise
+        return _compare_rows(ref, quantised, dampening, Path(baked), str(error))
     tokens = [opened.tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in texts]
     hooked = _logits(opened, tokens, dampening)
-    at, precision = str(opened.device), opened.dtype_name
+    at = str(opened.device)
+    precision = opened.dtype_name if opened.dtype_name in DTYPES else "auto"  # FP8 is no choice
     del opened
     written = _logits(open_model(baked, device=at, dtype=precision), tokens)
     return Verification(
@@ -86,3 +117,25 @@ def _logits(
             opened.model(torch.tensor([ids], device=opened.device)).logits[0].float().cpu()
             for ids in tokens
         ]
+
+
+def _compare_rows(
+    ref: ModelRef, before: QuantisedFolder, dampening: Dampening, baked: Path, reason: str
+) -> RowVerification:
+    after = read_quantised(baked)
+    if after is None:
+        raise UserError(f"{baked} is not quantised, and {ref.name} is: it was not baked from it.")
+    model = empty_model(ref)
+    scales = on_disk(model, parameter_scales(model, dampening), before.names)
+    found = RowVerification(0.0, 0.0, 0, reason)
+    for name, scale in scales.items():
+        if name in before.layers and name in after.layers:
+            rows = after.scheme.rows(after.layers[name])
+            expected = before.scheme.rows(before.layers[name]) * scale.reshape(-1, 1)
+            found = RowVerification(
+                max(found.largest_difference, float((rows - expected).abs().max())),
+                max(found.largest_weight, float(rows.abs().max())),
+                found.rows + len(rows),
+                reason,
+            )
+    return found

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    CompressedTensorsConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -103,10 +104,27 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **_only(options, "gguf_file")
         )
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        quantised = {} if ref.kind == "gguf" else _quantised_options(folder, target)
+        model = AutoModelForCausalLM.from_pretrained(folder, **options, **quantised)
     if ref.kind == "gguf":
         _forget_gguf(model)
-    return OpenModel(ref, model.to(target).eval(), tokenizer, sites)
+    if not quantised:  # quantised layers are made where they stay
+        model = model.to(target)
+    return OpenModel(ref, model.eval(), tokenizer, sites)
+
+
+def _quantised_options(folder: Path, target: torch.device) -> dict[str, object]:
+    """What loading a folder of quantised weights takes beside the rest; nothing for plain ones."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text = config.get_text_config(decoder=True)
+    settings = getattr(config, "quantization_config", getattr(text, "quantization_config", None))
+    if settings is None:
+        return {}
+    options: dict[str, object] = {"device_map": {"": target}}
+    if isinstance(settings, dict) and settings.get("quant_method") == "compressed-tensors":
+        # Otherwise the layers have no weights before the whole model has run once.
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    return options
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:
@@ -170,9 +188,14 @@ def _loading_errors(ref: ModelRef) -> Iterator[None]:
     try:
         yield
     except _UNUSABLE as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError):
+            reason += (
+                " (Baking needs no loading: with --allow-other-weights it takes the expertise of "
+                "the model from which this one was quantised.)"
+            )
         raise UserError(
-            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"
+            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason}"
         ) from error
 
 

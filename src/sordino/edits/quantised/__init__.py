@@ -8,8 +8,8 @@ from sordino.edits.quantised.folder import (
     QuantisedEdit,
     QuantisedFolder,
     edit_quantised,
-    quantisation,
     quantised_folder,
+    read_quantised,
     with_quantisation,
 )
 from sordino.edits.quantised.layer import Changes
@@ -19,7 +19,7 @@ __all__ = [
     "QuantisedEdit",
     "QuantisedFolder",
     "edit_quantised",
-    "quantisation",
     "quantised_folder",
+    "read_quantised",
     "with_quantisation",
 ]

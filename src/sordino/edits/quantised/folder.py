@@ -13,8 +13,9 @@ from sordino.edits.quantised.fp8 import Fp8
 from sordino.edits.quantised.gptq import Gptq
 from sordino.edits.quantised.layer import Changes, Layer, Scheme
 from sordino.edits.quantised.losses import losses
-from sordino.edits.shard import Change, Stored
+from sordino.edits.shard import Change, Stored, read_header
 from sordino.errors import UserError
+from sordino.files import read_json
 from sordino.progress import note
 
 # Where a config.json has the settings: the first of these.
@@ -31,10 +32,12 @@ class QuantisedFolder:
     Args:
         scheme: How they are stored.
         layers: By what their weights would be called.
+        names: Of all tensors, and of what the weights would be called.
     """
 
     scheme: Scheme
     layers: Mapping[str, Layer]
+    names: frozenset[str]
 
     def with_weights(
         self, shards: Mapping[PurePosixPath, Mapping[str, Stored]], dtype: str
@@ -127,7 +130,27 @@ def quantised_folder(
     if settings is None:
         return None
     scheme = _scheme(folder, settings)
-    return QuantisedFolder(scheme, _layers(folder, shards, scheme.marks))
+    layers = _layers(folder, shards, scheme.marks)
+    if not layers:
+        raise UserError(
+            f"{folder} is quantised ({settings.get('quant_method')}) by its config.json, but no "
+            "layer in its safetensors is: get it again."
+        )
+    names = frozenset(name for tensors in shards.values() for name in tensors)
+    return QuantisedFolder(scheme, layers, names | layers.keys())
+
+
+def read_quantised(folder: Path) -> QuantisedFolder | None:
+    """The quantised layers of a model's folder, from its files; None if its weights are plain.
+
+    Raises:
+        UserError: It is quantised in a way that is not known here, or damaged.
+    """
+    config = read_json(folder / "config.json")
+    if quantisation(config) is None:
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    return quantised_folder(folder, config, {PurePosixPath(f.name): read_header(f) for f in files})
 
 
 def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
