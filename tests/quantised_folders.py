@@ -367,7 +367,7 @@ def four_bit(block: int = 32, *, nested: bool = False, kind: str = "nf4") -> Mad
             "dtype": "bfloat16",
             "shape": list(weight.shape),
         }
-        tensors: Tensors = {"weight.quant_map": table}
+        tensors: Tensors = {"weight.quant_map": table.clone()}
         if nested:
             offset = float(absmax.mean())
             blocks = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % outer))

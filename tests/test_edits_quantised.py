@@ -416,13 +416,11 @@ def test_rows_are_compared_where_the_model_cannot_be_run(tmp_path, monkeypatch):
     assert other.largest_difference > 0.1 * found.largest_weight
 
 
-@pytest.mark.parametrize("name", sorted(FOLDERS))
+@pytest.mark.parametrize("name", sorted(FOLDERS.keys() - {"fp8 rows"}))
 def test_transformers_own_loading_has_the_last_word(tmp_path, name):
     made = FOLDERS[name]
     for package in made.needs:
         pytest.importorskip(package)
-    if name == "fp8 rows":
-        pytest.skip("transformers runs fbgemm's FP8 on a GPU only")
     if name.startswith("nf4"):
         made = q.four_bit(64, nested="nested" in name)
     folder = q.quantised_folder_of(made, tmp_path)
@@ -434,17 +432,25 @@ def test_transformers_own_loading_has_the_last_word(tmp_path, name):
     found = verify(folder, dampening, tmp_path / "out", device="cpu", dtype="float32")
     assert isinstance(found, Verification)
     wrong = verify(folder, dampening_of(folder, 1), tmp_path / "out", device="cpu", dtype="float32")
-    assert found.largest_difference < 0.05 * wrong.largest_difference
+    assert found.largest_difference < 0.1 * wrong.largest_difference
     with torch.no_grad():
         logits = opened.model(torch.arange(20)[None]).logits
     assert logits.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it may be run")
+def test_a_model_that_transformers_runs_on_a_gpu_only(tmp_path):
+    folder = q.quantised_folder_of(FOLDERS["fp8 rows"], tmp_path)
+    dampening = dampening_of(folder)
+    bake(folder, dampening, tmp_path / "out")
+    found = verify(folder, dampening, tmp_path / "out")
+    assert isinstance(found, RowVerification)
+    assert found.largest_difference < 1e-6 * found.largest_weight
 
 
 def test_inspect_says_what_it_is(tmp_path, capsys):
     from sordino.cli.app import main
 
     folder = q.quantised_folder_of(q.gptq(4, 32, act_order=True), tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["inspect", str(folder)])
-    assert stop.value.code in (None, 0)
+    main(["inspect", str(folder)])
     assert "GPTQ (gptq), 4 bits, groups of 32, act-order; 28 layers" in capsys.readouterr().out

@@ -66,7 +66,7 @@ class Change:
 
     def rows(self, first: int, count: int) -> "Change":
         """The change of some rows of the tensor."""
-        if self.scale.shape[0] == 1:
+        if self.scale.dim() == 0 or self.scale.shape[0] == 1:
             return self
         here = slice(first, first + count)
         return Change(self.scale[here], None if self.shift is None else self.shift[here])
@@ -316,7 +316,7 @@ def _change(
     """Read a tensor some rows at a time, change them and write them."""
     if stored.start == stored.end:
         return
-    rows, rest = stored.shape[0], stored.shape[1:]
+    rows, rest = (stored.shape[0] if stored.shape else 1), stored.shape[1:]
     row_bytes = (stored.end - stored.start) // rows
     step = max(1, _CHUNK // row_bytes)
     buffer = torch.empty(min(rows, step) * row_bytes, dtype=torch.uint8)

@@ -110,6 +110,9 @@ def open_model(
         _forget_gguf(model)
     if not quantised:  # quantised layers are made where they stay
         model = model.to(target)
+    elif dtype != "auto" and all(p.dtype in DTYPES.values() for p in model.parameters()):
+        # De-quantised by the loader; that of FP8 gives only some of the weights the dtype.
+        model = model.to(DTYPES[dtype])
     return OpenModel(ref, model.eval(), tokenizer, sites)
 
 

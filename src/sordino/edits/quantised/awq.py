@@ -57,7 +57,7 @@ class Awq(Scheme):
         layer.expect("qweight", ("I32",), words)
         if self._layout == "gemv":
             neurons, inputs = words[0], words[1] * _PER_WORD
-            padded = layer.shape("scales")[-1]
+            padded = next(iter(layer.shape("scales")[1:]), 0)
             layer.expect("scales", SCALES, (neurons, padded))
             layer.expect("qzeros", ("I32",), (neurons, padded // _PER_WORD))
             if padded < self._groups(layer, inputs):

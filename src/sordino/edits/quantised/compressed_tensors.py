@@ -77,23 +77,25 @@ class CompressedTensors(Scheme):
             neurons, inputs = found
         scales = layer.shape("weight_scale")
         layer.expect("weight_scale", SCALES, scales)
-        if not (_is_single(scales) or (scales[0] == neurons and len(scales) <= 2)):
+        if not (self._single(layer) or (_is_by_row(scales, neurons) and 0 not in scales)):
             raise layer.unfit(
                 f"weight_scale has the shape {list(scales)}, where a scale a neuron, a row of them "
                 "or a single one belongs"
             )
+        if "weight_zero_point" in layer.tensors:
+            self._expect_zeros(layer, neurons, inputs)
         return neurons, inputs
 
     def changes(self, layer: Layer, factors: Tensor) -> Changes:
         """By the strategy that the shape of the scales shows."""
         scales = layer.shape("weight_scale")
-        if _is_single(scales):
+        if self._single(layer):
             if "weight_zero_point" in layer.tensors:
                 raise layer.unfit("it has a single scale and a zero point")
             return {"weight_scale": _one_a_neuron(layer, factors)}
-        if scales[0] == len(factors):
+        if _is_by_row(scales, len(factors)):
             return {"weight_scale": Change(factors[:, None] if len(scales) == 2 else factors)}
-        return block_changes(layer, "weight_scale", factors, self._block or (1, 1))
+        return block_changes(layer, "weight_scale", factors, self._block_in(layer))
 
     def rows(self, layer: Layer) -> Tensor:
         """By the formula above."""
@@ -113,27 +115,31 @@ class CompressedTensors(Scheme):
                 zeros = (unpack(packed, bits, neurons).T + smallest).float()
         else:
             codes = layer.read("weight").float()
-            zeros = torch.zeros(1, 1)
+            zeros = torch.zeros(1, groups)
             if "weight_zero_point" in layer.tensors:
                 zeros = layer.read("weight_zero_point").float().reshape(-1, groups)
-        if _is_single(tuple(scales.shape)) or (len(scales) == neurons and groups == 1):
-            return (codes - zeros) * scales.reshape(-1, 1)
-        if len(scales) == neurons:
+        if _is_by_row(tuple(scales.shape), neurons) and groups > 1:
             group = self._group_of(layer, inputs, groups)
-            return (codes - zeros.expand(len(zeros), groups)[:, group]) * scales[:, group]
-        return codes * spread(scales, (neurons, inputs), self._block or (1, 1))
+            return (codes - zeros[:, group]) * scales[:, group]
+        if _is_by_row(tuple(scales.shape), neurons) or _is_single(tuple(scales.shape)):
+            return (codes - zeros) * scales.reshape(-1, 1)
+        return codes * spread(scales, (neurons, inputs), self._block_in(layer))
 
     def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> Edit:
         """Where a dampened layer has a single scale, all layers of the checkpoint change."""
         edit = super().edit(layers, factors)
         changes, settings = dict(edit.changes), None
-        if any(_is_single(layers[weight].shape("weight_scale")) for weight in factors):
+        if any(self._single(layers[weight]) for weight in factors):
             settings = self._by_channel(layers)
             for weight, layer in layers.items():
-                if weight not in factors and _is_single(layer.shape("weight_scale")):
+                if weight not in factors and self._single(layer):
                     ones = torch.ones(self.shape(layer)[0])
                     changes[f"{layer.name}.weight_scale"] = _one_a_neuron(layer, ones)
         return Edit(changes, edit.rounded, settings)
+
+    def _single(self, layer: Layer) -> bool:
+        """Whether a layer has a single scale, and that not because it is a single block."""
+        return _is_single(layer.shape("weight_scale")) and self._block is None
 
     def _packed_shape(self, layer: Layer) -> tuple[int, int]:
         packed = layer.shape("weight_packed")
@@ -151,6 +157,15 @@ class CompressedTensors(Scheme):
                 f"the shape {list(packed)}"
             )
         return neurons, inputs
+
+    def _expect_zeros(self, layer: Layer, neurons: int, inputs: int) -> None:
+        scales = layer.shape("weight_scale")
+        if "weight_packed" in layer.tensors:
+            bits = layer.shape("weight_packed")[1] * WORD // inputs
+            groups = scales[1] if len(scales) == 2 else 1
+            layer.expect("weight_zero_point", ("I32",), (words_for(neurons, bits), groups))
+        else:
+            layer.expect("weight_zero_point", ("I8",), scales)
 
     def _group_of(self, layer: Layer, inputs: int, groups: int) -> Tensor:
         if "weight_g_idx" in layer.tensors:
@@ -199,6 +214,11 @@ class CompressedTensors(Scheme):
             raise UserError("The checkpoint has blocks of several sizes, which cannot be baked.")
         return next(iter(found), None)
 
+    def _block_in(self, layer: Layer) -> tuple[int, int]:
+        neurons, inputs = layer.shape("weight")
+        single = _is_single(layer.shape("weight_scale"))
+        return (neurons, inputs) if single or self._block is None else self._block
+
 
 def _one_a_neuron(layer: Layer, factors: Tensor) -> New:
     """A single scale as one a neuron, times the factors: [neurons, 1]."""
@@ -208,6 +228,10 @@ def _one_a_neuron(layer: Layer, factors: Tensor) -> New:
         return (scale.float().reshape(1, 1) * factors[:, None]).to(scale.dtype)
 
     return New(layer.dtype("weight_scale"), (len(factors), 1), make)
+
+
+def _is_by_row(scales: tuple[int, ...], neurons: int) -> bool:
+    return len(scales) in (1, 2) and scales[0] == neurons
 
 
 def _is_single(shape: tuple[int, ...]) -> bool:

@@ -47,7 +47,10 @@ class QuantisedFolder:
         Raises:
             UserError: A layer's tensors do not fit together.
         """
-        found = {file: dict(tensors) for file, tensors in shards.items()}
+        found = {
+            file: {name: stored for name, stored in tensors.items() if name not in self.layers}
+            for file, tensors in shards.items()
+        }
         for weight, layer in self.layers.items():
             file = PurePosixPath(next(iter(layer.files.values())).name)
             found[file][weight] = Stored(dtype, self.scheme.shape(layer), 0, 0)
