@@ -74,6 +74,7 @@ class Int8(Scheme):
 
     def rows(self, layer: Layer) -> Tensor:
         """By the formula above."""
+        self.shape(layer)
         return layer.read("weight").float() * (layer.read("SCB") / _LARGEST_CODE)[:, None]
 
 
