@@ -1,6 +1,6 @@
 """`sordino bake`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from sordino.cli.options import (
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
-    from sordino.edits import FileVerification, Verification
+    from sordino.edits import FileVerification, RowVerification, Verification
     from sordino.interventions import Dampening
     from sordino.models.reference import ModelRef
 
@@ -35,7 +35,8 @@ def bake(
 ) -> None:
     """Write dampening factors into a model's weights.
 
-    A transformers folder is edited shard by shard, every other byte kept. A GGUF file is copied,
+    A transformers folder is edited shard by shard, every other byte kept; a quantised one (GPTQ,
+    AWQ, compressed-tensors, FP8, bitsandbytes) by its scales. A GGUF file is copied,
     with the block scales of the dampened neurons changed, if the output's name ends in .gguf;
     otherwise it is de-quantised and becomes a transformers folder. The result needs no Sordino to
     run. Several files are used one after the other: their factors are multiplied.
@@ -55,7 +56,8 @@ def bake(
         has no biases to hold shifts.
     verify
         Compare the result's logits with those of the original under hooks, and show the largest
-        difference; of a GGUF file, compare the weights.
+        difference; of a GGUF file, and of a quantised model
+        that cannot be run here, compare the weights.
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
         sibling's.
@@ -84,7 +86,7 @@ def bake(
             allow_other_weights=allow_other_weights,
             format=format,
         )
-        checked: Verification | FileVerification | None = None
+        checked: Verification | FileVerification | RowVerification | None = None
         if verify and output.suffix == ".gguf":
             note("comparing the result's weights with the original's")
             checked = verify_file(ref, dampening, output)
@@ -95,6 +97,8 @@ def bake(
         print_json({"output": str(output), **record, **_figures(checked)})
         return
     print(f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})")
+    if "quantised" in record:
+        print(_quantised_line(record["quantised"]))
     for line in _rounding_lines(record):
         print(line)
     if checked is not None:
@@ -124,6 +128,12 @@ def _sized(
     found = calibrate(Yardstick(opened, clean_texts()), sizes, rule.divergence or 0.0)
     note(f"a divergence of {found.divergence:.4f} nats a token")
     return found.dampening
+
+
+def _quantised_line(record: Mapping[str, Any]) -> str:
+    rounded = record["rounded"]
+    fate = f", {rounded} of them rounded anew" if rounded else ", by their scales alone"
+    return f"{record['scheme']}: {record['layers']} layers changed{fate}"
 
 
 def _figures(checked: object) -> dict[str, object]:

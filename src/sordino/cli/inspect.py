@@ -61,12 +61,15 @@ def _dampened(path: Path) -> tuple[dict[str, Any], list[str]]:
             f"concept {found['concept']}: {found['n_positive']} positive and "
             f"{found['n_negative']} negative sentences ({found['concept_source']})"
         )
+    if "quantised" in record:
+        lines.append(f"quantised: {record['quantised']['scheme']}")
     if record["left_out"]:
         lines.append(f"left out, since they hold undampened weights: {record['left_out']}")
     return record, lines
 
 
 def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[str]]:
+    from sordino.edits.quantised import read_quantised
     from sordino.models.open import empty_model
     from sordino.models.reference import resolve
     from sordino.models.sites import find_sites
@@ -82,11 +85,15 @@ def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[st
         f"{len(sites)} sites",
         *(f"  {kind}: {size:,} neurons × {count}" for (kind, size), count in kinds.items()),
     ]
+    quantised = read_quantised(ref.path) if ref.kind == "folder" else None
+    if quantised:
+        lines.append(f"quantised: {quantised.scheme.label}; {len(quantised.layers)} layers")
     value = {
         "model": ref.name,
         "architecture": type(model).__name__,
         "layers": layers,
         "neurons": neurons,
         "sites": [vars(site) for site in sites],
+        "quantised": quantised.scheme.label if quantised else "",
     }
     return value, lines

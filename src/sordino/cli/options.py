@@ -207,6 +207,7 @@ class JsonOptions:
             logging.basicConfig(level=logging.INFO)
         else:
             warnings.filterwarnings("ignore")
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
         if self.json:
             with progress.hushed():
                 yield

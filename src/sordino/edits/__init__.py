@@ -5,11 +5,12 @@ from sordino.edits.difference import Difference, diff
 from sordino.edits.gguf_file import FileVerification, verify_file
 from sordino.edits.provenance import is_dampened, read_provenance
 from sordino.edits.undoing import Undone, undo
-from sordino.edits.verification import Verification, verify
+from sordino.edits.verification import RowVerification, Verification, verify
 
 __all__ = [
     "Difference",
     "FileVerification",
+    "RowVerification",
     "Undone",
     "Verification",
     "bake",

@@ -44,7 +44,8 @@ def bake(
     """Write a dampened copy of a model, or what dampens one while it runs.
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
-    kept. A GGUF file is copied with the block scales of the dampened rows changed, if the output's
+    kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
+    is copied with the block scales of the dampened rows changed, if the output's
     name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
     under its name only when it is whole. A folder holds the provenance (`sordino.json`), the
     factors (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
@@ -97,8 +98,10 @@ def bake(
         return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         if format == "weights":
-            left_out, settings, added = _write_weights(ref, dampening, stage, dtype)
-            record = provenance(ref, dampening, fingerprint, left_out, settings, added)
+            left_out, settings, added, quantised = _write_weights(ref, dampening, stage, dtype)
+            record = provenance(
+                ref, dampening, fingerprint, left_out, settings, added, quantised=quantised
+            )
         else:
             if format == "ia3":
                 adapters.write_adapter(ref, dampening, stage)
@@ -113,15 +116,15 @@ def bake(
 
 def _write_weights(
     ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
-) -> tuple[Sequence[str], Mapping[str, bool], Sequence[str]]:
+) -> tuple[Sequence[str], Mapping[str, bool], Sequence[str], Mapping[str, Any] | None]:
     """Fill the stage with the dampened model.
 
     Returns:
-        The names of the files left out, the settings changed in the configuration, and the names
-        of the tensors added for them.
+        The names of the files left out, the settings changed in the configuration, the names of
+        the tensors added for them, and what there is to say of quantised weights.
     """
     if ref.kind == "gguf":
-        return [], gguf_source.write_folder(ref, dampening, stage, dtype), []
+        return [], gguf_source.write_folder(ref, dampening, stage, dtype), [], None
     edit = safetensors_folder.plan(ref, dampening)
     edit.write(stage)
     _set_earlier_aside(stage)
@@ -129,7 +132,7 @@ def _write_weights(
         (stage / BEFORE / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ref.path / file, stage / BEFORE / file)
     added = [name for tensors in edit.added.values() for name in tensors]
-    return [str(file) for file in edit.left_out], edit.settings, added
+    return [str(file) for file in edit.left_out], edit.settings, added, edit.quantised
 
 
 def _set_earlier_aside(stage: Path) -> None:

@@ -38,6 +38,7 @@ def provenance(
     added: Sequence[str] = (),
     *,
     format: Format = "weights",
+    quantised: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of an edit; JSON can hold it.
 
@@ -49,6 +50,7 @@ def provenance(
         settings: What was changed in the configuration, for biases that the model lacked.
         added: The names of the tensors that were added for them.
         format: What the factors were written as.
+        quantised: How the weights are quantised and what their edit rounded, if they are.
     """
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -69,6 +71,8 @@ def provenance(
         record["configuration"] = dict(settings)
     if added:
         record["added"] = list(added)
+    if quantised:
+        record["quantised"] = dict(quantised)
     if is_dampened(ref.path):
         record["earlier"] = read_provenance(ref.path)
     return record

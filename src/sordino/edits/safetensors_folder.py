@@ -19,16 +19,24 @@ from transformers import PreTrainedModel
 
 from sordino.edits.biases import NewBiases, new_biases, with_settings, without_bias
 from sordino.edits.names import names_beside, on_disk, parameter_scales, parameter_shifts
+from sordino.edits.quantised import (
+    Changes,
+    QuantisedEdit,
+    edit_quantised,
+    quantised_folder,
+    with_quantisation,
+)
 from sordino.edits.shard import (
     DTYPES,
     Change,
+    New,
     Stored,
     copy,
     copy_changed,
+    copy_rewritten,
     read_header,
     refuse_unchangeable,
 )
-from sordino.errors import UserError
 from sordino.files import read_json
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
@@ -59,17 +67,19 @@ class FolderEdit:
         copied: The files that stay as they are.
         left_out: The files that would hold undampened weights.
         added: The biases that the model lacked, by file and name.
-        rewritten: The JSON files that tell of them, with their new content.
-        settings: The settings of the configuration that were changed for them.
+        rewritten: The JSON files that tell of what changed, with their new content.
+        settings: The settings of the configuration that were changed for new biases.
+        quantised: How the weights are quantised and what their edit rounds, if they are.
     """
 
     folder: Path
-    edited: Mapping[PurePosixPath, Mapping[str, Change]]
+    edited: Mapping[PurePosixPath, Changes]
     copied: tuple[PurePosixPath, ...]
     left_out: tuple[PurePosixPath, ...]
     added: Mapping[PurePosixPath, Mapping[str, Tensor]]
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
+    quantised: Mapping[str, Any] | None = None
 
     def write(
         self,
@@ -98,20 +108,29 @@ class FolderEdit:
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
                 source, copied = self.folder / file, target / file
                 if file in self.edited or (removed and _is_shard(file)):
-                    copy_changed(
-                        source,
-                        copied,
-                        self.edited.get(file, {}),
-                        told,
-                        self.added.get(file),
-                        removed=removed,
-                        change=change,
-                    )
+                    self._write_edited(file, target, told, removed, change)
                 else:
                     copy(source, copied, told)
         for file, content in self.rewritten.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (target / file).write_text(text, encoding="utf-8")
+
+    def _write_edited(
+        self,
+        file: PurePosixPath,
+        target: Path,
+        advance: Callable[[int], None],
+        removed: Collection[str],
+        change: Callable[[Tensor, Change], None] | None,
+    ) -> None:
+        changes, added = self.edited.get(file, {}), self.added.get(file, {})
+        products = {name: found for name, found in changes.items() if isinstance(found, Change)}
+        source, written = self.folder / file, target / file
+        if len(products) == len(changes):
+            copy_changed(source, written, products, advance, added, removed=removed, change=change)
+        else:
+            new = {name: New.of(tensor) for name, tensor in added.items()}
+            copy_rewritten(source, written, {**changes, **new}, advance)
 
 
 def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
@@ -122,7 +141,6 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
             that cannot be changed, a bias that a shift needs cannot be, or a file is damaged.
     """
     model = empty_model(ref)
-    _refuse_quantised(ref, model)
     files = list(model_files(ref.path))
     left_out = {file for file in files if _is_other_weights(file)}
     headers = {
@@ -130,25 +148,38 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         for file in files
         if file.suffix == ".safetensors" and file not in left_out
     }
-    shards = {file: tensors for file, tensors in headers.items() if _is_shard(file)}
+    shards: Headers = {file: tensors for file, tensors in headers.items() if _is_shard(file)}
+    raw = read_json(ref.path / _CONFIG)
+    quantised = quantised_folder(ref.path, raw, shards)
     names = {name for tensors in shards.values() for name in tensors}
+    if quantised:
+        names |= quantised.names  # planned as if there were weights, translated afterwards
     changes = _changes(model, dampening, names)
-    # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
-    left_out |= {file for file in headers.keys() - shards.keys() if changes.keys() & headers[file]}
     added: dict[PurePosixPath, dict[str, Tensor]] = {}
     rewritten: dict[PurePosixPath, Any] = {}
     biases = None
     if lacking := without_bias(model, dampening):
-        raw = read_json(ref.path / _CONFIG)
         biases = new_biases(model.config, raw, lacking)
         beside = names_beside(model, biases.model, biases.names, names)
-        added = _added(ref.path, shards, dampening, biases, beside)
-        rewritten = {
-            PurePosixPath(_CONFIG): with_settings(raw, biases.section, biases.settings),
-            **_indices(ref.path, files, beside, added),
-        }
-    edited = {file: _edits(ref.path / file, tensors, changes) for file, tensors in shards.items()}
+        with_weights = quantised.with_weights(shards, _dtype(model)) if quantised else shards
+        added = _added(ref.path, with_weights, dampening, biases, beside)
+        rewritten[PurePosixPath(_CONFIG)] = with_settings(raw, biases.section, biases.settings)
+    edit = edit_quantised(quantised, changes) if quantised else None
+    plain = {
+        name: c for name, c in changes.items() if not quantised or name not in quantised.layers
+    }
+    every: Changes = {**plain, **edit.changes} if edit else plain
+    if edit and edit.settings is not None:
+        config = rewritten.get(PurePosixPath(_CONFIG), raw)
+        rewritten[PurePosixPath(_CONFIG)] = with_quantisation(config, edit.settings)
+    # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
+    left_out |= {file for file in headers.keys() - shards.keys() if every.keys() & headers[file]}
+    edited = {
+        file: _edits(ref.path / file, tensors, plain) | _present(tensors, edit)
+        for file, tensors in shards.items()
+    }
     edited = {file: found for file, found in edited.items() if found or file in added}
+    rewritten |= _indices(ref.path, files, shards, added, edited)
     gone = {*edited, *left_out, *rewritten}
     return FolderEdit(
         ref.path,
@@ -158,7 +189,14 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         added,
         rewritten,
         biases.settings if biases else {},
+        edit.record if edit else None,
     )
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    """The type in which the parts of a quantised model are that are not quantised."""
+    dtype = model.config.dtype
+    return next((name for name, ours in DTYPES.items() if ours == dtype), "F32")
 
 
 def _changes(model: PreTrainedModel, dampening: Dampening, names: set[str]) -> dict[str, Change]:
@@ -170,12 +208,21 @@ def _changes(model: PreTrainedModel, dampening: Dampening, names: set[str]) -> d
 
 def _edits(
     path: Path, tensors: Mapping[str, Stored], changes: Mapping[str, Change]
-) -> dict[str, Change]:
+) -> dict[str, Change | New | None]:
     """The changes of a shard's tensors, less those that change nothing."""
     here = {name: change for name, change in changes.items() if name in tensors}
     for name, change in here.items():
         refuse_unchangeable(path, name, tensors[name], change)
     return {name: change for name, change in here.items() if not change.is_none}
+
+
+def _present(
+    tensors: Mapping[str, Stored], edit: QuantisedEdit | None
+) -> dict[str, Change | New | None]:
+    """The changes of a shard's quantised tensors."""
+    return (
+        {name: change for name, change in edit.changes.items() if name in tensors} if edit else {}
+    )
 
 
 def _added(
@@ -203,23 +250,38 @@ def _added(
 def _indices(
     folder: Path,
     files: Iterable[PurePosixPath],
-    beside: Mapping[str, str],
+    shards: Headers,
     added: Mapping[PurePosixPath, Mapping[str, Tensor]],
+    edited: Mapping[PurePosixPath, Changes],
 ) -> dict[PurePosixPath, Any]:
-    """The indices of shards, with the new biases where their weights are."""
-    tensors = {name: tensor for new in added.values() for name, tensor in new.items()}
-    found = {}
+    """The indices of shards, where tensors come, go or change in size."""
+    new = {name: file for file, tensors in added.items() for name in tensors}
+    gone = {name for changes in edited.values() for name, change in changes.items() if not change}
+    tensors = [tensor for of_file in added.values() for tensor in of_file.values()]
+    grown = sum(tensor.nbytes for tensor in tensors)
+    for file, changes in edited.items():
+        for name, change in changes.items():
+            if not isinstance(change, Change):
+                old = shards[file][name]
+                grown += (change.nbytes if change else 0) - (old.end - old.start)
+    found: dict[PurePosixPath, Any] = {}
+    if not (new or gone or grown):
+        return found
     for file in files:
         if len(file.parts) == 1 and fnmatch(file.name, "*.safetensors.index.json"):
             index = read_json(folder / file)
             places = index.get("weight_map", {})
-            new = {bias: places[weight] for weight, bias in beside.items() if weight in places}
-            places |= new
+            if not set(places.values()) & {str(shard) for shard in edited}:
+                continue
+            index["weight_map"] = {
+                **{name: place for name, place in places.items() if name not in gone},
+                **{name: str(shard) for name, shard in new.items()},
+            }
             totals = index.get("metadata", {})
             if "total_size" in totals:
-                totals["total_size"] += sum(tensors[name].nbytes for name in new)
+                totals["total_size"] += grown
             if "total_parameters" in totals:
-                totals["total_parameters"] += sum(tensors[name].numel() for name in new)
+                totals["total_parameters"] += sum(tensor.numel() for tensor in tensors)
             found[file] = index
     return found
 
@@ -246,13 +308,3 @@ def _is_shard(file: PurePosixPath) -> bool:
 def _is_other_weights(file: PurePosixPath) -> bool:
     names = file.name.lower(), str(file).lower()
     return any(fnmatch(name, pattern) for name in names for pattern in _OTHER_WEIGHTS)
-
-
-def _refuse_quantised(ref: ModelRef, model: PreTrainedModel) -> None:
-    settings = getattr(model.config, "quantization_config", None)
-    if settings is not None:
-        method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
-        raise UserError(
-            f"{ref.name} is quantised ({method or 'see its config.json'}), which cannot be baked "
-            "yet: use the model from which it was quantised."
-        )

@@ -1,9 +1,10 @@
-"""One safetensors file, copied as a stream with some of its tensors changed and some added."""
+"""One safetensors file, copied as a stream with some of its tensors changed, added or replaced."""
 
 import errno
 import json
+import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Types that only make sense with a scale beside them: a product is rounded to them all the same.
+SCALED_DTYPES = {
+    **DTYPES,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 # Bytes changed at a time: they and their float32 copy stay in a core's own cache.
 _CHUNK = 2**20
 # Bytes that the system is asked to copy at a time.
@@ -30,6 +37,7 @@ _STRETCH = 32 * 2**20
 # How a system says that it cannot copy between two files by itself.
 _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _LENGTH_BYTES = 8  # the header's length, in front of it
+_ITEM_BYTES = {"U8": 1, **{name: dtype.itemsize for name, dtype in SCALED_DTYPES.items()}}
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,36 @@ class Change:
 
     def rows(self, first: int, count: int) -> "Change":
         """The change of some rows of the tensor."""
-        if self.scale.shape[0] == 1:
+        if self.scale.dim() == 0 or self.scale.shape[0] == 1:
             return self
         here = slice(first, first + count)
         return Change(self.scale[here], None if self.shift is None else self.shift[here])
+
+
+@dataclass(frozen=True)
+class New:
+    """What a tensor is replaced by, where its size changes or its values are not a product.
+
+    Args:
+        dtype: The format's name, such as "F32".
+        shape: Its dimensions.
+        make: Gives the tensor, of that type and shape, when its turn to be written comes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "New":
+        """A tensor that there is already."""
+        dtype = next(name for name, dtype in SCALED_DTYPES.items() if dtype == tensor.dtype)
+        return cls(dtype, tuple(tensor.shape), lambda: tensor)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its data."""
+        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -103,9 +137,15 @@ def read_header(path: Path) -> dict[str, Stored]:
     }
 
 
-def refuse_unchangeable(path: Path, name: str, stored: Stored, change: Change) -> None:
-    """Raise `UserError` unless the change can be made to the stored tensor."""
-    if stored.dtype not in DTYPES:
+def refuse_unchangeable(
+    path: Path,
+    name: str,
+    stored: Stored,
+    change: Change,
+    dtypes: Mapping[str, torch.dtype] = DTYPES,
+) -> None:
+    """Raise `UserError` unless the change can be made to the stored tensor, of one of `dtypes`."""
+    if stored.dtype not in dtypes:
         raise UserError(
             f"{path} holds {name} as {stored.dtype}: weights of this type cannot be baked yet; "
             f"use a checkpoint in {', '.join(DTYPES)}."
@@ -161,7 +201,7 @@ def copy_changed(
         key=lambda entry: (entry[0].start, entry[0].end),  # an empty tensor before its neighbour
     )
     for stored, here, name in touched:
-        refuse_unchangeable(source, name, stored, here)
+        refuse_unchangeable(source, name, stored, here, SCALED_DTYPES)
     with source.open("rb") as reader, target.open("xb") as writer:
         done = shifted = 0
         if added or gone:
@@ -225,9 +265,91 @@ def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
+    return _encoded(header)
+
+
+def _encoded(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)  # the data that follow stay aligned
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def copy_rewritten(
+    source: Path,
+    target: Path,
+    changes: Mapping[str, Change | New | None],
+    advance: Callable[[int], None],
+) -> None:
+    """Copy a safetensors file under a new header, for tensors that change in size, come or go.
+
+    The entries keep their order, and the header its metadata. The data are laid out as the library
+    lays them out: wide types first, so that everything stays aligned.
+
+    Args:
+        source: The file to read.
+        target: The file to write; it must not exist.
+        changes: By tensor name: a change, a replacement (or an addition), or None to leave it out.
+        advance: Told of the source's bytes as they are dealt with.
+
+    Raises:
+        UserError: The file is damaged, or a tensor cannot be changed.
+    """
+    tensors = read_header(source)
+    # What stays and what replaces, in the order of the header's entries; additions come last.
+    kept: dict[str, Stored | New] = {}
+    for name, stored in tensors.items():
+        change = changes.get(name, stored)
+        if isinstance(change, Change):
+            refuse_unchangeable(source, name, stored, change, SCALED_DTYPES)
+        if change is not None:
+            kept[name] = change if isinstance(change, New) else stored
+    kept |= {name: new for name, new in changes.items() if isinstance(new, New)}
+    order = sorted(kept, key=lambda name: -_item_bytes(kept[name]))
+    with source.open("rb") as reader, target.open("xb") as writer:
+        length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
+        header = json.loads(reader.read(length))
+        advance(reader.tell())
+        writer.write(_header(header.get("__metadata__"), kept, order))
+        writer.flush()
+        at = writer.tell()
+        for name in order:
+            here, change = kept[name], changes.get(name)
+            old = tensors.get(name)
+            if isinstance(here, New):
+                data = here.make().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                _write(writer, data, at)
+                at += len(data)
+                advance(old.end - old.start if old else 0)
+                continue
+            shifted = at - here.start
+            work = (
+                _changes(reader, writer, here, change, change_, shifted)
+                if isinstance(change, Change)
+                else _copies(reader, writer, here.start, here.end, shifted)
+            )
+            _in_threads(work, advance)
+            at += here.end - here.start
+        advance(sum(old.end - old.start for name, old in tensors.items() if name not in kept))
+
+
+def _item_bytes(tensor: Stored | New) -> int:
+    if isinstance(tensor, New):
+        return _ITEM_BYTES[tensor.dtype]
+    return (tensor.end - tensor.start) // max(1, math.prod(tensor.shape))
+
+
+def _header(metadata: object, tensors: Mapping[str, Stored | New], order: Sequence[str]) -> bytes:
+    ends: dict[str, tuple[int, int]] = {}
+    end = 0
+    for name in order:
+        here = tensors[name]
+        start, end = end, end + (here.nbytes if isinstance(here, New) else here.end - here.start)
+        ends[name] = start, end
+    entries = {
+        name: {"dtype": here.dtype, "shape": list(here.shape), "data_offsets": list(ends[name])}
+        for name, here in tensors.items()
+    }
+    return _encoded(entries if metadata is None else {"__metadata__": metadata, **entries})
 
 
 def change_(values: Tensor, change: Change) -> None:
@@ -237,7 +359,7 @@ def change_(values: Tensor, change: Change) -> None:
         values: Of any floating dtype.
         change: What becomes of them.
     """
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    wide = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
     wide = wide.mul_(change.scale)  # several times faster than `values.mul_(scale)` in 16 bits
     values.copy_(wide if change.shift is None else wide.add_(change.shift))
 
@@ -263,7 +385,7 @@ def _changes(
     """Pieces of work that change a tensor, some rows each."""
     if stored.start == stored.end:
         return []
-    rows, rest = stored.shape[0], stored.shape[1:]
+    rows, rest = (stored.shape[0] if stored.shape else 1), stored.shape[1:]
     row_bytes = (stored.end - stored.start) // rows
     step = max(1, _CHUNK // row_bytes)
     work: list[Callable[[], int]] = []
@@ -326,7 +448,7 @@ def _change(
     count = stored.end - stored.start
     buffer = torch.empty(count, dtype=torch.uint8)
     _read(reader, buffer.numpy().data, stored.start)
-    apply(buffer.view(DTYPES[stored.dtype]).view(stored.shape), change)
+    apply(buffer.view(SCALED_DTYPES[stored.dtype]).view(stored.shape), change)
     _write(writer, buffer.numpy().data, at)
     _write_out(writer, at, count)
     return count

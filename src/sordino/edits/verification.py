@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sordino.edits import adapters
+from sordino.edits.names import on_disk, parameter_scales
+from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
 from sordino.interventions import Dampening
-from sordino.models.open import OpenModel, open_model
-from sordino.models.reference import ModelRef
+from sordino.models.open import DTYPES, OpenModel, empty_model, open_model
+from sordino.models.reference import ModelRef, resolve
 
 _TEXTS = (
     "The train was late again, so we walked along the river until it grew dark.",
@@ -49,6 +51,32 @@ class Verification:
         )
 
 
+@dataclass(frozen=True)
+class RowVerification:
+    """How far the baked model's de-quantised rows are from the factors times the original's.
+
+    Args:
+        largest_difference: The largest absolute difference of two weights.
+        largest_weight: The largest absolute weight after the edit, for comparison.
+        rows: The number of rows that were compared.
+        reason: Why no logits were.
+    """
+
+    largest_difference: float
+    largest_weight: float
+    rows: int
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """The same in words."""
+        return (
+            "largest difference between the de-quantised rows and the factors times the "
+            f"original's: {self.largest_difference:.3g} (largest weight {self.largest_weight:.3g}, "
+            f"{self.rows:,} rows; logits could not be had: {self.reason})"
+        )
+
+
 def verify(
     model: str | Path | ModelRef | OpenModel,
     dampening: Dampening,
@@ -58,10 +86,11 @@ def verify(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-) -> Verification:
+) -> Verification | RowVerification:
     """Compare the logits of a model dampened by hooks with those of its baked copy or adapter.
 
-    Unless `model` is open already, one model at a time is in memory.
+    Unless `model` is open already, one model at a time is in memory. A quantised model that cannot
+    be opened here (a package or a GPU is missing) is compared by its de-quantised rows.
 
     Args:
         model: The model as it was before the edit.
@@ -75,7 +104,16 @@ def verify(
     Raises:
         UserError: A model cannot be opened, or the dampening does not fit it.
     """
-    opened = open_model(model, device=device, dtype=dtype, revision=revision)
+    ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
+    try:
+        opened = open_model(
+            model if isinstance(model, OpenModel) else ref, device=device, dtype=dtype
+        )
+    except UserError as error:
+        quantised = read_quantised(ref.path) if ref.kind == "folder" else None
+        if quantised is None:
+            raise
+        return _compare_rows(ref, quantised, dampening, Path(baked), str(error))
     tokens = [opened.tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in texts]
     hooked = _logits(opened.model, tokens, dampening)
     if (Path(baked) / adapters.CONFIG).is_file():
@@ -83,7 +121,9 @@ def verify(
         written = _logits(adapted, tokens)
         adapted.unload()
     else:
-        at, precision = str(opened.device), opened.dtype_name
+        at = str(opened.device)
+        # FP8 is no choice
+        precision = opened.dtype_name if opened.dtype_name in DTYPES else "auto"
         del opened
         written = _logits(open_model(baked, device=at, dtype=precision).model, tokens)
     return Verification(
@@ -114,3 +154,25 @@ def _adapted(model: PreTrainedModel, adapter: str | Path) -> Any:
             "An adapter is compared through PEFT, which is not here: pip install sordino[peft]."
         ) from None
     return PeftModel.from_pretrained(model, str(adapter))
+
+
+def _compare_rows(
+    ref: ModelRef, before: QuantisedFolder, dampening: Dampening, baked: Path, reason: str
+) -> RowVerification:
+    after = read_quantised(baked)
+    if after is None:
+        raise UserError(f"{baked} is not quantised, and {ref.name} is: it was not baked from it.")
+    model = empty_model(ref)
+    scales = on_disk(model, parameter_scales(model, dampening), before.names)
+    found = RowVerification(0.0, 0.0, 0, reason)
+    for name, scale in scales.items():
+        if name in before.layers and name in after.layers:
+            rows = after.scheme.rows(after.layers[name])
+            expected = before.scheme.rows(before.layers[name]) * scale.reshape(-1, 1)
+            found = RowVerification(
+                max(found.largest_difference, float((rows - expected).abs().max())),
+                max(found.largest_weight, float(rows.abs().max())),
+                found.rows + len(rows),
+                reason,
+            )
+    return found

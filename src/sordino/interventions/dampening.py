@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
 from sordino.files import fingerprint, new_file
+from sordino.models.sites import is_linear, neurons_of
 
 FORMAT = "sordino-dampening-1"
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Affine(NamedTuple):
@@ -160,10 +163,7 @@ class Dampening:
         handles = []
         try:
             for site, module in self.modules(model).items():
-                # Both take the output's dtype, so that a bfloat16 model stays one.
-                scale = torch.from_numpy(self.factors[site]).to(module.weight)
-                shift = self._shift(site)
-                hook = _hook(scale, None if shift is None else shift.to(module.weight))
+                hook = _hook(torch.from_numpy(self.factors[site]), self._shift(site))
                 handles.append(module.register_forward_hook(hook))
             yield
         finally:
@@ -181,10 +181,12 @@ class Dampening:
             model: A model with this dampening's sites.
 
         Raises:
-            UserError: The model lacks a site, or the site has another number of neurons; then
-                nothing was changed.
+            UserError: The model lacks a site, or the site has another number of neurons or is
+                quantised; then nothing was changed.
         """
         modules = self.modules(model)
+        for site, module in modules.items():
+            _refuse_quantised(site, module)
         for site in self.shifted:
             ensure_bias_(modules[site])
         for site, module in modules.items():
@@ -354,8 +356,14 @@ def _origins(record: Mapping[str, Any]) -> list[Mapping[str, str]]:
 
 
 def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
+    @cache
+    def fitting(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        # Both take the output's dtype, so that a bfloat16 model stays one, even with int8 weights.
+        return scale.to(device, dtype), None if shift is None else shift.to(device, dtype)
+
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output * scale if shift is None else torch.addcmul(shift, output, scale)
+        factor, summand = fitting(output.device, output.dtype)
+        return output * factor if summand is None else torch.addcmul(summand, output, factor)
 
     return hook
 
@@ -367,11 +375,20 @@ def _module(model: nn.Module, site: str, neurons: int) -> Any:
         raise UserError(
             f"The model has no module {site}: the dampening was found on another architecture."
         ) from None
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not is_linear(module):
         raise UserError(f"{site} is a {type(module).__name__}, not a linear layer.")
-    size = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+    size = neurons_of(module)
     if size != neurons:
         raise UserError(
             f"{site} has {size} neurons, but the dampening has {neurons} factors for it."
         )
     return module
+
+
+def _refuse_quantised(site: str, module: Any) -> None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN:
+        raise UserError(
+            f"{site} is quantised, and quantised weights are not changed in memory: use hooks, or "
+            "bake the model's folder."
+        )

@@ -116,6 +116,7 @@ def open_model(
         return _open_streamed(ref, target, dtype, sites)
     taken = psutil.Process().memory_info().rss
     options: dict[str, object] = {"dtype": _dtype(dtype, ref)}
+    quantised: dict[str, object] = {}
     if ref.kind == "gguf":
         with quiet_transformers(), loading_errors(ref):
             model, tokenizer = gguf_loading.load(ref.path, options)
@@ -124,8 +125,14 @@ def open_model(
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
         with quiet_transformers(), loading_errors(ref):
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
-    return OpenModel(ref, model.to(target).eval(), tokenizer, sites, taken=taken)
+            quantised = _quantised_options(ref.path, target)
+            model = AutoModelForCausalLM.from_pretrained(ref.path, **options, **quantised)
+    if not quantised:  # quantised layers are made where they stay
+        model = model.to(target)
+    elif dtype != "auto" and all(p.dtype in DTYPES.values() for p in model.parameters()):
+        # De-quantised by the loader; that of FP8 gives only some of the weights the dtype.
+        model = model.to(DTYPES[dtype])
+    return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
 
 
 def streamable(ref: ModelRef) -> bool:
@@ -172,6 +179,20 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
             model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
         streamed = StreamedWeights(ref, stored, model, device)
     return OpenModel(ref, model, tokenizer, sites, streamed)
+
+
+def _quantised_options(folder: Path, target: torch.device) -> dict[str, object]:
+    """What loading a folder of quantised weights takes beside the rest; nothing for plain ones."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text = config.get_text_config(decoder=True)
+    settings = getattr(config, "quantization_config", getattr(text, "quantization_config", None))
+    if settings is None:
+        return {}
+    options: dict[str, object] = {"device_map": {"": target}}
+    if isinstance(settings, dict) and settings.get("quant_method") == "compressed-tensors":
+        # Otherwise the layers have no weights before the whole model has run once.
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    return options
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:
@@ -232,7 +253,12 @@ def loading_errors(ref: ModelRef) -> Iterator[None]:
     try:
         yield
     except _UNUSABLE as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError):
+            reason += (
+                " (Baking needs no loading: with --allow-other-weights it takes the expertise of "
+                "the model from which this one was quantised.)"
+            )
         raise UserError(
-            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason[:300]}"
+            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason}"
         ) from error

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -55,7 +54,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList)
         and len(module) == expected
         and not re.search(r"\.\d+\.", f".{path}.")  # lists inside a layer are not the stack
-        and any(_is_linear(inner) for inner in module.modules())
+        and any(is_linear(inner) for inner in module.modules())
     }
     if len(candidates) > 1:
         decoder = model.get_decoder()
@@ -85,13 +84,13 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
     sites: list[Site] = []
     for index, layer in enumerate(layers):
         for kind, module in layer.named_modules():
-            if _is_linear(module):
+            if is_linear(module):
                 path = f"{stack}.{index}.{kind}"
                 if _matches(pattern, path) if pattern else not _is_exempt(layer, kind):
                     sites.append(_site(path, index, kind, module))
     if pattern and not sites:
         kinds = sorted(
-            {kind for layer in layers for kind, m in layer.named_modules() if _is_linear(m)}
+            {kind for layer in layers for kind, m in layer.named_modules() if is_linear(m)}
         )
         raise UserError(
             f"--sites '{pattern}' matches no linear layer of {type(model).__name__}; "
@@ -104,14 +103,27 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
 
 def _site(path: str, layer: int, kind: str, module: nn.Module) -> Site:
     transposed = isinstance(module, Conv1D)
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    neurons = weight.shape[1 if transposed else 0]
-    return Site(path, layer, kind, neurons, transposed, module.bias is not None)
+    bias = getattr(module, "bias", None) is not None
+    return Site(path, layer, kind, neurons_of(module), transposed, bias)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: `Linear`, `Conv1D`, or a quantised one.
+
+    Quantised layers are made by other packages and mostly are `Linear`s; those that are not have
+    its sizes, and codes for a weight.
+    """
+    if isinstance(module, nn.Linear | Conv1D):
+        return True
+    sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
+    return all(isinstance(size, int) for size in sizes) and hasattr(module, "qweight")
+
+
+def neurons_of(module: nn.Module) -> int:
+    """The number of outputs of a linear layer."""
+    neurons = module.nf if isinstance(module, Conv1D) else module.out_features
+    assert isinstance(neurons, int)  # a quantised weight's shape need not say it
+    return neurons
 
 
 def _matches(pattern: str, path: str) -> bool:

@@ -1,0 +1,235 @@
+"""Which family a folder of quantised weights is of, and what its layers are."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sordino.edits.quantised.awq import Awq
+from sordino.edits.quantised.bitsandbytes import bitsandbytes
+from sordino.edits.quantised.compressed_tensors import CompressedTensors
+from sordino.edits.quantised.fp8 import Fp8
+from sordino.edits.quantised.gptq import Gptq
+from sordino.edits.quantised.layer import Changes, Layer, Scheme
+from sordino.edits.quantised.losses import losses
+from sordino.edits.shard import Change, Stored, read_header
+from sordino.errors import UserError
+from sordino.files import read_json
+from sordino.progress import note
+
+# Where a config.json has the settings: the first of these.
+_PLACES = (
+    *(("quantization_config",), ("compression_config",)),
+    *(("text_config", "quantization_config"), ("llm_config", "quantization_config")),
+)
+
+
+@dataclass(frozen=True)
+class QuantisedFolder:
+    """The quantised layers of a model's folder.
+
+    Args:
+        scheme: How they are stored.
+        layers: By what their weights would be called.
+        names: Of all tensors, and of what the weights would be called.
+    """
+
+    scheme: Scheme
+    layers: Mapping[str, Layer]
+    names: frozenset[str]
+
+    def with_weights(
+        self, shards: Mapping[PurePosixPath, Mapping[str, Stored]], dtype: str
+    ) -> dict[PurePosixPath, dict[str, Stored]]:
+        """The headers of the shards as if each quantised layer had a weight, of this type.
+
+        Raises:
+            UserError: A layer's tensors do not fit together.
+        """
+        found = {
+            file: {name: stored for name, stored in tensors.items() if name not in self.layers}
+            for file, tensors in shards.items()
+        }
+        for weight, layer in self.layers.items():
+            file = PurePosixPath(next(iter(layer.files.values())).name)
+            found[file][weight] = Stored(dtype, self.scheme.shape(layer), 0, 0)
+        return found
+
+
+@dataclass(frozen=True)
+class QuantisedEdit:
+    """What becomes of a folder's quantised layers, checked.
+
+    Args:
+        changes: By the tensor's name; None leaves it out.
+        settings: The checkpoint's quantisation settings, if they change.
+        record: What the provenance says of it.
+    """
+
+    changes: Changes
+    settings: Mapping[str, Any] | None
+    record: Mapping[str, Any]
+
+
+def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> QuantisedEdit:
+    """Work out what becomes of a folder's quantised layers.
+
+    Args:
+        folder: The layers.
+        changes: What would become of the weights, by their names; others are passed over.
+
+    Raises:
+        UserError: A layer is damaged or of another size, or its format cannot hold the product.
+    """
+    factors = {}
+    for weight, change in changes.items():
+        if weight in folder.layers and not change.is_none:
+            layer, values = folder.layers[weight], change.scale.reshape(-1)
+            neurons, _ = folder.scheme.shape(layer)
+            if len(values) != neurons:
+                raise layer.unfit(
+                    f"it has {neurons} neurons, and the dampening {len(values)} factors for it"
+                )
+            factors[weight] = values
+    edit = folder.scheme.edit(folder.layers, factors)
+    lost = losses((folder.layers[weight] for weight in factors), edit)
+    if edit.rounded:
+        note(
+            f"{len(edit.rounded)} layers hold neurons that share scales: their codes are rounded "
+            "anew to the nearest FP8 (docs/quantised.md)."
+        )
+    if lost.vanished or lost.coarse:
+        note(
+            f"warning: of the scales times their factors, {lost.vanished:,} are too small for "
+            f"their type and became 0, and {lost.coarse:,} lost digits."
+        )
+    record = {
+        "scheme": folder.scheme.label,
+        "layers": len(factors),
+        "rounded": len(edit.rounded),
+        "scales_vanished": lost.vanished,
+        "scales_coarse": lost.coarse,
+    }
+    return QuantisedEdit(edit.changes, edit.settings, record)
+
+
+def quantised_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    shards: Mapping[PurePosixPath, Mapping[str, Stored]],
+) -> QuantisedFolder | None:
+    """A folder's quantised layers; None if its weights are plain.
+
+    Args:
+        folder: The model's folder.
+        config: Its config.json.
+        shards: The headers of its shards.
+
+    Raises:
+        UserError: It is quantised in a way that is not known here.
+    """
+    settings = quantisation(config)
+    if settings is None:
+        return None
+    scheme = _scheme(folder, settings)
+    layers = _layers(folder, shards, scheme.marks)
+    if not layers:
+        raise UserError(
+            f"{folder} is quantised ({settings.get('quant_method')}) by its config.json, but no "
+            "layer in its safetensors is: get it again."
+        )
+    names = frozenset(name for tensors in shards.values() for name in tensors)
+    return QuantisedFolder(scheme, layers, names | layers.keys())
+
+
+def read_quantised(folder: Path) -> QuantisedFolder | None:
+    """The quantised layers of a model's folder, from its files; None if its weights are plain.
+
+    Raises:
+        UserError: It is quantised in a way that is not known here, or damaged.
+    """
+    config = read_json(folder / "config.json")
+    if quantisation(config) is None:
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    return quantised_folder(folder, config, {PurePosixPath(f.name): read_header(f) for f in files})
+
+
+def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The quantisation settings in a config.json; None if there are none."""
+    for place in _PLACES:
+        found: Any = config
+        for key in place:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return None
+
+
+def with_quantisation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with other quantisation settings where it has some."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    old = quantisation(changed)
+    assert isinstance(old, dict)
+    old.clear()
+    old.update(settings)
+    return changed
+
+
+def _scheme(folder: Path, settings: Mapping[str, Any]) -> Scheme:
+    makers: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+        "gptq": Gptq,
+        "awq": Awq,
+        "auto-round": _auto_round,
+        "compressed-tensors": CompressedTensors,
+        "fp8": Fp8,
+        "fbgemm_fp8": Fp8,
+        "bitsandbytes": bitsandbytes,
+    }
+    method = settings.get("quant_method")
+    if method is None and {"load_in_8bit", "load_in_4bit"} & settings.keys():
+        method = "bitsandbytes"  # as its first versions wrote it
+    if method not in makers:
+        raise UserError(
+            f"{folder} is quantised by '{method}', which cannot be baked: use the model from which "
+            f"it was quantised, or one quantised by {', '.join(makers)}."
+        )
+    return makers[method](settings)
+
+
+def _auto_round(settings: Mapping[str, Any]) -> Scheme:
+    """AutoRound writes the layouts of GPTQ and AWQ."""
+    packing = str(settings.get("packing_format", "")).removeprefix("auto_round:")
+    if packing == "auto_gptq":
+        return Gptq({**settings, "checkpoint_format": "gptq"})
+    if packing == "auto_awq":
+        return Awq({**settings, "version": "gemm"})
+    raise UserError(
+        f"AutoRound's packing '{packing}' cannot be baked: export the model in its format "
+        "auto_round:auto_gptq or auto_round:auto_awq."
+    )
+
+
+def _layers(
+    folder: Path, shards: Mapping[PurePosixPath, Mapping[str, Stored]], marks: Iterable[str]
+) -> dict[str, Layer]:
+    everything = [(name, file) for file, tensors in shards.items() for name in tensors]
+    ends = tuple(f".{mark}" for mark in marks)
+    found: dict[str, tuple[dict[str, Stored], dict[str, Path]]] = {
+        name.removesuffix(end): ({}, {})
+        for name, _ in everything
+        for end in ends
+        if name.endswith(end)
+    }
+    for name, file in everything:
+        at = name.find(".")
+        while at >= 0:
+            if name[:at] in found:
+                tensors, files = found[name[:at]]
+                tensors[name[at + 1 :]] = shards[file][name]
+                files[name[at + 1 :]] = folder / file
+            at = name.find(".", at + 1)
+    return {
+        f"{name}.weight": Layer(name, tensors, files) for name, (tensors, files) in found.items()
+    }

@@ -1,0 +1,201 @@
+"""What every family of quantised checkpoints has in common: layers made of several tensors.
+
+A quantised linear layer has no weight that could be multiplied. It has codes, scales and perhaps
+zero points under names of its own. A family (`Scheme`) knows those names; told the factors of a
+layer's neurons, it says what becomes of each tensor.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sordino.edits.shard import Change, New, Stored
+from sordino.errors import UserError
+
+_TORCH = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+
+Changes = Mapping[str, Change | New | None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantised linear layer of a checkpoint.
+
+    Args:
+        name: What its tensors' names begin with, such as "model.layers.3.mlp.up_proj".
+        tensors: By the rest of their names, such as "qweight" or "weight.absmax".
+        files: The shard of each, by the same.
+    """
+
+    name: str
+    tensors: Mapping[str, Stored]
+    files: Mapping[str, Path]
+
+    @property
+    def weight(self) -> str:
+        """What its weight would be called if it were not quantised."""
+        return f"{self.name}.weight"
+
+    def shape(self, suffix: str) -> tuple[int, ...]:
+        """A tensor's dimensions.
+
+        Raises:
+            UserError: There is no such tensor.
+        """
+        return self._stored(suffix).shape
+
+    def dtype(self, suffix: str) -> str:
+        """A tensor's type as the format calls it.
+
+        Raises:
+            UserError: There is no such tensor.
+        """
+        return self._stored(suffix).dtype
+
+    def read(self, suffix: str) -> Tensor:
+        """A tensor's values.
+
+        Raises:
+            UserError: There is no such tensor, or its type is unknown here.
+        """
+        stored = self._stored(suffix)
+        if stored.dtype not in _TORCH:
+            raise self.unfit(f"{suffix} has the type {stored.dtype}")
+        with self.files[suffix].open("rb") as file:
+            file.seek(stored.start)
+            data = bytearray(file.read(stored.end - stored.start))
+        if len(data) != stored.end - stored.start:
+            raise self.unfit(f"{suffix} became shorter while it was read")
+        if not data:
+            return torch.empty(stored.shape, dtype=_TORCH[stored.dtype])
+        return torch.frombuffer(data, dtype=_TORCH[stored.dtype]).view(stored.shape)
+
+    def expect(self, suffix: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+        """Raise `UserError` unless a tensor has one of the types, and the shape."""
+        stored = self._stored(suffix)
+        if stored.dtype not in dtypes:
+            raise self.unfit(
+                f"{suffix} has the type {stored.dtype}, where {' or '.join(dtypes)} belongs"
+            )
+        if stored.shape != shape:
+            raise self.unfit(
+                f"{suffix} has the shape {list(stored.shape)}, where {list(shape)} belongs"
+            )
+
+    def unfit(self, reason: str) -> UserError:
+        """The error that says what is wrong with this layer."""
+        file = next(iter(self.files.values()))
+        return UserError(
+            f"{file} holds the quantised layer {self.name} in a way that cannot be baked: {reason}."
+        )
+
+    def _stored(self, suffix: str) -> Stored:
+        if suffix not in self.tensors:
+            raise self.unfit(f"{suffix} is missing beside {', '.join(sorted(self.tensors))}")
+        return self.tensors[suffix]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of a quantised checkpoint.
+
+    Args:
+        changes: By the tensor's whole name; None leaves it out.
+        rounded: The layers whose codes had to be rounded anew.
+        settings: The checkpoint's quantisation settings, if they change.
+    """
+
+    changes: Changes
+    rounded: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """How a family of checkpoints stores its quantised layers.
+
+    Args:
+        settings: The checkpoint's quantisation settings, as in its config.json.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What the checkpoint is, in a few words, such as "GPTQ, 4 bits, groups of 128"."""
+
+    @property
+    @abstractmethod
+    def marks(self) -> tuple[str, ...]:
+        """Each quantised layer has a tensor that is called like one of these."""
+
+    @abstractmethod
+    def shape(self, layer: Layer) -> tuple[int, int]:
+        """A layer's numbers of neurons and of inputs.
+
+        Raises:
+            UserError: Its tensors do not fit together.
+        """
+
+    @abstractmethod
+    def changes(self, layer: Layer, factors: Tensor) -> Changes:
+        """What becomes of a layer's tensors, by the rest of their names.
+
+        Args:
+            layer: The layer, whose shape was checked.
+            factors: float32 [neurons], not all 1.
+
+        Raises:
+            UserError: The format cannot hold the product.
+        """
+
+    @abstractmethod
+    def rows(self, layer: Layer) -> Tensor:
+        """The layer's weight, de-quantised: float32 [neurons, inputs]."""
+
+    def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> Edit:
+        """What becomes of the checkpoint.
+
+        Args:
+            layers: All its quantised layers, by what their weights would be called.
+            factors: float32 [neurons], not all 1, by the same.
+
+        Raises:
+            UserError: The format cannot hold the product.
+        """
+        changes = {
+            f"{layers[weight].name}.{suffix}": change
+            for weight, values in factors.items()
+            for suffix, change in self.changes(layers[weight], values).items()
+        }
+        # Scales stand beside the weight: where it changes itself, its codes do.
+        return Edit(changes, tuple(weight for weight in factors if weight in changes))
+
+
+def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """A setting that is a whole number.
+
+    Raises:
+        UserError: It is not.
+    """
+    value = settings.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"The quantisation setting {name} is {value!r}, which is no whole number.")
+    return value
