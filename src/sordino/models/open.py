@@ -130,8 +130,9 @@ def open_model(
             model = AutoModelForCausalLM.from_pretrained(ref.path, **options, **quantised)
     if not quantised:  # quantised layers are made where they stay
         model = model.to(target)
-    elif dtype != "auto" and _is_dequantised_fp8(model):
-        model = model.to(DTYPES[dtype])  # the loader gives it to some of the weights alone
+    elif dtype != "auto" and all(p.dtype in DTYPES.values() for p in model.parameters()):
+        # De-quantised by the loader; that of FP8 gives only some of the weights the dtype.
+        model = model.to(DTYPES[dtype])
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
 
 
@@ -193,11 +194,6 @@ def _quantised_options(folder: Path, target: torch.device) -> dict[str, object]:
         # Otherwise the layers have no weights before the whole model has run once.
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     return options
-
-
-def _is_dequantised_fp8(model: PreTrainedModel) -> bool:
-    plain = all(parameter.dtype in DTYPES.values() for parameter in model.parameters())
-    return plain and model.hf_quantizer.quantization_config.quant_method == "fp8"
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:
