@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= demo
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,9 @@ test: $(BIN)/.ready  ## the default tests, with coverage
 
 test-slow: $(BIN)/.ready  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+bench: $(BIN)/.ready  ## how fast and how large, against floors and ordinary ways; fills in the tables
+	$(BIN)/python -m benchmarks
 
 lint: $(BIN)/.ready  ## lint, format check, strict types
 	$(BIN)/ruff check
