@@ -19,7 +19,7 @@ results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where
 	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
 		--output $(OUT)/results --markdown docs/results.md
 
-bench: $(BIN)/.ready  ## every benchmark against its floor and against the ordinary way; BENCH=--quick for a look
+bench: $(BIN)/.ready  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
 	$(BIN)/python -m benchmarks $(BENCH)
 
 test: $(BIN)/.ready  ## the default tests, with coverage

@@ -1,20 +1,14 @@
 """AUROC of a site's neurons: exact ways against each other and against sorting alone."""
 
-import multiprocessing
-from functools import partial
-from multiprocessing.pool import Pool
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 
+from benchmarks.chunked import by_scikit_learn, workers
 from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from sordino.expertise.auroc import auroc, strongest
 
-PROCESSES = 2
-_CHUNK = 10
 _BLOCK = 128
 
 
@@ -24,23 +18,6 @@ def data(sentences: int, neurons: int) -> tuple[NDArray[np.float32], NDArray[np.
     responses = generator.standard_normal((sentences, neurons)).astype(np.float32)
     responses[:, ::2] = np.round(responses[:, ::2], 1)
     return responses, generator.random(sentences) < 0.5
-
-
-def workers() -> Pool:
-    """Processes for `by_scikit_learn`."""
-    return multiprocessing.get_context("spawn").Pool(PROCESSES)
-
-
-def by_scikit_learn(
-    responses: NDArray[np.float32], labels: NDArray[np.bool_], pool: Pool
-) -> NDArray[np.float64]:
-    """The ordinary way: ten columns at a time, dealt out to two processes that run already."""
-    chunks = np.array_split(responses, range(_CHUNK, responses.shape[1], _CHUNK), axis=1)
-    return np.concatenate(pool.map(partial(_ten_columns, labels), chunks))
-
-
-def _ten_columns(labels: NDArray[np.bool_], responses: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.array([roc_auc_score(labels, column) for column in responses.T])
 
 
 def by_scipy(responses: NDArray[np.float32], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -91,7 +68,6 @@ def run(options: Options) -> Result:
     responses, labels = data(sentences, neurons)
     half = torch.from_numpy(responses).bfloat16()
     with workers() as pool:
-        pool.map(_warm, range(PROCESSES))
         ways = {
             "sorting alone, one thread (floor)": lambda: sort_alone(responses),
             "sordino": lambda: auroc(responses, labels),
@@ -120,10 +96,6 @@ def run(options: Options) -> Result:
         Figure("numpy argsort / sordino", ratio(seconds, argsort, ours)),
     ]
     return Result("auroc", settings, seconds, figures)
-
-
-def _warm(_: int) -> None:
-    roc_auc_score([0, 1], [0.0, 1.0])
 
 
 if __name__ == "__main__":

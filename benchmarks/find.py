@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import auroc as auroc_benchmark
 from benchmarks import ordinary
+from benchmarks.chunked import workers
 from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from benchmarks.models import SHAPES, random_concept, random_model
 from sordino.concepts.concept import Concept
@@ -66,7 +66,7 @@ def run(options: Options) -> Result:
     concept = model_and_concept(options, DTYPES[0])[1]
     after: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     tokens = 0
-    with auroc_benchmark.workers() as pool:
+    with workers() as pool:
 
         def the_ordinary_way(opened: OpenModel, dtype: str) -> ordinary.Found:
             found = ordinary.find(opened, concept, folder, pool)

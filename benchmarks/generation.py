@@ -105,7 +105,7 @@ def run(options: Options) -> Result:
                 by_transformers, opened, prompts, ends, _PROMPTS_TOGETHER
             ),
         }
-    seconds, sampled = in_turns(ways, options.rounds(5), warm=options.quick)
+    seconds, sampled = in_turns(ways, options.rounds(3), warm=False)
     # Different draws end at different lengths; what counts is the time a token takes.
     each = {way: [taken / (sampled[way] or 1) for taken in times] for way, times in seconds.items()}
     figures = []

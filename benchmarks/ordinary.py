@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.auroc import by_scikit_learn
+from benchmarks.chunked import by_scikit_learn
 from sordino.concepts.concept import Concept
 from sordino.models.open import OpenModel
 

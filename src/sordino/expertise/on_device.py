@@ -36,7 +36,7 @@ def twice_u(
     for here in _blocks(responses):
         columns = responses[:, here].T
         p = columns[:, positive].contiguous()
-        q = columns[:, negative].sort(dim=1).values
+        q = columns[:, negative].contiguous().sort(dim=1).values
         counts = torch.searchsorted(q, p, out_int32=True).sum(dim=1)
         counts += torch.searchsorted(q, p, right=True, out_int32=True).sum(dim=1)
         nan = p.isnan().any(dim=1) | q[:, -1].isnan()  # sorting puts not-a-number last
@@ -94,7 +94,7 @@ def moments(
     for here in _blocks(responses):
         columns = responses[:, here].T
         p = columns[:, positive].sort(dim=1).values.double()
-        q = columns[:, negative].sort(dim=1).values.double()
+        q = columns[:, negative].contiguous().sort(dim=1).values.double()
         constant = p[:, 0] == p[:, -1]
         means = p.mean(dim=1), q.mean(dim=1)
         p -= means[0].unsqueeze(1)

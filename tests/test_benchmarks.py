@@ -1,0 +1,93 @@
+"""The benchmarks run, and the page says what they recorded."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.__main__ import ALL
+from benchmarks.measure import Figure, Options, in_turns, table
+from sordino.progress import hushed
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_benchmark_runs(name, tmp_path):
+    options = Options(quick=True, repeats=None, work=tmp_path, output=tmp_path)
+    with hushed():
+        result = import_module(f"benchmarks.{name}").run(options)
+    assert result.name == name
+    assert result.seconds or result.figures
+    assert all(times and min(times) > 0 for times in result.seconds.values())
+    assert all(figure.value == figure.value for figure in result.figures)
+    assert not [path for path in tmp_path.iterdir() if any(path.iterdir())]
+
+
+def test_the_command_writes_a_record_and_a_table(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--only", "rounding", "--work", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record = json.loads((tmp_path / "results/rounding.json").read_text())
+    assert record["quick"]
+    assert record["machine"]["threads"] >= 1
+    assert table(record) in done.stdout
+    assert "the figures mean nothing" in done.stdout
+
+
+def test_the_page_says_what_was_recorded():
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled(page) == page, "run python -m benchmarks.tables"
+    marked = [line.split()[2] for line in page.splitlines() if line.startswith("<!-- figures:")]
+    assert sorted(marked) == sorted(ALL)
+
+
+def test_records_fill_their_places_and_no_other(tmp_path):
+    record = {
+        "figures": [
+            {"what": "a / b", "value": 25.04, "unit": "×", "at_least": 20, "at_most": None}
+            | {"met": True},
+            {"what": "b", "value": 2.5, "unit": "×", "at_least": None, "at_most": 2, "met": False},
+        ],
+        "seconds": {"a": [3.0, 1.0, 2.0]},
+        "notes": ["A note."],
+        "settings": {"sentences": "2,000"},
+        "machine": {"processor": "p", "cores": 2, "amx": False, "gpu": None, "threads": 2}
+        | {"load_before": 0.1, "torch": "2", "date": "2026-01-01"},
+        "quick": False,
+    }
+    (tmp_path / "auroc.json").write_text(json.dumps(record))
+    page = "# T\n<!-- figures: auroc -->\nold\n<!-- end of figures -->\nkept\n"
+    page += "<!-- figures: bake -->\nold\n<!-- end of figures -->\n"
+    new = tables.filled(page, tmp_path)
+    assert "| a / b | 25 × | ≥ 20 ×, met |" in new
+    assert "| b | 2.5 × | ≤ 2 ×, **missed** |" in new
+    assert "| a | 2 s | 1 s | 3 s | 3 |" in new
+    assert "A note." in new
+    assert "\nkept\n" in new
+    assert "old" not in new
+    assert "Not measured yet: `python -m benchmarks.bake`" in new
+    assert tables.filled(new, tmp_path) == new
+
+
+def test_ways_take_turns():
+    called = []
+    ways = {name: lambda name=name: called.append(name) or name for name in "abc"}
+    seconds, given = in_turns(ways, 2, between=lambda: called.append("-"))
+    assert "".join(called) == "-c-a-b" + "-a-b-c" + "-b-c-a"
+    assert given == {"a": "a", "b": "b", "c": "c"}
+    assert [len(times) for times in seconds.values()] == [2, 2, 2]
+
+
+def test_bars():
+    assert Figure("x", 2.0, at_least=2).met
+    assert not Figure("x", 2.0, at_most=1.9).met
+    assert Figure("x", 2.0).met is None
