@@ -237,6 +237,10 @@ def test_an_architecture_that_transformers_does_not_load(tmp_path):
         bake(source, attention, tmp_path / "no.gguf")
     with pytest.raises(UserError, match=r"could not be loaded.*gptneox"):
         open_model(source)
+    few = {site: factors[1:] for site, factors in dampening.factors.items()}
+    assert "does not fit" in refusal(source, Dampening(few, "aura"), tmp_path / "no.gguf")
+    source.write_bytes(source.read_bytes().replace(b"gptneox", b"gptneoz"))
+    assert "gptneoz, which" in refusal(source, dampening, tmp_path / "no.gguf")
 
 
 def converted(folder, architecture: str, path):
