@@ -362,7 +362,7 @@ def test_another_model_s_expertise_is_refused(call, here):
     call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors", "--force")
     tiny_model("llama", seed=9).save_pretrained(here / "sibling")
     tiny_tokenizer().save_pretrained(here / "sibling")
-    arguments = ["bake", "sibling", "c.expertise.safetensors", "-o", "s"]
+    arguments = ["bake", "sibling", "c.expertise.safetensors", "-o", "quiet-sibling"]
     status, _, error = call(*arguments)
     assert status == 2
     assert "--allow-other-weights" in error

@@ -269,7 +269,7 @@ def test_what_cannot_end_in_a_file(source, tmp_path):
     folder = tiny_folder("llama", tmp_path)
     target = tmp_path / "quiet.gguf"
     assert "is none" in refusal(folder, dampening_of(folder), target)
-    assert "--hooks" in refusal(source, dampening, target, hooks=True)
+    assert "--format hooks" in refusal(source, dampening, target, format="hooks")
     assert "--dtype float16 is" in refusal(source, dampening, target, dtype="float16")
     assert "overlap" in refusal(source, dampening, source)
     target.mkdir()

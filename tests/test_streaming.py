@@ -148,7 +148,7 @@ def test_killed_anywhere_a_streamed_sweep_goes_on_to_the_same_bytes(tmp_path, co
         else:  # at the end of a layer only
             monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 1000.0)
         for _ in range(100):
-            left[0] = 73
+            left[0] = 149
             try:
                 found(folder, concept, target, **options)
             except KeyboardInterrupt:
@@ -226,8 +226,7 @@ def test_what_cannot_be_streamed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is quantised"):
         open_model(folder, stream=True)
     monkeypatch.setattr("sordino.models.open.fits", lambda *_: False)
-    with pytest.raises(UserError, match="could not be loaded"):  # as a whole, which was tried
-        open_model(folder, stream=None)
+    assert open_model(folder, stream=None).streamed is None  # as a whole
 
 
 def test_damaged_files_give_one_sentence(tmp_path):
@@ -483,10 +482,10 @@ def test_a_model_larger_than_memory(tmp_path):
         num_attention_heads=8,
     )
     assert size > 400_000_000
-    low = limited(tmp_path / "model", tmp_path / "low", "data", 250_000_000, 15)
+    low = limited(tmp_path / "model", tmp_path / "low", "data", 250_000_000, 20)
     assert low["streamed"]
     assert low["resident"] <= low["planned"]
-    ordinary = limited(tmp_path / "model", tmp_path / "ordinary", "none", 0, 15)
+    ordinary = limited(tmp_path / "model", tmp_path / "ordinary", "none", 0, 20)
     assert not ordinary["streamed"]
     assert low["resident"] + 250_000_000 < ordinary["resident"] <= ordinary["planned"]
     assert digests(tmp_path / "low") == digests(tmp_path / "ordinary")

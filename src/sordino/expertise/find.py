@@ -230,6 +230,8 @@ def sweep(
                 restored=restored,
                 ranks=ranks,
             )
+    if opened.streamed is not None:
+        opened.streamed.release()
     return Expertise(_by_site(opened.sites, statistics), metadata)
 
 
