@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from families import random_factors
 from sordino import kit
 from sordino.edits import bake
 from sordino.interventions import Dampening
@@ -121,19 +122,24 @@ def test_a_dampened_kit_model_runs_in_llama_cpp(name, llama_python, tmp_path):
     assert np.corrcoef(*moved)[0, 1] > 0.95
 
 
-def test_llama_cpp_reads_the_biases_that_shifts_make(llama_python, tmp_path):
-    source = tiny_of("llama", tmp_path / "model.gguf")
-    opened = open_model(source, device="cpu")
-    ones = {site.path: np.ones(site.neurons, np.float32) for site in opened.sites}
-    shifts = {
-        site: np.linspace(-0.3, 0.5, factors.size, dtype=np.float32)
-        for site, factors in ones.items()
-    }
-    quiet = tmp_path / "quiet.gguf"
-    bake(source, Dampening(ones, "mean_shift", shifts=shifts), quiet)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "starcoder2", "lfm2"])
+def test_what_llama_cpp_runs_is_the_model_dampened_in_memory(architecture, llama_python, tmp_path):
+    """In float32, where llama.cpp rounds little; the Llama's with shifts."""
+    source = tiny_of(architecture, tmp_path / "model.gguf")
+    opened = open_model(source, device="cpu", sites="mlp|feed_forward")
+    sites = {site.path: site.neurons for site in opened.sites}
+    factors = random_factors(sites)
+    shifts = {}
+    if architecture == "llama":
+        shifts = {
+            site: np.linspace(-0.3, 0.5, size, dtype=np.float32) for site, size in sites.items()
+        }
+    dampening = Dampening(factors, "aura", shifts=shifts)
+    bake(source, dampening, tmp_path / "quiet.gguf")
     texts = [[0, 5, 9, 40, 77, 12, 200, 31], [0, 100, 44, 3, 8, 250]]
-    ours = by_transformers(open_model(quiet, device="cpu").model, texts)
-    theirs = by_llama(llama_python, quiet, texts)
-    unshifted = by_llama(llama_python, source, texts)
-    assert agreement(ours, theirs)["distance"] < 0.02
-    assert agreement(unshifted, theirs)["distance"] > 0.2
+    before = by_transformers(opened.model, texts)
+    dampening.bake_into(opened.model)
+    ours = by_transformers(opened.model, texts)
+    theirs = by_llama(llama_python, tmp_path / "quiet.gguf", texts)
+    assert agreement(ours, theirs)["distance"] < 0.005
+    assert agreement(before, theirs)["distance"] > 0.05

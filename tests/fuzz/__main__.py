@@ -42,7 +42,7 @@ def main() -> None:
     atheris.Setup(
         [
             sys.argv[0],
-            *(f"-runs={runs}", "-timeout=5", f"-max_len={_LONGEST}", "-print_final_stats=1"),
+            *(f"-runs={runs}", "-timeout=10", f"-max_len={_LONGEST}", "-print_final_stats=1"),
             *(f"-dict={dictionary}", str(corpus)),
         ],
         one,
