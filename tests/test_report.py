@@ -529,7 +529,7 @@ def shifting(factor: float) -> Dampening:
 def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     page = Page(render(record(dampening=shifting(1.0))))
     said = " ".join(page.shown.replace("\N{NO-BREAK SPACE}", " ").split())
-    assert "16 (5.6 %) were changed for recognising" in said
+    assert "16 (5.6 %) were changed to weaken “toxicity”." in said
     assert "16 have a shift other than 0, which is added after the product" in said
     assert "factor other than 1" not in said
     assert "were turned down" not in said

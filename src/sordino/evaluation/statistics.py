@@ -8,6 +8,7 @@ kept. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13)
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -204,15 +205,13 @@ def compare_gaps(
     cells = [(members[::2], members[1::2]) for members in groups if len(members) > 1]
     if len(cells) < 2:
         return None
-    generator = np.random.default_rng(seed)
-    means = np.empty((len(cells), 2, values.shape[1]))
-    replicates = np.empty((RESAMPLES, *means.shape))
-    for group, halves in enumerate(cells):
-        for half, members in enumerate(halves):
-            cell = values[list(members)]
-            drawn = generator.integers(len(cell), size=(RESAMPLES, len(cell)))
-            means[group, half] = cell.mean(axis=0)
-            replicates[:, group, half] = cell[drawn].mean(axis=1)
+    drawn = [
+        bootstrap(values[list(members)], lambda means: means, seed + number)
+        for number, members in enumerate(chain.from_iterable(cells))
+    ]
+    shape = len(cells), 2, values.shape[1]
+    means = np.stack([mean for mean, _ in drawn]).reshape(shape)
+    replicates = np.stack([each for _, each in drawn], axis=1).reshape(RESAMPLES, *shape)
     found, drawn_gaps = _gap(means), _gap(replicates)
     drawn_gaps[:, np.ptp(replicates, axis=0).max(axis=(0, 1)) == 0] = np.nan
     arms = [_estimate(float(gap), drawn_gaps[:, i]) for i, gap in enumerate(found)]

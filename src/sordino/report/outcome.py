@@ -199,6 +199,11 @@ def done(dampening: Dampening) -> str:
     return "turned down" if lowered and not dampening.shifted else "changed"
 
 
+def _why(dampening: Dampening) -> str:
+    # A rule with shifts changes neurons whether they recognise the concept or not.
+    return "for recognising" if done(dampening) == "turned down" else "to weaken"
+
+
 def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> list[Phrase]:
     """The run's plain answer.
 
@@ -213,7 +218,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         [
             (False, f"Of the {dampening.neurons:,} neurons of {model}, "),
             (True, f"{dampening.changed:,} ({100 * share:.1f} %)"),
-            (False, f" were {done(dampening)} for recognising “{concept}”."),
+            (False, f" were {done(dampening)} {_why(dampening)} “{concept}”."),
         ]
     ]
     for measure, subject in (
