@@ -471,6 +471,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 
 @linux
+@pytest.mark.slow  # what the libraries take besides differs from machine to machine
 def test_a_model_larger_than_memory(tmp_path):
     size = made(
         tmp_path / "model",
