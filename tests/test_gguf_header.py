@@ -221,6 +221,13 @@ def test_mutated_files_are_refused_or_sound(target, data):
     assert peak < 2**20 + 50 * len(start)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, '{"weight_map": ' + "9" * 5000 + "}", '{"weight_map": {"a": "\\u0000"}}']
+)
+def test_an_index_that_json_readers_choke_on(text):
+    assert not TARGETS["index"](text.encode())
+
+
 @given(data=st.binary(max_size=200))
 def test_any_bytes_after_a_good_beginning(data):
     beginning = struct.pack("<4sIQQ", b"GGUF", 3, 2, 2)
