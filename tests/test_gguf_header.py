@@ -236,9 +236,15 @@ def test_mutated_files_are_refused_or_sound(target, data):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 5000, '{"weight_map": ' + "9" * 5000 + "}", '{"weight_map": {"a": "\\u0000"}}']
+    "text",
+    [
+        "[" * 5000,
+        '{"weight_map": ' + "9" * 5000 + "}",
+        '{"weight_map": {"a": "\\u0000"}}',
+        '{"weight_map": {"a": "' + "x" * 300 + '"}}',  # longer than a file's name may be
+    ],
 )
-def test_an_index_that_json_readers_choke_on(text):
+def test_an_index_that_readers_choke_on(text):
     assert not TARGETS["index"](text.encode())
 
 
