@@ -12,10 +12,12 @@ import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoTokenizer
 
 from sordino.cli.app import main
 from sordino.errors import UserError
 from sordino.models.gguf_header import Array, parse_header, read_header
+from sordino.models.gguf_loading import config_of, reading
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import resolve
 from tiny_gguf import tiny_of
@@ -60,6 +62,18 @@ def test_it_is_what_the_gguf_package_reads(architecture, tmp_path):
         assert ours.shape == tuple(reversed(tensor.shape.tolist()))
         assert (ours.start, ours.size) == (tensor.data_offset, tensor.n_bytes)
         assert header.rows(ours).tobytes() == tensor.data.tobytes()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "bloom", "qwen3moe"])
+def test_transformers_reads_the_same_through_it(architecture, tmp_path):
+    path = tiny_of(architecture, tmp_path / "model.gguf")
+    where = {"pretrained_model_name_or_path": tmp_path, "gguf_file": str(path)}
+    theirs = AutoConfig.from_pretrained(**where), AutoTokenizer.from_pretrained(**where)
+    with reading(path) as header:
+        ours = config_of(header), AutoTokenizer.from_pretrained(**where)
+    assert ours[0].to_dict() == theirs[0].to_dict()
+    one, other = (both[1].backend_tokenizer.to_str() for both in (ours, theirs))
+    assert one == other
 
 
 def place_of(path: Path, name: str) -> int:
@@ -219,6 +233,19 @@ def test_mutated_files_are_refused_or_sound(target, data):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20 + 50 * len(start)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        '{"weight_map": ' + "9" * 5000 + "}",
+        '{"weight_map": {"a": "\\u0000"}}',
+        '{"weight_map": {"a": "' + "x" * 300 + '"}}',  # longer than a file's name may be
+    ],
+)
+def test_an_index_that_readers_choke_on(text):
+    assert not TARGETS["index"](text.encode())
 
 
 @given(data=st.binary(max_size=200))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["sordino.models", "sordino.edits.shard", "sordino.files"]):
+with atheris.instrument_imports(
+    include=["sordino.models", "sordino.edits.shard", "sordino.files", "targets"]
+):
     from targets import TARGETS
 
 from seeds import seeds, words

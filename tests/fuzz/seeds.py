@@ -16,13 +16,14 @@ def seeds(target: str, folder: Path) -> list[bytes]:
     if target == "safetensors":
         tensors = {"a.weight": np.ones((2, 3), np.float32), "a.bias": np.ones(2, np.float16)}
         empty = {"e": np.ones((0, 4), np.float32), "scalar": np.ones((), np.float64)}
-        files = [save(tensors, {"format": "pt"}), save(empty), save({})]
-        return [*files, *(file[8 : 8 + int.from_bytes(file[:8], "little")] for file in files)]
+        made = [bytes([33, *range(start, 40 + start)]) for start in range(0, 60, 5)]
+        return [save(tensors, {"format": "pt"}), save(empty), save({}), b"!", *made]
     names = {"a.weight": "one.safetensors", "b.weight": "two.safetensors"}
     return [
         json.dumps({"metadata": {"total_size": 10}, "weight_map": names}).encode(),
         json.dumps({"weight_map": {"a.weight": "../out"}}).encode(),
         json.dumps({"weight_map": {}}).encode(),
+        *(bytes([33, *range(start, 6 + start)]) for start in range(0, 30, 3)),
     ]
 
 

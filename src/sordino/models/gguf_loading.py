@@ -193,7 +193,11 @@ class _Field:
     @cached_property
     def parts(self) -> list[Any]:
         value = self._header.metadata[self._key]
-        return self._header.read(value) if isinstance(value, Array) else [value]
+        if not isinstance(value, Array):
+            return [value]
+        values = self._header.read(value)
+        # Of a list with one element transformers takes that element: so the whole array is one.
+        return values if len(values) == 1 else [values]
 
     @property
     def data(self) -> range:

@@ -120,9 +120,16 @@ def _shards(index: Path) -> list[str]:
     for name in names:
         if Path(name).name != name or name in (".", ".."):
             raise UserError(f"{index} names the shard '{name}', which is outside its folder.")
-        if not (index.parent / name).is_file():
-            raise UserError(f"{index} names the shard {name}, which is missing beside it.")
+        if not _is_file(index.parent / name):
+            raise UserError(f"{index} names the shard {name[:100]}, which is missing beside it.")
     return names
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _from_hub(name: str, revision: str | None) -> ModelRef:
