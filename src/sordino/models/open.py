@@ -110,8 +110,8 @@ def open_model(
         _forget_gguf(model)
     if not quantised:  # quantised layers are made where they stay
         model = model.to(target)
-    elif dtype != "auto" and _is_dequantised_fp8(model):
-        model = model.to(DTYPES[dtype])  # the loader gives it to some of the weights alone
+    elif dtype != "auto" and getattr(model, "quantization_method", None) is None:
+        model = model.to(DTYPES[dtype])  # de-quantised: the loader gives it to some weights alone
     return OpenModel(ref, model.eval(), tokenizer, sites)
 
 
@@ -127,11 +127,6 @@ def _quantised_options(folder: Path, target: torch.device) -> dict[str, object]:
         # Otherwise the layers have no weights before the whole model has run once.
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     return options
-
-
-def _is_dequantised_fp8(model: PreTrainedModel) -> bool:
-    plain = all(parameter.dtype in DTYPES.values() for parameter in model.parameters())
-    return plain and model.hf_quantizer.quantization_config.quant_method == "fp8"
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:

@@ -184,7 +184,7 @@ class _State:
         """
         name = next((name for name in _STATES if name in layer.tensors), _STATES[0])
         try:
-            values = json.loads(bytes(layer.read(name).view(torch.uint8).reshape(-1).tolist()))
+            values = json.loads(bytes(layer.read(name).reshape(-1).view(torch.uint8).tolist()))
             neurons, inputs = values["shape"]
             nested = values["nested_blocksize"] if _NESTED[0] in layer.tensors else 0
             offset = float(values["nested_offset"]) if nested else 0.0
