@@ -18,7 +18,8 @@ from sordino.edits.quantised import edit_quantised, quantised_folder
 from sordino.edits.quantised.fp8 import power_at_least
 from sordino.edits.shard import Change, copy_rewritten, read_header
 from sordino.errors import UserError
-from sordino.interventions import Dampening
+from sordino.expertise.find import find_experts
+from sordino.interventions import Dampening, dampen
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import resolve
 from sordino.models.sites import find_sites
@@ -454,3 +455,23 @@ def test_inspect_says_what_it_is(tmp_path, capsys):
     folder = q.quantised_folder_of(q.gptq(4, 32, act_order=True), tmp_path)
     main(["inspect", str(folder)])
     assert "GPTQ (gptq), 4 bits, groups of 32, act-order; 28 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["int8", "channels", "fp8 blocks"])
+def test_experts_are_found_on_the_quantised_model_itself(tmp_path, concept, name):
+    for package in FOLDERS[name].needs:
+        pytest.importorskip(package)
+    folder = q.quantised_folder_of(FOLDERS[name], tmp_path)
+    expertise = find_experts(folder, concept)
+    dampening = dampen(expertise, "aura")
+    assert dampening.changed > 100
+    assert bake(folder, dampening, tmp_path / "out")["quantised"]["layers"] == 12
+
+
+def test_experts_of_the_model_that_was_quantised_will_do(tmp_path, concept):
+    folder = q.quantised_folder_of(FOLDERS["awq"], tmp_path)
+    dampening = dampen(find_experts(tmp_path / "llama_biased", concept), "aura")
+    with pytest.raises(UserError, match="--allow-other-weights"):
+        bake(folder, dampening, tmp_path / "out")
+    record = bake(folder, dampening, tmp_path / "out", allow_other_weights=True)
+    assert record["quantised"]["layers"] == 12

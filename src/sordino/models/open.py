@@ -130,9 +130,8 @@ def open_model(
             model = AutoModelForCausalLM.from_pretrained(ref.path, **options, **quantised)
     if not quantised:  # quantised layers are made where they stay
         model = model.to(target)
-    elif dtype != "auto" and all(p.dtype in DTYPES.values() for p in model.parameters()):
-        # De-quantised by the loader; that of FP8 gives only some of the weights the dtype.
-        model = model.to(DTYPES[dtype])
+    elif dtype != "auto" and getattr(model, "quantization_method", None) is None:
+        model = model.to(DTYPES[dtype])  # de-quantised: the loader gives it to some weights alone
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
 
 
