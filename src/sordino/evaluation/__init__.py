@@ -4,6 +4,7 @@ from sordino.evaluation.divergence import Divergence
 from sordino.evaluation.diversity import Diversity
 from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import Arm, evaluate
+from sordino.evaluation.hooked import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
@@ -40,5 +41,6 @@ __all__ = [
     "Toxicity",
     "ZeroShot",
     "evaluate",
+    "hooked",
     "measure",
 ]
