@@ -111,6 +111,55 @@ def test_the_control_and_strength_change_the_weights_differently(call, here):
     assert len(weights) == 4
 
 
+def test_hooks_are_evaluated_like_what_is_baked(call, here):
+    if not (here / "c.expertise.safetensors").exists():
+        call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors")
+    half, measured = ("--strength", "0.5"), (*EVALUATION, "--max-texts", "6")
+    call("bake", "tiny", "c.expertise.safetensors", "-o", "half", *half)
+    hooks = ("--dampening", "c.expertise.safetensors", *half)
+    for name, arguments in {"baked": ("half",), "hooks": ("tiny", *hooks)}.items():
+        status, _, error = call(
+            *("evaluate", *arguments, "--against", "tiny", "-o", f"{name}.json", *measured)
+        )
+        assert status == 0, error
+    baked, hooked = (json.loads((here / f"{n}.json").read_text()) for n in ("baked", "hooks"))
+    assert hooked["before"] == baked["before"]
+    assert hooked["after"]["name"] == "tiny, dampened"
+    assert hooked["after"]["fingerprint"] not in ("", hooked["before"]["fingerprint"])
+    for measure in ("toxicity", "perplexity"):
+        figures = [found["measures"][measure]["figures"] for found in (baked, hooked)]
+        for one, other in zip(*figures, strict=True):
+            assert other["after"]["value"] == pytest.approx(one["after"]["value"], rel=1e-3)
+    perplexity = hooked["measures"]["perplexity"]["figures"][0]
+    assert perplexity["after"]["value"] != perplexity["before"]["value"]
+    tiny_model("llama", seed=8).save_pretrained(here / "other")
+    tiny_tokenizer().save_pretrained(here / "other")
+    assert "other weights" in call("evaluate", "other", *hooks, "-o", "no.json")[2]
+    asked = ("evaluate", "--endpoint", "http://127.0.0.1:9", *hooks, "-o", "no.json")
+    assert "an --endpoint is none" in call(*asked)[2]
+
+
+def test_inspect_tells_what_a_rule_would_do(call, here):
+    if not (here / "c.expertise.safetensors").exists():
+        call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors")
+    expertise = Expertise.load(here / "c.expertise.safetensors")
+    whole, half = aura(expertise), aura(expertise).scaled(0.5)
+    for strength, dampening in {"1": whole, "0.5": half}.items():
+        inspect = ("inspect", "c.expertise.safetensors", "--strength", strength)
+        factors = np.concatenate(list(dampening.factors.values()))
+        expected = f"changes {dampening.changed} of 512 neurons in 12 sites; factors "
+        expected += f"{factors.min():.3f} to 1.000, mean {factors.mean():.3f}"
+        assert f"aura, strength {strength}: {expected}" in call(*inspect)[1]
+        told = json.loads(call(*inspect, "--json")[1])["dampening"]
+        assert told["smallest"] == pytest.approx(factors.min())
+    half.save(here / "half.safetensors", force=True)
+    status, out, _ = call("inspect", "half.safetensors", "--strength", "0.5")
+    assert status == 0
+    assert out.startswith(f"aura, strength 0.25: changes {half.changed} of 512")
+    rule = ("--intervention", "damp")
+    assert "--set k" in call("inspect", "c.expertise.safetensors", *rule)[2]
+
+
 def test_several_files_are_baked_one_after_the_other(call, here):
     call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors", "--force")
     call("find", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "y.safetensors")

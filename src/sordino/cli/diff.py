@@ -11,7 +11,7 @@ from sordino.cli.options import OutputOptions, print_json
 if TYPE_CHECKING:
     from sordino.edits.difference import Difference, Factors, SettingChange, TensorChange
 
-_MANY = 20
+_MANY = 8
 
 
 def diff(

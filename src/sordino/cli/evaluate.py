@@ -3,11 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from sordino.cli.options import ModelOptions, Output, OutputOptions, print_json
+from sordino.cli.options import (
+    InterventionOptions,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    print_json,
+)
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
@@ -191,8 +198,10 @@ def evaluate(
     *,
     output: Output,
     against: str | None = None,
+    dampening: tuple[Path, ...] = (),
     seed: int = 0,
     batch_tokens: int = 8192,
+    rule: InterventionOptions = InterventionOptions(),
     how: MeasureOptions = MeasureOptions(),
     server: EndpointOptions = EndpointOptions(),
     opening: ModelOptions = ModelOptions(),
@@ -209,6 +218,9 @@ def evaluate(
         The model to measure, if it is not a server's (--endpoint).
     against
         The original to compare it with.
+    dampening
+        An expertise file, to which the intervention is applied, or a dampening file: the model is
+        measured with its factors put on by hooks. Repeat for several, one after the other.
     output
         The JSON file to write.
     seed
@@ -217,10 +229,19 @@ def evaluate(
         How many tokens are in memory at a time.
     """
     from sordino import evaluation
+    from sordino.models.reference import ModelRef
 
     with printing.in_force():
+        if dampening and server.endpoint is not None:
+            raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
+        subject = server.subject(model, opening.revision)
+        if dampening and isinstance(subject, ModelRef):
+            factors = rule.dampening(dampening)
+            subject = evaluation.hooked(
+                subject, factors, device=opening.device, dtype=opening.dtype
+            )
         result = evaluation.evaluate(
-            server.subject(model, opening.revision),
+            subject,
             against,
             measures=how.measures(),
             device=opening.device,

@@ -4,27 +4,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sordino.cli.options import ModelOptions, OutputOptions, print_json
+from sordino.cli.options import InterventionOptions, ModelOptions, OutputOptions, print_json
 
 
 def inspect(
     subject: str,
     /,
     *,
+    rule: InterventionOptions = InterventionOptions(),
     opening: ModelOptions = ModelOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Show a model's sites, what an expertise file holds, or what was done to a dampened model.
 
+    Of an expertise it is also told what the intervention makes of it, at its strength.
+
     Parameters
     ----------
     subject
-        A model, an expertise file, or a folder or .gguf file that Sordino wrote.
+        A model, an expertise or dampening file, or a folder or .gguf file that Sordino wrote.
     """
     with printing.in_force():
         path = Path(subject).expanduser()
         if path.suffix == ".safetensors" and not path.is_dir():
-            value, lines = _expertise(path)
+            value, lines = _file(path, rule)
         else:
             from sordino.edits import is_dampened
 
@@ -36,12 +39,23 @@ def inspect(
         print("\n".join(lines))
 
 
-def _expertise(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _file(path: Path, rule: InterventionOptions) -> tuple[dict[str, Any], list[str]]:
     from sordino.expertise import Expertise
-    from sordino.report.text import expertise_lines, expertise_summary
+    from sordino.interventions import Dampening
+    from sordino.report.text import (
+        dampening_lines,
+        dampening_summary,
+        expertise_lines,
+        expertise_summary,
+    )
 
+    if Dampening.is_in(path):
+        dampening = rule.dampening([path])
+        return dampening_summary(dampening), dampening_lines(dampening)
     expertise = Expertise.load(path)
-    return expertise_summary(expertise), expertise_lines(expertise)
+    dampening = rule.dampening([path])
+    value = {**expertise_summary(expertise), "dampening": dampening_summary(dampening)}
+    return value, [*expertise_lines(expertise), *dampening_lines(dampening)]
 
 
 def _dampened(path: Path) -> tuple[dict[str, Any], list[str]]:

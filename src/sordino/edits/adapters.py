@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
@@ -55,7 +55,8 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
         f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
         for site, values in changed.items()
     }
-    save_file(vectors, target / _WEIGHTS, metadata={"format": "pt"})
+    # `save_file` would make it readable to its owner alone.
+    (target / _WEIGHTS).write_bytes(save(vectors, metadata={"format": "pt"}))
     config: dict[str, Any] = {
         "peft_type": "IA3",
         "task_type": "CAUSAL_LM",

@@ -6,6 +6,7 @@ from sordino.evaluation.diversity import Diversity
 from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import Arm, evaluate, evaluate_each
 from sordino.evaluation.honest import Honest
+from sordino.evaluation.hooked import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
@@ -45,5 +46,6 @@ __all__ = [
     "ZeroShot",
     "evaluate",
     "evaluate_each",
+    "hooked",
     "measure",
 ]

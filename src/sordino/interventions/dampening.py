@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -210,7 +210,8 @@ class Dampening:
         about = {"format": FORMAT, "sites": list(self.factors), **self.record}
         with new_file(Path(path), force=force) as stage:
             contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-            save_file(contiguous, stage, metadata={"sordino": json.dumps(about)})
+            # `save_file` would make it readable to its owner alone.
+            stage.write_bytes(save(contiguous, metadata={"sordino": json.dumps(about)}))
         return Path(path)
 
     @staticmethod

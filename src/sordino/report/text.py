@@ -1,10 +1,12 @@
-"""What the command line prints of an expertise."""
+"""What the command line prints of an expertise and of a dampening."""
 
 from typing import Any
 
 import numpy as np
 
+from sordino.edits.provenance import in_words, summary
 from sordino.expertise.artefact import Expertise
+from sordino.interventions import Dampening
 
 
 def expertise_summary(expertise: Expertise) -> dict[str, Any]:
@@ -41,3 +43,27 @@ def expertise_lines(expertise: Expertise) -> list[str]:
         )
     lines += [f"  {t['auroc']:.3f}  {t['site']}[{t['neuron']}]" for t in figures["top"][:5]]
     return lines
+
+
+def dampening_summary(dampening: Dampening) -> dict[str, Any]:
+    """The main figures of a dampening, as JSON can hold them."""
+    factors = np.concatenate(list(dampening.factors.values()))
+    return {
+        **dampening.record,
+        **summary(dampening),
+        "shifted": len(dampening.shifted),
+        "smallest": float(factors.min()),
+        "mean": float(factors.mean(dtype=np.float64)),
+        "largest": float(factors.max()),
+    }
+
+
+def dampening_lines(dampening: Dampening) -> list[str]:
+    """The main figures of a dampening, as lines to read."""
+    figures = dampening_summary(dampening)
+    shifted = f", and shifts at {figures['shifted']} sites" if figures["shifted"] else ""
+    return [
+        f"{in_words(figures)}: changes {figures['changed']:,} of {figures['neurons']:,} neurons in "
+        f"{len(figures['sites'])} sites; factors {figures['smallest']:.3f} to "
+        f"{figures['largest']:.3f}, mean {figures['mean']:.3f}{shifted}"
+    ]
