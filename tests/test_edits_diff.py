@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -51,6 +51,8 @@ def test_rows_and_columns_that_were_multiplied_are_found(
     if torch.equal(before, after):
         assert found == {}
         return
+    # A factor so near to 1 that rounding leaves most values as they were can be read either way.
+    assume(bool((before != after).any(0).all()))
     change = found["x"]
     moved = (before != after).any(1)
     assert change.values == (before != after).sum()
