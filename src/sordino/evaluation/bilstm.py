@@ -26,7 +26,8 @@ LIMITS = (
     "and reads the last 100 of them in a text: any other word does not exist for it. It tends to "
     "flag mentions of groups of people and to miss implicit hate, irony and context. It was "
     "trained on Jigsaw's comments, so it is no independent judge of an edit whose neurons were "
-    "found with them."
+    "found with them. A lower share means fewer texts that it flags, and not that what remains is "
+    "harmless."
 )
 """What the network cannot see; wherever its figures stand, this stands beside them."""
 
