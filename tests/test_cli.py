@@ -237,6 +237,12 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
     ids = tokenizer("an old bridge", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
     assert not [path for path in here.iterdir() if path.name.startswith(".all")]
+    assert call("undo", "all", "-o", "undone")[0] == 0
+    files = [
+        {p.relative_to(f).as_posix() for p in f.rglob("*")}
+        for f in (here / "tiny", here / "undone")
+    ]
+    assert files[0] == files[1]
 
 
 def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(call, here):

@@ -19,7 +19,7 @@ from sordino.version import __version__
 
 if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
-    from sordino.edits import bake, verify
+    from sordino.edits import bake, diff, undo, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
     from sordino.expertise import AttributionSettings, Expertise, SweepSettings, find_experts
     from sordino.interventions import (
@@ -64,6 +64,7 @@ __all__ = [
     "damp",
     "dampen",
     "det_zero",
+    "diff",
     "evaluate",
     "find_experts",
     "intervention",
@@ -75,12 +76,13 @@ __all__ = [
     "selective",
     "shuffled",
     "stratified",
+    "undo",
     "verify",
 ]
 
 _HOMES = {
     "concepts": ("Concept", "load_concept"),
-    "edits": ("bake", "verify"),
+    "edits": ("bake", "diff", "undo", "verify"),
     "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate"),
     "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts"),
     "interventions": (

@@ -32,14 +32,14 @@ from sordino.edits.provenance import (
     read_provenance,
     summary,
 )
-from sordino.edits.safetensors_folder import plan
+from sordino.edits.safetensors_folder import FolderEdit, plan
 from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
 from sordino.files import new_folder, only_one, write_json
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of a rounded quotient, how many steps away the weight can be that the edit made its value of.
 _STEPS = (0, -1, 1, -2, 2)
 
@@ -107,6 +107,7 @@ def undo(
     refuse_overlap(source, target)
     refuse_other_folder(target)
     edit = plan(ModelRef(str(source), "folder", source), dampening)
+    _refuse_replaced(source, record, edit)
     removed = set() if left.shifted else set(record.get("added", ()))
     tally = _Tally()
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
@@ -136,7 +137,7 @@ def restore_(values: Tensor, change: Change) -> int:
     What the change scaled by 0 stays as it is.
 
     Args:
-        values: float64, float32, float16 or bfloat16.
+        values: Of any floating dtype.
         change: What became of them; see `change_`.
 
     Returns:
@@ -147,26 +148,27 @@ def restore_(values: Tensor, change: Change) -> int:
     shift = torch.zeros((), dtype=torch.float64) if change.shift is None else change.shift.double()
     touched = _touched(change).expand_as(values)
     nearest = ((values.double() - shift) / torch.where(scale == 0, 1, scale)).to(values.dtype)
-    found, hits = nearest, torch.zeros(values.shape, dtype=torch.int8)
-    bits = _BITS[values.itemsize]
+    # Compared and chosen as bits, so that the zeros of both signs are two.
+    kept = values.view(_BITS[values.itemsize])
+    first = nearest.view(kept.dtype)
+    found, hits = first, torch.zeros(values.shape, dtype=torch.int8)
     for step in _STEPS:
-        candidate = _stepped(nearest, step) if step else nearest
-        again = candidate.clone()
+        candidate = _stepped(first, step) if step else first
+        again = candidate.view(values.dtype).clone()
         change_(again, change)
-        hit = again.view(bits) == values.view(bits)  # so that the zeros of both signs are two
+        hit = again.view(kept.dtype) == kept
         found = torch.where(hit & (hits == 0), candidate, found)
         hits += hit
-    values.copy_(torch.where(touched, found, values))
+    kept.copy_(torch.where(touched, found, kept))
     return int(((hits != 1) & touched).sum())
 
 
-def _stepped(values: Tensor, step: int) -> Tensor:
-    """The numbers of the same dtype that are so many steps above (not a number beyond the ends)."""
-    bits = values.view(_BITS[values.itemsize])
+def _stepped(bits: Tensor, step: int) -> Tensor:
+    """The bits of the numbers that are so many steps above (not a number beyond the ends)."""
     lowest = torch.iinfo(bits.dtype).min
     # Numbers below 0 count away from it, with the lowest integer for −0.
     order = torch.where(bits < 0, lowest - bits, bits) + step
-    return torch.where(order < 0, lowest - order, order).view(values.dtype)
+    return torch.where(order < 0, lowest - order, order)
 
 
 def _touched(change: Change) -> Tensor:
@@ -203,6 +205,21 @@ def _left(dampening: Dampening) -> Dampening:
             if site in dampening.shifts
         },
     )
+
+
+def _refuse_replaced(source: Path, record: Mapping[str, Any], edit: FolderEdit) -> None:
+    """A quantised layer can be undone if its scales were multiplied, and nothing was replaced."""
+    products = all(
+        isinstance(change, Change)
+        for changes in edit.edited.values()
+        for change in changes.values()
+    )
+    rewritten = "quantised" in record and (source / BEFORE).exists()
+    if rewritten or not products:
+        raise UserError(
+            f"{source} is quantised so that tensors had to be replaced when it was baked, which "
+            f"cannot be undone: take the original, {record['model']['name']}."
+        )
 
 
 def _first(dampening: Dampening) -> str:
