@@ -363,7 +363,7 @@ def _including(row: Row) -> str:
 def _verb(row: Row) -> str | None:
     """Which way the figure went, if both of its intervals say so."""
     difference, ratio = row.figure.difference, row.figure.ratio
-    if not row.clear or difference is None or ratio is None:
+    if not row.clear or difference is None or ratio is None or row.interval == "unbounded":
         return None
     # Where the change is shown as a ratio, its interval has to leave out 1 as well.
     low, high = ratio.low, ratio.high
