@@ -459,6 +459,7 @@ def test_each_measure_has_its_place_and_what_was_not_measured_its_reason(full: P
     for title in ("Toxicity", "Diversity", "Zero-shot tasks", "Divergence", "Speed", "BOLD"):
         assert title in said
     assert "Not measured HONESTits lexicon is not here." in said
+    assert "Honest, version 1 not runits lexicon is not here" in said
     # What compares by itself has one column, others two.
     assert "Edited against original n Divergence from the original" in said
     assert said.count("With a text before each prompt: Toxic continuations (one)") == 1

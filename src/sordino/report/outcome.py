@@ -267,6 +267,8 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
     }
     for name, result in evaluation.measures.items():
         settings = {key: value for key, value in result.protocol.items() if key != "limits"}
+        if result.not_run:
+            settings["not_run"] = result.not_run
         sections[f"{name.capitalize()}, version {result.version}"] = dict(flat(settings))
     return sections
 
