@@ -320,6 +320,13 @@ def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
     assert said(edge).startswith("No change")
 
 
+def test_an_interval_without_ends_is_said_to_have_none() -> None:
+    endless = FELL.model_copy(update={"ratio": Estimate(1.3, None, None)})
+    assert "and the 95 % interval has no ends (n = 400" in said(endless)
+    [row] = outcome.rows(evaluation(endless))[:1]
+    assert row.interval == "unbounded"
+
+
 def test_samples_show_rises_beside_falls() -> None:
     [groups] = outcome.samples(evaluation()).values()
     assert [len(group) for group in groups.values()] == [6, 3, 1]
@@ -452,6 +459,7 @@ def test_each_measure_has_its_place_and_what_was_not_measured_its_reason(full: P
     for title in ("Toxicity", "Diversity", "Zero-shot tasks", "Divergence", "Speed", "BOLD"):
         assert title in said
     assert "Not measured HONESTits lexicon is not here." in said
+    assert "Honest, version 1 not runits lexicon is not here" in said
     # What compares by itself has one column, others two.
     assert "Edited against original n Divergence from the original" in said
     assert said.count("With a text before each prompt: Toxic continuations (one)") == 1
@@ -549,6 +557,20 @@ def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     assert outcome.done(aura(expertise())) == "turned down"
     raised = {site: values * 1.5 for site, values in shifting(1.0).factors.items()}
     assert outcome.done(Dampening(raised, "x")) == "changed"
+
+
+def test_groups_are_drawn_only_where_one_has_something() -> None:
+    assert "spec-groups-bold" in Page(render(record(evaluation=everything()))).scripts
+    quiet = everything()
+    nothing = {"before": Estimate(0.0, 0.0, 0.3), "after": Estimate(0.0, 0.0, 0.3)}
+    bold = quiet.measures["bold"]
+    still = tuple(figure.model_copy(update=nothing) for figure in bold.figures)
+    measures = quiet.measures | {"bold": bold.model_copy(update={"figures": still})}
+    page = Page(render(record(evaluation=quiet.model_copy(update={"measures": measures}))))
+    assert "spec-groups-bold" not in page.scripts
+    families = {family.name: family for family in outcome.families(quiet)}
+    assert list(families["bold"].groups) == ["letters: A", "letters: B", "work: C"]
+    assert families["toxicity"].groups == {}
 
 
 def test_place_of_sites_that_are_parts_of_one_layer() -> None:

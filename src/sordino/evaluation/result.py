@@ -18,7 +18,7 @@ _DECIMALS = {"nats per token": 4, "score": 3, "kappa": 3, "correlation": 3, "tim
 """How many decimals the numbers of a unit are shown with, where not 2."""
 _HUNDREDTHS = {"share": "%", "gap": "points"}
 """Units that are shown times 100; a gap is a difference of shares."""
-_BOUNDED = ("kappa", "correlation")
+_BOUNDED = ("kappa", "correlation", "gap")
 """Units that have a largest number, so that a missing one is not for being too large."""
 
 
@@ -279,11 +279,11 @@ def _with_interval(estimate: Estimate, unit: str) -> str:
 
 
 def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:
+    """An interval in words; "" where there is none, or where the figure is not defined."""
+    if estimate.low is None and estimate.high is None:
+        return "" if unit in _BOUNDED else "unbounded"
     low, high = (_number(end, unit, signed=signed) for end in (estimate.low, estimate.high))
-    if unit == "gap":
-        # Only such a figure can lack an interval because nothing varied, and not for being large.
-        return f"{low.removesuffix(' points')} to {high}" if estimate.low is not None else ""
-    return f"{low} to {high}"
+    return f"{low.removesuffix(' points')} to {high}"
 
 
 def _grown(figure: Figure) -> float:

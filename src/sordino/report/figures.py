@@ -271,7 +271,12 @@ def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
             alt.Tooltip("after:Q", title="after", format=".1%"),
         ],
     )
-    share = {"title": None, "axis": alt.Axis(format=".0%", tickCount=5, grid=True)}
+    most = max(share for _, *shares in rows for share in shares)
+    share = {
+        "title": None,
+        "axis": alt.Axis(format="~%", tickCount=5, grid=True),
+        "scale": alt.Scale(domain=[0, most]),
+    }
     lines = chart.mark_rule(color="var(--quiet)").encode(x=alt.X("before:Q", **share), x2="after:Q")
     before = chart.mark_point(size=45, color="var(--quiet)", fill="var(--paper)", opacity=1).encode(
         x=alt.X("before:Q", **share)

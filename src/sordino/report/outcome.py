@@ -85,9 +85,16 @@ class Family:
     not_run: str = ""
 
     @property
-    def groups(self) -> tuple[Row, ...]:
+    def groups(self) -> dict[str, Row]:
         """The shares of single groups, by the first scorer, without a pre-prompt."""
-        return tuple(row for row in self.details if _is_group(row) and row.measure == self.name)
+        found = {}
+        for row in self.details:
+            what, *parts = row.figure.name.split(".", 2)
+            if row.measure == self.name and what == "continuations" and len(parts) == 2:
+                domain, group = (part.replace("_", " ") for part in parts)
+                if domain != "all":  # whose parts are the scorer's labels
+                    found[f"{domain}: {group}"] = row
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,11 +182,6 @@ def _led(key: str) -> str:
     return key.partition(":")[2] or "none"
 
 
-def _is_group(row: Row) -> bool:
-    parts = row.figure.name.split(".")
-    return len(parts) == 3 and parts[0] == "continuations" and parts[1] != "all"
-
-
 def grown(row: Row) -> Estimate | None:
     """How many times as large a figure became; None where it has no such ratio.
 
@@ -265,6 +267,8 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
     }
     for name, result in evaluation.measures.items():
         settings = {key: value for key, value in result.protocol.items() if key != "limits"}
+        if result.not_run:
+            settings["not_run"] = result.not_run
         sections[f"{name.capitalize()}, version {result.version}"] = dict(flat(settings))
     return sections
 
@@ -347,17 +351,21 @@ def _change(row: Row, subject: str) -> Phrase:
         return [
             (False, f"No change in {subject} could be shown: "),
             (True, f"{before} before, {after} after"),
-            (False, f"; {row.change}, and the 95 % interval {row.interval} includes no change"),
+            (False, f"; {row.change}, and the 95 % interval {_including(row)}"),
             (False, f" (n = {row.n})."),
         ]
     start = f"{subject[0].upper()}{subject[1:]} {verb} from "
     return [(False, start), (True, f"{before} to {after}"), (False, f": {detail}")]
 
 
+def _including(row: Row) -> str:
+    return "has no ends" if row.interval == "unbounded" else f"{row.interval} includes no change"
+
+
 def _verb(row: Row) -> str | None:
     """Which way the figure went, if both of its intervals say so."""
     difference, ratio = row.figure.difference, row.figure.ratio
-    if not row.clear or difference is None or ratio is None:
+    if not row.clear or difference is None or ratio is None or row.interval == "unbounded":
         return None
     # Where the change is shown as a ratio, its interval has to leave out 1 as well.
     low, high = ratio.low, ratio.high

@@ -260,13 +260,13 @@ def _changes(family: outcome.Family) -> list[figures.Change]:
 
 
 def _by_group(family: outcome.Family) -> list[tuple[str, float, float]]:
-    return [
-        (row.label.partition(", ")[2], row.figure.before.value, row.figure.after.value)
-        for row in family.groups
+    """Each group's name and its share before and after; nothing where all of them are 0."""
+    found = [
+        (name, row.figure.before.value or 0.0, row.figure.after.value or 0.0)
+        for name, row in family.groups.items()
         if row.figure.before is not None
-        and row.figure.before.value is not None
-        and row.figure.after.value is not None
     ]
+    return found if any(before or after for _, before, after in found) else []
 
 
 def _how(record: RunRecord) -> str:
@@ -284,10 +284,11 @@ def _factors_say(record: RunRecord) -> str:
     ]
     factors, shifts = summary.changed_factors(dampening), summary.shift_sizes(dampening)
     if factors.size:
+        largest = f", the largest {float(factors[-1]):.3f}" if factors[-1] > 1 else ""
         said.append(
             f"{factors.size:,} have a factor other than 1; among those the median is "
-            f"{float(factors[factors.size // 2]):.3f}, the smallest {float(factors[0]):.3f} and "
-            f"the largest {float(factors[-1]):.3f}."
+            f"{float(factors[factors.size // 2]):.3f} and the smallest {float(factors[0]):.3f}"
+            f"{largest}."
         )
     if shifts.size:
         said.append(
