@@ -219,6 +219,8 @@ def sweep(
                 snapshots=snapshots,
                 restored=restored,
             )
+    if opened.streamed is not None:
+        opened.streamed.release()
     return Expertise(_by_site(opened.sites, statistics), metadata)
 
 
