@@ -434,6 +434,27 @@ def test_a_full_disk_is_one_sentence(call, monkeypatch):
     assert "disk is full" in error
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes."),
+    ],
+)
+def test_no_memory_is_one_sentence(error, call, monkeypatch):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sordino.expertise.find.sweep", full)
+    status, _, said = call("find", "tiny", "--concept", "calm.jsonl", "-o", "m.safetensors")
+    assert status == 2
+    assert "Memory ran out" in said
+    monkeypatch.setattr("sordino.expertise.find.sweep", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("find", "tiny", "--concept", "calm.jsonl", "-o", "m.safetensors")
+
+
 def test_help_is_quick_and_without_torch():
     code = (
         "import sys; from sordino.cli.app import main\n"

@@ -166,3 +166,13 @@ def today() -> str:
 def is_disk_full(error: OSError) -> bool:
     """Whether the error says that no space (or quota) is left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_memory_full(error: Exception) -> bool:
+    """Whether the error says that no memory is left, on whatever device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        "out of memory" in said
+        or "can't allocate memory" in said
+        or "cannot allocate memory" in said
+    )

@@ -8,7 +8,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from sordino.errors import UserError
-from sordino.files import is_disk_full
+from sordino.files import is_disk_full, is_memory_full
 from sordino.version import __version__
 
 app = App(
@@ -68,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read standard output has gone; there is nothing left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
+        _fail(
+            "Memory ran out: take fewer --batch-tokens, or --stream with find, and give the same "
+            "command again; find --plan says what it takes."
+        )
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -20,6 +20,8 @@ from sordino.models.tokenise import Batch
 # What compiled kernels and libraries that are loaded late take, and what is lost between blocks.
 _LIBRARIES = 192 << 20
 _LOST = 1.05
+# What oneDNN keeps of each product of matrices in 16 bits that it has met, and of how many.
+_KERNEL, _KERNELS = 900_000, 1024
 _SAMPLE_NEURONS = 512
 
 
@@ -108,7 +110,7 @@ def make_plan(
     now = psutil.Process().memory_info().rss if processor else 0
     taken = now if opened.streamed else min(opened.taken or now, now)
     working = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
-    working += _statistics(opened)
+    working += _statistics(opened) + _kernels(opened, batches, own)
     weights, files = _weights(opened), _files(opened)
     # A whole model of another dtype than its files' is there twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
@@ -254,12 +256,22 @@ def _going_back(opened: OpenModel, batches: Sequence[Batch], streamed: bool) -> 
     """Bytes beside the weights while gradients are taken."""
     if not batches:
         return 0
-    # A graph keeps what each step gave, and the way back the gradients of that.
+    # A graph keeps what each step gave, and the way back the gradients of some.
     layers = 1 if streamed else len(decoder_layers(opened.model)[1])
-    graph = 3 * layers * _activations(opened, batches)
+    graph = (2 + layers) * _activations(opened, batches)
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
     logits = 5 * 4 * max(batch.tokens for batch in batches) * vocabulary
     return int(max(graph, logits) if streamed else graph + logits)
+
+
+def _kernels(opened: OpenModel, batches: Sequence[Batch], attributed: Sequence[Batch]) -> int:
+    """Bytes of compiled kernels, one for each form of a product, that are kept for its like."""
+    if opened.device.type != "cpu" or opened.model.dtype.itemsize != 2:
+        return 0
+    _, stack = decoder_layers(opened.model)
+    matrices = len({p.shape for p in stack.parameters() if p.dim() > 1})
+    there, back = (len({batch.tokens for batch in group}) for group in (batches, attributed))
+    return _KERNEL * min(_KERNELS, matrices * (there + 2 * back))
 
 
 def _statistics(opened: OpenModel) -> int:

@@ -162,10 +162,10 @@ def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
 
 def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str | None) -> OpenModel:
     if not streamable(ref):
+        kind = "a GGUF file" if ref.kind == "gguf" else "quantised"
         raise UserError(
-            f"{ref.name} is {'a GGUF file' if ref.kind == 'gguf' else 'quantised'}, which cannot "
-            "be read layer by layer: leave out --stream, or use the transformers folder from which "
-            "it was made."
+            f"{ref.name} is {kind}, which cannot be read layer by layer: leave out --stream, or "
+            "use the transformers folder from which it was made."
         )
     wanted = _dtype(dtype, ref)
     with quiet_transformers(), loading_errors(ref):
