@@ -21,7 +21,8 @@ FORMAT = "sordino-expertise-1"
 _WANTED = {
     "stratified_auroc": " with --stratify length",
     **dict.fromkeys(
-        ("attribution_positive", "attribution_negative", "cost"), " with --attribution"
+        ("attribution_positive", "attribution_negative", "attribution_variance", "cost"),
+        " with --attribution",
     ),
     **dict.fromkeys(
         ("mean_positive", "mean_negative", "transport_scale"), " with --moments --pooling mean"

@@ -38,6 +38,7 @@ from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 
 POSITIVE, NEGATIVE, COST = "attribution_positive", "attribution_negative", "cost"
+VARIANCE = "attribution_variance"
 OBSERVED, DRAWN = "observed", "drawn"
 
 # Logits of one batch, tokens × vocabulary: at most 256 MiB in float32.
@@ -86,7 +87,9 @@ def attribute(
 
     Returns:
         "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
-        class's tokens; "cost": nats a token, F on the negative sentences. float32 [neurons].
+        class's tokens; "attribution_variance": nats² a token², the sampling variance of their
+        difference, by the spread of a over texts; "cost": nats a token, F on the negative
+        sentences. float32 [neurons].
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
@@ -94,7 +97,7 @@ def attribute(
     sums = restored.responses or {
         f"{site.path}.{name}": torch.zeros(site.neurons, dtype=torch.float64)
         for site in opened.sites
-        for name in (POSITIVE, NEGATIVE, COST)
+        for name in (POSITIVE, NEGATIVE, COST, _squares(POSITIVE), _squares(NEGATIVE))
     }
     # Each batch has its own draw of tokens, whoever does it.
     seeds = range(seed, seed + len(work))
@@ -105,10 +108,22 @@ def attribute(
         name: sum(batch.tokens - len(batch.indices) for its, batch in work if its == name)
         for name in (POSITIVE, NEGATIVE)
     }
-    predicted[COST] = predicted[NEGATIVE]
-    return {
-        name: (total / predicted[name.rpartition(".")[2]]).float() for name, total in sums.items()
-    }
+    found: dict[str, torch.Tensor] = {}
+    for site in opened.sites:
+
+        def mean(name: str, tokens: int, path: str = site.path) -> torch.Tensor:
+            return sums[f"{path}.{name}"] / tokens
+
+        positive, negative = predicted[POSITIVE], predicted[NEGATIVE]
+        # Beside their spread the means over texts are so small that they need not be taken away.
+        variance = mean(_squares(POSITIVE), positive**2) + mean(_squares(NEGATIVE), negative**2)
+        found |= {
+            f"{site.path}.{POSITIVE}": mean(POSITIVE, positive).float(),
+            f"{site.path}.{NEGATIVE}": mean(NEGATIVE, negative).float(),
+            f"{site.path}.{VARIANCE}": variance.float(),
+            f"{site.path}.{COST}": mean(COST, negative).float(),
+        }
+    return found
 
 
 def attributed(
@@ -380,15 +395,22 @@ def _sums(
     batch: Batch,
     statistic: str,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Σ a over a batch's texts, or Σ a² for the cost; float64 [neurons] by "site.statistic"."""
+    """Σ a over a batch's texts and Σ a², or this alone for the cost; by "site.statistic"."""
     for (site, output), gradient in zip(outputs.items(), gradients, strict=True):
         products = gradient.float() * output.detach().float()
         # Some layers flatten sentences and tokens before their feed-forward part.
         a = products.reshape(len(batch.indices), -1, products.shape[-1]).sum(dim=1)
-        yield (
-            f"{site}.{statistic}",
-            (a.square() if statistic == COST else a).sum(dim=0, dtype=torch.float64),
-        )
+        squares = a.square().sum(dim=0, dtype=torch.float64)
+        if statistic == COST:
+            yield f"{site}.{COST}", squares
+        else:
+            yield f"{site}.{statistic}", a.sum(dim=0, dtype=torch.float64)
+            yield f"{site}.{_squares(statistic)}", squares
+
+
+def _squares(statistic: str) -> str:
+    """The name of the sum of a statistic's squares."""
+    return f"{statistic}_squares"
 
 
 def _drawn(log_p: torch.Tensor, seed: int) -> torch.Tensor:
