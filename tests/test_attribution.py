@@ -46,6 +46,21 @@ def test_attribution_is_the_derivative_by_each_factor(family, open_tiny, concept
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_variance_is_that_of_means_over_texts(open_tiny, concept):
+    opened = open_tiny("llama")
+    expertise = find_experts(opened, concept, attribution=AttributionSettings(per_class=25))
+    drawn = concept.sampled(max_per_class=25, seed=0)
+    expected = dict.fromkeys(expertise.sites, 0.0)
+    for texts in (drawn.positive, drawn.negative):
+        lengths = [len(ids) - 1 for ids in encode(opened.tokenizer, texts, 128)]
+        alone = [by_autograd(opened, [text]) for text in texts]
+        for path in expected:
+            sums = [one[path] * n for one, n in zip(alone, lengths, strict=True)]
+            expected[path] = expected[path] + np.square(sums).sum(axis=0) / sum(lengths) ** 2
+    for path, variance in expertise["attribution_variance"].items():
+        np.testing.assert_allclose(variance, expected[path], rtol=1e-3, atol=1e-12)
+
+
 def test_cost_predicts_the_divergence(open_tiny, concept, monkeypatch):
     """Averaged over many draws, ½·d²·F is the divergence that dampening by d causes."""
     opened = open_tiny("llama", dtype=torch.float64)
@@ -126,6 +141,7 @@ def expertise_of(benefit, cost):
                 "auroc": np.full(len(half), 0.5, np.float32),
                 "attribution_positive": half,
                 "attribution_negative": -half,
+                "attribution_variance": np.zeros_like(half),
                 "cost": np.asarray(cost, np.float32),
             }
         },

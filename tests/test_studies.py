@@ -80,7 +80,12 @@ def made(positive, negative, cost):
     """An expertise of two sites with this attribution and cost."""
     half = len(cost) // 2
     sites = {"a": slice(None, half), "b": slice(half, None)}
-    names = {"attribution_positive": positive, "attribution_negative": negative, "cost": cost}
+    names = {
+        "attribution_positive": positive,
+        "attribution_negative": negative,
+        "attribution_variance": np.zeros_like(cost),
+        "cost": cost,
+    }
     statistics = {
         site: {name: np.asarray(v[part], dtype=np.float32) for name, v in names.items()}
         for site, part in sites.items()
@@ -101,13 +106,13 @@ def test_variants_of_contrast_are_what_they_say(seed, budget):
     swapped = contrast(made(negative, positive, cost), budget)
     for site, factors in swapped.factors.items():
         np.testing.assert_allclose(mirrored.factors[site], factors, atol=1e-5)
-    both = np.concatenate([*contrast_of(expertise, budget, lowest=-1.0).factors.values()])
+    both = np.concatenate([*contrast(expertise, budget, amplify=1.0).factors.values()])
     assert (both >= 0).all()
     assert (both <= 2).all()
     assert ((both > 1) <= (positive < negative)).all()
     spent = 0.5 * ((1 - both.astype(np.float64)) ** 2 * cost.astype(np.float32)).sum()
     assert spent <= budget * (1 + 1e-4)
-    by_site = contrast_of(expertise, budget, by_site=True)
+    by_site = contrast_of(expertise, budget, each_site=True)
     for number, factors in enumerate(by_site.factors.values()):
         part = slice(20 * number, 20 * number + 20)
         assert 0.5 * ((1 - factors) ** 2 * cost[part]).sum() <= budget / 2 * (1 + 1e-3)

@@ -27,9 +27,11 @@ class PlanOptions:
     scorer: tuple[str, ...] | None = None
     """Who judges what is written; one or two (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None
-    """At most so many toxic prompts (500; 300 of the others)."""
+    """At most so many toxic prompts (500; 300 of the others; all where AurA and contrast meet)."""
     continuations: int | None = None
     """Continuations of each toxic prompt (2)."""
+    many: int | None = None
+    """As many where AurA and contrast meet (8)."""
     ordinary_prompts: str | None = None
     """Prompts that provoke nothing (kit:ordinary)."""
     max_ordinary: int | None = None
@@ -45,7 +47,7 @@ class PlanOptions:
     max_texts: int | None = None
     """Texts for each perplexity (200)."""
     attribution_per_class: int | None = None
-    """Sentences of each class for attribution (256)."""
+    """Sentences of each class for attribution, at most (1,049)."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
     """Divergences for curves, nats a token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
 
@@ -102,7 +104,9 @@ def study(
         "scorers": plan.scorer,
         "most": plan.max_prompts,
         "most_other": plan.max_prompts,
+        "most_many": plan.max_prompts,
         "continuations": plan.continuations,
+        "many": plan.many,
         "ordinary_prompts": plan.ordinary_prompts,
         "toxic_texts": plan.toxic_texts,
         "tasks": () if plan.tasks == ("none",) else plan.tasks,

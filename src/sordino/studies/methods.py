@@ -18,6 +18,7 @@ from sordino.expertise.find import SweepSettings
 from sordino.interventions import Dampening, aura, family
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import (
+    as_measured,
     contrast_of,
     only_known,
     permuted,
@@ -64,6 +65,14 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     ordinary = plan.ordinary_prompts
     reading = (Perplexity(lab.texts, max_texts=plan.texts), Divergence(lab.texts))
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
+    by_name = {trial.name: trial for trial in _found(rules)}
+    yield Group(
+        "head-to-head",
+        "AurA and contrast at the divergence of AurA, on as many continuations as it takes",
+        (paper, *([by_name["contrast"]] if "contrast" in by_name else [])),
+        (replace(toxicity, max_prompts=plan.most_many, continuations=plan.many), *reading),
+        () if "contrast" in by_name else ("contrast",),
+    )
     yield Group(
         "rules",
         "All rules at the divergence of AurA as the paper has it",
@@ -99,8 +108,11 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     questions: dict[str, Family] = {
         "contrast": families["contrast"][0],
         "sign reversed": lambda b: contrast_of(expertise, b, benefit=reversed_sign),
-        "amplifying too": lambda b: contrast_of(expertise, b, lowest=-1.0),
-        "a λ for each site": lambda b: contrast_of(expertise, b, by_site=True),
+        "sampling error and all": lambda b: contrast_of(
+            expertise, b, benefit=as_measured(expertise)
+        ),
+        "amplifying too": family(expertise, "contrast", amplify=1.0),
+        "a λ for each site": lambda b: contrast_of(expertise, b, each_site=True),
         "neurons of known AUROC only": lambda b: contrast_of(
             expertise, b, benefit=only_known(expertise)
         ),
@@ -119,24 +131,26 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
 
 
 def _other_data(lab: Lab, plan: Plan) -> dict[str, Family]:
-    """Contrast on fewer sentences, on other sites and against other clean text."""
-    fewer = lab.concept.sampled(max_per_class=plan.fewer, seed=lab.seed)
-    attribution = AttributionSettings(plan.fewer, lab.seed)
+    """Contrast on attention's sites too, on fewer sentences, and against other clean text."""
     found = {
-        f"{plan.fewer} sentences a class, prose as clean text": lab.find(
-            "prose", concept=_against_prose(lab, plan.fewer), attribution=attribution
-        ),
-        f"{plan.fewer} sentences a class, attention's sites too": lab.find(
-            "everywhere", concept=fewer, sites=r".", attribution=attribution
-        ),
+        "attention's sites too": lab.find(
+            "everywhere", sites=r".", attribution=AttributionSettings(plan.per_class, lab.seed)
+        )
     }
-    for count in (plan.fewer, 50, 20):
-        if count <= len(lab.concept.positive):
+    most = len(lab.concept.positive)
+    for count in plan.fewer:
+        if count < min(plan.per_class, most):
             found[f"{count} sentences a class"] = lab.find(
                 f"{count}-sentences",
                 concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
                 attribution=AttributionSettings(count, lab.seed),
             )
+    count = min(max(plan.fewer), most)
+    found[f"{count} sentences a class, prose as clean text"] = lab.find(
+        "prose",
+        concept=_against_prose(lab, count),
+        attribution=AttributionSettings(count, lab.seed),
+    )
     return {name: family(expertise, "contrast") for name, expertise in found.items()}
 
 

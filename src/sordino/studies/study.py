@@ -25,11 +25,15 @@ class Plan:
         most: At most so many toxic prompts.
         most_other: At most so many of the others.
         continuations: Of each toxic prompt.
+        most_many: At most so many toxic prompts for the rules whose difference is the question;
+            None for all.
+        many: Continuations of each of them.
         ordinary: Ordinary prompts, each of which is continued twice.
         questions: Of each zero-shot task.
         texts: For each perplexity; and half as many ordinary prompts, for diversity.
-        per_class: Sentences of each class for attribution.
-        fewer: As many for variants of it that are compared with each other.
+        per_class: Sentences of each class for attribution, at most (the kit's insults have as
+            many).
+        fewer: Smaller numbers of them to compare with.
         budgets: Divergences, nats a token, for curves.
         asked: The divergence at which questions about one rule are asked.
     """
@@ -43,11 +47,13 @@ class Plan:
     most: int = 500
     most_other: int = 300
     continuations: int = 2
+    most_many: int | None = None
+    many: int = 8
     ordinary: int = 500
     questions: int = 75
     texts: int = 200
-    per_class: int = 256
-    fewer: int = 100
+    per_class: int = 1049
+    fewer: tuple[int, ...] = (256, 100, 20)
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, selective
-from sordino.interventions.contrast import amounts, benefit_and_cost
+from sordino.interventions.contrast import amounts, benefit_and_cost, by_site
 
 Values = Mapping[str, NDArray[np.float64]]
 
@@ -18,32 +18,25 @@ def contrast_of(
     budget: float,
     *,
     benefit: Callable[[Values], Values] = lambda values: values,
-    lowest: float = 0.0,
-    by_site: bool = False,
+    each_site: bool = False,
 ) -> Dampening:
-    """Contrast with other benefits, with amplification, or with a λ for each site.
+    """Contrast with other benefits, or with a λ for each site.
 
     Args:
         expertise: With attribution.
         budget: Nats a token, by the diagonal estimate.
         benefit: What is made of the benefits, by site path.
-        lowest: See `sordino.interventions.contrast.amounts`.
-        by_site: Each site has the same share of the budget, and so a λ of its own.
+        each_site: Each site has the same share of the budget, and so a λ of its own.
     """
     gained, cost = benefit_and_cost(expertise)
     gained = dict(benefit(gained))
-    if by_site:
+    if each_site:
         share = budget / len(cost)
-        found = [amounts(gained[site], cost[site], share, lowest) for site in cost]
+        found = {site: amounts(gained[site], cost[site], share) for site in cost}
     else:
-        flat = amounts(
-            np.concatenate(list(gained.values())),
-            np.concatenate(list(cost.values())),
-            budget,
-            lowest,
-        )
-        found = np.split(flat, np.cumsum([values.size for values in cost.values()])[:-1])
-    factors = {site: (1 - d).astype(np.float32) for site, d in zip(cost, found, strict=True)}
+        flat = np.concatenate([*gained.values()]), np.concatenate([*cost.values()])
+        found = by_site(amounts(*flat, budget), cost)
+    factors = {site: (1 - d).astype(np.float32) for site, d in found.items()}
     settings: dict[str, Any] = {"budget": budget}
     return Dampening(factors, "contrast", settings=settings, expertise=expertise.metadata)
 
@@ -61,6 +54,12 @@ def permuted(seed: int) -> Callable[[Values], Values]:
 def reversed_sign(values: Values) -> Values:
     """Benefits with their sign reversed."""
     return {site: -of for site, of in values.items()}
+
+
+def as_measured(expertise: Expertise) -> Callable[[Values], Values]:
+    """Benefits as they were measured, sampling error and all."""
+    positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
+    return lambda values: {site: positive[site].astype(float) - negative[site] for site in values}
 
 
 def only_known(expertise: Expertise) -> Callable[[Values], Values]:
