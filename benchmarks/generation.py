@@ -72,10 +72,12 @@ def by_transformers(
 def products_alone(opened: OpenModel, batches: Sequence[GenerationBatch]) -> None:
     """The floor: each prompt once, then one token a row and step, with nothing remembered."""
     for batch in batches:
-        opened.model(input_ids=batch.input_ids.to(opened.device), use_cache=False)
+        lengths = [len(ids) for ids in batch.ids]
+        common = torch.tensor([ids[: min(lengths)] for ids in batch.ids], device=opened.device)
+        opened.model(input_ids=common, use_cache=False)
         rows = len(batch.prompts) * len(batch.numbers)
         tokens = torch.zeros(rows, 1, dtype=torch.int64, device=opened.device)
-        for _ in range(_NEW_TOKENS - 1):
+        for _ in range(max(lengths) - min(lengths) + _NEW_TOKENS - 1):
             opened.model(input_ids=tokens, use_cache=False)
 
 

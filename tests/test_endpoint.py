@@ -20,6 +20,7 @@ from sordino.evaluation import Diversity, evaluate
 from sordino.evaluation import endpoint as endpoint_module
 from sordino.evaluation.endpoint import BATCH_PROMPTS, Access, Endpoint, request_seed
 from sordino.evaluation.judge import Judge
+from sordino.evaluation.measure import ALL
 from sordino.evaluation.scorers import LinearScorer
 from sordino.evaluation.texts import choose, read_texts
 from sordino.evaluation.toxicity import KIT_PROMPTS
@@ -129,9 +130,9 @@ def refused(message):
     return 400, {"error": {"message": message, "type": "invalid_request_error"}}
 
 
-def collect(served, prompts=PROMPTS, sampling=SAMPLING, seed=3, continuations=3, start=0):
+def collect(served, prompts=PROMPTS, sampling=SAMPLING, seed=3, continuations=3, which=ALL):
     return list(
-        served.generate(prompts, sampling, seed=seed, continuations=continuations, start=start)
+        served.generate(prompts, sampling, seed=seed, continuations=continuations, which=which)
     )
 
 
@@ -172,7 +173,7 @@ def test_a_later_start_gives_the_rest_of_the_same_batches(serve):
     served = Endpoint(serve(echo).address)
     whole = collect(served)
     for start in range(len(whole) + 2):
-        assert collect(served, start=start) == whole[start:]
+        assert collect(served, which=slice(start, None)) == whole[start:]
 
 
 def test_no_more_than_the_concurrency_is_under_way(serve):

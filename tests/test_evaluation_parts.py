@@ -14,7 +14,7 @@ from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, measure, scorers
 from sordino.evaluation.journal import Journal
-from sordino.evaluation.measure import register
+from sordino.evaluation.measure import ALL, register
 from sordino.evaluation.scorers import (
     HUB_DEFAULT,
     LINEAR,
@@ -291,7 +291,7 @@ def test_perplexity_is_transformers_own_loss_one_text_at_a_time(open_tiny, tmp_p
     path = tmp_path / "prose.txt"
     path.write_text("\n".join(texts))
     task = Perplexity(texts=str(path), max_tokens=32).prepare(0, CPU)
-    batches = list(task.collect(opened, batch_tokens=20, start=0))
+    batches = list(task.collect(opened, batch_tokens=20, which=ALL))
     found = {text: (nll, n) for batch in batches for text, nll, n in batch}
     assert sorted(found) == list(range(task.records))
     perplexities = []
@@ -307,7 +307,7 @@ def test_perplexity_is_transformers_own_loss_one_text_at_a_time(open_tiny, tmp_p
     assert mean.after.value == pytest.approx(np.mean(perplexities), rel=1e-5)
     total = sum(nll for nll, _ in found.values()) / sum(n for _, n in found.values())
     assert corpus.after.value == pytest.approx(np.exp(total), rel=1e-9)
-    assert list(task.collect(opened, batch_tokens=20, start=2)) == batches[2:]
+    assert list(task.collect(opened, batch_tokens=20, which=slice(2, None))) == batches[2:]
 
 
 def test_texts_of_one_token_are_left_out_in_both_arms(open_tiny, tmp_path):
@@ -381,7 +381,7 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
     opened = open_tiny("gpt2")
     opened.model.generation_config.eos_token_id = list(range(0, 300, 4))
     task = Toxicity(prompts=spec, scorer=neutral, continuations=20, new_tokens=4).prepare(0, CPU)
-    rows = [row for b in task.collect(opened, batch_tokens=100, start=0) for row in b]
+    rows = [row for b in task.collect(opened, batch_tokens=100, which=ALL) for row in b]
     assert len(rows) == task.records
     assert any(not text.strip() for _, _, text, _ in rows)
     for _, _, text, score in rows:

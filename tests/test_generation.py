@@ -41,19 +41,23 @@ def opened(family="llama", **changes) -> OpenModel:
 def written(
     model: OpenModel, sampling: Sampling, *, continuations=3, batch_tokens=4096, seed=7
 ) -> dict[tuple[int, int], Continuation]:
-    encoded = encode_prompts(model, PROMPTS, max_tokens=32, new_tokens=sampling.new_tokens)
-    batches = plan(
-        model,
-        encoded,
-        continuations=continuations,
-        new_tokens=sampling.new_tokens,
-        batch_tokens=batch_tokens,
-    )
+    batches = _plan(model, batch_tokens, continuations, sampling.new_tokens)
     return {
         (one.prompt, one.number): one
         for batch in generate(model, batches, sampling, seed=seed)
         for one in batch
     }
+
+
+def _plan(model: OpenModel, batch_tokens: int, continuations: int = 3, new_tokens: int = 20):
+    encoded = encode_prompts(model, PROMPTS, max_tokens=32, new_tokens=new_tokens)
+    return plan(
+        model,
+        encoded,
+        continuations=continuations,
+        new_tokens=new_tokens,
+        batch_tokens=batch_tokens,
+    )
 
 
 def plainly(model: OpenModel, sampling: Sampling, rules, prompt, number, ends, seed=7):
@@ -101,6 +105,7 @@ def test_rows_that_end_are_cut_at_their_end_and_dropped_without_changing_the_oth
 @pytest.mark.parametrize("batch_tokens", [1, 40, 200])
 def test_batches_do_not_change_what_is_written(batch_tokens):
     model, sampling = opened("mistral"), Sampling(new_tokens=20)
+    assert len(_plan(model, 4096)) == 1  # prompts of all lengths together
     assert written(model, sampling, batch_tokens=batch_tokens) == written(model, sampling)
 
 
@@ -194,9 +199,10 @@ def test_a_plan_holds_every_continuation_once_and_fits(lengths, continuations, b
     pairs = [(p, c) for batch in batches for p in batch.prompts for c in batch.numbers]
     assert sorted(pairs) == [(p, c) for p in range(len(lengths)) for c in range(continuations)]
     for batch in batches:
-        rows, length = len(batch.prompts) * len(batch.numbers), batch.input_ids.shape[1]
+        rows, length = len(batch.prompts) * len(batch.numbers), max(map(len, batch.ids))
         assert rows == 1 or rows * (length + 4) <= batch_tokens
-        assert all(lengths[p] == length for p in batch.prompts)
+        assert [lengths[p] for p in batch.prompts] == [len(ids) for ids in batch.ids]
+        assert length - min(map(len, batch.ids)) <= 4
 
 
 _MODEL = opened()

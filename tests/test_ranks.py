@@ -96,6 +96,26 @@ def test_three_processes_write_what_one_writes(here, more):
     assert not list(here.glob(".*.work"))
 
 
+def test_three_processes_measure_what_one_measures(here):
+    (here / "prompts.txt").write_text("\n".join(sentences(7, 3, longest=6)) + "\n")
+    (here / "prose.txt").write_text("\n".join(sentences(20, 5, longest=20)) + "\n")
+    tiny_folder("llama", here / "again", seed=1).rename(here / "other")
+    arguments = [
+        *("evaluate", "other", "--against", "tiny", "--prompts", "prompts.txt"),
+        *("--texts", "prose.txt", "--scorer", "alt-profanity-check", "--continuations", "3"),
+        *("--measure", "toxicity", "--measure", "perplexity", "--measure", "divergence"),
+        *("--batch-tokens", "60"),
+    ]
+    for name, processes in {"one": 1, "three": 3}.items():
+        process = start(here, processes, *arguments, "-o", f"{name}.json")
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert out.count("written:") == 1
+    for kind in ("json", "samples.jsonl"):
+        assert (here / f"one.{kind}").read_bytes() == (here / f"three.{kind}").read_bytes()
+    assert not list(here.glob(".*journal*"))
+
+
 SLOW = """
 import sys, time
 import sordino.expertise.snapshot as snapshot

@@ -14,7 +14,7 @@ from sordino import hub, kit
 from sordino.errors import UserError
 from sordino.evaluation import statistics, zero_shot
 from sordino.evaluation.evaluator import evaluate
-from sordino.evaluation.measure import MEASURES
+from sordino.evaluation.measure import ALL, MEASURES
 from sordino.evaluation.statistics import compare_shares
 from sordino.evaluation.tasks import kit_data
 from sordino.evaluation.zero_shot import KIT_TASKS, ZeroShot
@@ -178,7 +178,7 @@ def test_scores_are_those_of_a_plain_log_likelihood(open_tiny, family: str, batc
     names = ("kit_piqa", "kit_siqa", "kit_boolq", "kit_mmlu")
     task = ZeroShot(tasks=names, limit=12, batch_size=batch_size).prepare(1, CPU)
     checked = 0
-    for batch in task.collect(opened, batch_tokens=3000, start=0):
+    for batch in task.collect(opened, batch_tokens=3000, which=ALL):
         for name, part, index, scores in batch:
             assert name == part
             row = rows(name)[index]
@@ -206,11 +206,11 @@ def test_scores_are_those_of_a_plain_log_likelihood(open_tiny, family: str, batc
 def test_a_collection_is_taken_up_at_any_batch(tiny) -> None:
     opened = tiny()
     task = ZeroShot(tasks=("kit_openbookqa", "kit_piqa"), limit=40, shots=1).prepare(0, CPU)
-    whole = list(task.collect(opened, batch_tokens=4096, start=0))
+    whole = list(task.collect(opened, batch_tokens=4096, which=ALL))
     assert [len(batch) for batch in whole] == [32, 8, 32, 8]
     assert sum(map(len, whole)) == task.records == 80
     again = ZeroShot(tasks=("kit_openbookqa", "kit_piqa"), limit=40, shots=1).prepare(0, CPU)
-    assert list(again.collect(opened, batch_tokens=4096, start=2)) == whole[2:]
+    assert list(again.collect(opened, batch_tokens=4096, which=slice(2, None))) == whole[2:]
     assert again.protocol == task.protocol
     assert json.loads(json.dumps(task.protocol)) == task.protocol
     assert task.protocol["lm_eval"] == version("lm_eval")
@@ -314,7 +314,7 @@ def test_the_model_and_tokenizer_stay_as_they_are(tiny) -> None:
     opened.tokenizer.pad_token = None
     weights = {name: value.clone() for name, value in opened.model.state_dict().items()}
     task = ZeroShot(tasks=("kit_piqa",), limit=4).prepare(0, CPU)
-    assert len(list(task.collect(opened, batch_tokens=4096, start=0))) == 1
+    assert len(list(task.collect(opened, batch_tokens=4096, which=ALL))) == 1
     assert opened.tokenizer.pad_token is None
     assert all(torch.equal(weights[k], v) for k, v in opened.model.state_dict().items())
 
@@ -433,7 +433,7 @@ def test_the_harness_is_quiet_unless_asked(tiny, capfd, caplog, verbose: bool) -
     capfd.readouterr()
     with caplog.at_level(logging.INFO if verbose else logging.WARNING):
         task = ZeroShot(tasks=("kit_openbookqa",), limit=2).prepare(0, CPU)
-        list(task.collect(opened, batch_tokens=4096, start=0))
+        list(task.collect(opened, batch_tokens=4096, which=ALL))
     said = [r for r in caplog.records if r.name.startswith("lm_eval")]
     assert bool(said) == verbose
     assert bool(capfd.readouterr().err) == verbose

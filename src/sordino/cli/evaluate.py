@@ -211,6 +211,7 @@ def evaluate(
 
     Both see the same prompts and the same random numbers. Beside the figures (JSON) the single
     continuations are kept (NAME.samples.jsonl). An interrupted evaluation goes on where it was.
+    Started by torchrun, several processes share the prompts and texts.
 
     Parameters
     ----------
@@ -229,28 +230,29 @@ def evaluate(
         How many tokens are in memory at a time.
     """
     from sordino import evaluation
+    from sordino.expertise.ranks import sharing
     from sordino.models.reference import ModelRef
 
-    with printing.in_force():
+    with printing.in_force(), sharing(opening.device) as (ranks, device):
         if dampening and server.endpoint is not None:
             raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
         subject = server.subject(model, opening.revision)
         if dampening and isinstance(subject, ModelRef):
             factors = rule.dampening(dampening)
-            subject = evaluation.hooked(
-                subject, factors, device=opening.device, dtype=opening.dtype
-            )
+            subject = evaluation.hooked(subject, factors, device=device, dtype=opening.dtype)
         result = evaluation.evaluate(
             subject,
             against,
             measures=how.measures(),
-            device=opening.device,
+            device=device,
             dtype=opening.dtype,
             seed=seed,
             batch_tokens=batch_tokens,
             output=output,
             force=printing.force,
         )
+    if not ranks.first:
+        return
     if printing.json:
         print_json({"output": str(output), **result.model_dump(mode="json")})
     else:

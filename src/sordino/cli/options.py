@@ -105,8 +105,9 @@ class InterventionOptions:
     """The rule that gives the factors."""
 
     intervention: str = "aura"
-    """aura (the paper's), selective, stratified, contrast, damp, det_zero, mean_shift,
-    linear_transport, or the control shuffled."""
+    """aura (the paper's); contrast (recommended, with --divergence: it removes more at the same
+    cost); selective, stratified, damp, det_zero, mean_shift, linear_transport; or the control
+    shuffled."""
     strength: float = 1.0
     """0 for no change, 1 for the rule as it is, more to go further the same way."""
     divergence: float | None = None
@@ -155,8 +156,8 @@ class SweepOptions:
     attribution: bool = False
     """Also measure, by gradients, what each neuron does for the likelihood of both classes and what
     changing it costs. For contrast."""
-    attribution_per_class: int = 256
-    """How many sentences of each class --attribution takes."""
+    attribution_per_class: int = 1000
+    """How many sentences of each class --attribution takes, at most."""
     stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
     """Read the weights layer by layer from their files, for a model larger than memory; without
     either, where the model does not fit."""

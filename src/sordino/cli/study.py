@@ -43,9 +43,9 @@ class PlanOptions:
     tasks: tuple[str, ...] | None = None
     """Zero-shot tasks, as for evaluate; none to leave them out."""
     questions: int | None = None
-    """Questions of each zero-shot task (75)."""
+    """Questions of each zero-shot task (60)."""
     max_texts: int | None = None
-    """Texts for each perplexity (200)."""
+    """Texts for each perplexity (150)."""
     attribution_per_class: int | None = None
     """Sentences of each class for attribution, at most (1,049)."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None

@@ -23,7 +23,7 @@ def tune(
     budget: str = "divergence<=0.05",
     rule: Annotated[tuple[str, ...] | None, Parameter(name="--rule")] = None,
     trials: int = 24,
-    attribution_per_class: int = 256,
+    attribution_per_class: int = 1000,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     how: MeasureOptions = MeasureOptions(measure=("perplexity",)),

@@ -63,26 +63,26 @@ class _DivergenceTask(ReadingTask, PairedTask):
 
     @torch.inference_mode()
     def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
-        for batch in self._logits(opened, batch_tokens, start):
+        for batch in self._logits(opened, batch_tokens, which):
             yield [
-                [index, ids.tolist(), *map(_packed, keep(_log_p(logits), self._seed, index))]
+                [index, ids.tolist(), *map(_packed, keep(next_log_p(logits), self._seed, index))]
                 for index, ids, logits in batch
             ]
 
     @torch.inference_mode()
     def collect_after(
-        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, start: int
+        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, summed divergence in nats, places of the same first choice, places]."""
         kept = {record[0]: record[1:] for record in before}
-        for batch in self._logits(opened, batch_tokens, start):
+        for batch in self._logits(opened, batch_tokens, which):
             records: list[Record] = []
             for index, ids, logits in batch:
                 expected, tokens, log_p = kept[index]
-                log_q = _log_p(logits)
+                log_q = next_log_p(logits)
                 places = len(log_q)
                 if ids.tolist() != expected:
                     raise _tokenizers_differ(opened)
@@ -186,7 +186,7 @@ def against(
     return float(nats), int(same.sum())
 
 
-def _log_p(logits: torch.Tensor) -> torch.Tensor:
+def next_log_p(logits: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of each token after the first, float32 [length − 1, vocabulary]."""
     return logits[:-1].float().log_softmax(dim=-1)
 

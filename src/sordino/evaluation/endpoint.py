@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
@@ -22,6 +23,7 @@ from urllib3.exceptions import (
 from urllib3.util import parse_url
 
 from sordino.errors import UserError
+from sordino.evaluation.measure import ALL
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
 
@@ -357,7 +359,7 @@ class Endpoint:
         *,
         seed: int,
         continuations: int,
-        start: int = 0,
+        which: slice = ALL,
     ) -> Iterator[list[Continuation]]:
         """Have every prompt continued, and yield the continuations of `BATCH_PROMPTS` at a time.
 
@@ -370,13 +372,14 @@ class Endpoint:
             seed: Each request has a seed of its own, made of this one, the prompt and the number
                 of the continuation.
             continuations: How many of each prompt.
-            start: How many batches are done already.
+            which: Which of the batches.
 
         Raises:
             UserError: The server fails for good, filters, or cannot sample as it should.
         """
-        first = start * BATCH_PROMPTS
-        if first >= len(prompts):
+        starts = range(0, len(prompts), BATCH_PROMPTS)[which]
+        batches = [range(start, min(start + BATCH_PROMPTS, len(prompts))) for start in starts]
+        if not batches:
             return
         dialect = self._agree(prompts[0], sampling, seed, continuations)
 
@@ -384,13 +387,9 @@ class Endpoint:
             texts = self._continue(prompts[prompt], prompt, sampling, seed, continuations, dialect)
             return [Continuation(prompt, number, None, text) for number, text in enumerate(texts)]
 
-        batch: list[Continuation] = []
-        results = self._server.each(work, range(first, len(prompts)))
-        for done, written in enumerate(results, first + 1):
-            batch += written
-            if done % BATCH_PROMPTS == 0 or done == len(prompts):
-                yield batch
-                batch = []
+        results = iter(self._server.each(work, list(chain.from_iterable(batches))))
+        for batch in batches:
+            yield list(chain.from_iterable(islice(results, len(batch))))
 
     def _agree(self, prompt: str, sampling: Sampling, seed: int, continuations: int) -> _Dialect:
         """Find out by the first prompt what the server understands, the best way first."""

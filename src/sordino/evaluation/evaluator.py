@@ -31,6 +31,7 @@ from sordino.evaluation.result import (
     samples_path,
 )
 from sordino.evaluation.writing import Writing
+from sordino.expertise.ranks import Ranks
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, to_json, today
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -80,9 +81,10 @@ def evaluate(
     """Measure a model and, if given, the one that it is compared with.
 
     Models given by name are in memory one at a time, except for measures that say that they need
-    both (`speed`). A measure that cannot be taken here is in the result as not run, with the
-    reason. With `output` the work is journalled beside
-    it, so that an evaluation that was killed goes on from there and ends in the same bytes.
+    both (`speed`). Several processes (`sordino.expertise.ranks`) share the batches, each with the
+    models in its memory, and come to the same result; the first writes it. A measure that cannot be
+    taken here is in the result as not run, with the reason. With `output` the work is journalled
+    beside it, so that an evaluation that was killed goes on from there and ends in the same bytes.
 
     Args:
         model: The model ("after" in the result): a name as for `open_model`, an open model, or an
@@ -106,6 +108,7 @@ def evaluate(
     Raises:
         UserError: A model, measure, prompt file, device or output cannot be had.
     """
+    ranks = Ranks()
     if output is None:
         (result,), journal = _evaluate(
             [model], against, measures, device, dtype, seed, batch_tokens, records
@@ -117,12 +120,14 @@ def evaluate(
     if records is not None or not journal_file.exists():
         # With a journal of its own there, the samples are those of a kill between the two files.
         refuse_existing(samples_path(output), force=force)
-    with only_one(output):
+    with only_one(output) if ranks.first else nullcontext(), ranks.together():
         (result,), journal = _evaluate(
             [model], against, measures, device, dtype, seed, batch_tokens, journal_file
         )
-        result.save(output, force=True)
+        if ranks.first:
+            result.save(output, force=True)
         journal.close(remove=records is None)
+        ranks.wait()  # nobody ends before the result is safe
     return result
 
 
@@ -186,7 +191,9 @@ def _evaluate(
     after = [_arm(one, device, dtype) for one in models]
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
         journal_file = None  # nothing would tell the edited model from another in the journal
-    journal = Journal(journal_file, __version__)
+    ranks = Ranks()
+    journal = Journal(journal_file if ranks.first else None, __version__)
+    journal.take(ranks.from_first(journal.steps))
     settings = [str(target), dtype, seed, batch_tokens]
     results = []
     try:
@@ -194,9 +201,9 @@ def _evaluate(
             arms = before | {"after": arm}
             steps = _steps(arms, chosen, tasks, settings)
             for label, one in arms.items():
-                _collect(label, one, tasks, steps, journal, batch_tokens)
+                _collect(label, one, tasks, steps, journal, batch_tokens, ranks)
                 gc.collect()  # this model goes before the next one comes: two may not fit
-            _collect_jointly(arms, tasks, steps, journal)
+            _collect_jointly(arms, tasks, steps, journal, ranks)
             results.append(_result(chosen, tasks, reasons, arms, steps, journal, seed))
     except BaseException:
         journal.close(remove=False)
@@ -297,6 +304,7 @@ def _collect(
     steps: Steps,
     journal: Journal,
     batch_tokens: int,
+    ranks: Ranks,
 ) -> None:
     """Bring an arm's records to their full number; the model is opened only if any are missing."""
     missing = {
@@ -312,19 +320,26 @@ def _collect(
             journal.add(model, _kind(opened))
         for name, task in missing.items():
             step = steps[label, name]
-            start = len(journal.batches(step))
+            which = slice(len(journal.batches(step)) + ranks.rank, None, ranks.size)
             if label == "after" and isinstance(task, PairedTask):
                 before = _records(journal, steps["before", name])
-                batches = task.collect_after(opened, before, batch_tokens=batch_tokens, start=start)
+                batches = task.collect_after(opened, before, batch_tokens=batch_tokens, which=which)
             else:
-                batches = task.collect(opened, batch_tokens=batch_tokens, start=start)
-            _note_down(batches, f"{name}, {label}", task, journal, step)
+                batches = task.collect(opened, batch_tokens=batch_tokens, which=which)
+            _note_down(ranks.in_turn(batches), f"{name}, {label}", task, journal, step)
 
 
 def _collect_jointly(
-    arms: dict[str, Arm], tasks: dict[str, Task | JointTask], steps: Steps, journal: Journal
+    arms: dict[str, Arm],
+    tasks: dict[str, Task | JointTask],
+    steps: Steps,
+    journal: Journal,
+    ranks: Ranks,
 ) -> None:
-    """Collect the records for which both models have to be in memory, if any are missing."""
+    """Collect the records for which both models have to be in memory, if any are missing.
+
+    They are the first rank's alone: what they say is of one process.
+    """
     missing = {
         name: task
         for name, task in tasks.items()
@@ -337,8 +352,10 @@ def _collect_jointly(
         before, after = (stack.enter_context(arms[label].open()) for label in ("before", "after"))
         for name, task in missing.items():
             step = steps["both", name]
-            batches = task.collect_both(before, after, start=len(journal.batches(step)))
-            _note_down(batches, name, task, journal, step)
+            batches: Iterator[list[Record]] = iter(())
+            if ranks.first:
+                batches = task.collect_both(before, after, start=len(journal.batches(step)))
+            _note_down(ranks.in_turn(batches), name, task, journal, step)
 
 
 def _note_down(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,25 +19,32 @@ class Journal:
     Args:
         path: The file, or None to keep no record on disk.
         key: A hash of everything that decides the result.
+
+    Attributes:
+        steps: The batches that are done, by step.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path = path
-        self._steps: dict[str, list[list[Any]]] = {}
+        self.steps: dict[str, list[list[Any]]] = {}
         self._stream: TextIO | None = None
         if path is not None:
             self._stream = self._open(path, key)
 
     def batches(self, step: str) -> list[list[Any]]:
         """The batches of a step that are done, in order."""
-        return self._steps.get(step, [])
+        return self.steps.get(step, [])
+
+    def take(self, steps: Mapping[str, list[list[Any]]]) -> None:
+        """Have these steps, which another process has written down."""
+        self.steps = dict(steps)
 
     def add(self, step: str, batch: list[Any]) -> None:
         """Write down a finished batch of a step; its records are JSON values."""
         if self._stream is not None:
             self._stream.write(json.dumps({"step": step, "batch": batch}) + "\n")
             self._stream.flush()
-        self._steps.setdefault(step, []).append(batch)
+        self.steps.setdefault(step, []).append(batch)
 
     def close(self, *, remove: bool) -> None:
         """Let go of the file, and remove it once the result is where it belongs."""
@@ -68,7 +76,7 @@ class Journal:
                 elif entry is None or entry.keys() != {"step", "batch"}:
                     break
                 else:
-                    self._steps.setdefault(entry["step"], []).append(entry["batch"])
+                    self.steps.setdefault(entry["step"], []).append(entry["batch"])
                 good += len(line)
         return good
 

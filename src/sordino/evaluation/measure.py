@@ -15,6 +15,9 @@ from sordino.models.open import OpenModel
 Record = list[Any]
 """What a measure notes of one item (a continuation, a text): a list of JSON values."""
 
+ALL = slice(None)
+"""All batches."""
+
 
 class Measure(ABC):
     """A measure with its settings: a frozen dataclass whose fields are the settings.
@@ -77,17 +80,17 @@ class Task(ABC):
 
     @abstractmethod
     def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Apply the measure to a model and yield its records batch by batch.
 
-        The batches and their order depend on nothing but the arguments, so that an interrupted
-        collection goes on at batch number `start` to the same end.
+        The batches and their order depend on nothing but the other arguments, so that an
+        interrupted collection goes on to the same end, and several processes can share it.
 
         Args:
             opened: The model.
             batch_tokens: About how many tokens are in memory at once.
-            start: How many batches are done already.
+            which: Which of the batches.
         """
 
     @abstractmethod
@@ -100,7 +103,7 @@ class PairedTask(Task):
 
     @abstractmethod
     def collect_after(
-        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, start: int
+        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """As `collect`, for the model after, with all records of the model before."""
 

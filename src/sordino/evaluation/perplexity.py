@@ -56,10 +56,10 @@ class _PerplexityTask(ReadingTask):
 
     @torch.inference_mode()
     def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
-        for batch in self._logits(opened, batch_tokens, start):
+        for batch in self._logits(opened, batch_tokens, which):
             yield [[index, _nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import Measure, Task
+from sordino.evaluation.measure import ALL, Measure, Task
 from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
@@ -57,11 +57,11 @@ class ReadingTask(Task):
         }
 
     def _logits(
-        self, opened: OpenModel, batch_tokens: int, start: int
+        self, opened: OpenModel, batch_tokens: int, which: slice
     ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
         """What the model makes of the texts; see `text_logits`."""
         return text_logits(
-            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, start=start
+            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, which=which
         )
 
     def _no_place(self) -> UserError:
@@ -69,7 +69,12 @@ class ReadingTask(Task):
 
 
 def text_logits(
-    opened: OpenModel, texts: Sequence[str], max_tokens: int, *, batch_tokens: int, start: int = 0
+    opened: OpenModel,
+    texts: Sequence[str],
+    max_tokens: int,
+    *,
+    batch_tokens: int,
+    which: slice = ALL,
 ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
     """Run a model over texts, in batches of equal length, longest first.
 
@@ -78,7 +83,7 @@ def text_logits(
         texts: The texts.
         max_tokens: They are cut at this many tokens, and at the model's positions.
         batch_tokens: About how many tokens are in memory at once.
-        start: How many batches to leave out at the beginning.
+        which: Which of the batches.
 
     Yields:
         Of each batch's texts the index, the tokens int64 [length] and the logits [length,
@@ -89,7 +94,7 @@ def text_logits(
     encoded = encode(opened.tokenizer, texts, min(max_tokens, positions))
     # The logits, tokens × vocabulary, are what takes the memory.
     fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
-    for batch in equal_length_batches(encoded, fitting)[start:]:
+    for batch in equal_length_batches(encoded, fitting)[which]:
         ids = batch.input_ids.to(opened.device)
         logits = opened.model(input_ids=ids, use_cache=False).logits
         yield list(zip(batch.indices, ids, logits, strict=True))

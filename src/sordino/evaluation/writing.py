@@ -119,7 +119,7 @@ class WritingTask(Task):
         """What is noted of each continuation beside its text, as JSON values."""
 
     def collect(
-        self, opened: OpenModel | Endpoint, *, batch_tokens: int, start: int
+        self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [prompt, continuation, text, and what `notes` gives]."""
         for written in continuations(
@@ -129,7 +129,7 @@ class WritingTask(Task):
             pre_prompt=self._before,
             seed=self._seed,
             batch_tokens=batch_tokens,
-            start=start,
+            which=which,
         ):
             noted = self.notes(written)
             yield [
@@ -153,7 +153,7 @@ def continuations(
     pre_prompt: str,
     seed: int,
     batch_tokens: int,
-    start: int,
+    which: slice,
 ) -> Iterator[list[Continuation]]:
     """Continue prompts, and yield the continuations batch by batch.
 
@@ -164,7 +164,7 @@ def continuations(
         pre_prompt: What stands before each prompt; "" for nothing.
         seed: Of the sampling.
         batch_tokens: About how many tokens are in memory at once.
-        start: How many batches are done already.
+        which: Which of the batches.
     """
     lead = f"{pre_prompt}\n" if pre_prompt else ""
     prompts = [lead + prompt for prompt in prompts]
@@ -174,7 +174,7 @@ def continuations(
             settings.sampling,
             seed=seed,
             continuations=settings.continuations,
-            start=start,
+            which=which,
         )
     # What stands before a prompt must not push its end out.
     most = PROMPT_TOKENS + (len(opened.tokenizer(lead)["input_ids"]) if lead else 0)
@@ -186,7 +186,7 @@ def continuations(
         new_tokens=settings.new_tokens,
         batch_tokens=batch_tokens,
     )
-    return generate(opened, batches[start:], settings.sampling, seed=seed)
+    return generate(opened, batches[which], settings.sampling, seed=seed)
 
 
 def pre_prompt_text(spec: str) -> str:

@@ -134,12 +134,12 @@ class _ZeroShotTask(Task):
         }
 
     def collect(
-        self, opened: OpenModel, *, batch_tokens: int, start: int
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [name, the harness's task, number of the question in it, score by metric]."""
         with _quiet():
             model = _harness_model(opened, self._settings.batch_size, batch_tokens)
-        for number, (name, chunk) in enumerate(self._chunks[start:], start):
+        for number, (name, chunk) in list(enumerate(self._chunks))[which]:
             parts = {part: self._loaded[name][part] for part in chunk}
             yield [[name, *scored] for scored in _scores(model, parts, chunk, self._seed + number)]
 

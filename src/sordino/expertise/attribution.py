@@ -50,11 +50,11 @@ class AttributionSettings:
     """How attribution and cost are measured.
 
     Args:
-        per_class: How many sentences of each class, drawn by seed.
+        per_class: How many sentences of each class at most, drawn by seed.
         seed: Of the draw of sentences and of the tokens that stand for the model's own.
     """
 
-    per_class: int = 256
+    per_class: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-"""Several processes that sweep together, as torchrun and accelerate start them.
+"""Several processes that work together, as torchrun and accelerate start them.
 
-Batches are formed once, by every rank in the same way, and dealt out whole. After each stage an
-all-to-all gives each rank the responses of all sentences for its share of the neurons, in the order
-of a single process; so each number comes out of the same computation as there.
+Batches are formed once, by every rank in the same way, and dealt out whole. In a sweep an
+all-to-all after each stage gives each rank the responses of all sentences for its share of the
+neurons; in an evaluation all ranks get all records. Both come in the order of a single process, so
+that each number comes out of the same computation as there.
 """
 
 import os
@@ -128,6 +129,26 @@ class Ranks:
         least = torch.tensor(int(condition), device=where)
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return bool(least)
+
+    def from_first(self, value: T) -> T:
+        """What the first rank has."""
+        if self.size == 1:
+            return value
+        given = [value]
+        dist.broadcast_object_list(given, src=0)
+        return given[0]
+
+    def in_turn(self, mine: Iterator[T]) -> Iterator[T]:
+        """What all ranks have, one of each at a time, in the order of the ranks."""
+        if self.size == 1:
+            yield from mine
+            return
+        while True:
+            given = self._gathered(next(mine, None))
+            there = [one for one in given if one is not None]
+            yield from there
+            if not there:
+                return
 
     def agree(self, value: object) -> bool:
         """Whether all ranks have the same."""

@@ -33,6 +33,8 @@ MAX_LOGITS = 2**26
 # Logits from which tokens are chosen at once: 8 MiB in float32, so that what is made of them stays
 # in the processor's cache, and in memory that is used again and not asked of the system anew.
 _PIECE = 2**21
+# With fewer rows than this, a step takes as long as reading the weights does.
+_FEW = 128
 # Finished rows are dropped once they are this share of a batch: dropping copies the cache.
 _DROP_SHARE = 0.25
 # The cumulative distribution is summed in blocks of this many tokens; see `inverse_cdf`.
@@ -115,17 +117,17 @@ class Continuation:
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """Prompts of one token length, each continued the same number of times.
+    """Prompts of about the same length, each continued the same number of times.
 
     Args:
         prompts: Which of the prompts these are.
         numbers: Which continuations of each are asked for.
-        input_ids: int64 [prompts, length].
+        ids: The token ids of each prompt.
     """
 
     prompts: tuple[int, ...]
     numbers: range
-    input_ids: torch.Tensor
+    ids: tuple[tuple[int, ...], ...]
 
 
 def encode_prompts(
@@ -167,26 +169,44 @@ def plan(
     new_tokens: int,
     batch_tokens: int,
 ) -> list[GenerationBatch]:
-    """Group prompts of equal length into batches that fit in memory, longest first.
+    """Group prompts into batches that fit in memory, longest first.
 
-    A batch's rows are its prompts times `continuations`; rows × (prompt + new tokens) is at most
-    `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`. Within a length the batches are as
-    even as can be. A prompt whose continuations do not fit together is given several batches.
+    A batch's rows are its prompts times `continuations`; rows × (longest prompt + new tokens) is at
+    most `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`. Prompts of one length are
+    together; where they alone would be few rows, those of the next shorter ones join them, as long
+    as no more than `new_tokens` shorter. Batches of the same lengths are as even as can be. A
+    prompt whose continuations do not fit together is given several batches.
     """
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    by_length: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(index)
     batches = []
-    for length in sorted(by_length, reverse=True):
-        rows = max(1, min(batch_tokens // (length + new_tokens), MAX_LOGITS // vocabulary))
-        for indices in _even(by_length[length], max(1, rows // continuations)):
-            ids = torch.tensor([list(prompts[i]) for i in indices], dtype=torch.int64)
+    for together in _of_like_length(prompts, continuations, new_tokens):
+        longest = len(prompts[together[0]])
+        rows = max(1, min(batch_tokens // (longest + new_tokens), MAX_LOGITS // vocabulary))
+        for indices in _even(together, max(1, rows // continuations)):
+            ids = tuple(tuple(prompts[index]) for index in indices)
             batches += [
                 GenerationBatch(tuple(indices), numbers, ids)
                 for numbers in _even(range(continuations), rows)
             ]
     return batches
+
+
+def _of_like_length(
+    prompts: Sequence[Sequence[int]], continuations: int, span: int
+) -> list[list[int]]:
+    """The numbers of the prompts, longest first, in groups that are worth a batch."""
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(index)
+    groups: list[list[int]] = []
+    for length in sorted(by_length, reverse=True):
+        last = groups[-1] if groups else []
+        few = last and len(last) * continuations < _FEW
+        if few and len(prompts[last[0]]) - length <= span:
+            last += by_length[length]
+        else:
+            groups.append(list(by_length[length]))
+    return groups
 
 
 def _even(items: Any, largest: int) -> list[Any]:
@@ -270,27 +290,40 @@ def _continue(
     ends = torch.tensor(sorted(_end_ids(opened)), dtype=torch.int64, device=device)
     processors = sampling.processors()
 
-    # One forward a prompt; its last logits and its cache then serve all its continuations.
-    prompt_ids = batch.input_ids.to(device)
-    logits, cache = _forward(opened.model, prompt_ids, None)
+    # One forward over what all prompts have of tokens; its last logits and its cache then serve
+    # all their continuations. What longer prompts have beyond it is put in token by token while
+    # the others are being continued already, so that all rows stand at the same position.
+    lengths = torch.tensor([len(ids) for ids in batch.ids], device=device)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    prompts = torch.full((len(batch.ids), longest), -1, dtype=torch.int64)
+    for row, ids in enumerate(batch.ids):
+        prompts[row, : len(ids)] = torch.tensor(ids)
+    prompts = prompts.to(device)
+    logits, cache = _forward(opened.model, prompts[:, :shortest], None)
     copies = torch.arange(len(batch.prompts), device=device).repeat_interleave(len(batch.numbers))
-    logits, ids = logits[copies], prompt_ids[copies]
+    logits, prompts, lengths = logits[copies], prompts[copies], lengths[copies]
+    ids = prompts[:, :shortest]
     if cache is not None:
         cache.reorder_cache(copies)
-        make_room(cache, steps)
+        make_room(cache, steps + longest - shortest)
 
     written = torch.full((len(owners), steps), -1, dtype=torch.int64, device=device)
     alive = torch.arange(len(owners), device=device)
     finished = torch.zeros(len(owners), dtype=torch.bool, device=device)
     rows = max(1, _PIECE // logits.shape[-1])
-    for step in range(steps):
-        pieces = zip(
-            *(whole.split(rows) for whole in (ids, logits, draws[alive, step])), strict=True
-        )
-        chosen = torch.cat([_choose(opened, sampling, processors, *piece) for piece in pieces])
-        finished = finished | torch.isin(chosen, ends)
-        written[alive[~finished], step] = chosen[~finished]
-        if step + 1 == steps or bool(finished.all()):
+    for position in range(shortest, longest + steps):
+        step = position - lengths[alive]  # below 0 inside the prompt
+        writing = ((step >= 0) & ~finished).nonzero().squeeze(-1)
+        # What a finished row is given does not matter.
+        chosen = prompts[alive, min(position, longest - 1)].clamp(min=0)
+        for piece in writing.split(rows):
+            draw = draws[alive[piece], step[piece]]
+            new = _choose(opened, sampling, processors, ids[piece], logits[piece], draw)
+            ended = torch.isin(new, ends)
+            written[alive[piece[~ended]], step[piece[~ended]]] = new[~ended]
+            chosen[piece] = new
+            finished[piece] = ended | (step[piece] + 1 == steps)
+        if bool(finished.all()):
             break
         ids = torch.cat([ids, chosen.unsqueeze(-1)], dim=-1)
         if float(finished.float().mean()) >= _DROP_SHARE:

@@ -50,8 +50,8 @@ class Plan:
     most_many: int | None = None
     many: int = 8
     ordinary: int = 500
-    questions: int = 75
-    texts: int = 200
+    questions: int = 60
+    texts: int = 150
     per_class: int = 1049
     fewer: tuple[int, ...] = (256, 100, 20)
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)

@@ -9,7 +9,7 @@ import torch
 
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.evaluation.divergence import against, keep
+from sordino.evaluation.divergence import against, keep, next_log_p
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions import Dampening
@@ -40,7 +40,7 @@ class Yardstick:
         self._opened, self._texts = opened, list(texts)
         with torch.inference_mode():
             self._kept = {
-                index: keep(_log_p(logits), seed, index) for index, logits in self._logits()
+                index: keep(next_log_p(logits), seed, index) for index, logits in self._logits()
             }
         if not any(len(tokens) for tokens, _ in self._kept.values()):
             raise UserError(
@@ -53,7 +53,7 @@ class Yardstick:
         nats, places = 0.0, 0
         with dampening.applied(self._opened.model):
             for index, logits in self._logits():
-                nats += against(*self._kept[index], _log_p(logits))[0]
+                nats += against(*self._kept[index], next_log_p(logits))[0]
                 places += len(logits) - 1
         return nats / places
 
@@ -160,7 +160,3 @@ def clean_texts(spec: str = KIT_PROSE, *, most: int = TEXTS, seed: int = 0) -> l
     texts = read_texts(spec)
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i].text for i in sorted(order[-most:])]
-
-
-def _log_p(logits: torch.Tensor) -> torch.Tensor:
-    return logits[:-1].float().log_softmax(dim=-1)

@@ -56,7 +56,7 @@ class TuneSettings:
     trials: int = 24
     toxicity: Toxicity = field(default_factory=lambda: Toxicity(continuations=2))
     reported: Sequence[Measure] = ()
-    per_class: int = 256
+    per_class: int = 1000
 
     def __post_init__(self) -> None:
         if self.trials < 1:
