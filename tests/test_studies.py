@@ -1,6 +1,7 @@
 """Studies: what one intervention removes against another, and the study of all rules."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import tiny_folder
 from sordino.cli.app import main
+from sordino.concepts.concept import Concept
 from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
-from sordino.interventions import contrast
+from sordino.interventions import aura, contrast
 from sordino.studies import STUDIES, StudyRecord
+from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
-from sordino.studies.variants import contrast_of, permuted, reversed_sign
+from sordino.studies.soft_or_hard import crossing
+from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
 
 
 def evaluation(before, after):
@@ -191,3 +195,90 @@ def test_mistakes_are_said_in_a_sentence(arguments, said, tmp_path, monkeypatch,
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def tiny_study(tmp_path, monkeypatch):
+    """A tiny model, texts, and the arguments that make a study of it small."""
+    tiny_folder("llama", tmp_path).rename(tmp_path / "tiny")
+    files = {
+        "yes.txt": sentences(50, 1),
+        "no.txt": sentences(50, 2),
+        "prompts.txt": sentences(6, 3, longest=5),
+        "prose.txt": sentences(40, 5, longest=20),
+    }
+    for name, lines in files.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return [
+        *("tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--prompts", "prompts.txt"),
+        *("--texts", "prose.txt", "--ordinary-prompts", "prompts.txt", "--shuffles", "3"),
+        *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
+        *("--divergence", "0.02", "-o", "out"),
+    ]
+
+
+OWN = {"concepts": ["--concepts", "one", "--concepts", "two"], "transfer": ["--sibling", "tiny"]}
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES.keys() - {"methods"}))
+def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
+    def concept(spec, **_):
+        return Concept(spec, *(tuple(sentences(50, hash_of)) for hash_of in (len(spec), 9)))
+
+    monkeypatch.setattr("sordino.studies.concepts.load_concept", concept)
+    main(["study", name, *tiny_study, *OWN.get(name, [])])
+    said = capsys.readouterr().out
+    [file] = Path("out").glob(f"*/{name}.json")
+    record = StudyRecord.model_validate_json(file.read_text())
+    assert record.groups
+    assert all(group.trials for group in record.groups)
+    answer = list(STUDIES[name].answer(record))
+    assert answer
+    assert answer[0] in said
+    page = (Path("out") / f"{name}.html").read_text()
+    assert STUDIES[name].question.split()[0] in page
+    main(["study", name, *tiny_study, *OWN.get(name, [])])
+    assert "continuations/s" not in capsys.readouterr().err  # nothing was measured again
+    assert StudyRecord.model_validate_json(file.read_text()) == record or name == "overhead"
+
+
+def test_transfer_asks_for_the_sibling(tiny_study, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "transfer", *tiny_study])
+    assert ended.value.code == 2
+    assert "--sibling" in capsys.readouterr().err
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    st.floats(0, 1),
+)
+def test_where_a_curve_comes_down_to_a_level(levels, goal):
+    places = np.arange(len(levels), dtype=float)
+    found = crossing(places, np.array(levels), goal)
+    if found == np.inf:
+        assert min(levels) > goal
+    else:
+        assert np.interp(found, places, levels) == pytest.approx(goal, abs=1e-9) or found == 0
+        assert all(
+            level > goal for place, level in zip(places, levels, strict=True) if place < found
+        )
+
+
+def test_halves_have_nothing_in_common():
+    concept = Concept("c", tuple(f"p{n}" for n in range(50)), tuple(f"n{n}" for n in range(41)))
+    first, second = halves(concept, 0)
+    assert not set(first.sentences) & set(second.sentences)
+    assert sorted(first.positive + second.positive) == sorted(concept.positive)
+    assert sorted(first.negative + second.negative) == sorted(concept.negative)
+
+
+def test_parts_of_a_dampening():
+    auroc = {"a": np.array([0.9, 0.6, 0.2]), "b": np.array([0.7, 0.95])}
+    expertise = Expertise({s: {"auroc": v.astype(np.float32)} for s, v in auroc.items()}, {})
+    paper = aura(expertise)
+    assert only_at(paper, {"b"}).factors.keys() == {"b"}
+    best = only_best(paper, expertise, 2).factors
+    np.testing.assert_allclose(best["a"], [0.2, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(best["b"], [1, 0.1], rtol=1e-5)

@@ -48,6 +48,12 @@ class PlanOptions:
     """Texts for each perplexity (150)."""
     attribution_per_class: int | None = None
     """Sentences of each class for attribution, at most (1,049)."""
+    shuffles: int | None = None
+    """How many times ranking deals the factors out by lot (20)."""
+    concepts: Annotated[tuple[str, ...] | None, Parameter(name="--concepts")] = None
+    """What concepts turns down one at a time; repeat (insults, religion, politics)."""
+    sibling: str | None = None
+    """For transfer: a model that was made of this one by more training."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
     """Divergences for curves, nats a token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
 
@@ -67,7 +73,11 @@ def study(
 ) -> None:
     """Answer a question about one model or several, with figures and a page.
 
-    methods: which rule removes most of the concept at the same divergence from the original?
+    methods: which rule removes most at the same divergence? ranking: is it the ranking of the
+    neurons? layers: which layers and kinds of site? subset: how many neurons? soft-or-hard: AurA or
+    one factor for the best? attention: attention's sites too? data: how many sentences? concepts:
+    does one concept take others along? prompting: behind pre-prompts? diversity: poorer text?
+    dtype: 16 bits, quantised? overhead: slower? transfer: on a sibling (--sibling)?
 
     Neurons are found in float32; --dtype is for what is measured. A study that was interrupted, or
     is asked again with other sizes, goes on where it was.
@@ -115,6 +125,9 @@ def study(
         "texts": plan.max_texts,
         "per_class": plan.attribution_per_class,
         "budgets": plan.divergence,
+        "shuffles": plan.shuffles,
+        "concepts": plan.concepts,
+        "sibling": plan.sibling,
     }
     with printing.in_force():
         study_named(name)

@@ -10,10 +10,12 @@ from sordino.concepts.concept import Concept
 from sordino.concepts.labels import classes_of
 from sordino.concepts.readers import read_table
 from sordino.errors import UserError
+from sordino.files import read_json
 from sordino.progress import note
 
 _JIGSAW = "thesofakillers/jigsaw-toxic-comment-classification-challenge"
 _JIGSAW_FILE = "train.csv"
+_SUBJECTS = ("religious_ideology", "political_ideology", "profession", "race", "gender")
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,45 @@ def _jigsaw_file() -> tuple[Path, str] | None:
     return path, path.parent.name
 
 
+def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:
+    """A subject of the beginnings of sentences in BOLD, against its other subjects."""
+
+    def load(label: str | None) -> Concept:
+        if label is not None:
+            raise UserError(f"The concept {name} has no label '{label}': leave --label out.")
+        texts = {
+            other: tuple(
+                dict.fromkeys(
+                    text.strip()
+                    for names in read_json(kit.data_file(f"bold/{other}_prompt.json")).values()
+                    for prompts in names.values()
+                    for text in prompts
+                    if text.strip()
+                )
+            )
+            for other in _SUBJECTS
+        }
+        others = tuple(t for other, those in texts.items() if other != domain for t in those)
+        return Concept(
+            name,
+            texts[domain],
+            tuple(text for text in dict.fromkeys(others) if text not in set(texts[domain])),
+            f"BOLD's beginnings of sentences of {domain.replace('_', ' ')}, against its other "
+            "subjects, from the demo kit",
+        )
+
+    return load
+
+
 BUILT_IN: dict[str, BuiltIn] = {
     "toxicity": BuiltIn("Jigsaw's toxic comments from a hub, else the kit's insults", _toxicity),
     "insults": BuiltIn("the demo kit's insulting comments", _insults),
+    "religion": BuiltIn(
+        "beginnings of sentences about religions", _beginnings("religion", "religious_ideology")
+    ),
+    "politics": BuiltIn(
+        "beginnings of sentences about politics", _beginnings("politics", "political_ideology")
+    ),
 }
 
 

@@ -296,8 +296,8 @@ def _continue(
     lengths = torch.tensor([len(ids) for ids in batch.ids], device=device)
     shortest, longest = int(lengths.min()), int(lengths.max())
     prompts = torch.full((len(batch.ids), longest), -1, dtype=torch.int64)
-    for row, ids in enumerate(batch.ids):
-        prompts[row, : len(ids)] = torch.tensor(ids)
+    for row, prompt in enumerate(batch.ids):
+        prompts[row, : len(prompt)] = torch.tensor(prompt)
     prompts = prompts.to(device)
     logits, cache = _forward(opened.model, prompts[:, :shortest], None)
     copies = torch.arange(len(batch.prompts), device=device).repeat_interleave(len(batch.numbers))

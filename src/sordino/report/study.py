@@ -6,69 +6,33 @@ from typing import Any
 
 import altair as alt
 
-from sordino.evaluation import Estimate, Evaluation, Figure
+from sordino.evaluation import Evaluation, Figure
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits
-from sordino.studies import GroupRecord, StudyRecord, TrialRecord, study_named
+from sordino.studies import Finding, GroupRecord, StudyRecord, TrialRecord, study_named
+from sordino.studies.findings import toxic, toxicities
+from sordino.studies.words import interval, model_name, plain, points, ratio, share, signed
 
-_PAPER = "aura"
-_RECOMMENDED = "contrast"
-_NAMES = {"kit:smollm2": "SmolLM2 135M", "kit:gemma3": "Gemma 3 270M"}
 _SERIES = ("series-1", "series-2", "series-6", "series-3", "series-4", "series-5")
 
 
 def study_article(records: Sequence[StudyRecord], command: Sequence[str]) -> Article:
     """The page of one study of one model or several."""
     sections = [
-        Section(f"{_model(record)}: {group.title}", list(_blocks(record, group)))
+        Section(f"{model_name(record.model)}: {group.title}", list(_blocks(record, group)))
         for record in records
         for group in record.groups
     ]
     sections.append(Section("Protocol", list(_protocol(records, command))))
     evaluations = [t.evaluation for r in records for g in r.groups for t in g.trials]
+    asked = study_named(records[0].study)
     return Article(
         kind=f"Study: {records[0].study}",
-        title=study_named(records[0].study).question,
-        answer=[line for record in records for line in _answer(record)],
+        title=asked.question,
+        answer=[line for record in records for line in asked.answer(record)],
         sections=sections,
         limits=list(dict.fromkeys(line for one in evaluations for line in measure_limits(one))),
-    )
-
-
-def _answer(record: StudyRecord) -> Iterator[str]:
-    """What the comparison with the paper's rule shows, by scorer, and no more than that.
-
-    It is of the rule that is recommended, and not of the one that happens to come out best.
-    """
-    for group in record.groups:
-        by_name = {trial.name: trial for trial in group.trials}
-        best, paper = by_name.get(_RECOMMENDED), by_name.get(_PAPER)
-        if best is None or paper is None:
-            continue
-        spent = paper.evaluation.figure("divergence", "divergence").after
-        said = []
-        for removal in best.removals:
-            low = removal.beyond_twice.low
-            verdict = (
-                "significantly more than twice as much"
-                if low is not None and low > 0
-                else "which is not significantly more than twice as much"
-            )
-            said.append(f"{_ratio(removal.ratio)} by {removal.scorer}, {verdict}")
-        yield (
-            f"{_model(record)}: at the divergence of AurA as the paper has it "
-            f"({_plain(spent, 4)} nats a token), {best.name} removes of the toxic continuations "
-            f"this many times what AurA removes: {'; '.join(said)}."
-        )
-        yield f"{_model(record)}: AurA itself changes toxicity by {_changes(paper.evaluation)}."
-
-
-def _changes(evaluation: Evaluation) -> str:
-    return " and ".join(
-        f"{_points(figure.difference)} points ({scorer})"
-        for scorer, figure in _toxicity(evaluation)
-        if figure.difference is not None
     )
 
 
@@ -77,19 +41,22 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
         yield "No trial of this group could be made."
         return
     first = group.trials[0].evaluation
-    original = ", ".join(
-        f"{_share(figure.before)} by {scorer}" for scorer, figure in _toxicity(first)
-    )
-    n = next(figure.n for _, figure in _toxicity(first))
-    yield (
-        f"The original writes {original} toxic continuations ({n['prompts']} prompts, "
-        f"{n['continuations']:,} continuations). Changes are paired with it, with 95 % intervals."
-    )
-    if group.name == "budgets":
+    for key in toxicities(first):
+        found = list(toxic(first, key))
+        original = ", ".join(f"{share(figure.before)} by {scorer}" for scorer, figure in found)
+        n = found[0][1].n
+        yield (
+            f"The original writes {original} toxic continuations{_led(key)} ({n['prompts']} "
+            f"prompts, {n['continuations']:,} continuations). Changes are paired with it, with "
+            "95 % intervals."
+        )
+    if group.curve:
         yield _curve(record, group)
     yield _table(record, group)
     if any(trial.removals for trial in group.trials):
         yield _against_paper(record, group)
+    if group.findings:
+        yield _findings(record, group)
     if group.missing:
         yield (
             "These cannot be made as large as that, because there is a largest of them: "
@@ -99,7 +66,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
 
 def _table(record: StudyRecord, group: GroupRecord) -> Table:
     first = group.trials[0].evaluation
-    scorers = [scorer for scorer, _ in _toxicity(first)]
+    keys = toxicities(first)
     others = [
         (heading, measure, name, kind)
         for heading, measure, name, kind in _COLUMNS
@@ -110,8 +77,9 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
             trial.name,
             f"{trial.changed:,}",
             *[
-                f"{_share(figure.after)} ({_points(figure.difference)})"
-                for _, figure in _toxicity(trial.evaluation)
+                f"{share(figure.after)} ({points(figure.difference)})"
+                for key in keys
+                for _, figure in toxic(trial.evaluation, key)
             ],
             *[_cell(_figure(trial.evaluation, m, name), kind) for _, m, name, kind in others],
         ]
@@ -123,7 +91,7 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
         [
             "",
             "neurons changed",
-            *[f"toxic, {scorer}" for scorer in scorers],
+            *[f"toxic{_led(key)}, {scorer}" for key in keys for scorer, _ in toxic(first, key)],
             *[heading for heading, *_ in others],
         ],
         rows,
@@ -139,6 +107,10 @@ _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
     ("distinct word pairs", "diversity", "distinct-2", "share"),
+    ("repetition", "diversity", "repetition", "share"),
+    ("words", "diversity", "words", "number"),
+    ("speed baked", "speed", "edited", "times"),
+    ("speed with hooks", "speed", "hooks", "times"),
 )
 
 
@@ -153,16 +125,43 @@ def _figure(evaluation: Evaluation, measure: str, name: str | None) -> Figure:
 
 def _cell(figure: Figure, kind: str) -> str:
     if kind == "alone":
-        return _plain(figure.after, 4)
+        return plain(figure.after, 4)
     if kind == "share alone":
-        return _share(figure.after)
+        return share(figure.after)
+    if kind == "times":
+        return f"× {interval(figure.after, 3)}"
     if kind == "share":
-        return f"{_share(figure.after)} ({_points(figure.difference)})"
+        return f"{share(figure.after)} ({points(figure.difference)})"
     value = figure.difference
     if value is None or value.value is None:
-        return _plain(figure.after, 2)
-    ends = f"{_signed(value.low)} to {_signed(value.high)}"
-    return f"{_plain(figure.after, 2)} ({_signed(value.value)}; {ends})"
+        return plain(figure.after, 2)
+    ends = f"{signed(value.low)} to {signed(value.high)}"
+    return f"{plain(figure.after, 2)} ({signed(value.value)}; {ends})"
+
+
+def _findings(record: StudyRecord, group: GroupRecord) -> Table:
+    rows = [[finding.label, _said(finding)] for finding in group.findings]
+    return Table(
+        f"{record.study}-{group.name}-findings",
+        "What the trials say together, with 95 % intervals over resampled prompts where they are "
+        "over prompts.",
+        ["", "value"],
+        rows,
+    )
+
+
+def _said(finding: Finding) -> str:
+    if finding.unit == "share":
+        return share(finding.estimate)
+    if finding.unit == "points":
+        return f"{points(finding.estimate)} points"
+    return interval(finding.estimate, 3)
+
+
+def _led(key: str) -> str:
+    """How a pre-prompt is said, given the key of a measure."""
+    led = key.partition(":")[2]
+    return f" after the {led} pre-prompt" if led else ""
 
 
 def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
@@ -171,7 +170,7 @@ def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
     for trial in compared:
         cells = [trial.name]
         for removal in trial.removals:
-            cells += [_ratio(removal.ratio), f"{_points(removal.beyond_twice)} points"]
+            cells += [ratio(removal.ratio), f"{points(removal.beyond_twice)} points"]
         rows.append(cells)
     headings = [""]
     for removal in compared[0].removals:
@@ -193,10 +192,10 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     """Toxicity (first scorer) over the measured divergence, a line a rule, with intervals."""
     rules = list(dict.fromkeys(_rule(trial) for trial in group.trials))
     colours = dict(zip(rules, _SERIES, strict=False))
-    scorer, before = next(_toxicity(group.trials[0].evaluation))
+    scorer, before = next(toxic(group.trials[0].evaluation))
     points = []
     for trial in group.trials:
-        _, figure = next(_toxicity(trial.evaluation))
+        _, figure = next(toxic(trial.evaluation))
         points.append(
             {
                 "rule": _rule(trial),
@@ -236,8 +235,8 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     )
     return Chart(
         f"{_slug(record)}-{group.name}",
-        f"{_model(record)}: toxic continuations by {scorer} over the divergence from the original, "
-        f"with 95 % intervals; dashed: the original.",
+        f"{model_name(record.model)}: toxic continuations by {scorer} over the divergence from the "
+        "original, with 95 % intervals; dashed: the original.",
         finished(alt.layer(original, bars, lines), 260),
         colours,
     )
@@ -250,7 +249,7 @@ def _protocol(records: Sequence[StudyRecord], command: Sequence[str]) -> Iterato
         "prompts (or texts, or questions) are what is resampled."
     )
     yield Code(shlex.join(command))
-    rows = [[_model(r), r.concept, f"{r.neurons:,}", r.dtype] for r in records]
+    rows = [[model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype] for r in records]
     yield Table(
         "models", "What was measured.", ["model", "concept", "neurons", "dtype of the arms"], rows
     )
@@ -296,56 +295,9 @@ def _more(protocol: dict[str, Any]) -> str:
     return ", ".join(f"{key} {protocol[key]}" for key in keys if key in protocol)
 
 
-def _toxicity(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
-    """The share of toxic continuations by each scorer."""
-    result = evaluation.measures["toxicity"]
-    for key, prefix in (("scorer", ""), ("second_scorer", None)):
-        if key in result.protocol:
-            scorer = result.protocol[key]["scorer"]
-            name = f"{scorer}:" if prefix is None else prefix
-            yield scorer, evaluation.figure("toxicity", f"{name}continuations.all")
-
-
 def _rule(trial: TrialRecord) -> str:
     return trial.name.partition(" at ")[0]
 
 
-def _model(record: StudyRecord) -> str:
-    return _NAMES.get(record.model, record.model)
-
-
 def _slug(record: StudyRecord) -> str:
     return "".join(c if c.isalnum() else "-" for c in record.model.rpartition(":")[2].lower())
-
-
-def _plain(estimate: Estimate, decimals: int) -> str:
-    return "undefined" if estimate.value is None else f"{estimate.value:,.{decimals}f}"
-
-
-def _share(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
-        return "undefined"
-    return f"{100 * estimate.value:.1f} %"
-
-
-def _points(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
-        return "undefined"
-    value, low, high = (_signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value}; {low} to {high}"
-
-
-def _signed_points(share: float | None) -> str:
-    return "unbounded" if share is None else f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _signed(value: float | None) -> str:
-    return "unbounded" if value is None else f"{value:+.2f}".replace("-", "−")
-
-
-def _ratio(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "unbounded, for AurA removes nothing"
-    low = "unbounded" if estimate.low is None else f"{estimate.low:.1f}".replace("-", "−")
-    high = "unbounded" if estimate.high is None else f"{estimate.high:.1f}"
-    return f"{estimate.value:.1f} ({low} to {high})".replace("-", "−")

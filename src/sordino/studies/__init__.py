@@ -1,12 +1,27 @@
 """Questions about a model, each answered by a command: arms, figures with intervals, a page."""
 
+from sordino.studies import (
+    attention,
+    concepts,
+    data,
+    diversity,
+    dtype,
+    layers,
+    methods,
+    overhead,
+    prompting,
+    ranking,
+    soft_or_hard,
+    subset,
+    transfer,
+)
 from sordino.studies.carry_out import carry_out
-from sordino.studies.methods import methods
-from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
+from sordino.studies.record import Finding, GroupRecord, Removal, StudyRecord, TrialRecord
 from sordino.studies.study import STUDIES, Group, Plan, Study, study_named
 
 __all__ = [
     "STUDIES",
+    "Finding",
     "Group",
     "GroupRecord",
     "Plan",
@@ -14,7 +29,19 @@ __all__ = [
     "Study",
     "StudyRecord",
     "TrialRecord",
+    "attention",
     "carry_out",
+    "concepts",
+    "data",
+    "diversity",
+    "dtype",
+    "layers",
     "methods",
+    "overhead",
+    "prompting",
+    "ranking",
+    "soft_or_hard",
     "study_named",
+    "subset",
+    "transfer",
 ]

@@ -45,7 +45,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
 
 
 def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
-    evaluations = lab.compare(group.trials, group.measures)
+    evaluations = (group.lab or lab).compare(group.trials, group.measures)
     by_name = {trial.name: of for trial, of in zip(group.trials, evaluations, strict=True)}
     paper = by_name.get(PAPER)
     return GroupRecord(
@@ -66,6 +66,8 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
             for trial, of in zip(group.trials, evaluations, strict=True)
         ),
         missing=group.missing,
+        findings=tuple(group.findings(by_name)),
+        curve=group.curve,
     )
 
 

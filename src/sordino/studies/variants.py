@@ -1,6 +1,7 @@
 """Rules that answer a question about a rule, and are none that one would use."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,24 @@ def only_known(expertise: Expertise) -> Callable[[Values], Values]:
     """Benefits of the neurons whose AUROC is above chance, as `selective` decides, others 0."""
     known = selective(expertise).factors
     return lambda values: {site: np.where(known[site] < 1, of, 0) for site, of in values.items()}
+
+
+def only_at(dampening: Dampening, sites: Collection[str]) -> Dampening:
+    """The same dampening at these sites, and none at others."""
+    return replace(
+        dampening,
+        factors={site: of for site, of in dampening.factors.items() if site in sites},
+        shifts={site: of for site, of in dampening.shifts.items() if site in sites},
+    )
+
+
+def only_best(dampening: Dampening, expertise: Expertise, count: int) -> Dampening:
+    """The same factors for the `count` neurons of highest AUROC, and 1 for others."""
+    best: dict[str, list[int]] = {}
+    for site, neuron, _ in expertise.top(count):
+        best.setdefault(site, []).append(neuron)
+    factors = {}
+    for site, of in dampening.factors.items():
+        factors[site] = np.ones_like(of)
+        factors[site][best.get(site, [])] = of[best.get(site, [])]
+    return replace(dampening, factors=factors)

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sordino import progress as show
 from sordino.concepts.concept import Concept
+from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate_each
 from sordino.evaluation.texts import KIT_PROSE
@@ -32,11 +33,14 @@ class Trial:
         name: A short word for it.
         dampening: What is done to the model.
         dial: What it was turned to for its divergence; None where it is as its rule gives it.
+        baked: Measure it with its factors in the weights, and not put on by hooks: as "folder", or
+            "gguf" where the model is a GGUF file.
     """
 
     name: str
     dampening: Dampening
     dial: float | None = None
+    baked: Literal["", "folder", "gguf"] = ""
 
 
 class Lab:
@@ -94,6 +98,25 @@ class Lab:
                 f"{folder} holds the work of a study of another model, concept or setting: choose "
                 "another -o, or remove it."
             )
+
+    def elsewhere(self, name: str, *, ref: ModelRef | None = None, dtype: str = "") -> "Lab":
+        """A lab in a folder of this one, for another model or in another dtype."""
+        return Lab(
+            ref or self.ref,
+            self.concept,
+            self._folder / name,
+            device=self.device,
+            dtype=dtype or self.dtype,
+            seed=self.seed,
+            texts=self.texts,
+            sites=self.sites,
+        )
+
+    def keep(self, name: str, lines: Sequence[str]) -> str:
+        """Texts in a file of the folder, one a line; gives its path, for a measure."""
+        file = self._folder / name
+        file.write_text("\n".join(" ".join(line.split()) for line in lines) + "\n", "utf-8")
+        return str(file)
 
     def find(
         self,
@@ -183,6 +206,9 @@ class Lab:
         )
 
     def _arm(self, trial: Trial) -> Arm:
+        if trial.baked:
+            return self._baked(trial)
+
         @contextmanager
         def dampened() -> Iterator[OpenModel]:
             show.note(f"measuring: {trial.name}")
@@ -191,6 +217,24 @@ class Lab:
 
         known = fingerprint(self.ref.weights_fingerprint(), trial.dampening.fingerprint)
         return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, dampened)
+
+    def _baked(self, trial: Trial) -> Arm:
+        """A trial written to files, which stay in the folder."""
+        suffix = ".gguf" if trial.baked == "gguf" else ""
+        target = self._folder / f"baked-{trial.dampening.fingerprint[:16]}{suffix}"
+
+        @contextmanager
+        def opened() -> Iterator[OpenModel]:
+            if not target.exists():
+                show.note(f"writing: {trial.name}")
+                bake(self.ref, trial.dampening, target)
+            show.note(f"measuring: {trial.name}")
+            yield open_model(target, device=self.device, dtype=self.dtype)
+
+        known = fingerprint(
+            self.ref.weights_fingerprint(), trial.dampening.fingerprint, trial.baked
+        )
+        return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, opened)
 
     @contextmanager
     def _lent(self) -> Iterator[OpenModel]:

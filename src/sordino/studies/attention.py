@@ -1,0 +1,53 @@
+"""Whether attention's linear layers should be dampened too."""
+
+from collections.abc import Iterator
+
+from sordino.expertise.attribution import AttributionSettings
+from sordino.interventions import family
+from sordino.studies.findings import differences
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import falls, model_name, points, rises
+from sordino.tuning.lab import Lab
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    for finding in record.group("sites").findings:
+        change = finding.estimate
+        verdict = (
+            "they help"
+            if falls(change)
+            else "they harm"
+            if rises(change)
+            else "which does not settle whether they help"
+        )
+        yield f"{model_name(record.model)}, {finding.label}: {points(change)} points; {verdict}."
+
+
+@study("Do attention's linear layers help, at the same divergence?", _answer)
+def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA and contrast at the feed-forward sites, and at attention's too, equally large."""
+    found = {
+        "feed-forward": lab.find(
+            "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
+        ),
+        "attention too": lab.find(
+            "everywhere", sites=r".", attribution=AttributionSettings(plan.per_class, lab.seed)
+        ),
+    }
+    trials = [
+        lab.sized(f"{rule}, {where}", family(expertise, rule), plan.asked, start=start)
+        for rule, start in (("aura", 1.0), ("contrast", plan.asked / 2))
+        for where, expertise in found.items()
+    ]
+    pairs = {
+        f"attention's sites too, {rule}": (f"{rule}, attention too", f"{rule}, feed-forward")
+        for rule in ("aura", "contrast")
+    }
+    yield Group(
+        "sites",
+        f"With and without attention's sites, at a divergence of {plan.asked:g}",
+        tuple(trial for trial in trials if trial is not None),
+        (plan.toxicity(), *plan.reading(lab)),
+        findings=lambda evaluations: differences(evaluations, pairs, lab.seed),
+    )

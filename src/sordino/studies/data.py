@@ -1,0 +1,91 @@
+"""How many sentences it takes, and how stable what they say is."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import stats
+
+from sordino.concepts.concept import Concept
+from sordino.evaluation import Estimate
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import aura
+from sordino.studies.record import Finding, StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import interval, model_name
+from sordino.tuning.lab import Lab, Trial
+
+_COUNTS = (20, 50, 100, 250, 500)
+_BEST = 0.01
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    found = record.group("counts").findings
+    yield (
+        f"{model_name(record.model)}, two halves of the sentences that have none in common: "
+        + "; ".join(f"{one.label.lower()} {interval(one.estimate, 2)}" for one in found)
+        + "."
+    )
+
+
+@study("How many sentences are enough, and how stable are the neurons between halves?", _answer)
+def data(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA from fewer and more sentences, and the same neurons' AUROC from other sentences."""
+    parts = halves(lab.concept, lab.seed)
+    trials, findings = [], []
+    for count in _COUNTS:
+        if count > min(len(parts[0].positive), len(parts[0].negative)):
+            break
+        found = [
+            lab.find(f"half-{number}-{count}", concept=_first(half, count))
+            for number, half in enumerate(parts)
+        ]
+        trials.append(Trial(f"{count} sentences a class", aura(found[0])))
+        for what, value in agreement(*found).items():
+            findings.append(
+                Finding(
+                    name=f"{what}, {count}",
+                    label=f"{what}, {count} sentences a class",
+                    unit="number",
+                    estimate=Estimate(value, None, None),
+                )
+            )
+    yield Group(
+        "counts",
+        "AurA from fewer and more sentences",
+        tuple(trials),
+        (plan.toxicity(), *plan.reading(lab)),
+        findings=lambda _: findings,
+    )
+
+
+def halves(concept: Concept, seed: int) -> tuple[Concept, Concept]:
+    """Two halves of a concept, in the order of a draw, without a sentence in common."""
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    for texts in (concept.positive, concept.negative):
+        order = generator.permutation(len(texts))
+        middle = len(texts) // 2
+        first, second = (tuple(texts[i] for i in half) for half in (order[:middle], order[middle:]))
+        drawn.append((first, second))
+    (positive, other_positive), (negative, other_negative) = drawn
+    return (
+        Concept(concept.name, positive, negative, concept.source),
+        Concept(concept.name, other_positive, other_negative, concept.source),
+    )
+
+
+def agreement(one: Expertise, other: Expertise) -> dict[str, float]:
+    """Spearman's correlation of all neurons' AUROC, and the share of the best in common."""
+    a, b = (np.concatenate([*of["auroc"].values()]) for of in (one, other))
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[known], b[known]
+    most = max(1, int(_BEST * a.size))
+    best = [set(np.argsort(-of, kind="stable")[:most].tolist()) for of in (a, b)]
+    return {
+        "Rank correlation of the AUROC": float(stats.spearmanr(a, b).statistic),
+        f"Share of the best {_BEST:.0%} of neurons in common": len(best[0] & best[1]) / most,
+    }
+
+
+def _first(concept: Concept, count: int) -> Concept:
+    return Concept(concept.name, concept.positive[:count], concept.negative[:count], concept.source)

@@ -1,0 +1,51 @@
+"""Whether what is written becomes poorer."""
+
+from collections.abc import Iterator
+
+from sordino.evaluation import Diversity
+from sordino.expertise.attribution import AttributionSettings
+from sordino.interventions import family
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import falls, model_name, points, rises
+from sordino.tuning.lab import Lab
+
+_FIGURES = ("distinct-2", "repetition")
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    for trial in record.group("sizes").trials:
+        said = []
+        for name in _FIGURES:
+            figure = trial.evaluation.figure("diversity", name)
+            change = figure.difference
+            settled = falls(change) or rises(change)
+            said.append(
+                f"{figure.label.lower()} {points(change)} points"
+                f"{'' if settled else ' (not settled)'}"
+            )
+        yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
+
+
+@study("Does what the model writes become poorer?", _answer)
+def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """Diversity after ordinary prompts, of AurA and contrast at several divergences."""
+    expertise = lab.find(
+        "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
+    )
+    trials = [
+        lab.sized(f"{rule} at {budget:g}", family(expertise, rule), budget, start=start * budget)
+        for budget in plan.budgets
+        for rule, start in (("aura", 15.0), ("contrast", 0.5))
+    ]
+    yield Group(
+        "sizes",
+        "Diversity over the divergence from the original",
+        tuple(trial for trial in trials if trial is not None),
+        (
+            Diversity(
+                plan.ordinary_prompts, max_prompts=plan.ordinary, continuations=plan.continuations
+            ),
+            *plan.reading(lab),
+        ),
+    )

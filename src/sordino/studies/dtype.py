@@ -1,0 +1,39 @@
+"""Whether the effect depends on the numbers' format."""
+
+from collections.abc import Iterator
+
+from sordino.interventions import aura
+from sordino.studies.findings import toxic
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import model_name, points
+from sordino.tuning.lab import Lab, Trial
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    for group in record.groups:
+        for trial in group.trials:
+            changes = " and ".join(
+                f"{points(figure.difference)} points ({scorer})"
+                for scorer, figure in toxic(trial.evaluation)
+            )
+            yield f"{model_name(record.model)}, {group.title}, {trial.name}: {changes}."
+
+
+@study("Does the effect survive 16 bits, and weights that stay quantised?", _answer)
+def dtype(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA by hooks in several dtypes, in the weights of a folder, and in those of a GGUF file."""
+    paper = aura(lab.find("auroc"))
+    trials = [Trial("by hooks", paper), Trial("in the weights of a folder", paper, baked="folder")]
+    if lab.ref.kind == "gguf":
+        trials.append(Trial("in the blocks of a GGUF file", paper, baked="gguf"))
+    for name in _DTYPES:
+        yield Group(
+            name,
+            name,
+            tuple(trials),
+            (plan.toxicity(), *plan.reading(lab)),
+            lab=lab.elsewhere(name, dtype=name),
+        )

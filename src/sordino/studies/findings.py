@@ -1,0 +1,66 @@
+"""Figures that take several trials together, and how they are read off evaluations."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from sordino.evaluation import Estimate, Evaluation, Figure
+from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
+from sordino.studies.record import Finding
+from sordino.studies.removal import toxic_shares
+
+
+def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
+    """The share of toxic continuations by each scorer, where it was measured.
+
+    Args:
+        evaluation: The figures.
+        key: The measure's key, which a pre-prompt is part of.
+    """
+    result = evaluation.measures.get(key)
+    if result is None:
+        return
+    for part, prefix in (("scorer", ""), ("second_scorer", None)):
+        if part in result.protocol:
+            scorer = result.protocol[part]["scorer"]
+            name = f"{scorer}:" if prefix is None else prefix
+            yield scorer, evaluation.figure(key, f"{name}continuations.all")
+
+
+def toxicities(evaluation: Evaluation) -> list[str]:
+    """The keys of the toxicity measures, one a pre-prompt."""
+    return [key for key in evaluation.measures if key.partition(":")[0] == "toxicity"]
+
+
+def scorers_of(evaluation: Evaluation) -> list[tuple[str, str | None]]:
+    """Each scorer's name, and what `toxic_shares` calls it."""
+    names = [scorer for scorer, _ in toxic(evaluation)]
+    return [(name, name if number else None) for number, name in enumerate(names)]
+
+
+def estimate(columns: Floats, seed: int) -> Estimate:
+    """The mean of one column over prompts, with its interval; float64 [prompts]."""
+    value, replicates = bootstrap(columns[:, None], lambda means: means, seed)
+    return Estimate(float(value[0]), *percentile_interval(replicates[:, 0]))
+
+
+def differences(
+    evaluations: Mapping[str, Evaluation], pairs: Mapping[str, tuple[str, str]], seed: int
+) -> Iterator[Finding]:
+    """How much more is toxic in one trial than in another, on the same prompts.
+
+    Args:
+        evaluations: By the trials' names.
+        pairs: For each label the trial, and the one that is taken from it.
+        seed: Of the resampling.
+    """
+    for label, (one, other) in pairs.items():
+        if one in evaluations and other in evaluations:
+            for scorer, key in scorers_of(evaluations[one]):
+                shares = [toxic_shares(evaluations[name], "after", key) for name in (one, other)]
+                yield Finding(
+                    name=f"{one} − {other}, {scorer}",
+                    label=f"{label} ({scorer})",
+                    unit="points",
+                    estimate=estimate(np.subtract(*shares), seed),
+                )

@@ -1,0 +1,50 @@
+"""Which layers and which kinds of site matter."""
+
+from collections.abc import Iterator
+
+from sordino.interventions import aura
+from sordino.studies.findings import toxic
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.variants import only_at
+from sordino.studies.words import falls, model_name, rises
+from sordino.tuning.lab import Lab, Trial
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    for group in record.groups:
+        count = len(group.trials)
+        for number, (scorer, _) in enumerate(toxic(group.trials[0].evaluation)):
+            changes = {
+                trial.name: [figure for _, figure in toxic(trial.evaluation)][number].difference
+                for trial in group.trials
+            }
+            less = [name for name, change in changes.items() if falls(change)]
+            more = [name for name, change in changes.items() if rises(change)]
+            yield (
+                f"{model_name(record.model)}, {scorer}, {group.title.lower()}: of {count} "
+                f"intervals, {len(less)} lie below no change ({', '.join(less) or 'none'}) and "
+                f"{len(more)} above it ({', '.join(more) or 'none'}); by chance alone about "
+                f"{count * 0.025:.1f} would on each side."
+            )
+
+
+@study("Which layers, and which kinds of site, carry the effect?", _answer)
+def layers(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA in one layer at a time, and at one kind of site at a time."""
+    paper = aura(lab.find("auroc"))
+    by_layer: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
+    for site in lab.opened.sites:
+        by_layer.setdefault(f"layer {site.layer}", []).append(site.path)
+        by_kind.setdefault(site.kind, []).append(site.path)
+    for name, title, parts in (
+        ("layers", "AurA in one layer at a time", by_layer),
+        ("kinds", "AurA at one kind of site at a time", by_kind),
+    ):
+        yield Group(
+            name,
+            title,
+            tuple(Trial(part, only_at(paper, sites)) for part, sites in parts.items()),
+            (plan.toxicity(), *plan.reading(lab)),
+        )

@@ -1,0 +1,36 @@
+"""What the edit costs when the model runs."""
+
+from collections.abc import Iterator
+
+from sordino.evaluation import Speed
+from sordino.interventions import aura
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import interval, model_name
+from sordino.tuning.lab import Lab, Trial
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    [trial] = record.group("speed").trials
+    said = {}
+    for name in ("edited", "hooks"):
+        after = trial.evaluation.figure("speed", name).after
+        inside = after.low is not None and after.high is not None and after.low <= 1 <= after.high
+        verdict = "no difference is settled" if inside else "a settled difference"
+        said[name] = f"× {interval(after, 3)} of the original's speed ({verdict})"
+    yield (
+        f"{model_name(record.model)}: with the factors in the weights it writes at "
+        f"{said['edited']}; with hooks at all sites at {said['hooks']}."
+    )
+
+
+@study("What does the edit cost when the model runs, baked and by hooks?", _answer)
+def overhead(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """Tokens a second of the baked model, the original and the original with hooks, in turns."""
+    del plan
+    yield Group(
+        "speed",
+        "Speed of writing, of the original's",
+        (Trial("aura", aura(lab.find("auroc")), baked="folder"),),
+        (Speed(),),
+    )

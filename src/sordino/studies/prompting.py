@@ -1,0 +1,45 @@
+"""What an edit is worth when the prompt asks for the worst, or for the best."""
+
+from collections.abc import Iterator
+
+from sordino.expertise.attribution import AttributionSettings
+from sordino.interventions import aura, family
+from sordino.studies.findings import toxic, toxicities
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import falls, model_name, points, rises, share
+from sordino.tuning.lab import Lab, Trial
+
+_LEADS = ("none", "benign", "adversarial")
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    for trial in record.group("leads").trials:
+        for key in toxicities(trial.evaluation):
+            led = key.partition(":")[2] or "no"
+            for scorer, figure in toxic(trial.evaluation, key):
+                change = figure.difference
+                verdict = (
+                    "less" if falls(change) else "more" if rises(change) else "no settled change"
+                )
+                yield (
+                    f"{model_name(record.model)}, {trial.name}, {led} pre-prompt, {scorer}: "
+                    f"{share(figure.before)} before, {share(figure.after)} after "
+                    f"({points(change)} points): {verdict}."
+                )
+
+
+@study("What is the edit worth behind a benign and behind an adversarial pre-prompt?", _answer)
+def prompting(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA, and contrast at a set divergence, after each of the pre-prompts."""
+    expertise = lab.find(
+        "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
+    )
+    sized = lab.sized("contrast", family(expertise, "contrast"), plan.asked, start=plan.asked / 2)
+    yield Group(
+        "leads",
+        "After a pre-prompt",
+        (Trial("aura", aura(expertise)), *([] if sized is None else [sized])),
+        (*(plan.toxicity(pre_prompt=led) for led in _LEADS), *plan.reading(lab)),
+        () if sized is not None else ("contrast",),
+    )

@@ -1,0 +1,48 @@
+"""How many of the best neurons it takes."""
+
+from collections.abc import Iterator
+
+from sordino.interventions import aura
+from sordino.studies.findings import differences, toxic
+from sordino.studies.record import StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.variants import only_best
+from sordino.studies.words import falls, model_name, points
+from sordino.tuning.lab import Lab, Trial
+
+_ALL = "all above chance"
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    group = record.group("subsets")
+    for number, (scorer, _) in enumerate(toxic(group.trials[0].evaluation)):
+        working = [
+            trial.name
+            for trial in group.trials
+            if falls([figure for _, figure in toxic(trial.evaluation)][number].difference)
+        ]
+        yield (
+            f"{model_name(record.model)}, {scorer}: toxicity falls by an interval below no change "
+            f"with {', '.join(working) or 'none of the subsets'}."
+        )
+    for finding in group.findings:
+        yield f"{model_name(record.model)}: {finding.label}: {points(finding.estimate)} points."
+
+
+@study("How many of the neurons that tell the concept best does it take?", _answer)
+def subset(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA's factors for the k neurons of highest AUROC alone, from ten to all."""
+    expertise = lab.find("auroc")
+    paper = aura(expertise)
+    counts = [10**power for power in range(1, 7) if 10**power < paper.changed]
+    trials = [Trial(f"best {k:,}", only_best(paper, expertise, k)) for k in counts]
+    best = trials[-1].name if trials else _ALL
+    yield Group(
+        "subsets",
+        "AurA for the neurons of highest AUROC alone",
+        (*trials, Trial(_ALL, paper)),
+        (plan.toxicity(), *plan.reading(lab)),
+        findings=lambda found: differences(
+            found, {f"{_ALL} against {best}": (_ALL, best)}, lab.seed
+        ),
+    )

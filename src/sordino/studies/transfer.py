@@ -1,0 +1,66 @@
+"""Whether what is found on a model holds for one that was made of it by more training."""
+
+from collections.abc import Iterator
+
+from sordino.errors import UserError
+from sordino.evaluation import Estimate
+from sordino.interventions import aura
+from sordino.models.reference import resolve
+from sordino.studies.data import agreement
+from sordino.studies.findings import differences, toxic
+from sordino.studies.record import Finding, StudyRecord
+from sordino.studies.study import Group, Plan, study
+from sordino.studies.words import falls, interval, model_name, points, rises
+from sordino.tuning.lab import Lab, Trial
+
+_OWN, _OTHER = "its own expertise", "the other's expertise"
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    group = record.group("sibling")
+    for trial in group.trials:
+        changes = " and ".join(
+            f"{points(figure.difference)} points ({scorer})"
+            for scorer, figure in toxic(trial.evaluation)
+        )
+        yield f"The sibling of {model_name(record.model)} with {trial.name}: {changes}."
+    for finding in group.findings:
+        if finding.unit == "points":
+            settled = falls(finding.estimate) or rises(finding.estimate)
+            verdict = "a settled difference" if settled else "no difference is settled"
+            yield f"{finding.label}: {points(finding.estimate)} points; {verdict}."
+        else:
+            yield f"{finding.label}, between the two models: {interval(finding.estimate, 2)}."
+
+
+@study("Does what is found on a model hold for one that was trained further?", _answer)
+def transfer(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA on the sibling, from its own expertise and from the first model's."""
+    if not plan.sibling:
+        raise UserError(
+            "The study transfer needs the model that was made of this one by more training: give "
+            "it as --sibling."
+        )
+    there = lab.elsewhere("sibling", ref=resolve(plan.sibling))
+    found = {_OWN: there.find("auroc"), _OTHER: lab.find("auroc")}
+    if found[_OWN].sites != found[_OTHER].sites:
+        raise UserError(f"{plan.sibling} has not the sites of {lab.ref.name}: it is no sibling.")
+    agreeing = [
+        Finding(name=what, label=what, unit="number", estimate=Estimate(value, None, None))
+        for what, value in agreement(*found.values()).items()
+    ]
+    yield Group(
+        "sibling",
+        "AurA on the sibling",
+        tuple(Trial(name, aura(expertise)) for name, expertise in found.items()),
+        (plan.toxicity(), *plan.reading(there)),
+        findings=lambda evaluations: [
+            *agreeing,
+            *differences(
+                evaluations,
+                {"Toxic with the other's expertise, against its own": (_OTHER, _OWN)},
+                lab.seed,
+            ),
+        ],
+        lab=there,
+    )

@@ -1,0 +1,70 @@
+"""How figures are said, in sentences and in tables."""
+
+from sordino.evaluation import Estimate
+
+NAMES = {"kit:smollm2": "SmolLM2 135M", "kit:gemma3": "Gemma 3 270M"}
+
+
+def model_name(name: str) -> str:
+    """What people call a model."""
+    return NAMES.get(name, name)
+
+
+def plain(estimate: Estimate, decimals: int) -> str:
+    """A figure without its interval."""
+    return "undefined" if estimate.value is None else f"{estimate.value:,.{decimals}f}"
+
+
+def share(estimate: Estimate | None) -> str:
+    """A share in per cent."""
+    if estimate is None or estimate.value is None:
+        return "undefined"
+    return f"{100 * estimate.value:.1f} %"
+
+
+def points(estimate: Estimate | None) -> str:
+    """A difference of shares in points, with its interval."""
+    if estimate is None or estimate.value is None:
+        return "undefined"
+    value, low, high = (_signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value}; {low} to {high}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return "unbounded" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def ratio(estimate: Estimate) -> str:
+    """A ratio with its interval."""
+    if estimate.value is None:
+        return "unbounded, for AurA removes nothing"
+    return f"{estimate.value:.1f} ({_end(estimate.low, 1)} to {_end(estimate.high, 1)})"
+
+
+def interval(estimate: Estimate, decimals: int) -> str:
+    """A figure with its interval, if it has one."""
+    if estimate.value is None:
+        return "undefined"
+    value = _end(estimate.value, decimals)
+    if estimate.low is None and estimate.high is None:
+        return value
+    return f"{value} ({_end(estimate.low, decimals)} to {_end(estimate.high, decimals)})"
+
+
+def falls(estimate: Estimate | None) -> bool:
+    """Whether a difference is below 0 throughout its interval."""
+    return estimate is not None and estimate.high is not None and estimate.high < 0
+
+
+def rises(estimate: Estimate | None) -> bool:
+    """Whether a difference is above 0 throughout its interval."""
+    return estimate is not None and estimate.low is not None and estimate.low > 0
+
+
+def _end(value: float | None, decimals: int) -> str:
+    return "unbounded" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _signed_points(value: float | None) -> str:
+    return "unbounded" if value is None else f"{100 * value:+.1f}".replace("-", "−")
