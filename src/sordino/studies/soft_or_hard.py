@@ -21,7 +21,7 @@ _RULES = {"aura": 15.0, "damp": 10_000.0, "det_zero": 4_000.0}
 def _answer(record: StudyRecord) -> Iterator[str]:
     findings = record.group("sizes").findings
     if not findings:
-        yield f"{model_name(record.model)}: AurA cannot be made so large that there is a comparison."
+        yield f"{model_name(record.model)}: there is no AurA of the size to compare with."
     for finding in findings:
         low, high = finding.estimate.low, finding.estimate.high
         verdict = (
