@@ -36,9 +36,17 @@ from sordino.files import (
     stage_path,
     write_json,
 )
-from sordino.interventions import Dampening, dampen, family, needs_of, read_settings
+from sordino.interventions import (
+    Dampening,
+    dampen,
+    family,
+    is_for_attention,
+    needs_of,
+    read_settings,
+)
 from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
+from sordino.models.sites import EVERYWHERE, find_sites
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
@@ -93,7 +101,8 @@ class RunSettings:
         measures: What is measured before and after.
         device: See `open_model`.
         dtype: See `open_model`.
-        sites: See `open_model`.
+        sites: See `open_model`; without it each rule has its own, which for some are attention's
+            linear layers, too (`sordino.interventions.is_for_attention`).
         stream: See `find_experts`.
         seed: Of everything that is drawn.
     """
@@ -215,6 +224,7 @@ class _Steps:
     def dampen(self, expertise: Expertise) -> Dampening:
         """The intervention, at the size that was asked for."""
         chosen = self._settings
+        expertise = self._at_its_sites(chosen.intervention, expertise)
         if chosen.divergence is None:
             return dampen(
                 expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
@@ -252,7 +262,7 @@ class _Steps:
         """The rules for comparison against the original, in memory."""
         arms = []
         for rule in self._settings.beside:
-            dampening = dampen(expertise, rule)
+            dampening = dampen(self._at_its_sites(rule, expertise), rule)
             known = fingerprint(self._ref.weights_fingerprint(), dampening.fingerprint)
             arms.append(Arm(rule, "", known, partial(self._dampened, dampening)))
         if not arms or self._is_too_large():
@@ -339,6 +349,19 @@ class _Steps:
         publish(self._model, self._target)
         shutil.rmtree(self._work)
 
+    def _sites(self) -> str | None:
+        """Where neurons are looked for: wherever one of the rules may dampen them."""
+        chosen = self._settings
+        rules = (chosen.intervention, *chosen.beside)
+        wide = chosen.sites is None and any(map(is_for_attention, rules))
+        return EVERYWHERE if wide else chosen.sites
+
+    def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
+        """The expertise as a rule should see it that may not be meant for all sites."""
+        if self._sites() == self._settings.sites or is_for_attention(rule):
+            return expertise
+        return expertise.at({site.path for site in find_sites(self._original().model)})
+
     def _refuse_unbakeable(self) -> None:
         """Say before the long work that a rule with shifts cannot be baked into this model."""
         rule = self._settings.intervention
@@ -361,7 +384,7 @@ class _Steps:
                 self._ref,
                 device=chosen.device,
                 dtype=chosen.dtype,
-                sites=chosen.sites,
+                sites=self._sites(),
                 stream=chosen.stream,
             )
         return self._opened

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,11 @@ class Expertise:
     def sites(self) -> tuple[str, ...]:
         """The sites' module paths, in the model's order."""
         return tuple(self.statistics)
+
+    def at(self, sites: Collection[str]) -> "Expertise":
+        """The same at these sites alone, which must be among its own."""
+        kept = {site: of for site, of in self.statistics.items() if site in sites}
+        return Expertise(kept, self.metadata)
 
     @cached_property
     def neurons(self) -> int:

@@ -19,10 +19,14 @@ P = ParamSpec("P")
 _RULES: dict[str, Callable[..., Dampening]] = {}
 _NEEDS: dict[str, str] = {}
 _DIALS: dict[str, str] = {}
+_IN_ATTENTION: set[str] = set()
 
 
 def intervention(
-    needs: Literal["", "strata", "moments", "attribution"] = "", dial: str = ""
+    needs: Literal["", "strata", "moments", "attribution"] = "",
+    dial: str = "",
+    *,
+    in_attention: bool = False,
 ) -> Callable[
     [Callable[Concatenate[Expertise, P], Factors | Affine]],
     Callable[Concatenate[Expertise, P], Dampening],
@@ -36,6 +40,7 @@ def intervention(
     Args:
         needs: What the expertise must hold beside the AUROC.
         dial: The setting that says how much the rule changes; "" where that is the strength.
+        in_attention: Whether the rule is meant for attention's linear layers, too.
     """
 
     def register(
@@ -60,6 +65,8 @@ def intervention(
         _RULES[name] = dampening
         _NEEDS[name] = needs
         _DIALS[name] = dial
+        if in_attention:
+            _IN_ATTENTION.add(name)
         return dampening
 
     return register
@@ -78,6 +85,12 @@ def needs_of(name: str) -> str:
     """What a rule needs of the expertise beside the AUROC; "" if nothing."""
     _rule(name)
     return _NEEDS[name]
+
+
+def is_for_attention(name: str) -> bool:
+    """Whether a rule is meant for attention's linear layers, too."""
+    _rule(name)
+    return name in _IN_ATTENTION
 
 
 def family(

@@ -18,6 +18,9 @@ _ATTENTION = re.compile(
 # A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
 _ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$")
 
+EVERYWHERE = r"."
+"""The pattern of all linear layers, attention's among them."""
+
 
 @dataclass(frozen=True)
 class Site:

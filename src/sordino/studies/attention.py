@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.studies.findings import differences
 from sordino.studies.record import StudyRecord
@@ -27,14 +26,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 @study("Do attention's linear layers help, at the same divergence?", _answer)
 def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA and contrast at the feed-forward sites, and at attention's too, equally large."""
-    found = {
-        "feed-forward": lab.find(
-            "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
-        ),
-        "attention too": lab.find(
-            "everywhere", sites=r".", attribution=AttributionSettings(plan.per_class, lab.seed)
-        ),
-    }
+    found = dict(zip(("feed-forward", "attention too"), plan.both(lab), strict=True))
     trials = [
         lab.sized(f"{rule}, {where}", family(expertise, rule), plan.asked, start=start)
         for rule, start in (("aura", 1.0), ("contrast", plan.asked / 2))

@@ -6,6 +6,7 @@ from sordino.concepts import load_concept
 from sordino.evaluation import Divergence, Estimate, Perplexity, ToxicPerplexity
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
+from sordino.models.sites import EVERYWHERE
 from sordino.studies.data import halves
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
@@ -41,16 +42,21 @@ def _verdict(with_it: Estimate, without: Estimate) -> str:
 def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Each concept turned down by both rules, read on held-out text of each concept."""
     parts = {name: halves(load_concept(name, seed=lab.seed), lab.seed) for name in plan.concepts}
+    own = {site.path for site in lab.opened.sites}
     trials = []
     for name, (found_on, _) in parts.items():
         expertise = lab.find(
             f"concept-{name}",
             concept=found_on,
+            sites=EVERYWHERE,
             attribution=AttributionSettings(plan.per_class, lab.seed),
         )
         trials += [
-            lab.sized(f"{name} down by {rule}", family(expertise, rule), plan.asked, start=start)
-            for rule, start in (("aura", 1.0), ("contrast", plan.asked / 2))
+            lab.sized(f"{name} down by {rule}", family(found, rule), plan.asked, start=start)
+            for rule, found, start in (
+                ("aura", expertise.at(own), 1.0),
+                ("contrast", expertise, plan.asked / 2),
+            )
         ]
     for name, (_, held_out) in parts.items():
         positive = lab.keep(f"held-out-{name}-positive.txt", held_out.positive)

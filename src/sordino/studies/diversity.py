@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from sordino.evaluation import Diversity
-from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
@@ -30,13 +29,11 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 @study("Does what the model writes become poorer?", _answer)
 def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Diversity after ordinary prompts, of AurA and contrast at several divergences."""
-    expertise = lab.find(
-        "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
-    )
+    own, everywhere = plan.both(lab)
     trials = [
-        lab.sized(f"{rule} at {budget:g}", family(expertise, rule), budget, start=start * budget)
+        lab.sized(f"{rule} at {budget:g}", family(found, rule), budget, start=start * budget)
         for budget in plan.budgets
-        for rule, start in (("aura", 15.0), ("contrast", 0.5))
+        for rule, found, start in (("aura", own, 15.0), ("contrast", everywhere, 0.5))
     ]
     yield Group(
         "sizes",

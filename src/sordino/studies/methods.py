@@ -4,15 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sordino.concepts.concept import Concept
-from sordino.evaluation import (
-    Diversity,
-    OrdinaryToxicity,
-    ToxicPerplexity,
-    ZeroShot,
-)
+from sordino.evaluation import Divergence, Diversity, OrdinaryToxicity, ToxicPerplexity, ZeroShot
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import Dampening, aura, family
+from sordino.models.sites import EVERYWHERE
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
@@ -67,11 +63,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 @study("Which rule removes most of the concept at the same divergence from the original?", _answer)
 def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     """All rules and their controls at AurA's divergence, curves, and what contrast depends on."""
-    expertise = lab.find(
-        "max",
-        sweep=SweepSettings(stratify="length"),
-        attribution=AttributionSettings(plan.per_class, lab.seed),
-    )
+    expertise = lab.find("max", sweep=SweepSettings(stratify="length"))
+    everywhere = plan.everywhere(lab)
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
     seed = lab.seed
     paper = Trial("aura", aura(expertise))
@@ -84,9 +77,9 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         "det_zero": (family(expertise, "det_zero"), 200.0),
         "mean_shift": (family(means, "mean_shift"), 1.0),
         "linear_transport": (family(means, "linear_transport"), 1.0),
-        "contrast": (family(expertise, "contrast"), paid / 2),
+        "contrast": (family(everywhere, "contrast"), paid / 2),
         "shuffled contrast": (
-            lambda b: contrast_of(expertise, b, benefit=permuted(seed)),
+            lambda b: contrast_of(everywhere, b, benefit=permuted(seed)),
             paid / 2,
         ),
     }
@@ -136,14 +129,15 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
 
     questions: dict[str, Family] = {
         "contrast": families["contrast"][0],
-        "sign reversed": lambda b: contrast_of(expertise, b, benefit=reversed_sign),
+        "feed-forward sites only": family(everywhere.at(expertise.sites), "contrast"),
+        "sign reversed": lambda b: contrast_of(everywhere, b, benefit=reversed_sign),
         "sampling error and all": lambda b: contrast_of(
-            expertise, b, benefit=as_measured(expertise)
+            everywhere, b, benefit=as_measured(everywhere)
         ),
-        "amplifying too": family(expertise, "contrast", amplify=1.0),
-        "a λ for each site": lambda b: contrast_of(expertise, b, each_site=True),
+        "amplifying too": family(everywhere, "contrast", amplify=1.0),
+        "a λ for each site": lambda b: contrast_of(everywhere, b, each_site=True),
         "neurons of known AUROC only": lambda b: contrast_of(
-            expertise, b, benefit=only_known(expertise)
+            everywhere, b, benefit=only_known(everywhere)
         ),
         **_other_data(lab, plan),
     }
@@ -154,30 +148,31 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         "questions",
         f"What contrast depends on, at a divergence of {plan.asked:g}",
         _found(asked),
-        (replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other), *reading),
+        (
+            replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other),
+            Divergence(lab.texts),
+        ),
         _absent(questions, asked),
     )
 
 
 def _other_data(lab: Lab, plan: Plan) -> dict[str, Family]:
-    """Contrast on attention's sites too, on fewer sentences, and against other clean text."""
-    found = {
-        "attention's sites too": lab.find(
-            "everywhere", sites=r".", attribution=AttributionSettings(plan.per_class, lab.seed)
-        )
-    }
+    """Contrast on fewer sentences, and against other clean text."""
+    found = {}
     most = len(lab.concept.positive)
     for count in plan.fewer:
         if count < min(plan.per_class, most):
             found[f"{count} sentences a class"] = lab.find(
                 f"{count}-sentences",
                 concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
+                sites=EVERYWHERE,
                 attribution=AttributionSettings(count, lab.seed),
             )
     count = min(max(plan.fewer), most)
     found[f"{count} sentences a class, prose as clean text"] = lab.find(
         "prose",
         concept=_against_prose(lab, count),
+        sites=EVERYWHERE,
         attribution=AttributionSettings(count, lab.seed),
     )
     return {name: family(expertise, "contrast") for name, expertise in found.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import aura, family
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.record import StudyRecord
@@ -32,14 +31,12 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 @study("What is the edit worth behind a benign and behind an adversarial pre-prompt?", _answer)
 def prompting(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA, and contrast at a set divergence, after each of the pre-prompts."""
-    expertise = lab.find(
-        "max-attribution", attribution=AttributionSettings(plan.per_class, lab.seed)
-    )
-    sized = lab.sized("contrast", family(expertise, "contrast"), plan.asked, start=plan.asked / 2)
+    own, everywhere = plan.both(lab)
+    sized = lab.sized("contrast", family(everywhere, "contrast"), plan.asked, start=plan.asked / 2)
     yield Group(
         "leads",
         "After a pre-prompt",
-        (Trial("aura", aura(expertise)), *([] if sized is None else [sized])),
+        (Trial("aura", aura(own)), *([] if sized is None else [sized])),
         (*(plan.toxicity(pre_prompt=led) for led in _LEADS), *plan.reading(lab)),
         () if sized is not None else ("contrast",),
     )

@@ -8,6 +8,9 @@ from typing import Any
 from sordino.errors import UserError
 from sordino.evaluation import Divergence, Evaluation, Measure, Perplexity, Toxicity
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
+from sordino.models.sites import EVERYWHERE
 from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
 
@@ -58,7 +61,7 @@ class Plan:
     questions: int = 60
     texts: int = 150
     per_class: int = 1049
-    fewer: tuple[int, ...] = (256, 100, 20)
+    fewer: tuple[int, ...] = (100, 20)
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
     shuffles: int = 20
@@ -73,6 +76,16 @@ class Plan:
             "continuations": self.continuations,
         }
         return Toxicity(self.prompts, **{**settings, **changes})
+
+    def everywhere(self, lab: Lab) -> Expertise:
+        """The expertise of all linear layers, attention's among them, with attribution."""
+        attribution = AttributionSettings(self.per_class, lab.seed)
+        return lab.find("everywhere", sites=EVERYWHERE, attribution=attribution)
+
+    def both(self, lab: Lab) -> tuple[Expertise, Expertise]:
+        """The expertise of the study's own sites, and that of all linear layers."""
+        everywhere = self.everywhere(lab)
+        return everywhere.at({site.path for site in lab.opened.sites}), everywhere
 
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""
