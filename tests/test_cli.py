@@ -258,6 +258,15 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
     assert after["divergence"]["figures"][0]["after"]["value"] == pytest.approx(0.01, rel=0.05)
     assert beside["toxicity"]["figures"][0]["before"] == after["toxicity"]["figures"][0]["before"]
     assert beside["perplexity"] != after["perplexity"]
+    # Contrast is meant for attention, too; AurA beside it is what it is by itself.
+    changed = Dampening.load(here / "sized/sordino/dampening.safetensors").factors
+    assert any("self_attn" in site for site in changed)
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "plain.safetensors")
+    alone = ["evaluate", "tiny", "--against", "tiny", "--dampening", "plain.safetensors"]
+    alone += [*EVALUATION, "--measure", "divergence", "-o", "alone.json"]
+    assert call(*alone)[0] == 0
+    expected = json.loads((here / "alone.json").read_text())["measures"]["divergence"]
+    assert beside["divergence"]["figures"] == expected["figures"]
     assert "settings" in json.loads((here / "sized/sordino.json").read_text())["intervention"]
     for wrong, said in [
         (["--strength", "0.5"], "two sizes"),
