@@ -19,7 +19,7 @@ from sordino.studies.variants import (
     permuted,
     reversed_sign,
 )
-from sordino.studies.words import model_name, plain, points, ratio, rises
+from sordino.studies.words import model_name, plain, points, ratio, rises, share
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
@@ -52,11 +52,18 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             f"({n['continuations']:,} of {n['prompts']} prompts) this many times what AurA "
             f"removes: {'; '.join(said)}."
         )
-        changes = " and ".join(
-            f"{points(figure.difference)} points ({scorer})"
-            for scorer, figure in toxic(paper.evaluation)
-        )
-        yield f"{name}: AurA itself changes toxicity by {changes}."
+        for (scorer, by_paper), (_, by_best) in zip(
+            toxic(paper.evaluation), toxic(best.evaluation), strict=True
+        ):
+            if by_paper.before is None or by_paper.difference is None:
+                continue
+            level, change = by_paper.before.value or 0.0, by_paper.difference.value or 0.0
+            yield (
+                f"{name}, {scorer}: the original's {share(by_paper.before)} become "
+                f"{share(by_paper.after)} with AurA ({points(by_paper.difference)} points) and "
+                f"{share(by_best.after)} with contrast; twice what AurA removes would leave "
+                f"{max(0.0, 100 * (level + 2 * change)):.1f} %."
+            )
         return
 
 
