@@ -94,7 +94,12 @@ def test_texts_for_sizes_are_not_those_of_the_measure(tmp_path):
 
 def test_the_dial_of_a_rule(concept):
     auroc = {"m.0": np.linspace(0.3, 0.9, 40, dtype=np.float32)}
-    cost = {"attribution_positive": 1.0, "attribution_negative": 0.5, "cost": 2.0}
+    cost = {
+        "attribution_positive": 1.0,
+        "attribution_negative": 0.5,
+        "attribution_variance": 0.0,
+        "cost": 2.0,
+    }
     statistics = {"auroc": auroc["m.0"]} | {
         name: np.full(40, value, dtype=np.float32) for name, value in cost.items()
     }

@@ -24,7 +24,8 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.files import new_file
-from sordino.interventions import Dampening, aura, family, needs_of
+from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of
+from sordino.models.sites import EVERYWHERE
 from sordino.tuning.budget import Budget
 from sordino.tuning.lab import Lab, Trial
 
@@ -76,7 +77,7 @@ class Tried(_Value):
 
     Args:
         rule: The rule's name.
-        sites: The kind of site that it changes, or "all".
+        sites: The kind of site that it changes, or "all" that the rule is for.
         dial: Its size; see `sordino.interventions.family`.
         changed: How many neurons it changes.
         prompts: How many prompts it was measured on.
@@ -255,7 +256,8 @@ class _Bench:
         return tuned, trials[0].dampening if chosen and chosen[0].kept else None
 
     def _family(self, rule: str, sites: str) -> Any:
-        found = family(self._means if needs_of(rule) == "moments" else self._expertise, rule)
+        own = self._own if is_for_attention(rule) else self._expertise
+        found = family(self._means if needs_of(rule) == "moments" else own, rule)
         return found if sites == "all" else lambda dial: _only(found(dial), sites)
 
     def _measures(self, toxicity: Toxicity) -> list[Measure]:
@@ -264,14 +266,22 @@ class _Bench:
         return needed if limited.name == "divergence" else [*needed, limited]
 
     @cached_property
-    def _expertise(self) -> Expertise:
+    def _own(self) -> Expertise:
+        """The expertise of all sites that one of the rules is for."""
         needs = {needs_of(rule) for rule in self._settings.rules}
+        wide = self._lab.sites is None and any(map(is_for_attention, self._settings.rules))
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
             "expertise",
+            sites=EVERYWHERE if wide else None,
             sweep=SweepSettings(stratify="length" if "strata" in needs else ""),
             attribution=AttributionSettings(per_class, seed) if "attribution" in needs else None,
         )
+
+    @cached_property
+    def _expertise(self) -> Expertise:
+        """The same for rules that are not for attention."""
+        return self._own.at({site.path for site in self._lab.opened.sites})
 
     @cached_property
     def _means(self) -> Expertise:
