@@ -576,7 +576,7 @@ def test_a_long_pre_prompt_cuts_no_prompt(open_tiny, monkeypatch):
     monkeypatch.setattr(writing, "plan", lambda _, encoded, **__: seen.append(encoded) or [])
     opened = open_tiny("gpt2")
     settings = Diversity("x", continuations=1, new_tokens=2)
-    common = {"seed": 0, "batch_tokens": 64, "start": 0}
+    common = {"seed": 0, "batch_tokens": 64, "which": slice(None)}
     list(continuations(opened, ["the cat"], settings, pre_prompt="a" * 40, **common))
     assert opened.tokenizer.decode(seen[0][0]).endswith("\nthe cat")
 
