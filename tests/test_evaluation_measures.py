@@ -138,6 +138,11 @@ def test_divergence_is_torchs_sentence_by_sentence(
     assert result.figure("divergence", "agreement").after.value == pytest.approx(same)
 
 
+def ended(logits):
+    """With one place more at the end, after which a text has no token."""
+    return torch.cat([logits, logits[-1:]])
+
+
 def test_what_is_drawn_of_the_unlikely_tokens_is_without_bias(monkeypatch):
     monkeypatch.setattr(divergence, "LIKELIEST", 10)
     generator = torch.Generator().manual_seed(0)
@@ -146,17 +151,20 @@ def test_what_is_drawn_of_the_unlikely_tokens_is_without_bias(monkeypatch):
     log_q = (logits + 0.7 * torch.randn(6, 3000, generator=generator)).log_softmax(-1)
     truth = float((log_p.exp() * (log_p - log_q)).sum())
     found = np.array(
-        [divergence.against(*divergence.keep(log_p, seed, 0), log_q)[0] for seed in range(400)]
+        [
+            divergence.against(*divergence.keep(ended(log_p), seed, 0), ended(log_q))[0]
+            for seed in range(400)
+        ]
     )
     assert abs(found.mean() - truth) < 4 * found.std() / np.sqrt(len(found))
     assert found.std() < 0.2 * truth  # of 6 places; a text has a hundred, and there are a hundred
-    assert divergence.against(*divergence.keep(log_p, 0, 0), log_p)[0] == 0
+    assert divergence.against(*divergence.keep(ended(log_p), 0, 0), ended(log_p))[0] == 0
 
 
 def test_tokens_that_the_original_never_writes_add_nothing():
     log_p = torch.tensor([[0.5, 0.5, 0.0]]).log()
     log_q = torch.tensor([[0.25, 0.25, 0.5]]).log()
-    nats, same = divergence.against(*divergence.keep(log_p, 0, 0), log_q)
+    nats, same = divergence.against(*divergence.keep(ended(log_p), 0, 0), ended(log_q))
     assert nats == pytest.approx(np.log(2))
     assert same == 0
 
@@ -221,7 +229,7 @@ def test_texts_of_one_token_have_no_place(open_tiny, tmp_path):
     task = Divergence(str(path), max_tokens=2).prepare(0, CPU)
     with pytest.raises(UserError, match="two tokens or more"):
         task.summarise(None, [[0, 0.0, 0, 0], [1, 0.0, 0, 0]])
-    tokens, log_p = divergence.keep(torch.empty(0, 300), 0, 0)
+    tokens, log_p = divergence.keep(torch.empty(1, 300), 0, 0)
     assert tokens.shape[0] == log_p.shape[0] == 0
 
 
@@ -251,7 +259,9 @@ def test_the_error_of_what_is_drawn_is_as_the_docs_say(noise, error):
     likeliest = log_p.exp().topk(divergence.LIKELIEST).values.sum(-1)
     assert 0.25 < 1 - float(likeliest.mean()) < 0.35
     truth = float((log_p.exp() * (log_p - log_q)).sum())
-    found = [divergence.against(*divergence.keep(log_p, k, 0), log_q)[0] for k in range(12)]
+    found = [
+        divergence.against(*divergence.keep(ended(log_p), k, 0), ended(log_q))[0] for k in range(12)
+    ]
     assert np.std(found) / truth * np.sqrt(places / 10_000) < error
     # What is left out by the likeliest 1,024 and one bucket for the others.
     values, tokens = log_p.topk(1024)

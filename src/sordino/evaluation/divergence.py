@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sordino.errors import UserError
 from sordino.evaluation.measure import PairedTask, Record, Summary, register
-from sordino.evaluation.reading import Reading, ReadingTask
+from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
 from sordino.models.generation import uniforms
@@ -68,7 +68,7 @@ class _DivergenceTask(ReadingTask, PairedTask):
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
         for batch in self._logits(opened, batch_tokens, which):
             yield [
-                [index, ids.tolist(), *map(_packed, keep(next_log_p(logits), self._seed, index))]
+                [index, ids.tolist(), *map(_packed, keep(logits, self._seed, index))]
                 for index, ids, logits in batch
             ]
 
@@ -82,15 +82,14 @@ class _DivergenceTask(ReadingTask, PairedTask):
             records: list[Record] = []
             for index, ids, logits in batch:
                 expected, tokens, log_p = kept[index]
-                log_q = next_log_p(logits)
-                places = len(log_q)
+                places = len(ids) - 1
                 if ids.tolist() != expected:
                     raise _tokenizers_differ(opened)
                 found = _unpacked(tokens, np.int32, places)
-                if found.max(initial=0) >= log_q.shape[1]:
+                if found.max(initial=0) >= logits.shape[1]:
                     raise _tokenizers_differ(opened)
                 original = _unpacked(log_p, np.float32, places)
-                records.append([index, *against(found, original, log_q), places])
+                records.append([index, *against(found, original, logits), places])
             yield records
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:  # noqa: ARG002
@@ -128,7 +127,7 @@ class _DivergenceTask(ReadingTask, PairedTask):
 
 
 def keep(
-    log_p: torch.Tensor, seed: int, text: int
+    logits: torch.Tensor, seed: int, text: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """What the divergence from these distributions is found with later.
 
@@ -136,7 +135,7 @@ def keep(
     vocabulary, where neighbours resemble each other: they vary less than free ones.
 
     Args:
-        log_p: float32 [places, vocabulary], log-probabilities.
+        logits: A text's, [places + 1, vocabulary].
         seed: Of the draws.
         text: Which text it is; each has its own draws.
 
@@ -144,51 +143,54 @@ def keep(
         Tokens int32 and their log p float32, [places, `LIKELIEST` + `DRAWS`], the likeliest first
         and in order; all the vocabulary, and no draws, where it is no larger than `LIKELIEST`.
     """
-    places, vocabulary = log_p.shape
-    values, tokens = log_p.topk(min(LIKELIEST, vocabulary), dim=-1)
-    if vocabulary > LIKELIEST and places:
-        ends = log_p.exp().scatter(-1, tokens, 0).double().cumsum(dim=-1)
-        jitter = torch.from_numpy(uniforms(seed, text, 0, places * DRAWS)).to(log_p.device)
-        parts = torch.arange(DRAWS, device=log_p.device)
-        targets = (parts + jitter.view(places, DRAWS)) / DRAWS * ends[:, -1:]
-        drawn = torch.searchsorted(ends, targets, right=True).clamp(max=vocabulary - 1)
-        tokens = torch.cat([tokens, drawn], dim=-1)
-        values = torch.cat([values, log_p.gather(-1, drawn)], dim=-1)
-    return tokens.cpu().numpy().astype(np.int32), values.cpu().numpy()
+    places, vocabulary = len(logits) - 1, logits.shape[1]
+    width = vocabulary if vocabulary <= LIKELIEST else LIKELIEST + DRAWS
+    kept = np.empty((places, width), dtype=np.int32), np.empty((places, width), dtype=np.float32)
+    jitter = torch.from_numpy(uniforms(seed, text, 0, places * DRAWS)).to(logits.device)
+    parts = torch.arange(DRAWS, device=logits.device)
+    for piece, log_p in next_log_p(logits):
+        values, tokens = log_p.topk(min(LIKELIEST, vocabulary), dim=-1)
+        if vocabulary > LIKELIEST:
+            ends = log_p.exp().scatter(-1, tokens, 0).double().cumsum(dim=-1)
+            targets = (parts + jitter.view(places, DRAWS)[piece]) / DRAWS * ends[:, -1:]
+            drawn = torch.searchsorted(ends, targets, right=True).clamp(max=vocabulary - 1)
+            tokens = torch.cat([tokens, drawn], dim=-1)
+            values = torch.cat([values, log_p.gather(-1, drawn)], dim=-1)
+        for whole, part in zip(kept, (tokens, values), strict=True):
+            whole[piece] = part.cpu().numpy()
+    return kept
 
 
 def against(
-    tokens: NDArray[np.int32], log_p: NDArray[np.float32], log_q: torch.Tensor
+    tokens: NDArray[np.int32], log_p: NDArray[np.float32], logits: torch.Tensor
 ) -> tuple[float, int]:
     """The divergence of one text's places from what was kept of the original.
 
     Args:
         tokens: int32 [places, kept]; see `keep`.
         log_p: float32 [places, kept]; see `keep`.
-        log_q: float32 [places, vocabulary], the edited model's log-probabilities.
+        logits: The edited model's on the same text, [places + 1, vocabulary].
 
     Returns:
         The sum over the places of Σ p·(log p − log q), in nats, and at how many of them the
         likeliest token is the same.
     """
-    ids = torch.from_numpy(tokens).long().to(log_q.device)
-    log_original = torch.from_numpy(log_p).double().to(log_q.device)
+    ids = torch.from_numpy(tokens).long().to(logits.device)
+    log_original = torch.from_numpy(log_p).double().to(logits.device)
     weights = log_original.exp()
     likeliest, drawn = weights[:, :LIKELIEST], weights[:, LIKELIEST:]
     if drawn.shape[1]:
         others = (1 - likeliest.sum(dim=-1, keepdim=True)).clamp(min=0)
         weights = torch.cat([likeliest, (others / DRAWS).expand_as(drawn)], dim=-1)
-    apart = log_original - log_q.gather(-1, ids).double()
+    edited, same = torch.empty_like(log_original), 0
+    for piece, log_q in next_log_p(logits):
+        edited[piece] = log_q.gather(-1, ids[piece]).double()
+        # By value, for in half precision several tokens can be the likeliest.
+        same += int((log_q.gather(-1, ids[piece, :1]).squeeze(-1) == log_q.amax(dim=-1)).sum())
+    apart = log_original - edited
     # A token that the original never writes adds nothing, whatever the edited model does with it.
     nats = torch.where((weights > 0) & (log_original > -torch.inf), weights * apart, 0).sum()
-    # By value, for in half precision several tokens can be the likeliest.
-    same = log_q.gather(-1, ids[:, :1]).squeeze(-1) == log_q.amax(dim=-1)
-    return float(nats), int(same.sum())
-
-
-def next_log_p(logits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of each token after the first, float32 [length − 1, vocabulary]."""
-    return logits[:-1].float().log_softmax(dim=-1)
+    return float(nats), same
 
 
 def _tokenizers_differ(opened: OpenModel) -> UserError:

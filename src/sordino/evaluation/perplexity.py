@@ -6,10 +6,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from sordino.evaluation.measure import Record, Summary, Task, register
-from sordino.evaluation.reading import Reading, ReadingTask
+from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
 from sordino.evaluation.texts import KIT_INSULTING
@@ -93,9 +92,8 @@ class _PerplexityTask(ReadingTask):
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """The summed negative log-likelihood of a text's tokens after the first, in nats.
-
-    One text at a time, because the log-softmax doubles the memory that its logits take.
-    """
-    losses = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
-    return float(losses.double().sum())
+    """The summed negative log-likelihood of a text's tokens after the first, in nats."""
+    losses = torch.zeros(len(ids) - 1, dtype=torch.float64, device=logits.device)
+    for piece, log_p in next_log_p(logits):
+        losses[piece] = -log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1).double()
+    return float(losses.sum())

@@ -12,6 +12,10 @@ from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode, equal_length_batches
 
+# Logits that are looked at together: 8 MiB in float32, so that what is made of them stays in the
+# processor's cache, and in memory that is used again and not asked of the system anew.
+_PIECE = 2**21
+
 
 @dataclass(frozen=True)
 class Reading(Measure):
@@ -98,3 +102,18 @@ def text_logits(
         ids = batch.input_ids.to(opened.device)
         logits = opened.model(input_ids=ids, use_cache=False).logits
         yield list(zip(batch.indices, ids, logits, strict=True))
+
+
+def next_log_p(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Log-probabilities of each token after the first, a few places at a time.
+
+    Args:
+        logits: A text's, [length, vocabulary].
+
+    Yields:
+        Which of the length − 1 places, and float32 [those places, vocabulary].
+    """
+    places, rows = len(logits) - 1, max(1, _PIECE // logits.shape[-1])
+    for start in range(0, places, rows):
+        piece = slice(start, min(start + rows, places))
+        yield piece, logits[piece].float().log_softmax(dim=-1)

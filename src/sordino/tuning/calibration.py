@@ -9,7 +9,7 @@ import torch
 
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.evaluation.divergence import against, keep, next_log_p
+from sordino.evaluation.divergence import against, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions import Dampening
@@ -39,9 +39,7 @@ class Yardstick:
     def __init__(self, opened: OpenModel, texts: Sequence[str], seed: int = 0) -> None:
         self._opened, self._texts = opened, list(texts)
         with torch.inference_mode():
-            self._kept = {
-                index: keep(next_log_p(logits), seed, index) for index, logits in self._logits()
-            }
+            self._kept = {index: keep(logits, seed, index) for index, logits in self._logits()}
         if not any(len(tokens) for tokens, _ in self._kept.values()):
             raise UserError(
                 "No clean text has two tokens or more: the divergence needs longer ones."
@@ -53,7 +51,7 @@ class Yardstick:
         nats, places = 0.0, 0
         with dampening.applied(self._opened.model):
             for index, logits in self._logits():
-                nats += against(*self._kept[index], next_log_p(logits))[0]
+                nats += against(*self._kept[index], logits)[0]
                 places += len(logits) - 1
         return nats / places
 
