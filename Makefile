@@ -12,8 +12,9 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(BIN)/.ready  ## the whole job on a small real model; goes on where it was interrupted
-	$(BIN)/sordino run kit:smollm2 --concept insults --prompts kit --scorer alt-profanity-check \
-		--output $(OUT)/quiet
+	$(BIN)/sordino run kit:smollm2 --concept insults --intervention contrast --divergence 0.05 \
+		--beside aura --attribution-per-class 400 --prompts kit --max-prompts 300 \
+		--scorer alt-profanity-check --output $(OUT)/quiet
 
 results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where it was interrupted
 	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \

@@ -257,10 +257,12 @@ def test_transfer_asks_for_the_sibling(tiny_study, capsys):
 def test_where_a_curve_comes_down_to_a_level(levels, goal):
     places = np.arange(len(levels), dtype=float)
     found = crossing(places, np.array(levels), goal)
-    if found == np.inf:
+    if levels[0] <= goal:
+        assert np.isnan(found)
+    elif found == np.inf:
         assert min(levels) > goal
     else:
-        assert np.interp(found, places, levels) == pytest.approx(goal, abs=1e-9) or found == 0
+        assert np.interp(found, places, levels) == pytest.approx(goal, abs=1e-9)
         assert all(
             level > goal for place, level in zip(places, levels, strict=True) if place < found
         )

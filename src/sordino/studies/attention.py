@@ -6,7 +6,7 @@ from sordino.interventions import family
 from sordino.studies.findings import differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import falls, model_name, points, rises
+from sordino.studies.words import by_points, falls, model_name, rises
 from sordino.tuning.lab import Lab
 
 
@@ -20,7 +20,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             if rises(change)
             else "which does not settle whether they help"
         )
-        yield f"{model_name(record.model)}, {finding.label}: {points(change)} points; {verdict}."
+        yield f"{model_name(record.model)}, {finding.label}: {by_points(change)}; {verdict}."
 
 
 @study("Do attention's linear layers help, at the same divergence?", _answer)

@@ -9,9 +9,6 @@ from sordino.studies.removal import removed_against
 from sordino.studies.study import Group, Plan, study_named
 from sordino.tuning.lab import Lab
 
-PAPER = "aura"
-"""The name of the trial that others are compared with, where a group has it."""
-
 
 def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
     """Measure everything that a study asks for and save what was found.
@@ -47,7 +44,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
 def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
     evaluations = (group.lab or lab).compare(group.trials, group.measures)
     by_name = {trial.name: of for trial, of in zip(group.trials, evaluations, strict=True)}
-    paper = by_name.get(PAPER)
+    paper = by_name.get(group.against)
     return GroupRecord(
         name=group.name,
         title=group.title,
@@ -59,7 +56,7 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
                 evaluation=of,
                 removals=(
                     ()
-                    if paper is None or trial.name == PAPER
+                    if paper is None or trial.name == group.against
                     else _removals(of, paper, lab.seed, plan.scorers)
                 ),
             )

@@ -6,7 +6,7 @@ from sordino.evaluation import Diversity
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import falls, model_name, points, rises
+from sordino.studies.words import by_points, falls, model_name, rises
 from sordino.tuning.lab import Lab
 
 _FIGURES = ("distinct-2", "repetition")
@@ -20,8 +20,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             change = figure.difference
             settled = falls(change) or rises(change)
             said.append(
-                f"{figure.label.lower()} {points(change)} points"
-                f"{'' if settled else ' (not settled)'}"
+                f"{figure.label.lower()} {by_points(change)}{'' if settled else ' (not settled)'}"
             )
         yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
 

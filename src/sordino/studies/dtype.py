@@ -6,7 +6,7 @@ from sordino.interventions import aura
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import model_name, points
+from sordino.studies.words import by_points, model_name
 from sordino.tuning.lab import Lab, Trial
 
 _DTYPES = ("float32", "bfloat16")
@@ -16,7 +16,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
         for trial in group.trials:
             changes = " and ".join(
-                f"{points(figure.difference)} points ({scorer})"
+                f"{by_points(figure.difference)} ({scorer})"
                 for scorer, figure in toxic(trial.evaluation)
             )
             yield f"{model_name(record.model)}, {group.title}, {trial.name}: {changes}."

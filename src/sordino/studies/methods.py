@@ -19,7 +19,7 @@ from sordino.studies.variants import (
     permuted,
     reversed_sign,
 )
-from sordino.studies.words import model_name, plain, points, ratio, rises, share
+from sordino.studies.words import by_points, model_name, plain, ratio, rises, share
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
@@ -60,7 +60,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             level, change = by_paper.before.value or 0.0, by_paper.difference.value or 0.0
             yield (
                 f"{name}, {scorer}: the original's {share(by_paper.before)} become "
-                f"{share(by_paper.after)} with AurA ({points(by_paper.difference)} points) and "
+                f"{share(by_paper.after)} with AurA ({by_points(by_paper.difference)}) and "
                 f"{share(by_best.after)} with contrast; twice what AurA removes would leave "
                 f"{max(0.0, 100 * (level + 2 * change)):.1f} %."
             )
@@ -100,6 +100,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         (paper, *([by_name["contrast"]] if "contrast" in by_name else [])),
         (replace(toxicity, max_prompts=plan.most_many, continuations=plan.many), *reading),
         () if "contrast" in by_name else ("contrast",),
+        against="aura",
     )
     yield Group(
         "rules",
@@ -116,6 +117,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
         ),
         _absent(families, rules),
+        against="aura",
     )
 
     curves = [

@@ -6,7 +6,7 @@ from sordino.interventions import aura, family
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import falls, model_name, points, rises, share
+from sordino.studies.words import by_points, falls, model_name, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _LEADS = ("none", "benign", "adversarial")
@@ -24,7 +24,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 yield (
                     f"{model_name(record.model)}, {trial.name}, {led} pre-prompt, {scorer}: "
                     f"{share(figure.before)} before, {share(figure.after)} after "
-                    f"({points(change)} points): {verdict}."
+                    f"({by_points(change)}): {verdict}."
                 )
 
 

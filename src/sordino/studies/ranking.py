@@ -10,7 +10,7 @@ from sordino.studies.findings import estimate, scorers_of
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import falls, interval, model_name, points, share
+from sordino.studies.words import by_points, falls, interval, model_name, share
 from sordino.tuning.lab import Lab, Trial
 
 _REAL = "aura"
@@ -29,7 +29,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         yield (
             f"{name}, {scorer}: with AurA's factors dealt out by lot within each site, {count} "
             f"times, {share(mean)} of the continuations are toxic on average; AurA's own ranking "
-            f"changes that by {points(less)} points, and the chance of a shuffle that does as well "
+            f"changes that by {by_points(less)}, and the chance of a shuffle that does as well "
             f"is {interval(p, 2)}, {verdict}."
         )
 

@@ -115,12 +115,13 @@ def crossing(places: Floats, levels: Floats, goal: float) -> float:
         goal: The level that is looked for.
 
     Returns:
-        Infinity if the curve never does.
+        Infinity if the curve never does; not a number if it begins there, so that there is nothing
+        to come down from.
     """
     for number in range(len(places)):
         if levels[number] <= goal:
             if number == 0:
-                return float(places[0])
+                return float("nan")
             above, below = levels[number - 1], levels[number]
             share = (above - goal) / (above - below)
             return float(places[number - 1] + share * (places[number] - places[number - 1]))

@@ -104,6 +104,7 @@ class Group:
         missing: Those that could not be made as large as was asked.
         findings: What is made of the evaluations of all trials, by the trials' names.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
+        against: The trial with which what the others remove is compared; "" for none.
         lab: Where they are measured, if not in the study's own.
     """
 
@@ -114,6 +115,7 @@ class Group:
     missing: tuple[str, ...] = ()
     findings: Callable[[Mapping[str, Evaluation]], Iterable[Finding]] = lambda _: ()
     curve: bool = False
+    against: str = ""
     lab: Lab | None = None
 
 

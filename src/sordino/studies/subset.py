@@ -7,7 +7,7 @@ from sordino.studies.findings import differences, toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import only_best
-from sordino.studies.words import falls, model_name, points
+from sordino.studies.words import by_points, falls, model_name
 from sordino.tuning.lab import Lab, Trial
 
 _ALL = "all above chance"
@@ -26,7 +26,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             f"with {', '.join(working) or 'none of the subsets'}."
         )
     for finding in group.findings:
-        yield f"{model_name(record.model)}: {finding.label}: {points(finding.estimate)} points."
+        yield f"{model_name(record.model)}: {finding.label}: {by_points(finding.estimate)}."
 
 
 @study("How many of the neurons that tell the concept best does it take?", _answer)

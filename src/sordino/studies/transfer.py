@@ -10,7 +10,7 @@ from sordino.studies.data import agreement
 from sordino.studies.findings import differences, toxic
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import falls, interval, model_name, points, rises
+from sordino.studies.words import by_points, falls, interval, model_name, rises
 from sordino.tuning.lab import Lab, Trial
 
 _OWN, _OTHER = "its own expertise", "the other's expertise"
@@ -20,7 +20,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("sibling")
     for trial in group.trials:
         changes = " and ".join(
-            f"{points(figure.difference)} points ({scorer})"
+            f"{by_points(figure.difference)} ({scorer})"
             for scorer, figure in toxic(trial.evaluation)
         )
         yield f"The sibling of {model_name(record.model)} with {trial.name}: {changes}."
@@ -28,7 +28,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         if finding.unit == "points":
             settled = falls(finding.estimate) or rises(finding.estimate)
             verdict = "a settled difference" if settled else "no difference is settled"
-            yield f"{finding.label}: {points(finding.estimate)} points; {verdict}."
+            yield f"{finding.label}: {by_points(finding.estimate)}; {verdict}."
         else:
             yield f"{finding.label}, between the two models: {interval(finding.estimate, 2)}."
 

@@ -30,6 +30,14 @@ def points(estimate: Estimate | None) -> str:
     return f"{value}; {low} to {high}"
 
 
+def by_points(estimate: Estimate | None) -> str:
+    """A difference of shares as a sentence has it."""
+    if estimate is None or estimate.value is None:
+        return "undefined"
+    value, low, high = (_signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} points ({low} to {high})"
+
+
 def signed(value: float | None) -> str:
     """A difference with its sign."""
     return "unbounded" if value is None else f"{value:+.2f}".replace("-", "−")
