@@ -39,7 +39,8 @@ for _title, _commands in {
         "diff": "Tell what an edit changed between two models or files.",
         "undo": "Give back the model from which a baked folder was made.",
     },
-    "Without a hub": {
+    "This machine": {
+        "doctor": "Look at packages, devices, room and the hub, and say what is to be mended.",
         "kit": "Show what the demo kit holds, or fetch parts of it.",
     },
 }.items():

@@ -1,0 +1,34 @@
+"""`sordino doctor`."""
+
+import sys
+from dataclasses import asdict
+
+from sordino.cli.options import JsonOptions, print_json
+
+
+def doctor(printing: JsonOptions = JsonOptions()) -> None:
+    """Look at packages, devices, room, caches and the hub, and say what mends what is missing.
+
+    Exit status: 0 if everything is there that is needed, whatever else is not; 1 if not.
+    """
+    from sordino.doctor import examine, is_well
+
+    with printing.in_force():
+        findings = list(examine())
+    if printing.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        colours = {"good": "green", "missing": "red", "optional": "yellow"}
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for one in findings:
+            mend = Text(f"\n{one.mend}", style="bold") if one.mend else Text("")
+            table.add_row(
+                one.about, Text(one.state, style=colours[one.state]), Text(one.says) + mend
+            )
+        Console().print(table)
+    if not is_well(findings):
+        sys.exit(1)

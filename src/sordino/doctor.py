@@ -1,0 +1,180 @@
+"""What this machine offers: packages, devices, room, the hub; and what mends what is missing."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from packaging.requirements import Requirement
+
+from sordino import hub, kit
+from sordino.kit.manifest import cache_folder
+from sordino.version import __version__
+
+_ROOM = 5 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        about: What was looked at, a word or two.
+        state: "good"; "missing" where sordino cannot do without; "optional" where only some things
+            need what is not there.
+        says: What was found.
+        mend: The command or the setting that changes it; "" if there is nothing to do.
+    """
+
+    about: str
+    state: Literal["good", "missing", "optional"]
+    says: str
+    mend: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, what takes longest last."""
+    yield Finding("sordino", "good", f"{__version__}, Python {platform.python_version()}")
+    yield from _packages()
+    yield from _devices()
+    yield from _room()
+    yield _kit()
+    yield _hub()
+
+
+def _packages() -> Iterator[Finding]:
+    """The packages that are needed, in one finding, and those of each extra in one."""
+    by_extra: dict[str, list[Requirement]] = {"": []}
+    for line in requires("sordino") or []:
+        requirement = Requirement(line)
+        extra = _extra(requirement)
+        if extra not in ("dev", "fuzz"):
+            by_extra.setdefault(extra, []).append(requirement)
+    for extra, wanted in by_extra.items():
+        lacking = [str(one.name) + str(one.specifier) for one in wanted if not _is_there(one)]
+        if not extra:
+            main = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+            yield Finding(
+                "packages",
+                "missing" if lacking else "good",
+                f"lacks {', '.join(lacking)}" if lacking else f"{main}, and what else is needed",
+                "pip install --upgrade sordino" if lacking else "",
+            )
+        elif lacking:
+            yield Finding(
+                f"extra {extra}",
+                "optional",
+                f"lacks {', '.join(lacking)}",
+                f"pip install 'sordino[{extra}]'",
+            )
+        else:
+            yield Finding(f"extra {extra}", "good", "installed")
+
+
+def _extra(requirement: Requirement) -> str:
+    """The extra that asks for a requirement, "" if sordino itself does."""
+    marker = str(requirement.marker or "")
+    _, found, rest = marker.partition('extra == "')
+    return rest.partition('"')[0] if found else ""
+
+
+def _is_there(requirement: Requirement) -> bool:
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(found, prereleases=True)
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    memory = psutil.virtual_memory()
+    yield Finding(
+        "processor",
+        "good",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{_size(memory.available)} of {_size(memory.total)} memory free; 16 bits are "
+        f"{'fast' if _fast_16_bits() else 'slower than 32 here, so leave --dtype float32'}",
+    )
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+        yield Finding(f"cuda:{number}", "good", f"{name}, {_size(free)} of {_size(total)} free")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "good", "Apple's graphics processor")
+    elif not torch.cuda.device_count():
+        yield Finding("accelerator", "optional", "none that this torch sees; the processor works")
+
+
+def _fast_16_bits() -> bool:
+    """Whether the processor multiplies bfloat16 as such, and does not convert it first."""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
+
+
+def _room() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    places = {
+        "working folder": Path.cwd(),
+        "cache of the kit": cache_folder(),
+        "cache of the hub": Path(constants.HF_HUB_CACHE),
+        "temporary files": Path(os.environ.get("TMPDIR", "/tmp")),  # noqa: S108
+    }
+    settings = {"cache of the kit": "SORDINO_CACHE", "cache of the hub": "HF_HOME"}
+    settings["temporary files"] = "TMPDIR"
+    for about, place in places.items():
+        there = next(one for one in (place, *place.parents) if one.exists())
+        free = shutil.disk_usage(there).free
+        mend = f"set {settings[about]} to a folder elsewhere" if about in settings else ""
+        if not os.access(there, os.W_OK):
+            yield Finding(about, "missing", f"{place} cannot be written", mend)
+        elif free < _ROOM:
+            yield Finding(about, "optional", f"{place}, only {_size(free)} free", mend)
+        else:
+            yield Finding(about, "good", f"{place}, {_size(free)} free")
+
+
+def _kit() -> Finding:
+    items = kit.items()
+    here = [item for item in items if item.cached]
+    says = f"{len(here)} of {len(items)} parts are here ({_size(sum(i.size for i in here))})"
+    if len(here) == len(items):
+        return Finding("demo kit", "good", says)
+    return Finding("demo kit", "optional", f"{says}; others come when asked for", "sordino kit all")
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        says = "not asked, for HF_HUB_OFFLINE is set; what is in its cache can be used"
+        return Finding("model hub", "optional", says, "unset HF_HUB_OFFLINE")
+    if not hub.reachable():
+        says = f"{constants.ENDPOINT} does not answer; what is in its cache, folders, files and "
+        return Finding(
+            "model hub",
+            "optional",
+            says + "the demo kit can be used",
+            "set HF_ENDPOINT to a mirror, or HF_HUB_OFFLINE=1 so that it is not asked",
+        )
+    token = "with a token" if get_token() else "without a token, so no gated models (hf auth login)"
+    return Finding("model hub", "good", f"{constants.ENDPOINT} answers, {token}")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def is_well(findings: list[Finding]) -> bool:
+    """Whether nothing is missing that sordino cannot do without."""
+    return sys.version_info >= (3, 11) and all(one.state != "missing" for one in findings)
