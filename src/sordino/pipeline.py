@@ -131,6 +131,7 @@ def run(
     *,
     revision: str | None = None,
     command: Sequence[str] = (),
+    recipe: str = "",
     force: bool = False,
 ) -> RunResult:
     """Find a concept's neurons, dampen them, measure what that changed and write it all down.
@@ -147,6 +148,7 @@ def run(
         settings: The rest.
         revision: A branch, tag or commit of the hub.
         command: The command line that does it again, for the page.
+        recipe: The same as a recipe, to be kept beside the figures; "" for none.
         force: Replace an existing output.
 
     Raises:
@@ -172,7 +174,7 @@ def run(
         beside = steps.evaluate_beside(expertise)
         evaluation = steps.evaluate()
         steps.report(expertise, dampening, evaluation, beside, shown, command)
-        steps.publish()
+        steps.publish(recipe)
     extras = _extras(target)
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
@@ -331,10 +333,12 @@ class _Steps:
         with new_file(place / _CARD, force=True) as stage:
             stage.write_text(card, encoding="utf-8")
 
-    def publish(self) -> None:
+    def publish(self, recipe: str) -> None:
         """Move what is beside the model into its folder, and the model to its name."""
         extras = (self._work if self._is_file else self._model) / EXTRAS
         extras.mkdir(exist_ok=True)
+        if recipe:
+            (extras / "recipe.toml").write_text(recipe, encoding="utf-8")
         for name in (
             self.expertise.name,
             self._evaluation.name,

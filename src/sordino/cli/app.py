@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
+from sordino.cli.recipe import expanded
 from sordino.errors import UserError
 from sordino.files import is_disk_full, is_memory_full
 from sordino.version import __version__
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its traceback.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        given = expanded(sys.argv[1:] if arguments is None else arguments)
+        app(given, exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:

@@ -1,6 +1,7 @@
 """`sordino run`."""
 
 import sys
+from pathlib import Path
 
 from sordino.cli.evaluate import MeasureOptions, print_table
 from sordino.cli.options import (
@@ -12,6 +13,7 @@ from sordino.cli.options import (
     SweepOptions,
     print_json,
 )
+from sordino.cli.recipe import recipe_of
 
 
 def run(
@@ -20,6 +22,7 @@ def run(
     *,
     output: Output,
     beside: tuple[str, ...] = (),
+    recipe: Path | None = None,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     rule: InterventionOptions = InterventionOptions(),
@@ -43,6 +46,9 @@ def run(
         The folder to write, or the .gguf file.
     beside
         Another rule to measure as well, as it is, for comparison; repeat for several.
+    recipe
+        Options from a TOML file, as every run leaves one (sordino/recipe.toml); what is given
+        beside it goes before it.
     seed
         Seed of everything that is drawn.
     """
@@ -50,6 +56,7 @@ def run(
     from sordino.files import refuse_existing
     from sordino.interventions import needs_of
 
+    del recipe  # its options have come as if they had been typed
     with printing.in_force():
         refuse_existing(output, force=printing.force)
         needed = [needs_of(name) for name in (rule.intervention, *beside)]
@@ -76,6 +83,10 @@ def run(
             settings,
             revision=opening.revision,
             command=["sordino", *sys.argv[1:]],
+            recipe=recipe_of(
+                {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
+                *(concept, rule, how, opening, sweep),
+            ),
             force=printing.force,
         )
     if printing.json:

@@ -1,0 +1,127 @@
+"""Recipes: the options of `sordino run` in a file, which every run writes and any run can take."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from sordino.errors import UserError
+
+_FLAG = "--recipe"
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """The arguments with those of a recipe in the place of `--recipe FILE`.
+
+    What is given beside a recipe goes before what it says.
+
+    Raises:
+        UserError: The file is missing or no recipe.
+    """
+    given = list(arguments)
+    if given[:1] != ["run"]:
+        return given
+    place = next((n for n, one in enumerate(given) if one.partition("=")[0] == _FLAG), None)
+    if place is None:
+        return given
+    name, equals, value = given.pop(place).partition("=")
+    if not equals:
+        if place == len(given):
+            raise UserError(f"{name} names no file: give the recipe.")
+        value = given.pop(place)
+    recipe = _read(Path(value).expanduser())
+    model = recipe.pop("model", None)
+    positional = [] if model is None or _has_model(given[1:]) else [str(model)]
+    flags = {one.partition("=")[0].replace("--no-", "--") for one in given}
+    flags |= {"--output"} if "-o" in flags else set()
+    more = [
+        part for key, of in recipe.items() if f"--{key}" not in flags for part in _flags(key, of)
+    ]
+    return [given[0], *positional, *given[1:], *more]
+
+
+def _has_model(arguments: Sequence[str]) -> bool:
+    """Whether the command line names a model: by custom, first."""
+    return bool(arguments) and not arguments[0].startswith("-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"The recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"The recipe {path} cannot be read as TOML: {error}") from None
+    for key, value in recipe.items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str | int | float | bool) for part in parts):
+            raise UserError(
+                f"{path}: {key} must be text, a number, true or false, or a list of these."
+            )
+    return recipe
+
+
+def _flags(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    # With an equals sign, so that a value may begin with a hyphen.
+    return [f"--{key}={one}" for one in (value if isinstance(value, list) else [value])]
+
+
+def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
+    """A recipe with what is other than the defaults, as TOML.
+
+    Args:
+        given: Values that stand in it whatever they are, by their flags without hyphens.
+        options: Dataclasses of options, of which what is other than its default stands in it.
+    """
+    values = dict(given)
+    for group in options:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            assert field.default is not MISSING  # every option has one
+            if value != field.default:
+                values[field.name.replace("_", "-")] = value
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(["# sordino run --recipe THIS_FILE -o OUTPUT", *lines]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)  # a string of JSON is one of TOML
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes, for editors; it is kept in `docs/recipe.schema.json`."""
+    from pydantic import TypeAdapter
+
+    from sordino.cli import options
+    from sordino.cli.evaluate import MeasureOptions
+
+    text = {"type": "string"}
+    properties: dict[str, Any] = {
+        "model": text,
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "beside": {"type": "array", "items": text, "default": []},
+    }
+    for group in (
+        options.ConceptOptions,
+        options.InterventionOptions,
+        MeasureOptions,
+        options.ModelOptions,
+        options.SweepOptions,
+    ):
+        found = TypeAdapter(group).json_schema()["properties"]
+        properties |= {name.replace("_", "-"): of for name, of in found.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of sordino run",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }

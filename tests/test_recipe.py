@@ -1,0 +1,118 @@
+"""Recipes: what a run was told, in a file that any run can take."""
+
+import json
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import sentences
+from families import tiny_folder
+from sordino.cli.app import app, main
+from sordino.cli.evaluate import MeasureOptions
+from sordino.cli.options import ConceptOptions, InterventionOptions, ModelOptions, SweepOptions
+from sordino.cli.recipe import expanded, recipe_of, schema
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f\r"), min_size=1, max_size=9)
+
+
+def parsed(arguments):
+    _, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
+
+
+@given(
+    st.builds(ConceptOptions, concept=TEXT, balance=st.booleans()),
+    st.builds(InterventionOptions, strength=st.floats(0, 2), set=SETTINGS),
+    st.builds(ModelOptions, device=TEXT, sites=st.none() | TEXT),
+    st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
+    st.integers(0, 2**31),
+)
+def test_a_recipe_is_read_as_it_was_given(concept, rule, opening, sweep, seed):
+    text = recipe_of({"model": "m", "seed": seed}, concept, rule, MeasureOptions(), opening, sweep)
+    assert tomllib.loads(text)["model"] == "m"
+    file = Path("recipe.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_, **__: text)
+        found = parsed(expanded(["run", "--recipe", str(file), "-o", "x"]))
+    for name, value in (
+        ("concept", concept),
+        ("rule", rule),
+        ("opening", opening),
+        ("sweep", sweep),
+    ):
+        assert found.get(name, type(value)()) == value
+    assert found["seed"] == seed
+
+
+def test_what_is_typed_goes_before_the_recipe(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text(
+        'model = "a"\nseed = 3\nbalance = false\noutput = "x"\nbeside = ["aura", "damp"]'
+    )
+    typed = ["run", "b", f"--recipe={file}", "--seed", "4", "--balance", "-o", "y"]
+    assert expanded(typed) == [
+        *("run", "b", "--seed", "4", "--balance", "-o", "y", "--beside=aura", "--beside=damp")
+    ]
+    assert expanded(["find", "m", "--recipe", "x"]) == ["find", "m", "--recipe", "x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        ("seed = ", "cannot be read as TOML"),
+        ("[table]\na = 1", "table must be text, a number"),
+        ('wrong = 1\nmodel = "m"', "--wrong"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path, capsys, content, said):
+    file = tmp_path / "r.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--recipe", str(file), "-o", "x"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_file(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "m", "--recipe"])
+    assert ended.value.code == 2
+    assert "names no file" in capsys.readouterr().err
+
+
+def test_the_schema_in_the_docs_is_that_of_the_options():
+    file = Path(__file__).parents[1] / "docs" / "recipe.schema.json"
+    assert json.loads(file.read_text()) == json.loads(json.dumps(schema()))
+    names = {field.name.replace("_", "-") for field in fields(SweepOptions)}
+    assert names <= schema()["properties"].keys()
+
+
+def test_a_run_leaves_a_recipe_that_does_it_again(tmp_path, monkeypatch):
+    tiny_folder("llama", tmp_path).rename(tmp_path / "tiny")
+    for name, lines in {
+        "yes.txt": sentences(24, 1),
+        "no.txt": sentences(24, 2),
+        "prompts.txt": sentences(4, 3, longest=5),
+        "prose.txt": sentences(6, 5, longest=20),
+    }.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            *("run", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "a"),
+            *("--prompts", "prompts.txt", "--texts", "prose.txt", "--strength", "0.5"),
+            *("--scorer", "alt-profanity-check", "--continuations", "2", "--new-tokens", "4"),
+        ]
+    )
+    main(["run", "--recipe", "a/sordino/recipe.toml", "-o", "b"])
+    for name in ("model.safetensors", "sordino/recipe.toml", "sordino/evaluation.samples.jsonl"):
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
