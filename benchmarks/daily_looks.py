@@ -1,8 +1,9 @@
-"""How often an interval that is looked at every day is ever wrong: `python -m benchmarks.daily_looks`.
+"""How often an interval that is looked at every day is ever wrong.
 
 Traffic is made up for months on end, many times over, and both the interval of `sordino replay` and
-the ordinary one are looked at each evening. It prints the share of months in which each of them ever
-left out the effect so far; and, where there is an effect, how soon the interval leaves out 0.
+the ordinary one are looked at each evening. `python -m benchmarks.daily_looks` prints the share of
+runs in which each of them ever left out the effect so far; and, where there is an effect, how soon
+the interval leaves out 0.
 """
 
 import argparse

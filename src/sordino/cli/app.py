@@ -34,6 +34,9 @@ for _title, _commands in {
         "tune": "Find the rule, the sites and the size that remove most within a budget.",
         "study": "Answer a question about a model, with figures and a page.",
     },
+    "In service": {
+        "replay": "Ask the original and the dampened server what people really asked.",
+    },
     "What was done": {
         "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
         "diff": "Tell what an edit changed between two models or files.",

@@ -1,8 +1,9 @@
 """An interval that may be looked at as often as one likes, while the data come in.
 
-The usual 95 % interval is right once, at a size that was fixed beforehand; looked at every day until
-it says something, it says something wrong far more often than it admits. A confidence sequence holds
-for all sizes at once: the chance that it *ever* leaves out what it is about is at most 5 %.
+The usual 95 % interval is right once, at a size that was fixed beforehand; looked at every day
+until it says something, it says something wrong far more often than it admits. A confidence
+sequence holds for all sizes at once: the chance that it *ever* leaves out what it is about is at
+most 5 %.
 
 It is about the mean effect over the items seen so far, μ̄_t = Σ_{i≤t} E[x_i | what came before] / t,
 and takes nothing for granted of how the traffic, or the effect itself, changes from day to day:
@@ -12,8 +13,8 @@ of Statistics 49(2), arXiv 1810.08240), theorem 4, with 0 as the guess of every 
 and 1 with a small mean are hardly better guessed, and the guess 0 halves the range: for x ≥ −1 and
 0 ≤ λ < 1, exp(λx − ψ(λ)x²) ≤ 1 + λx with ψ(λ) = −log(1 − λ) − λ (Fan, Grama and Liu 2015), so that
 exp(λ Σ(x_i − E x_i) − ψ(λ) V_t) is a supermartingale. u is the gamma-exponential mixture of these
-over λ, their proposition 9. Where x is 1, −1 or 0, V_t counts the pairs that differ: as in McNemar's
-test, pairs that agree narrow the interval by their number alone.
+over λ, their proposition 9. Where x is 1, −1 or 0, V_t counts the pairs that differ: as in
+McNemar's test, pairs that agree narrow the interval by their number alone.
 """
 
 import numpy as np
@@ -72,7 +73,7 @@ def boundary(variance: Floats) -> Floats:
 
 
 def log_mixture(total: Floats, variance: Floats) -> Floats:
-    """log ∫ exp(λ·total − ψ(λ)·variance) dF(λ), where 1 − λ is gamma distributed below 1.
+    """Log ∫ exp(λ·total − ψ(λ)·variance) dF(λ), where 1 − λ is gamma distributed below 1.
 
     With ρ for both the shape and the rate of that gamma distribution: proposition 9 for a range of
     1. It grows with the total, and is 0 at the beginning, where both are 0. The total must be above
@@ -85,6 +86,6 @@ def log_mixture(total: Floats, variance: Floats) -> Floats:
 
 
 def _log_gamma_integral(shape: Floats | float, rate: Floats | float) -> Floats:
-    """log ∫₀¹ y^(shape−1) e^(−rate·y) dy."""
+    """Log ∫₀¹ y^(shape−1) e^(−rate·y) dy."""
     inside = np.log(gammainc(shape, rate))
     return np.asarray(inside + gammaln(shape) - shape * np.log(rate))
