@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -26,67 +25,11 @@ from sordino.evaluation.toxicity import KIT_PROMPTS
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import open_model
 from sordino.models.reference import resolve
+from stub_server import Stub, refused, said
 
 PROMPTS = [f"prompt {number}" for number in range(2 * BATCH_PROMPTS + 3)]
 SAMPLING = Sampling(new_tokens=5)
 QUICK = Access(timeout_s=1, retries=2)
-
-
-class Stub:
-    """An OpenAI-compatible server on loopback that answers as a function says.
-
-    `behave(path, body)` gives a status with a JSON value, bytes, or None to drop the connection;
-    a third element holds more headers.
-    """
-
-    def __init__(self, behave, models=("tiny",)):
-        self.seen: list[tuple[str, dict, dict]] = []
-        self._behave, self._models = behave, models
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # one packet an answer; else loopback waits 40 ms for the second
-
-            def do_GET(self):
-                stub._answer(self, {})
-
-            def do_POST(self):
-                length = int(self.headers["Content-Length"])
-                stub._answer(self, json.loads(self.rfile.read(length)))
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-    def asked(self, path):
-        return [body for seen, body, _ in self.seen if seen == path]
-
-    def _answer(self, handler, body):
-        path = handler.path.removeprefix("/v1")
-        self.seen.append((path, body, dict(handler.headers)))
-        answer = self._behave(path, body)
-        if answer is None and path == "/models":
-            answer = 200, {"data": [{"id": name} for name in self._models]}
-        if answer is None:
-            handler.close_connection = True
-            return
-        status, value, *headers = answer
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        sent = {"Content-Length": str(len(data)), **(headers[0] if headers else {})}
-        handler.send_response(status)
-        for name, content in sent.items():
-            handler.send_header(name, content)
-        handler.end_headers()
-        handler.wfile.write(data)
 
 
 @pytest.fixture
@@ -105,15 +48,6 @@ def serve(monkeypatch):
         stub.close()
 
 
-def said(*texts, finish_reason="stop"):
-    return 200, {
-        "choices": [
-            {"index": index, "text": text, "finish_reason": finish_reason}
-            for index, text in enumerate(texts)
-        ]
-    }
-
-
 def echo(path, body):
     """What a good server would say: it depends on the prompt, the seed and the number only."""
     if path == "/completions":
@@ -123,10 +57,6 @@ def echo(path, body):
 
 def one_at_a_time(path, body):
     return echo(path, body | {"n": 1})
-
-
-def refused(message):
-    return 400, {"error": {"message": message, "type": "invalid_request_error"}}
 
 
 def collect(served, prompts=PROMPTS, sampling=SAMPLING, seed=3, continuations=3, start=0):

@@ -188,10 +188,9 @@ class SweepOptions:
         return AttributionSettings(self.attribution_per_class, seed) if wanted else None
 
 
-@Parameter(name="*", group="Server")
 @dataclass(frozen=True)
 class AccessOptions:
-    """How a server is asked."""
+    """How a server is asked; the group is that of the options that take these in."""
 
     concurrency: int = 4
     """Requests under way at once, to each server."""

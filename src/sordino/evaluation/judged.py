@@ -258,7 +258,7 @@ class JudgedTask(WritingTask):
 
 
 def chosen_scorer(name: str) -> str:
-    """A scorer's name; for "auto" that of the hub's classifier if there is a hub, else the kit's."""
+    """A scorer's name; "auto" is the hub's classifier if there is a hub, else the linear one."""
     if name != AUTO:
         return name
     return HUB_DEFAULT if hub.reachable() else LINEAR

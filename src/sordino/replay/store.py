@@ -24,14 +24,14 @@ _FORMAT = "sordino-replay-1"
 _TABLES = """
 CREATE TABLE about (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE prompt (
-    number BIGINT PRIMARY KEY, line BIGINT NOT NULL, at TIMESTAMP, asked VARCHAR
+    number BIGINT PRIMARY KEY, line BIGINT NOT NULL, moment TIMESTAMP, asked VARCHAR
 );
 CREATE TABLE answer (
     number BIGINT, arm VARCHAR, text VARCHAR, score DOUBLE, missing VARCHAR,
     PRIMARY KEY (number, arm)
 );
 CREATE VIEW pair AS
-SELECT number, line, at, asked, a.text AS text_a, b.text AS text_b, a.score AS score_a,
+SELECT number, line, moment, asked, a.text AS text_a, b.text AS text_b, a.score AS score_a,
     b.score AS score_b, a.score > 0.5 AS toxic_a, b.score > 0.5 AS toxic_b
 FROM prompt
 JOIN answer a USING (number) JOIN answer b USING (number)
@@ -122,7 +122,12 @@ class Store:
 
         kept = not self.redacted
         prompts = [
-            {"number": number, "line": one.line, "at": one.at, "asked": one.text if kept else None}
+            {
+                "number": number,
+                "line": one.line,
+                "moment": one.at,
+                "asked": one.text if kept else None,
+            }
             for number, one in asked.items()
         ]
         rows = [
@@ -139,7 +144,12 @@ class Store:
         ]
         words, whole, real = pa.string(), pa.int64(), pa.float64()
         kinds: dict[str, dict[str, pa.DataType]] = {
-            "prompt": {"number": whole, "line": whole, "at": pa.timestamp("us"), "asked": words},
+            "prompt": {
+                "number": whole,
+                "line": whole,
+                "moment": pa.timestamp("us"),
+                "asked": words,
+            },
             "answer": {"number": whole, "arm": words, "text": words, "score": real}
             | {"missing": words},
         }
@@ -156,11 +166,11 @@ class Store:
 
     def pairs(self) -> Pairs:
         """Everything that both servers answered."""
-        found = self._connection.execute(
-            "SELECT at, score_a, score_b FROM pair ORDER BY number"
-        ).to_arrow_table()
-        at, *scores = (column.to_numpy() for column in found.columns)
-        return Pairs(at, np.stack(scores, axis=1).astype(np.float64))
+        rows = self._connection.execute(
+            "SELECT moment, score_a, score_b FROM pair ORDER BY number"
+        ).fetchall()
+        scores = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 2)
+        return Pairs(np.array([row[0] for row in rows], dtype="datetime64[us]"), scores)
 
     def prompts(self) -> int:
         """How many prompts were asked."""
@@ -258,7 +268,7 @@ def _without_texts(path: Path) -> None:
         "DELETE FROM clean.about",
         "INSERT INTO clean.about SELECT key, CASE key WHEN 'redacted' THEN 'yes' ELSE value END "
         "FROM about",
-        "INSERT INTO clean.prompt SELECT number, line, at, NULL FROM prompt",
+        "INSERT INTO clean.prompt SELECT number, line, moment, NULL FROM prompt",
         "INSERT INTO clean.answer SELECT number, arm, NULL, score, split_part(missing, ':', 1) "
         "FROM answer",
         "DETACH clean",

@@ -25,7 +25,7 @@ _LIMITS = (
     "the size that it shows on that day is likely too large.",
 )
 _QUERY = """\
-duckdb {database} "SELECT at, asked, text_a, text_b, score_a, score_b FROM pair
+duckdb {database} "SELECT moment, asked, text_a, text_b, score_a, score_b FROM pair
 WHERE toxic_a <> toxic_b ORDER BY number" """
 
 
