@@ -1,11 +1,7 @@
 """Continuations and judgements from servers that behave, misbehave, or are not there."""
 
-import importlib.util
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
 from sordino.evaluation import Diversity, evaluate
@@ -490,31 +487,9 @@ def llama_server(tmp_path, monkeypatch):
     It needs `pip install llama-cpp-python[server]`, here or where the Python interpreter named by
     SORDINO_LLAMA_PYTHON finds it.
     """
-    python = os.environ.get("SORDINO_LLAMA_PYTHON")
-    if python is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed, and SORDINO_LLAMA_PYTHON is not set")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"model": kit.model_file("smollm2"), "host": "127.0.0.1", "port": port}
-    options |= {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "model_alias": "smollm2"}
-    command = [python or sys.executable, "-m", "llama_cpp.server"]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    log = tmp_path / "server.log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream)
-    try:
-        for _ in range(120):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, log.read_text()[-2000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    with serving(kit.model_file("smollm2"), "smollm2", tmp_path / "server.log") as address:
+        yield address
 
 
 def surprise(opened, prompts, written):

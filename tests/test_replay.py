@@ -30,9 +30,7 @@ from sordino.replay.store import Pairs
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
 from stub_server import Stub, refused, said
-
-SECRET = "xylophone-4711"
-START = datetime(2026, 3, 1, 8)
+from traffic import SECRET, START, rows, traffic
 
 
 class Loud(scorers.Scorer):
@@ -82,22 +80,6 @@ def speaking(share, arm):
     return behave
 
 
-def traffic(path, days, a_day, start=0):
-    """A log of so many days, chats and plain prompts in turn."""
-    lines = []
-    for number in range(start * a_day, days * a_day):
-        day, turn = divmod(number, a_day)
-        at = (START + timedelta(days=day, minutes=5 * turn)).isoformat() + "Z"
-        if number % 2:
-            asked = {"messages": [{"role": "user", "content": f"{SECRET} question {number}"}]}
-        else:
-            asked = {"prompt": f"{SECRET} beginning {number}"}
-        lines.append(json.dumps({"timestamp": at, "body": {"model": "m", **asked}}))
-    with path.open("a") as stream:
-        stream.write("".join(f"{line}\n" for line in lines))
-    return path
-
-
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """Run a command in the test's folder; gives its exit status, standard output and error."""
@@ -119,11 +101,6 @@ def call(tmp_path, monkeypatch, capsys):
 def command(log, first, second, *more, output="out"):
     servers = ("--endpoint", first.address, "--endpoint", second.address)
     return ("replay", log, *servers, "--scorer", "loud", "-o", output, *more)
-
-
-def rows(folder, query):
-    with duckdb.connect(str(folder / "replay.duckdb"), read_only=True) as connection:
-        return connection.execute(query).fetchall()
 
 
 def completions(stub):
