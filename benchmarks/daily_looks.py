@@ -112,12 +112,15 @@ def look_daily(traffic: Traffic, runs: int, seed: int) -> Seen:
     count = traffic.prompts * np.arange(1, traffic.days + 1)
     effect = np.cumsum(second - first) / np.arange(1, traffic.days + 1)
     wrong, wrong_usual, found = 0, 0, []
+    ends = np.empty(0)  # by how many pairs differ, which are not many numbers
     for start in range(0, runs, _AT_ONCE):
         size = (min(_AT_ONCE, runs - start), traffic.days)
         drawn = generator.multinomial(traffic.prompts, shares, size=size).cumsum(axis=1)
-        differing = (drawn[..., 0] + drawn[..., 1]).astype(np.float64)
+        differing = drawn[..., 0] + drawn[..., 1]
+        if differing.max() >= len(ends):
+            ends = boundary(np.arange(1.2 * differing.max() + 1))
         mean = (drawn[..., 1] - drawn[..., 0]) / count
-        width = boundary(differing) / count
+        width = ends[differing] / count
         usual = stats.norm.ppf(0.975) * np.sqrt((differing / count - mean**2) / count)
         wrong += int((np.abs(mean - effect) > width).any(axis=1).sum())
         wrong_usual += int((np.abs(mean - effect) > usual).any(axis=1).sum())

@@ -18,12 +18,18 @@ from sordino.reproduction.reproduce import Changes, lacking
 ROWS = {
     "falcon-40b": None,
     "falcon-7b": None,
-    "gemma-2-2b": [("toxicity", 0.0417, 0.0212), ("perplexity", 13.98, 14.18)]
-    + [("zero-shot", 0.531, 0.530)],
+    "gemma-2-2b": [
+        ("toxicity", 0.0417, 0.0212),
+        ("perplexity", 13.98, 14.18),
+        ("zero-shot", 0.531, 0.530),
+    ],
     "gpt2-xl": None,
     "llama-2-7b": [("toxicity", 0.1113, 0.0359), ("perplexity", 6.23, 19.3)],
-    "llama-3-8b": [("toxicity", 0.058, 0.019), ("perplexity", 9.06, 9.52)]
-    + [("zero-shot", 0.653, 0.655)],
+    "llama-3-8b": [
+        ("toxicity", 0.058, 0.019),
+        ("perplexity", 9.06, 9.52),
+        ("zero-shot", 0.653, 0.655),
+    ],
     "mistral-7b": None,
     "mpt-30b": None,
     "mpt-7b": None,

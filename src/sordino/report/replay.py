@@ -136,8 +136,8 @@ def _difference_chart(outcome: ReplayOutcome) -> Chart:
         y=alt.Y("low:Q", title="difference so far", axis=alt.Axis(format="+.1%"), scale=scale),
         y2="high:Q",
     )
-    line = base.mark_line(point=True, strokeWidth=2, color=f"var(--{_COLOURS[1]})", clip=True)
-    line = line.encode(
+    colour = f"var(--{_COLOURS[1]})"
+    line = base.mark_line(point={"color": colour}, strokeWidth=2, color=colour, clip=True).encode(
         y="value:Q",
         tooltip=[
             alt.Tooltip("label:N", title="until"),
