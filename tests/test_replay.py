@@ -549,6 +549,16 @@ def test_a_log_without_prompts_is_told(serve, call, tmp_path):
     assert "holds no prompt" in call(*command(log, stub, stub))[2]
 
 
+def test_where_nothing_is_kept_yet_the_settings_may_change(serve, call, tmp_path):
+    stub = serve(speaking(0.5, "a"))
+    log = tmp_path / "log.jsonl"
+    assert call(*command(log, stub, stub))[0] == 2
+    traffic(log, days=1, a_day=4)
+    assert call(*command(log, stub, stub, "--seed", 3, "--redact"))[0] == 0
+    assert rows(tmp_path / "out", "SELECT value FROM about WHERE key = 'seed'") == [("3",)]
+    assert rows(tmp_path / "out", "SELECT count(*) FROM prompt WHERE asked IS NULL") == [(4,)]
+
+
 def test_each_server_gets_its_own_key(serve, call, tmp_path, monkeypatch):
     first, second = serve(speaking(0.5, "a")), serve(speaking(0.5, "b"))
     monkeypatch.setenv("KEY_A", "aaa")

@@ -68,6 +68,15 @@ def test_the_interval_is_the_mean_with_room_on_both_sides(values, data):
         assert low == pytest.approx(max(-1, mean - width), abs=1e-9)
 
 
+def test_its_price_is_what_the_docs_say():
+    differing = np.arange(30.0, 10_001.0)
+    usual = 1.96 * np.sqrt(differing)
+    assert (boundary(differing) / usual).min() > 1.65
+    assert (boundary(differing) / usual).max() < 1.95
+    few = np.arange(1.0, 30.0)
+    assert few[boundary(few) < few].min() == 17
+
+
 def test_what_is_seen_does_not_depend_on_how_often_one_looks():
     values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], p=[0.1, 0.85, 0.05], size=500)
     every = confidence_sequence(values, np.arange(1, 501))

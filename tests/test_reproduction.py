@@ -93,7 +93,7 @@ def test_the_list_says_what_each_needs_and_what_is_lacking(call):
     listed = json.loads(call("reproduce", "--list", "--json")[1])
     assert [row["name"] for row in listed] == list(recipes())
     assert all("a hub that answers" in " ".join(row["lacking"]) for row in listed)
-    assert {row["figures"] for row in listed} == {"whole paper", "this model"}
+    assert all(row["memory"] > 6e9 for row in listed)
 
 
 def test_what_is_not_at_hand_is_told_before_any_work(call, tmp_path):

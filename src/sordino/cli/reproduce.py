@@ -74,36 +74,34 @@ def _list(device: str, *, as_json: bool) -> None:
     from sordino.reproduction.recipe import recipes
     from sordino.reproduction.reproduce import Changes, lacking
 
-    rows = []
-    for recipe in recipes().values():
-        missing = lacking(recipe, Changes(device=device), Path())
-        rows.append(
-            {
-                "name": recipe.name,
-                "model": recipe.model + (" (gated)" if recipe.gated else ""),
-                "memory_gb": round(recipe.memory / 10**9),
-                "disk_gb": round(recipe.disk / 10**9),
-                "extras": ", ".join(recipe.extras),
-                "figures": "whole paper" if recipe.published[0].whole_paper else "this model",
-                "lacking": missing,
-            }
-        )
+    found = [(one, lacking(one, Changes(device=device), Path())) for one in recipes().values()]
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    **recipe.model_dump(mode="json"),
+                    "memory": recipe.memory,
+                    "disk": recipe.disk,
+                    "extras": recipe.extras,
+                    "lacking": missing,
+                }
+                for recipe, missing in found
+            ]
+        )
         return
     _print(
         ("recipe", "model", "memory", "disk", "extras", "their figures are of", "here"),
         [
             [
-                row["name"],
-                row["model"],
-                f"{row['memory_gb']} GB",
-                f"{row['disk_gb']} GB",
-                row["extras"],
-                row["figures"],
-                f"lacks {'; '.join(row['lacking'])}" if row["lacking"] else "yes",
+                recipe.name,
+                recipe.model + (" (gated)" if recipe.gated else ""),
+                f"{recipe.memory / 10**9:.0f} GB",
+                f"{recipe.disk / 10**9:.0f} GB",
+                ", ".join(recipe.extras),
+                "all their models" if recipe.published[0].whole_paper else "this model",
+                f"lacks {'; '.join(missing)}" if missing else "yes",
             ]
-            for row in rows
+            for recipe, missing in found
         ],
     )
 

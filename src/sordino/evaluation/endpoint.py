@@ -191,6 +191,11 @@ class Server:
         self._pace = _Pace(access.rate)
         self.model = self._choose_model(model, model_flag)
 
+    @property
+    def concurrency(self) -> int:
+        """How many requests are under way at once."""
+        return self._access.concurrency
+
     def ask(self, path: str, request: dict[str, Any]) -> list[Choice]:
         """Send a request to the model.
 

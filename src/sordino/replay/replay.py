@@ -21,7 +21,8 @@ from sordino.replay.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replay.store import ARMS, Answer, Store
 
 _BATCH = 32
-"""Prompts of a batch: so many are asked again at most when a replay is killed."""
+_ROUNDS = 4
+"""Prompts of a batch, or rounds of requests if that is more: what a kill loses at most."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def replay(
     numbered = enumerate(prompt for prompt in read_log(log) if prompt is not None)
     for _, prompt in islice(numbered, store.passed):
         prompt.added_to(digest)
+    size = max(_BATCH, _ROUNDS * max(server.concurrency for server in servers))
     with track("replaying", survey.prompts, "prompts", store.passed) as advance:
-        for batch, passed in _batches(numbered, digest, store.passed, settings):
+        for batch, passed in _batches(numbered, size, digest, store.passed, settings):
             before = store.passed
             answers = _answers(batch, servers, settings)
             if before == 0 and answers:
@@ -168,6 +170,7 @@ def _survey(log: Path, store: Store) -> Survey:
 
 def _batches(
     numbered: Iterator[tuple[int, Prompt]],
+    size: int,
     digest: "hashlib._Hash",
     passed: int,
     settings: ReplaySettings,
@@ -180,7 +183,7 @@ def _batches(
         done = number + 1
         if settings.fraction == 1 or _drawn(settings.seed, number) < settings.fraction:
             batch.append((number, prompt))
-        if len(batch) == _BATCH:
+        if len(batch) == size:
             yield batch, done
             batch, passed = [], done
     if done > passed:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,18 +87,8 @@ class Store:
     """
 
     def __init__(self, path: Path, about: Mapping[str, str], *, redact: bool) -> None:
-        if path.exists():
-            self._connection = _connect(path)
-            found = self._about()
-            _refuse_other(path, found, about)
-            if redact and not found.get("redacted"):
-                self._connection.close()
-                _without_texts(path)
-                self._connection = _connect(path)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _made(path, {**about, "redacted": "yes" if redact else ""})
-        found = self._about()
+        self._connection = _opened(path, about, redact=redact)
+        found = _about(self._connection)
         self.redacted = bool(found["redacted"])
         self.passed = int(found.get("passed", 0))
         self.digest = found.get("digest", "")
@@ -192,8 +182,30 @@ class Store:
         """Let go of the file."""
         self._connection.close()
 
-    def _about(self) -> dict[str, str]:
-        return dict(self._connection.execute("SELECT key, value FROM about").fetchall())
+
+def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.DuckDBPyConnection":
+    known = {**about, "redacted": "yes" if redact else ""}
+    if not path.exists():
+        return _made(path, known)
+    connection = _connect(path)
+    found = _about(connection)
+    begun = "passed" in found  # else nothing is lost: an empty one is made anew
+    try:
+        _refuse_other(path, found, about if begun else {})
+    except UserError:
+        connection.close()
+        raise
+    if begun and (found["redacted"] or not redact):
+        return connection
+    connection.close()
+    if not begun:
+        return _made(path, known)
+    _without_texts(path)
+    return _connect(path)
+
+
+def _about(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:
+    return dict(connection.execute("SELECT key, value FROM about").fetchall())
 
 
 def _connect(path: Path) -> "duckdb.DuckDBPyConnection":
@@ -238,6 +250,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 def _made(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
     """A new file with its tables, under its name only when it has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     stage = stage_path(path)
     for leftover in (stage, _log_of(stage)):
         leftover.unlink(missing_ok=True)
@@ -284,7 +297,7 @@ def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
 
 
-def _refuse_other(path: Path, found: Mapping[str, str], wanted: Mapping[str, Any]) -> None:
+def _refuse_other(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     if found.get("format") != _FORMAT:
         raise UserError(f"{path} is no replay of this version: choose another -o.")
     for key, value in wanted.items():
