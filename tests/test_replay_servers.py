@@ -19,7 +19,6 @@ from stub_server import Stub, said
 from tiny_gguf import tiny_of
 from traffic import rows, traffic
 
-
 DRAWING = threading.Lock()
 """Both servers draw from torch's one generator, each from its own seed."""
 
