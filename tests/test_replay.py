@@ -340,6 +340,32 @@ def test_a_database_of_something_else_is_left_alone(serve, call, tmp_path):
     assert rows(tmp_path / "out", "SELECT one FROM mine") == [(1,)]
 
 
+def test_without_duckdb_the_mend_is_told(serve, call, tmp_path, monkeypatch):
+    stub = serve(speaking(0.2, "a"))
+    log = traffic(tmp_path / "log.jsonl", days=1, a_day=4)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "duckdb", None)
+        assert "pip install 'sordino[replay]'" in call(*command(log, stub, stub))[2]
+    assert call(*command(log, stub, stub))[0] == 0
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert "pip install 'sordino[replay]'" in call(*command(log, stub, stub))[2]
+
+
+def test_a_database_that_is_open_elsewhere_is_told(serve, call, tmp_path):
+    stub = serve(speaking(0.2, "a"))
+    log = traffic(tmp_path / "log.jsonl", days=1, a_day=4)
+    assert call(*command(log, stub, stub))[0] == 0
+    holding = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(tmp_path / "out/replay.duckdb")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"\n"
+        assert "close what else has it open" in call(*command(log, stub, stub))[2]
+        other.communicate(b"\n")
+
+
 @pytest.mark.parametrize("redact", ["at-once", "later"])
 def test_redacted_no_text_is_on_the_disk(serve, call, tmp_path, redact):
     def behave(path, body):

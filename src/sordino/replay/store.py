@@ -210,9 +210,9 @@ def _about(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:
 
 def _connect(path: Path) -> "duckdb.DuckDBPyConnection":
     """Open a file that is there, and see that it is a replay's."""
+    connection = _open(path)
     import duckdb
 
-    connection = _open(path)
     try:
         known = connection.execute(
             "SELECT count(*) FROM information_schema.tables WHERE table_name = 'about'"
