@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_a_log_that_is_being_written_ends_before_its_last_line(tmp_path):
     assert [prompt.line for prompt in read_log(path)] == [1, 3]
     packed = tmp_path / "log.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert list(read_log(packed)) == list(read_log(path))
+    assert [replace(one, log=path.name) for one in read_log(packed)] == list(read_log(path))
 
 
 @pytest.mark.parametrize(
@@ -308,6 +309,21 @@ def test_a_log_that_grew_goes_on_where_it_was(serve, call, tmp_path):
     status, out, _ = call(*command(log, first, second, "--json"))
     assert json.loads(out) == whole
     assert len(completions(first)) == 120
+
+
+def test_a_log_a_day_is_as_good_as_one(serve, call, tmp_path):
+    stub = serve(speaking(0.2, "a"))
+    whole = traffic(tmp_path / "whole.jsonl", days=3, a_day=20)
+    daily = [traffic(tmp_path / f"{n}.jsonl", days=n + 1, a_day=20, start=n) for n in range(3)]
+    _, out, _ = call(*command(whole, stub, stub, "--json", output="whole"))
+    for count in (1, 2, 3):
+        status, parts, _ = call(*command(daily[0], stub, stub, "--json"), *daily[1:count])
+        assert status == 0
+    assert {**json.loads(parts), "page": ""} == {**json.loads(out), "page": ""}
+    assert len(completions(stub)) == 4 * 60
+    where = rows(tmp_path / "out", "SELECT log, line FROM prompt ORDER BY number")
+    assert where == [(f"{n}.jsonl", line) for n in range(3) for line in range(1, 21)]
+    assert "There is nothing to replay" in call("replay", "-o", "x")[2]
 
 
 def test_another_log_or_other_settings_are_refused(serve, call, tmp_path):

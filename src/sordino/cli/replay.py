@@ -39,9 +39,7 @@ class JudgeOptions:
 
 
 def replay(
-    log: Path,
-    /,
-    *,
+    *logs: Path,
     output: Output,
     max_tokens: int = 256,
     fraction: float = 1.0,
@@ -53,15 +51,15 @@ def replay(
 ) -> None:
     """Ask the original and the dampened server what people really asked, and compare over time.
 
-    The log's prompts go to both servers, the same with the same seed; answers are scored and kept
+    The logs' prompts go to both servers, the same with the same seed; answers are scored and kept
     in a DuckDB file. The page's interval may be looked at every day. The same command goes on
-    where it was interrupted, and with what has been added to the log since.
+    where it was interrupted, and with what has been added to the logs since.
 
     Parameters
     ----------
-    log
-        A JSONL file (or .jsonl.gz), one request a line: {"messages": …}, {"prompt": …}, or one of
-        these as "body" or "request"; with a time, if it has one.
+    logs
+        JSONL files (or .jsonl.gz), the oldest first, one request a line: {"messages": …},
+        {"prompt": …}, or one of these as "body" or "request"; with a time, if it has one.
     output
         The folder for the database, the figures (JSON) and the page (HTML).
     max_tokens
@@ -90,6 +88,8 @@ def replay(
             judging.judge_refusal,
             seed,
         )
+        if not logs:
+            raise UserError("There is nothing to replay: give the log of a service, a .jsonl file.")
         if len(servers.endpoint) != 2:
             raise UserError(
                 f"--endpoint is given {len(servers.endpoint)} times: give it twice, the original "
@@ -113,7 +113,7 @@ def replay(
             known = about(asked, scorer, settings)
             store = Store(database, known, redact=redact)
             try:
-                carry_out(log, asked, scorer, store, settings)
+                carry_out(logs, asked, scorer, store, settings)
                 outcome = outcome_of(
                     store.pairs(),
                     servers=(known["endpoint A"], known["endpoint B"]),

@@ -1,7 +1,7 @@
 """Real prompts to the original and the dampened server, side by side, over time."""
 
 from sordino.replay.outcome import Look, ReplayOutcome, leaves_out_0, outcome_of
-from sordino.replay.replay import ReplaySettings, Survey, about, replay
+from sordino.replay.replay import ReplaySettings, about, replay
 from sordino.replay.sequential import confidence_sequence
 from sordino.replay.store import Answer, Pairs, Store
 
@@ -12,7 +12,6 @@ __all__ = [
     "ReplayOutcome",
     "ReplaySettings",
     "Store",
-    "Survey",
     "about",
     "confidence_sequence",
     "leaves_out_0",

@@ -40,13 +40,15 @@ class Prompt:
     """One request of the log.
 
     Args:
-        line: Its line, from 1.
+        log: The name of the file that it stands in.
+        line: Its line there, from 1.
         at: When it was made, in UTC without a time zone; None where the log does not say.
         path: To which of a server's ways it goes: `CHAT` or `PLAIN`.
         request: What is sent, but for the model, the length and the seed.
         length: How many tokens the log allows the answer; None where it does not say.
     """
 
+    log: str
     line: int
     at: datetime | None
     path: str
@@ -95,7 +97,7 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
             raise UserError(f"{path}, line {number} is no JSON object: each line must be one.")
         if b"\\ud" in raw.lower():  # half a character, which no server and no database takes
             row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
-        yield _prompt(row, number)
+        yield _prompt(row, path.name, number)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
@@ -114,7 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
         raise UserError(f"{path} cannot be read: {error}.") from None
 
 
-def _prompt(row: Mapping[str, Any], line: int) -> Prompt | None:
+def _prompt(row: Mapping[str, Any], log: str, line: int) -> Prompt | None:
     at = None
     for _ in range(_DEEPEST):
         at = at or _time(row)
@@ -136,7 +138,7 @@ def _prompt(row: Mapping[str, Any], line: int) -> Prompt | None:
     for name, usual in _SILENT.items():
         settings[name] = usual if row.get(name) is None else row[name]
     length = next((row[name] for name in _LENGTHS if _is_count(row.get(name))), None)
-    return Prompt(line, at, CHAT if "messages" in asked else PLAIN, asked | settings, length)
+    return Prompt(log, line, at, CHAT if "messages" in asked else PLAIN, asked | settings, length)
 
 
 def _asked(row: Mapping[str, Any]) -> dict[str, Any] | None:

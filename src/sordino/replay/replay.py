@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a log holds.
+class _Survey:
+    """What the logs hold.
 
     Args:
         prompts: How many requests for text.
@@ -97,37 +97,37 @@ def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -
 
 
 def replay(
-    log: Path,
+    logs: Sequence[Path],
     servers: Sequence[Server],
     scorer: Scorer,
     store: Store,
     settings: ReplaySettings,
-) -> Survey:
-    """Ask both servers every prompt of a log that is not in the store yet, and keep the answers.
+) -> None:
+    """Ask both servers every prompt that is not in the store yet, and keep the answers.
 
     Both are asked the same with the same seed. A prompt that a server will not answer is kept as
-    such; a server that fails for good ends the replay, with what is done kept. A log may grow: what
-    has been added since is replayed the next time.
+    such; a server that fails for good ends the replay, with what is done kept. Logs may grow and
+    become more: what has been added since is replayed the next time.
 
     Args:
-        log: See `sordino.replay.log.read_log`.
+        logs: One or several, read as one, in their order; see `sordino.replay.log.read_log`.
         servers: The original one and the dampened one.
         scorer: The judge of the answers; a prompt is never judged.
         store: Where the answers are kept.
         settings: The rest.
 
     Raises:
-        UserError: The log cannot be read, or is not the one that was begun with; a server or the
-            scorer fails for good, or refuses everything.
+        UserError: A log cannot be read, or is not what was begun with; a server or the scorer
+            fails for good, or refuses everything.
     """
-    survey = _survey(log, store)
+    survey = _survey(logs, store)
     if survey.others:
-        note(f"{log}: {survey.others:,} lines ask for no text and are passed over")
+        note(f"{survey.others:,} lines ask for no text and are passed over")
     if 0 < survey.dated < survey.prompts:
         undated = survey.prompts - survey.dated
-        note(f"{log}: {undated:,} requests have no time and count to the day of the one before")
+        note(f"{undated:,} requests have no time and count to the day of the one before")
     digest = hashlib.sha256()
-    numbered = enumerate(prompt for prompt in read_log(log) if prompt is not None)
+    numbered = enumerate(prompt for prompt in _lines(logs) if prompt is not None)
     for _, prompt in islice(numbered, store.passed):
         prompt.added_to(digest)
     size = max(_BATCH, _ROUNDS * max(server.concurrency for server in servers))
@@ -140,32 +140,37 @@ def replay(
             judged = _judged(answers, scorer)
             store.add(dict(batch), judged, passed, digest.hexdigest())
             advance(passed - before)
-    return survey
 
 
-def _survey(log: Path, store: Store) -> Survey:
-    """Read the whole log before anything is asked, so that a bad line shows at once."""
+def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
+    return chain.from_iterable(map(read_log, logs))
+
+
+def _survey(logs: Sequence[Path], store: Store) -> _Survey:
+    """Read everything before anything is asked, so that a bad line shows at once."""
     prompts = dated = others = 0
     digest, beginning = hashlib.sha256(), ""
-    for prompt in read_log(log):
+    named = ", ".join(map(str, logs))
+    for prompt in _lines(logs):
         if prompt is None:
             others += 1
             continue
         prompts, dated = prompts + 1, dated + (prompt.at is not None)
         if prompts <= store.passed:
             prompt.added_to(digest)
+        if prompts == store.passed:
             beginning = digest.hexdigest()
     if not prompts:
         raise UserError(
-            f"{log} holds no prompt: each line must have messages or a prompt, as requests to an "
+            f"{named} holds no prompt: each line must have messages or a prompt, as requests to an "
             "OpenAI-compatible server do."
         )
     if beginning != store.digest:
         raise UserError(
-            f"{log} does not begin with the {store.passed:,} prompts that were replayed before: "
+            f"{named} does not begin with the {store.passed:,} prompts that were replayed before: "
             "give the same log, which may have grown, or choose another -o."
         )
-    return Survey(prompts, dated, others)
+    return _Survey(prompts, dated, others)
 
 
 def _batches(

@@ -24,15 +24,16 @@ _FORMAT = "sordino-replay-1"
 _TABLES = """
 CREATE TABLE about (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE prompt (
-    number BIGINT PRIMARY KEY, line BIGINT NOT NULL, moment TIMESTAMP, asked VARCHAR
+    number BIGINT PRIMARY KEY, log VARCHAR NOT NULL, line BIGINT NOT NULL, moment TIMESTAMP,
+    asked VARCHAR
 );
 CREATE TABLE answer (
     number BIGINT, arm VARCHAR, text VARCHAR, score DOUBLE, missing VARCHAR,
     PRIMARY KEY (number, arm)
 );
 CREATE VIEW pair AS
-SELECT number, line, moment, asked, a.text AS text_a, b.text AS text_b, a.score AS score_a,
-    b.score AS score_b, a.score > 0.5 AS toxic_a, b.score > 0.5 AS toxic_b
+SELECT number, log, line, moment, asked, a.text AS text_a, b.text AS text_b,
+    a.score AS score_a, b.score AS score_b, a.score > 0.5 AS toxic_a, b.score > 0.5 AS toxic_b
 FROM prompt
 JOIN answer a USING (number) JOIN answer b USING (number)
 WHERE a.arm = 'A' AND b.arm = 'B' AND a.missing IS NULL AND b.missing IS NULL;
@@ -281,7 +282,7 @@ def _without_texts(path: Path) -> None:
         "DELETE FROM clean.about",
         "INSERT INTO clean.about SELECT key, CASE key WHEN 'redacted' THEN 'yes' ELSE value END "
         "FROM about",
-        "INSERT INTO clean.prompt SELECT number, line, moment, NULL FROM prompt",
+        "INSERT INTO clean.prompt SELECT number, log, line, moment, NULL FROM prompt",
         "INSERT INTO clean.answer SELECT number, arm, NULL, score, split_part(missing, ':', 1) "
         "FROM answer",
         "DETACH clean",
