@@ -115,6 +115,7 @@ class Store:
         prompts = [
             {
                 "number": number,
+                "log": one.log,
                 "line": one.line,
                 "moment": one.at,
                 "asked": one.text if kept else None,
@@ -137,6 +138,7 @@ class Store:
         kinds: dict[str, dict[str, pa.DataType]] = {
             "prompt": {
                 "number": whole,
+                "log": words,
                 "line": whole,
                 "moment": pa.timestamp("us"),
                 "asked": words,
