@@ -1,19 +1,15 @@
 """Continuations and judgements from servers that behave, misbehave, or are not there."""
 
-import importlib.util
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 
+from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
 from sordino.evaluation import Diversity, evaluate
@@ -27,67 +23,11 @@ from sordino.evaluation.toxicity import KIT_PROMPTS
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import open_model
 from sordino.models.reference import resolve
+from stub_server import Stub, refused, said
 
 PROMPTS = [f"prompt {number}" for number in range(2 * BATCH_PROMPTS + 3)]
 SAMPLING = Sampling(new_tokens=5)
 QUICK = Access(timeout_s=1, retries=2)
-
-
-class Stub:
-    """An OpenAI-compatible server on loopback that answers as a function says.
-
-    `behave(path, body)` gives a status with a JSON value, bytes, or None to drop the connection;
-    a third element holds more headers.
-    """
-
-    def __init__(self, behave, models=("tiny",)):
-        self.seen: list[tuple[str, dict, dict]] = []
-        self._behave, self._models = behave, models
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # one packet an answer; else loopback waits 40 ms for the second
-
-            def do_GET(self):
-                stub._answer(self, {})
-
-            def do_POST(self):
-                length = int(self.headers["Content-Length"])
-                stub._answer(self, json.loads(self.rfile.read(length)))
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-    def asked(self, path):
-        return [body for seen, body, _ in self.seen if seen == path]
-
-    def _answer(self, handler, body):
-        path = handler.path.removeprefix("/v1")
-        self.seen.append((path, body, dict(handler.headers)))
-        answer = self._behave(path, body)
-        if answer is None and path == "/models":
-            answer = 200, {"data": [{"id": name} for name in self._models]}
-        if answer is None:
-            handler.close_connection = True
-            return
-        status, value, *headers = answer
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        sent = {"Content-Length": str(len(data)), **(headers[0] if headers else {})}
-        handler.send_response(status)
-        for name, content in sent.items():
-            handler.send_header(name, content)
-        handler.end_headers()
-        handler.wfile.write(data)
 
 
 @pytest.fixture
@@ -106,15 +46,6 @@ def serve(monkeypatch):
         stub.close()
 
 
-def said(*texts, finish_reason="stop"):
-    return 200, {
-        "choices": [
-            {"index": index, "text": text, "finish_reason": finish_reason}
-            for index, text in enumerate(texts)
-        ]
-    }
-
-
 def echo(path, body):
     """What a good server would say: it depends on the prompt, the seed and the number only."""
     if path == "/completions":
@@ -124,10 +55,6 @@ def echo(path, body):
 
 def one_at_a_time(path, body):
     return echo(path, body | {"n": 1})
-
-
-def refused(message):
-    return 400, {"error": {"message": message, "type": "invalid_request_error"}}
 
 
 def collect(served, prompts=PROMPTS, sampling=SAMPLING, seed=3, continuations=3, which=ALL):
@@ -561,31 +488,9 @@ def llama_server(tmp_path, monkeypatch):
     It needs `pip install llama-cpp-python[server]`, here or where the Python interpreter named by
     SORDINO_LLAMA_PYTHON finds it.
     """
-    python = os.environ.get("SORDINO_LLAMA_PYTHON")
-    if python is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed, and SORDINO_LLAMA_PYTHON is not set")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"model": kit.model_file("smollm2"), "host": "127.0.0.1", "port": port}
-    options |= {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "model_alias": "smollm2"}
-    command = [python or sys.executable, "-m", "llama_cpp.server"]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    log = tmp_path / "server.log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream)
-    try:
-        for _ in range(120):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, log.read_text()[-2000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    with serving(kit.model_file("smollm2"), "smollm2", tmp_path / "server.log") as address:
+        yield address
 
 
 def surprise(opened, prompts, written):

@@ -34,6 +34,10 @@ for _title, _commands in {
     "Which intervention": {
         "tune": "Find the rule, the sites and the size that remove most within a budget.",
         "study": "Answer a question about a model, with figures and a page.",
+        "reproduce": "Reproduce a published row, and set our figures beside theirs.",
+    },
+    "In service": {
+        "replay": "Ask the original and the dampened server what people really asked.",
     },
     "What was done": {
         "inspect": "Show a model's sites, an expertise file, or what was done to a model.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sordino.cli.options import (
+    AccessOptions,
     InterventionOptions,
     ModelOptions,
     Output,
@@ -153,7 +154,7 @@ class MeasureOptions:
 
 @Parameter(name="*", group="Evaluation: of a server")
 @dataclass(frozen=True)
-class EndpointOptions:
+class EndpointOptions(AccessOptions):
     """A server that is asked instead of a model that is opened."""
 
     endpoint: str | None = None
@@ -164,16 +165,10 @@ class EndpointOptions:
     """Ask the server's chat to continue the prompt, where it has no plain completions."""
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
-    concurrency: int = 4
-    """Requests under way at once."""
-    request_timeout: float = 120
-    """Seconds to wait for an answer."""
-    retries: int = 5
-    """How often a request is tried again."""
 
     def subject(self, model: str | None, revision: str | None) -> "Subject":
         """The server, or else the model of that name."""
-        from sordino.evaluation import Access, Endpoint
+        from sordino.evaluation import Endpoint
         from sordino.models.reference import resolve
 
         if self.endpoint is None:
@@ -182,7 +177,7 @@ class EndpointOptions:
             return resolve(model, revision)
         if model is not None:
             raise UserError(f"Give the model {model} or --endpoint, not both.")
-        access = Access(self.api_key_env, self.concurrency, self.request_timeout, self.retries)
+        access = self.access(self.api_key_env)
         return Endpoint(self.endpoint, self.served_model, chat=self.chat, access=access)
 
 

@@ -13,6 +13,7 @@ from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
+    from sordino.evaluation import Access
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.interventions import Dampening
     from sordino.models.open import OpenModel
@@ -186,6 +187,26 @@ class SweepOptions:
 
         wanted = self.attribution or "attribution" in needs
         return AttributionSettings(self.attribution_per_class, seed) if wanted else None
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """How a server is asked; the group is that of the options that take these in."""
+
+    concurrency: int = 4
+    """Requests under way at once, to each server."""
+    request_timeout: float = 120
+    """Seconds to wait for an answer."""
+    retries: int = 5
+    """How often a request is tried again."""
+    rate: float | None = None
+    """At most so many requests a minute, to each server."""
+
+    def access(self, key_variable: str | None) -> "Access":
+        """These, with the variable that holds the key."""
+        from sordino.evaluation import Access
+
+        return Access(key_variable, self.concurrency, self.request_timeout, self.retries, self.rate)
 
 
 @Parameter(name="*", group="Output")

@@ -2,7 +2,9 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -58,6 +60,8 @@ class Access:
         timeout_s: How long an answer may take, in seconds.
         retries: How often a request is tried again after a failed connection or the answers 408,
             429 and 5xx, with growing pauses, or with those that the server asks for.
+        rate: At most so many requests a minute, at even distances; None for no limit. Those that
+            are tried again wait by the rule above.
 
     Raises:
         UserError: A setting is outside its range, or the variable that is named is not set.
@@ -67,9 +71,12 @@ class Access:
     concurrency: int = 4
     timeout_s: float = 120.0
     retries: int = 5
+    rate: float | None = None
 
     def __post_init__(self) -> None:
+        rate = 1 if self.rate is None else self.rate
         checks = [
+            (rate > 0, "--rate", rate, "above 0"),
             (self.concurrency >= 1, "--concurrency", self.concurrency, "at least 1"),
             (self.timeout_s > 0, "--request-timeout", self.timeout_s, "above 0"),
             (self.retries >= 0, "--retries", self.retries, "0 or more"),
@@ -183,7 +190,13 @@ class Server:
             raise_on_status=False,
         )
         self._pool = _pool(self.address, access)
+        self._pace = _Pace(access.rate)
         self.model = self._choose_model(model, model_flag)
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests are under way at once."""
+        return self._access.concurrency
 
     def ask(self, path: str, request: dict[str, Any]) -> list[Choice]:
         """Send a request to the model.
@@ -199,6 +212,7 @@ class Server:
             RefusedError: The server does not take the request as it is.
             UserError: It does not answer, or not as it should.
         """
+        self._pace.wait()
         response = self._send("POST", path, self._retry, {"model": self.model, **request})
         if response.status in (400, 422):
             raise RefusedError(_words(response))
@@ -215,7 +229,9 @@ class Server:
             raise self._malformed(response) from None
         return sorted(answer.choices, key=lambda choice: choice.index)
 
-    def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    def each(
+        self, work: Callable[[_Item], _Result], items: Iterable[_Item]
+    ) -> Generator[_Result, None, None]:
         """Do the work on all items, several at once, and yield the results in the items' order.
 
         What has not begun is dropped when the iterator is closed or the work fails.
@@ -307,6 +323,24 @@ class Server:
             f"{self._where} does not answer as an OpenAI-compatible server does (it said: "
             f"{_words(response)}); check the address, which usually ends in /v1."
         )
+
+
+class _Pace:
+    """Turns at even distances, for threads that share them."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap = 0.0 if per_minute is None else 60 / per_minute
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Come back when it is this caller's turn."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._gap
+        if turn > now:
+            time.sleep(turn - now)
 
 
 @dataclass(frozen=True)

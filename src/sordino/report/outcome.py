@@ -16,7 +16,7 @@ CAPTION = (
     "Both models were given the same prompts, texts and random numbers. Intervals are 95 % "
     "intervals by the paired bootstrap over prompts or texts; ÷ 1.5 reads “1.5 times fewer”."
 )
-_LIMITS = (
+LIMITS = (
     "Turned down is not removed: the model can still write what it was turned down for.",
     "The intervals cover the draw of prompts, texts and samples. They do not cover the errors of "
     "the scorer, nor how far these prompts are from those of your use.",
@@ -25,6 +25,8 @@ _LIMITS = (
     "The labelled sentences decide what the concept is; their errors and leanings are in the "
     "neurons that were chosen.",
 )
+"""What no figure of a change can promise, whatever was measured."""
+
 _EVEN, _EXTREME = 6, 3
 
 _MEASURES = {
@@ -238,7 +240,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
 
 def limits(evaluation: Evaluation | None) -> list[str]:
     """What the figures cannot promise, the measures' own limits first."""
-    return [*measure_limits(evaluation), *_LIMITS]
+    return [*measure_limits(evaluation), *LIMITS]
 
 
 def measure_limits(evaluation: Evaluation | None) -> list[str]:

@@ -1,0 +1,139 @@
+"""What a replay has found so far: a value that can be saved, and drawn over time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from sordino.evaluation.statistics import Estimate, Floats
+from sordino.replay.sequential import confidence_sequence
+from sordino.replay.store import Pairs
+
+_PARTS = 30
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Look(_Value):
+    """What one saw at the end of a day, or of a part of a log that has no times.
+
+    Args:
+        label: The day (UTC, ISO 8601), or how many pairs there were.
+        pairs: The prompts of that day which both servers answered.
+        toxic: How many of either's answers were toxic on that day, the original's first.
+        so_far: All pairs up to then.
+        difference: The share of toxic answers so far, dampened less original, with the interval
+            that may be looked at every day.
+    """
+
+    label: str
+    pairs: int
+    toxic: tuple[int, int]
+    so_far: int
+    difference: Estimate
+
+
+class ReplayOutcome(_Value):
+    """What was found.
+
+    Args:
+        format: Names this file format.
+        servers: The original's model and address, and the dampened one's.
+        scorer: What identifies the scorer, and what it cannot see (`limits`).
+        settings: What else decides the figures.
+        redacted: Whether no text was kept.
+        dated: Whether looks are days.
+        prompts: How many were asked.
+        missing: How many each server did not answer, by reason.
+        shares: The share of toxic answers of either, over all pairs, each with an interval of the
+            same kind.
+        looks: What one saw, day by day.
+        first: The label of the first look whose interval left out 0; None where none did.
+    """
+
+    format: Literal["sordino-replay-1"] = "sordino-replay-1"
+    servers: tuple[str, str]
+    scorer: dict[str, Any]
+    settings: dict[str, Any]
+    redacted: bool
+    dated: bool
+    prompts: int
+    missing: dict[str, dict[str, int]]
+    shares: tuple[Estimate, Estimate] | None
+    looks: tuple[Look, ...]
+    first: str | None
+
+    @property
+    def pairs(self) -> int:
+        """How many prompts both answered."""
+        return self.looks[-1].so_far if self.looks else 0
+
+
+def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
+    """What the pairs say, with what is known of the replay beside them.
+
+    A day ends with the last request before one of a later day: one that is logged late, or has no
+    time, counts to the day of the one before it, so that what was seen on a day never changes.
+    """
+    toxic = pairs.toxic.astype(np.float64)
+    dated = bool((~np.isnat(pairs.at)).any())
+    if not len(toxic):
+        return ReplayOutcome(dated=dated, shares=None, looks=(), first=None, **known)
+    labels, ends = _days(pairs.at) if dated else _parts(len(toxic))
+    looks = tuple(_looked_at(toxic, labels, ends))
+    original, dampened = (
+        _estimate(confidence_sequence(arm, ends[-1:])[0]) for arm in np.ascontiguousarray(toxic.T)
+    )
+    return ReplayOutcome(
+        dated=dated,
+        shares=(original, dampened),
+        looks=looks,
+        first=next((look.label for look in looks if leaves_out_0(look.difference)), None),
+        **known,
+    )
+
+
+def leaves_out_0(difference: Estimate) -> bool:
+    """Whether the interval says which way it went."""
+    low, high = difference.low, difference.high
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _looked_at(toxic: Floats, labels: Sequence[str], ends: NDArray[np.int64]) -> Iterator[Look]:
+    running = confidence_sequence(toxic[:, 1] - toxic[:, 0], ends)
+    counts = np.diff(np.cumsum(toxic, axis=0)[ends - 1], axis=0, prepend=0)
+    sizes = np.diff(ends, prepend=0)
+    for label, end, size, count, row in zip(labels, ends, sizes, counts, running, strict=True):
+        yield Look(
+            label=label,
+            pairs=int(size),
+            toxic=(int(count[0]), int(count[1])),
+            so_far=int(end),
+            difference=_estimate(row),
+        )
+
+
+def _days(at: NDArray[np.datetime64]) -> tuple[list[str], NDArray[np.int64]]:
+    """Each day's name, and how many pairs there were at its end."""
+    days = at.astype("datetime64[D]")
+    missing = np.isnat(days)
+    days[missing] = days[~missing][0]  # only those before the first that has a time keep this one
+    days = np.maximum.accumulate(days)
+    ends = np.flatnonzero(np.append(days[1:] != days[:-1], True)) + 1
+    return [str(days[end - 1]) for end in ends], ends
+
+
+def _parts(pairs: int) -> tuple[list[str], NDArray[np.int64]]:
+    """Equal parts of a log that has no times."""
+    count = min(pairs, _PARTS)
+    ends = np.arange(1, count + 1) * pairs // count
+    return [f"{end:,}" for end in ends], ends
+
+
+def _estimate(row: Floats) -> Estimate:
+    mean, low, high = (float(value) for value in row)
+    return Estimate(mean, low, high)

@@ -1,0 +1,252 @@
+"""Ask two servers what people asked, and keep what they answer."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation.endpoint import RefusedError, Server, request_seed
+from sordino.evaluation.judged import AUTO, chosen_scorer, scores_of
+from sordino.evaluation.scorers import Scorer, open_scorer
+from sordino.progress import note, track
+from sordino.replay.log import CHAT, PLAIN, Prompt, read_log
+from sordino.replay.store import ARMS, Answer, Store
+
+_BATCH = 32
+_ROUNDS = 4
+"""Prompts of a batch, or rounds of requests if that is more: what a kill loses at most."""
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Everything that decides what is asked and how it is judged, beside the log and the servers.
+
+    Args:
+        max_tokens: The longest answer, in tokens; a request of the log can ask for a shorter one.
+        fraction: Which share of the requests is replayed, from above 0 to 1, drawn by seed.
+        chat: Ask plain prompts as messages of a chat, for servers that have nothing else.
+        scorer: Who judges; see `sordino.evaluation.scorers.open_scorer`, or "auto".
+        toxic_label: The label of a text classifier that means toxic.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        seed: Of the draw and of the servers' sampling.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    max_tokens: int = 256
+    fraction: float = 1.0
+    chat: bool = False
+    scorer: str = AUTO
+    toxic_label: str | None = None
+    judge_refusal: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"--max-tokens {self.max_tokens} is out of range: it must be above 0.")
+        if not 0 < self.fraction <= 1:
+            raise UserError(
+                f"--fraction {self.fraction:g} is out of range: it must be above 0 and at most 1."
+            )
+
+    def open_scorer(self) -> Scorer:
+        """The scorer; a text classifier runs on the processor, beside the servers."""
+        return open_scorer(
+            chosen_scorer(self.scorer),
+            toxic_label=self.toxic_label,
+            judge_refusal=self.judge_refusal,
+            device=torch.device("cpu"),
+        )
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What the logs hold.
+
+    Args:
+        prompts: How many requests for text.
+        dated: How many of them have a time.
+        others: How many lines ask for something else.
+    """
+
+    prompts: int
+    dated: int
+    others: int
+
+
+def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -> dict[str, str]:
+    """What tells one replay from another: it is kept with what was found."""
+    names = [f"{server.model} at {server.address}" for server in servers]
+    return {
+        **{f"endpoint {arm}": name for arm, name in zip(ARMS, names, strict=True)},
+        "seed": str(settings.seed),
+        "max_tokens": str(settings.max_tokens),
+        "fraction": str(settings.fraction),
+        "chat": str(settings.chat),
+        "scorer": json.dumps(scorer.protocol(), sort_keys=True),
+    }
+
+
+def replay(
+    logs: Sequence[Path],
+    servers: Sequence[Server],
+    scorer: Scorer,
+    store: Store,
+    settings: ReplaySettings,
+) -> None:
+    """Ask both servers every prompt that is not in the store yet, and keep the answers.
+
+    Both are asked the same with the same seed. A prompt that a server will not answer is kept as
+    such; a server that fails for good ends the replay, with what is done kept. Logs may grow and
+    become more: what has been added since is replayed the next time.
+
+    Args:
+        logs: One or several, read as one, in their order; see `sordino.replay.log.read_log`.
+        servers: The original one and the dampened one.
+        scorer: The judge of the answers; a prompt is never judged.
+        store: Where the answers are kept.
+        settings: The rest.
+
+    Raises:
+        UserError: A log cannot be read, or is not what was begun with; a server or the scorer
+            fails for good, or refuses everything.
+    """
+    survey = _survey(logs, store)
+    if survey.others:
+        note(f"{survey.others:,} lines ask for no text and are passed over")
+    if 0 < survey.dated < survey.prompts:
+        undated = survey.prompts - survey.dated
+        note(f"{undated:,} requests have no time and count to the day of the one before")
+    digest = hashlib.sha256()
+    numbered = enumerate(prompt for prompt in _lines(logs) if prompt is not None)
+    for _, prompt in islice(numbered, store.passed):
+        prompt.added_to(digest)
+    size = max(_BATCH, _ROUNDS * max(server.concurrency for server in servers))
+    with track("replaying", survey.prompts, "prompts", store.passed) as advance:
+        for batch, passed in _batches(numbered, size, digest, store.passed, settings):
+            before = store.passed
+            answers = _answers(batch, servers, settings)
+            if before == 0 and answers:
+                _refuse_refusals(answers, servers)
+            judged = _judged(answers, scorer)
+            store.add(dict(batch), judged, passed, digest.hexdigest())
+            advance(passed - before)
+
+
+def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
+    return chain.from_iterable(map(read_log, logs))
+
+
+def _survey(logs: Sequence[Path], store: Store) -> _Survey:
+    """Read everything before anything is asked, so that a bad line shows at once."""
+    prompts = dated = others = 0
+    digest, beginning = hashlib.sha256(), ""
+    named = ", ".join(map(str, logs))
+    for prompt in _lines(logs):
+        if prompt is None:
+            others += 1
+            continue
+        prompts, dated = prompts + 1, dated + (prompt.at is not None)
+        if prompts <= store.passed:
+            prompt.added_to(digest)
+        if prompts == store.passed:
+            beginning = digest.hexdigest()
+    if not prompts:
+        raise UserError(
+            f"{named} holds no prompt: each line must have messages or a prompt, as requests to an "
+            "OpenAI-compatible server do."
+        )
+    if beginning != store.digest:
+        raise UserError(
+            f"{named} does not begin with the {store.passed:,} prompts that were replayed before: "
+            "give the same log, which may have grown, or choose another -o."
+        )
+    return _Survey(prompts, dated, others)
+
+
+def _batches(
+    numbered: Iterator[tuple[int, Prompt]],
+    size: int,
+    digest: "hashlib._Hash",
+    passed: int,
+    settings: ReplaySettings,
+) -> Iterator[tuple[list[tuple[int, Prompt]], int]]:
+    """The prompts that are drawn, in batches, each with how many of the log are then done with."""
+    batch: list[tuple[int, Prompt]] = []
+    done = passed
+    for number, prompt in numbered:
+        prompt.added_to(digest)
+        done = number + 1
+        if settings.fraction == 1 or _drawn(settings.seed, number) < settings.fraction:
+            batch.append((number, prompt))
+        if len(batch) == size:
+            yield batch, done
+            batch, passed = [], done
+    if done > passed:
+        yield batch, done
+
+
+def _drawn(seed: int, number: int) -> float:
+    """A number from 0 to 1 that belongs to the prompt, however long the log becomes."""
+    return float(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]) / 2**32
+
+
+def _answers(
+    batch: Sequence[tuple[int, Prompt]], servers: Sequence[Server], settings: ReplaySettings
+) -> list[tuple[Answer, Answer]]:
+    """What both servers answer, at the same time."""
+    first, second = servers
+    with (
+        closing(first.each(lambda one: _ask(first, *one, settings), batch)) as original,
+        closing(second.each(lambda one: _ask(second, *one, settings), batch)) as dampened,
+    ):
+        return list(zip(original, dampened, strict=True))
+
+
+def _ask(server: Server, number: int, prompt: Prompt, settings: ReplaySettings) -> Answer:
+    path, request = prompt.path, dict(prompt.request)
+    if settings.chat and path == PLAIN:
+        path = CHAT
+        request["messages"] = [{"role": "user", "content": request.pop("prompt")}]
+    request["max_tokens"] = min(prompt.length or settings.max_tokens, settings.max_tokens)
+    request["seed"] = request_seed(settings.seed, number, 0)
+    try:
+        choice = server.ask(path, request)[0]
+    except RefusedError as error:
+        return Answer(None, missing=f"refused: {error}")
+    if choice.finish_reason == "content_filter":
+        return Answer(None, missing="withheld by a filter")
+    if choice.content is None:
+        return Answer(None, missing=f"no text: ended by {choice.finish_reason}")
+    return Answer(choice.content)
+
+
+def _refuse_refusals(answers: Sequence[Sequence[Answer]], servers: Sequence[Server]) -> None:
+    """A server that refuses all there is at the beginning is not asked for a month on end."""
+    for server, of_arm in zip(servers, zip(*answers, strict=True), strict=True):
+        if all(answer.missing for answer in of_arm):
+            raise server.problem(
+                f"it answers none of the first {len(of_arm)} prompts ({of_arm[0].missing})."
+            )
+
+
+def _judged(answers: Sequence[Sequence[Answer]], scorer: Scorer) -> list[list[Answer]]:
+    """The answers with their scores."""
+    texts = [answer.text for pair in answers for answer in pair if answer.text is not None]
+    scores: Iterator[Any] = iter(scores_of(scorer, texts)[:, 0] if texts else ())
+    return [
+        [
+            answer if answer.text is None else Answer(answer.text, float(next(scores)))
+            for answer in pair
+        ]
+        for pair in answers
+    ]

@@ -1,0 +1,1 @@
+"""Published rows, by name: their recipes, and our figures beside theirs."""

@@ -1,0 +1,202 @@
+"""What it takes to reproduce a published row: one file each, in `recipes/`."""
+
+import difflib
+import tomllib
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.evaluation import Measure
+
+_GB = 10**9
+_BESIDE_WEIGHTS = 1.2
+"""Weights, and what a forward pass keeps beside them."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Published(_Value):
+    """A figure from the literature.
+
+    Args:
+        measure: The measure's name here.
+        figure: The figure's name in it.
+        before: What they had before; a share from 0 to 1, or a perplexity.
+        after: What they had after.
+        times_fewer_at_most: What they say of before through after, where they give no more.
+        difference: What they say of after minus before, where they give no more.
+        whole_paper: Whether they say it of all their models together, and not of this one.
+    """
+
+    measure: str
+    figure: str
+    before: float | None = None
+    after: float | None = None
+    times_fewer_at_most: float | None = None
+    difference: float | None = None
+    whole_paper: bool = False
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> Self:
+        row = self.before is not None and self.after is not None
+        claims = [row, self.times_fewer_at_most is not None, self.difference is not None]
+        if sum(claims) != 1 or (self.before is None) != (self.after is None):
+            raise ValueError("give before and after, or times_fewer_at_most, or difference")
+        return self
+
+
+class Recipe(_Value):
+    """A published row: the model, the protocol, and what they found.
+
+    Args:
+        name: By which it is asked for.
+        title: The row's model, as the literature calls it.
+        source: Where the figures stand.
+        model: A hub id, or whatever else `sordino.open_model` takes.
+        parameters: About how many the model has.
+        bytes_per_parameter: As the checkpoint stores them.
+        gated: Whether the hub wants its terms accepted first.
+        concept: See `sordino.load_concept`.
+        intervention: The rule.
+        dtype: In which it runs; "auto" is the checkpoint's own.
+        seed: Of everything that is drawn.
+        measures: The measures' settings, by name.
+        published: Their figures.
+        notes: Where this differs from what they did.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    title: str
+    source: str
+    model: str
+    parameters: int = Field(gt=0)
+    bytes_per_parameter: int = Field(default=2, gt=0)
+    gated: bool = False
+    concept: str = "toxicity"
+    intervention: str = "aura"
+    dtype: str = "auto"
+    seed: int = 0
+    measures: dict[str, dict[str, Any]] = Field(min_length=1)
+    published: tuple[Published, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        for claim in self.published:
+            if claim.measure not in self.measures:
+                raise ValueError(f"{claim.measure} is published and not measured")
+        return self
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes of memory it takes, on the device that it runs on."""
+        return round(self.parameters * self.bytes_per_parameter * _BESIDE_WEIGHTS + 2 * _GB)
+
+    @property
+    def disk(self) -> int:
+        """About how many bytes of disk: the checkpoint and its dampened copy."""
+        return 2 * self.parameters * self.bytes_per_parameter
+
+    @property
+    def from_hub(self) -> list[str]:
+        """What it takes from the hub."""
+        named = [self.model] if _is_hub_id(self.model) else []
+        named += ["Jigsaw's comments"] if self.concept == "toxicity" else []
+        values = [value for settings in self.measures.values() for value in settings.values()]
+        named += [v for v in values if isinstance(v, str) and v.startswith("hf:")]
+        tasks = self.measures.get("zero-shot", {}).get("tasks", ())
+        return [*named, *(f"the task {task}" for task in tasks if not task.startswith("kit_"))]
+
+    @property
+    def extras(self) -> list[str]:
+        """Which of Sordino's optional parts it needs."""
+        wanted = {
+            "datasets": any(name.startswith("hf:") for name in self.from_hub),
+            "zero-shot": "zero-shot" in self.measures,
+        }
+        return [name for name, needed in wanted.items() if needed]
+
+    def missing_extras(self) -> list[str]:
+        """Those that are not installed."""
+        packages = {"datasets": "datasets", "zero-shot": "lm_eval"}
+        return [name for name in self.extras if find_spec(packages[name]) is None]
+
+    def build(self, max_prompts: int | None = None) -> "list[Measure]":
+        """The measures, with their settings.
+
+        Args:
+            max_prompts: At most so many prompts for toxicity, instead of the recipe's own number.
+
+        Raises:
+            UserError: There is no such measure or setting.
+        """
+        from sordino.evaluation import MEASURES, measure
+
+        made = []
+        for name, settings in self.measures.items():
+            chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+            if name == "toxicity" and max_prompts is not None:
+                chosen["max_prompts"] = max_prompts
+            measure(name)  # says which there are
+            try:
+                made.append(MEASURES[name](**chosen))
+            except TypeError as error:
+                raise UserError(f"The recipe {self.name}, measure {name}: {error}.") from None
+        return made
+
+
+def recipes() -> dict[str, Recipe]:
+    """All published rows, by name."""
+    folder = files("sordino.reproduction") / "recipes"
+    found = sorted((one for one in folder.iterdir() if one.name.endswith(".toml")), key=str)
+    return {
+        recipe.name: recipe
+        for recipe in (_parsed(one.read_text(encoding="utf-8"), one.name) for one in found)
+    }
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name, or in that TOML file.
+
+    Raises:
+        UserError: There is none, or the file is no recipe.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".toml":
+        try:
+            return _parsed(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The recipe {path} cannot be read: {error}.") from None
+    known = recipes()
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"There is no recipe '{name}': {hint}There are {', '.join(known)}; or give a .toml "
+            "file."
+        )
+    return known[name]
+
+
+def _parsed(text: str, where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The recipe {where} is not valid TOML: {error}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"The recipe {where} is no recipe: {place}: {said}.") from None
+
+
+def _is_hub_id(model: str) -> bool:
+    return not (model.startswith("kit:") or Path(model).expanduser().exists())

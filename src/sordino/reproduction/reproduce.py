@@ -1,0 +1,157 @@
+"""Carry out a recipe: the whole job on a published model, and our figures beside theirs."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sordino import hub
+from sordino.concepts import load_concept
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.evaluation import Evaluation
+from sordino.files import only_one, read_json, write_json
+from sordino.models.memory import available
+from sordino.models.open import choose_device
+from sordino.pipeline import EXTRAS, RunSettings, run
+from sordino.report.article import write_html
+from sordino.report.reproduction import reproduction_article
+from sordino.reproduction.comparison import Reproduction, compare_with
+from sordino.reproduction.recipe import Recipe
+
+_GB = 10**9
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is done otherwise than the recipe says.
+
+    Args:
+        model: Another copy of its model: a folder, or a GGUF file.
+        concept: Another copy of its sentences, such as Jigsaw's train.csv.
+        max_prompts: At most so many prompts for toxicity.
+        device: Where it runs, as for `sordino.open_model`.
+    """
+
+    model: str | None = None
+    concept: str | None = None
+    max_prompts: int | None = None
+    device: str = "auto"
+
+
+def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
+    """What is not at hand for it here, in half sentences; nothing if it can begin.
+
+    Args:
+        recipe: The recipe.
+        changes: What is done otherwise.
+        place: The folder in which the output would be.
+    """
+    wanted = [
+        name
+        for name in recipe.from_hub
+        if not (changes.model and name == recipe.model)
+        and not (changes.concept and name == "Jigsaw's comments")
+    ]
+    found = []
+    extras = recipe.missing_extras()
+    if extras:
+        found.append(f"pip install 'sordino[{','.join(extras)}]'")
+    if wanted and not hub.reachable():
+        found.append(f"a hub that answers (for {', '.join(wanted)})")
+    device = choose_device(changes.device)
+    left = available(device)
+    if left < recipe.memory:
+        found.append(
+            f"{recipe.memory / _GB:,.0f} GB of memory on {device.type}, which has "
+            f"{left / _GB:,.0f} free"
+        )
+    while not place.exists():
+        place = place.absolute().parent
+    free = shutil.disk_usage(place).free
+    if free < recipe.disk:
+        found.append(f"{recipe.disk / _GB:,.0f} GB of disk; {free / _GB:,.0f} are free")
+    return found
+
+
+def reproduce(
+    recipe: Recipe, output: Path, changes: Changes, command: Sequence[str] = ()
+) -> tuple[Reproduction, Path]:
+    """Do the whole job as a recipe says, and compare what was published with what came of it.
+
+    The dampened model with its own page is in the folder `model` of the output. What was
+    interrupted goes on where it was; what is done already is only compared.
+
+    Args:
+        recipe: The recipe.
+        output: The folder to make.
+        changes: What is done otherwise.
+        command: The command line that does it again, for the pages.
+
+    Returns:
+        The comparison, and its page.
+
+    Raises:
+        UserError: Something that it needs is not at hand, or the folder is another recipe's.
+    """
+    measures = recipe.build(changes.max_prompts)
+    folder, mark = output / "model", output / "recipe.json"
+    asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}
+    if mark.exists() and read_json(mark) != asked:
+        raise UserError(f"{output} is of another recipe or other settings: choose another -o.")
+    figures = folder / EXTRAS / "evaluation.json"
+    with only_one(output / "reproduction.json"):
+        if not figures.exists():
+            missing = lacking(recipe, changes, output)
+            if missing:
+                raise UserError(f"{recipe.name} cannot be reproduced here: it lacks {missing[0]}.")
+            write_json(mark, asked)
+            settings = RunSettings(
+                intervention=recipe.intervention,
+                measures=measures,
+                device=changes.device,
+                dtype=recipe.dtype,
+                seed=recipe.seed,
+                stream=False,
+            )
+            run(
+                changes.model or recipe.model,
+                _sentences(recipe, changes),
+                folder,
+                settings,
+                command=command,
+            )
+        evaluation = Evaluation.load(figures)
+        found = Reproduction(
+            recipe=recipe,
+            model=changes.model or recipe.model,
+            concept=read_json(folder / "sordino.json")["expertise"]["concept_source"],
+            dtype=evaluation.after.dtype,
+            device=evaluation.after.device,
+            compared=tuple(compare_with(one, evaluation) for one in recipe.published),
+        )
+        write_json(output / "reproduction.json", found.model_dump(mode="json"))
+        page = output / "reproduction.html"
+        write_html(reproduction_article(found, command), page)
+    return found, page
+
+
+def _sentences(recipe: Recipe, changes: Changes) -> Concept:
+    """The sentences; what stands in for them without a hub would be no reproduction."""
+    concept = load_concept(changes.concept or recipe.concept, seed=recipe.seed)
+    if recipe.concept == "toxicity" and "stand for toxicity" in concept.source:
+        raise UserError(
+            f"{recipe.name} takes Jigsaw's comments, which no hub here has: give its train.csv as "
+            "--concept."
+        )
+    return concept
+
+
+def _deciding(changes: Changes) -> dict[str, Any]:
+    """What decides the figures; on which device they are taken does not."""
+    return {
+        "model": changes.model,
+        "concept": changes.concept,
+        "max_prompts": changes.max_prompts,
+    }
