@@ -103,7 +103,7 @@ _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
     ("divergence, nats a token", "divergence", "divergence", "alone"),
     ("same first choice", "divergence", "agreement", "share alone"),
     ("perplexity", "perplexity", None, "number"),
-    ("perplexity of insults", "toxic-perplexity", None, "number"),
+    ("perplexity of insults", "toxic-perplexity", "corpus", "number"),
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
     ("distinct word pairs", "diversity", "distinct-2", "share"),
