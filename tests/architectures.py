@@ -1,4 +1,4 @@
-"""docs/architectures.md, made of what the tests' tiny models show: `python tests/architectures.py`."""
+"""docs/architectures.md, made of what tiny models show: `python tests/architectures.py`."""
 
 import logging
 from collections.abc import Iterable
@@ -88,10 +88,12 @@ _TAIL = """
 
 | `--sites` | sites |
 |---|---|
-| (nothing) | the feed-forward part: every linear layer of the decoder's layers that is neither in attention nor in what mixes tokens in its place (Mamba, recurrences, short convolutions) |
+| (nothing) | the feed-forward part: neither attention nor what mixes tokens in its place |
 | `attention` | these, and attention's (linear attention's, too) |
 | `all` | every linear layer in the decoder's layers |
 | a regular expression | the linear layers whose path it matches anywhere |
+
+What mixes tokens in attention's place are state spaces (Mamba), recurrences and short convolutions.
 
 A router is never a site: turning one of its outputs down would re-route and not dampen. Mamba's
 `dt_proj` is none either: its weight is used without the layer being called, so that it has no
@@ -109,11 +111,11 @@ the expert says nothing about it and is left out of its AUROC. Where fewer than 
 either class reached it, it has no AUROC, and its factor is 1: with 30 and 30, the AUROC of a neuron
 that knows nothing has a standard error of 0.075.
 
-While the sweep watches, and with hooks, experts are computed by an implementation that is registered
-with transformers' experts interface and does what the model's own code does; Llama 4, which is not
-behind that interface, is computed again by a hook. Attribution (and `contrast`, which needs it) does
-not reach into experts, PEFT has no (IA)³ adapter for them, and what shifts needs biases, which of
-these only GPT-OSS's experts have.
+While the sweep watches, and with hooks, experts are computed by an implementation registered with
+transformers' experts interface, which does what the model's own code does; Llama 4, which is not
+behind that interface, is computed again by a hook. Attribution (and `contrast`, which needs it)
+does not reach into experts, PEFT has no (IA)³ adapter for them, and shifts need biases to be baked,
+which of these only GPT-OSS's experts have.
 """
 
 

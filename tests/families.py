@@ -165,7 +165,6 @@ HYBRIDS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "qwen3_5_text": _small("qwen3_5_text", **_DELTA),
     "recurrent_gemma": _small("recurrent_gemma"),
     "rwkv": _small("rwkv"),
-    "xlstm": _small("xlstm"),
 }
 """Families in which something else than attention mixes tokens, in some layers or in all."""
 

@@ -98,7 +98,8 @@ def test_an_uncovered_matrix_is_an_error_that_names_it_and_the_override():
 def test_baked_equals_hooked_equals_edited_in_memory(name, tmp_path):
     folder = tiny_folder(name, tmp_path, shard="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    model = tiny_model(name)
+    # Some models are not the same when they are saved and loaded again, whoever does it.
+    model = tf.AutoModelForCausalLM.from_pretrained(folder)
     sites = {site.path: site.neurons for site in find_sites(model, SITES.get(name))}
     dampening = Dampening(random_factors(sites), "aura")
     bake(folder, dampening, tmp_path / "baked")

@@ -1,5 +1,7 @@
 """MoE experts: what is seen of them, what an AUROC is made of, and what cannot be done."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_ranks_that_share_experts_find_the_same(data):
 
     whole = statistics(slice(0, site.neurons))
     ends = [rank * site.neurons // ranks for rank in range(ranks + 1)]
-    parts = [statistics(slice(a, b)) for a, b in zip(ends, ends[1:], strict=False) if b > a]
+    parts = [statistics(slice(a, b)) for a, b in pairwise(ends) if b > a]
     for name, values in whole.items():
         np.testing.assert_array_equal(values, torch.cat([part[name] for part in parts]))
     for expert in range(experts):
@@ -236,9 +238,10 @@ def test_there_is_no_adapter_for_experts(tmp_path):
 
 
 def test_experts_of_another_number_are_refused():
+    factors = {"model.layers.0.mlp.experts.gate_up_proj": np.ones(96, np.float32)}
+    model = tiny_model("mixtral")
     with pytest.raises(UserError, match="has 384 neurons"):
-        factors = {"model.layers.0.mlp.experts.gate_up_proj": np.ones(96, np.float32)}
-        Dampening(factors, "none").bake_into(tiny_model("mixtral"))
+        Dampening(factors, "none").bake_into(model)
 
 
 def test_the_tokenizer_s_text_reaches_the_exemplars(open_tiny, larger):

@@ -179,6 +179,8 @@ def _again(module: Any, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
     def shown(name: str, outputs: Tensor) -> Tensor:
         for expert in range(len(outputs)):
             tokens = routed[expert].nonzero().flatten()
+            if not len(tokens):
+                continue
             put_out = outputs[expert, tokens]
             changed = _shown(module, name, expert, tokens, put_out, states.shape[1])
             if changed is not put_out:
