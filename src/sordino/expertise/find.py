@@ -447,16 +447,26 @@ def _of_experts(
     parts: list[dict[str, torch.Tensor]] = []
     for block in responses.split(list(widths), dim=1):
         reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
-        classes = np.bincount(labels[order[reached]], minlength=2)
-        if classes.min() < FEWEST_SENTENCES:
+        if not _are_enough(order[reached], labels, strata):
             # Of any two sentences, for their names and types.
             any_two = np.array([np.argmax(labels), np.argmin(labels)])
-            found = _statistics(torch.zeros_like(block[:2]), labels, strata, any_two, settings)
+            one = None if strata is None else np.zeros_like(strata)
+            found = _statistics(torch.zeros_like(block[:2]), labels, one, any_two, settings)
             parts.append({name: _nothing(values) for name, values in found.items()})
             continue
         rows = torch.from_numpy(reached).to(block.device)
         parts.append(_statistics(block[rows], labels, strata, order[reached], settings))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _are_enough(
+    sentences: NDArray[np.int64], labels: NDArray[np.bool_], strata: NDArray[np.int64] | None
+) -> bool:
+    """Whether these sentences can tell anything of an expert that only they reached."""
+    classes = [sentences[labels[sentences] == label] for label in (True, False)]
+    if min(map(len, classes)) < FEWEST_SENTENCES:
+        return False
+    return strata is None or bool(np.intersect1d(*(strata[of_class] for of_class in classes)).size)
 
 
 def _nothing(values: torch.Tensor) -> torch.Tensor:
