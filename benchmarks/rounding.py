@@ -11,7 +11,7 @@ from benchmarks.measure import Figure, Options, Result, command
 from sordino.concepts.concept import Concept
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import SweepSettings
-from sordino.expertise.pooling import POOLINGS, Capture
+from sordino.expertise.pooling import Capture
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode, equal_length_batches
 
@@ -23,7 +23,7 @@ def responses_of(opened: OpenModel, concept: Concept) -> dict[str, torch.Tensor]
     encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
     batches = equal_length_batches(encoded, settings.batch_tokens)
     buffers = {site: torch.empty(len(encoded), site.neurons) for site in opened.sites}
-    capture = Capture(POOLINGS[settings.pooling])
+    capture = Capture(settings.pooling)
     start = 0
     with capture.hooked(opened.model, buffers):
         for batch in batches:

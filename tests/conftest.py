@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from families import tiny_model, tiny_tokenizer
+from families import SITES, tiny_model, tiny_tokenizer
 from sordino.concepts.concept import Concept
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
@@ -47,6 +47,7 @@ def open_tiny(tmp_path_factory):
         model, tokenizer = tiny_model(family, **changes), tiny_tokenizer()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return OpenModel(ModelRef(family, "folder", folder), model, tokenizer)
+        ref = ModelRef(family, "folder", folder)
+        return OpenModel(ref, model, tokenizer, SITES.get(family))
 
     return give

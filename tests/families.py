@@ -78,10 +78,141 @@ FAMILIES: dict[str, Callable[[], tf.PretrainedConfig]] = {
 }
 """Families whose every feed-forward matrix is a site."""
 
-UNCOVERED: dict[str, Callable[[], tf.PretrainedConfig]] = {
-    "mixtral": lambda: tf.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+# The same sizes under every name that a configuration may have for them.
+_SIZES: dict[str, Any] = {
+    **_GROUPED,
+    **_OLD,
+    **dict.fromkeys(("d_model", "embedding_size", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("n_layers", "num_layers", "decoder_layers", "encoder_layers"), LAYERS),
+    **dict.fromkeys(("n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "mamba_n_heads"), 4),
+    **dict.fromkeys(("ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_top_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "shared_intermediate_size"), 24),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "mamba_d_head", "sliding_window"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim"), 8),
+    **dict.fromkeys(("state_size", "mamba_d_state", "d_kv"), 8),
+    **dict.fromkeys(("max_seq_len", "max_target_positions"), 256),
+    "moe_num_experts": 4,
 }
+
+
+def _small(kind: str, **changes: Any) -> Callable[[], tf.PretrainedConfig]:
+    """Makes a configuration of that model type in the sizes above, as far as it has them."""
+
+    def make() -> tf.PretrainedConfig:
+        config = tf.AutoConfig.for_model(kind)
+        known = config.to_dict()
+        sizes = {
+            name: value
+            for name, value in _SIZES.items()
+            if name in known or name in type(config).attribute_map
+        }
+        if kinds := list(dict.fromkeys(known.get("layer_types") or ())):
+            sizes["layer_types"] = [kinds[layer % len(kinds)] for layer in range(LAYERS)]
+        return tf.AutoConfig.for_model(kind, **{**sizes, **changes})
+
+    return make
+
+
+_LATENT = {"head_dim": None, "num_key_value_heads": 4}  # attention by a latent vector
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_SHORT_CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
+
+MORE: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "codegen": _small("codegen", rotary_dim=4, n_ctx=256),
+    "gemma4_text": _small(
+        "gemma4_text",
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        num_kv_shared_layers=2,
+        global_head_dim=16,
+    ),
+    "gpt_neo": _small("gpt_neo", attention_types=[[["global", "local"], 2]]),
+    "minicpm3": _small("minicpm3", **_LATENT),
+    "youtu": _small("youtu", **_LATENT),
+    **{
+        kind: _small(kind)
+        for kind in (
+            *("apertus", "arcee", "bert", "biogpt", "bitnet", "cohere2", "cwm", "diffllama"),
+            *("doge", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "gpt_bigcode"),
+            *("gpt_neox_japanese", "helium", "hunyuan_v1_dense", "internlm3", "jais2"),
+            *("ministral3", "moshi", "nanochat", "nemotron", "olmo", "olmo3", "openai-gpt"),
+            *("persimmon", "seed_oss", "smollm3", "vaultgemma", "xglm"),
+        )
+    },
+}
+"""Families without MoE experts that only the architecture matrix tests."""
+
+DECODERS: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    kind: _small(kind) for kind in ("bart", "blenderbot", "mbart", "pegasus", "plbart")
+}
+"""Decoders of encoder-decoders."""
+
+HYBRIDS: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "bamba": _small("bamba", attn_layer_indices=[1, 3]),
+    "falcon_h1": _small("falcon_h1", mamba_d_ssm=64, mamba_n_groups=1),
+    "lfm2": _small("lfm2", **_SHORT_CONVOLUTIONS, block_auto_adjust_ff_dim=False),
+    "olmo_hybrid": _small("olmo_hybrid"),
+    "qwen3_5_text": _small("qwen3_5_text", **_DELTA),
+    "recurrent_gemma": _small("recurrent_gemma"),
+    "rwkv": _small("rwkv"),
+}
+"""Families in which something else than attention mixes tokens, in some layers or in all."""
+
+PURE: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "falcon_mamba": _small("falcon_mamba"),
+    "mamba": _small("mamba"),
+    "mamba2": _small("mamba2", num_heads=8, head_dim=8, n_groups=1, chunk_size=16),
+}
+"""Families that have nothing but what mixes tokens."""
+
+MIXTURES: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "deepseek_v2": _small("deepseek_v2", **_LATENT),
+    "deepseek_v3": _small("deepseek_v3", **_LATENT),
+    "granitemoehybrid": _small(
+        "granitemoehybrid", layer_types=["linear_attention", "full_attention"] * 2
+    ),
+    "jamba": _small("jamba", attn_layer_period=2, attn_layer_offset=1),
+    "lfm2_moe": _small("lfm2_moe", **_SHORT_CONVOLUTIONS, num_dense_layers=1),
+    "llama4_text": _small("llama4_text", intermediate_size_mlp=48, interleave_moe_layer_step=2),
+    "nemotron_h": _small(
+        "nemotron_h",
+        layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        ssm_state_size=8,
+        n_groups=1,
+    ),
+    "qwen3_next": _small("qwen3_next", **_DELTA),
+    **{
+        kind: _small(kind)
+        for kind in (
+            *("afmoe", "cohere2_moe", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
+            *("glm4_moe", "gpt_oss", "granitemoe", "granitemoeshared", "hunyuan_v1_moe"),
+            *("mimo_v2_flash", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe"),
+            *("qwen2_moe", "qwen3_moe"),
+        )
+    },
+}
+"""Families with MoE experts."""
+
+UNCOVERED: dict[str, Callable[[], tf.PretrainedConfig]] = {"jetmoe": _small("jetmoe")}
 """Families with a feed-forward matrix that no site covers."""
+
+SUPPORTED = FAMILIES | MORE | DECODERS | HYBRIDS | PURE | MIXTURES
+ALL = SUPPORTED | UNCOVERED
+
+SITES = dict.fromkeys(PURE, "all")
+"""What --sites has to say, where the default finds none."""
 
 
 def tiny_model(
@@ -92,7 +223,7 @@ def tiny_model(
     Every parameter is random, also those that initialisation leaves at 0 or 1 (biases, norms), so
     that a test which forgets one of them fails. `changes` are set on the configuration.
     """
-    config = (FAMILIES | UNCOVERED)[name]()
+    config = ALL[name]()
     for key, value in changes.items():
         setattr(config, key, value)
     model = tf.AutoModelForCausalLM.from_config(config)
@@ -190,7 +321,7 @@ def tiny_folder(
     """Save a tiny model and its tokenizer as a transformers folder, and give its path.
 
     Args:
-        name: A key of `FAMILIES` or `UNCOVERED`.
+        name: A key of `ALL`.
         tmp_path: The folder in which the model's folder, called like the family, is made.
         seed: Of the random weights.
         dtype: Of the saved weights.

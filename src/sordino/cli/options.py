@@ -33,7 +33,8 @@ class ModelOptions:
     revision: str | None = None
     """Branch, tag or commit, for a model of the hub."""
     sites: str | None = None
-    """Regular expression over module paths: use the linear layers that it matches."""
+    """attention (attention's linear layers, too), all (every linear layer but routers), or a
+    regular expression over module paths: use the linear layers that it matches."""
 
     def open(self, model: str) -> "OpenModel":
         """The model, opened with these options."""

@@ -19,6 +19,7 @@ from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
 from sordino.files import write_json
 from sordino.interventions import Dampening
+from sordino.models.experts import ExpertMatrix
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import ModelRef
 
@@ -51,6 +52,12 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
     # A folder's module tree needs no weights; a GGUF file's is made while they are read.
     model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
     modules = dampening.modules(model)
+    for site in changed:
+        if isinstance(modules[site], ExpertMatrix):
+            raise UserError(
+                f"{site} is a matrix of MoE experts, for which PEFT has no (IA)³ adapter: bake the "
+                "weights, or export hooks with --format hooks."
+            )
     vectors = {
         f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
         for site, values in changed.items()

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
+from sordino.models.experts import expert_matrix
 from sordino.models.open import quiet_transformers
 
 
@@ -46,7 +47,12 @@ def without_bias(model: nn.Module, dampening: Dampening) -> tuple[str, ...]:
 
 def can_shift(model: PreTrainedModel, sites: Collection[str]) -> bool:
     """Whether biases can hold shifts of these sites: those there are, or those a setting makes."""
-    lacking = [site for site in sites if model.get_submodule(site).bias is None]
+    matrices = {site: expert_matrix(model, site) for site in sites}
+    lacking = [
+        site
+        for site, matrix in matrices.items()
+        if (matrix or model.get_submodule(site)).bias is None
+    ]
     try:
         if lacking:
             new_biases(model.config, model.config.to_dict(), lacking)

@@ -6,6 +6,7 @@ were renamed since, and some tensors are fused or split while they are loaded.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from transformers.core_model_loading import (
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
+from sordino.interventions.dampening import by_bias, by_neuron
+from sordino.models.experts import ExpertMatrix
 
 # Conversions that only move whole rows and matrices, so that a scale with one value a neuron (and
 # dimensions of size 1 for the rest) can be sent through them in place of the weight.
@@ -50,10 +53,10 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     scales: dict[str, Tensor] = {}
     for site, module in dampening.modules(model).items():
         factors = torch.from_numpy(dampening.factors[site])
-        transposed = not isinstance(module, torch.nn.Linear)
-        scales[f"{site}.weight"] = factors[None, :] if transposed else factors[:, None]
+        weight, bias = parameters_of(site, module)
+        scales[weight] = by_neuron(module, factors)
         if module.bias is not None:
-            scales[f"{site}.bias"] = factors
+            scales[bias] = by_bias(module, factors)
     _refuse_shared(model, scales)
     return scales
 
@@ -66,10 +69,19 @@ def parameter_shifts(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     """
     modules = dampening.modules(model)
     return {
-        f"{site}.bias": torch.from_numpy(dampening.shifts[site])
+        parameters_of(site, modules[site])[1]: by_bias(
+            modules[site], torch.from_numpy(dampening.shifts[site])
+        )
         for site in dampening.shifted
         if modules[site].bias is not None
     }
+
+
+def parameters_of(site: str, module: Any) -> tuple[str, str]:
+    """The names of a site's weight and of its bias, whether it has one or not."""
+    if isinstance(module, ExpertMatrix):
+        return site, f"{site}_bias"
+    return f"{site}.weight", f"{site}.bias"
 
 
 def on_disk(

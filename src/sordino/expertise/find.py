@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,7 @@ from sordino.expertise.auroc import STRONGEST, auroc, strongest
 from sordino.expertise.moments import moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
 from sordino.expertise.plan import Plan, make_plan, measured, size
-from sordino.expertise.pooling import Capture, pooling_named
+from sordino.expertise.pooling import NOT_REACHED, Capture, pooling_named
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
@@ -35,6 +36,10 @@ from sordino.version import __version__
 
 # Hidden states wait in files if they took more than one part in so many of the free memory.
 _SHARE_OF_STATES = 4
+
+# How many sentences of each class have to reach a MoE expert before its neurons have an AUROC. With
+# so many, that of a neuron that knows nothing has a standard error of 0.075.
+FEWEST_SENTENCES = 30
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,11 @@ def _batches(
     batches = equal_length_batches(encoded, settings.batch_tokens)
     if attribution is None:
         return encoded, batches, []
+    if experts := [site.path for site in opened.sites if site.experts]:
+        raise UserError(
+            f"{experts[0]} is a matrix of MoE experts, which attribution does not reach: leave out "
+            "--attribution (and the rules that need it), or choose other sites with --sites."
+        )
     limits = settings.max_tokens, settings.batch_tokens
     return encoded, batches, attributed(opened, concept, attribution, *limits)
 
@@ -305,7 +315,7 @@ def _measure(
         before = restored.stage + (index < restored.batch)
         way.states.write(str(before), index, state.to(opened.device))
     statistics = dict(restored.statistics)
-    capture = Capture(pooling_named(settings.pooling))
+    capture = Capture(settings.pooling)
     per_stage = sum(batch.tokens for batch in mine)
     before = restored.stage * per_stage + sum(b.tokens for b in mine[: restored.batch])
     total = len(way.stages) * per_stage
@@ -331,11 +341,15 @@ def _measure(
                         )
             for site, buffer in buffers.items():
                 responses_here = ranks.exchange(buffer, rows)
-                _report_non_finite(site.path, responses_here)
-                found = _statistics(responses_here, labels, strata, order, settings)
-                statistics |= {
-                    f"{site.path}.{name}": value for name, value in ranks.joined(found).items()
-                }
+                _report_non_finite(site, responses_here)
+                if site.experts:
+                    widths = _widths(site, ranks.share(site.neurons))
+                    found = _of_experts(responses_here, widths, labels, strata, order, settings)
+                else:
+                    found = _statistics(responses_here, labels, strata, order, settings)
+                joined = ranks.joined(found)
+                _report_not_reached(site, joined["auroc"])
+                statistics |= {f"{site.path}.{name}": value for name, value in joined.items()}
             if isinstance(way.states, InFiles):
                 # A snapshot that needs them could still be there: it is replaced first.
                 snapshots.save(Progress(stage + 1, 0, way.states.secure(), statistics=statistics))
@@ -405,6 +419,60 @@ def _statistics(
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
+def _widths(site: Site, share: slice) -> list[int]:
+    """How many of these neurons of MoE experts belong to one expert, to the next, and so on."""
+    width = site.neurons // site.experts
+    ends = [*range(share.start // width * width + width, share.stop, width), share.stop]
+    return [end - start for start, end in pairwise([share.start, *ends])]
+
+
+def _of_experts(
+    responses: torch.Tensor,
+    widths: Sequence[int],
+    labels: NDArray[np.bool_],
+    strata: NDArray[np.int64] | None,
+    order: NDArray[np.int64],
+    settings: SweepSettings,
+) -> dict[str, torch.Tensor]:
+    """The same for MoE experts, each by the sentences that reached it alone.
+
+    An expert that was reached by fewer than `FEWEST_SENTENCES` of a class gets no statistics
+    (not-a-number), so that its neurons stay as they are.
+
+    Args:
+        responses: As for `_statistics`, `NOT_REACHED` where a sentence did not reach the expert.
+        widths: How many neurons belong to each expert.
+        labels: As for `_statistics`, as the rest.
+    """
+    parts: list[dict[str, torch.Tensor]] = []
+    for block in responses.split(list(widths), dim=1):
+        reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
+        if not _are_enough(order[reached], labels, strata):
+            # Of any two sentences, for their names and types.
+            any_two = np.array([np.argmax(labels), np.argmin(labels)])
+            one = None if strata is None else np.zeros_like(strata)
+            found = _statistics(torch.zeros_like(block[:2]), labels, one, any_two, settings)
+            parts.append({name: _nothing(values) for name, values in found.items()})
+            continue
+        rows = torch.from_numpy(reached).to(block.device)
+        parts.append(_statistics(block[rows], labels, strata, order[reached], settings))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _are_enough(
+    sentences: NDArray[np.int64], labels: NDArray[np.bool_], strata: NDArray[np.int64] | None
+) -> bool:
+    """Whether these sentences can tell anything of an expert that only they reached."""
+    classes = [sentences[labels[sentences] == label] for label in (True, False)]
+    if min(map(len, classes)) < FEWEST_SENTENCES:
+        return False
+    return strata is None or bool(np.intersect1d(*(strata[of_class] for of_class in classes)).size)
+
+
+def _nothing(values: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
+
+
 def _by_site(
     sites: Sequence[Site], statistics: Mapping[str, torch.Tensor]
 ) -> dict[str, dict[str, NDArray[np.generic]]]:
@@ -415,17 +483,33 @@ def _by_site(
     return found
 
 
-def _report_non_finite(site: str, responses: torch.Tensor) -> None:
+def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
     """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
-    if bool(torch.stack(responses.aminmax()).isfinite().all()):
+    if not site.experts and bool(torch.stack(responses.aminmax()).isfinite().all()):
         return
     bad = ~responses.isfinite()
+    if site.experts:
+        bad &= responses != NOT_REACHED
+        if not bad.any():
+            return
     nan = int(responses.isnan().any(dim=0).sum())
     fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
     show.note(
-        f"warning: {site}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
+        f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
         f"are not finite{fate}."
     )
+
+
+def _report_not_reached(site: Site, aurocs: torch.Tensor) -> None:
+    """Say how many MoE experts saw too little to be judged."""
+    if not site.experts:
+        return
+    lacking = int(aurocs.view(site.experts, -1).isnan().all(dim=1).sum())
+    if lacking:
+        show.note(
+            f"warning: {site.path}: {lacking} of {site.experts} experts were reached by fewer than "
+            f"{FEWEST_SENTENCES} sentences of a class; their neurons stay as they are."
+        )
 
 
 def _metadata(

@@ -186,7 +186,7 @@ def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
 
 
 def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _shared(new: Any, old: Any) -> Any:
@@ -231,7 +231,7 @@ def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> li
         for layer in layers:
             handle = layer.register_forward_hook(
                 lambda _m, _i, output: forms.append(
-                    (True, *output[1:]) if isinstance(output, tuple) else ()
+                    (True, *output[1:]) if isinstance(output, tuple | list) else ()
                 )
             )
             stack.callback(handle.remove)

@@ -215,7 +215,8 @@ def _largest(opened: OpenModel) -> int:
 def _activations(opened: OpenModel, batches: Sequence[Batch]) -> int:
     """Bytes of what a layer computes at most: in the model's dtype, and some of it in float32."""
     config = opened.model.config.get_text_config(decoder=True)
-    heads, width, itemsize = config.num_attention_heads, _width(opened), opened.model.dtype.itemsize
+    heads = getattr(config, "num_attention_heads", 0)  # where something else mixes tokens
+    width, itemsize = _width(opened), opened.model.dtype.itemsize
     # A token goes to some of the MoE experts, of which there is one weight with three dimensions.
     chosen = getattr(config, "num_experts_per_tok", None) or 1
     _, stack = decoder_layers(opened.model)

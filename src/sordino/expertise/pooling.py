@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sordino.errors import UserError
+from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.sites import Site
 
 Pooling = Callable[[torch.Tensor], torch.Tensor]
@@ -18,6 +19,16 @@ POOLINGS: dict[str, Pooling] = {
     "mean": lambda outputs: outputs.float().mean(dim=1),
     "last": lambda outputs: outputs[:, -1],
 }
+
+# The same for the outputs of one MoE expert, [tokens that came to it, neurons], sorted by sentence,
+# where each sentence has so many of them; at least one. Responses are [sentences, neurons].
+_EXPERT_POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "max": lambda outputs, counts: torch.segment_reduce(outputs, "max", lengths=counts),
+    "mean": lambda outputs, counts: torch.segment_reduce(outputs, "mean", lengths=counts),
+    "last": lambda outputs, counts: outputs[counts.cumsum(0) - 1],
+}
+# The response of an expert's neuron to a sentence of which no token came to the expert.
+NOT_REACHED = float("-inf")
 
 
 def pooling_named(name: str) -> Pooling:
@@ -35,12 +46,18 @@ class Capture:
     """Pools the outputs of sites, batch by batch, into rows of their response buffers.
 
     The rows of the running batch are set by `rows`; after it `check` makes sure that every site
-    was called exactly once on all of its tokens.
+    was called exactly once on all of its tokens. A MoE expert sees the tokens that were routed to
+    it; what it has no token of gets the response `NOT_REACHED`.
+
+    Args:
+        pooling: The name of a pooling.
     """
 
-    def __init__(self, pooling: Pooling) -> None:
-        self._pooling = pooling
+    def __init__(self, pooling: str) -> None:
+        self._pooling = pooling_named(pooling)
+        self._expert_pooling = _EXPERT_POOLINGS[pooling]
         self._buffers: dict[str, torch.Tensor] = {}
+        self._of_experts: dict[str, int] = {}
         self._calls: dict[str, int] = {}
         self._start = self._sentences = self._tokens = 0
 
@@ -53,12 +70,17 @@ class Capture:
             buffers: By site, where its responses go, float32 [sentences, neurons].
         """
         self._buffers = {site.path: buffer for site, buffer in buffers.items()}
+        self._of_experts = {
+            site.path: site.neurons // site.experts for site in buffers if site.experts
+        }
         handles = [
             model.get_submodule(path).register_forward_hook(self._hook(path))
             for path in self._buffers
+            if path not in self._of_experts
         ]
         try:
-            yield
+            with experts_hooked(model, {p: self._expert_hook(p) for p in self._of_experts}):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -67,11 +89,13 @@ class Capture:
         """Say which rows the next batch fills, and how many tokens a sentence of it has."""
         self._start, self._sentences, self._tokens = start, sentences, tokens
         self._calls = dict.fromkeys(self._buffers, 0)
+        for path in self._of_experts:
+            self._buffers[path][start : start + sentences] = NOT_REACHED
 
     def check(self) -> None:
         """Raise `UserError` if a site did not run exactly once on the batch."""
         for path, calls in self._calls.items():
-            if calls != 1:
+            if calls != 1 and not (calls and path in self._of_experts):
                 raise UserError(
                     f"{path} ran {calls} times on one batch, not once on all of its tokens: leave "
                     "it out with --sites."
@@ -91,5 +115,26 @@ class Capture:
                 )
             rows = self._buffers[path][self._start : self._start + self._sentences]
             rows.copy_(self._pooling(output))
+
+        return hook
+
+    def _expert_hook(self, path: str) -> Hook:
+        def hook(routed: Routed) -> None:
+            self._calls[path] += 1
+            if routed.of != self._sentences * self._tokens:
+                raise UserError(
+                    f"{path} was given {routed.of} tokens of {self._sentences} sentences of "
+                    f"{self._tokens} tokens: leave it out with --sites."
+                )
+            order = routed.tokens.argsort()
+            sentences, counts = (routed.tokens[order] // self._tokens).unique_consecutive(
+                return_counts=True
+            )
+            # What is infinitely low is told from what was not reached; its order stays.
+            pooled = self._expert_pooling(routed.outputs[order].float(), counts)
+            width = self._of_experts[path]
+            columns = slice(routed.expert * width, (routed.expert + 1) * width)
+            rows = self._buffers[path][self._start : self._start + self._sentences, columns]
+            rows[sentences] = pooled.clamp(min=torch.finfo(pooled.dtype).min)
 
         return hook

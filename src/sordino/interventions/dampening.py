@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
 from sordino.files import fingerprint, new_file
+from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
 from sordino.models.sites import is_linear, neurons_of
 
 FORMAT = "sordino-dampening-1"
@@ -143,7 +144,7 @@ class Dampening:
         return replace(self, factors=factors, shifts=shifts, strength=self.strength * strength)
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
-        """The linear layers of a model that are this dampening's sites, by site path.
+        """The linear layers (and MoE experts' matrices) that are this dampening's sites, by path.
 
         Raises:
             UserError: The model lacks a site, or the site has another number of neurons.
@@ -161,11 +162,16 @@ class Dampening:
             UserError: The model lacks a site, or the site has another number of neurons.
         """
         handles = []
+        of_experts: dict[str, Hook] = {}
         try:
             for site, module in self.modules(model).items():
-                hook = _hook(torch.from_numpy(self.factors[site]), self._shift(site))
-                handles.append(module.register_forward_hook(hook))
-            yield
+                factors, shifts = torch.from_numpy(self.factors[site]), self._shift(site)
+                if isinstance(module, ExpertMatrix):
+                    of_experts[site] = _expert_hook(module.experts, factors, shifts)
+                else:
+                    handles.append(module.register_forward_hook(_hook(factors, shifts)))
+            with experts_hooked(model, of_experts):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -188,12 +194,24 @@ class Dampening:
         for site, module in modules.items():
             _refuse_quantised(site, module)
         for site in self.shifted:
-            ensure_bias_(modules[site])
+            if isinstance(modules[site], ExpertMatrix) and modules[site].bias is None:
+                raise UserError(
+                    f"{site} is a matrix of MoE experts without biases to hold its shifts: use "
+                    "hooks."
+                )
+        for site in self.shifted:
+            if modules[site].bias is None:
+                ensure_bias_(modules[site])
         for site, module in modules.items():
             factors = torch.from_numpy(self.factors[site])
-            scale_rows_(module.weight, factors, transposed=isinstance(module, Conv1D))
+            scale_(module.weight, by_neuron(module, factors))
             if module.bias is not None:
-                scale_rows_(module.bias, factors, shifts=self._shift(site))
+                shifts = self._shift(site)
+                scale_(
+                    module.bias,
+                    by_bias(module, factors),
+                    None if shifts is None else by_bias(module, shifts),
+                )
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the dampening as a safetensors file; it appears only when it is whole.
@@ -303,26 +321,35 @@ def compose(dampenings: Sequence[Dampening]) -> Dampening:
         )
 
 
-def scale_rows_(
-    tensor: Tensor,
-    factors: Tensor,
-    *,
-    shifts: Tensor | None = None,
-    transposed: bool = False,
-) -> None:
-    """Multiply each neuron's row of a weight, or entry of a bias, by its factor, in place.
+def by_neuron(module: Any, values: Tensor) -> Tensor:
+    """Values of neurons, [neurons], in a form that broadcasts to their weight.
+
+    Args:
+        module: A linear layer, or a matrix of MoE experts.
+        values: One value a neuron.
+    """
+    if isinstance(module, ExpertMatrix):
+        of_experts = values.view(module.experts, -1)
+        return of_experts[:, None, :] if module.transposed else of_experts[:, :, None]
+    return values[None, :] if isinstance(module, Conv1D) else values[:, None]
+
+
+def by_bias(module: Any, values: Tensor) -> Tensor:
+    """Values of neurons, [neurons], in the form of their biases."""
+    return values.view(module.experts, -1) if isinstance(module, ExpertMatrix) else values
+
+
+def scale_(tensor: Tensor, factors: Tensor, shifts: Tensor | None = None) -> None:
+    """Multiply a weight or a bias by factors and add shifts, in place.
 
     It is computed in float32 (float64 for float64) and rounded once to the tensor's own dtype.
 
     Args:
-        tensor: [neurons, inputs]; [inputs, neurons] where transposed; [neurons] for a bias.
-        factors: float32 [neurons].
-        shifts: float32 [neurons], added to a bias after the product.
-        transposed: Whether neurons are the last dimension.
+        tensor: Of any shape.
+        factors: float32, of a shape that broadcasts to the tensor's.
+        shifts: The same, added after the product.
     """
     factors = factors.to(tensor.device)
-    if tensor.dim() > 1 and not transposed:
-        factors = factors[:, None]
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factors
     tensor.copy_(wide if shifts is None else wide + shifts.to(tensor.device))
 
@@ -369,7 +396,18 @@ def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
     return hook
 
 
+def _expert_hook(experts: int, factors: Tensor, shifts: Tensor | None) -> Hook:
+    hooks = [
+        _hook(of_one, None if shifts is None else shifts.view(experts, -1)[expert])
+        for expert, of_one in enumerate(factors.view(experts, -1))
+    ]
+    return lambda routed: hooks[routed.expert](None, None, routed.outputs)
+
+
 def _module(model: nn.Module, site: str, neurons: int) -> Any:
+    if matrix := expert_matrix(model, site):
+        _refuse_other_size(site, matrix.neurons, neurons)
+        return matrix
     try:
         module = model.get_submodule(site)
     except AttributeError:
@@ -378,12 +416,15 @@ def _module(model: nn.Module, site: str, neurons: int) -> Any:
         ) from None
     if not is_linear(module):
         raise UserError(f"{site} is a {type(module).__name__}, not a linear layer.")
-    size = neurons_of(module)
+    _refuse_other_size(site, neurons_of(module), neurons)
+    return module
+
+
+def _refuse_other_size(site: str, size: int, neurons: int) -> None:
     if size != neurons:
         raise UserError(
             f"{site} has {size} neurons, but the dampening has {neurons} factors for it."
         )
-    return module
 
 
 def _refuse_quantised(site: str, module: Any) -> None:

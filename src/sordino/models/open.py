@@ -98,7 +98,8 @@ def open_model(
         device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
         dtype: "auto" (the checkpoint's own; float32 for GGUF), "float32", "bfloat16", "float16".
         revision: A branch, tag or commit of the hub.
-        sites: A regular expression over module paths that chooses the sites.
+        sites: "attention", "all" or a regular expression over module paths that chooses the
+            sites; see `sordino.models.sites.find_sites`.
         stream: Leave the weights in their files and read them layer by layer, which is enough for
             `find_experts`; None: if they do not fit into memory.
 

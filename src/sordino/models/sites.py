@@ -1,4 +1,4 @@
-"""Which linear layers of a model are sites, found from the module tree alone."""
+"""Which linear layers (and MoE experts' matrices) are sites, found from the module tree alone."""
 
 import re
 from collections.abc import Iterator
@@ -9,14 +9,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
+from sordino.models.experts import ExpertMatrix, expert_matrices
 
 # Names as a layer's submodules bear them ("self_attn", "attention", "linear_attn", …) or as their
 # classes do; whatever sits below such a module belongs to attention.
 _ATTENTION = re.compile(
     r"(^|_)(attn|attention|crossattention)($|_)|Attention$|Attn$", re.IGNORECASE
 )
+# What mixes tokens in attention's place: state spaces, recurrences, short convolutions.
+_MIXER = re.compile(
+    r"^(mamba|temporal_block|mlstm_layer)$|Mixer$|MambaLayer$|Mamba$|RecurrentBlock$|ShortConv$|DeltaNet$"
+)
 # A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
-_ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$")
+_ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$|Gating$")
+# Layers whose weights are used without their being called, so that they have no outputs.
+_NEVER_CALLED = re.compile(r"^dt_proj$")
+
+ATTENTION, ALL = "attention", "all"
 
 EVERYWHERE = r"."
 """The pattern of all linear layers, attention's among them."""
@@ -24,16 +33,18 @@ EVERYWHERE = r"."
 
 @dataclass(frozen=True)
 class Site:
-    """One linear layer whose outputs are neurons.
+    """One linear layer whose outputs are neurons, or one matrix of all MoE experts of a layer.
 
     Args:
-        path: Module path in the model, such as "model.layers.3.mlp.up_proj".
+        path: Module path in the model, such as "model.layers.3.mlp.up_proj"; of experts, whose
+            matrix is a parameter and not a module, that parameter's path.
         layer: Index of the decoder layer that it is in.
         kind: Path inside its layer, such as "mlp.up_proj".
-        neurons: Number of outputs.
-        transposed: The weight is stored [inputs, neurons] (GPT-2's Conv1D) and not
-            [neurons, inputs] (Linear).
+        neurons: Number of outputs; of experts, of all together, one expert's after the other's.
+        transposed: The weight is stored [inputs, neurons] (GPT-2's Conv1D, GPT-OSS's experts) and
+            not [neurons, inputs] (Linear).
         bias: Whether it has a bias.
+        experts: The number of MoE experts; 0 for a linear layer.
     """
 
     path: str
@@ -42,6 +53,7 @@ class Site:
     neurons: int
     transposed: bool
     bias: bool
+    experts: int = 0
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -75,36 +87,73 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site, ...]:
     """The model's sites in the order of their layers.
 
-    Without a pattern: every `Linear` and `Conv1D` in the decoder's layers that is neither inside
-    attention nor a router. With one: every `Linear` and `Conv1D` in the decoder's layers whose
-    module path it matches anywhere (`re.search`).
+    Without a pattern: every linear layer in the decoder's layers that belongs to the feed-forward
+    part: neither to attention, nor to what mixes tokens in its place (Mamba, say). "attention" adds
+    those of attention, "all" all others. Any other pattern is a regular expression: the linear
+    layers in the decoder's layers whose module path it matches anywhere (`re.search`). A router is
+    never a site. The matrices of MoE experts count as linear layers.
 
     Raises:
-        UserError: The pattern is no regular expression or matches nothing; or, without a pattern,
-            a matrix of the feed-forward part would not be covered by any site.
+        UserError: The pattern is no regular expression or matches nothing; or, without a regular
+            expression, a matrix of the feed-forward part would not be covered by any site, or there
+            is none.
     """
     stack, layers = decoder_layers(model)
-    sites: list[Site] = []
-    for index, layer in enumerate(layers):
-        for kind, module in layer.named_modules():
-            if is_linear(module):
-                path = f"{stack}.{index}.{kind}"
-                if _matches(pattern, path) if pattern else not _is_exempt(layer, kind):
-                    sites.append(_site(path, index, kind, module))
-    if pattern and not sites:
-        kinds = sorted(
-            {kind for layer in layers for kind, m in layer.named_modules() if is_linear(m)}
-        )
-        raise UserError(
-            f"--sites '{pattern}' matches no linear layer of {type(model).__name__}; "
-            f"paths look like {stack}.0.X with X one of: {', '.join(kinds)}."
-        )
-    if not pattern:
+    sites = [
+        _site(f"{stack}.{index}.{kind}", index, kind, module)
+        for index, layer in enumerate(layers)
+        for kind, module in _linears(layer)
+        if _is_chosen(pattern, stack, index, layer, kind)
+    ]
+    if pattern in (None, ATTENTION, ALL):
         _refuse_uncovered(stack, layers, {site.path for site in sites})
+    if not sites:
+        raise _no_sites(model, stack, layers, pattern)
     return tuple(sites)
 
 
-def _site(path: str, layer: int, kind: str, module: nn.Module) -> Site:
+def _is_chosen(pattern: str | None, stack: str, index: int, layer: nn.Module, kind: str) -> bool:
+    """Whether the linear layer at `kind` in the decoder's layer is a site by this pattern."""
+    if _is_within(layer, kind, _ROUTER):
+        return False
+    mixes = _is_within(layer, kind, _MIXER)
+    if mixes and _NEVER_CALLED.search(kind.rpartition(".")[-1]):
+        return False
+    if pattern is None:
+        return not mixes and not _is_within(layer, kind, _ATTENTION)
+    if pattern == ATTENTION:
+        return not mixes or _is_within(layer, kind, _ATTENTION)
+    return pattern == ALL or _matches(pattern, f"{stack}.{index}.{kind}")
+
+
+def _no_sites(
+    model: PreTrainedModel, stack: str, layers: nn.ModuleList, pattern: str | None
+) -> UserError:
+    kinds = sorted({kind for layer in layers for kind, _ in _linears(layer)})
+    if pattern:
+        return UserError(
+            f"--sites '{pattern}' matches no linear layer of {type(model).__name__}; "
+            f"paths look like {stack}.0.X with X one of: {', '.join(kinds)}."
+        )
+    return UserError(
+        f"{type(model).__name__} has no linear layers outside of what mixes tokens "
+        f"({', '.join(kinds)}): give --sites {ALL} to use these."
+    )
+
+
+def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module | ExpertMatrix]]:
+    """The linear layers and matrices of experts in a decoder's layer, by their paths in it."""
+    for path, module in layer.named_modules():
+        if is_linear(module):
+            yield path, module
+        for name, matrix in expert_matrices(module).items():
+            yield f"{path}.{name}", matrix
+
+
+def _site(path: str, layer: int, kind: str, module: nn.Module | ExpertMatrix) -> Site:
+    if isinstance(module, ExpertMatrix):
+        biased = module.bias is not None
+        return Site(path, layer, kind, module.neurons, module.transposed, biased, module.experts)
     transposed = isinstance(module, Conv1D)
     bias = getattr(module, "bias", None) is not None
     return Site(path, layer, kind, neurons_of(module), transposed, bias)
@@ -137,31 +186,31 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _lineage(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Each module from the layer's child down to `path`, with its own name."""
+    """Each module (at the end, perhaps parameter) from the layer's child down to `path`, named."""
     module = layer
     for name in path.split("."):
         module = getattr(module, name)
         yield name, module
 
 
-def _is_exempt(layer: nn.Module, path: str) -> bool:
-    """Whether the module at `path` belongs to attention or is (part of) a router."""
+def _is_within(layer: nn.Module, path: str, *patterns: re.Pattern[str]) -> bool:
+    """Whether the module at `path`, or one that it is in, is called so or of such a class."""
     return any(
         pattern.search(name) or pattern.search(type(module).__name__)
         for name, module in _lineage(layer, path)
-        for pattern in (_ATTENTION, _ROUTER)
+        for pattern in patterns
     )
 
 
 def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> None:
     for index, layer in enumerate(layers):
         for name, parameter in layer.named_parameters():
-            owner = name.rpartition(".")[0]
+            owner, _, leaf = name.rpartition(".")
             path = f"{stack}.{index}.{owner}".rstrip(".")
             if (
-                parameter.dim() >= 2
-                and path not in covered
-                and not (owner and _is_exempt(layer, owner))
+                sum(size > 1 for size in parameter.shape) >= 2
+                and not covered & {path, f"{path}.{leaf}", f"{path}.{leaf.removesuffix('_bias')}"}
+                and not (owner and _is_within(layer, owner, _ATTENTION, _MIXER, _ROUTER))
             ):
                 raise UserError(
                     f"{stack}.{index}.{name} (shape {list(parameter.shape)}) is a matrix of the "

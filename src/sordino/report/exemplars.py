@@ -15,6 +15,7 @@ from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.scorers import LINEAR, open_scorer
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.passes import LayerByLayer
+from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 
@@ -163,7 +164,9 @@ def _responses(
     sentences = list(encoded)
     found: dict[int, torch.Tensor] = {}
     for batch, by_neuron in zip(batches, outputs, strict=True):
-        stacked = torch.stack([by_neuron[neuron] for neuron in neurons], dim=1)
+        # Of an expert that none of the batch's tokens came to there is nothing.
+        nothing = torch.zeros(batch.input_ids.shape)
+        stacked = torch.stack([by_neuron.get(neuron, nothing) for neuron in neurons], dim=1)
         found |= {sentences[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
     return found
 
@@ -182,7 +185,11 @@ def _decoder(model: OpenModel, batches: Sequence[Batch]) -> Callable[[int, int],
 def _recorded(
     model: nn.Module, batch: Batch, neurons: Sequence[tuple[str, int]]
 ) -> Iterator[dict[tuple[str, int], torch.Tensor]]:
-    """Record these neurons' outputs, float32 [sentences, tokens] each, inside the block."""
+    """Record these neurons' outputs, float32 [sentences, tokens] each, inside the block.
+
+    At tokens that were not routed to a MoE expert its neurons have the least of their outputs for
+    the sentence.
+    """
     outputs: dict[tuple[str, int], torch.Tensor] = {}
 
     def record(site: str, indices: list[int]) -> Any:
@@ -194,18 +201,40 @@ def _recorded(
 
         return hook
 
+    def record_expert(site: str, matrix: ExpertMatrix, indices: list[int]) -> Hook:
+        width = matrix.neurons // matrix.experts
+
+        def hook(routed: Routed) -> None:
+            for index in indices:
+                if index // width == routed.expert:
+                    values = outputs.setdefault(
+                        (site, index), torch.full(batch.input_ids.shape, torch.inf)
+                    )
+                    put_out = routed.outputs[:, index % width].float().cpu()
+                    values.view(-1)[routed.tokens.cpu()] = put_out
+
+        return hook
+
     by_site: dict[str, list[int]] = {}
     for site, index in neurons:
         by_site.setdefault(site, []).append(index)
+    matrices = {site: matrix for site in by_site if (matrix := expert_matrix(model, site))}
+    of_experts = {s: record_expert(s, matrix, by_site[s]) for s, matrix in matrices.items()}
     handles = [
         model.get_submodule(site).register_forward_hook(record(site, indices))
         for site, indices in by_site.items()
+        if site not in matrices
     ]
     try:
-        yield outputs
+        with experts_hooked(model, of_experts):
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()
+    for (site, index), values in outputs.items():
+        if site in matrices:
+            least = values.amin(dim=1, keepdim=True).nan_to_num(posinf=0.0)
+            outputs[site, index] = torch.where(values.isposinf(), least, values)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int]]:

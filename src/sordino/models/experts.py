@@ -1,0 +1,192 @@
+"""MoE experts whose weights are one tensor for all of them, as transformers holds them.
+
+Such a module has no linear layers inside whose outputs a hook could see. Transformers lets it be
+computed by any function that is registered with its experts interface; here is one that does what
+the module's own code does, in the same order, and shows what each expert puts out. Llama 4's
+experts are not behind that interface: they are computed again by a hook on the module.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+_IMPLEMENTATION = "sordino"
+_NAMES = ("gate_up_proj", "up_proj", "down_proj")
+
+
+class Routed(NamedTuple):
+    """What one expert puts out at one of its matrices.
+
+    Args:
+        expert: Its index.
+        tokens: int64 [n], which of all tokens came to it.
+        outputs: [n, neurons of one expert], bias included, before any non-linearity.
+        of: How many tokens there are in all.
+    """
+
+    expert: int
+    tokens: Tensor
+    outputs: Tensor
+    of: int
+
+
+Hook = Callable[[Routed], Tensor | None]
+"""Sees what an expert puts out; what it gives back, if anything, takes its place."""
+
+
+class ExpertMatrix(NamedTuple):
+    """One of the matrices of all experts of a layer.
+
+    Args:
+        weight: [experts, neurons, inputs]; [experts, inputs, neurons] where transposed.
+        bias: [experts, neurons], or None.
+        transposed: Whether neurons are the last dimension.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    transposed: bool
+
+    @property
+    def experts(self) -> int:
+        """The number of experts."""
+        return self.weight.shape[0]
+
+    @property
+    def neurons(self) -> int:
+        """The number of neurons of all experts together: one expert's follow the other's."""
+        return self.experts * self.weight.shape[2 if self.transposed else 1]
+
+
+def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
+    """The matrices of a module of fused experts by parameter name; none if it is no such module."""
+    if _is_llama4(module):
+        transposed, biased = True, False
+    elif "is_transposed" in vars(module) and "_is_expert_parallel" in vars(module):
+        transposed, biased = bool(module.is_transposed), bool(module.has_bias)
+    else:
+        return {}
+    return {
+        name: ExpertMatrix(weight, getattr(module, f"{name}_bias") if biased else None, transposed)
+        for name, weight in module.named_parameters(recurse=False)
+        if name in _NAMES and weight.dim() == 3
+    }
+
+
+def expert_matrix(model: nn.Module, path: str) -> ExpertMatrix | None:
+    """The matrix of a model's experts at this parameter path, or None."""
+    owner, _, name = path.rpartition(".")
+    try:
+        return expert_matrices(model.get_submodule(owner)).get(name)
+    except AttributeError:
+        return None
+
+
+@contextmanager
+def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Call hooks with what experts put out, inside the block.
+
+    Args:
+        model: The model.
+        hooks: By the matrix's parameter path, such as "model.layers.0.mlp.experts.down_proj".
+    """
+    if not hooks:
+        yield
+        return
+    by_module: dict[nn.Module, dict[str, Hook]] = {}
+    for path, hook in hooks.items():
+        owner, _, name = path.rpartition(".")
+        by_module.setdefault(model.get_submodule(owner), {})[name] = hook
+    before = model.get_experts_implementation()
+    with ExitStack() as stack:
+        for module, of_module in by_module.items():
+            among = _hooks.setdefault(module, [])
+            among.append(of_module)
+            stack.callback(among.remove, of_module)
+            if _is_llama4(module) and len(among) == 1:
+                stack.callback(module.register_forward_hook(_again).remove)
+        if not all(map(_is_llama4, by_module)):
+            stack.callback(model.set_experts_implementation, before)
+            model.set_experts_implementation(_IMPLEMENTATION)
+        yield
+
+
+_hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictionary()
+
+
+def _is_llama4(module: nn.Module) -> bool:
+    return type(module).__name__ == "Llama4TextExperts"
+
+
+def _shown(
+    module: nn.Module, name: str, expert: int, tokens: Tensor, outputs: Tensor, of: int
+) -> Tensor:
+    """An expert's outputs, after all hooks have seen them."""
+    for of_module in _hooks.get(module, []):
+        if name in of_module:
+            changed = of_module[name](Routed(expert, tokens, outputs, of))
+            outputs = outputs if changed is None else changed
+    return outputs
+
+
+def _forward(
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """What transformers' experts compute, expert by expert; `self` is the module."""
+    matrices = expert_matrices(self)
+    first = "gate_up_proj" if self.has_gate else "up_proj"
+    count = len(hidden_states)
+    result = torch.zeros_like(hidden_states)
+    for expert in top_k_index.unique().tolist():
+        if not 0 <= expert < self.num_experts:
+            continue  # what stands for no expert, or another machine's
+        places, tokens = torch.where((top_k_index == expert).T)
+        outputs = _linear(hidden_states[tokens], matrices[first], expert)
+        outputs = _shown(self, first, expert, tokens, outputs, count)
+        inner = self._apply_gate(outputs) if self.has_gate else self.act_fn(outputs)
+        outputs = _linear(inner, matrices["down_proj"], expert)
+        outputs = _shown(self, "down_proj", expert, tokens, outputs, count)
+        if self.has_post_expert_norm:
+            outputs = self.post_expert_norm(outputs)
+        weighted = outputs * top_k_weights[tokens, places, None]
+        result.index_add_(0, tokens, weighted.to(result.dtype))
+    return result
+
+
+ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _forward)
+
+
+def _linear(inputs: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:
+    weight = matrix.weight[expert]
+    outputs = inputs @ weight if matrix.transposed else functional.linear(inputs, weight)
+    return outputs if matrix.bias is None else outputs + matrix.bias[expert]
+
+
+def _again(module: Any, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
+    """Compute Llama 4's experts anew, which get all tokens, each times its score.
+
+    The score of a token that was not routed to an expert is 0, and so is all that comes of it.
+    """
+    states = inputs[0].view(module.num_experts, -1, module.hidden_size)
+    routed = states.ne(0).any(dim=-1)
+
+    def shown(name: str, outputs: Tensor) -> Tensor:
+        for expert in range(len(outputs)):
+            tokens = routed[expert].nonzero().flatten()
+            if not len(tokens):
+                continue
+            put_out = outputs[expert, tokens]
+            changed = _shown(module, name, expert, tokens, put_out, states.shape[1])
+            if changed is not put_out:
+                outputs[expert, tokens] = changed
+        return outputs
+
+    gate, up = shown("gate_up_proj", torch.bmm(states, module.gate_up_proj)).chunk(2, dim=-1)
+    outputs = shown("down_proj", torch.bmm(up * module.act_fn(gate), module.down_proj))
+    return outputs.view(-1, module.hidden_size)
