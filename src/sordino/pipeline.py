@@ -46,7 +46,7 @@ from sordino.interventions import (
 )
 from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
-from sordino.models.sites import EVERYWHERE, find_sites
+from sordino.models.sites import ATTENTION, find_sites
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
@@ -358,7 +358,7 @@ class _Steps:
         chosen = self._settings
         rules = (chosen.intervention, *chosen.beside)
         wide = chosen.sites is None and any(map(is_for_attention, rules))
-        return EVERYWHERE if wide else chosen.sites
+        return ATTENTION if wide else chosen.sites
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
         """The expertise as a rule should see it that may not be meant for all sites."""

@@ -26,9 +26,7 @@ _ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$|Gating$"
 _NEVER_CALLED = re.compile(r"^dt_proj$")
 
 ATTENTION, ALL = "attention", "all"
-
-EVERYWHERE = r"."
-"""The pattern of all linear layers, attention's among them."""
+"""The patterns that add attention's linear layers to the feed-forward part's, and all others."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from sordino.concepts import load_concept
 from sordino.evaluation import Divergence, Estimate, Perplexity, ToxicPerplexity
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
-from sordino.models.sites import EVERYWHERE
+from sordino.models.sites import ATTENTION
 from sordino.studies.data import halves
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
@@ -48,7 +48,7 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
         expertise = lab.find(
             f"concept-{name}",
             concept=found_on,
-            sites=EVERYWHERE,
+            sites=ATTENTION,
             attribution=AttributionSettings(plan.per_class, lab.seed),
         )
         trials += [

@@ -8,7 +8,7 @@ from sordino.evaluation import Divergence, Diversity, OrdinaryToxicity, ToxicPer
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import Dampening, aura, family
-from sordino.models.sites import EVERYWHERE
+from sordino.models.sites import ATTENTION
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
@@ -174,14 +174,14 @@ def _other_data(lab: Lab, plan: Plan) -> dict[str, Family]:
             found[f"{count} sentences a class"] = lab.find(
                 f"{count}-sentences",
                 concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
-                sites=EVERYWHERE,
+                sites=ATTENTION,
                 attribution=AttributionSettings(count, lab.seed),
             )
     count = min(max(plan.fewer), most)
     found[f"{count} sentences a class, prose as clean text"] = lab.find(
         "prose",
         concept=_against_prose(lab, count),
-        sites=EVERYWHERE,
+        sites=ATTENTION,
         attribution=AttributionSettings(count, lab.seed),
     )
     return {name: family(expertise, "contrast") for name, expertise in found.items()}

@@ -10,7 +10,7 @@ from sordino.evaluation import Divergence, Evaluation, Measure, Perplexity, Toxi
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.models.sites import EVERYWHERE
+from sordino.models.sites import ATTENTION
 from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
 
@@ -80,7 +80,7 @@ class Plan:
     def everywhere(self, lab: Lab) -> Expertise:
         """The expertise of all linear layers, attention's among them, with attribution."""
         attribution = AttributionSettings(self.per_class, lab.seed)
-        return lab.find("everywhere", sites=EVERYWHERE, attribution=attribution)
+        return lab.find("everywhere", sites=ATTENTION, attribution=attribution)
 
     def both(self, lab: Lab) -> tuple[Expertise, Expertise]:
         """The expertise of the study's own sites, and that of all linear layers."""

@@ -25,7 +25,7 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.files import new_file
 from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of
-from sordino.models.sites import EVERYWHERE
+from sordino.models.sites import ATTENTION
 from sordino.tuning.budget import Budget
 from sordino.tuning.lab import Lab, Trial
 
@@ -273,7 +273,7 @@ class _Bench:
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
             "expertise",
-            sites=EVERYWHERE if wide else None,
+            sites=ATTENTION if wide else None,
             sweep=SweepSettings(stratify="length" if "strata" in needs else ""),
             attribution=AttributionSettings(per_class, seed) if "attribution" in needs else None,
         )
