@@ -1,9 +1,10 @@
 """Tiny random models of many families, with a real tokenizer, for every test that needs a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
@@ -210,6 +211,21 @@ UNCOVERED: dict[str, Callable[[], tf.PretrainedConfig]] = {"jetmoe": _small("jet
 
 SUPPORTED = FAMILIES | MORE | DECODERS | HYBRIDS | PURE | MIXTURES
 ALL = SUPPORTED | UNCOVERED
+
+# Of the families that resemble others, the default tests take these; the slow ones take all.
+_EVERYDAY = FAMILIES.keys() | {
+    *("bert", "bitnet", "cohere2", "gemma", "glm4", "gpt_bigcode", "gpt_neo", "olmo", "smollm3"),
+    *("bart", "falcon_h1", "lfm2", "qwen3_5_text", "recurrent_gemma", "mamba"),
+    *("deepseek_v3", "gpt_oss", "granitemoe", "llama4_text", "mixtral", "qwen3_moe"),
+}
+
+
+def everyday(names: Collection[str]) -> list[Any]:
+    """Parameters of a test: these families, of which some are for the slow tests only."""
+    return [
+        name if name in _EVERYDAY else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
+
 
 SITES = dict.fromkeys(PURE, "all")
 """What --sites has to say, where the default finds none."""

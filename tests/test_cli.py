@@ -229,6 +229,7 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
         "dampening.safetensors",
         "evaluation.json",
         "evaluation.samples.jsonl",
+        "recipe.toml",
         "report.html",
     ]
     assert (here / "all/README.md").read_text().startswith("---\n")
@@ -289,7 +290,9 @@ def test_a_run_of_a_model_larger_than_memory(call, here, monkeypatch):
     assert "sordino evaluate large --against tiny" in error
     assert "report.html" in out
     inside = {path.name for path in (here / "large/sordino").iterdir()}
-    assert inside == {"calm.expertise.safetensors", "dampening.safetensors", "report.html"}
+    assert inside == {
+        *("calm.expertise.safetensors", "dampening.safetensors", "recipe.toml", "report.html")
+    }
     for file in ("model.safetensors", "sordino/calm.expertise.safetensors"):
         assert (here / "large" / file).read_bytes() == (here / "fits" / file).read_bytes()
     page = (here / "large/sordino/report.html").read_text()

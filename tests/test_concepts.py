@@ -559,5 +559,5 @@ def test_a_jigsaw_sized_file_loads_in_seconds(tmp_path: Path) -> None:
 
 
 def test_the_registry_names_what_there_is() -> None:
-    assert set(BUILT_IN) == {"toxicity", "insults"}
+    assert set(BUILT_IN) == {"toxicity", "insults", "religion", "politics"}
     assert all(entry.what for entry in BUILT_IN.values())

@@ -10,6 +10,7 @@ from families import (
     MIXTURES,
     SITES,
     SUPPORTED,
+    everyday,
     random_factors,
     tiny_folder,
     tiny_model,
@@ -70,7 +71,7 @@ PATTERNS = (None, "attention", "all", ".")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", everyday(MIXTURES))
 def test_a_router_is_never_a_site(name, pattern):
     model = tiny_model(name)
     sites = {site.path for site in find_sites(model, pattern)}
@@ -94,7 +95,7 @@ def test_an_uncovered_matrix_is_an_error_that_names_it_and_the_override():
     assert "--sites" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", everyday(SUPPORTED))
 def test_baked_equals_hooked_equals_edited_in_memory(name, tmp_path):
     folder = tiny_folder(name, tmp_path, shard="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1

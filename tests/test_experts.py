@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import sentences
-from families import MIXTURES, random_factors, tiny_folder, tiny_model, tiny_tokenizer
+from families import MIXTURES, everyday, random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
@@ -30,7 +30,7 @@ def expert_sites(model):
     return {site.path: site for site in find_sites(model) if site.experts}
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", everyday(MIXTURES))
 @torch.no_grad()
 def test_watching_changes_nothing(name):
     model = tiny_model(name)

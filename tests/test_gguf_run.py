@@ -43,6 +43,7 @@ def test_from_file_to_file(here, capsys):
         "README.md",
         "evaluation.json",
         "evaluation.samples.jsonl",
+        "recipe.toml",
         "report.html",
         "yes.expertise.safetensors",
     ]
