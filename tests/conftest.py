@@ -10,9 +10,12 @@ import torch
 from hypothesis import settings
 
 from families import SITES, tiny_model, tiny_tokenizer
+from sordino.cli.app import main
 from sordino.concepts.concept import Concept
+from sordino.evaluation import endpoint
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
+from stub_server import Stub
 
 torch.set_num_threads(1)
 settings.register_profile("sordino", deadline=None)
@@ -51,3 +54,43 @@ def open_tiny(tmp_path_factory):
         return OpenModel(ref, model, tokenizer, SITES.get(family))
 
     return give
+
+
+@pytest.fixture
+def call_in(monkeypatch, capsys):
+    """A function of a folder that gives one which runs a command there.
+
+    That one gives the command's exit status, standard output and error.
+    """
+
+    def give(folder):
+        def run(*arguments):
+            monkeypatch.chdir(folder)
+            capsys.readouterr()
+            try:
+                main([str(argument) for argument in arguments])
+                status = 0
+            except SystemExit as stop:
+                status = stop.code
+            out = capsys.readouterr()
+            return status, out.out, out.err
+
+        return run
+
+    return give
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start stubs; pauses between tries are short."""
+    monkeypatch.setattr(endpoint, "_BACKOFF_S", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    stubs = []
+
+    def start(behave, **settings):
+        stubs.append(Stub(behave, **settings))
+        return stubs[-1]
+
+    yield start
+    for stub in stubs:
+        stub.close()

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import sentences
 from families import tiny_model, tiny_tokenizer
-from sordino.cli.app import main
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 
@@ -40,21 +39,9 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture
-def call(here, monkeypatch, capsys):
+def call(here, call_in):
     """Run a command in that folder; gives its exit status, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(here)
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
+    return call_in(here)
 
 
 EVALUATION = [

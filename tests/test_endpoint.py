@@ -13,7 +13,6 @@ from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
 from sordino.evaluation import Diversity, evaluate
-from sordino.evaluation import endpoint as endpoint_module
 from sordino.evaluation.endpoint import BATCH_PROMPTS, Access, Endpoint, request_seed
 from sordino.evaluation.judge import Judge
 from sordino.evaluation.measure import ALL
@@ -23,27 +22,11 @@ from sordino.evaluation.toxicity import KIT_PROMPTS
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import open_model
 from sordino.models.reference import resolve
-from stub_server import Stub, refused, said
+from stub_server import refused, said
 
 PROMPTS = [f"prompt {number}" for number in range(2 * BATCH_PROMPTS + 3)]
 SAMPLING = Sampling(new_tokens=5)
 QUICK = Access(timeout_s=1, retries=2)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Start stubs; pauses between tries are short."""
-    monkeypatch.setattr(endpoint_module, "_BACKOFF_S", 0.01)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    stubs = []
-
-    def start(behave, **settings):
-        stubs.append(Stub(behave, **settings))
-        return stubs[-1]
-
-    yield start
-    for stub in stubs:
-        stub.close()
 
 
 def echo(path, body):

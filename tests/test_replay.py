@@ -18,9 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sordino.cli.app import main
 from sordino.errors import UserError
-from sordino.evaluation import endpoint as endpoint_module
 from sordino.evaluation import scorers
 from sordino.evaluation.endpoint import Access, Server
 from sordino.evaluation.judged import TOXIC_SCORE
@@ -30,7 +28,7 @@ from sordino.replay.log import CHAT, PLAIN, read_log
 from sordino.replay.store import Pairs
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
-from stub_server import Stub, refused, said
+from stub_server import refused, said
 from traffic import SECRET, START, rows, traffic
 
 
@@ -51,22 +49,6 @@ def scorer(monkeypatch):
     monkeypatch.setitem(scorers.SCORERS, "loud", Loud)
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """Start stubs; pauses between tries are short."""
-    monkeypatch.setattr(endpoint_module, "_BACKOFF_S", 0.01)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    stubs = []
-
-    def start(behave, **settings):
-        stubs.append(Stub(behave, **settings))
-        return stubs[-1]
-
-    yield start
-    for stub in stubs:
-        stub.close()
-
-
 def speaking(share, arm):
     """A server that is loud in that share of its answers, by the request's seed alone."""
 
@@ -82,21 +64,9 @@ def speaking(share, arm):
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
+def call(tmp_path, call_in):
     """Run a command in the test's folder; gives its exit status, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
+    return call_in(tmp_path)
 
 
 def command(log, first, second, *more, output="out"):

@@ -6,7 +6,6 @@ import pytest
 
 from conftest import sentences
 from families import tiny_folder
-from sordino.cli.app import main
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.evaluation.toxicity import Toxicity
@@ -38,21 +37,9 @@ ROWS = {
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
+def call(tmp_path, call_in):
     """Run a command in the test's folder; gives its exit status, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
+    return call_in(tmp_path)
 
 
 def test_there_is_a_recipe_for_each_row():

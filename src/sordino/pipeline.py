@@ -43,10 +43,11 @@ from sordino.interventions import (
     is_for_attention,
     needs_of,
     read_settings,
+    sites_for,
 )
 from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
-from sordino.models.sites import ATTENTION, find_sites
+from sordino.models.sites import find_sites
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
@@ -356,9 +357,7 @@ class _Steps:
     def _sites(self) -> str | None:
         """Where neurons are looked for: wherever one of the rules may dampen them."""
         chosen = self._settings
-        rules = (chosen.intervention, *chosen.beside)
-        wide = chosen.sites is None and any(map(is_for_attention, rules))
-        return ATTENTION if wide else chosen.sites
+        return sites_for((chosen.intervention, *chosen.beside), chosen.sites)
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
         """The expertise as a rule should see it that may not be meant for all sites."""

@@ -136,9 +136,9 @@ def study(
         measured = Plan(**{key: value for key, value in given.items() if value is not None})
         labelled = concept.load(seed)
         records = []
-        for number, model in enumerate(models):
+        for model in models:
             ref = resolve(model)
-            folder = output / f"{number + 1}-{_slug(ref.name)}"
+            folder = output / f"{_slug(ref.name)}-{ref.weights_fingerprint()[:8]}"
             lab = Lab(
                 ref,
                 labelled,

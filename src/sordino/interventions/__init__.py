@@ -14,6 +14,7 @@ from sordino.interventions.registry import (
     names,
     needs_of,
     read_settings,
+    sites_for,
 )
 from sordino.interventions.selective import selective
 from sordino.interventions.shuffled import shuffled
@@ -40,5 +41,6 @@ __all__ = [
     "read_settings",
     "selective",
     "shuffled",
+    "sites_for",
     "stratified",
 ]

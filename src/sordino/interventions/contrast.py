@@ -53,15 +53,19 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     Returns:
         Two dictionaries by site path, float64 [neurons], nats a token.
     """
-    positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
-    variance = expertise["attribution_variance"]
-    measured = {site: positive[site].astype(np.float64) - negative[site] for site in positive}
-    cost = {site: expertise["cost"][site].astype(np.float64) for site in positive}
-    benefit = shrunk(
-        np.concatenate([*measured.values()]),
-        np.concatenate([variance[site].astype(np.float64) for site in positive]),
+    measured = measured_benefit(expertise)
+    variance, cost = (
+        {site: of.astype(np.float64) for site, of in expertise[name].items()}
+        for name in ("attribution_variance", "cost")
     )
+    benefit = shrunk(np.concatenate([*measured.values()]), np.concatenate([*variance.values()]))
     return by_site(benefit, cost), cost
+
+
+def measured_benefit(expertise: Expertise) -> BySite:
+    """Each neuron's benefit as it was measured, sampling error and all; float64 [neurons]."""
+    positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
+    return {site: of.astype(np.float64) - negative[site] for site, of in positive.items()}
 
 
 def by_site(values: NDArray[np.float64], like: BySite) -> BySite:

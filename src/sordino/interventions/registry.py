@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.interventions.dampening import Affine, Dampening
+from sordino.models.sites import ATTENTION
 
 Factors = Mapping[str, NDArray[np.floating[Any]]]
 P = ParamSpec("P")
@@ -91,6 +92,16 @@ def is_for_attention(name: str) -> bool:
     """Whether a rule is meant for attention's linear layers, too."""
     _rule(name)
     return name in _IN_ATTENTION
+
+
+def sites_for(rules: Iterable[str], given: str | None) -> str | None:
+    """The pattern of the sites that these rules are meant for, all together.
+
+    Args:
+        rules: Their names.
+        given: A pattern that someone asked for, which goes before what the rules are meant for.
+    """
+    return ATTENTION if given is None and any(map(is_for_attention, rules)) else given
 
 
 def family(

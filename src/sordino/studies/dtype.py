@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from sordino.interventions import aura
-from sordino.studies.findings import toxic
+from sordino.studies.findings import changes
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, model_name
+from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab, Trial
 
 _DTYPES = ("float32", "bfloat16")
@@ -15,11 +15,8 @@ _DTYPES = ("float32", "bfloat16")
 def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
         for trial in group.trials:
-            changes = " and ".join(
-                f"{by_points(figure.difference)} ({scorer})"
-                for scorer, figure in toxic(trial.evaluation)
-            )
-            yield f"{model_name(record.model)}, {group.title}, {trial.name}: {changes}."
+            found = changes(trial.evaluation)
+            yield f"{model_name(record.model)}, {group.title}, {trial.name}: {found}."
 
 
 @study("Does the effect survive 16 bits, and weights that stay quantised?", _answer)

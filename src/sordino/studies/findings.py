@@ -8,6 +8,7 @@ from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 from sordino.studies.record import Finding
 from sordino.studies.removal import toxic_shares
+from sordino.studies.words import by_points
 
 
 def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
@@ -25,6 +26,13 @@ def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, 
             scorer = result.protocol[part]["scorer"]
             name = f"{scorer}:" if prefix is None else prefix
             yield scorer, evaluation.figure(key, f"{name}continuations.all")
+
+
+def changes(evaluation: Evaluation) -> str:
+    """How the share of toxic continuations changed, by each scorer, as a sentence has it."""
+    return " and ".join(
+        f"{by_points(figure.difference)} ({scorer})" for scorer, figure in toxic(evaluation)
+    )
 
 
 def toxicities(evaluation: Evaluation) -> list[str]:

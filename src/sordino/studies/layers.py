@@ -14,9 +14,9 @@ from sordino.tuning.lab import Lab, Trial
 def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
         count = len(group.trials)
-        for number, (scorer, _) in enumerate(toxic(group.trials[0].evaluation)):
+        for scorer, _ in toxic(group.trials[0].evaluation):
             changes = {
-                trial.name: [figure for _, figure in toxic(trial.evaluation)][number].difference
+                trial.name: dict(toxic(trial.evaluation))[scorer].difference
                 for trial in group.trials
             }
             less = [name for name, change in changes.items() if falls(change)]

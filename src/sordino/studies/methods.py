@@ -8,12 +8,12 @@ from sordino.evaluation import Divergence, Diversity, OrdinaryToxicity, ToxicPer
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import Dampening, aura, family
+from sordino.interventions.contrast import measured_benefit
 from sordino.models.sites import ATTENTION
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import (
-    as_measured,
     contrast_of,
     only_known,
     permuted,
@@ -141,7 +141,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         "feed-forward sites only": family(everywhere.at(expertise.sites), "contrast"),
         "sign reversed": lambda b: contrast_of(everywhere, b, benefit=reversed_sign),
         "sampling error and all": lambda b: contrast_of(
-            everywhere, b, benefit=as_measured(everywhere)
+            everywhere, b, benefit=lambda _: measured_benefit(everywhere)
         ),
         "amplifying too": family(everywhere, "contrast", amplify=1.0),
         "a λ for each site": lambda b: contrast_of(everywhere, b, each_site=True),

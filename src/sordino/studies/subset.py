@@ -15,11 +15,11 @@ _ALL = "all above chance"
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("subsets")
-    for number, (scorer, _) in enumerate(toxic(group.trials[0].evaluation)):
+    for scorer, _ in toxic(group.trials[0].evaluation):
         working = [
             trial.name
             for trial in group.trials
-            if falls([figure for _, figure in toxic(trial.evaluation)][number].difference)
+            if falls(dict(toxic(trial.evaluation))[scorer].difference)
         ]
         yield (
             f"{model_name(record.model)}, {scorer}: toxicity falls by an interval below no change "

@@ -7,7 +7,7 @@ from sordino.evaluation import Estimate
 from sordino.interventions import aura
 from sordino.models.reference import resolve
 from sordino.studies.data import agreement
-from sordino.studies.findings import differences, toxic
+from sordino.studies.findings import changes, differences
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.words import by_points, falls, interval, model_name, rises
@@ -19,11 +19,8 @@ _OWN, _OTHER = "its own expertise", "the other's expertise"
 def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("sibling")
     for trial in group.trials:
-        changes = " and ".join(
-            f"{by_points(figure.difference)} ({scorer})"
-            for scorer, figure in toxic(trial.evaluation)
-        )
-        yield f"The sibling of {model_name(record.model)} with {trial.name}: {changes}."
+        found = changes(trial.evaluation)
+        yield f"The sibling of {model_name(record.model)} with {trial.name}: {found}."
     for finding in group.findings:
         if finding.unit == "points":
             settled = falls(finding.estimate) or rises(finding.estimate)

@@ -57,12 +57,6 @@ def reversed_sign(values: Values) -> Values:
     return {site: -of for site, of in values.items()}
 
 
-def as_measured(expertise: Expertise) -> Callable[[Values], Values]:
-    """Benefits as they were measured, sampling error and all."""
-    positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
-    return lambda values: {site: positive[site].astype(float) - negative[site] for site in values}
-
-
 def only_known(expertise: Expertise) -> Callable[[Values], Values]:
     """Benefits of the neurons whose AUROC is above chance, as `selective` decides, others 0."""
     known = selective(expertise).factors

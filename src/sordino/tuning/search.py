@@ -24,8 +24,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.files import new_file
-from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of
-from sordino.models.sites import ATTENTION
+from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of, sites_for
 from sordino.tuning.budget import Budget
 from sordino.tuning.lab import Lab, Trial
 
@@ -269,11 +268,10 @@ class _Bench:
     def _own(self) -> Expertise:
         """The expertise of all sites that one of the rules is for."""
         needs = {needs_of(rule) for rule in self._settings.rules}
-        wide = self._lab.sites is None and any(map(is_for_attention, self._settings.rules))
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
             "expertise",
-            sites=ATTENTION if wide else None,
+            sites=sites_for(self._settings.rules, self._lab.sites),
             sweep=SweepSettings(stratify="length" if "strata" in needs else ""),
             attribution=AttributionSettings(per_class, seed) if "attribution" in needs else None,
         )
