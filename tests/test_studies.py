@@ -12,6 +12,7 @@ from conftest import sentences
 from families import tiny_folder
 from sordino.cli.app import main
 from sordino.concepts.concept import Concept
+from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import aura, contrast
@@ -241,6 +242,22 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     main(["study", name, *tiny_study, *OWN.get(name, [])])
     assert "continuations/s" not in capsys.readouterr().err  # nothing was measured again
     assert StudyRecord.model_validate_json(file.read_text()) == record or name == "overhead"
+
+
+def test_a_finished_study_joins_another_page(tiny_study, capsys):
+    main(["study", "diversity", *tiny_study])
+    [file] = Path("out").glob("*/diversity.json")
+    page = (Path("out") / "diversity.html").read_text()
+    capsys.readouterr()
+    main(["study", "diversity", str(file), "-o", "joined", "--markdown", "joined.md"])
+    assert (Path("joined") / "diversity.html").read_text() == page
+    assert StudyRecord.load(file, "diversity").command in Path("joined.md").read_text()
+    for wrong, words in ((file, "of the study diversity"), (Path("missing.json"), "not exist")):
+        with pytest.raises(UserError, match=words):
+            StudyRecord.load(wrong, "ranking")
+    file.write_text('{"study": "ranking"}')
+    with pytest.raises(UserError, match="is not what a study found"):
+        StudyRecord.load(file, "ranking")
 
 
 def test_transfer_asks_for_the_sibling(tiny_study, capsys):

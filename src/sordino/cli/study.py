@@ -1,7 +1,9 @@
 """`sordino study`."""
 
+import shlex
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +89,8 @@ def study(
     name
         The study.
     models
-        Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3.
+        Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3; or the .json of a study
+        that has been carried out already, here or elsewhere, to have it on the same page.
     output
         The folder for the figures (JSON), the page (HTML) and the work.
     markdown
@@ -105,7 +108,7 @@ def study(
     from sordino.models.reference import resolve
     from sordino.report.article import write_html, write_markdown
     from sordino.report.study import study_article
-    from sordino.studies import Plan, carry_out, study_named
+    from sordino.studies import Plan, StudyRecord, carry_out, study_named
     from sordino.tuning.lab import Lab
 
     given: dict[str, Any] = {
@@ -134,23 +137,26 @@ def study(
         if not models:
             raise UserError("There is no model to study: give one or more after the study's name.")
         measured = Plan(**{key: value for key, value in given.items() if value is not None})
-        labelled = concept.load(seed)
+        labelled = cache(lambda: concept.load(seed))
         records = []
+        command = shlex.join(["sordino", *sys.argv[1:]])
         for model in models:
+            if model.endswith(".json"):
+                records.append(StudyRecord.load(Path(model), name))
+                continue
             ref = resolve(model)
             folder = output / f"{_slug(ref.name)}-{ref.weights_fingerprint()[:8]}"
             lab = Lab(
                 ref,
-                labelled,
+                labelled(),
                 folder,
                 device=device,
                 dtype=dtype,
                 seed=seed,
                 texts=KIT_PROSE if plan.texts == "kit" else plan.texts,
             )
-            records.append(carry_out(name, lab, measured, folder / f"{name}.json"))
-        command = ["sordino", *sys.argv[1:]]
-        article = study_article(records, command)
+            records.append(carry_out(name, lab, measured, folder / f"{name}.json", command))
+        article = study_article(records)
         page = output / f"{name}.html"
         write_html(article, page)
         if markdown is not None:

@@ -1,6 +1,5 @@
 """The page of a study: an answer that its intervals carry, tables and charts."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,14 +16,14 @@ from sordino.studies.words import interval, model_name, plain, points, ratio, sh
 _SERIES = ("series-1", "series-2", "series-6", "series-3", "series-4", "series-5")
 
 
-def study_article(records: Sequence[StudyRecord], command: Sequence[str]) -> Article:
+def study_article(records: Sequence[StudyRecord]) -> Article:
     """The page of one study of one model or several."""
     sections = [
         Section(f"{model_name(record.model)}: {group.title}", list(_blocks(record, group)))
         for record in records
         for group in record.groups
     ]
-    sections.append(Section("Protocol", list(_protocol(records, command))))
+    sections.append(Section("Protocol", list(_protocol(records))))
     evaluations = [t.evaluation for r in records for g in r.groups for t in g.trials]
     asked = study_named(records[0].study)
     return Article(
@@ -242,13 +241,13 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     )
 
 
-def _protocol(records: Sequence[StudyRecord], command: Sequence[str]) -> Iterator[Block]:
+def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     yield (
         "Each rule is made as large as the divergence allows by measuring it on prose that nothing "
         "else is measured on. All arms see the same prompts and random numbers as the original; "
         "prompts (or texts, or questions) are what is resampled."
     )
-    yield Code(shlex.join(command))
+    yield Code("\n".join(dict.fromkeys(record.command for record in records)))
     rows = [[model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype] for r in records]
     yield Table(
         "models", "What was measured.", ["model", "concept", "neurons", "dtype of the arms"], rows

@@ -10,7 +10,7 @@ from sordino.studies.study import Group, Plan, study_named
 from sordino.tuning.lab import Lab
 
 
-def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
+def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> StudyRecord:
     """Measure everything that a study asks for and save what was found.
 
     The lab keeps what is done, so that a study which was killed, or is asked again in other words,
@@ -21,6 +21,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
         lab: The model and the folder of its work.
         plan: How much is measured, and on what.
         output: The JSON file to write; an earlier one is replaced.
+        command: What was typed, for the record.
 
     Raises:
         UserError: There is no such study, or something that it needs is missing.
@@ -34,6 +35,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path) -> StudyRecord:
             neurons=sum(site.neurons for site in lab.opened.sites),
             dtype=lab.opened.dtype_name,
             seed=lab.seed,
+            command=command,
             groups=tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan)),
         )
         with new_file(output, force=True) as stage:

@@ -1,10 +1,13 @@
 """What a study found: values that can be saved, and read by a page."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation
+from sordino.files import read_json
 
 
 class _Value(BaseModel):
@@ -97,6 +100,7 @@ class StudyRecord(_Value):
         neurons: How many neurons were looked at.
         dtype: In which the arms were measured.
         seed: Of everything that was drawn.
+        command: What was typed, to do it again.
         groups: What was found.
     """
 
@@ -106,7 +110,32 @@ class StudyRecord(_Value):
     neurons: int
     dtype: str
     seed: int
+    command: str
     groups: tuple[GroupRecord, ...]
+
+    @classmethod
+    def load(cls, path: Path, study: str) -> "StudyRecord":
+        """Read what a study found, as `carry_out` saved it.
+
+        Args:
+            path: The JSON file.
+            study: Which study it should be of.
+
+        Raises:
+            UserError: It is missing, holds something else, or is of another study.
+        """
+        try:
+            record = cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(
+                f"{path} is not what a study found (the MODEL/{study}.json of its folder)."
+            ) from error
+        if record.study != study:
+            raise UserError(
+                f"{path} is of the study {record.study}, not {study}: ask for that, or give "
+                "another."
+            )
+        return record
 
     def group(self, name: str) -> GroupRecord:
         """The group of that name."""
