@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results bench test test-slow fuzz lint format clean
+.PHONY: demo results studies bench test test-slow fuzz lint format clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,15 @@ demo: $(BIN)/.ready  ## the whole job on a small real model; goes on where it wa
 results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where it was interrupted
 	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
 		--output $(OUT)/results --markdown docs/results.md
+
+STUDY = $(BIN)/sordino study $$study kit:smollm2 $(1) --concept insults --dtype bfloat16 \
+		--output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
+
+studies: $(BIN)/.ready  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
+	for study in ranking soft-or-hard attention concepts; do $(call STUDY,kit:gemma3); done
+	for study in layers subset data prompting diversity dtype overhead; do $(STUDY); done
+	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
+	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done
 
 bench: $(BIN)/.ready  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
 	$(BIN)/python -m benchmarks $(BENCH)
