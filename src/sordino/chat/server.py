@@ -299,11 +299,15 @@ def address(listening: socket.socket, host: str) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/"
 
 
-def serve(duet: Duet, start: Settings, listening: socket.socket, host: str) -> None:
-    """Serve until interrupted; what is being answered then ends with its token.
+def web_server(duet: Duet, start: Settings, host: str) -> uvicorn.Server:
+    """What serves the page: `run(sockets=[…])` does so until interrupted, or `should_exit` is set.
 
-    Raises:
-        KeyboardInterrupt: It was interrupted, and everything has ended.
+    What is being answered then ends with its token.
+
+    Args:
+        duet: The two sides.
+        start: The settings that the page begins with.
+        host: The name or the address that it is served at.
     """
     service = Service(duet, lambda: server.should_exit)
     server = uvicorn.Server(
@@ -316,4 +320,4 @@ def serve(duet: Duet, start: Settings, listening: socket.socket, host: str) -> N
             timeout_graceful_shutdown=10,
         )
     )
-    server.run(sockets=[listening])
+    return server

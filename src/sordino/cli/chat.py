@@ -167,7 +167,7 @@ def chat(
 
         webbrowser.open(address)
     try:
-        server.serve(duet, settings, listening, browser.host)
+        server.web_server(duet, settings, browser.host).run(sockets=[listening])
     except KeyboardInterrupt:
         note("\nended")
 
