@@ -17,12 +17,17 @@ from sordino.models.open import open_model
 from sordino.models.sites import find_sites
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--remote-debugging-pipe", "--window-size=1280,900"),
+]
 
 
 class Chromium:
     """One page of a headless Chromium, by its debugging protocol over a pipe."""
 
-    def __init__(self, folder, width=1280, height=900):
+    def __init__(self, folder):
         ours, low_out = os.pipe()
         low_in, self._to = os.pipe()
         # The protocol wants its descriptors to be 3 and 4, which the shell sees to; ours are moved
@@ -32,10 +37,7 @@ class Chromium:
         os.close(low_out)
         line = f'exec {CHROMIUM} "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["bash", "-c", line, "chromium", "--headless", "--no-sandbox", "--disable-gpu"]
-            + ["--no-first-run", "--disable-background-networking", "--disable-sync"]
-            + ["--disable-component-update", "--remote-debugging-pipe", "--disable-dev-shm-usage"]
-            + [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"],
+            ["bash", "-c", line, "chromium", *FLAGS, f"--user-data-dir={folder / 'profile'}"],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )
@@ -92,9 +94,7 @@ class Chromium:
             return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def key(self, name, code, text=""):
         for kind in ("keyDown", "keyUp"):
@@ -141,11 +141,18 @@ def page(tmp_path):
     browser.close()
 
 
-ANSWERED = "document.querySelectorAll('#turns .note').length > 0 && !document.getElementById('send').hidden"
+ANSWERED = "!!document.querySelector('#turns .note') && !document.getElementById('send').hidden"
+CATCH = (
+    "window.blobs = []; "
+    "URL.createObjectURL = (blob) => { blobs.push(blob); return 'data:,'; }; undefined"
+)
+"""What is downloaded is put aside."""
 
 
 def texts(page, side):
-    return page.value(f"[...document.querySelectorAll('#turns .{side} .text')].map(t => t.textContent)")
+    return page.value(
+        f"[...document.querySelectorAll('#turns .{side} .text')].map(t => t.textContent)"
+    )
 
 
 def test_a_conversation_by_clicks_and_keys(served, page):
@@ -180,9 +187,7 @@ def test_a_conversation_by_clicks_and_keys(served, page):
     page.call("Page.reload")
     page.until(ANSWERED)
     assert texts(page, "original") == [second]
-    page.value(
-        "(() => { window.blobs = []; URL.createObjectURL = (blob) => { blobs.push(blob); return '#'; }; })()"
-    )
+    page.value(CATCH)
     page.click("#save-json")
     saved = json.loads(page.value("blobs[0].text()"))
     assert saved["turns"][0]["prompt"] == "the cat sat"

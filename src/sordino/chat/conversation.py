@@ -1,5 +1,6 @@
 """What was asked and answered on both sides, and how that reads to a model and to people."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -111,7 +112,9 @@ class Answer(_Value):
             "length": f"cut at {self.settings.new_tokens} tokens",
             "stopped": "stopped",
         }[self.ended]
-        forgotten = f"the first {self.left_out} turns no longer fit" if self.left_out else ""
+        forgotten = {0: "", 1: "the first turn no longer fits"}.get(
+            self.left_out, f"the first {self.left_out} turns no longer fit"
+        )
         return "; ".join(filter(None, (said, forgotten)))
 
 
@@ -176,10 +179,19 @@ def _told(side: Side, answer: Answer) -> list[str]:
 
 def _quoted(text: str) -> str:
     """Text as a Markdown quotation, in which nothing is markup."""
-    escaped = "".join(
-        f"\\{letter}" if letter in "\\`*_{}[]<>#+-!|&~" else letter for letter in text
-    )
-    return "\n".join(f"> {line}  " if line else ">" for line in escaped.split("\n"))
+    return "\n".join(f"> {_literal(line)}  ".rstrip(" ") + "  " for line in text.split("\n"))
+
+
+def _literal(line: str) -> str:
+    """A line of text as Markdown shows it."""
+    inner = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", line.strip())
+    inner = re.sub(r"^([#+=-]|\d+(?=[.)]))", _escaped_start, inner)
+    # What stands at the start would be dropped, or make the line one of code.
+    return "&nbsp;" * (len(line) - len(line.lstrip())) + inner
+
+
+def _escaped_start(found: re.Match[str]) -> str:
+    return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
 
 
 def has_template(opened: OpenModel) -> bool:

@@ -74,7 +74,8 @@ def open_duet(
     else:
         dampening.modules(first.model)  # refuses what does not fit before anything is said
         second = first
-        about = f"{quiet} ({in_words(dampening.record)}), by hooks on the original"
+        done = in_words(dampening.record).removesuffix(", strength 1")
+        about = f"{quiet} ({done}), by hooks on the original"
     judge, judge_name = _scorer(scorer, toxic_label, judge_refusal, first)
     return Duet(
         first,
