@@ -631,6 +631,7 @@ def test_the_terminal_by_standard_input(here, call, duet, monkeypatch):
     assert "never asked" not in out
 
 
+@pytest.mark.slow
 def test_the_terminal_on_a_terminal(here):
     """A pseudo terminal: typed lines, an answer stopped by Ctrl-C, and the end by Ctrl-D."""
     ours, theirs = pty.openpty()
