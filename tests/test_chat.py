@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.chat import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
 from sordino.chat.conversation import Answer, Conversation, prompt_ids
-from sordino.chat.terminal import _printable
+from sordino.chat.terminal import HELP, _printable
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation.scorers import Scorer
@@ -147,6 +147,14 @@ def test_a_baked_folder_is_hooks_on_the_original(here, duet):
     baked = open_duet(str(here / "llama"), str(here / "baked"), make=load, scorer="none")
     assert baked.quiet is baked.original
     assert answered(baked) == answered(duet)
+
+
+def test_a_folder_of_hooks_is_hooks_on_the_original(here, tmp_path, duet):
+    bake(here / "llama", duet.dampening, tmp_path / "hooks", format="hooks")
+    found = open_duet(str(here / "llama"), str(tmp_path / "hooks"), make=load, scorer="none")
+    assert answered(found) == answered(duet)
+    with pytest.raises(UserError, match=r"hooks holds no weights, and is no edit of .*baked"):
+        open_duet(str(here / "baked"), str(tmp_path / "hooks"), make=load, scorer="none")
 
 
 def test_an_edit_of_an_edit_is_hooks_on_what_either_was_made_of(here, tmp_path, duet):
@@ -323,7 +331,7 @@ def test_a_conversation_comes_back_from_json(duet, told):
 def test_in_the_markdown_nothing_of_a_text_is_markup(text):
     text = f"a{text}b"  # blank lines at an end are nothing to see
     conversation = Conversation(
-        models=dict.fromkeys(SIDES, "m"), form="chat", turns=(Turn(prompt=text),)
+        models=dict.fromkeys(SIDES, "m"), form="chat", hooks=True, turns=(Turn(prompt=text),)
     )
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(conversation.markdown())
     start = next(n for n, token in enumerate(tokens) if token.type == "blockquote_open")
@@ -491,6 +499,20 @@ def test_a_client_that_goes_away_stops_the_work(duet, slow):
         ]
         assert kinds.count("answered") == 2
         assert Slow.tokens < 300
+
+
+def test_a_failure_ends_one_answer_and_not_the_server(duet):
+    with serving(Failing(**vars(duet))) as url:
+        for _ in range(2):
+            with pytest.raises(requests.RequestException):
+                list(events(requests.post(url + "answer", json=wanted(), timeout=60)))
+        assert requests.get(url, timeout=30).status_code == 200
+
+
+class Failing(Duet):
+    def answers(self, *_):
+        yield Said("original", "a")
+        raise RuntimeError("the bug of this test")
 
 
 def test_the_end_of_the_server_stops_what_is_under_way(duet, slow):
@@ -734,6 +756,10 @@ def test_an_expertise_of_other_weights_is_refused(here, call, concept, tmp_path)
     status, _, said = call("chat", "llama", file, "--terminal", "--scorer", "none")
     assert status == 2
     assert "was found on other weights" in said
+
+
+def test_the_docs_list_the_commands():
+    assert HELP in (Path(__file__).parents[1] / "docs" / "chat.md").read_text(encoding="utf-8")
 
 
 def test_nothing_that_a_model_writes_commands_the_terminal():

@@ -140,12 +140,14 @@ class Conversation(_Value):
     Args:
         models: What each side is, in words.
         form: "chat" by the tokenizer's template, or "plain" continuation.
+        hooks: Whether the quiet side is hooks on the original, at each answer's strength.
         scorer: The scorer's name, "" for none.
         turns: The turns.
     """
 
     models: dict[Side, str]
     form: Literal["chat", "plain"]
+    hooks: bool
     scorer: str = ""
     turns: tuple[Turn, ...] = ()
 
@@ -158,14 +160,14 @@ class Conversation(_Value):
             lines += ["", f"## {number}", "", _quoted(turn.prompt)]
             for side in SIDES:
                 if side in turn.answers:
-                    lines += _told(side, turn.answers[side])
+                    lines += _told(side, turn.answers[side], self.hooks)
         return "\n".join(lines) + "\n"
 
 
-def _told(side: Side, answer: Answer) -> list[str]:
+def _told(side: Side, answer: Answer, hooks: bool) -> list[str]:
     how = answer.settings
     about = [
-        *([f"strength {how.strength:g}"] if side == "quiet" else []),
+        *([f"strength {how.strength:g}"] if side == "quiet" and hooks else []),
         f"seed {how.seed}, temperature {how.temperature:g}",
         *([f"top-k {how.top_k}"] if how.top_k else []),
         *([f"top-p {how.top_p:g}"] if how.top_p < 1 else []),
@@ -187,7 +189,7 @@ def _literal(line: str) -> str:
     inner = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", line.strip())
     inner = re.sub(r"^([#+=-]|\d+(?=[.)]))", _escaped_start, inner)
     # What stands at the start would be dropped, or make the line one of code.
-    return "&nbsp;" * (len(line) - len(line.lstrip())) + inner
+    return "&nbsp;" * (len(line) - len(line.lstrip())) + inner if inner else ""
 
 
 def _escaped_start(found: re.Match[str]) -> str:

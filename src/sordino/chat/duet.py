@@ -137,6 +137,7 @@ class Duet:
         return Conversation(
             models=self.names,
             form="plain" if self.plain else "chat",
+            hooks=self.dampening is not None,
             scorer=self.scorer_name,
             turns=tuple(turns),
         )

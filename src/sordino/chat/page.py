@@ -50,7 +50,6 @@ def _facts(duet: Duet, start: Settings) -> Markup:
     facts: dict[str, Any] = {
         "start": start.model_dump(mode="json"),
         "conversation": duet.conversation([]).model_dump(mode="json"),
-        "hooks": duet.dampening is not None,
         "toxic": TOXIC_SCORE,
         "pre_prompts": PRE_PROMPTS,
     }

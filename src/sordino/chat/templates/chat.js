@@ -26,7 +26,7 @@ function nameLead() {
   at("lead").value = known ? known[0] : "own";
 }
 function showStrength() {
-  if (facts.hooks) at("strength-shown").textContent = Number(field("strength").value).toFixed(2);
+  if (facts.conversation.hooks) at("strength-shown").textContent = Number(field("strength").value).toFixed(2);
 }
 at("lead").addEventListener("change", () => {
   const words = facts.pre_prompts[at("lead").value];
@@ -41,7 +41,7 @@ at("another").addEventListener("click", () => {
   field("seed").value = Math.floor(Math.random() * 1e6);
   keep();
 });
-if (facts.hooks) {
+if (facts.conversation.hooks) {
   field("strength").addEventListener("input", showStrength);
   field("strength").addEventListener("change", async () => {
     if (!turns.length) return;
@@ -77,7 +77,7 @@ function show(number) {
 }
 const box = (number, side) => at("turns").children[number].querySelector(`.${side}`);
 function how(side, given) {
-  const strength = side === "quiet" && facts.hooks ? [`strength ${given.strength}`] : [];
+  const strength = side === "quiet" && facts.conversation.hooks ? [`strength ${given.strength}`] : [];
   return [...strength, `seed ${given.seed}`].join(", ");
 }
 function settle(number, side) {
@@ -152,7 +152,12 @@ async function carryOut(id, sides) {
   try {
     const response = await post("answer", { id, turns, sides, settings: given });
     if (!response.ok) return complain(await response.text());
-    for await (const event of events(response)) take(number, event);
+    let whole = false;
+    for await (const event of events(response)) {
+      take(number, event);
+      whole = event.kind === "end";
+    }
+    if (!whole) complain("The answer broke off: the terminal of sordino chat says why.");
   } catch (error) {
     complain(`The server cannot be reached any more (${error.message}): start sordino chat again.`);
   }
