@@ -36,6 +36,9 @@ for _title, _commands in {
         "study": "Answer a question about a model, with figures and a page.",
         "reproduce": "Reproduce a published row, and set our figures beside theirs.",
     },
+    "Trying it out": {
+        "chat": "Talk to a model and its quiet counterpart, side by side.",
+    },
     "In service": {
         "replay": "Ask the original and the dampened server what people really asked.",
     },

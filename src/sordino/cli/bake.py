@@ -18,6 +18,7 @@ from sordino.errors import UserError
 if TYPE_CHECKING:
     from sordino.edits import FileVerification, RowVerification, Verification
     from sordino.interventions import Dampening
+    from sordino.models.open import OpenModel
     from sordino.models.reference import ModelRef
 
 
@@ -76,7 +77,7 @@ def bake(
         if rule.divergence is None:
             dampening = rule.dampening(expertise)
         else:
-            dampening = _sized(ref, expertise, rule, opening)
+            dampening = sized(ref, expertise, rule, opening)
         record = bake_model(
             ref,
             dampening,
@@ -106,8 +107,11 @@ def bake(
     print(f"written: {output}")
 
 
-def _sized(
-    ref: "ModelRef", files: Sequence[Path], rule: InterventionOptions, opening: ModelOptions
+def sized(
+    ref: "ModelRef | OpenModel",
+    files: Sequence[Path],
+    rule: InterventionOptions,
+    opening: ModelOptions,
 ) -> "Dampening":
     """What the files give, as large as the divergence allows.
 

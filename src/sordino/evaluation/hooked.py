@@ -25,14 +25,7 @@ def hooked(
     Raises:
         UserError: The dampening was found on other weights.
     """
-    weights = ref.weights_fingerprint()
-    for found in dampening.origins:
-        if found.get("weights_fingerprint", weights) != weights:
-            raise UserError(
-                f"The expertise was found on other weights ({found.get('model', '?')}) than those "
-                f"of {ref.name}: find it on this model, or bake it with --allow-other-weights if "
-                "it is a sibling (a fine-tuned copy), and evaluate that."
-            )
+    weights = refuse_other_weights(ref, dampening)
 
     @contextmanager
     def load() -> Iterator[OpenModel]:
@@ -47,3 +40,20 @@ def hooked(
         for part in (kind, site, values.tobytes())
     ]
     return Arm(f"{ref.name}, dampened", ref.revision, fingerprint(weights, *changes), load)
+
+
+def refuse_other_weights(ref: ModelRef, dampening: Dampening) -> str:
+    """The fingerprint of a model's weights, if the dampening was found on them or names none.
+
+    Raises:
+        UserError: It was found on others.
+    """
+    weights = ref.weights_fingerprint()
+    for found in dampening.origins:
+        if found.get("weights_fingerprint", weights) != weights:
+            raise UserError(
+                f"The expertise was found on other weights ({found.get('model', '?')}) than those "
+                f"of {ref.name}: find it on this model, or bake it with --allow-other-weights if "
+                "it is a sibling (a fine-tuned copy), and take what that gives."
+            )
+    return weights

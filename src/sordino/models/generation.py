@@ -7,8 +7,8 @@ continuations and narrows the interval of the difference between them.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -147,18 +147,39 @@ def encode_prompts(
     Raises:
         UserError: A prompt says nothing, or the model has no room for the continuation.
     """
-    config = opened.model.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    if positions is not None:
-        if positions <= new_tokens:
-            raise UserError(
-                f"--new-tokens {new_tokens} leaves no room for a prompt: {opened.ref.name} has "
-                f"{positions} positions."
-            )
-        max_tokens = min(max_tokens, positions - new_tokens)
+    room = prompt_room(opened, new_tokens)
+    return encode_open(opened, texts, max_tokens if room is None else min(max_tokens, room))
+
+
+def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of texts that are to be continued: no end-of-sequence token stands at their end.
+
+    Raises:
+        UserError: A text gives no token at all.
+    """
     ends = _end_ids(opened)
     encoded = encode(opened.tokenizer, texts, max_tokens)
     return [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in encoded]
+
+
+def prompt_room(opened: OpenModel, new_tokens: int) -> int | None:
+    """The most tokens that a prompt may have before a continuation; None where there is no limit.
+
+    Raises:
+        UserError: The model has no room for the continuation.
+    """
+    config = opened.model.config.get_text_config(decoder=True)
+    positions: int | None = getattr(
+        config, "max_position_embeddings", getattr(config, "max_seq_len", None)
+    )
+    if positions is None:
+        return None
+    if positions <= new_tokens:
+        raise UserError(
+            f"--new-tokens {new_tokens} leaves no room for a prompt: {opened.ref.name} has "
+            f"{positions} positions."
+        )
+    return positions - new_tokens
 
 
 def plan(
@@ -227,7 +248,43 @@ def generate(
         UserError: The model's logits are not numbers.
     """
     for batch in batches:
-        yield _continue(opened, batch, sampling, seed)
+        owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
+        *_, written = _steps(opened, batch, owners, sampling, seed)
+        rows = written.tolist()
+        yield [_continuation(opened, owner, row) for owner, row in zip(owners, rows, strict=True)]
+
+
+def stream(
+    opened: OpenModel,
+    ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    seed: int,
+    prompt: int = 0,
+    number: int = 0,
+) -> Generator[Continuation]:
+    """Sample one continuation, and yield what there is of it after each token.
+
+    The last one is what `generate` gives for the same place and the same token ids. Before it, the
+    text has no character whose bytes are not all there yet.
+
+    Args:
+        opened: The model.
+        ids: The token ids of the prompt.
+        sampling: How tokens are chosen.
+        seed: Of the sampling.
+        prompt: Which of the prompts it is, for its random numbers.
+        number: Which of the prompt's continuations it is.
+
+    Raises:
+        UserError: The model's logits are not numbers.
+    """
+    batch = GenerationBatch((prompt,), range(number, number + 1), (tuple(ids),))
+    owner = (prompt, number)
+    for written in _steps(opened, batch, [owner], sampling, seed):
+        so_far = _continuation(opened, owner, written[0].tolist())
+        yield replace(so_far, text=so_far.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    yield so_far
 
 
 def uniforms(seed: int, prompt: int, number: int, steps: int) -> NDArray[np.float64]:
@@ -280,11 +337,19 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _continue(
-    opened: OpenModel, batch: GenerationBatch, sampling: Sampling, seed: int
-) -> list[Continuation]:
+def _steps(
+    opened: OpenModel,
+    batch: GenerationBatch,
+    owners: Sequence[tuple[int, int]],
+    sampling: Sampling,
+    seed: int,
+) -> Iterator[torch.Tensor]:
+    """Sample a batch, and yield after each step the tokens that there are.
+
+    Yields:
+        int64 [owners, new tokens], -1 where there is none (yet): the same tensor every time.
+    """
     device, steps = opened.device, sampling.new_tokens
-    owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
     draws = torch.from_numpy(np.stack([uniforms(seed, *owner, steps) for owner in owners]))
     draws = draws.to(device)
     ends = torch.tensor(sorted(_end_ids(opened)), dtype=torch.int64, device=device)
@@ -323,8 +388,9 @@ def _continue(
             written[alive[piece[~ended]], step[piece[~ended]]] = new[~ended]
             chosen[piece] = new
             finished[piece] = ended | (step[piece] + 1 == steps)
+        yield written
         if bool(finished.all()):
-            break
+            return
         ids = torch.cat([ids, chosen.unsqueeze(-1)], dim=-1)
         if float(finished.float().mean()) >= _DROP_SHARE:
             kept = (~finished).nonzero().squeeze(-1)
@@ -332,10 +398,6 @@ def _continue(
             if cache is not None:
                 cache.reorder_cache(kept)
         logits, cache = _forward(opened.model, ids, cache)
-    return [
-        _continuation(opened, owner, row)
-        for owner, row in zip(owners, written.tolist(), strict=True)
-    ]
 
 
 def _choose(

@@ -1,0 +1,18 @@
+"""Two models, asked the same with the same random numbers, side by side."""
+
+from sordino.chat.conversation import SIDES, Answer, Conversation, Settings, Side, Turn
+from sordino.chat.duet import Answered, Duet, Said
+from sordino.chat.opening import open_duet
+
+__all__ = [
+    "SIDES",
+    "Answer",
+    "Answered",
+    "Conversation",
+    "Duet",
+    "Said",
+    "Settings",
+    "Side",
+    "Turn",
+    "open_duet",
+]

@@ -1,0 +1,136 @@
+"""Open both sides, with one copy of the weights where the quiet side is an edit of the original."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sordino.chat.conversation import SIDES, has_template
+from sordino.chat.duet import Duet
+from sordino.edits.provenance import DAMPENING, EXTRAS, FILE_NAME, in_words, read_provenance
+from sordino.errors import UserError
+from sordino.evaluation.hooked import refuse_other_weights
+from sordino.evaluation.judged import chosen_scorer
+from sordino.evaluation.scorers import Scorer, open_scorer
+from sordino.interventions import Dampening, compose
+from sordino.models.open import OpenModel, open_model
+from sordino.models.reference import ModelRef, resolve
+from sordino.progress import note
+
+NO_SCORER = "none"
+
+
+def open_duet(
+    original: str,
+    quiet: str,
+    *,
+    make: Callable[[OpenModel, Path], Dampening],
+    plain: bool = False,
+    scorer: str = "auto",
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> Duet:
+    """Open a model and its quiet counterpart.
+
+    Args:
+        original: The original model.
+        quiet: An expertise or a dampening file, a folder that was baked from the original, or
+            another model.
+        make: What makes a dampening for the original of an expertise or a dampening file.
+        plain: Leave the tokenizer's chat template aside.
+        scorer: Who judges the answers; see `open_scorer`; "auto" as in an evaluation, or "none".
+        toxic_label: The label of a text classifier that means toxic.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        device: Where models run; as for `open_model`.
+        dtype: In which they run; as for `open_model`.
+        revision: Of the original, on the hub.
+
+    Raises:
+        UserError: One of them cannot be had, or the file is of other weights than the original's.
+    """
+    ref = resolve(original, revision)
+    file = Path(quiet).expanduser()
+    dampening, why_two, other = None, "", None
+    if not file.exists() and file.suffix == ".safetensors":
+        raise UserError(f"{quiet} does not exist: give a file that find or bake has written.")
+    if not is_edit_file(file):
+        folder = _hooks_folder(file)
+        other = None if folder else resolve(quiet)
+        dampening, why_two = edit_between(ref, other.path if other else file)
+        if other is None and dampening is None:
+            raise UserError(f"{quiet} holds no weights, and is no edit of {original}. {why_two}")
+    note(f"opening {ref.name}")
+    first = open_model(ref, device=device, dtype=dtype)
+    if is_edit_file(file):
+        dampening = make(first, file)
+        refuse_other_weights(ref, dampening)
+    if dampening is None:
+        assert other is not None
+        note(f"opening {other.name}")
+        second = open_model(other, device=device, dtype=dtype)
+        about = other.name
+    else:
+        dampening.modules(first.model)  # refuses what does not fit before anything is said
+        second = first
+        done = in_words(dampening.record).removesuffix(", strength 1")
+        about = f"{quiet} ({done}), by hooks on the original"
+    judge, judge_name = _scorer(scorer, toxic_label, judge_refusal, first)
+    return Duet(
+        first,
+        second,
+        dampening,
+        dict(zip(SIDES, (ref.name, about), strict=True)),
+        why_two if dampening is None else "",
+        plain or not (has_template(first) and has_template(second)),
+        judge,
+        judge_name,
+    )
+
+
+def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
+    """What the edits did that made a model of another.
+
+    Args:
+        ref: The original.
+        model: A folder or a GGUF file.
+
+    Returns:
+        The dampening, composed where it was edited several times; or None, and why in a sentence.
+    """
+    if not (model / FILE_NAME).is_file() or not (model / DAMPENING).is_file():
+        return None, f"{model} has no {DAMPENING} that would tell what was turned down."
+    weights = ref.weights_fingerprint()
+    record: dict[str, Any] | None = read_provenance(model)
+    place, made = model / EXTRAS, list[Dampening]()
+    name = Path(DAMPENING).name
+    while record is not None and (place / name).is_file():
+        made.insert(0, Dampening.load(place / name))
+        if record["model"]["weights_fingerprint"] == weights:
+            return compose(made), ""
+        record, place = record.get("earlier"), place / "earlier"
+    return None, f"{model} was made of other weights than those of {ref.name}, by its record."
+
+
+def is_edit_file(path: Path) -> bool:
+    """Whether what stands at a path can be an expertise or a dampening file."""
+    return path.is_file() and path.suffix != ".gguf"
+
+
+def _hooks_folder(path: Path) -> bool:
+    """Whether a folder holds an edit and no model."""
+    return (path / DAMPENING).is_file() and not (path / "config.json").is_file()
+
+
+def _scorer(
+    name: str, toxic_label: str | None, judge_refusal: float | None, opened: OpenModel
+) -> tuple[Scorer | None, str]:
+    if name == NO_SCORER:
+        return None, ""
+    chosen = chosen_scorer(name)
+    note(f"judged by {chosen}")
+    scorer = open_scorer(
+        chosen, toxic_label=toxic_label, judge_refusal=judge_refusal, device=opened.device
+    )
+    return scorer, chosen

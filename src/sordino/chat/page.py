@@ -1,0 +1,62 @@
+"""The page of the chat, which loads nothing from anywhere."""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sordino.chat.conversation import SIDES, Settings
+from sordino.chat.duet import Duet
+from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.writing import PRE_PROMPTS
+from sordino.version import __version__
+
+
+def render(duet: Duet, start: Settings, nonce: str) -> str:
+    """The page as HTML.
+
+    Args:
+        duet: The two sides.
+        start: The settings that it begins with.
+        nonce: What its policy knows its own scripts and styles by.
+    """
+    environment = Environment(
+        loader=PackageLoader("sordino.chat"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("chat.html.jinja").render(
+        css=_file("sordino.report", "page.css") + _file("sordino.chat", "chat.css"),
+        theme_js=_file("sordino.report", "page.js"),
+        js=_file("sordino.chat", "chat.js"),
+        facts=_facts(duet, start),
+        duet=duet,
+        start=start,
+        sides=SIDES,
+        most=f"{max(2, start.strength):g}",
+        pre_prompts=PRE_PROMPTS,
+        limits="" if duet.scorer is None else duet.scorer.limits,
+        nonce=nonce,
+        version=__version__,
+    )
+
+
+def _facts(duet: Duet, start: Settings) -> Markup:
+    """What the script needs to know, as JSON that can stand inside a script."""
+    facts: dict[str, Any] = {
+        "start": start.model_dump(mode="json"),
+        "conversation": duet.conversation([]).model_dump(mode="json"),
+        "toxic": TOXIC_SCORE,
+        "pre_prompts": PRE_PROMPTS,
+    }
+    return Markup(json.dumps(facts).replace("<", "\\u003c"))  # noqa: S704
+
+
+def _file(package: str, name: str) -> Markup:
+    """One of the packages' own files, which are no data and not escaped."""
+    path = files(package) / "templates" / name
+    return Markup(path.read_text(encoding="utf-8"))  # noqa: S704

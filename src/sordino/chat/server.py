@@ -1,0 +1,323 @@
+"""The chat in the browser: a page, and answers streamed to it as server-sent events."""
+
+import asyncio
+import ipaddress
+import json
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sordino.chat.conversation import Settings, Side, Turn
+from sordino.chat.duet import Duet, Said
+from sordino.chat.page import render
+from sordino.errors import UserError
+
+_MOST_BYTES = 2**22
+"""No conversation that a person has is longer."""
+
+
+class _Wanted(BaseModel):
+    """What the page asks for: the last turn's answers.
+
+    Args:
+        id: By which it can be stopped.
+        turns: The conversation.
+        sides: Who answers.
+        settings: How.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(max_length=100)
+    turns: list[Turn] = Field(min_length=1)
+    sides: list[Side] = Field(min_length=1, max_length=2)
+    settings: Settings
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    turns: list[Turn]
+
+
+@dataclass
+class Service:
+    """Answers one request at a time; the others wait in their order.
+
+    Args:
+        duet: The two sides.
+        ending: Whether the server is to end, so that what is under way stops.
+    """
+
+    duet: Duet
+    ending: Callable[[], bool] = lambda: False
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _waiting: int = 0
+    _under_way: set[str] = field(default_factory=set)
+
+    def stop(self, key: str) -> bool:
+        """Stop what was asked for under that name, and tell whether there was such a thing."""
+        found = key in self._under_way
+        self._under_way.discard(key)
+        return found
+
+    async def events(self, wanted: _Wanted) -> AsyncGenerator[dict[str, Any]]:
+        """What there is to tell the page, until the last turn is answered.
+
+        Where nobody listens any more, this is closed, and the work ends with the token that is
+        being made.
+        """
+        self._under_way.add(wanted.id)
+        self._waiting += 1
+        try:
+            if self._waiting > 1:
+                yield {"kind": "waiting", "before": self._waiting - 1}
+            async with self._turn, aclosing(self._answers(wanted)) as events:
+                async for event in events:
+                    yield event
+        except UserError as error:
+            yield {"kind": "error", "says": str(error)}
+        finally:
+            self._waiting -= 1
+            self._under_way.discard(wanted.id)
+        yield {"kind": "end"}
+
+    async def _answers(self, wanted: _Wanted) -> AsyncGenerator[dict[str, Any]]:
+        def stopped() -> bool:
+            return wanted.id not in self._under_way or self.ending()
+
+        shown: dict[Side, str] = dict.fromkeys(wanted.sides, "")
+        with closing(
+            self.duet.answers(wanted.turns, wanted.settings, wanted.sides, stopped)
+        ) as answers:
+            async for event in iterate_in_threadpool(answers):
+                if not isinstance(event, Said):
+                    answer = event.answer.model_dump(mode="json")
+                    yield {"kind": "answered", "side": event.side, "answer": answer}
+                elif event.text.startswith(shown[event.side]):
+                    more = event.text[len(shown[event.side]) :]
+                    if more:
+                        yield {"kind": "more", "side": event.side, "text": more}
+                    shown[event.side] = event.text
+                else:  # a tokenizer may write earlier text otherwise, once it knows what follows
+                    yield {"kind": "instead", "side": event.side, "text": event.text}
+                    shown[event.side] = event.text
+
+
+def refusal(method: str, headers: Mapping[str, str], served: str) -> str:
+    """Why a request is refused; "" if it is not.
+
+    A page elsewhere on the web can make a browser send requests to this machine. It cannot choose
+    the origin that the browser names, nor, without being asked about it first, send JSON; and where
+    it has its own name lead to this machine (DNS rebinding), that name stands in Host. An address
+    of digits cannot be made to lead elsewhere.
+
+    Args:
+        method: Such as "GET".
+        headers: By their names in small letters.
+        served: The name or the address that the server was told to listen at.
+    """
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if name not in ("localhost", served.casefold()) and not _is_address(name):
+        return "Refused: the request names another host. Open the address that was printed."
+    origin = headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        return "Refused: the request comes from another page."
+    if method in ("GET", "HEAD"):
+        return ""
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return "Refused: the request comes from another page."
+    if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        return "Refused: requests are JSON."
+    return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class _SameOrigin:
+    """Lets through what `refusal` lets through."""
+
+    def __init__(self, app: ASGIApp, served: str) -> None:
+        self._app, self._served = app, served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # there are no web sockets here
+        why = refusal(scope["method"], Headers(scope=scope), self._served)
+        if why:
+            await PlainTextResponse(f"{why}\n", status_code=403)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def application(service: Service, start: Settings, served: str = "127.0.0.1") -> Starlette:
+    """The web application.
+
+    Args:
+        service: What answers.
+        start: The settings that the page begins with.
+        served: The name or the address that it is served at.
+    """
+
+    def page(_: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        html = render(service.duet, start, nonce)
+        return HTMLResponse(html, headers={**_HEADERS, "Content-Security-Policy": policy})
+
+    async def answer(request: Request) -> Response:
+        wanted = _Wanted.model_validate_json(await _body(request))
+        return _EventStream(service.events(wanted))
+
+    async def stop(request: Request) -> Response:
+        found = service.stop(str(json.loads(await _body(request))))
+        return Response(status_code=204 if found else 404)
+
+    async def markdown(request: Request) -> Response:
+        kept = _Kept.model_validate_json(await _body(request))
+        text = service.duet.conversation(kept.turns).markdown()
+        return PlainTextResponse(text, media_type="text/markdown", headers=_HEADERS)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/answer", answer, methods=["POST"]),
+            Route("/stop", stop, methods=["POST"]),
+            Route("/markdown", markdown, methods=["POST"]),
+        ],
+        middleware=[Middleware(_SameOrigin, served=served)],
+        exception_handlers={
+            UserError: _mistaken,
+            ValidationError: _mistaken,
+            json.JSONDecodeError: _mistaken,
+        },
+    )
+
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise UserError("The conversation is too long to be sent: save it, and clear it.")
+    return bytes(body)
+
+
+def _mistaken(_: Request, error: Exception) -> Response:
+    said = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        said = f"The request cannot be read: {where or 'all of it'}: {first['msg']}."
+    elif not isinstance(error, UserError):
+        said = f"The request is no JSON: {said}."
+    return PlainTextResponse(said, status_code=400)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events, whose source is closed at once where the listener has gone."""
+
+    def __init__(self, events: AsyncGenerator[dict[str, Any]]) -> None:
+        self._events = events
+        super().__init__(self._lines(), media_type="text/event-stream", headers=_HEADERS)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().stream_response(send)
+
+    async def _lines(self) -> AsyncGenerator[str]:
+        async for event in self._events:
+            yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens already, so that a browser which comes early is not turned away.
+
+    Args:
+        host: A name or an address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        UserError: Nothing can listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"Nothing can be served at {host}, port {port} ({reason}): --port 0 takes any port "
+            "that is free."
+        ) from None
+    return listening
+
+
+def address(listening: socket.socket, host: str) -> str:
+    """What is to be opened in a browser on this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{name}:{listening.getsockname()[1]}/"
+
+
+def web_server(duet: Duet, start: Settings, host: str) -> uvicorn.Server:
+    """What serves the page: `run(sockets=[…])` does so until interrupted, or `should_exit` is set.
+
+    What is being answered then ends with its token.
+
+    Args:
+        duet: The two sides.
+        start: The settings that the page begins with.
+        host: The name or the address that it is served at.
+    """
+    service = Service(duet, lambda: server.should_exit)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(service, start, host),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+    return server

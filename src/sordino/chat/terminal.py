@@ -1,0 +1,237 @@
+"""The chat in a terminal: both answers grow side by side; commands begin with a slash."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sordino.chat.conversation import SIDES, Answer, Settings, Side, Turn
+from sordino.chat.duet import Answered, Duet
+from sordino.errors import UserError
+from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.writing import PRE_PROMPTS
+from sordino.files import new_file, to_json
+
+HELP = """\
+/strength 0.5     how far the edit goes: 0 the original, 1 as it was made
+/seed 7           other random numbers
+/pre-prompt WORDS what stands before the conversation: none, benign, adversarial, or your own words
+/temperature 0.7  0 takes the likeliest token
+/new-tokens 200   the longest answer
+/again            answer the last prompt again, with what is set now
+/clear            begin anew
+/save FILE        keep the conversation: .md to be read, anything else as JSON
+/quit             or Ctrl-D; Ctrl-C stops an answer"""
+
+_SIDE_BY_SIDE = 80
+"""Narrower consoles show one answer below the other."""
+
+_NUMBERS: Mapping[str, tuple[str, type]] = {
+    "/strength": ("strength", float),
+    "/seed": ("seed", int),
+    "/temperature": ("temperature", float),
+    "/new-tokens": ("new_tokens", int),
+}
+
+
+class Session:
+    """A conversation in a terminal.
+
+    Args:
+        duet: The two sides.
+        settings: What it begins with.
+        console: Where it is shown.
+    """
+
+    def __init__(self, duet: Duet, settings: Settings, console: Console) -> None:
+        self._duet, self._settings, self._console = duet, settings, console
+        self._turns: list[Turn] = []
+
+    def greet(self) -> None:
+        """Say who is who, and how to go on."""
+        for side in SIDES:
+            self._say(f"{side}: {self._duet.names[side]}")
+        if self._duet.why_two:
+            self._say(f"Two models are open, and there is no strength. {self._duet.why_two}")
+        if self._duet.plain:
+            self._say("Prompts are continued as they are.")
+        if self._duet.scorer is not None:
+            self._console.print(Text(self._duet.scorer.limits, style="dim"))
+        self._say("/help lists the commands.")
+
+    def take(self, line: str) -> bool:
+        """Carry out a line that was typed, and tell whether the conversation goes on.
+
+        Raises:
+            UserError: The line cannot be carried out; nothing has changed.
+        """
+        if not line.strip():
+            return True
+        if not line.startswith("/"):
+            self._ask([*self._turns, Turn(prompt=line)])
+            return True
+        command, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        if command == "/quit":
+            return False
+        if command in _NUMBERS:
+            self._set_number(command, rest)
+        elif command == "/pre-prompt":
+            self._set_pre_prompt(rest)
+        elif command == "/save":
+            self._save(rest)
+        elif command == "/again":
+            if not self._turns:
+                raise UserError("Nothing was asked yet.")
+            self._ask(self._turns)
+        elif command == "/clear":
+            self._turns = []
+        elif command == "/help":
+            self._say(HELP)
+        else:
+            raise UserError(f"There is no command {command}: /help lists them.")
+        return True
+
+    def _ask(self, turns: list[Turn]) -> None:
+        """Have the last turn answered; it stays if anyone did."""
+        turn, said = Turn(prompt=turns[-1].prompt), dict.fromkeys(SIDES, "")
+        with _interruptions() as stopped, self._shown() as show:
+            for event in self._duet.answers(turns, self._settings, stopped=stopped):
+                if isinstance(event, Answered):
+                    turn = turn.answered(event.side, event.answer)
+                    said[event.side] = event.answer.text
+                else:
+                    said[event.side] = event.text
+                show(self._pair(said, turn))
+        self._turns = [*turns[:-1], turn]
+        self._console.print(self._pair(said, turn))
+
+    @contextmanager
+    def _shown(self) -> Iterator[Callable[[RenderableType], None]]:
+        """Show what there is as it grows, on a terminal; it goes when it is whole."""
+        if not self._console.is_terminal:
+            yield lambda _: None
+            return
+        with Live(console=self._console, transient=True, refresh_per_second=12) as live:
+            yield live.update
+
+    def _pair(self, said: Mapping[Side, str], turn: Turn) -> RenderableType:
+        heads = [self._head(side, turn.answers.get(side)) for side in SIDES]
+        texts = [Text(_printable(said[side].strip("\n"))) for side in SIDES]
+        notes = [Text(_remark(turn.answers.get(side)), style="dim") for side in SIDES]
+        if self._console.width < _SIDE_BY_SIDE:
+            rows = zip(heads, texts, notes, strict=True)
+            return Group(*(part for row in rows for part in row if part.plain))
+        table = Table(box=None, expand=True, padding=(0, 3, 0, 0), show_header=False)
+        for _ in SIDES:
+            table.add_column(ratio=1)
+        for row in (heads, texts, notes):
+            if any(part.plain for part in row):
+                table.add_row(*row)
+        return table
+
+    def _head(self, side: Side, answer: Answer | None) -> Text:
+        head = Text(side.capitalize(), style="bold cyan")
+        if side == "quiet" and self._duet.dampening is not None:
+            head.append(f"  strength {self._settings.strength:g}", style="not bold")
+        if answer is not None and answer.verdict:
+            toxic = answer.score is not None and answer.score > TOXIC_SCORE
+            head.append(f"  {answer.verdict}", style="bold yellow" if toxic else "not bold")
+        return head
+
+    def _set_number(self, command: str, given: str) -> None:
+        name, kind = _NUMBERS[command]
+        if name == "strength" and self._duet.dampening is None:
+            raise UserError(f"There is no strength to set. {self._duet.why_two}")
+        try:
+            value = kind(given)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{command} takes {what}, not '{given}'.") from None
+        self._change(name, value)
+
+    def _set_pre_prompt(self, given: str) -> None:
+        if given:
+            self._change("pre_prompt", PRE_PROMPTS.get(given, given))
+        self._say(f"pre-prompt: {self._settings.pre_prompt or 'none'}")
+
+    def _change(self, name: str, value: Any) -> None:
+        self._settings = Settings(**{**self._settings.model_dump(), name: value})
+
+    def _save(self, given: str) -> None:
+        if not given:
+            raise UserError("/save needs the name of a file.")
+        path = Path(given).expanduser()
+        if path.exists():
+            raise UserError(f"{path} exists already: give another name.")
+        kept = self._duet.conversation(self._turns)
+        text = kept.markdown() if path.suffix == ".md" else to_json(kept.model_dump(mode="json"))
+        try:
+            with new_file(path) as stage:
+                stage.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} could not be written: {error.strerror or error}.") from None
+        self._say(f"written: {path}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line))
+
+
+def converse(duet: Duet, settings: Settings) -> None:
+    """Read prompts and commands from standard input until it ends or /quit."""
+    console = Console()
+    session = Session(duet, settings, console)
+    session.greet()
+    while True:
+        try:
+            line = _read()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        try:
+            if not session.take(line):
+                return
+        except UserError as error:
+            console.print(Text(str(error), style="yellow"))
+
+
+def _read() -> str:
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+    with suppress(ImportError):  # editing and history, where the system has them
+        import readline  # noqa: F401
+    return input("\n> ")
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Inside the block Ctrl-C only makes the yielded function say yes."""
+    interrupted = Event()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remark(answer: Answer | None) -> str:
+    return "" if answer is None else answer.note
+
+
+def _printable(text: str) -> str:
+    """Text in which nothing commands the terminal."""
+    return "".join(
+        letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
