@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results bench test test-slow fuzz lint format clean
+.PHONY: demo results bench test test-slow fuzz lint format docs notebooks pictures screenshots clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,9 +38,15 @@ lint: $(BIN)/.ready  ## lint, format check, strict types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(BIN)/.ready  ## the site in site/; a dead link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+pictures: $(BIN)/.ready  ## the drawings of docs/idea.md
+	$(BIN)/python -m tools.pictures
+
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv $(OUT) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
