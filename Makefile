@@ -28,6 +28,7 @@ test: $(BIN)/.ready  ## the default tests, with coverage
 
 test-slow: $(BIN)/.ready  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 docs/notebooks
 
 fuzz: $(BIN)/.ready  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
@@ -43,6 +44,13 @@ docs: $(BIN)/.ready  ## the site in site/; a dead link or anchor is an error
 
 pictures: $(BIN)/.ready  ## the drawings of docs/idea.md
 	$(BIN)/python -m tools.pictures
+
+notebooks: $(BIN)/.ready  ## runs the notebooks and keeps what they gave
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 --overwrite docs/notebooks
+	$(BIN)/python -m tools.notebooks
+
+screenshots: docs  ## the pages in both themes, of what `make demo` made; needs Chromium
+	$(BIN)/python -m tools.screenshots $(OUT)/quiet $(PAGES)
 
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix

@@ -42,7 +42,9 @@ ALWAYS = {"docs/start.md", "docs/formats.md"}
 # Other programs, and why they are not run.
 OTHERS = {
     **dict.fromkeys(("vllm", "docker", "ollama"), "a server that is not here"),
-    **dict.fromkeys(("llama-server", "curl"), "a server that is not here: tests/test_gguf_llama.py"),
+    **dict.fromkeys(
+        ("llama-server", "curl"), "a server that is not here: tests/test_gguf_llama.py"
+    ),
     **dict.fromkeys(("duckdb", "ulimit", "echo"), "not ours"),
 }
 OTHER_MODULES = {"llama_cpp.server"}
@@ -63,8 +65,8 @@ STATUS = {r"diff ": 1}
 
 def flags(application) -> set[str]:
     """Every flag of every command."""
-    found = set()
-    for name in application:
+    found = {"--help", "--version"}
+    for name in {*application} - {"-h", *found}:
         found.add(name)
         for argument in application[name].assemble_argument_collection():
             found |= set(argument.names)
@@ -72,7 +74,7 @@ def flags(application) -> set[str]:
 
 
 def test_no_page_names_a_flag_that_is_none():
-    known = flags(app) | {"--help", "--version", "--no-balance", "--no-stream"} | FOREIGN_FLAGS
+    known = flags(app) | FOREIGN_FLAGS
     unknown = [(page, flag) for page in PAGES for flag in inline_flags(page) if flag not in known]
     assert unknown == []
 
@@ -94,7 +96,7 @@ def check(block: Block) -> None:
             with_recipe = [a for a in arguments if a != "--recipe"]
             app.parse_args(expanded(with_recipe), exit_on_error=False, print_error=False)
         else:
-            assert arguments[0] in flags(app) | {"--help", "--version"}, block.where
+            assert arguments[0] in flags(app), block.where
 
 
 def check_other(words: list[str], where: str) -> None:
@@ -102,7 +104,9 @@ def check_other(words: list[str], where: str) -> None:
     program, *rest = words
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
-        assert all(re.search(rf"^{word}:", makefile, re.M) for word in rest if "=" not in word), where
+        assert all(re.search(rf"^{word}:", makefile, re.M) for word in rest if "=" not in word), (
+            where
+        )
     elif program == "pip":
         extras = re.findall(r"sordino\[([\w,-]+)\]", " ".join(rest))
         known = PROJECT["project"]["optional-dependencies"]
@@ -279,7 +283,9 @@ def run_command(words: list[str], block: Block, everything: bool) -> None:
         status = 0
     except SystemExit as stop:
         status = stop.code
-    expected = next((s for pattern, s in STATUS.items() if re.match(pattern, " ".join(arguments))), 0)
+    expected = next(
+        (s for pattern, s in STATUS.items() if re.match(pattern, " ".join(arguments))), 0
+    )
     assert status == expected, f"{block.where}: {line}"
 
 
@@ -330,4 +336,3 @@ def test_the_api_page_has_every_public_name():
     page = (ROOT / "docs/api.md").read_text()
     listed = set(re.findall(r"^::: sordino\.(?:evaluation\.)?(\w+)$", page, re.M))
     assert set(sordino.__all__) - {"__version__"} <= listed
-

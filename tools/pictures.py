@@ -74,7 +74,11 @@ def responses(colours: Colours) -> alt.Chart:
         alt.Chart(alt.Data(values=rows))
         .mark_area(opacity=0.35, line=True)
         .encode(
-            x=alt.X("response:Q", title="response to a sentence", axis=alt.Axis(labels=False, ticks=False, grid=False)),
+            x=alt.X(
+                "response:Q",
+                title="response to a sentence",
+                axis=alt.Axis(labels=False, ticks=False, grid=False),
+            ),
             y=alt.Y("density:Q", title=None, axis=None, stack=None),
             color=alt.Color(
                 "sentences:N",

@@ -11,7 +11,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 # The page that `make results` makes, in hours: a checkout may be without it.
-_UNMEASURED = "# Results\n\nThis checkout has none yet. `make results` measures and writes this page.\n"
+_UNMEASURED = (
+    "# Results\n\nThis checkout has none yet. `make results` measures and writes this page.\n"
+)
 
 # What a browser would fetch by itself, as against a link that is followed by hand.
 _LOADED = re.compile(
