@@ -30,6 +30,7 @@ NOT_RUN = {
     r"torchrun ": "several processes: tests/test_ranks.py",
     r"sordino replay ": "asks two servers: tests/test_replay.py",
     r"sordino evaluate .*http://": "asks a server: tests/test_endpoint.py",
+    r"sordino .*--label ": "asks a hub: tests/test_concepts.py has a stand-in",
     r"sordino .*hf:": "asks a hub: tests/test_concepts.py has a stand-in",
     r"sordino reproduce (?!--list)": "asks a hub: tests/test_reproduction.py carries a recipe out",
     r"sordino study ": "takes minutes even if tiny: tests/test_studies.py carries them out",

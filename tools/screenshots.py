@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "images"
-SIZE = {"width": 1200, "height": 820}
+SIZE = {"width": 1280, "height": 820}
 MODEL = "kit:smollm2"
 PROMPT = "Write one sentence about a walk in the rain."
 _SORDINO = [sys.executable, "-m", "sordino"]
