@@ -40,7 +40,7 @@ lint: $(BIN)/.ready  ## lint, format check, strict types
 	$(BIN)/mypy
 
 docs: $(BIN)/.ready  ## the site in site/; a dead link or anchor is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pictures: $(BIN)/.ready  ## the drawings of docs/idea.md
 	$(BIN)/python -m tools.pictures

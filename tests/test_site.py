@@ -1,5 +1,9 @@
 """The documentation site's own tools: drawings, notebooks, and what no page may hold."""
 
+import json
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import nbformat
@@ -96,3 +100,35 @@ def test_pages_fetch_nothing_and_link_by_https(wrong):
     assert site.on_post_page(fine, page, None) == fine
     with pytest.raises(PluginError, match=r"x\.md"):
         site.on_post_page(fine + wrong, page, None)
+
+
+@pytest.mark.parametrize("wrong", ["[x](gone.md)", "[x](index.md#nowhere)", "![x](gone.png)", ""])
+def test_make_docs_stops_at_a_dead_link(wrong, tmp_path):
+    """By the command of the Makefile, whatever its flags are."""
+    [command] = re.findall(r"-m (mkdocs build.*)", (ROOT / "Makefile").read_text())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n{wrong}\n")
+    changes = {"INHERIT": str(ROOT / "mkdocs.yml"), "nav": [{"Start": "index.md"}]}
+    changes |= {"plugins": [], "hooks": [], "theme": {"name": None, "custom_dir": str(tmp_path)}}
+    changes |= {"extra_css": [], "markdown_extensions": []}
+    (tmp_path / "main.html").write_text("{{ page.content }}")
+    (tmp_path / "mkdocs.yml").write_text(json.dumps(changes))
+    built = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert (built.returncode == 0) == (not wrong), built.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_links_of_the_pages_outside_the_site_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text)
+    for one, other in links:
+        target, _, anchor = (one or other).partition("#")
+        if target.startswith("https://"):
+            continue
+        assert (ROOT / (target or page)).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / (target or page)).read_text(), re.M)
+            slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, one or other

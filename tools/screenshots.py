@@ -52,7 +52,7 @@ def explorer(quiet: Path) -> Iterator[str]:
 @contextmanager
 def chat(quiet: Path) -> Iterator[str]:
     """The address of a chat that runs for this."""
-    how = ["--no-open", "--port", "0", "--temperature", "0", "--new-tokens", "40"]
+    how = ["--no-open", "--port", "0", "--temperature", "0", "--new-tokens", "64"]
     command = [*_SORDINO, "chat", MODEL, str(quiet), *how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
