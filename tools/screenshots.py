@@ -73,8 +73,13 @@ def _ask(page: "Page") -> None:
     page.wait_for_selector("#send", state="visible", timeout=300_000)
 
 
+def _show_map(page: "Page") -> None:
+    """Begin at the map."""
+    page.evaluate("document.querySelector('#map-section').scrollIntoView()")
+
+
 PAGES = {"report": report, "explorer": explorer, "chat": chat, "docs": docs}
-BEFORE: dict[str, Callable[["Page"], None]] = {"chat": _ask}
+BEFORE: dict[str, Callable[["Page"], None]] = {"chat": _ask, "explorer": _show_map}
 
 
 def take(quiet: Path, names: list[str]) -> None:
