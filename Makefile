@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies bench test test-slow fuzz lint format clean
+.PHONY: demo results studies bench test test-slow fuzz lint format docs notebooks pictures screenshots clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,7 @@ test: $(BIN)/.ready  ## the default tests, with coverage
 
 test-slow: $(BIN)/.ready  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 docs/notebooks
 
 fuzz: $(BIN)/.ready  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
@@ -47,9 +48,22 @@ lint: $(BIN)/.ready  ## lint, format check, strict types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(BIN)/.ready  ## the site in site/; a dead link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pictures: $(BIN)/.ready  ## the drawings of docs/idea.md
+	$(BIN)/python -m tools.pictures
+
+notebooks: $(BIN)/.ready  ## runs the notebooks and keeps what they gave
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 --overwrite docs/notebooks
+	$(BIN)/python -m tools.notebooks
+
+screenshots: docs  ## the pages in both themes, of what `make demo` made; needs Chromium
+	$(BIN)/python -m tools.screenshots $(OUT)/quiet $(PAGES)
+
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv $(OUT) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

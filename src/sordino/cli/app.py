@@ -55,6 +55,12 @@ for _title, _commands in {
     _group = Group.create_ordered(_title)
     for _name, _help in _commands.items():
         app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_help, group=_group)
+app.command(
+    "sordino.cli.completion:install_completion",
+    name="--install-completion",
+    help="Let the shell complete commands, flags and file names.",
+    group=_group,  # the last one: this machine
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
