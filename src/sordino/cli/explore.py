@@ -193,8 +193,8 @@ def _lines(explored: "Explored") -> list[str]:
     if explored.comparison is not None:
         compared = explored.comparison
         lines.append(
-            f"rank correlation {compared.correlation:.3f}; of the {compared.high:,} highest of each "
-            f"{compared.overlap:,} are the same ({compared.expected:,.1f} by chance)"
+            f"rank correlation {compared.correlation:.3f}; of the {compared.high:,} highest of "
+            f"each {compared.overlap:,} are the same ({compared.expected:,.1f} by chance)"
         )
     if explored.without:
         lines.append(f"The top neurons are not shown closely: {explored.without}")

@@ -74,9 +74,7 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
     sizes = [{site: values.size for site, values in of.items()} for of in (one, other)]
     if sizes[0] != sizes[1]:
         differing = next(
-            site
-            for site in (*sizes[0], *sizes[1])
-            if sizes[0].get(site) != sizes[1].get(site)
+            site for site in (*sizes[0], *sizes[1]) if sizes[0].get(site) != sizes[1].get(site)
         )
         raise UserError(
             f"The two differ in their sites (such as {differing}), so that no neuron of one is a "
@@ -109,9 +107,7 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
     )
 
 
-def _highest(
-    values: NDArray[np.float64], known: NDArray[np.intp], count: int
-) -> NDArray[np.bool_]:
+def _highest(values: NDArray[np.float64], known: NDArray[np.intp], count: int) -> NDArray[np.bool_]:
     """Which neurons are the `count` highest; the earlier one on ties."""
     found = np.zeros(values.size, bool)
     found[known[np.argsort(-values[known], kind="stable")[:count]]] = True

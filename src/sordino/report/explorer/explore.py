@@ -121,9 +121,7 @@ def known_concept(expertise: Expertise) -> Concept | None:
         return None
     sizes = [int(metadata.get(key, 0)) for key in ("n_positive", "n_negative")]
     balanced = sizes[0] == sizes[1]
-    found = load_concept(
-        metadata["concept"], max_per_class=max(sizes) or None, balance=balanced
-    )
+    found = load_concept(metadata["concept"], max_per_class=max(sizes) or None, balance=balanced)
     return found if found.fingerprint == metadata["concept_fingerprint"] else None
 
 
@@ -167,9 +165,7 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
             raise
         return [], f"the model is not at hand: {error}"
     note(f"looking at the top {look.neurons} neurons with {len(concept.sentences):,} sentences")
-    found = insights(
-        opened, concept, expertise, neurons=look.neurons, sentences=look.sentences
-    )
+    found = insights(opened, concept, expertise, neurons=look.neurons, sentences=look.sentences)
     return found, "" if found else "no neuron has an AUROC."
 
 

@@ -50,7 +50,8 @@ class Lens:
     """What a direction does to the logits.
 
     Args:
-        promoted: Tokens as text with the change of their logit, the largest first.
+        promoted: Tokens as text with the change of their logit, the largest first. The mean of all
+            changes is taken off, since what is added to all logits alike changes nothing.
         suppressed: The same, the smallest first.
         is_coordinate: Whether the direction is one coordinate of the residual stream.
         writer: The layer whose column the direction is, or whose output.
@@ -109,7 +110,11 @@ def _writer(layer: nn.Module, kind: str, neurons: int, width: int) -> str | None
         narrowed = [name for name in into if _inputs(among[name]) != width] or into
         if kind in narrowed and len(narrowed) == 1:
             return kind
-        fed = [n for n in narrowed if n != kind and neurons in (_inputs(among[n]), 2 * _inputs(among[n]))]
+        fed = [
+            n
+            for n in narrowed
+            if n != kind and neurons in (_inputs(among[n]), 2 * _inputs(among[n]))
+        ]
         if len(fed) == 1 and kind not in narrowed:
             return fed[0]
     return None
@@ -201,7 +206,9 @@ def logits_of(opened: OpenModel, directions: Sequence[tuple[int, str, Tensor]]) 
 
 def _replaced(states: Tensor) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        if isinstance(output, tuple | list):
+            return type(output)([states, *output[1:]])
+        return states
 
     return hook
 
@@ -272,7 +279,7 @@ def lens(
     """
     sign = -1 if sum(signs) < 0 else 1
     known = min(len(opened.tokenizer), logits.numel())  # rows beyond are padding
-    turned = sign * logits[:known]
+    turned = sign * (logits[:known] - logits[:known].mean())
     ordered = turned.argsort(descending=True, stable=True)
 
     def words(ids: Tensor) -> tuple[tuple[str, float], ...]:

@@ -75,7 +75,5 @@ def packed(
 def _in_order(
     values: Mapping[str, NDArray[Any]], sites: Mapping[str, NDArray[Any]], rest: float
 ) -> NDArray[np.float32]:
-    found = [
-        values.get(site, np.full(of.size, rest, np.float32)) for site, of in sites.items()
-    ]
+    found = [values.get(site, np.full(of.size, rest, np.float32)) for site, of in sites.items()]
     return np.concatenate(found).astype(np.float32)

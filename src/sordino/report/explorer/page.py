@@ -198,7 +198,7 @@ def _lens(lens: Lens) -> dict[str, Any]:
     elif not lens.peaks:
         about = (
             f"This neuron feeds input {lens.column} of {lens.writer}. Shown is that column of its "
-            "weight; whether it is added or taken away depends on the sentence and was not measured."
+            "weight; whether it is added or taken away depends on the sentence and is not measured."
         )
     else:
         how = "added" if lens.sign > 0 else "taken away, so that its sign is turned here"

@@ -91,7 +91,9 @@ def _baked(path: Path) -> Subject:
     else:  # of a GGUF file there are no factors beside it
         rule = record["intervention"]
         at_its_sites = expertise.at(record["sites"])
-        dampening = dampen(at_its_sites, rule["name"], strength=rule["strength"], **rule["settings"])
+        dampening = dampen(
+            at_its_sites, rule["name"], strength=rule["strength"], **rule["settings"]
+        )
     for site, factors in dampening.factors.items():
         if site in expertise.sites and factors.size != expertise.statistics[site]["auroc"].size:
             raise UserError(f"{files[0]} and the factors of {path} are of different models.")

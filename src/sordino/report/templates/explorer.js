@@ -117,12 +117,28 @@ data.sites.forEach(([, layer, kind], site) => {
 const layers = [...new Set(data.sites.map((site) => site[1]))].sort((a, b) => a - b);
 const largest = data.kinds.map((_, kind) =>
   Math.max(...[...blocks.values()].filter((b) => b.kind === kind).map((b) => b.neurons)));
-const GAP = 2;
-const across = largest.reduce((sum, neurons) => sum + neurons, 0);
-const high = Math.max(1, Math.round(Math.sqrt(across / (1.6 * layers.length))));
+const GAP = 1;
+const map = byId("map");
+const EDGE = { left: 34, top: 24, right: 6, bottom: 6 };
+const room = () => ({
+  w: Math.max(1, map.clientWidth - EDGE.left - EDGE.right),
+  h: Math.max(1, map.clientHeight - EDGE.top - EDGE.bottom),
+});
+// Blocks are as high as fills the map's place best.
+const sized = (high) => [
+  largest.reduce((sum, neurons) => sum + Math.ceil(neurons / high) + GAP, -GAP),
+  layers.length * (high + GAP) - GAP,
+];
+const fit = (high) => {
+  const { w, h } = room();
+  const [wide, tall] = sized(high);
+  return Math.min(w / wide, h / tall);
+};
+let high = 1;
+while (fit(high + 1) > fit(high)) high++;
+const [wide, tall] = sized(high);
 const lefts = [];
-const wide = largest.reduce((left, neurons) => (lefts.push(left), left + Math.ceil(neurons / high) + GAP), 0) - GAP;
-const tall = layers.length * (high + GAP) - GAP;
+largest.reduce((left, neurons) => (lefts.push(left), left + Math.ceil(neurons / high) + GAP), 0);
 const row = new Map(layers.map((layer, n) => [layer, n]));
 for (const block of blocks.values()) {
   block.left = lefts[block.kind];
@@ -203,11 +219,13 @@ const redraw = () => {
 const key = () => {
   const canvas = byId("scale");
   const context = canvas.getContext("2d");
-  const low = mode.middle - mode.reach;
-  const ends = mode === modes.factor
-    ? [Math.min(1, ...[mode.middle - mode.reach]), factors.some((f) => f > 1) ? mode.middle + mode.reach : 1]
-    : [low, mode.middle + mode.reach];
-  if (mode === modes.auroc || mode === modes.second) ends.splice(0, 2, Math.max(0, low), Math.min(1, mode.middle + mode.reach));
+  const ends = [Infinity, -Infinity];
+  for (let n = 0; n < count; n++) {
+    const value = mode.of(n);
+    if (value < ends[0]) ends[0] = value;
+    if (value > ends[1]) ends[1] = value;
+  }
+  ends.splice(0, 2, Math.min(ends[0], mode.middle), Math.max(ends[1], mode.middle));
   for (let x = 0; x < canvas.width; x++) {
     const code = codeOf(ends[0] + ((ends[1] - ends[0]) * x) / (canvas.width - 1));
     context.fillStyle = `rgb(${palette.slice(4 * code, 4 * code + 3).join(" ")})`;
@@ -218,29 +236,23 @@ const key = () => {
 };
 
 // What is seen: `scale` CSS pixels a cell, and the cell at the plan's upper left corner.
-const map = byId("map");
-const EDGE = { left: 34, top: 24, right: 6, bottom: 6 };
 const CLOSEST = 72;
-const view = { scale: 1, x: 0, y: 0 };
-const room = () => ({
-  w: map.clientWidth - EDGE.left - EDGE.right,
-  h: map.clientHeight - EDGE.top - EDGE.bottom,
-});
-// The whole map fills its place; a cell need not be square until it is looked at closely.
+const view = { scale: 0, x: 0, y: 0, whole: true };
 const whole = () => {
   const { w, h } = room();
   return Math.min(w / wide, h / tall);
 };
 const kept = () => {
   const { w, h } = room();
-  view.scale = Math.min(Math.max(view.scale, whole()), CLOSEST);
+  view.scale = Math.min(Math.max(view.whole ? 0 : view.scale, whole()), CLOSEST);
+  view.whole = view.scale <= 1.001 * whole();
   const keep = (at, size, seen) => {
     const most = size - seen / view.scale;
     return most <= 0 ? most / 2 : Math.min(Math.max(at, 0), most);
   };
   view.x = keep(view.x, wide, w);
   view.y = keep(view.y, tall, h);
-  map.style.touchAction = view.scale > 1.01 * whole() ? "none" : "pan-y";
+  map.style.touchAction = view.whole ? "pan-y" : "none";
 };
 const toPlan = (x, y) => [view.x + (x - EDGE.left) / view.scale, view.y + (y - EDGE.top) / view.scale];
 const toScreen = (x, y) => [EDGE.left + (x - view.x) * view.scale, EDGE.top + (y - view.y) * view.scale];
@@ -346,8 +358,9 @@ const labels = (context) => {
     context.beginPath();
     context.rect(left, 0, right - left, EDGE.top);
     context.clip();
-    const fits = context.measureText(kind).width <= right - left;
-    context.fillText(fits ? kind : kind.split(".").pop(), (left + right) / 2, EDGE.top / 2 + 1);
+    const name = [kind, kind.split(".").pop()].find((of) => context.measureText(of).width <= right - left);
+    context.textAlign = name ? "center" : "left";
+    context.fillText(name ?? kind.split(".").pop(), name ? (left + right) / 2 : left, EDGE.top / 2 + 1);
     context.restore();
   });
 };
@@ -376,7 +389,8 @@ const select = (neuron, { reveal = false } = {}) => {
     if (reveal) {
       const { x, y } = place(neuron);
       const { w, h } = room();
-      view.scale = Math.max(view.scale, Math.min(24, CLOSEST));
+      view.scale = Math.max(view.scale, 24);
+      view.whole = false;
       view.x = x + 0.5 - w / view.scale / 2;
       view.y = y + 0.5 - h / view.scale / 2;
       kept();
@@ -396,15 +410,15 @@ const keepInSight = (neuron) => {
 };
 const zoom = (by, x = EDGE.left + room().w / 2, y = EDGE.top + room().h / 2) => {
   const [px, py] = toPlan(x, y);
-  view.scale *= by;
-  view.scale = Math.min(Math.max(view.scale, whole()), CLOSEST);
+  view.scale = Math.min(Math.max(view.scale * by, whole()), CLOSEST);
+  view.whole = false;
   view.x = px - (x - EDGE.left) / view.scale;
   view.y = py - (y - EDGE.top) / view.scale;
   kept();
   draw();
 };
 const showWhole = () => {
-  Object.assign(view, { scale: 0, x: 0, y: 0 });
+  view.whole = true;
   kept();
   draw();
 };
