@@ -110,11 +110,7 @@ def _writer(layer: nn.Module, kind: str, neurons: int, width: int) -> str | None
         narrowed = [name for name in into if _inputs(among[name]) != width] or into
         if kind in narrowed and len(narrowed) == 1:
             return kind
-        fed = [
-            n
-            for n in narrowed
-            if n != kind and neurons in (_inputs(among[n]), 2 * _inputs(among[n]))
-        ]
+        fed = [name for name in narrowed if neurons / _inputs(among[name]) in (1, 2)]
         if len(fed) == 1 and kind not in narrowed:
             return fed[0]
     return None
