@@ -121,7 +121,7 @@ def refuse_other_sentences(concept: Concept, expertise: Expertise) -> None:
     if expertise.metadata.get("concept_fingerprint", concept.fingerprint) != concept.fingerprint:
         raise UserError(
             f"The expertise was found with other sentences than those of '{concept.name}' "
-            f"({concept.source}): its strongest sentences cannot be looked up there."
+            f"({concept.source}): what excites its neurons cannot be looked up there."
         )
 
 

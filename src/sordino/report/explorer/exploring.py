@@ -12,6 +12,7 @@ from sordino.files import new_file, refuse_existing
 from sordino.models.open import DTYPES, OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.progress import note
+from sordino.report.exemplars import refuse_other_sentences
 from sordino.report.explorer.comparison import Comparison, compare
 from sordino.report.explorer.insight import Insight, insights
 from sordino.report.explorer.page import Exploration, render
@@ -158,6 +159,7 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
                 f"the sentences of “{expertise.metadata['concept']}” are not at hand: give them "
                 "with --concept, and what else was given when it was found."
             )
+    refuse_other_sentences(concept, expertise)  # before a model is opened for it
     try:
         opened = _opened(expertise, look)
     except UserError as error:

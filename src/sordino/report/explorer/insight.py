@@ -115,7 +115,8 @@ def insights(
     for path, _ in top:
         if path not in sites:
             raise UserError(
-                f"{opened.ref.name} has no site {path}: give --sites as it was found with."
+                f"{opened.ref.name} has no site {path}: open it with the sites that the expertise "
+                "was found at."
             )
     if not top:
         return []
