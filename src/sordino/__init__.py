@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from sordino.models import OpenModel, Site, open_model
     from sordino.pipeline import RunResult, RunSettings, run
+    from sordino.report.explorer import Explored, explore
 
 __all__ = [
     "Affine",
@@ -48,6 +49,7 @@ __all__ = [
     "Dampening",
     "Evaluation",
     "Expertise",
+    "Explored",
     "OpenModel",
     "Perplexity",
     "RunResult",
@@ -66,6 +68,7 @@ __all__ = [
     "det_zero",
     "diff",
     "evaluate",
+    "explore",
     "find_experts",
     "intervention",
     "linear_transport",
@@ -91,6 +94,7 @@ _HOMES = {
     ),
     "models": ("OpenModel", "Site", "open_model"),
     "pipeline": ("RunResult", "RunSettings", "run"),
+    "report.explorer": ("Explored", "explore"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -44,6 +44,7 @@ for _title, _commands in {
     },
     "What was done": {
         "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
+        "explore": "Write a page on which every neuron can be looked at.",
         "diff": "Tell what an edit changed between two models or files.",
         "undo": "Give back the model from which a baked folder was made.",
     },

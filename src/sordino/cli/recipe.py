@@ -31,7 +31,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         if place == len(given):
             raise UserError(f"{name} names no file: give the recipe.")
         value = given.pop(place)
-    recipe = _read(Path(value).expanduser())
+    recipe = read(Path(value).expanduser())
     model = recipe.pop("model", None)
     positional = [] if model is None or _has_model(given[1:]) else [str(model)]
     flags = {one.partition("=")[0].replace("--no-", "--") for one in given}
@@ -47,7 +47,12 @@ def _has_model(arguments: Sequence[str]) -> bool:
     return bool(arguments) and not arguments[0].startswith("-")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The options in a recipe, by their flags without hyphens.
+
+    Raises:
+        UserError: The file is missing or no recipe.
+    """
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -169,6 +169,11 @@ def is_linear(module: nn.Module) -> bool:
     return all(isinstance(size, int) for size in sizes) and hasattr(module, "qweight")
 
 
+def is_feed_forward(layer: nn.Module, kind: str) -> bool:
+    """Whether the module at this path in a decoder's layer is neither a router nor mixes tokens."""
+    return not _is_within(layer, kind, _ATTENTION, _MIXER, _ROUTER)
+
+
 def neurons_of(module: nn.Module) -> int:
     """The number of outputs of a linear layer."""
     neurons = module.nf if isinstance(module, Conv1D) else module.out_features

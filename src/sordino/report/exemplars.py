@@ -1,9 +1,9 @@
 """The sentences that excite a neuron most, token by token."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +18,10 @@ from sordino.expertise.passes import LayerByLayer
 from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Batch, encode, equal_length_batches
+from sordino.progress import track
+
+Place = tuple[str, int]
+"""A module path, and the index of one of its outputs (or inputs)."""
 
 _BATCH_TOKENS = 2048
 _INCOMPLETE = "�"  # what a decoder gives for the first bytes of a longer character
@@ -89,11 +93,7 @@ def exemplars(
         UserError: The concept is not the one of the expertise, or the expertise does not say
             which sentences excite its neurons.
     """
-    if expertise.metadata.get("concept_fingerprint", concept.fingerprint) != concept.fingerprint:
-        raise UserError(
-            f"The expertise was found with other sentences than those of '{concept.name}' "
-            f"({concept.source}): its strongest sentences cannot be looked up there."
-        )
+    refuse_other_sentences(concept, expertise)
     top = expertise.top(neurons)
     strongest = [expertise[f"strongest_{rank}"] for rank in range(1, sentences + 1)]
     wanted = [
@@ -103,71 +103,113 @@ def exemplars(
     needed = sorted({sentence for row in wanted for sentence in row})
     texts = [concept.sentences[sentence] for sentence in needed]
     encoded = dict(zip(needed, encode(model.tokenizer, texts, max_tokens), strict=True))
-    responses = _responses(model, encoded, [(site, index) for site, index, _ in top])
-    spans = {sentence: _pieces(model.tokenizer, ids) for sentence, ids in encoded.items()}
-    labels = concept.labels
-    judge = open_scorer(LINEAR, device=torch.device("cpu"))
-    scores = [float(score) for score in judge.score(texts)] if texts else []
-    covered = {
-        sentence: bool(labels[sentence] or score > TOXIC_SCORE)
-        for sentence, score in zip(needed, scores, strict=True)
-    }
+    responses = outputs_at_tokens(model, encoded, [(site, index) for site, index, _ in top])
+    found = excerpts(model, concept, encoded)
     return [
         Exemplar(
             site,
             index,
             auroc,
-            tuple(
-                _excerpt(
-                    sentence,
-                    bool(labels[sentence]),
-                    spans[sentence],
-                    responses[sentence][number],
-                    covered[sentence],
-                )
-                for sentence in row
-            ),
+            tuple(found(sentence, responses[sentence][number]) for sentence in row),
         )
         for number, ((site, index, auroc), row) in enumerate(zip(top, wanted, strict=True))
     ]
 
 
-def _excerpt(
-    sentence: int,
-    positive: bool,
-    spans: Sequence[tuple[str, int]],
-    responses: torch.Tensor,
-    covered: bool,
-) -> Excerpt:
-    largest = [float(part.max()) for part in responses.split([tokens for _, tokens in spans])]
-    peak = max(range(len(largest)), key=largest.__getitem__)
-    pieces = tuple(text for text, _ in spans)
-    return Excerpt(sentence, positive, pieces, tuple(largest), peak, covered)
+def refuse_other_sentences(concept: Concept, expertise: Expertise) -> None:
+    """Raise `UserError` if the expertise was not found with this concept's sentences."""
+    if expertise.metadata.get("concept_fingerprint", concept.fingerprint) != concept.fingerprint:
+        raise UserError(
+            f"The expertise was found with other sentences than those of '{concept.name}' "
+            f"({concept.source}): what excites its neurons cannot be looked up there."
+        )
+
+
+def excerpts(
+    model: OpenModel, concept: Concept, encoded: Mapping[int, list[int]]
+) -> Callable[[int, torch.Tensor], Excerpt]:
+    """A function that gives one neuron's excerpt of one of these sentences.
+
+    Args:
+        model: The model, for its tokenizer.
+        concept: The sentences.
+        encoded: The tokens of those that are shown, by their index.
+
+    Returns:
+        It takes a sentence's index and the neuron's outputs, [tokens], as `outputs_at_tokens` gives
+        them. At tokens that were not routed to a MoE expert its neurons are shown with the least of
+        their outputs for the sentence.
+    """
+    texts = [concept.sentences[sentence] for sentence in encoded]
+    labels = concept.labels
+    judge = open_scorer(LINEAR, device=torch.device("cpu"))
+    scores = [float(score) for score in judge.score(texts)] if texts else []
+    covered = {
+        sentence: bool(labels[sentence] or score > TOXIC_SCORE)
+        for sentence, score in zip(encoded, scores, strict=True)
+    }
+    spans = {sentence: _pieces(model.tokenizer, ids) for sentence, ids in encoded.items()}
+
+    def excerpt(sentence: int, outputs: torch.Tensor) -> Excerpt:
+        reached = outputs[~outputs.isnan()]
+        responses = outputs.nan_to_num(nan=float(reached.min()) if reached.numel() else 0.0)
+        parts = responses.split([tokens for _, tokens in spans[sentence]])
+        largest = tuple(float(part.max()) for part in parts)
+        return Excerpt(
+            sentence,
+            bool(labels[sentence]),
+            tuple(text for text, _ in spans[sentence]),
+            largest,
+            max(range(len(largest)), key=largest.__getitem__),
+            covered[sentence],
+        )
+
+    return excerpt
 
 
 @torch.inference_mode()
-def _responses(
-    model: OpenModel, encoded: dict[int, list[int]], neurons: Sequence[tuple[str, int]]
+def outputs_at_tokens(
+    model: OpenModel,
+    encoded: Mapping[int, list[int]],
+    places: Sequence[Place],
+    *,
+    of: Literal["outputs", "inputs"] = "outputs",
+    label: str = "",
 ) -> dict[int, torch.Tensor]:
-    """By sentence, each neuron's output at each token: float32 [neurons, tokens]."""
+    """What neurons put out at each token of some sentences, through the decoder without LM head.
+
+    Args:
+        model: The model.
+        encoded: The sentences' tokens, by any key.
+        places: The neurons; several modules' together.
+        of: "inputs" for what a linear layer is given in the place of what it gives.
+        label: What is being done, for a bar of progress; "" for none.
+
+    Returns:
+        By key, float32 [places, tokens]; not-a-number at tokens that were not routed to a MoE
+        expert.
+    """
     batches = equal_length_batches(list(encoded.values()), _BATCH_TOKENS)
     run, stages = _decoder(model, batches), 1
     if model.streamed:
         layers = LayerByLayer(model, batches)
         run, stages = layers.run, len(layers.stages)
-    outputs: list[dict[tuple[str, int], torch.Tensor]] = [{} for _ in batches]
-    for stage in range(stages):
-        for index, batch in enumerate(batches):
-            with _recorded(model.model, batch, neurons) as recorded:
-                run(stage, index)
-            outputs[index] |= recorded
-    sentences = list(encoded)
+    outputs: list[dict[Place, torch.Tensor]] = [{} for _ in batches]
+    total = stages * sum(batch.tokens for batch in batches)
+    with track(label, total, "tokens") if label else nullcontext(lambda _: None) as advance:
+        for stage in range(stages):
+            for index, batch in enumerate(batches):
+                with _recorded(model.model, batch, places, of) as recorded:
+                    run(stage, index)
+                outputs[index] |= recorded
+                advance(batch.tokens)
+    keys = list(encoded)
     found: dict[int, torch.Tensor] = {}
-    for batch, by_neuron in zip(batches, outputs, strict=True):
+    for batch, by_place in zip(batches, outputs, strict=True):
         # Of an expert that none of the batch's tokens came to there is nothing.
-        nothing = torch.zeros(batch.input_ids.shape)
-        stacked = torch.stack([by_neuron.get(neuron, nothing) for neuron in neurons], dim=1)
-        found |= {sentences[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
+        nothing = torch.full(batch.input_ids.shape, torch.nan)
+        stacked = torch.stack([by_place.get(place, nothing) for place in places], dim=1)
+        found |= {keys[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
     return found
 
 
@@ -183,23 +225,32 @@ def _decoder(model: OpenModel, batches: Sequence[Batch]) -> Callable[[int, int],
 
 @contextmanager
 def _recorded(
-    model: nn.Module, batch: Batch, neurons: Sequence[tuple[str, int]]
-) -> Iterator[dict[tuple[str, int], torch.Tensor]]:
-    """Record these neurons' outputs, float32 [sentences, tokens] each, inside the block.
+    model: nn.Module,
+    batch: Batch,
+    places: Sequence[Place],
+    of: Literal["outputs", "inputs"] = "outputs",
+) -> Iterator[dict[Place, torch.Tensor]]:
+    """Record these outputs (or inputs), float32 [sentences, tokens] each, inside the block.
 
-    At tokens that were not routed to a MoE expert its neurons have the least of their outputs for
-    the sentence.
+    At tokens that were not routed to a MoE expert its neurons are not-a-number.
     """
-    outputs: dict[tuple[str, int], torch.Tensor] = {}
+    outputs: dict[Place, torch.Tensor] = {}
 
-    def record(site: str, indices: list[int]) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            for index in indices:
-                # Some decoders (OPT) flatten sentences and tokens into one dimension.
-                values = output[..., index].reshape(batch.input_ids.shape)
-                outputs[site, index] = values.float().cpu()
+    def keep(site: str, indices: list[int], values: torch.Tensor) -> None:
+        for index in indices:
+            # Some decoders (OPT) flatten sentences and tokens into one dimension.
+            of_one = values[..., index].reshape(batch.input_ids.shape)
+            outputs[site, index] = of_one.float().cpu()
 
-        return hook
+    def watch(site: str, indices: list[int]) -> Any:
+        module = model.get_submodule(site)
+        if of == "inputs":
+            return module.register_forward_pre_hook(
+                lambda _module, inputs: keep(site, indices, inputs[0])
+            )
+        return module.register_forward_hook(
+            lambda _module, _inputs, output: keep(site, indices, output)
+        )
 
     def record_expert(site: str, matrix: ExpertMatrix, indices: list[int]) -> Hook:
         width = matrix.neurons // matrix.experts
@@ -208,7 +259,7 @@ def _recorded(
             for index in indices:
                 if index // width == routed.expert:
                     values = outputs.setdefault(
-                        (site, index), torch.full(batch.input_ids.shape, torch.inf)
+                        (site, index), torch.full(batch.input_ids.shape, torch.nan)
                     )
                     put_out = routed.outputs[:, index % width].float().cpu()
                     values.view(-1)[routed.tokens.cpu()] = put_out
@@ -216,25 +267,17 @@ def _recorded(
         return hook
 
     by_site: dict[str, list[int]] = {}
-    for site, index in neurons:
+    for site, index in places:
         by_site.setdefault(site, []).append(index)
     matrices = {site: matrix for site in by_site if (matrix := expert_matrix(model, site))}
     of_experts = {s: record_expert(s, matrix, by_site[s]) for s, matrix in matrices.items()}
-    handles = [
-        model.get_submodule(site).register_forward_hook(record(site, indices))
-        for site, indices in by_site.items()
-        if site not in matrices
-    ]
+    handles = [watch(site, indices) for site, indices in by_site.items() if site not in matrices]
     try:
         with experts_hooked(model, of_experts):
             yield outputs
     finally:
         for handle in handles:
             handle.remove()
-    for (site, index), values in outputs.items():
-        if site in matrices:
-            least = values.amin(dim=1, keepdim=True).nan_to_num(posinf=0.0)
-            outputs[site, index] = torch.where(values.isposinf(), least, values)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int]]:

@@ -314,11 +314,12 @@ def _neuron(record: RunRecord, site: str, index: int, auroc: float) -> dict[str,
 def _exemplar(record: RunRecord, exemplar: Exemplar) -> dict[str, Any]:
     return {
         **_neuron(record, exemplar.site, exemplar.index, exemplar.auroc),
-        "excerpts": [_excerpt(excerpt) for excerpt in exemplar.excerpts],
+        "excerpts": [excerpt_shown(excerpt) for excerpt in exemplar.excerpts],
     }
 
 
-def _excerpt(excerpt: Excerpt) -> dict[str, Any]:
+def excerpt_shown(excerpt: Excerpt) -> dict[str, Any]:
+    """A sentence as the templates show it, each token's response from 0 to 1 of its sentence's."""
     finite = [response for response in excerpt.responses if math.isfinite(response)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
 

@@ -1,0 +1,205 @@
+"""`sordino explore`."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sordino.cli.options import ConceptOptions, InterventionOptions, OutputOptions, print_json
+from sordino.cli.recipe import read
+from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.concepts.concept import Concept
+    from sordino.report.explorer import Explored, Subject
+
+
+@Parameter(name="*", group="Concept")
+@dataclass(frozen=True)
+class FoundWith(ConceptOptions):
+    """The sentences that the expertise was found with."""
+
+    concept: str = ""
+    """What it was found with, as for find; without it, the built-in concept that the file names,
+    or what the recipe says that sordino run left."""
+
+
+def explore(
+    subject: str,
+    second: str | None = None,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    top: int = 24,
+    sentences: int = 3,
+    model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    open_page: Annotated[bool | None, Parameter(name="--open", negative="--no-open")] = None,
+    seed: int = 0,
+    concept: FoundWith = FoundWith(),
+    rule: InterventionOptions = InterventionOptions(),
+    printing: OutputOptions = OutputOptions(),
+) -> None:
+    """Write a page on which every neuron can be looked at, and open it.
+
+    It is one HTML file that needs no server: a map of all neurons, their AUROC and factors, a
+    search, and the top neurons closely: the sentences that excite them most and least, their ROC
+    curves, and what they promote in the vocabulary. For these the model runs all of the concept's
+    sentences once more; where model or sentences are not at hand, the page is written without.
+
+    Parameters
+    ----------
+    subject
+        An expertise file, or a folder or .gguf file that sordino run made.
+    second
+        Another one of the same sites to compare with: another concept, or another model.
+    output
+        The HTML file to write; without it NAME.explorer.html beside the file, or explorer.html in
+        the folder's sordino/.
+    top
+        How many neurons are shown closely, from the highest AUROC down; 0 for none, without model.
+    sentences
+        How many sentences that excite a neuron most are shown, and how many least.
+    model
+        The model that the expertise was found on; without it, the one that the file names.
+    device
+        Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
+    dtype
+        auto (the one in which the expertise was found), float32, bfloat16 or float16.
+    revision
+        Branch, tag or commit, for a model of the hub.
+    open_page
+        Open the page in the browser; without either, on a terminal with a display.
+    seed
+        Seed with which --max-per-class drew the sentences.
+    """
+    from sordino.files import refuse_existing
+    from sordino.report.explorer import explore as write
+    from sordino.report.explorer import page_beside, read_subject
+
+    with printing.in_force():
+        target = output or page_beside(subject)
+        refuse_existing(target, force=printing.force)
+        one = read_subject(subject, _rule(rule))
+        explored = write(
+            one,
+            second,
+            output=target,
+            model=model,
+            concept=_concept(subject, one, concept, seed) if top else None,
+            top=top,
+            sentences=sentences,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            force=printing.force,
+        )
+    if printing.json:
+        print_json(_figures(explored))
+    else:
+        print("\n".join(_lines(explored)))
+    if open_page or (open_page is None and not printing.json and _has_display()):
+        import webbrowser
+
+        webbrowser.open(explored.page.absolute().as_uri())
+
+
+def _rule(given: InterventionOptions) -> Any:
+    """What gives the factors; None where nothing was said of it."""
+    if given.divergence is not None:
+        raise UserError(
+            "--divergence is measured while a model is baked: explore the folder that sordino run "
+            "--divergence writes, or give the rule's own size with --set."
+        )
+    if given == InterventionOptions():
+        return None
+    from sordino.interventions import dampen
+
+    settings = given.settings()
+    return lambda expertise: dampen(
+        expertise, given.intervention, strength=given.strength, **settings
+    )
+
+
+def _concept(subject: str, one: "Subject", given: FoundWith, seed: int) -> "Concept | None":
+    """The sentences that were asked for, or those of a run's recipe; None for neither."""
+    if given.concept:
+        return given.load(seed)
+    if given != FoundWith():
+        raise UserError(
+            "What is said of the sentences (--max-per-class, --label and so on) needs --concept "
+            "beside it."
+        )
+    from sordino.report.explorer import extras_of
+
+    recipe = extras_of(Path(subject).expanduser()) / "recipe.toml"
+    if not recipe.is_file():
+        return None
+    written = {key.replace("-", "_"): value for key, value in read(recipe).items()}
+    names = {field.name for field in fields(ConceptOptions)}
+    options = {key: value for key, value in written.items() if key in names}
+    if "negatives" in options:
+        options["negatives"] = Path(options["negatives"])
+    stratify = written.get("stratify")
+    try:
+        found = ConceptOptions(**options).load(
+            int(written.get("seed", 0)), None if stratify == "length" else stratify
+        )
+    except UserError:
+        return None  # the page says that they are not at hand
+    known = one.expertise.metadata["concept_fingerprint"]
+    return found if found.fingerprint == known else None
+
+
+def _has_display() -> bool:
+    """Whether someone sits at a terminal from which a browser can be opened."""
+    shown = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    return sys.stdout.isatty() and shown
+
+
+def _figures(explored: "Explored") -> dict[str, Any]:
+    compared = explored.comparison
+    found: dict[str, Any] = {
+        "page": str(explored.page),
+        "bytes": explored.size,
+        "neurons": explored.neurons,
+        "shown": explored.shown,
+        "without": explored.without,
+        "comparison": None,
+    }
+    if compared is not None:
+        by_kind = {kind: _number(value) for kind, value in compared.by_kind.items()}
+        found["comparison"] = asdict(compared) | {
+            "correlation": _number(compared.correlation),
+            "by_kind": by_kind,
+            "expected": compared.expected,
+        }
+    return found
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _lines(explored: "Explored") -> list[str]:
+    lines = []
+    if explored.comparison is not None:
+        compared = explored.comparison
+        lines.append(
+            f"rank correlation {compared.correlation:.3f}; of the {compared.high:,} highest of "
+            f"each {compared.overlap:,} are the same ({compared.expected:,.1f} by chance)"
+        )
+    if explored.without:
+        lines.append(f"The top neurons are not shown closely: {explored.without}")
+    megabytes = explored.size / 1e6
+    lines.append(
+        f"the page to open: {explored.page} ({explored.neurons:,} neurons, {megabytes:.1f} MB)"
+    )
+    return lines

@@ -1,0 +1,133 @@
+"""Two expertises of the same sites, neuron by neuron."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from sordino.errors import UserError
+from sordino.expertise.artefact import Expertise
+from sordino.report.summary import place
+
+TOP = 0.01
+"""The share of the neurons of highest AUROC that counts as high."""
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One neuron in both.
+
+    Args:
+        site: The site's module path.
+        index: The neuron's index in the site.
+        first: Its AUROC in the first expertise.
+        second: Its AUROC in the second.
+    """
+
+    site: str
+    index: int
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two expertises agree.
+
+    Args:
+        neurons: How many neurons have an AUROC in both.
+        correlation: Spearman's rank correlation of the AUROCs; not-a-number where one of them is
+            the same everywhere.
+        by_kind: The same by kind of site.
+        high: How many neurons count as high on each side.
+        overlap: How many are high in both.
+        both: Neurons that are high in both, by the smaller AUROC of the two.
+        first: High in the first alone, by how much higher they are there.
+        second: High in the second alone.
+    """
+
+    neurons: int
+    correlation: float
+    by_kind: dict[str, float]
+    high: int
+    overlap: int
+    both: tuple[Shared, ...]
+    first: tuple[Shared, ...]
+    second: tuple[Shared, ...]
+
+    @property
+    def expected(self) -> float:
+        """How many would be high in both if one had nothing to do with the other."""
+        return self.high**2 / self.neurons
+
+
+def compare(first: Expertise, second: Expertise) -> Comparison:
+    """Compare two expertises neuron by neuron.
+
+    Raises:
+        UserError: They have different sites, or sites of different sizes.
+    """
+    one, other = first["auroc"], second["auroc"]
+    sizes = [{site: values.size for site, values in of.items()} for of in (one, other)]
+    if sizes[0] != sizes[1]:
+        differing = next(
+            site for site in (*sizes[0], *sizes[1]) if sizes[0].get(site) != sizes[1].get(site)
+        )
+        raise UserError(
+            f"The two differ in their sites (such as {differing}), so that no neuron of one is a "
+            "neuron of the other: compare two concepts in one model, or two models of one shape."
+        )
+    a, b = (np.concatenate([of[site] for site in one]).astype(np.float64) for of in (one, other))
+    kinds = np.concatenate([np.full(n, place(site)[1], object) for site, n in sizes[0].items()])
+    known = np.flatnonzero(~np.isnan(a) & ~np.isnan(b))
+    high = max(1, round(TOP * known.size))
+    in_first, in_second = (_highest(of, known, high) for of in (a, b))
+
+    def listed(among: NDArray[np.bool_], by: NDArray[np.float64]) -> tuple[Shared, ...]:
+        places = np.flatnonzero(among)
+        best = places[np.argsort(-by[places], kind="stable")[:_LISTED]]
+        return tuple(_shared(first.sites, list(sizes[0].values()), int(i), a, b) for i in best)
+
+    return Comparison(
+        int(known.size),
+        _correlation(a[known], b[known]),
+        {
+            kind: _correlation(a[of], b[of])
+            for kind in dict.fromkeys(kinds)
+            if (of := known[kinds[known] == kind]).size
+        },
+        high,
+        int(np.count_nonzero(in_first & in_second)),
+        listed(in_first & in_second, np.minimum(a, b)),
+        listed(in_first & ~in_second, a - b),
+        listed(in_second & ~in_first, b - a),
+    )
+
+
+def _highest(values: NDArray[np.float64], known: NDArray[np.intp], count: int) -> NDArray[np.bool_]:
+    """Which neurons are the `count` highest; the earlier one on ties."""
+    found = np.zeros(values.size, bool)
+    found[known[np.argsort(-values[known], kind="stable")[:count]]] = True
+    return found
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(spearmanr(a, b).statistic)
+
+
+def _shared(
+    sites: Sequence[str],
+    sizes: Sequence[int],
+    position: int,
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+) -> Shared:
+    ends = np.cumsum(sizes)
+    site = int(np.searchsorted(ends, position, side="right"))
+    index = position - int(ends[site] - sizes[site])
+    return Shared(sites[site], index, float(a[position]), float(b[position]))

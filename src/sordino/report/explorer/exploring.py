@@ -1,0 +1,197 @@
+"""From an expertise (and what is at hand beside it) to the explorer's page."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino.concepts import Concept, load_concept
+from sordino.concepts.built_in import BUILT_IN
+from sordino.errors import UserError
+from sordino.expertise.artefact import Expertise
+from sordino.files import new_file, refuse_existing
+from sordino.models.open import DTYPES, OpenModel, open_model
+from sordino.models.reference import ModelRef, resolve
+from sordino.progress import note
+from sordino.report.exemplars import refuse_other_sentences
+from sordino.report.explorer.comparison import Comparison, compare
+from sordino.report.explorer.insight import Insight, insights
+from sordino.report.explorer.page import Exploration, render
+from sordino.report.explorer.subject import Rule, Subject, extras_of, read_subject
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What `explore` made.
+
+    Args:
+        page: The HTML file.
+        size: Its size in bytes.
+        neurons: How many neurons the map has.
+        shown: How many neurons are shown with their sentences, curves and words.
+        without: Why there are none of these; "" where there are.
+        comparison: The comparison with a second subject, or None.
+    """
+
+    page: Path
+    size: int
+    neurons: int
+    shown: int
+    without: str
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the top neurons are looked at."""
+
+    model: str | Path | ModelRef | OpenModel | None
+    concept: Concept | None
+    neurons: int
+    sentences: int
+    device: str
+    dtype: str
+    revision: str | None
+
+
+def explore(
+    subject: str | Path | Expertise | Subject,
+    second: str | Path | Expertise | Subject | None = None,
+    *,
+    output: str | Path | None = None,
+    rule: Rule | None = None,
+    model: str | Path | ModelRef | OpenModel | None = None,
+    concept: Concept | None = None,
+    top: int = 24,
+    sentences: int = 3,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    force: bool = False,
+) -> Explored:
+    """Write a page on which every neuron of an expertise can be looked at.
+
+    Args:
+        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` made.
+        second: Another one of the same sites, to compare with: another concept in the same model,
+            or another model of the same shape.
+        output: The HTML file; beside the subject if None, for which that must be a file or folder.
+        rule: What gives the factors of an expertise; AurA if None. What is baked has its own.
+        model: The model that the expertise was found on; if None, the one that it names.
+        concept: The sentences that it was found with; if None, the built-in concept that it names.
+        top: How many neurons, from the highest AUROC down, are shown with their sentences; 0 for
+            none, for which neither model nor sentences are needed.
+        sentences: How many sentences excite a neuron most, and how many least.
+        device: See `sordino.open_model`.
+        dtype: See `sordino.open_model`; "auto" is the one that the expertise was found in.
+        revision: See `sordino.open_model`.
+        force: Replace a page that is there.
+
+    Returns:
+        Where the page is and what it holds. Where no model or no concept is given and what the
+        expertise names is not at hand, or is another one, the page is written without the closer
+        look and says so.
+
+    Raises:
+        UserError: An input cannot be used, or `output` exists and `force` is not set.
+    """
+    if top < 0 or sentences < 1:
+        raise UserError("--top takes 0 or more, and --sentences 1 or more.")
+    target = Path(output).expanduser() if output is not None else page_beside(subject)
+    refuse_existing(target, force=force)
+    one = read_subject(subject, rule)
+    other = None if second is None else read_subject(second, None)
+    comparison = None if other is None else compare(one.expertise, other.expertise)
+    look = _Look(model, concept, top, sentences, device, dtype, revision)
+    found, without = _closer(one.expertise, look)
+    page = render(Exploration(one, tuple(found), without, other, comparison))
+    with new_file(target, force=force) as stage:
+        stage.write_text(page, encoding="utf-8")
+    return Explored(
+        target, target.stat().st_size, one.expertise.neurons, len(found), without, comparison
+    )
+
+
+def known_concept(expertise: Expertise) -> Concept | None:
+    """The built-in concept that an expertise names, with its very sentences, or None.
+
+    Raises:
+        UserError: There is such a concept, and its data cannot be had.
+    """
+    metadata = expertise.metadata
+    if metadata["concept"] not in BUILT_IN:
+        return None
+    sizes = [int(metadata.get(key, 0)) for key in ("n_positive", "n_negative")]
+    balanced = sizes[0] == sizes[1]
+    found = load_concept(metadata["concept"], max_per_class=max(sizes) or None, balance=balanced)
+    return found if found.fingerprint == metadata["concept_fingerprint"] else None
+
+
+def page_beside(subject: str | Path | Expertise | Subject) -> Path:
+    """Where the page of a file or folder goes if nothing else is said.
+
+    Raises:
+        UserError: It is no file and no folder.
+    """
+    if isinstance(subject, Expertise | Subject):
+        raise UserError("An expertise that is in no file needs an output to write the page to.")
+    path = Path(subject).expanduser()
+    if path.is_dir() or path.suffix == ".gguf":
+        return extras_of(path) / "explorer.html"
+    name = path.name.removesuffix(".safetensors").removesuffix(".expertise")
+    return path.with_name(f"{name}.explorer.html")
+
+
+def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
+    """The top neurons seen closely, or why they are not.
+
+    What was asked for by name and does not fit is an error; what the expertise only names is not.
+    """
+    if not look.neurons:
+        return [], "it was not asked for (--top 0)."
+    concept = look.concept
+    if concept is None:
+        try:
+            concept = known_concept(expertise)
+        except UserError as error:
+            return [], f"its sentences are not at hand: {error}"
+        if concept is None:
+            return [], (
+                f"the sentences of “{expertise.metadata['concept']}” are not at hand: give them "
+                "with --concept, and what else was given when it was found."
+            )
+    refuse_other_sentences(concept, expertise)  # before a model is opened for it
+    try:
+        opened = _opened(expertise, look)
+    except UserError as error:
+        if look.model is not None:
+            raise
+        return [], f"the model is not at hand: {error}"
+    note(f"looking at the top {look.neurons} neurons with {len(concept.sentences):,} sentences")
+    found = insights(opened, concept, expertise, neurons=look.neurons, sentences=look.sentences)
+    return found, "" if found else "no neuron has an AUROC."
+
+
+def _opened(expertise: Expertise, look: _Look) -> OpenModel:
+    metadata = expertise.metadata
+    given = look.model
+    if isinstance(given, OpenModel):
+        return given
+    revision = look.revision or (metadata.get("revision") if given is None else None) or None
+    ref = resolve(metadata["model"] if given is None else given, revision)
+    if ref.weights_fingerprint() != metadata["weights_fingerprint"]:
+        raise UserError(
+            f"{ref.name} has other weights than the model that the expertise was found on "
+            f"({metadata['model']}): give that one as --model."
+        )
+    dtype = look.dtype
+    if dtype == "auto" and metadata.get("dtype") in DTYPES:
+        dtype = metadata["dtype"]
+    paths = dict.fromkeys(site for site, _, _ in expertise.top(look.neurons))
+    note(f"opening {ref.name}")
+    return open_model(
+        ref,
+        device=look.device,
+        dtype=dtype,
+        sites=f"^({'|'.join(map(re.escape, paths))})$",
+        stream=None,
+    )

@@ -1,0 +1,314 @@
+"""What a neuron's output direction promotes in the vocabulary: the logit lens.
+
+A neuron acts on what the model says through the residual stream. Of a feed-forward part's last
+layer (its *writer*, such as `mlp.down_proj`) a neuron is one coordinate of that stream. Of the
+layers before it a neuron feeds one input of the writer, and what it adds to the stream is that
+input's column of the writer's weight, times a number that depends on the sentence. The direction
+goes through the norm that follows the writer, where there is one, then through the final norm and
+the LM head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from sordino.expertise.passes import LayerByLayer
+from sordino.models.experts import ExpertMatrix, expert_matrix
+from sordino.models.open import OpenModel
+from sordino.models.sites import Site, decoder_layers, is_feed_forward, is_linear, neurons_of
+from sordino.models.tokenise import Batch, equal_length_batches
+
+_WORDS = 12
+_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Where a neuron's output meets the residual stream.
+
+    Args:
+        writer: The module path of the layer that writes into the stream; of MoE experts the
+            parameter's.
+        index: The stream's coordinate that the neuron is, or the writer's input that it feeds.
+        is_coordinate: Whether the neuron is an output of the writer itself.
+        expert: Which MoE expert; None where the writer is an ordinary layer.
+    """
+
+    writer: str
+    index: int
+    is_coordinate: bool
+    expert: int | None = None
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What a direction does to the logits.
+
+    Args:
+        promoted: Tokens as text with the change of their logit, the largest first. The mean of all
+            changes is taken off, since what is added to all logits alike changes nothing.
+        suppressed: The same, the smallest first.
+        is_coordinate: Whether the direction is one coordinate of the residual stream.
+        writer: The layer whose column the direction is, or whose output.
+        column: The index of that column or coordinate.
+        sign: 1 or −1: how what the neuron feeds enters the stream at the peaks that were looked at.
+        agreeing: At how many of those peaks it has this sign.
+        peaks: How many peaks were looked at; 0 where the sign is not measured.
+    """
+
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+    is_coordinate: bool
+    writer: str
+    column: int
+    sign: int
+    agreeing: int
+    peaks: int
+
+
+def direction_of(opened: OpenModel, site: Site, index: int) -> Direction | None:
+    """Where this neuron meets the residual stream, told from the layers' sizes.
+
+    Returns:
+        None where that is not one direction (attention's neurons, what mixes tokens) or not told.
+    """
+    stack, layers = decoder_layers(opened.model)
+    path = f"{stack}.{site.layer}"
+    if matrix := expert_matrix(opened.model, site.path):
+        return _of_expert(opened.model, site.path, matrix, index)
+    layer = layers[site.layer]
+    if not is_feed_forward(layer, site.kind):
+        return None
+    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    writer = _writer(layer, site.kind, site.neurons, width)
+    if writer is None:
+        return None
+    if writer == site.kind:
+        return Direction(site.path, index, True)
+    inputs = _inputs(layer.get_submodule(writer))
+    # Two matrices in one (gate and up) lie one after the other.
+    return Direction(f"{path}.{writer}", index % inputs, False)
+
+
+def _writer(layer: nn.Module, kind: str, neurons: int, width: int) -> str | None:
+    """The layer through which the outputs of `kind` reach the residual stream."""
+    linear = {
+        name: module
+        for name, module in layer.named_modules()
+        if is_linear(module) and is_feed_forward(layer, name)
+    }
+    owner = kind.rpartition(".")[0]
+    block = {name: of for name, of in linear.items() if name.rpartition(".")[0] == owner}
+    for among in (block, linear):  # some have the two layers in modules of their own
+        into = [name for name, of in among.items() if neurons_of(of) == width]
+        # A layer as wide as the stream on both sides could be anything, unless it is alone.
+        narrowed = [name for name in into if _inputs(among[name]) != width] or into
+        if kind in narrowed and len(narrowed) == 1:
+            return kind
+        fed = [name for name in narrowed if neurons / _inputs(among[name]) in (1, 2)]
+        if len(fed) == 1 and kind not in narrowed:
+            return fed[0]
+    return None
+
+
+def _inputs(module: nn.Module) -> int:
+    inputs = module.nx if isinstance(module, Conv1D) else module.in_features
+    assert isinstance(inputs, int)
+    return inputs
+
+
+def _of_expert(model: nn.Module, path: str, matrix: ExpertMatrix, index: int) -> Direction | None:
+    owner, _, name = path.rpartition(".")
+    width = matrix.neurons // matrix.experts
+    expert, place = divmod(index, width)
+    writer = f"{owner}.down_proj"
+    if name == "down_proj":
+        return Direction(writer, place, True, expert)
+    if expert_matrix(model, writer) is None:
+        return None
+    module: Any = model.get_submodule(owner)
+    if name == "up_proj":
+        return Direction(writer, place, False, expert)
+    if not hasattr(module, "_apply_gate"):
+        return Direction(writer, place % (width // 2), False, expert)
+    # How gate and up are laid out, the module's own code knows.
+    probe = torch.ones(2, width)
+    probe[1, place] = 2
+    one, other = module._apply_gate(probe)
+    moved = (one != other).nonzero().flatten().tolist()
+    return Direction(writer, moved[0], False, expert) if len(moved) == 1 else None
+
+
+def vector(opened: OpenModel, direction: Direction) -> Tensor | None:
+    """What one unit more adds to what the writer gives: float32 [width of the residual stream].
+
+    None where the writer's weights are quantised.
+    """
+    model: nn.Module = opened.model
+    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    if direction.is_coordinate:
+        return nn.functional.one_hot(torch.tensor(direction.index), width).float()
+    if direction.expert is not None:
+        matrix = expert_matrix(model, direction.writer)
+        assert matrix is not None
+        weight = matrix.weight[direction.expert]
+        column = weight[direction.index] if matrix.transposed else weight[:, direction.index]
+    else:
+        module = model.get_submodule(direction.writer)
+        whole = getattr(module, "weight", None)
+        if not isinstance(whole, Tensor) or whole.dtype not in _FLOATING:
+            return None
+        transposed = isinstance(module, Conv1D)
+        column = whole[direction.index] if transposed else whole[:, direction.index]
+    return column.detach().float().cpu()
+
+
+@torch.inference_mode()
+def logits_of(opened: OpenModel, directions: Sequence[tuple[int, str, Tensor]]) -> Tensor:
+    """What directions do to the logits, through the norms and the LM head: float32 [n, vocabulary].
+
+    It is the difference between the logits of the direction and those of nothing, so that what
+    norms and head add to everything falls away. A norm makes every direction equally long.
+
+    Args:
+        opened: The model.
+        directions: For each, the layer that it is written in, the writer's path and the direction,
+            float32 [width].
+    """
+    norms = {of: _norm_after(opened, *of) for of in {(one[0], one[1]) for one in directions}}
+    written = [
+        _through_norm(opened, layer, norms[layer, writer], direction)
+        for layer, writer, direction in directions
+    ]
+    states = torch.stack([torch.zeros_like(written[0]), *written])[:, None]
+    states = states.to(opened.device, opened.model.dtype)
+    ids = torch.zeros(len(states), 1, dtype=torch.int64)
+    if opened.streamed:
+        batch = Batch(tuple(range(len(states))), ids)
+        logits = LayerByLayer(opened, [batch]).logits(0, states)
+    else:
+        with ExitStack() as stack:
+            last = decoder_layers(opened.model)[1][-1]
+            stack.callback(last.register_forward_hook(_replaced(states)).remove)
+            logits = opened.model(input_ids=ids.to(opened.device), use_cache=False).logits
+    found: Tensor = logits[:, 0].float().cpu()
+    return found[1:] - found[:1]
+
+
+def _replaced(states: Tensor) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple | list):
+            return type(output)([states, *output[1:]])
+        return states
+
+    return hook
+
+
+def _through_norm(
+    opened: OpenModel, layer: int, norm: nn.Module | None, direction: Tensor
+) -> Tensor:
+    if norm is None:
+        return direction
+    if opened.streamed:
+        opened.streamed.hold(layer)
+    given = torch.stack([direction, torch.zeros_like(direction)])
+    through = norm(given.to(opened.device, opened.model.dtype)).float().cpu()
+    changed: Tensor = through[0] - through[1]
+    return changed
+
+
+def _norm_after(opened: OpenModel, layer: int, writer: str) -> nn.Module | None:
+    """The norm that takes what the writer gives, before it is added to the residual stream.
+
+    Found by running two tokens: it is the module that is called with the writer's very output.
+    """
+    module = decoder_layers(opened.model)[1][layer]
+    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    norms = [of for of in module.modules() if _is_norm(of, width)]
+    given: list[Tensor] = []
+    found: list[nn.Module] = []
+
+    def follows(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if given and inputs and inputs[0].data_ptr() == given[-1].data_ptr():
+            found.append(norm)
+
+    if not norms or expert_matrix(opened.model, writer):
+        return None
+    batch = equal_length_batches([[0, 0]], 2)
+    with ExitStack() as stack:
+        after = opened.model.get_submodule(writer).register_forward_hook(
+            lambda _module, _inputs, output: given.append(output)
+        )
+        stack.callback(after.remove)
+        for norm in norms:
+            stack.callback(norm.register_forward_pre_hook(follows).remove)
+        if opened.streamed:
+            layers = LayerByLayer(opened, batch)
+            for stage in range(layer + 1):
+                layers.run(stage, 0)
+        else:
+            ids = batch[0].input_ids.to(opened.device)
+            opened.model.get_decoder()(input_ids=ids, use_cache=False)
+    return found[0] if found else None
+
+
+def _is_norm(module: nn.Module, width: int) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.shape == (width,)
+
+
+def lens(
+    opened: OpenModel, logits: Tensor, direction: Direction, signs: Sequence[int] = ()
+) -> Lens:
+    """The tokens that a direction promotes and suppresses most.
+
+    Args:
+        opened: The model, for its tokenizer.
+        logits: The direction's row of `logits_of`, before any sign.
+        direction: Where the neuron meets the residual stream.
+        signs: How what the neuron feeds enters the stream at the peaks of some sentences.
+    """
+    sign = -1 if sum(signs) < 0 else 1
+    known = min(len(opened.tokenizer), logits.numel())  # rows beyond are padding
+    turned = sign * (logits[:known] - logits[:known].mean())
+    ordered = turned.argsort(descending=True, stable=True)
+
+    def words(ids: Tensor) -> tuple[tuple[str, float], ...]:
+        return tuple((token_text(opened.tokenizer, int(i)), float(turned[i])) for i in ids)
+
+    return Lens(
+        promoted=words(ordered[:_WORDS]),
+        suppressed=words(ordered.flip(0)[:_WORDS]),
+        is_coordinate=direction.is_coordinate,
+        writer=direction.writer,
+        column=direction.index,
+        sign=sign,
+        agreeing=sum(one == sign for one in signs),
+        peaks=len(signs),
+    )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as text, or as the vocabulary writes it where it is no whole character."""
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
+
+
+def signs_at_peaks(
+    outputs: Mapping[int, Tensor], inputs: Mapping[int, Tensor], sentences: Sequence[int]
+) -> list[int]:
+    """The sign of what is fed to the writer where the neuron responds most, sentence by sentence.
+
+    Args:
+        outputs: The neuron's outputs by sentence, [tokens].
+        inputs: What the writer is given at its input, [tokens].
+        sentences: Which sentences are looked at.
+    """
+    peaks = [int(outputs[sentence].nan_to_num(nan=-torch.inf).argmax()) for sentence in sentences]
+    at = [float(inputs[s][peak]) for s, peak in zip(sentences, peaks, strict=True)]
+    return [-1 if value < 0 else 1 for value in at if value == value and value != 0]

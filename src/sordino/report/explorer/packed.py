@@ -1,0 +1,79 @@
+"""Arrays of all neurons as a page can hold them: typed arrays in base64."""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.expertise.artefact import Expertise
+from sordino.interventions.dampening import Dampening
+from sordino.report.summary import kinds, place
+
+_CODES = 32767
+
+
+def exact(values: NDArray[np.floating[Any]]) -> str:
+    """float32, little-endian, as base64."""
+    return b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def coarse(values: NDArray[np.floating[Any]], rest: float) -> dict[str, Any] | None:
+    """Values in two bytes each, as steps from the one that most of them have.
+
+    Value = rest + step · code, within half a step. What is exactly the resting value has the code
+    0 and nothing else has it, so that a page counts what was changed as it is.
+
+    Args:
+        values: Finite numbers.
+        rest: The value that means "as it was".
+
+    Returns:
+        None where all values are that.
+    """
+    apart = values.astype(np.float64) - rest
+    widest = float(np.abs(apart).max(initial=0.0))
+    if widest == 0:
+        return None
+    step = widest / _CODES
+    codes = np.rint(apart / step)
+    codes = np.where((codes == 0) & (apart != 0), np.sign(apart), codes)
+    packed = b64encode(codes.astype("<i2").tobytes()).decode()
+    return {"codes": packed, "step": step, "rest": rest}
+
+
+def packed(
+    expertise: Expertise, dampening: Dampening, second: Expertise | None = None
+) -> dict[str, Any]:
+    """What the page's script is given of all neurons, in the order of the sites.
+
+    Args:
+        expertise: What was found.
+        dampening: The factors and shifts; a site that it does not name has factors of 1.
+        second: Another expertise of the same sites, or None.
+
+    Returns:
+        `sites` as [path, layer, index of its kind, neurons]; `kinds`; `auroc` and `second`
+        (float32; not-a-number where there is none) and `factors` and `shifts` (see `coarse`).
+    """
+    by_site, every = expertise["auroc"], kinds(expertise)
+    sites = [
+        [site, place(site)[0], every.index(place(site)[1]), int(values.size)]
+        for site, values in by_site.items()
+    ]
+    return {
+        "sites": sites,
+        "kinds": every,
+        "auroc": exact(np.concatenate(list(by_site.values()))),
+        "second": None if second is None else exact(_in_order(second["auroc"], by_site, 0.0)),
+        "factors": coarse(_in_order(dampening.factors, by_site, 1.0), 1.0),
+        "shifts": coarse(_in_order(dampening.shifts, by_site, 0.0), 0.0),
+    }
+
+
+def _in_order(
+    values: Mapping[str, NDArray[Any]], sites: Mapping[str, NDArray[Any]], rest: float
+) -> NDArray[np.float32]:
+    found = [values.get(site, np.full(of.size, rest, np.float32)) for site, of in sites.items()]
+    return np.concatenate(found).astype(np.float32)

@@ -1,0 +1,271 @@
+"""The explorer's page as HTML."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from sordino.edits.provenance import in_words
+from sordino.files import today
+from sordino.report import figures, summary, tables
+from sordino.report.explorer.comparison import TOP, Comparison, Shared
+from sordino.report.explorer.insight import Curve, Insight
+from sordino.report.explorer.lens import Lens
+from sordino.report.explorer.packed import packed
+from sordino.report.explorer.subject import Subject
+from sordino.report.page import environment, excerpt_shown, looks, plain_spec
+from sordino.version import __version__
+
+_ROWS = 25
+"""Neurons on one leaf of the table; the script has the same number."""
+_POOLED = {"max": "largest output over", "mean": "mean output over", "last": "output at the end of"}
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What an explorer's page is made from.
+
+    Args:
+        subject: What is explored.
+        insights: The top neurons seen closely, in the order of their rank.
+        without: Why there are none, as the end of a sentence.
+        second: What it is compared with, or None.
+        comparison: How they compare.
+    """
+
+    subject: Subject
+    insights: tuple[Insight, ...] = ()
+    without: str = ""
+    second: Subject | None = None
+    comparison: Comparison | None = None
+
+
+def render(exploration: Exploration) -> str:
+    """The page as HTML; it loads nothing from anywhere."""
+    template = environment().get_template("explorer.html.jinja")
+    return template.render(**_said(exploration), **_drawn(exploration), **_looks())
+
+
+def _looks() -> dict[str, Markup]:
+    folder = Path(summary.__file__).parent / "templates"
+    own = {
+        "own_css": (folder / "explorer.css").read_text(encoding="utf-8"),
+        "own_js": (folder / "explorer.js").read_text(encoding="utf-8"),
+    }
+    return looks() | {name: Markup(text) for name, text in own.items()}  # noqa: S704
+
+
+def _said(exploration: Exploration) -> dict[str, Any]:
+    subject, second = exploration.subject, exploration.second
+    expertise, dampening = subject.expertise, subject.dampening
+    metadata = expertise.metadata
+    whole = summary.overall(expertise, dampening)
+    kinds = [*summary.by_kind(expertise, dampening), whole]
+    layers = summary.by_layer(expertise, dampening)
+    compared = _compared(exploration)
+    shown = {(insight.site, insight.index): n for n, insight in enumerate(exploration.insights, 1)}
+    sections = {
+        "map-section": "The map",
+        "distribution": "How much they know",
+        "search": "Find a neuron",
+        "neurons": "The top neurons, closely",
+        "comparison": "The comparison" if compared else "",
+    }
+    return {
+        "version": __version__,
+        "date": today(),
+        "title": subject.name,
+        "second_name": second.name if second else "",
+        "concept": metadata["concept"],
+        "model": metadata["model"],
+        "positive": metadata.get("n_positive", "some"),
+        "negative": metadata.get("n_negative", "as many others"),
+        "pooled": _POOLED.get(metadata.get("pooling", "max"), "response to"),
+        "whole": whole,
+        "facts": _facts(exploration),
+        "sections": [(anchor, name) for anchor, name in sections.items() if name],
+        "done": subject.done,
+        "rule": in_words(dampening.record),
+        "changed": dampening.changed,
+        "shifted": bool(dampening.shifted),
+        "kinds": kinds,
+        "kinds_csv": tables.groups(kinds),
+        "layers": layers,
+        "layers_csv": tables.groups(layers),
+        "first_rows": [
+            {
+                "rank": rank,
+                "site": site,
+                "index": index,
+                "auroc": f"{auroc:.4f}",
+                "factor": f"{summary.factor_of(dampening, site, index):.4f}",
+                "shown": shown.get((site, index)),
+            }
+            for rank, (site, index, auroc) in enumerate(expertise.top(_ROWS), 1)
+            if auroc >= 0
+        ],
+        "rows_a_leaf": _ROWS,
+        "insights": [
+            _insight(exploration, number, insight)
+            for number, insight in enumerate(exploration.insights, 1)
+        ],
+        "without": exploration.without,
+        "compared": compared,
+    }
+
+
+def _facts(exploration: Exploration) -> list[tuple[str, str]]:
+    subject = exploration.subject
+    metadata, dampening = subject.expertise.metadata, subject.dampening
+    facts = {
+        "Model": metadata["model"],
+        "Architecture": metadata.get("architecture", ""),
+        "Concept": metadata["concept"],
+        "Neurons": f"{subject.expertise.neurons:,}",
+        "Rule": in_words(dampening.record),
+        "Changed" if subject.done else "The rule would change": f"{dampening.changed:,}",
+        "Compared with": exploration.second.name if exploration.second else "",
+    }
+    return [(key, value) for key, value in facts.items() if value]
+
+
+def _drawn(exploration: Exploration) -> dict[str, Any]:
+    subject = exploration.subject
+    expertise, dampening = subject.expertise, subject.dampening
+    whole = summary.overall(expertise, dampening)
+    histograms = summary.auroc_histograms(expertise)
+    specs = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
+    if summary.changed_factors(dampening).size:
+        specs["factors"] = figures.factor_distribution(summary.factor_histogram(dampening))
+    second = exploration.second.expertise if exploration.second else None
+    data = packed(expertise, dampening, second)
+    data["names"] = [one.name for one in (subject, exploration.second) if one]
+    data["shown"] = [[insight.site, insight.index] for insight in exploration.insights]
+    return {
+        "colours": figures.colours(list(histograms)),
+        "specs": {name: plain_spec(chart) for name, chart in specs.items()},
+        "data": data,
+    }
+
+
+def _insight(exploration: Exploration, number: int, insight: Insight) -> dict[str, Any]:
+    expertise, dampening = exploration.subject.expertise, exploration.subject.dampening
+    auroc = float(expertise.statistics[insight.site]["auroc"][insight.index])
+    factor = summary.factor_of(dampening, insight.site, insight.index)
+    shift = summary.shift_of(dampening, insight.site, insight.index)
+    return {
+        "number": number,
+        "site": insight.site,
+        "index": insight.index,
+        "auroc": f"{auroc:.4f}",
+        "factor": f"{factor:.4f}",
+        "shift": f"{shift:+.4f}",
+        "curve": _curve(insight.curve),
+        "most": [excerpt_shown(excerpt) for excerpt in insight.most],
+        "least": [excerpt_shown(excerpt) for excerpt in insight.least],
+        "lens": _lens(insight.lens) if insight.lens else None,
+        "no_lens": insight.no_lens,
+    }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    """The curve as a path in sentences, with the origin below on the left."""
+    points = [
+        f"{false} {curve.positives - true}"
+        for false, true in zip(curve.false, curve.true, strict=True)
+    ]
+    tenth = max(
+        true
+        for false, true in zip(curve.false, curve.true, strict=True)
+        if false <= curve.negatives / 10
+    )
+    return {
+        "path": "M" + "L".join(points),
+        "negatives": curve.negatives,
+        "positives": curve.positives,
+        "area": f"{curve.area:.4f}",
+        "tenth": f"{tenth / curve.positives:.0%}".replace("%", "\N{NO-BREAK SPACE}%"),
+    }
+
+
+def _lens(lens: Lens) -> dict[str, Any]:
+    if lens.is_coordinate:
+        about = (
+            f"This neuron is an output of a layer that writes into the residual stream: its "
+            f"coordinate {lens.column}. Shown is what more of that coordinate promotes."
+        )
+    elif not lens.peaks:
+        about = (
+            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is that column of its "
+            "weight; whether it is added or taken away depends on the sentence and is not measured."
+        )
+    else:
+        how = "added" if lens.sign > 0 else "taken away, so that its sign is turned here"
+        about = (
+            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is that column of its "
+            f"weight, which is {how}, at the peak of {lens.agreeing} of the {lens.peaks} sentences "
+            "that excite the neuron most."
+        )
+    largest = max((abs(change) for _, change in (*lens.promoted, *lens.suppressed)), default=0.0)
+
+    def shown(words: tuple[tuple[str, float], ...]) -> list[dict[str, str]]:
+        return [
+            {
+                "text": visible(text),
+                "change": f"{change:+.1f}".replace("-", "−"),
+                "share": f"{abs(change) / largest if largest else 0:.2f}",
+            }
+            for text, change in words
+        ]
+
+    return {
+        "about": about,
+        "promoted": shown(lens.promoted),
+        "suppressed": shown(lens.suppressed),
+        "words": len(lens.promoted) + len(lens.suppressed),
+    }
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible."""
+    marks = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+    return "".join(marks.get(character, character) for character in token)
+
+
+def _compared(exploration: Exploration) -> dict[str, Any] | None:
+    comparison, second = exploration.comparison, exploration.second
+    if comparison is None or second is None:
+        return None
+    names = [exploration.subject.name, second.name]
+
+    def rows(found: tuple[Shared, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "site": one.site,
+                "index": one.index,
+                "first": f"{one.first:.4f}",
+                "second": f"{one.second:.4f}",
+            }
+            for one in found
+        ]
+
+    return {
+        "names": names,
+        "neurons": f"{comparison.neurons:,}",
+        "correlation": _rho(comparison.correlation),
+        "by_kind": [(kind, _rho(value)) for kind, value in comparison.by_kind.items()],
+        "high": f"{comparison.high:,}",
+        "share": f"{TOP:.0%}".replace("%", "\N{NO-BREAK SPACE}%"),
+        "overlap": f"{comparison.overlap:,}",
+        "expected": f"{comparison.expected:,.1f}",
+        "tables": [
+            ("both", "High in both", rows(comparison.both)),
+            ("first", f"High in {names[0]} alone", rows(comparison.first)),
+            ("second", f"High in {names[1]} alone", rows(comparison.second)),
+        ],
+    }
+
+
+def _rho(value: float) -> str:
+    return "not defined" if value != value else f"{value:.3f}".replace("-", "−")

@@ -1,0 +1,100 @@
+"""What is explored: an expertise with the factors that were made of it, from wherever they lie."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino.edits import is_dampened, read_provenance
+from sordino.edits.provenance import DAMPENING, EXTRAS, GGUF
+from sordino.errors import UserError
+from sordino.expertise.artefact import Expertise
+from sordino.interventions import Dampening, dampen
+
+Rule = Callable[[Expertise], Dampening]
+"""What gives the factors of an expertise."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of an explorer.
+
+    Args:
+        expertise: What was found.
+        dampening: What was, or would be, done.
+        done: Whether that is written into a model.
+    """
+
+    expertise: Expertise
+    dampening: Dampening
+    done: bool = False
+
+    @property
+    def name(self) -> str:
+        """The concept and the model in a few words."""
+        metadata = self.expertise.metadata
+        return f"“{metadata['concept']}” in {metadata['model']}"
+
+
+def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = None) -> Subject:
+    """Read what a name stands for.
+
+    Args:
+        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` made; what
+            was read already is given back as it is.
+        rule: What gives the factors of an expertise, AurA if None; what is baked has its own.
+
+    Raises:
+        UserError: There is no expertise, or the rule has no meaning.
+    """
+    if isinstance(subject, Subject):
+        return subject
+    if isinstance(subject, Expertise):
+        return Subject(subject, (rule or dampen)(subject))
+    path = Path(subject).expanduser()
+    if path.suffix == ".safetensors" and not path.is_dir():
+        if Dampening.is_in(path):
+            raise UserError(
+                f"{path} holds factors and nothing of what was found: give the expertise file, or "
+                "the folder that sordino run made."
+            )
+        expertise = Expertise.load(path)
+        return Subject(expertise, (rule or dampen)(expertise))
+    if not path.exists() or not is_dampened(path):
+        raise UserError(
+            f"{path} is no expertise file and nothing that Sordino made: give a file of sordino "
+            "find, or what sordino run wrote."
+        )
+    if rule is not None:
+        raise UserError(
+            f"--intervention, --strength and --set have no meaning for {path}, which has its "
+            "factors already: leave them out, or give the expertise file."
+        )
+    return _baked(path)
+
+
+def extras_of(path: Path) -> Path:
+    """The folder with what is not the model's, of a folder or of a GGUF file."""
+    return path.with_suffix(f".{EXTRAS}") if path.suffix == GGUF else path / EXTRAS
+
+
+def _baked(path: Path) -> Subject:
+    extras = extras_of(path)
+    files = sorted(extras.glob("*.expertise.safetensors"))
+    if len(files) != 1:
+        raise UserError(
+            f"{extras} holds {len(files)} expertise files and not one, as sordino run leaves it: "
+            "give the expertise file with which the model was baked."
+        )
+    expertise, record = Expertise.load(files[0]), read_provenance(path)
+    if (path / DAMPENING).is_file():
+        dampening = Dampening.load(path / DAMPENING)
+    else:  # of a GGUF file there are no factors beside it
+        rule = record["intervention"]
+        at_its_sites = expertise.at(record["sites"])
+        dampening = dampen(
+            at_its_sites, rule["name"], strength=rule["strength"], **rule["settings"]
+        )
+    for site, factors in dampening.factors.items():
+        if site in expertise.sites and factors.size != expertise.statistics[site]["auroc"].size:
+            raise UserError(f"{files[0]} and the factors of {path} are of different models.")
+    return Subject(expertise, dampening, done=True)
