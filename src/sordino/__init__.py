@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from sordino.models import OpenModel, Site, open_model
     from sordino.pipeline import RunResult, RunSettings, run
+    from sordino.sharing import Pushed, push
 
 __all__ = [
     "Affine",
@@ -50,6 +51,7 @@ __all__ = [
     "Expertise",
     "OpenModel",
     "Perplexity",
+    "Pushed",
     "RunResult",
     "RunSettings",
     "Site",
@@ -72,6 +74,7 @@ __all__ = [
     "load_concept",
     "mean_shift",
     "open_model",
+    "push",
     "run",
     "selective",
     "shuffled",
@@ -91,6 +94,7 @@ _HOMES = {
     ),
     "models": ("OpenModel", "Site", "open_model"),
     "pipeline": ("RunResult", "RunSettings", "run"),
+    "sharing": ("Pushed", "push"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

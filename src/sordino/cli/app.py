@@ -37,6 +37,7 @@ for _title, _commands in {
         "reproduce": "Reproduce a published row, and set our figures beside theirs.",
     },
     "In service": {
+        "push": "Push a dampened model, an adapter or an expertise to the hub, with its card.",
         "replay": "Ask the original and the dampened server what people really asked.",
     },
     "What was done": {
