@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results bench test test-slow fuzz lint format clean
+.PHONY: demo results bench test test-slow fuzz lint format dist clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,6 +41,13 @@ lint: $(BIN)/.ready  ## lint, format check, strict types
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+dist: $(BIN)/.ready  ## the wheel and the source archive, checked
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dist]"
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/distribution.py dist
 
 clean:
 	rm -rf .venv $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
