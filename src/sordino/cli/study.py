@@ -89,7 +89,8 @@ def study(
     models
         Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3.
     output
-        The folder for the figures (JSON), the page (HTML) and the work.
+        The folder for the figures (JSON), the page (HTML) and the work. Where it is
+        DIR/sordino/studies of a run's DIR, the run's page shows the study, too.
     markdown
         Also write the page as Markdown there, with its charts beside it.
     seed
@@ -104,6 +105,7 @@ def study(
     from sordino.evaluation.texts import KIT_PROSE
     from sordino.models.reference import resolve
     from sordino.report.article import write_html, write_markdown
+    from sordino.report.studies import show_studies
     from sordino.report.study import study_article
     from sordino.studies import Plan, carry_out, study_named
     from sordino.tuning.lab import Lab
@@ -153,6 +155,7 @@ def study(
         article = study_article(records, command)
         page = output / f"{name}.html"
         write_html(article, page)
+        show_studies(output.absolute().parent / "report.html", output)
         if markdown is not None:
             write_markdown(article, markdown)
     if printing.json:
