@@ -490,7 +490,7 @@ def test_every_table_can_be_taken_along(full: Page) -> None:
 
 def test_continuations_can_be_taken_along_with_the_figures_of_other_rules(page: Page) -> None:
     taken = tables_to_take(page)
-    shown = samples(evaluation())
+    shown = outcome.samples(evaluation())
     every = [one for groups in shown.values() for group in groups.values() for one in group]
     assert [row["before"] for row in taken["continuations.csv"]] == [e.before.text for e in every]
     assert [float(row["after_score"]) for row in taken["continuations.csv"]] == [
