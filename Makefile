@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies bench test test-slow fuzz lint format docs notebooks pictures screenshots clean
+.PHONY: demo results studies bench test test-slow fuzz lint format docs notebooks pictures screenshots dist clean
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -64,6 +64,13 @@ screenshots: docs  ## the pages in both themes, of what `make demo` made; needs 
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+dist: $(BIN)/.ready  ## the wheel and the source archive, checked
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dist]"
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/distribution.py dist
 
 clean:
 	rm -rf .venv $(OUT) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -15,6 +15,7 @@ from sordino.concepts.concept import Concept
 from sordino.evaluation import endpoint
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
+from stub_hub import StubHub
 from stub_server import Stub
 
 torch.set_num_threads(1)
@@ -94,3 +95,11 @@ def serve(monkeypatch):
     yield start
     for stub in stubs:
         stub.close()
+
+
+@pytest.fixture
+def stub_hub():
+    """A hub on loopback."""
+    hub = StubHub()
+    yield hub
+    hub.close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -586,3 +587,21 @@ def test_two_at_once_do_not_spoil_each_other(call, here):
 
 def test_torch_is_single_threaded_here():
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "coloured"),
+    [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({}, False)],
+)
+def test_colours_heed_the_environment(asked, coloured):
+    kept = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
+    answer = subprocess.run(
+        [sys.executable, "-m", "sordino", "--help"],
+        env=kept | {"TERM": "xterm-256color"} | asked,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # The codes of foreground colours; bold and dim are none.
+    assert bool(re.search(r"\x1b\[[\d;]*3\d[;m]", answer.stdout)) == coloured
+    assert "Exit status" in answer.stdout

@@ -6,11 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from sordino.concepts import BUILT_IN, Concept, load_concept
 from sordino.concepts.built_in import undo_escapes
 from sordino.concepts.labels import JIGSAW
 from sordino.errors import UserError
+from stub_hub import StubHub
 
 POSITIVE = [f"you are a dunce, number {i}" for i in range(25)]
 NEGATIVE = [f"what a fine day, number {i}" for i in range(30)]
@@ -389,30 +386,6 @@ def test_a_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hub.reachable.cache_clear()
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """A hub with files alone: what `hf_hub_download` asks for."""
-
-    def end_headers(self) -> None:
-        self.send_header("ETag", '"0123"')
-        self.send_header("X-Repo-Commit", "c0ffee" * 6 + "c0ff")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder that is served as a hub, and the address."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 def in_new_process(code: str, folder: Path, **environment: str) -> Any:
     """Run code that prints JSON, where the hub's address and cache are read anew."""
     answer = subprocess.run(
@@ -426,22 +399,20 @@ def in_new_process(code: str, folder: Path, **environment: str) -> Any:
     return json.loads(answer.stdout)
 
 
-def test_toxicity_from_a_hub(hub_folder: tuple[Path, str], tmp_path: Path) -> None:
-    folder, address = hub_folder
+def test_toxicity_from_a_hub(stub_hub: StubHub, tmp_path: Path) -> None:
     name = "thesofakillers/jigsaw-toxic-comment-classification-challenge"
-    files = folder / "datasets" / name / "resolve" / "main"
-    files.mkdir(parents=True)
     rows = [jigsaw_row(t, "toxic", "threat") for t in POSITIVE] + [jigsaw_row(t) for t in NEGATIVE]
-    write_csv(files / "train.csv", rows)
-    commit = files.with_name("c0ffee" * 6 + "c0ff")
-    commit.symlink_to(files)
+    write_csv(tmp_path / "train.csv", rows)
+    files = {"train.csv": (tmp_path / "train.csv").read_bytes()}
+    commit = stub_hub.put(f"datasets/{name}", files)
+    address = stub_hub.address
     code = """
 concepts = [load_concept("toxicity"), load_concept("toxicity", label="threat")]
 print(json.dumps([[c.name, c.source, c.positive] for c in concepts]))
 """
     plain, threat = in_new_process(code, tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
     assert plain[0] == "toxicity"
-    assert plain[1].startswith(f"hf:{name}, train.csv at c0ffee")
+    assert plain[1].startswith(f"hf:{name}, train.csv at {commit}")
     assert plain[2] == POSITIVE
     assert threat[0] == "threat"
     # Once it is in the hub's cache, no hub is needed for the same sentences.

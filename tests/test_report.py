@@ -488,6 +488,27 @@ def test_every_table_can_be_taken_along(full: Page) -> None:
     assert taken["neurons.csv"][0]["auroc"] == f"{expertise().top(1)[0][2]:.4f}"
 
 
+def test_continuations_can_be_taken_along_with_the_figures_of_other_rules(page: Page) -> None:
+    taken = tables_to_take(page)
+    shown = outcome.samples(evaluation())
+    every = [one for groups in shown.values() for group in groups.values() for one in group]
+    assert [row["before"] for row in taken["continuations.csv"]] == [e.before.text for e in every]
+    assert [float(row["after_score"]) for row in taken["continuations.csv"]] == [
+        one.after.score for one in every
+    ]
+    beside = Page(render(record(beside={"shuffled": everything()})))
+    assert len(tables_to_take(beside)["shuffled.csv"]) == len(everything().table())
+
+
+def test_measures_are_sections_that_a_script_makes_tabs_of(full: Page) -> None:
+    tabs = [attributes["data-tab"] for _, attributes in full.tags if "data-tab" in attributes]
+    assert tabs[:2] == ["Overview", "Toxicity"]
+    assert {"Zero-shot tasks", "BOLD", "Speed"} <= set(tabs)
+    # Without the script nothing is hidden and nothing claims to be a tab.
+    assert not [a for _, a in full.tags if "hidden" in a or a.get("role") in ("tab", "tabpanel")]
+    assert not [a for _, a in full.tags if "away" in (a.get("class") or "").split()]
+
+
 def test_text_in_a_table_is_no_formula() -> None:
     address = tables.link(["a", "b"], [["=1+1", -0.5], ["@x", None]])
     text = b64decode(address.partition(",")[2]).decode()

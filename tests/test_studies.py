@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from conftest import sentences
 from families import tiny_folder
@@ -258,6 +259,24 @@ def test_a_finished_study_joins_another_page(tiny_study, capsys):
     file.write_text('{"study": "ranking"}')
     with pytest.raises(UserError, match="is not what a study found"):
         StudyRecord.load(file, "ranking")
+
+
+def test_a_study_in_a_run_s_folder_is_on_its_page(tiny_study, capsys):
+    """The page has its marks, as `render` leaves them; a study asked again replaces itself."""
+    marks = "<!-- studies-link --><!-- /studies-link --><!-- studies --><!-- /studies -->"
+    Path("report.html").write_text(f"<p>before</p>{marks}<p>after</p>")
+    Path("out").mkdir()
+    main(["study", "dtype", *tiny_study])
+    first = Path("report.html").read_text()
+    assert first.startswith("<p>before</p>")
+    assert first.endswith("<p>after</p>")
+    assert 'data-tab="dtype"' in first
+    assert 'href="out/dtype.html"' in first
+    assert first.count('href="#studies"') == 1
+    answer = capsys.readouterr().out.splitlines()[0]
+    assert escape(answer) in first
+    main(["study", "dtype", *tiny_study])
+    assert Path("report.html").read_text() == first
 
 
 def test_transfer_asks_for_the_sibling(tiny_study, capsys):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sordino.models import OpenModel, Site, open_model
     from sordino.pipeline import RunResult, RunSettings, run
     from sordino.report.explorer import Explored, explore
+    from sordino.sharing import Pushed, push
 
 __all__ = [
     "Affine",
@@ -52,6 +53,7 @@ __all__ = [
     "Explored",
     "OpenModel",
     "Perplexity",
+    "Pushed",
     "RunResult",
     "RunSettings",
     "Site",
@@ -75,6 +77,7 @@ __all__ = [
     "load_concept",
     "mean_shift",
     "open_model",
+    "push",
     "run",
     "selective",
     "shuffled",
@@ -95,6 +98,7 @@ _HOMES = {
     "models": ("OpenModel", "Site", "open_model"),
     "pipeline": ("RunResult", "RunSettings", "run"),
     "report.explorer": ("Explored", "explore"),
+    "sharing": ("Pushed", "push"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -54,7 +54,7 @@ def _packages() -> Iterator[Finding]:
     for line in requires("sordino") or []:
         requirement = Requirement(line)
         extra = _extra(requirement)
-        if extra not in ("dev", "fuzz"):
+        if extra not in ("dev", "dist", "fuzz"):
             by_extra.setdefault(extra, []).append(requirement)
     for extra, wanted in by_extra.items():
         lacking = [str(one.name) + str(one.specifier) for one in wanted if not _is_there(one)]

@@ -322,6 +322,8 @@ class _Steps:
             exemplars=tuple(shown),
             versions={name: version(name) for name in _PACKAGES},
         )
+        for name, of in beside.items():
+            of.model_copy(update={"samples": {}}).save(self._work / _beside(name), force=True)
         write_page(record, self._work / "report.html", force=True)
         base = self._model / BASE_CARD
         card = model_card(
@@ -344,6 +346,7 @@ class _Steps:
             self.expertise.name,
             self._evaluation.name,
             samples_path(self._evaluation).name,
+            *(_beside(name) for name in self._settings.beside),
             "report.html",
             _CARD,
         ):
@@ -420,6 +423,11 @@ class _Steps:
         finally:
             self._opened = None
             gc.collect()
+
+
+def _beside(rule: str) -> str:
+    """The file of a rule's figures that was measured for comparison."""
+    return f"evaluation-{rule}.json"
 
 
 def _extras(target: Path) -> Path:

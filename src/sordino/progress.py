@@ -23,6 +23,11 @@ def hushed() -> Iterator[None]:
         _hushed = before
 
 
+def is_live() -> bool:
+    """Whether bars may be shown: on a terminal, unless hushed."""
+    return not _hushed and sys.stderr.isatty()
+
+
 def note(message: str) -> None:
     """Say one plain line on standard error, unless hushed."""
     if not _hushed:
@@ -44,7 +49,7 @@ def track(
     """
     if _hushed:
         yield lambda _: None
-    elif sys.stderr.isatty():
+    elif is_live():
         yield from _bar(label, total, unit, done)
     else:
         yield from _lines(label, total, unit, done)

@@ -20,6 +20,11 @@ app = App(
         "them, write that into the weights once, and show what changed.\n\n"
         "Start with: sordino run kit:smollm2 -o quiet"
     ),
+    help_epilogue=(
+        "Exit status: 0 done; 1 from diff (something differs) and doctor (something is "
+        "missing); 2 something to be mended, said in one sentence; 130 interrupted, and the same "
+        "command goes on from there. Colours heed NO_COLOR and FORCE_COLOR."
+    ),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
 )
@@ -40,6 +45,7 @@ for _title, _commands in {
         "chat": "Talk to a model and its quiet counterpart, side by side.",
     },
     "In service": {
+        "push": "Push a dampened model, an adapter or an expertise to the hub, with its card.",
         "replay": "Ask the original and the dampened server what people really asked.",
     },
     "What was done": {

@@ -48,7 +48,7 @@ def bake(
         The model that the expertise was found on.
     expertise
         Expertise files, to which the intervention is applied, or dampening files, whose factors
-        are taken as they are. --strength holds for each.
+        are taken as they are; hf:org/name for one of the hub. --strength holds for each.
     output
         The folder to write, or the .gguf file.
     format

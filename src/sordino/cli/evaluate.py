@@ -215,8 +215,9 @@ def evaluate(
     against
         The original to compare it with.
     dampening
-        An expertise file, to which the intervention is applied, or a dampening file: the model is
-        measured with its factors put on by hooks. Repeat for several, one after the other.
+        An expertise file, to which the intervention is applied, or a dampening file (hf:org/name
+        for one of the hub): the model is measured with its factors put on by hooks. Repeat for
+        several, one after the other.
     output
         The JSON file to write.
     seed

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sordino import hub
 from sordino.cli.options import InterventionOptions, ModelOptions, OutputOptions, print_json
 
 
@@ -22,11 +23,12 @@ def inspect(
     Parameters
     ----------
     subject
-        A model, an expertise or dampening file, or a folder or .gguf file that Sordino wrote.
+        A model, an expertise or dampening file (hf:org/name for one of the hub), or a folder or
+        .gguf file that Sordino wrote.
     """
     with printing.in_force():
         path = Path(subject).expanduser()
-        if path.suffix == ".safetensors" and not path.is_dir():
+        if hub.is_shared(subject) or (path.suffix == ".safetensors" and not path.is_dir()):
             value, lines = _file(path, rule)
         else:
             from sordino.edits import is_dampened

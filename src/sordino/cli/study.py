@@ -92,7 +92,8 @@ def study(
         Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3; or the .json of a study
         that has been carried out already, here or elsewhere, to have it on the same page.
     output
-        The folder for the figures (JSON), the page (HTML) and the work.
+        The folder for the figures (JSON), the page (HTML) and the work. Where it is
+        DIR/sordino/studies of a run's DIR, the run's page shows the study, too.
     markdown
         Also write the page as Markdown there, with its charts beside it.
     seed
@@ -107,6 +108,7 @@ def study(
     from sordino.evaluation.texts import KIT_PROSE
     from sordino.models.reference import resolve
     from sordino.report.article import write_html, write_markdown
+    from sordino.report.studies import show_studies
     from sordino.report.study import study_article
     from sordino.studies import Plan, StudyRecord, carry_out, study_named
     from sordino.tuning.lab import Lab
@@ -159,6 +161,7 @@ def study(
         article = study_article(records)
         page = output / f"{name}.html"
         write_html(article, page)
+        show_studies(output.absolute().parent / "report.html", output)
         if markdown is not None:
             write_markdown(article, markdown)
     if printing.json:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from sordino import hub
 from sordino.edits.safetensors_folder import model_files
 from sordino.edits.shard import DTYPES, Stored, read_header
 from sordino.errors import UserError
@@ -302,7 +303,7 @@ class _Gguf(_Source):
 
 def _source(spec: str | Path | ModelRef) -> _Source:
     name = spec.name if isinstance(spec, ModelRef) else str(spec)
-    path = spec.path if isinstance(spec, ModelRef) else Path(spec).expanduser()
+    path = spec.path if isinstance(spec, ModelRef) else hub.local(spec)
     if path.is_file() and path.suffix == ".safetensors":
         return _Safetensors(name, [path], {})
     if not path.is_dir():

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +77,23 @@ def read(path: Path) -> dict[str, Any] | None:
             for name, largest, coarse, zeroed in zip(*columns, strict=True)
         }
     return record
+
+
+def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the record in a GGUF file in place, to one that is no longer: spaces fill the rest.
+
+    Args:
+        path: A file with a record.
+        change: From the record as it stands in the file to another.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    header = read_header(path)
+    before = str(header.metadata[_RECORD]).encode()
+    record = change(json.loads(before))
+    after = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(after) <= len(before), "a record grew"
+    with path.open("r+b") as file:
+        file.seek(header.places[_RECORD][1] - len(before))
+        file.write(after.ljust(len(before)))

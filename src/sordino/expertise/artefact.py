@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from sordino.errors import UserError
 from sordino.files import new_file
+from sordino.hub import local
 
 FORMAT = "sordino-expertise-1"
 # How to find what an expertise lacks.
@@ -111,10 +112,13 @@ class Expertise:
     def load(cls, path: str | Path) -> "Expertise":
         """Read an artefact.
 
+        Args:
+            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.local`.
+
         Raises:
             UserError: It is missing, damaged, or no expertise file.
         """
-        source = Path(path)
+        source = local(path)
         if not source.is_file():
             raise UserError(f"The expertise file {source} does not exist.")
         try:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
 from sordino.files import fingerprint, new_file
+from sordino.hub import local
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
 from sordino.models.sites import is_linear, neurons_of
 
@@ -234,9 +235,10 @@ class Dampening:
 
     @staticmethod
     def is_in(path: str | Path) -> bool:
-        """Whether a file says that it holds a dampening."""
+        """Whether a file, here or on the hub, says that it holds a dampening."""
+        source = local(path)
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(source, framework="numpy") as file:
                 return "sordino" in (file.metadata() or {})
         except (SafetensorError, OSError):
             return False
@@ -245,10 +247,13 @@ class Dampening:
     def load(cls, path: str | Path) -> "Dampening":
         """Read what `save` wrote.
 
+        Args:
+            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.local`.
+
         Raises:
             UserError: The file is missing, damaged or no dampening.
         """
-        source = Path(path)
+        source = local(path)
         if not source.is_file():
             raise UserError(f"The dampening file {source} does not exist.")
         try:

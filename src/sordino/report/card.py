@@ -30,21 +30,21 @@ def model_card(
     """
     environment = Environment(
         loader=PackageLoader("sordino.report"),
-        autoescape=False,  # noqa: S701 (Markdown, not HTML; `_line` tames what comes from outside)
+        autoescape=False,  # noqa: S701 (Markdown, not HTML; `line` tames what comes from outside)
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    base, rows = _front_matter(base_card), outcome.rows(evaluation)
+    base, rows = front_matter(base_card), outcome.rows(evaluation)
     body = environment.get_template("card.md.jinja").render(
-        title=f"{_display_name(provenance)}, {_line(_concept(provenance))} turned down",
+        title=f"{_display_name(provenance)}, {line(_concept(provenance))} turned down",
         did=_did(provenance),
         file=file,
         rows=[row for row in rows if not row.figure.detail],
         details=sum(row.figure.detail for row in rows),
         not_run=[
-            (family.title, _line(family.not_run))
+            (family.title, line(family.not_run))
             for family in outcome.families(evaluation)
             if family.not_run
         ],
@@ -52,8 +52,8 @@ def model_card(
         made=_made(provenance),
         protocol=[
             (
-                _line(name),
-                [(_line(key), _line(_homeless(value))) for key, value in settings.items()],
+                line(name),
+                [(line(key), line(_homeless(value))) for key, value in settings.items()],
             )
             for name, settings in outcome.protocol(evaluation).items()
         ],
@@ -75,7 +75,7 @@ def model_card(
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _front_matter(card: str | None) -> dict[str, Any]:
+def front_matter(card: str | None) -> dict[str, Any]:
     """The YAML in front of a card; empty where there is none that can be read."""
     if card is None or not card.lstrip().startswith("---"):
         return {}
@@ -96,7 +96,7 @@ def _concept(provenance: Mapping[str, Any]) -> str:
 
 
 def _display_name(provenance: Mapping[str, Any]) -> str:
-    return _line(_homeless(str(provenance["model"]["name"])))
+    return line(_homeless(str(provenance["model"]["name"])))
 
 
 def _homeless(value: str) -> str:
@@ -110,7 +110,7 @@ def _did(provenance: Mapping[str, Any]) -> str:
     how = "multiplied by a factor or shifted" if shifted else "multiplied by a factor other than 1"
     return (
         f"{_display_name(provenance)} with the neurons that recognise "
-        f"**{_line(_concept(provenance))}** turned down in its weights: "
+        f"**{line(_concept(provenance))}** turned down in its weights: "
         f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
         f"({intervention['name']}, strength {intervention['strength']:g}). "
         "A neuron is an output of a linear layer outside attention."
@@ -135,10 +135,10 @@ def _made(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Sordino": provenance["sordino_version"],
         "Date": provenance["created"],
     }
-    return [(key, _line(str(value))) for key, value in facts.items() if value != ""]
+    return [(key, line(str(value))) for key, value in facts.items() if value != ""]
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """Text that stays inside one line and one table cell, and brings no HTML with it."""
     flat = " ".join(text.split())
     return flat.replace("|", "\\|").replace("<", "&lt;")

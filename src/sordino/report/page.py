@@ -85,9 +85,11 @@ def _said(record: RunRecord) -> dict[str, Any]:
         "all_figures": tables.figures(rows),
         "caption": outcome.unbroken(outcome.CAPTION),
         "beside": [
-            (name, [_row(row) for row in outcome.rows(evaluation)])
+            (name, [_row(row) for row in found], tables.figures(found))
             for name, evaluation in record.beside.items()
+            for found in [outcome.rows(evaluation)]
         ],
+        "overview": _overview(families),
         "measure_limits": outcome.measure_limits(record.evaluation),
         "concept": {
             "name": metadata["concept"],
@@ -110,6 +112,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
         "top_csv": tables.link(list(top[0]), [list(neuron.values()) for neuron in top]),
         "exemplars": [_exemplar(record, exemplar) for exemplar in record.exemplars],
         "samples": samples,
+        "samples_csv": tables.continuations(samples),
         "command": record.command,
         "protocol": _protocol(record),
         "limits": outcome.limits(record.evaluation),
@@ -139,7 +142,7 @@ def _drawn(record: RunRecord) -> dict[str, Any]:
         specs["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
     families = outcome.families(record.evaluation)
     moved = [change for family in families for change in _changes(family)]
-    if len(moved) > 1:
+    if len(moved) > 1 and _overview(families):
         specs["changes"] = figures.changes(moved)
     for family in families:
         shares = _by_group(family)
@@ -240,6 +243,12 @@ def _family(family: outcome.Family) -> dict[str, Any]:
         "csv": tables.figures({id(row): row for row in every}.values()),
         "grouped": bool(_by_group(family)),
     }
+
+
+def _overview(families: list[outcome.Family]) -> list[dict[str, Any]]:
+    """The first figure of each measure that has a before; nothing where there is one alone."""
+    first = [family.rows[0] for family in families if family.rows and family.rows[0].before]
+    return [_row(row) for row in first] if len(first) > 1 else []
 
 
 def _changes(family: outcome.Family) -> list[figures.Change]:

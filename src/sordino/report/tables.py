@@ -2,11 +2,12 @@
 
 import csv
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from io import StringIO
 
 from sordino.evaluation import Estimate, Row
+from sordino.report.outcome import Sample
 from sordino.report.summary import Group
 
 Cell = str | int | float | None
@@ -51,6 +52,26 @@ def groups(found: Iterable[Group]) -> str:
     """Groups of neurons, as numbers."""
     columns = [field.name for field in fields(Group)]
     return link(columns, [list(asdict(group).values()) for group in found])
+
+
+def continuations(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> str:
+    """The continuations that a page shows, a prompt a row.
+
+    Args:
+        samples: By measure, then by why they are shown.
+    """
+    columns = ["measure", "shown_for", "about", "prompt"]
+    columns += ["before", "before_score", "after", "after_score"]
+    rows = [
+        (
+            *(measure, why, one.about, one.prompt),
+            *(one.before.text, one.before.score, one.after.text, one.after.score),
+        )
+        for measure, groups in samples.items()
+        for why, group in groups.items()
+        for one in group
+    ]
+    return link(columns, rows)
 
 
 def _safe(cell: Cell) -> Cell:

@@ -1,0 +1,88 @@
+"""`sordino push`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from sordino.cli.options import JsonOptions, print_json
+
+
+def push(
+    subject: Path,
+    repository: str,
+    /,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: Annotated[str | None, Parameter(name=["--commit-message", "-m"])] = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    samples: bool = False,
+    dry_run: bool = False,
+    printing: JsonOptions = JsonOptions(),
+) -> None:
+    """Push a dampened model, an adapter or an expertise to the hub, with its card.
+
+    The repository is made if there is none. Large files are uploaded one by one and become visible
+    in one commit at the end; a push that fails loses nothing, and the same command goes on from
+    there. Sizes and checksums are compared before it says that it is done. Folders of this machine
+    are taken out of records, recipe and card, and the page is made anew without sentences and
+    continuations. The token is HF_TOKEN's, or that of `hf auth login`.
+
+    Parameters
+    ----------
+    subject
+        A folder or .gguf file that sordino wrote, or an expertise or dampening file.
+    repository
+        Its name on the hub, org/name.
+    private
+        Make the repository a private one.
+    revision
+        A branch, made from main if there is none of that name.
+    commit_message
+        The commit's message.
+    license
+        The licence of the original, by the hub's name for it (apache-2.0, gemma, other, …), where
+        its card does not say it.
+    base_model
+        The hub's name of the original, where it was opened from a folder, a file or the kit.
+    samples
+        Push the continuations, too (evaluation.samples.jsonl), in which harmful text stands in the
+        clear.
+    dry_run
+        Only tell what would be pushed.
+    """
+    from sordino.sharing import push as push_to_hub
+
+    with printing.in_force():
+        pushed = push_to_hub(
+            subject,
+            repository,
+            private=private,
+            revision=revision,
+            message=commit_message,
+            license=license,
+            base_model=base_model,
+            samples=samples,
+            dry_run=dry_run,
+        )
+    if printing.json:
+        print_json(asdict(pushed))
+        return
+    if dry_run:
+        for name, size in pushed.files.items():
+            print(f"{size:>15,}  {name}")
+    for name, reason in pushed.left_out.items():
+        print(f"left out: {name} ({reason})")
+    for name, how in pushed.changed.items():
+        print(f"changed: {name} ({how})")
+    if pushed.older:
+        print(f"also there, from before: {', '.join(pushed.older)}")
+    count, size = len(pushed.files), sum(pushed.files.values())
+    if dry_run:
+        print(f"nothing was pushed; it would be {count} files, {size:,} bytes")
+    else:
+        print(f"pushed and checked: {count} files, {size:,} bytes, commit {pushed.commit}")
+        print(pushed.address + (f"/tree/{revision}" if revision else ""))

@@ -1,0 +1,66 @@
+"""Studies on the page of the run in whose folder they were made."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from sordino.files import new_file
+from sordino.report.article import Article, Chart
+from sordino.report.page import environment, plain_spec
+from sordino.report.study import study_article
+from sordino.studies import StudyRecord
+
+_LINK = Markup('<li><a href="#studies">Studies</a></li>')
+
+
+def show_studies(page: Path, studies: Path) -> bool:
+    """Put all studies of a folder on a run's page, in the place of those that it showed before.
+
+    Args:
+        page: The run's page; nothing is done where there is none, or one of an older version.
+        studies: The folder that was `sordino study`'s output, beside the page.
+
+    Returns:
+        Whether the page shows them.
+    """
+    found = sorted(_studies(studies))
+    if not page.is_file() or not found:
+        return False
+    shown = [(name, f"{studies.name}/{name}.html", article) for name, article in found]
+    specs = {
+        f"{name}-{block.name}": plain_spec(block.drawn)
+        for name, article in found
+        for section in article.sections[:-1]  # the last is the protocol
+        for block in section.blocks
+        if isinstance(block, Chart)
+    }
+    html = environment().get_template("studies.html.jinja").render(studies=shown, specs=specs)
+    before = page.read_text(encoding="utf-8")
+    after = _filled(_filled(before, "studies", html), "studies-link", _LINK)
+    if after == before:
+        return "<!-- studies -->" in before
+    with new_file(page, force=True) as stage:
+        stage.write_text(after, encoding="utf-8")
+    return True
+
+
+def _filled(page: str, name: str, content: str) -> str:
+    """The page with new content between two comments; texts of the data cannot hold comments."""
+    place = re.compile(rf"(?<=<!-- {name} -->).*?(?=<!-- /{name} -->)", re.DOTALL)
+    return place.sub(lambda _: content, page, count=1)
+
+
+def _studies(folder: Path) -> Iterator[tuple[str, Article]]:
+    """The studies whose pages are in a folder, by name, with the records of all their models."""
+    for page in folder.glob("*.html"):
+        records = []
+        for file in sorted(folder.glob(f"*/{page.stem}.json")):
+            try:
+                records.append(StudyRecord.model_validate_json(file.read_bytes()))
+            except ValidationError:  # another file of that name
+                continue
+        if records:
+            yield page.stem, study_article(records, ())

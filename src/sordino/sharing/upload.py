@@ -1,0 +1,279 @@
+"""Pushing to the hub: large files first, one commit at the end, and a look at what arrived."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino import hub
+from sordino import progress as show
+from sordino.errors import UserError
+from sordino.files import sha256_of
+from sordino.sharing.bundle import Bundle, bundle
+
+_KEPT = (".gitattributes",)
+"""Files that the hub itself puts into every repository."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do.
+
+    Args:
+        repository: Its name on the hub.
+        address: Where to look at it; "" where nothing was pushed.
+        commit: The commit that holds the files; "" where nothing was pushed.
+        kind: See `Bundle`.
+        files: The size in bytes of every file.
+        left_out: Files that are here and were not pushed, with the reason.
+        changed: Files that were not pushed as they are here, with what was done.
+        older: Files that were in the repository before and are none of these.
+    """
+
+    repository: str
+    address: str
+    commit: str
+    kind: str
+    files: dict[str, int]
+    left_out: dict[str, str]
+    changed: dict[str, str]
+    older: tuple[str, ...]
+
+
+def push(
+    subject: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    samples: bool = False,
+    dry_run: bool = False,
+) -> Pushed:
+    """Push an output to a model repository of the hub, which is made if there is none.
+
+    Large files are uploaded one by one, under their checksums; they become visible with everything
+    else in one commit at the end. A push that fails changes nothing that can be seen, and what it
+    has uploaded is not uploaded again by the next. The token is HF_TOKEN's, or that of
+    `hf auth login`.
+
+    Args:
+        subject: See `bundle`.
+        repository: "org/name".
+        private: Make the repository a private one.
+        revision: A branch, made from main if there is none of that name; None for main.
+        message: Of the commit.
+        license: See `bundle`.
+        base_model: See `bundle`.
+        samples: See `bundle`.
+        dry_run: Only tell what would be pushed; the hub is not asked.
+
+    Returns:
+        What was pushed, after its sizes and checksums on the hub were compared with those here.
+
+    Raises:
+        UserError: Something cannot be pushed, or the hub did not take it; then the same call can be
+            repeated.
+    """
+    with bundle(
+        subject, repository, license=license, base_model=base_model, samples=samples
+    ) as found:
+        address, commit = "", ""
+        older: tuple[str, ...] = ()
+        if not dry_run:
+            upload = _Upload(found, repository, revision, private=private)
+            address, commit, older = upload.carry_out(
+                message or f"{Path(subject).name}, by Sordino"
+            )
+        return Pushed(
+            repository,
+            address,
+            commit,
+            found.kind,
+            {name: _size(content) for name, content in sorted(found.files.items())},
+            found.left_out,
+            found.changed,
+            older,
+        )
+
+
+class _Upload:
+    def __init__(
+        self, found: Bundle, repository: str, revision: str | None, *, private: bool
+    ) -> None:
+        from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+        self._repository, self._revision, self._private = repository, revision, private
+        self._api = HfApi(endpoint=constants.ENDPOINT)
+        self._files = found.files
+        self._additions = [
+            CommitOperationAdd(
+                name, content if isinstance(content, bytes) else str(content.absolute())
+            )
+            for name, content in sorted(found.files.items())
+        ]
+        self._done: list[str] = []
+
+    def carry_out(self, message: str) -> tuple[str, str, tuple[str, ...]]:
+        """Make the repository, upload, commit, check; the address, the commit, older files."""
+        if not hub.reachable():
+            from huggingface_hub import constants
+
+            raise UserError(
+                f"Nothing was pushed, for the hub {constants.ENDPOINT} does not answer (or "
+                "HF_HUB_OFFLINE is set): try again when it does."
+            )
+        with self._failures(), _bars():
+            self._repository = self._made()
+            older = self._older()
+            for addition in self._additions:
+                show.note(f"uploading {addition.path_in_repo}")
+                self._api.preupload_lfs_files(
+                    self._repository,
+                    [addition],
+                    revision=self._revision,
+                    free_memory=False,
+                    gitignore_content="",  # what is pushed is chosen here
+                )
+                self._done.append(addition.path_in_repo)
+            commit = self._api.create_commit(
+                self._repository, self._additions, commit_message=message, revision=self._revision
+            )
+            show.note("checking what arrived")
+            self._check(commit.oid)
+        return f"{self._api.endpoint}/{self._repository}", commit.oid, older
+
+    def _made(self) -> str:
+        """The repository's full name, once it and the branch are there."""
+        url = self._api.create_repo(self._repository, private=self._private or None, exist_ok=True)
+        info = self._api.model_info(url.repo_id)
+        if self._private and not info.private:
+            raise UserError(
+                f"{url.repo_id} is there already and public: make it private on the hub first, or "
+                "push without --private. Nothing was pushed."
+            )
+        if self._revision:
+            self._api.create_branch(url.repo_id, branch=self._revision, exist_ok=True)
+        return url.repo_id
+
+    def _older(self) -> tuple[str, ...]:
+        there = self._api.list_repo_files(self._repository, revision=self._revision)
+        return tuple(sorted(set(there) - set(self._files) - set(_KEPT)))
+
+    def _check(self, commit: str) -> None:
+        """Compare sizes and checksums on the hub with those here."""
+        from huggingface_hub.hf_api import RepoFile
+
+        names = list(self._files)
+        there = {
+            info.path: info
+            for some in _chunks(names, 100)
+            for info in self._api.get_paths_info(self._repository, some, revision=commit)
+            if isinstance(info, RepoFile)
+        }
+        for name, content in self._files.items():
+            info = there.get(name)
+            if info is None:
+                wrong = "is not there"
+            elif info.size != _size(content):
+                wrong = f"has {info.size:,} bytes and not {_size(content):,}"
+            elif info.lfs and info.lfs.sha256 != _sha256(content):
+                wrong = f"has another SHA-256 ({info.lfs.sha256})"
+            elif not info.lfs and info.blob_id != _git_name(content):
+                wrong = f"has other bytes (git calls them {info.blob_id})"
+            else:
+                continue
+            raise UserError(
+                f"{name} arrived otherwise than it left: on the hub it {wrong}; give the same "
+                "command again."
+            )
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """One sentence for what the hub can answer, with what is missing and what to do."""
+        failed: tuple[type[Exception], ...] = (*hub.failures(), RuntimeError, ValueError)
+        try:
+            yield
+        except failed as error:
+            raise UserError(f"{self._why(error)} {self._missing()}") from error
+
+    def _why(self, error: Exception) -> str:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        name = self._repository
+        cause = next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
+        if cause is None:
+            said = " ".join(str(error).split())[:300]
+            return f"{name} could not be pushed to ({type(error).__name__}: {said})."
+        status = cause.response.status_code
+        said = " ".join((cause.server_message or str(cause)).split())[:300]
+        if status == 401:
+            return (
+                f"The hub wants to know who pushes to {name}: log in with `hf auth login`, or set "
+                "HF_TOKEN."
+            )
+        if status == 403 and "quota" not in said.lower() and "storage" not in said.lower():
+            return f"The token may not write to {name} ({said}): use one that may, or another name."
+        if status in (402, 403, 413, 507):
+            return (
+                f"The hub has no room left for {name}: free some there, or ask for more ({said})."
+            )
+        return f"The hub failed while {name} was pushed to (status {status}: {said})."
+
+    def _missing(self) -> str:
+        missing = [name for name in self._files if name not in self._done]
+        if missing and self._done:
+            some = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+            what = f"{len(missing)} of {len(self._files)} files are missing ({some})"
+        elif missing:
+            what = "Nothing was uploaded"
+        else:
+            what = "All files are uploaded, and the commit that shows them is missing"
+        return f"{what}; nothing is lost: give the same command again."
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """The hub's own bars on a terminal, and none elsewhere."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if show.is_live() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _chunks(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(names), size):
+        yield list(names[start : start + size])
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _sha256(content: Path | bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
+
+
+def _git_name(content: Path | bytes) -> str:
+    """What git calls a file of these bytes."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,447 @@
+"""Pushing to a hub and taking from it, with the hub's own client and a hub on loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from conftest import sentences
+from families import tiny_folder
+from sordino import hub
+from sordino.cli.app import main
+from sordino.errors import UserError
+from sordino.expertise import Expertise
+from sordino.interventions import Dampening, aura
+from sordino.sharing import push
+from sordino.sharing.folders import Folders
+from stub_hub import DROP
+
+NAME = "calm.expertise.safetensors"
+EXTRAS = {f"sordino/{name}" for name in (NAME, "dampening.safetensors", "evaluation.json")}
+EXTRAS |= {"sordino/recipe.toml", "sordino/report.html"}
+SAMPLES = "sordino/evaluation.samples.jsonl"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run's output from a model and sentences whose folders have telling names, with spaces."""
+    here = tmp_path_factory.mktemp("home of somebody") / "my secret models"
+    model = tiny_folder("llama", here).rename(here / "tiny")
+    config = json.loads((model / "config.json").read_text())
+    config["_name_or_path"] = str(model)
+    (model / "config.json").write_text(json.dumps(config))
+    rows = [(text, 1) for text in sentences(20, 1)] + [(text, 0) for text in sentences(20, 2)]
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    (here / "calm.jsonl").write_text("\n".join(lines) + "\n")
+    (here / "prompts.txt").write_text("\n".join(sentences(6, 3, longest=5)) + "\n")
+    (here / "prose.txt").write_text("\n".join(sentences(6, 4)) + "\n")
+    arguments = ["run", model, "--concept", here / "calm.jsonl", "-o", here / "quiet"]
+    arguments += ["--prompts", here / "prompts.txt", "--texts", here / "prose.txt"]
+    arguments += ["--scorer", "alt-profanity-check", "--continuations", "2", "--new-tokens", "4"]
+    arguments += ["--beside", "shuffled"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sordino", *map(str, arguments)])
+        main([*map(str, arguments)])
+    return here
+
+
+@pytest.fixture
+def online(stub_hub, monkeypatch, tmp_path):
+    """The hub on loopback, as this process' hub, with a token that may write and an empty cache."""
+    monkeypatch.setattr(constants, "ENDPOINT", stub_hub.address)
+    template = stub_hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    hub.reachable.cache_clear()
+    hub._fetched.cache_clear()
+    yield stub_hub
+    monkeypatch.undo()
+    _http.close_session()
+    hub.reachable.cache_clear()
+    hub._fetched.cache_clear()
+
+
+def pushed(made, name="org/quiet", **options):
+    return push(made / "quiet", name, license="mit", **options)
+
+
+def front(card: bytes):
+    return yaml.safe_load(card.decode().split("---\n")[1])
+
+
+def test_a_pushed_model_is_the_model_and_says_what_it_is(made, online, tmp_path):
+    found = pushed(made, base_model="org/tiny", message="The first")
+    files = online.files("org/quiet")
+    repository = online.repositories["org/quiet"]
+    assert not repository.private
+    assert repository.messages[-1] == "The first"
+    assert set(found.files) | {".gitattributes"} == set(files)
+    assert set(found.files) >= EXTRAS | {"model.safetensors", "config.json", "sordino.json"}
+    assert found.commit == repository.branches["main"]
+    assert files["model.safetensors"] == (made / "quiet" / "model.safetensors").read_bytes()
+    assert found.older == ()
+
+    card = files["README.md"].decode()
+    about = front(files["README.md"])
+    assert about["license"] == "mit"
+    assert about["base_model"] == "org/tiny"
+    assert {"sordino", "aura", "calm"} <= set(about["tags"])
+    for part in ("Perplexity", "95 % interval", "## Limits", "## How it was made", "seed"):
+        assert part in card
+    assert 'from_pretrained("org/quiet")' in card
+
+    # What a stranger gets is a model that opens.
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert opened.config.model_type == "llama"
+
+
+def test_nothing_pushed_names_a_folder_or_shows_a_text(made, online):
+    found = pushed(made)
+    files = online.files("org/quiet")
+    texts = [*sentences(20, 1), *sentences(20, 2)]
+    for name, data in files.items():
+        for folder in ("secret models", "home of somebody", str(made), str(Path.home()) + "/"):
+            assert folder.encode() not in data, (name, folder)
+        if name.startswith("sordino/"):
+            assert not [text for text in texts if text.encode() in data], name
+    assert "clear" in found.left_out[SAMPLES]
+    assert "continuations" in found.changed["sordino/report.html"]
+    record = json.loads(files["sordino.json"])
+    assert record["model"]["name"] == "tiny"
+    recipe = tomllib.loads(files["sordino/recipe.toml"].decode())
+    assert recipe["concept"] == "calm.jsonl"
+    assert recipe["model"] == "tiny"
+    page = files["sordino/report.html"].decode()
+    assert "For comparison: shuffled" in page
+    assert 'id="samples"' not in page
+
+
+def test_samples_go_along_when_asked(made, online):
+    found = pushed(made, samples=True)
+    files = online.files("org/quiet")
+    assert SAMPLES in files
+    assert SAMPLES not in found.left_out
+    assert b'id="samples"' in files["sordino/report.html"]
+
+
+def test_what_is_left_out_of_the_output_is_said(made, online, tmp_path):
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    (quiet / "sordino" / "diary.txt").write_text("dear diary")
+    (quiet / "sordino" / "studies").mkdir()
+    (quiet / ".cache").mkdir()
+    found = push(quiet, "org/quiet", license="mit")
+    assert {SAMPLES, "sordino/diary.txt", "sordino/studies"} == set(found.left_out)
+    assert not {"sordino/diary.txt", ".cache"} & set(online.files("org/quiet"))
+
+
+def test_a_card_of_one_s_own_is_kept_and_its_folders_are_refused(made, online, tmp_path):
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    (quiet / "README.md").write_text(
+        "---\nlicense: apache-2.0\ntags: [mine]\n---\n\n# My own words\n"
+    )
+    push(quiet, "org/quiet")
+    card = online.files("org/quiet")["README.md"]
+    assert b"# My own words" in card
+    assert front(card)["license"] == "apache-2.0"
+    assert front(card)["tags"][:2] == ["mine", "sordino"]
+    with (quiet / "README.md").open("a") as stream:
+        stream.write(f"\nIt lies in {tmp_path.resolve()}/quiet.\n")
+    with pytest.raises(UserError, match=r"README\.md names .* take that out"):
+        push(quiet, "org/quiet")
+
+
+def test_the_licence_is_the_original_s_or_asked_for(made, online, tmp_path):
+    with pytest.raises(UserError, match=r"under which licence tiny is: give it, as in --license"):
+        push(made / "quiet", "org/quiet")
+    online.put("org/tiny", {"README.md": b"---\nlicense: gemma\n---\n# Tiny\n"})
+    push(made / "quiet", "org/quiet", base_model="org/tiny")
+    assert front(online.files("org/quiet")["README.md"])["license"] == "gemma"
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    (quiet / "README.base.md").write_text("---\nlicense: other\nlicense_name: house\n---\n# Tiny\n")
+    push(quiet, "org/other")
+    about = front(online.files("org/other")["README.md"])
+    assert (about["license"], about["license_name"]) == ("other", "house")
+
+
+def test_private_stays_private(made, online):
+    pushed(made, private=True)
+    assert online.repositories["org/quiet"].private
+    online.repositories["org/quiet"].private = False
+    before = online.repositories["org/quiet"].branches["main"]
+    with pytest.raises(UserError, match="already and public: make it private on the hub first"):
+        pushed(made, private=True, message="again")
+    assert online.repositories["org/quiet"].branches["main"] == before
+
+
+def test_a_branch_is_made_and_main_left_alone(made, online):
+    pushed(made, revision="try")
+    repository = online.repositories["org/quiet"]
+    assert set(online.files("org/quiet")) == {".gitattributes"}
+    assert "model.safetensors" in online.files("org/quiet", "try")
+    pushed(made, revision="try")
+    assert list(repository.branches) == ["main", "try"]
+
+
+def test_the_same_again_uploads_nothing(made, online):
+    first = pushed(made)
+    online.put("org/quiet", online.files("org/quiet") | {"old.safetensors": b"old"})
+    online.seen.clear()
+    second = pushed(made)
+    assert second.files == first.files
+    assert second.older == ("old.safetensors",)
+    assert online.asked("PUT", "lfs/") == []
+
+
+def fails(part, failure, times=99, after=0):
+    """A failure of requests whose path has a part, so often, after some that go well."""
+    left = [after, times]
+
+    def fail(_, path):
+        if part not in path:
+            return None
+        if left[0]:
+            left[0] -= 1
+            return None
+        left[1] -= 1
+        return failure if left[1] >= 0 else None
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (
+            fails("repos/create", (401, "Invalid token")),
+            "log in with `hf auth login`",
+        ),
+        (fails("repos/create", (403, "no rights")), r"may not write to org/quiet \(.*no rights"),
+        (fails("preupload", (403, "no rights"), after=2), "files are missing"),
+        (fails("lfs/", (500, "out of order")), r"Error while uploading|failed.*files are missing"),
+        (fails("lfs/", DROP), r"could not be pushed to .*files are missing"),
+        (fails("objects/batch", (403, "Private storage quota exceeded")), "no room left for"),
+        (fails("objects/batch", (413, "too large")), "no room left for"),
+        (fails("/commit/", (500, "out of order")), "All files are uploaded, and the commit"),
+        (fails("/commit/", DROP), "All files are uploaded, and the commit"),
+    ],
+)
+def test_a_failed_push_shows_nothing_and_the_next_goes_on(fail, said, made, online):
+    online.fail = fail
+    with pytest.raises(UserError, match=said) as error:
+        pushed(made)
+    assert str(error.value).endswith("give the same command again.")
+    assert "\n" not in str(error.value)
+    here = online.repositories.get("org/quiet")
+    assert here is None or set(here.at("main")[1]) == {".gitattributes"}
+    stored = set(online.objects)
+    online.fail = lambda method, path: None
+    online.seen.clear()
+    pushed(made)
+    assert "model.safetensors" in online.files("org/quiet")
+    again = {path.removeprefix("lfs/") for path in online.asked("PUT", "lfs/")}
+    assert not again & stored
+
+
+def test_a_stumble_is_got_over(made, online):
+    online.fail = fails("lfs/", DROP, times=2)
+    pushed(made)
+    online.fail = fails("objects/batch", (503, "busy"), times=2)
+    pushed(made, "org/more")
+    assert online.files("org/more").keys() == online.files("org/quiet").keys()
+
+
+def test_what_arrives_otherwise_is_found_out(made, online, monkeypatch):
+    class Lying(dict):
+        """A store that loses the last byte of what it is given."""
+
+        def __getitem__(self, key):
+            return super().__getitem__(key)[:-1]
+
+    online.objects = Lying()
+    with pytest.raises(UserError, match=r"safetensors arrived otherwise than it left: .* bytes"):
+        pushed(made)
+
+
+def test_an_expertise_has_a_repository_and_stands_wherever_a_file_does(made, online, call_in):
+    call = call_in(made)
+    file = made / "quiet" / "sordino" / NAME
+    status, out, err = call("push", file, "org/calm", "--license", "mit")
+    assert status == 0, err
+    assert "pushed and checked: 2 files" in out
+    card = online.files("org/calm")["README.md"].decode()
+    assert "hf:org/calm" in card
+    assert "20 positive and 20 negative sentences" in card
+    assert "secret" not in card
+    shared = Expertise.load("hf:org/calm")
+    local = Expertise.load(file)
+    for site in local.sites:
+        for statistic, values in local.statistics[site].items():
+            np.testing.assert_array_equal(shared.statistics[site][statistic], values)
+    assert shared.metadata["model"] == "tiny"
+    assert shared.metadata["weights_fingerprint"] == local.metadata["weights_fingerprint"]
+
+    status, out, _ = call("inspect", "hf:org/calm")
+    assert status == 0
+    assert "20 positive and 20 negative" in out
+    assert call("bake", "tiny", "hf:org/calm", "-o", "baked", "--force")[0] == 0
+    weights = [(made / name / "model.safetensors").read_bytes() for name in ("baked", "quiet")]
+    assert weights[0] == weights[1]
+    measure = ["--measure", "perplexity", "--texts", "prose.txt", "-o", "r.json", "--force"]
+    assert call("evaluate", "tiny", "--dampening", "hf:org/calm", *measure)[0] == 0
+    status, out, _ = call("diff", "hf:org/calm", file)
+    assert status == 1  # their metadata differ, in the folder
+    assert "0 changed" in out
+
+
+def test_a_dampening_has_a_card_too(made, online, tmp_path):
+    dampening = aura(Expertise.load(made / "quiet" / "sordino" / NAME))
+    file = dampening.save(tmp_path / "calm.dampening.safetensors")
+    push(file, "org/factors")
+    found = Dampening.load("hf:org/factors")
+    assert found.fingerprint == dampening.fingerprint
+    assert "secret" not in json.dumps(found.record)
+    assert b"aura" in online.files("org/factors")["README.md"]
+
+
+def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
+    data = (made / "quiet" / "sordino" / NAME).read_bytes()
+    commit = online.put("org/two", {"a.expertise.safetensors": data})
+    online.put("org/two", {"a.expertise.safetensors": b"?", "b.expertise.safetensors": data})
+    assert hub.local(f"hf:org/two@{commit}").read_bytes() == data
+    assert hub.local("hf:org/two/b.expertise.safetensors").read_bytes() == data
+    assert hub.local(f"hf:org/two@{commit}/a.expertise.safetensors").read_bytes() == data
+    for name, said in {
+        "hf:org/two": "several files of that kind .* name one, as in hf:org/two/a.expertise",
+        "hf:org/two@v9": "org/two has no revision 'v9'",
+        "hf:org/two/c": "org/two has no file c",
+        "hf:org/none": "org/none is no model repository",
+        "hf:org": "names no file of the hub: give hf:org/name",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            hub.local(name)
+    online.put("org/empty", {"README.md": b""})
+    with pytest.raises(UserError, match="has no expertise and no dampening"):
+        hub.local("hf:org/empty")
+    online.fail = lambda method, path: (500, "out of order")
+    hub._fetched.cache_clear()
+    with pytest.raises(UserError, match="could not be had from the hub"):
+        hub.local("hf:org/two")
+
+
+def test_what_was_fetched_once_is_there_without_a_hub(made, online, monkeypatch):
+    data = (made / "quiet" / "sordino" / NAME).read_bytes()
+    online.put("org/calm", {NAME: data})
+    hub.local("hf:org/calm")
+    hub._fetched.cache_clear()
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    assert hub.local("hf:org/calm").read_bytes() == data
+    with pytest.raises(UserError, match="is not in the hub's cache, and the hub does not answer"):
+        hub.local("hf:org/other")
+
+
+@pytest.mark.slow
+def test_the_hub_is_found_by_the_environment(made, stub_hub, tmp_path):
+    """The whole way in another process, as a user has it."""
+    environment = {"HF_ENDPOINT": stub_hub.address, "HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "sordino", "push", "quiet", "org/quiet", "--license", "mit"]
+    answer = subprocess.run(
+        [*command, "--json"], cwd=made, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert (
+        json.loads(answer.stdout)["commit"] == stub_hub.repositories["org/quiet"].branches["main"]
+    )
+
+
+def test_nothing_is_asked_of_the_hub_without_one_or_in_a_dry_run(made, stub_hub, call_in):
+    call = call_in(made)
+    status, out, _ = call("push", "quiet", "org/quiet", "--license", "mit", "--dry-run")
+    assert status == 0
+    assert "nothing was pushed; it would be" in out
+    assert "model.safetensors" in out
+    hub.reachable.cache_clear()
+    status, _, err = call("push", "quiet", "org/quiet", "--license", "mit")
+    assert status == 2
+    assert "does not answer (or HF_HUB_OFFLINE is set)" in err
+    assert stub_hub.seen == []
+
+
+@pytest.mark.parametrize("subject", ["tiny", "nowhere", "calm.jsonl", "prose.txt"])
+def test_what_sordino_did_not_write_is_not_pushed(subject, made, call_in):
+    status, _, err = call_in(made)("push", subject, "org/x")
+    assert status == 2
+    assert "nothing that is pushed" in err
+
+
+PART = st.text("abcXYZ019 _.-", min_size=1, max_size=8).map(lambda t: f"x{t.strip()}x")
+
+
+@given(st.lists(PART, min_size=2, max_size=5), st.sampled_from(["/", "~/", "../", "./"]))
+def test_a_known_path_leaves_its_last_part(parts, start):
+    path = start + "/".join(parts)
+    folders = Folders([path])
+    assert folders.without(path) == parts[-1]
+    assert folders.without(f"{path}, train: text says") == f"{parts[-1]}, train: text says"
+    assert folders.cleaned({"a": [path, 3, None]}) == {"a": [parts[-1], 3, None]}
+    assert tomllib.loads(folders.recipe(f"# x\nmodel = {json.dumps(path)}\nn = 3\n")) == {
+        "model": parts[-1],
+        "n": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "org/name",
+            "hf:org/name@main/x.csv",
+            "kit:smollm2",
+            "nats/token",
+            "and/or",
+            "÷ 1.5; 2/3",
+        ),
+        *(
+            "https://example.org/a/b.html",
+            "see http://localhost:8000/v1/models.",
+            "a / b",
+            "10 / 20",
+        ),
+        *("mlp.up_proj", "2026-11-25", "--scorer=hf:org/name", ""),
+    ],
+)
+def test_what_is_no_path_stays(text):
+    assert Folders([text]).without(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/a.csv: column text", "a.csv: column text"),
+        ("read from /home/me/a.csv and ~/b/c.csv", "read from a.csv and c.csv"),
+        ("file:///home/me/a.csv", "a.csv"),
+        (r"C:\Users\me\a.csv", "a.csv"),
+        ("--texts=/home/me/a.txt", "--texts=a.txt"),
+    ],
+)
+def test_what_looks_like_a_path_loses_its_folders(text, left):
+    assert Folders(()).without(text) == left
