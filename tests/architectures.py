@@ -113,10 +113,10 @@ that knows nothing has a standard error of 0.075.
 
 While the sweep watches, and with hooks, experts are computed by an implementation registered with
 transformers' experts interface, which does what the model's own code does; Llama 4, which is not
-behind that interface, is computed again by a hook. Attribution sums over the tokens that were routed
-to an expert; where fewer than 30 of either class's texts reached it, it says nothing of its neurons,
-and `contrast` leaves them at 1. PEFT's (IA)³ multiplies what modules put out, and experts whose
-matrices are parameters are no modules: `--format ia3` refuses them (bake the weights, or
+behind that interface, is computed again by a hook. Attribution sums over the tokens that were
+routed to an expert; where fewer than 30 of either class's texts reached it, it says nothing of its
+neurons, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies what modules put out, and experts
+whose matrices are parameters are no modules: `--format ia3` refuses them (bake the weights, or
 `--format hooks`). Shifts need biases to be baked, which of these only GPT-OSS's experts have.
 """
 
