@@ -10,8 +10,10 @@ import transformers as tf
 
 import families
 from families import SITES, VOCABULARY, tiny_model, tiny_tokenizer
+from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
+from sordino.expertise.find import find_experts
 from sordino.expertise.passes import layers_run_alone
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
@@ -39,6 +41,7 @@ def document() -> str:
     )
     reasons = {name: _reason(name) for name in families.UNCOVERED}
     reasons |= {name: f"Found, not baked: {_not_baked(name)}" for name in families.NOT_BAKED}
+    reasons |= {name: _not_found(name) for name in families.NOT_FOUND}
     reasons |= {name: f"(Transformers:) {_broken(name)}" for name in families.BROKEN}
     refused = "\n".join(f"| {name} | {reason} |" for name, reason in reasons.items())
     return (
@@ -84,6 +87,16 @@ def _not_baked(name: str) -> str:
         sites = {site.path: site.neurons for site in find_sites(tiny_model(name))}
         try:
             bake(source, Dampening(families.random_factors(sites), "aura"), f"{folder}/baked")
+        except UserError as error:
+            return str(error)
+    raise AssertionError(f"{name} is supported")
+
+
+def _not_found(name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        source = families.tiny_folder(name, Path(folder))
+        try:
+            find_experts(source, Concept("x", ("a b", "c d"), ("e f", "g h"), "made"))
         except UserError as error:
             return str(error)
     raise AssertionError(f"{name} is supported")
