@@ -130,7 +130,7 @@ def tiny_of(
             rows = random_rows(kind, int(np.prod(shape[:-1])), shape[-1], int(random.integers(99)))
             found = rows.reshape(*shape[:-1], -1), kind
         tensors[name] = found
-    if architecture == "minimax-m2":  # whose embeddings llama.cpp does not tie
+    if architecture in ("qwen2moe", "minimax-m2"):  # whose embeddings llama.cpp does not tie
         tensors["output.weight"] = tensors["token_embd.weight"]
     bare.unlink()
     return _write(path, architecture, sizes, tensors, alignment)
@@ -168,6 +168,8 @@ def _shapes(bare: Path, architecture: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = tf.AutoModelForCausalLM.from_config(config)
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    routing = ((n, b) for n, b in model.named_buffers() if n.endswith("e_score_correction_bias"))
+    sizes |= {name: tuple(buffer.shape) for name, buffer in routing}
     if architecture == "lfm2":
         return {_lfm2_name(name): _squeezed(shape) for name, shape in sizes.items()}
     kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
