@@ -20,6 +20,7 @@ from sordino import kit
 from sordino.evaluation import Endpoint, Evaluation, Toxicity, evaluate
 from sordino.evaluation.endpoint import Access
 from sordino.evaluation.evaluator import Arm
+from sordino.evaluation.toxicity import KIT_PROMPTS
 from sordino.files import new_file
 from sordino.models.reference import resolve
 
@@ -68,7 +69,7 @@ def measured(name: str, given: argparse.Namespace) -> Evaluation:
     if output.exists():
         return Evaluation.load(output)
     toxicity = Toxicity(
-        prompts="kit",
+        prompts=KIT_PROMPTS,
         max_prompts=given.prompts,
         continuations=given.continuations,
         scorer=(given.scorer,),

@@ -55,8 +55,8 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
     if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
             f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
-            "no modules, so that PEFT has no (IA)³ adapter for them: bake the weights, export hooks "
-            "with --format hooks, or leave them out with --sites when the expertise is found."
+            "no modules, so that PEFT has no (IA)³ adapter for them: bake the weights, export "
+            "hooks with --format hooks, or leave them out with --sites when the expertise is found."
         )
     vectors = {
         f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
