@@ -1,6 +1,7 @@
 """docs/architectures.md, made of what tiny models show: `python tests/architectures.py`."""
 
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import transformers as tf
 
 import families
 from families import SITES, VOCABULARY, tiny_model, tiny_tokenizer
+from sordino.concepts.concept import Concept
+from sordino.edits import bake
 from sordino.errors import UserError
+from sordino.expertise.find import find_experts
 from sordino.expertise.passes import layers_run_alone
+from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
+from sordino.models.sites import find_sites
 from sordino.models.tokenise import Batch
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architectures.md"
@@ -23,6 +29,7 @@ _PARTS = (
     ("Hybrids", families.HYBRIDS),
     ("Nothing but what mixes tokens (with `--sites all`)", families.PURE),
     ("Mixtures of experts", families.MIXTURES),
+    ("Text parts of models that take pictures", families.VISION),
 )
 
 
@@ -32,7 +39,11 @@ def document() -> str:
         f"## {title}\n\n| family | class | sites | swept |\n|---|---|---|---|\n{_rows(names)}\n"
         for title, names in _PARTS
     )
-    refused = "\n".join(f"| {name} | {_reason(name)} |" for name in families.UNCOVERED)
+    reasons = {name: _reason(name) for name in families.UNCOVERED}
+    reasons |= {name: f"Found, not baked: {_not_baked(name)}" for name in families.NOT_BAKED}
+    reasons |= {name: _not_found(name) for name in families.NOT_FOUND}
+    reasons |= {name: f"(Transformers:) {_broken(name)}" for name in families.BROKEN}
+    refused = "\n".join(f"| {name} | {reason} |" for name, reason in reasons.items())
     return (
         f"{_HEAD.format(count=len(families.SUPPORTED), version=tf.__version__)}\n{supported}\n"
         f"## Not supported\n\n| family | what Sordino says |\n|---|---|\n{refused}\n{_TAIL}"
@@ -70,6 +81,37 @@ def _reason(name: str) -> str:
     raise AssertionError(f"{name} is supported")
 
 
+def _not_baked(name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        source = families.tiny_folder(name, Path(folder))
+        sites = {site.path: site.neurons for site in find_sites(tiny_model(name))}
+        try:
+            bake(source, Dampening(families.random_factors(sites), "aura"), f"{folder}/baked")
+        except UserError as error:
+            return str(error)
+    raise AssertionError(f"{name} is supported")
+
+
+def _not_found(name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        source = families.tiny_folder(name, Path(folder))
+        texts = [tuple(f"{kind} {number}" for number in range(20)) for kind in ("a", "b")]
+        try:
+            find_experts(source, Concept("x", *texts, "made"))
+        except UserError as error:
+            return str(error)
+    raise AssertionError(f"{name} is supported")
+
+
+def _broken(name: str) -> str:
+    model = tiny_model(name)
+    try:
+        model(torch.full((2, 20), 3), use_cache=True)
+    except ValueError as error:
+        return f"its forward with a cache, which writing takes, fails with {error}."
+    raise AssertionError(f"{name} runs")
+
+
 _HEAD = """# Architectures
 
 Any decoder in transformers works whose linear layers Sordino can find, whatever it is called. These
@@ -99,6 +141,13 @@ A router is never a site: turning one of its outputs down would re-route and not
 `dt_proj` is none either: its weight is used without the layer being called, so that it has no
 outputs.
 
+## Models that take pictures
+
+They are opened whole, as transformers' image-text-to-text class, whatever else there is for them.
+Sites are found in the text decoder alone; the vision tower and what joins the two are copied as
+they are. Responses, attribution and evaluation are of text without pictures, and layers that such
+text passes by (Mllama's cross-attention layers) have no sites.
+
 ## Mixtures of experts
 
 The experts of a layer are one site for each of their matrices, whose neurons are one expert's after
@@ -113,9 +162,11 @@ that knows nothing has a standard error of 0.075.
 
 While the sweep watches, and with hooks, experts are computed by an implementation registered with
 transformers' experts interface, which does what the model's own code does; Llama 4, which is not
-behind that interface, is computed again by a hook. Attribution (and `contrast`, which needs it)
-does not reach into experts, PEFT has no (IA)³ adapter for them, and shifts need biases to be baked,
-which of these only GPT-OSS's experts have.
+behind that interface, is computed again by a hook. Attribution sums over the tokens that were
+routed to an expert; where fewer than 30 of either class's texts reached it, it says nothing of its
+neurons, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies what modules put out, and experts
+whose matrices are parameters are no modules: `--format ia3` refuses them (bake the weights, or
+`--format hooks`). Shifts need biases to be baked, which of these only GPT-OSS's experts have.
 """
 
 

@@ -1,6 +1,5 @@
-"""llama.cpp's own server, where llama-cpp-python is at hand."""
+"""llama.cpp's own server, where llama-cpp-python or xllamacpp is at hand."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -8,28 +7,56 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+# Of the two, xllamacpp comes compiled.
+_FIND = (
+    "from importlib.util import find_spec as f; "
+    "print(next((m for m in ('llama_cpp', 'xllamacpp') if f(m)), ''))"
+)
+
+
+@cache
+def llama_cpp() -> tuple[str, str] | None:
+    """A Python interpreter that has llama.cpp, and by which package; None if there is none.
+
+    It needs `pip install xllamacpp` or `pip install llama-cpp-python[server]`, here or where the
+    Python interpreter named by SORDINO_LLAMA_PYTHON finds it.
+    """
+    python = os.environ.get("SORDINO_LLAMA_PYTHON", sys.executable)
+    found = subprocess.run([python, "-c", _FIND], capture_output=True, text=True, check=True)
+    package = found.stdout.strip()
+    return (python, package) if package else None
+
 
 @contextmanager
-def serving(model: Path, alias: str, log: Path) -> Iterator[str]:
-    """Serve a GGUF file and give the address; the test is skipped where there is no llama.cpp.
+def serving(model: Path, alias: str, log: Path, context: int = 1024) -> Iterator[str]:
+    """Serve a GGUF file by one thread and give the address; a test without llama.cpp is skipped.
 
-    It needs `pip install llama-cpp-python[server]`, here or where the Python interpreter named by
-    SORDINO_LLAMA_PYTHON finds it.
+    Args:
+        model: The file.
+        alias: What it is called.
+        log: Where the server's output goes.
+        context: Tokens that a request can have.
     """
-    python = os.environ.get("SORDINO_LLAMA_PYTHON")
-    if python is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed, and SORDINO_LLAMA_PYTHON is not set")
+    found = llama_cpp()
+    if found is None:
+        pytest.skip("there is no llama.cpp here, nor does SORDINO_LLAMA_PYTHON name one")
+    python, package = found
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = {"model": model, "host": "127.0.0.1", "port": port}
-    options |= {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "model_alias": alias}
-    command = [python or sys.executable, "-m", "llama_cpp.server"]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    if package == "llama_cpp":
+        options = {"model": model, "host": "127.0.0.1", "port": port}
+        options |= {"n_ctx": context, "n_threads": 1, "n_threads_batch": 1, "model_alias": alias}
+        command = [python, "-m", "llama_cpp.server"]
+        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    else:
+        script = Path(__file__).with_name("xllama_server.py")
+        command = [python, str(script), str(model), str(port), alias, str(context)]
     with log.open("wb") as stream:
         server = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
@@ -37,7 +64,7 @@ def serving(model: Path, alias: str, log: Path) -> Iterator[str]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert server.poll() is None, log.read_text()[-2000:]
+            assert server.poll() is None, log.read_text(errors="replace")[-2000:]
             time.sleep(1)
         yield f"http://127.0.0.1:{port}"
     finally:

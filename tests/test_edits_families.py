@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers as tf
 
 from families import (
     FAMILIES,
@@ -10,6 +9,7 @@ from families import (
     MIXTURES,
     SITES,
     SUPPORTED,
+    class_of,
     everyday,
     random_factors,
     tiny_folder,
@@ -95,17 +95,25 @@ def test_an_uncovered_matrix_is_an_error_that_names_it_and_the_override():
     assert "--sites" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "llama4_text", "qwen2_5_vl"])
+def test_the_same_seed_saved_and_loaded_gives_the_same_model(name, tmp_path):
+    loaded = class_of(name).from_pretrained(tiny_folder(name, tmp_path))
+    ids = torch.tensor([tiny_tokenizer()("the otter in the sea")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(tiny_model(name)(ids).logits, loaded(ids).logits)
+
+
 @pytest.mark.parametrize("name", everyday(SUPPORTED))
 def test_baked_equals_hooked_equals_edited_in_memory(name, tmp_path):
     folder = tiny_folder(name, tmp_path, shard="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     # Some models are not the same when they are saved and loaded again, whoever does it.
-    model = tf.AutoModelForCausalLM.from_pretrained(folder)
+    model = class_of(name).from_pretrained(folder)
     sites = {site.path: site.neurons for site in find_sites(model, SITES.get(name))}
     dampening = Dampening(random_factors(sites), "aura")
     bake(folder, dampening, tmp_path / "baked")
     ids = torch.tensor([tiny_tokenizer()("the otter in the sea")["input_ids"]])
-    baked = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
+    baked = class_of(name).from_pretrained(tmp_path / "baked")
     with torch.no_grad():
         plain = model(ids).logits
         with dampening.applied(model):

@@ -468,8 +468,8 @@ def test_the_text_cannot_leave_its_quotes(serve):
 def llama_server(tmp_path, monkeypatch):
     """The address of llama.cpp's server with the kit's SmolLM2.
 
-    It needs `pip install llama-cpp-python[server]`, here or where the Python interpreter named by
-    SORDINO_LLAMA_PYTHON finds it.
+    It needs `pip install xllamacpp` or `llama-cpp-python[server]`, here or where the Python
+    interpreter named by SORDINO_LLAMA_PYTHON finds it.
     """
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(kit.model_file("smollm2"), "smollm2", tmp_path / "server.log") as address:

@@ -13,7 +13,7 @@ from families import MIXTURES, everyday, random_factors, tiny_folder, tiny_model
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
-from sordino.expertise import find
+from sordino.expertise import attribution, find
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
 from sordino.expertise.pooling import NOT_REACHED, Capture
@@ -21,8 +21,10 @@ from sordino.interventions import Dampening, dampen
 from sordino.models.experts import experts_hooked
 from sordino.models.open import open_model
 from sordino.models.sites import Site, find_sites
+from sordino.models.tokenise import encode
 from sordino.report.exemplars import exemplars
 
+SLOW = pytest.mark.slow
 IDS = torch.randint(3, 300, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
@@ -191,9 +193,140 @@ def test_statistics_of_experts_leave_out_what_did_not_reach_them(open_tiny, larg
             np.testing.assert_array_equal(np.isfinite(found[name]), known)
 
 
-def test_attribution_does_not_reach_into_experts(open_tiny, larger):
-    with pytest.raises(UserError, match=r"experts\.gate_up_proj .* --attribution"):
-        find_experts(open_tiny("mixtral"), larger, attribution=AttributionSettings(20))
+def derivatives(model, sites, texts):
+    """Of the texts' log-likelihood a token by every factor: the experts' own code, on parameters
+    that are multiplied by them. And how many texts reach each expert, by the routers' choices."""
+    factors = {path: torch.ones(site.neurons, requires_grad=True) for path, site in sites.items()}
+    if type(model).__name__ != "Llama4ForCausalLM":
+        model.set_experts_implementation("eager")
+    scaled = {}
+    for path, site in sites.items():
+        by_expert = factors[path].view(site.experts, -1)
+        weight = model.get_parameter(path)
+        scaled[path] = weight * (
+            by_expert[:, None, :] if site.transposed else by_expert[:, :, None]
+        )
+        if site.bias:
+            scaled[f"{path}_bias"] = model.get_parameter(f"{path}_bias") * by_expert
+    total, tokens = 0.0, 0
+    for ids in texts:
+        logits = torch.func.functional_call(model, scaled, (ids,), {"use_cache": False}).logits
+        log_p = logits[0, :-1].log_softmax(-1)
+        total = total + log_p.gather(-1, ids[0, 1:, None]).sum()
+        tokens += ids.shape[1] - 1
+    total.backward()
+    return {path: (of.grad / tokens).numpy() for path, of in factors.items()}
+
+
+def see(experts):
+    return lambda routed: experts.add(routed.expert)
+
+
+def reached(model, sites, texts):
+    """How many texts reach each expert, float64 [experts], by site."""
+    counts = {path: np.zeros(site.experts) for path, site in sites.items()}
+    for ids in texts:
+        seen: dict[str, set[int]] = {path: set() for path in sites}
+        hooks = {path: see(of_path) for path, of_path in seen.items()}
+        with torch.no_grad(), experts_hooked(model, hooks):
+            model(ids)
+        for path, experts in seen.items():
+            counts[path][list(experts)] += 1
+    return counts
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("mixtral", "gpt_oss", "llama4_text") else pytest.param(name, marks=SLOW)
+        for name in MIXTURES
+    ],
+)
+def test_attribution_is_the_derivative_by_each_factor(name, open_tiny, larger, monkeypatch):
+    monkeypatch.setattr(attribution, "FEWEST_SENTENCES", 12)
+    opened = open_tiny(name)
+    sites = expert_sites(opened.model)
+    expertise = find_experts(opened, larger, attribution=AttributionSettings(20))
+    drawn = larger.sampled(max_per_class=20, seed=0)
+    texts = {
+        label: [torch.tensor([ids]) for ids in encode(opened.tokenizer, of_class, 128)]
+        for label, of_class in (("positive", drawn.positive), ("negative", drawn.negative))
+    }
+    expected = {label: derivatives(opened.model, sites, of) for label, of in texts.items()}
+    counts = {label: reached(opened.model, sites, of) for label, of in texts.items()}
+    compared = 0
+    for path, site in sites.items():
+        least = np.minimum(counts["positive"][path], counts["negative"][path])
+        enough = (least >= 12).repeat(site.neurons // site.experts)
+        for statistic, found in expertise.statistics[path].items():
+            if statistic.startswith("attribution") or statistic == "cost":
+                assert np.array_equal(np.isfinite(found), enough), statistic
+        for label, derivative in expected.items():
+            found = expertise[f"attribution_{label}"][path]
+            np.testing.assert_allclose(
+                found[enough], derivative[path][enough], rtol=1e-3, atol=1e-5
+            )
+        assert (expertise["cost"][path][enough] >= 0).all()
+        compared += enough.sum()
+    assert compared > 100
+
+
+def test_contrast_leaves_experts_alone_of_which_too_little_is_known(open_tiny, larger, capsys):
+    opened = open_tiny("minimax_m2")
+    hushed(opened, 2)
+    expertise = find_experts(opened, larger, attribution=AttributionSettings(40))
+    assert "1 of 4 experts were reached by fewer than 30 of a class" in capsys.readouterr().err
+    dampening = dampen(expertise, "contrast")
+    for factors in dampening.factors.values():
+        by_expert = factors.reshape(4, -1)
+        assert np.isfinite(factors).all()
+        assert (by_expert[2] == 1).all()
+    assert min(factors.min() for factors in dampening.factors.values()) < 1
+
+
+@pytest.mark.slow
+def test_the_cost_of_an_expert_s_neuron_predicts_the_divergence(open_tiny, larger, monkeypatch):
+    """Averaged over draws, ½·d²·F is the divergence that dampening by d causes."""
+    opened = open_tiny("mixtral", dtype=torch.float64)
+    opened.model.set_experts_implementation("eager")  # the default has no float64
+    site, amount = "model.layers.2.mlp.experts.down_proj", 0.02
+    drawn = larger.sampled(max_per_class=30, seed=0)
+    draw, costs = attribution._drawn, []
+    for seed in range(12):
+        monkeypatch.setattr(attribution, "_drawn", lambda p, i, s=seed: draw(p, 1000 * s + i))
+        found = find_experts(opened, larger, attribution=AttributionSettings(30))
+        costs.append(found.statistics[site]["cost"])
+    mean = np.mean(costs, axis=0)
+    neuron = int(np.nanargmax(mean))
+    factors = np.ones(mean.size, np.float32)
+    factors[neuron] -= amount
+    divergence, tokens = 0.0, 0
+    with torch.no_grad():
+        for ids in encode(opened.tokenizer, drawn.negative, 128):
+            p = opened.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            with Dampening({site: factors}, "one neuron").applied(opened.model):
+                q = opened.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            divergence += float((p.exp() * (p - q)).sum())
+            tokens += len(p)
+    error = 0.5 * amount**2 * np.std([cost[neuron] for cost in costs]) / np.sqrt(len(costs))
+    predicted = 0.5 * amount**2 * mean[neuron]
+    assert divergence / tokens == pytest.approx(predicted, abs=4 * error, rel=0.05)
+    assert error < predicted / 5
+
+
+@pytest.mark.parametrize(
+    "name", ["llama4_text", *(pytest.param(name, marks=SLOW) for name in ("mixtral", "gpt_oss"))]
+)
+def test_streamed_attribution_is_the_same(name, tmp_path, larger):
+    folder = tiny_folder(name, tmp_path, shard="20KB")
+    found = []
+    for stream in (False, True):
+        target = tmp_path / f"{stream}.safetensors"
+        find_experts(
+            folder, larger, output=target, stream=stream, attribution=AttributionSettings(20)
+        )
+        found.append(target.read_bytes())
+    assert found[0] == found[1]
 
 
 def shifted(name):

@@ -1,15 +1,12 @@
 """Dampened GGUF files in a real llama.cpp, held against transformers on the same weights.
 
-They run where llama-cpp-python is installed, here or under the interpreter that the variable
-SORDINO_LLAMA_PYTHON names: `python -m venv llama && llama/bin/pip install llama-cpp-python`, which
-compiles it, then `SORDINO_LLAMA_PYTHON=llama/bin/python make test-slow`.
+They run where xllamacpp or llama-cpp-python is installed, here or under the interpreter that the
+variable SORDINO_LLAMA_PYTHON names: `python -m venv llama && llama/bin/pip install xllamacpp`, then
+`SORDINO_LLAMA_PYTHON=llama/bin/python make test-slow`.
 """
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import pytest
 import torch
 
 from families import random_factors
+from llama_server import llama_cpp
 from sordino import kit
 from sordino.edits import bake
 from sordino.interventions import Dampening
@@ -37,14 +35,15 @@ TEXTS = (
     "return total / len(values)",
 )
 NEW = 24
+MIXTURES = ("qwen2moe", "qwen3moe", "minimax-m2")
 
 
 @pytest.fixture(scope="session")
 def llama_python() -> str:
-    python = os.environ.get("SORDINO_LLAMA_PYTHON")
-    if python is None and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed, and SORDINO_LLAMA_PYTHON is not set")
-    return python or sys.executable
+    found = llama_cpp()
+    if found is None:
+        pytest.skip("there is no llama.cpp here, nor does SORDINO_LLAMA_PYTHON name one")
+    return found[0]
 
 
 def by_llama(python: str, model: Path, texts: list[list[int]], new: int = NEW) -> list[dict]:
@@ -122,7 +121,9 @@ def test_a_dampened_kit_model_runs_in_llama_cpp(name, llama_python, tmp_path):
     assert np.corrcoef(*moved)[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "starcoder2", "lfm2"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen2", "phi3", "starcoder2", "lfm2", *MIXTURES]
+)
 def test_what_llama_cpp_runs_is_the_model_dampened_in_memory(architecture, llama_python, tmp_path):
     """In float32, where llama.cpp rounds little; the Llama's with shifts."""
     source = tiny_of(architecture, tmp_path / "model.gguf")
@@ -141,5 +142,6 @@ def test_what_llama_cpp_runs_is_the_model_dampened_in_memory(architecture, llama
     dampening.bake_into(opened.model)
     ours = by_transformers(opened.model, texts)
     theirs = by_llama(llama_python, tmp_path / "quiet.gguf", texts)
-    assert agreement(ours, theirs)["distance"] < 0.005
+    # With experts, what rounds otherwise can be routed otherwise.
+    assert agreement(ours, theirs)["distance"] < (0.05 if architecture in MIXTURES else 0.005)
     assert agreement(before, theirs)["distance"] > 0.05

@@ -55,7 +55,7 @@ _RMS = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0}
 _NORM = {"attention.layer_norm_epsilon": 1e-5}
 _HEADS = {"attention.key_length": 16, "attention.value_length": 16}
 _WINDOW = {"attention.sliding_window": 16}
-_EXPERTS = {"expert_count": 4, "expert_used_count": 2}
+_EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 ARCHITECTURES = {
     "llama": {**_SIZES, **_RMS, "rope.dimension_count": HIDDEN // HEADS},
     "qwen2": {**_SIZES, **_RMS},
@@ -75,8 +75,17 @@ ARCHITECTURES = {
         "attention.head_count_kv": [0, 2, 0, 2],
         "shortconv.l_cache": 3,
     },
-    "qwen2moe": {**_SIZES, **_RMS, **_EXPERTS},
+    "qwen2moe": {**_SIZES, **_RMS, **_EXPERTS, "expert_shared_feed_forward_length": 64},
     "qwen3moe": {**_SIZES, **_RMS, **_HEADS, **_EXPERTS},
+    "minimax-m2": {
+        **_SIZES,
+        **_RMS,
+        **_HEADS,
+        **_EXPERTS,
+        "expert_feed_forward_length": 96,
+        "expert_gating_func": 2,
+        "rope.dimension_count": 8,
+    },
 }
 """What transformers loads from GGUF files, as tiny as it goes."""
 
@@ -121,6 +130,8 @@ def tiny_of(
             rows = random_rows(kind, int(np.prod(shape[:-1])), shape[-1], int(random.integers(99)))
             found = rows.reshape(*shape[:-1], -1), kind
         tensors[name] = found
+    if architecture in ("qwen2moe", "minimax-m2"):  # whose embeddings llama.cpp does not tie
+        tensors["output.weight"] = tensors["token_embd.weight"]
     bare.unlink()
     return _write(path, architecture, sizes, tensors, alignment)
 
@@ -150,9 +161,15 @@ def _shapes(bare: Path, architecture: str) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's tensors in a GGUF file, from one without any."""
     config = tf.AutoConfig.from_pretrained(bare.parent, gguf_file=bare.name)
     config.tie_word_embeddings = True
+    if architecture.startswith("qwen") and architecture.endswith("moe"):
+        # transformers reads neither
+        config.moe_intermediate_size = ARCHITECTURES[architecture]["expert_feed_forward_length"]
+        config.shared_expert_intermediate_size = 64
     with torch.device("meta"):
         model = tf.AutoModelForCausalLM.from_config(config)
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    routing = ((n, b) for n, b in model.named_buffers() if n.endswith("e_score_correction_bias"))
+    sizes |= {name: tuple(buffer.shape) for name, buffer in routing}
     if architecture == "lfm2":
         return {_lfm2_name(name): _squeezed(shape) for name, shape in sizes.items()}
     kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)

@@ -52,12 +52,12 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
     # A folder's module tree needs no weights; a GGUF file's is made while they are read.
     model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
     modules = dampening.modules(model)
-    for site in changed:
-        if isinstance(modules[site], ExpertMatrix):
-            raise UserError(
-                f"{site} is a matrix of MoE experts, for which PEFT has no (IA)³ adapter: bake the "
-                "weights, or export hooks with --format hooks."
-            )
+    if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
+        raise UserError(
+            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
+            "no modules, so that PEFT has no (IA)³ adapter for them: bake the weights, export "
+            "hooks with --format hooks, or leave them out with --sites when the expertise is found."
+        )
     vectors = {
         f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
         for site, values in changed.items()

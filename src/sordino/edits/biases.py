@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
+from sordino.models.classes import auto_class
 from sordino.models.experts import expert_matrix
 from sordino.models.open import quiet_transformers
 
@@ -121,7 +122,7 @@ def _model(
 ) -> PreTrainedModel:
     changed = type(config).from_dict(with_settings(raw, section, settings))
     with quiet_transformers(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(changed, trust_remote_code=False)
+        return auto_class(changed).from_config(changed, trust_remote_code=False)
 
 
 def _parameters(model: nn.Module) -> set[str]:

@@ -5,12 +5,19 @@ the numbers of a tensor's rows are sent through that loader in place of its weig
 comes out, the row goes in.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from math import prod
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, get_tensor_name_map
+from gguf import (
+    MODEL_ARCH_NAMES,
+    MODEL_TENSOR,
+    TENSOR_NAMES,
+    TensorNameMap,
+    get_tensor_name_map,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,13 +32,25 @@ from transformers.integrations.gguf.gguf_conversion_mapping import (
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import Header, Stored
-from sordino.models.gguf_loading import parameter_names, processor_of
+from sordino.models.gguf_loading import holds_experts, parameter_names, processor_of
 
 # The feed-forward part's matrices, whose rows no converter reorders.
 _PLAIN = {
     *(MODEL_TENSOR.FFN_GATE, MODEL_TENSOR.FFN_UP, MODEL_TENSOR.FFN_DOWN),
     *(MODEL_TENSOR.FFN_GATE_SHEXP, MODEL_TENSOR.FFN_UP_SHEXP, MODEL_TENSOR.FFN_DOWN_SHEXP),
 }
+# By the name of the experts' matrix: the tensor that has it whole, or those that share it.
+_EXPERTS = {
+    "gate_up": (
+        MODEL_TENSOR.FFN_GATE_UP_EXP,
+        (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP),
+    ),
+    "up": (MODEL_TENSOR.FFN_UP_EXP, (MODEL_TENSOR.FFN_UP_EXP,)),
+    "down": (MODEL_TENSOR.FFN_DOWN_EXP, (MODEL_TENSOR.FFN_DOWN_EXP,)),
+}
+# Architectures whose transformers models have gate's and up's neurons in turns.
+_INTERLEAVED = ("gpt-oss",)
+_WITH_EXPERTS = {True: " where it has MoE experts", False: ""}
 Values = NDArray[np.float32]
 
 
@@ -76,8 +95,8 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
         By tensor name, float32 [rows].
 
     Raises:
-        UserError: A site is no plain matrix of the feed-forward part, or not of that size, or is
-            shifted and has no bias.
+        UserError: A site is neither a plain matrix of the feed-forward part nor one of MoE experts,
+            or not of that size, or is shifted and has no bias.
     """
     architectures = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     if header.architecture not in architectures:
@@ -88,34 +107,88 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
     layers = header.metadata.get(f"{header.architecture}.block_count", 0)
     assert isinstance(layers, int)
     table = get_tensor_name_map(architectures[header.architecture], layers)
-    scales, shifts = {}, {}
+    scales: dict[str, Values] = {}
+    shifts: dict[str, Values] = {}
     for site, factors in dampening.factors.items():
-        kind, name = table.get_type_and_name(site) or (None, "")
-        stored = header.tensors.get(f"{name}.weight")
-        if kind not in _PLAIN or stored is None or len(stored.shape) != 2:
-            raise UserError(
-                f"{site} cannot be found in {header.path}: transformers does not load "
-                f"{header.architecture} from GGUF files, and without it only plain matrices of the "
-                "feed-forward part are known; leave it out with --sites when the expertise is "
-                "found."
-            )
-        if stored.shape[0] != factors.size:
-            raise UserError(
-                f"{header.path} holds {stored.name} with {stored.shape[0]} rows, which does not "
-                f"fit {site} with {factors.size} neurons: it belongs to another configuration."
-            )
-        scales[stored.name] = factors
-        bias = f"{name}.bias"
-        if bias in header.tensors:
-            scales[bias] = factors
-        if site in dampening.shifted:
-            if bias not in header.tensors:
-                raise UserError(
-                    f"{site} has no bias in {header.path} to hold its shifts: export them as hooks "
-                    "with --hooks."
-                )
-            shifts[bias] = dampening.shifts[site]
+        shift = dampening.shifts[site] if site in dampening.shifted else None
+        places = _of_experts(header, site, factors) or _plain(header, table, site, factors)
+        for name, neurons in places.items():
+            scales[f"{name}.weight"] = factors[neurons]
+            bias = f"{name}.bias"
+            if bias in header.tensors:
+                scales[bias] = factors[neurons]
+            if shift is not None:
+                if bias not in header.tensors:
+                    raise UserError(
+                        f"{site} has no bias in {header.path} to hold its shifts: export them as "
+                        "hooks with --hooks."
+                    )
+                shifts[bias] = shift[neurons]
     return scales, shifts
+
+
+def _plain(
+    header: Header, table: TensorNameMap, site: str, factors: Values
+) -> dict[str, NDArray[np.int64]]:
+    """Of a plain matrix, its tensor's name (less ".weight") and all its neurons."""
+    found = table.get_type_and_name(site)
+    if found is None:  # of hybrids the tables know the names in checkpoints
+        found = table.get_type_and_name(re.sub("^model", "backbone", site))
+    kind, name = found or (None, "")
+    stored = header.tensors.get(f"{name}.weight")
+    if kind not in _PLAIN or stored is None or len(stored.shape) != 2:
+        raise UserError(
+            f"{site} cannot be found in {header.path}: transformers does not load "
+            f"{header.architecture} from GGUF files{_WITH_EXPERTS[holds_experts(header)]}, and "
+            "without it only plain matrices of the feed-forward part and MoE experts' are known; "
+            "leave it out with --sites when the expertise is found."
+        )
+    _refuse_other_size(header, stored.name, stored.shape[0], site, factors)
+    return {name: np.arange(factors.size)}
+
+
+def _of_experts(header: Header, site: str, factors: Values) -> dict[str, NDArray[np.int64]]:
+    """Of a matrix of MoE experts, the names of its tensors and the neurons that each has.
+
+    Nothing if it is no such matrix, or the file has it under no name that is known. Where a site
+    has the outputs of gate and up together, the file may have a tensor for each: an expert's gate
+    comes before its up, or (GPT-OSS) each of its neurons before that of up.
+    """
+    found = re.fullmatch(r"(?:\D*\.)?(\d+)\..*\bexperts\.(gate_up|up|down)_proj", site)
+    if found is None:
+        return {}
+    layer, matrix = int(found[1]), found[2]
+
+    def rows(kind: MODEL_TENSOR) -> tuple[str, tuple[int, ...]] | None:
+        name = TENSOR_NAMES[kind].format(bid=layer)
+        stored = header.tensors.get(f"{name}.weight")
+        return None if stored is None or len(stored.shape) != 3 else (name, stored.shape[:2])
+
+    together, apart = _EXPERTS[matrix]
+    parts = [place for kind in apart if (place := rows(kind))]
+    if whole := rows(together):
+        parts = [whole]
+        apart = (together,)
+    if len(parts) != len(apart) or len({shape for _, shape in parts}) != 1:
+        return {}
+    (experts, width), count = parts[0][1], len(parts)
+    _refuse_other_size(header, parts[0][0], experts * width * count, site, factors)
+    numbers = np.arange(factors.size)
+    if count == 1:
+        return {parts[0][0]: numbers}
+    if header.architecture in _INTERLEAVED:
+        by_part = numbers.reshape(experts, width, count).transpose(2, 0, 1)
+    else:
+        by_part = numbers.reshape(experts, count, width).transpose(1, 0, 2)
+    return {name: mine.ravel() for (name, _), mine in zip(parts, by_part, strict=True)}
+
+
+def _refuse_other_size(header: Header, name: str, rows: int, site: str, factors: Values) -> None:
+    if rows != factors.size:
+        raise UserError(
+            f"{header.path} holds {name} with {rows} rows, which does not fit {site} with "
+            f"{factors.size} neurons: it belongs to another configuration."
+        )
 
 
 def _carried(

@@ -5,7 +5,8 @@ by −d·a with
 
     a = Σ_t g_t · z_t,    g_t = ∂ log p(text) / ∂ z_t
 
-(attribution; the sum over the text's tokens). To second order the divergence from the original
+(attribution; the sum over the text's tokens; of a MoE expert's neuron, over those that were routed
+to it). To second order the divergence from the original
 model is ½·d²·F per token with F the diagonal of the Fisher information of the factor,
 
     F = E[(Σ_t g_t · z_t)²] / tokens
@@ -30,9 +31,11 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
+from sordino.expertise.pooling import FEWEST_SENTENCES
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
+from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
@@ -89,16 +92,13 @@ def attribute(
         "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
         class's tokens; "attribution_variance": nats² a token², the sampling variance of their
         difference, by the spread of a over texts; "cost": nats a token, F on the negative
-        sentences. float32 [neurons].
+        sentences. float32 [neurons]; not-a-number for neurons of MoE experts that fewer than
+        `FEWEST_SENTENCES` of either class's texts reached.
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
         restored = Progress(statistics=restored.statistics)
-    sums = restored.responses or {
-        f"{site.path}.{name}": torch.zeros(site.neurons, dtype=torch.float64)
-        for site in opened.sites
-        for name in (POSITIVE, NEGATIVE, COST, _squares(POSITIVE), _squares(NEGATIVE))
-    }
+    sums = restored.responses or _zeros(opened.sites)
     # Each batch has its own draw of tokens, whoever does it.
     seeds = range(seed, seed + len(work))
     with kind.gradients(opened):
@@ -117,13 +117,39 @@ def attribute(
         positive, negative = predicted[POSITIVE], predicted[NEGATIVE]
         # Beside their spread the means over texts are so small that they need not be taken away.
         variance = mean(_squares(POSITIVE), positive**2) + mean(_squares(NEGATIVE), negative**2)
-        found |= {
-            f"{site.path}.{POSITIVE}": mean(POSITIVE, positive).float(),
-            f"{site.path}.{NEGATIVE}": mean(NEGATIVE, negative).float(),
-            f"{site.path}.{VARIANCE}": variance.float(),
-            f"{site.path}.{COST}": mean(COST, negative).float(),
+        of_site = {
+            POSITIVE: mean(POSITIVE, positive).float(),
+            NEGATIVE: mean(NEGATIVE, negative).float(),
+            VARIANCE: variance.float(),
+            COST: mean(COST, negative).float(),
         }
+        if site.experts:
+            unknown = _not_reached(site, sums)
+            of_site = {name: of.masked_fill(unknown, torch.nan) for name, of in of_site.items()}
+        found |= {f"{site.path}.{name}": of for name, of in of_site.items()}
     return found
+
+
+def _zeros(sites: Sequence[Site]) -> dict[str, torch.Tensor]:
+    """The sums of nothing, by "site.name", float64 [neurons]; of texts reached, [experts]."""
+    names = (POSITIVE, NEGATIVE, COST, _squares(POSITIVE), _squares(NEGATIVE))
+    sizes = {f"{site.path}.{name}": site.neurons for site in sites for name in names}
+    reached = _reached(POSITIVE), _reached(NEGATIVE)
+    sizes |= {f"{site.path}.{n}": site.experts for site in sites if site.experts for n in reached}
+    return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+
+
+def _not_reached(site: Site, sums: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Whether too few texts of either class reached a neuron's expert, bool [neurons]."""
+    counts = [sums[f"{site.path}.{_reached(name)}"] for name in (POSITIVE, NEGATIVE)]
+    few = torch.minimum(*counts) < FEWEST_SENTENCES
+    if few.any():
+        show.note(
+            f"warning: {site.path}: {int(few.sum())} of {site.experts} experts were reached by "
+            f"fewer than {FEWEST_SENTENCES} of a class's texts that attribution took; their "
+            "neurons stay as they are."
+        )
+    return few.repeat_interleave(site.neurons // site.experts)
 
 
 def attributed(
@@ -250,7 +276,7 @@ class Whole:
         for vector, likelihood in likelihoods.items():
             last = vector == list(likelihoods)[-1]
             gradients = torch.autograd.grad(
-                likelihood, list(outputs.values()), retain_graph=not last
+                likelihood, [watched.outputs for watched in outputs], retain_graph=not last
             )
             yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
 
@@ -294,7 +320,10 @@ class ThereAndBack:
     def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
         """One layer there, or the head, or one layer back."""
         if stage < self._count:
-            self._layers.run(stage, batch)
+            # By the same code as on the way back, which sees what experts put out.
+            seen = {site.path: _seen for site in self._opened.sites if site.experts}
+            with experts_hooked(self._opened.model, seen):
+                self._layers.run(stage, batch)
         elif stage == self._count:
             with torch.enable_grad():
                 self._turn(batch)
@@ -331,7 +360,10 @@ class ThereAndBack:
         for vector in vectors:
             above = self.states.read(f"{vector}-{layer + 1}", batch)
             below, *gradients = torch.autograd.grad(
-                output, [hidden, *outputs.values()], above, retain_graph=vector != vectors[-1]
+                output,
+                [hidden, *(watched.outputs for watched in outputs)],
+                above,
+                retain_graph=vector != vectors[-1],
             )
             self.states.write(f"{vector}-{layer}", batch, below)
             yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
@@ -348,27 +380,58 @@ def _batches(
     return equal_length_batches(encoded, min(batch_tokens, max(1, _MAX_LOGITS // vocabulary)))
 
 
-@contextmanager
-def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[dict[str, torch.Tensor]]:
-    """The outputs of these sites inside the block, by module path."""
-    outputs: dict[str, torch.Tensor] = {}
+@dataclass(frozen=True)
+class _Watched:
+    """What a site put out, or one of its experts.
 
-    def keep(path: str) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+    Args:
+        site: The site.
+        outputs: [..., neurons]; of an expert, [tokens that came to it, neurons of one expert].
+        tokens: Of an expert, int64 [tokens that came to it], which of the batch's they are.
+        expert: Its index.
+    """
+
+    site: Site
+    outputs: torch.Tensor
+    tokens: torch.Tensor | None = None
+    expert: int = 0
+
+
+@contextmanager
+def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[list[_Watched]]:
+    """The outputs of these sites inside the block."""
+    outputs: list[_Watched] = []
+
+    def keep(site: Site) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            outputs[path] = output
+            outputs.append(_Watched(site, output))
             return output.clone()  # some layers add to it in place
 
         return hook
 
+    def keep_routed(site: Site) -> Hook:
+        def hook(routed: Routed) -> torch.Tensor:
+            outputs.append(_Watched(site, routed.outputs, routed.tokens, routed.expert))
+            return routed.outputs.clone()
+
+        return hook
+
     handles = [
-        opened.model.get_submodule(site.path).register_forward_hook(keep(site.path))
+        opened.model.get_submodule(site.path).register_forward_hook(keep(site))
         for site in sites
+        if not site.experts
     ]
+    hooks = {site.path: keep_routed(site) for site in sites if site.experts}
     try:
-        yield outputs
+        with experts_hooked(opened.model, hooks):
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _seen(_routed: Routed) -> None:
+    """A hook that has nothing to do."""
 
 
 def _vectors(statistic: str) -> tuple[str, ...]:
@@ -390,27 +453,53 @@ def _likelihoods(
 
 
 def _sums(
-    outputs: dict[str, torch.Tensor],
+    outputs: Sequence[_Watched],
     gradients: Sequence[torch.Tensor],
     batch: Batch,
     statistic: str,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Σ a over a batch's texts and Σ a², or this alone for the cost; by "site.statistic"."""
-    for (site, output), gradient in zip(outputs.items(), gradients, strict=True):
-        products = gradient.float() * output.detach().float()
-        # Some layers flatten sentences and tokens before their feed-forward part.
-        a = products.reshape(len(batch.indices), -1, products.shape[-1]).sum(dim=1)
-        squares = a.square().sum(dim=0, dtype=torch.float64)
-        if statistic == COST:
-            yield f"{site}.{COST}", squares
+    """Σ a over a batch's texts and Σ a², or this alone for the cost; by "site.statistic".
+
+    Of sites of experts also how many of the texts reached each.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def put(name: str, size: int, first: int, values: torch.Tensor) -> None:
+        whole = found.setdefault(name, values.new_zeros(size, dtype=torch.float64))
+        whole[first : first + len(values)] = values
+
+    for watched, gradient in zip(outputs, gradients, strict=True):
+        site, width = watched.site, gradient.shape[-1]
+        products = gradient.float() * watched.outputs.detach().float()
+        if watched.tokens is None:
+            # Some layers flatten sentences and tokens before their feed-forward part.
+            a = products.reshape(len(batch.indices), -1, width).sum(dim=1)
         else:
-            yield f"{site}.{statistic}", a.sum(dim=0, dtype=torch.float64)
-            yield f"{site}.{_squares(statistic)}", squares
+            each = torch.arange(len(batch.indices), device=products.device)
+            belongs = watched.tokens // batch.input_ids.shape[1] == each[:, None]
+            a = belongs.float() @ products
+            reached = belongs.any(dim=1).sum(dim=0, keepdim=True)
+            if statistic != COST:
+                name = f"{site.path}.{_reached(statistic)}"
+                put(name, site.experts, watched.expert, reached)
+        squares, first = a.square().sum(dim=0, dtype=torch.float64), watched.expert * width
+        if statistic == COST:
+            put(f"{site.path}.{COST}", site.neurons, first, squares)
+        else:
+            total = a.sum(dim=0, dtype=torch.float64)
+            put(f"{site.path}.{statistic}", site.neurons, first, total)
+            put(f"{site.path}.{_squares(statistic)}", site.neurons, first, squares)
+    yield from found.items()
 
 
 def _squares(statistic: str) -> str:
     """The name of the sum of a statistic's squares."""
     return f"{statistic}_squares"
+
+
+def _reached(statistic: str) -> str:
+    """The name of the number of texts, of those of a statistic, that reached each expert."""
+    return f"{statistic}_reached"
 
 
 def _drawn(log_p: torch.Tensor, seed: int) -> torch.Tensor:

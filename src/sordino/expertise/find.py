@@ -21,7 +21,7 @@ from sordino.expertise.auroc import STRONGEST, auroc, strongest
 from sordino.expertise.moments import moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
 from sordino.expertise.plan import Plan, make_plan, measured, size
-from sordino.expertise.pooling import NOT_REACHED, Capture, pooling_named
+from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
@@ -36,10 +36,6 @@ from sordino.version import __version__
 
 # Hidden states wait in files if they took more than one part in so many of the free memory.
 _SHARE_OF_STATES = 4
-
-# How many sentences of each class have to reach a MoE expert before its neurons have an AUROC. With
-# so many, that of a neuron that knows nothing has a standard error of 0.075.
-FEWEST_SENTENCES = 30
 
 
 @dataclass(frozen=True)
@@ -260,11 +256,6 @@ def _batches(
     batches = equal_length_batches(encoded, settings.batch_tokens)
     if attribution is None:
         return encoded, batches, []
-    if experts := [site.path for site in opened.sites if site.experts]:
-        raise UserError(
-            f"{experts[0]} is a matrix of MoE experts, which attribution does not reach: leave out "
-            "--attribution (and the rules that need it), or choose other sites with --sites."
-        )
     limits = settings.max_tokens, settings.batch_tokens
     return encoded, batches, attributed(opened, concept, attribution, *limits)
 

@@ -55,7 +55,7 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     """
     measured = measured_benefit(expertise)
     variance, cost = (
-        {site: of.astype(np.float64) for site, of in expertise[name].items()}
+        {site: _known(of) for site, of in expertise[name].items()}
         for name in ("attribution_variance", "cost")
     )
     benefit = shrunk(np.concatenate([*measured.values()]), np.concatenate([*variance.values()]))
@@ -63,9 +63,18 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
 
 
 def measured_benefit(expertise: Expertise) -> BySite:
-    """Each neuron's benefit as it was measured, sampling error and all; float64 [neurons]."""
+    """Each neuron's benefit as it was measured, sampling error and all; float64 [neurons].
+
+    It is 0 where none was measured, for want of texts that reached a MoE expert.
+    """
     positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
-    return {site: of.astype(np.float64) - negative[site] for site, of in positive.items()}
+    return {site: _known(of) - _known(negative[site]) for site, of in positive.items()}
+
+
+def _known(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The values, and 0 where there is none."""
+    wide = values.astype(np.float64)
+    return np.where(np.isnan(wide), 0.0, wide)
 
 
 def by_site(values: NDArray[np.float64], like: BySite) -> BySite:

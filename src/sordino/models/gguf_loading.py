@@ -40,15 +40,33 @@ from transformers.modeling_gguf_pytorch_utils import (
 from sordino.errors import UserError
 from sordino.models.gguf_header import Array, Header, read_header
 
+# Sizes that transformers does not read, but takes the defaults of.
+_EXPERTS_SIZES = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
 # What llama.cpp computes with and transformers computes by itself.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
+# Architectures that transformers loads without experts only (Mixtral's files are of "llama"), or
+# whose experts it looks for under names that llama.cpp does not use.
+_WITHOUT_EXPERTS = ("llama", "gpt-oss")
+
+
 def is_loadable(header: Header) -> bool:
     """Whether transformers loads models of a GGUF file's architecture."""
+    if header.architecture in _WITHOUT_EXPERTS and holds_experts(header):
+        return False
     name = header.architecture.replace("-", "_")
     names = {header.architecture, name, f"{name.removesuffix('moe')}_moe"}
     return not names.isdisjoint({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS})
+
+
+def holds_experts(header: Header) -> bool:
+    """Whether a GGUF file's metadata say that it has MoE experts."""
+    return bool(header.metadata.get(f"{header.architecture}.expert_count"))
 
 
 @contextmanager
@@ -96,9 +114,22 @@ def config_of(header: Header) -> PretrainedConfig:
     """The transformers configuration of a GGUF file, inside `reading`.
 
     Biases of the feed-forward part, which transformers does not look for, are turned on where the
-    file has them.
+    file has them, and experts have the sizes that it says.
+
+    Raises:
+        UserError: Transformers does not load the file's experts.
     """
+    if header.architecture in _WITHOUT_EXPERTS and holds_experts(header):
+        raise UserError(
+            f"{header.path} holds MoE experts, which transformers does not load from GGUF files of "
+            f"the architecture {header.architecture}: find on the folder from which it was made, "
+            "and bake that expertise into it with --allow-other-weights."
+        )
     config = AutoConfig.from_pretrained(**_place(header.path))
+    for key, setting in _EXPERTS_SIZES.items():
+        size = header.metadata.get(f"{header.architecture}.{key}")
+        if isinstance(size, int) and hasattr(config, setting):
+            setattr(config, setting, size)
     if getattr(config, "mlp_bias", None) is False:
         config.mlp_bias = "blk.0.ffn_up.bias" in header.tensors
     return config

@@ -14,7 +14,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     CompressedTensorsConfig,
     PreTrainedModel,
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from sordino.errors import UserError
 from sordino.files import read_json
 from sordino.models import gguf_loading
+from sordino.models.classes import auto_class
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
@@ -128,7 +128,8 @@ def open_model(
         with quiet_transformers(), loading_errors(ref):
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
             quantised = _quantised_options(ref.path, target)
-            model = AutoModelForCausalLM.from_pretrained(ref.path, **options, **quantised)
+            config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
+            model = auto_class(config).from_pretrained(ref.path, **options, **quantised)
     if not quantised:  # quantised layers are made where they stay
         model = model.to(target)
     elif dtype != "auto" and getattr(model, "quantization_method", None) is None:
@@ -177,7 +178,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
             own = config.dtype or config.get_text_config(decoder=True).dtype
             wanted = own or stored.dtype
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
+            model = auto_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
         streamed = StreamedWeights(ref, stored, model, device)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
@@ -203,7 +204,7 @@ def empty_model(ref: ModelRef) -> PreTrainedModel:
             return gguf_loading.module_tree(header)
     with quiet_transformers(), loading_errors(ref), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def choose_device(name: str) -> torch.device:

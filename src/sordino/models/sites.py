@@ -22,6 +22,8 @@ _MIXER = re.compile(
 )
 # A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
 _ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$|Gating$")
+# Layers that text without pictures passes by (Mllama's), so that their outputs are never seen.
+_ONLY_WITH_PICTURES = re.compile(r"CrossAttentionDecoderLayer$")
 # Layers whose weights are used without their being called, so that they have no outputs.
 _NEVER_CALLED = re.compile(r"^dt_proj$")
 
@@ -89,7 +91,8 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
     part: neither to attention, nor to what mixes tokens in its place (Mamba, say). "attention" adds
     those of attention, "all" all others. Any other pattern is a regular expression: the linear
     layers in the decoder's layers whose module path it matches anywhere (`re.search`). A router is
-    never a site. The matrices of MoE experts count as linear layers.
+    never a site, and no layer has any that text without pictures does not pass. The matrices of MoE
+    experts count as linear layers.
 
     Raises:
         UserError: The pattern is no regular expression or matches nothing; or, without a regular
@@ -100,6 +103,7 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
     sites = [
         _site(f"{stack}.{index}.{kind}", index, kind, module)
         for index, layer in enumerate(layers)
+        if not _ONLY_WITH_PICTURES.search(type(layer).__name__)
         for kind, module in _linears(layer)
         if _is_chosen(pattern, stack, index, layer, kind)
     ]
@@ -207,6 +211,8 @@ def _is_within(layer: nn.Module, path: str, *patterns: re.Pattern[str]) -> bool:
 
 def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> None:
     for index, layer in enumerate(layers):
+        if _ONLY_WITH_PICTURES.search(type(layer).__name__):
+            continue
         for name, parameter in layer.named_parameters():
             owner, _, leaf = name.rpartition(".")
             path = f"{stack}.{index}.{owner}".rstrip(".")

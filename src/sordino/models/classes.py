@@ -1,0 +1,17 @@
+"""Which of transformers' classes a configuration is opened as."""
+
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
+
+
+def auto_class(config: PretrainedConfig) -> AutoClass:
+    """The auto class for models of this configuration.
+
+    Models that take pictures beside text are opened whole: of some the class for causal language
+    models is the text part alone, of most there is none.
+    """
+    has_text_part = config.get_text_config(decoder=True) is not config
+    if has_text_part and type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
