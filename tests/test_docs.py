@@ -35,6 +35,8 @@ NOT_RUN = {
     r"sordino reproduce (?!--list)": "asks a hub: tests/test_reproduction.py carries a recipe out",
     r"sordino study ": "takes minutes even if tiny: tests/test_studies.py carries them out",
     r"sordino tune ": "takes minutes even if tiny: tests/test_tuning.py carries it out",
+    r"sordino chat ": "stays until it is stopped: tests/test_chat.py",
+    r"sordino push ": "asks a hub: tests/test_sharing.py has a stand-in",
     r"sordino --install-completion": "writes into the home folder: tests/test_completion.py",
 }
 # What the slow run alone runs: the default one has a `run` of a folder and one of a GGUF file.

@@ -63,4 +63,4 @@ def _studies(folder: Path) -> Iterator[tuple[str, Article]]:
             except ValidationError:  # another file of that name
                 continue
         if records:
-            yield page.stem, study_article(records, ())
+            yield page.stem, study_article(records)
