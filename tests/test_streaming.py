@@ -265,14 +265,14 @@ def test_a_model_streams_by_itself_where_it_does_not_fit(tmp_path, monkeypatch, 
     folder = tiny_folder("llama", tmp_path)
     assert open_model(folder, stream=None).streamed is None
     monkeypatch.setattr("sordino.models.open.available", lambda _: (1 << 30) + 100_000)
-    assert not fits(open_model(folder).ref, torch.device("cpu"))
+    assert not fits(open_model(folder).ref, [torch.device("cpu")])
     assert open_model(folder, stream=None).streamed
     assert "does not fit into memory" in capsys.readouterr().err
     assert open_model(folder).streamed is None
     # Half of the bytes fit.
-    assert not fits(open_model(folder).ref, torch.device("cpu"), "float32")
+    assert not fits(open_model(folder).ref, [torch.device("cpu")], "float32")
     monkeypatch.setattr("sordino.models.open.available", lambda _: (1 << 30) + 150_000)
-    assert fits(open_model(folder).ref, torch.device("cpu"), "bfloat16")
+    assert fits(open_model(folder).ref, [torch.device("cpu")], "bfloat16")
     gguf = tiny_gguf(tmp_path / "x.gguf")
     assert open_model(gguf, stream=None).streamed is None
 
