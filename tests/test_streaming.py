@@ -469,7 +469,7 @@ def made(folder: Path, per_shard: int, **sizes: int) -> int:
             tensors[name] = tiled.clone().view(empty.shape)
         save_file(tensors, folder / file, {"format": "pt"})
         tensors.update(dict.fromkeys(tensors))
-    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
