@@ -107,7 +107,9 @@ def measure(options: Options, device: str) -> Result:
                 theirs: partial(by_transformers, opened, prompts, {1}, 8),
             }
         )
-        rates = {way: given[way].tokens / statistics.median(seconds[way]) for way in (sordino, theirs)}
+        rates = {
+            way: given[way].tokens / statistics.median(seconds[way]) for way in (sordino, theirs)
+        }
         figures += [
             Figure(f"{name}: sordino generation", rates[sordino], "tokens/s"),
             Figure(f"{name}: generation, sordino / generate", rates[sordino] / rates[theirs]),

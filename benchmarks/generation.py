@@ -187,7 +187,9 @@ def run(options: Options) -> Result:
     }
     figures = []
     for dtype in DTYPES:
-        sordino, single, *others = (way for way in ways if way.endswith((dtype, f"{dtype} (floor)")))
+        sordino, single, *others = (
+            way for way in ways if way.endswith((dtype, f"{dtype} (floor)"))
+        )
         figures.append(
             Figure(
                 f"{dtype}: sordino / generate(num_return_sequences=25), tokens a second",

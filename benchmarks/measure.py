@@ -227,7 +227,8 @@ def table(record: Mapping[str, Any]) -> str:
     kind = "AMX" if about["amx"] else "AVX-512 BF16" if about.get("avx512_bf16") else ""
     with_16_bits = f" with {kind}" if kind and not about["gpu"] else ""
     lines.append(
-        f"({settings}; {device}{with_16_bits}, {about['threads']} threads, load {about['load_before']} "
+        f"({settings}; {device}{with_16_bits}, "
+        f"{about['threads']} threads, load {about['load_before']} "
         f"before; torch {about['torch']}, {about['date']}"
         f"{'; QUICK: the figures mean nothing' if record['quick'] else ''})"
     )

@@ -1,9 +1,9 @@
 """Models whose layers are on several devices, as transformers and accelerate spread them.
 
 There is one processor here and no GPU. Two stand-ins say what can be said: layers that lie on the
-disk until they are called (accelerate's hooks are on every module then, and results have to be those
-of the plain model, bit by bit), and layers on torch's "meta" device, which computes shapes alone but
-refuses whatever mixes it with another device.
+disk until they are called (accelerate's hooks are on every module then, and results have to be
+those of the plain model, bit by bit), and layers on torch's "meta" device, which computes shapes
+alone but refuses whatever mixes it with another device.
 """
 
 import pytest

@@ -380,9 +380,7 @@ def _label(way: Pass) -> str:
     return "find, layer by layer" if isinstance(way, LayerByLayer) else "find"
 
 
-def _buffers(
-    sites: Sequence[Site], sentences: int, opened: OpenModel
-) -> dict[Site, torch.Tensor]:
+def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[Site, torch.Tensor]:
     """Responses are kept in float32 whatever the model's dtype: coarser ones make false ties."""
     return {
         site: torch.empty(

@@ -102,7 +102,7 @@ class Unread:
         data = torch.empty(self.form.nbytes, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
-            rest = memoryview(data.numpy())
+            rest = data.numpy().data
             while rest:
                 count = file.readinto(rest)
                 if not count:

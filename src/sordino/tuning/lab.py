@@ -168,14 +168,24 @@ class Lab:
         return found
 
     def sized(
-        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float | None = None
+        self,
+        name: str,
+        family: Callable[[float], Dampening],
+        budget: float,
+        *,
+        start: float | None = None,
     ) -> Trial | None:
         """The trial of that name, as large as the divergence allows; None if it cannot fill it."""
         trial, reached = self._turned(name, family, budget, start)
         return trial if reached else None
 
     def largest(
-        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float | None = None
+        self,
+        name: str,
+        family: Callable[[float], Dampening],
+        budget: float,
+        *,
+        start: float | None = None,
     ) -> Trial:
         """The trial of that name, as large as the divergence allows or as it can be."""
         return self._turned(name, family, budget, start)[0]
