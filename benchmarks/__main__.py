@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+import time
 
 ALL = ("auroc", "find", "rounding", "memory", "bake", "generation", "growth", "device")
 
@@ -14,7 +15,9 @@ def main() -> None:
     given, rest = parser.parse_known_args()
     for name in given.only:
         print(f"\n## {name}\n", flush=True)
+        started = time.monotonic()
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *rest], check=True)
+        print(f"\n{name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
     if "--quick" not in rest and "--output" not in rest:
         subprocess.run([sys.executable, "-m", "benchmarks.tables"], check=True)
 

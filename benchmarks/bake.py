@@ -20,6 +20,7 @@ from sordino.edits import bake
 from sordino.edits.shard import Change, change_
 from sordino.interventions import Dampening
 
+_WITHIN_S = 300
 _PIECE = 2**19  # weights changed at a time: as many as `bake` takes
 
 
@@ -103,7 +104,7 @@ def run(options: Options) -> Result:
             lambda: by_transformers(source, dampening, target, shard)
         ),
     }
-    seconds, _ = in_turns(ways, options.rounds(7), between=clean)
+    seconds, _ = in_turns(ways, options.rounds(5), between=clean, within_s=_WITHIN_S)
     clean()
     floor, ours, ordinary = ways
     _same_weights(source, dampening, options.work, shard)

@@ -103,11 +103,13 @@ def measure(options: Options, device: str) -> Result:
         given = timed(
             {
                 floor: partial(products_alone, opened, batches),
-                sordino: partial(ours, opened, batches, {1}),
+                sordino: partial(ours, opened, batches),
                 theirs: partial(by_transformers, opened, prompts, {1}, 8),
             }
         )
-        rates = {way: given[way] / statistics.median(seconds[way]) for way in (sordino, theirs)}
+        rates = {
+            way: given[way].tokens / statistics.median(seconds[way]) for way in (sordino, theirs)
+        }
         figures += [
             Figure(f"{name}: sordino generation", rates[sordino], "tokens/s"),
             Figure(f"{name}: generation, sordino / generate", rates[sordino] / rates[theirs]),

@@ -1,7 +1,13 @@
 """How AUROC, `find` and generation grow with sentences, neurons, layers and threads."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +20,14 @@ from benchmarks.measure import Options, Result, command, in_turns
 from benchmarks.models import random_concept, random_model, sentences
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.ranks import sharing
 from sordino.models.generation import encode_prompts, plan
+from sordino.progress import hushed
 
 _VOCABULARY = 2000
+_USUAL = 125  # sentences
+_SWEEPS = 3  # that processes time together
+_WITHIN_S = 300
 
 
 def shape(options: Options, *, layers: int = 8, neurons: int = 1536) -> LlamaConfig:
@@ -78,14 +89,14 @@ def of_find(options: Options, threads: list[int]) -> dict[str, Callable[[], Any]
         ):
             ways[f"{name}, {what}"] = on_threads(number or torch.get_num_threads(), work)
 
-    for count in (250, 500, 1000, 2000):
+    for count in (_USUAL, 250, 500, 1000):
         add(f"{count:,} sentences", shape(options), count)
     for layers in (2, 4, 16):
-        add(f"{layers} layers", shape(options, layers=layers), 250)
+        add(f"{layers} layers", shape(options, layers=layers), _USUAL)
     for neurons in (512, 3072, 6144):
-        add(f"{neurons:,} neurons a projection", shape(options, neurons=neurons), 250)
+        add(f"{neurons:,} neurons a projection", shape(options, neurons=neurons), _USUAL)
     for number in threads:
-        add(f"250 sentences, threads: {number}", shape(options), 250, number)
+        add(f"{_USUAL} sentences, threads: {number}", shape(options), _USUAL, number)
     return ways
 
 
@@ -99,10 +110,51 @@ def of_generation(options: Options) -> dict[str, Callable[[], Any]]:
             ours,
             opened,
             plan(opened, prompts, continuations=count, new_tokens=20, batch_tokens=8192),
-            {1},
         )
-        for count in (1, 5, 25, 100)
+        for count in (1, 5, 25, 50)
     }
+
+
+def together(quick: bool) -> None:
+    """Find among the processes that torchrun started, some times, and print the seconds."""
+    torch.set_num_threads(1)
+    options = Options(quick, None, Path(), Path())
+    opened = random_model("growth", shape(options))
+    concept = random_concept(40 if quick else _USUAL, _VOCABULARY)
+    seconds = []
+    with sharing("cpu") as (ranks, _), hushed():
+        for _ in range(1 + _SWEEPS):
+            ranks.wait()
+            started = time.perf_counter()
+            find_experts(opened, concept)
+            ranks.wait()
+            seconds.append(time.perf_counter() - started)
+    if ranks.first:
+        print(json.dumps(seconds[1:]))
+
+
+def of_processes(options: Options, most: int) -> dict[str, list[float]]:
+    """The seconds of `find` shared by processes of one thread each, by their number."""
+    code = f"from benchmarks.growth import together; together({options.quick})"
+    script = options.work / "together.py"
+    script.write_text(code, encoding="utf-8")
+    found = {}
+    for number in sorted({1, most}):
+        # The script's folder is where torchrun's processes look for modules, and not this one.
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(f"--nproc-per-node={number}", str(script)),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        name = f"find, {_USUAL} sentences, processes of one thread: {number}"
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    script.unlink()
+    return found
 
 
 def run(options: Options) -> Result:
@@ -110,10 +162,11 @@ def run(options: Options) -> Result:
     most = torch.get_num_threads()
     threads = sorted({1, most})
     ways = of_auroc(options, threads) | of_find(options, threads) | of_generation(options)
-    seconds, _ = in_turns(ways, options.rounds(3), warm=False)
+    seconds, _ = in_turns(ways, options.rounds(3), warm=False, within_s=_WITHIN_S)
+    seconds |= of_processes(options, most)
     about = {
         "model": "random, 8 layers of SmolLM2's shape where nothing else is said",
-        "sentences": "250 where nothing else is said",
+        "sentences": f"{_USUAL} where nothing else is said",
         "dtype": "float32",
         "seed": 0,
     }

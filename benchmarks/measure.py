@@ -1,6 +1,7 @@
 """Several ways of doing one thing, timed in turns, and a record of what was seen."""
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -93,6 +94,7 @@ def in_turns(
     *,
     warm: bool = True,
     between: Callable[[], None] = lambda: None,
+    within_s: float = math.inf,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time the ways in turns, each round beginning with another one.
 
@@ -103,6 +105,8 @@ def in_turns(
         rounds: How often.
         warm: Whether each is called once before, untimed.
         between: Called before each call, untimed.
+        within_s: A round that would probably end later than so many seconds from the start is
+            left out, and so are those after it; the first never is.
 
     Returns:
         The seconds of every call, and what the last call gave, by name.
@@ -110,7 +114,12 @@ def in_turns(
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     given: dict[str, Any] = {}
+    last = 0.0
+    begun = time.perf_counter()
     for turn in range(-warm, rounds):
+        now = time.perf_counter()
+        if turn > 0 and now - begun + last > within_s:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             given.pop(name, None)
@@ -120,6 +129,7 @@ def in_turns(
             taken = time.perf_counter() - started
             if turn >= 0:
                 seconds[name].append(taken)
+        last = time.perf_counter() - now
     return seconds, given
 
 
@@ -162,7 +172,8 @@ def machine(load_before: float) -> dict[str, Any]:
     return {
         "processor": _cpuinfo("model name") or platform.processor(),
         "cores": os.cpu_count(),
-        "amx": "amx_bf16" in _cpuinfo("flags").split(),
+        "amx": has("amx_bf16"),
+        "avx512_bf16": has("avx512_bf16"),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": gpu,
         "threads": torch.get_num_threads(),
@@ -174,6 +185,11 @@ def machine(load_before: float) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def has(flag: str) -> bool:
+    """Whether the processor says that it has this."""
+    return flag in _cpuinfo("flags").split()
 
 
 def _cpuinfo(key: str) -> str:
@@ -207,9 +223,12 @@ def table(record: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
     about = record["machine"]
     device = about["gpu"] or f"{about['processor']}, {about['cores']} cores"
-    amx = " with AMX" if about["amx"] and not about["gpu"] else ""
+    # Records from before say nothing of the second.
+    kind = "AMX" if about["amx"] else "AVX-512 BF16" if about.get("avx512_bf16") else ""
+    with_16_bits = f" with {kind}" if kind and not about["gpu"] else ""
     lines.append(
-        f"({settings}; {device}{amx}, {about['threads']} threads, load {about['load_before']} "
+        f"({settings}; {device}{with_16_bits}, "
+        f"{about['threads']} threads, load {about['load_before']} "
         f"before; torch {about['torch']}, {about['date']}"
         f"{'; QUICK: the figures mean nothing' if record['quick'] else ''})"
     )

@@ -7,10 +7,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+import transformers as tf
 
-from benchmarks import tables
+from benchmarks import costs, tables
 from benchmarks.__main__ import ALL
 from benchmarks.measure import Figure, Options, in_turns, table
+from sordino.models.sites import find_sites
 from sordino.progress import hushed
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +81,56 @@ def test_records_fill_their_places_and_no_other(tmp_path):
     assert tables.filled(new, tmp_path) == new
 
 
+def test_the_page_says_what_things_cost():
+    page = costs.PAGE.read_text(encoding="utf-8")
+    assert costs.filled(page) == page, "run python -m benchmarks.costs"
+    assert costs.text() in page
+
+
+@pytest.mark.parametrize("shape", costs.SHAPES)
+def test_shapes_have_the_weights_of_the_models(shape):
+    """As transformers builds them, without values."""
+    common = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    }
+    if shape.experts:
+        config = tf.Llama4TextConfig(
+            **common,
+            intermediate_size=shape.expert_inner,
+            intermediate_size_mlp=shape.inner,
+            num_local_experts=shape.experts,
+            interleave_moe_layer_step=2,
+        )
+    else:
+        config = tf.LlamaConfig(**common, intermediate_size=shape.inner)
+    with torch.device("meta"):
+        model = tf.AutoModelForCausalLM.from_config(config)
+    # Norms and routers are left out on paper.
+    assert shape.weights == pytest.approx(sum(p.numel() for p in model.parameters()), rel=1e-3)
+    sites = find_sites(model)
+    assert shape.neurons == sum(site.neurons for site in sites)
+    by_layer = [sum(s.neurons for s in sites if s.layer == i) for i in range(shape.layers)]
+    assert shape.widest == max(by_layer)
+
+
+def test_more_gpus_are_never_slower():
+    for shape in costs.SHAPES:
+        for sentences in costs.SENTENCES:
+            for parts_of in (costs.find_s, costs.attribution_s):
+                times = [costs.longest(parts_of(shape, gpus, sentences)) for gpus in (8, 64)]
+                assert times[1] <= times[0]
+    dense = costs.SHAPES[0]
+    parts = costs.find_s(dense, 1, 10_000)
+    # By hand: two operations for each of 68.5 billion weights and 570,000 tokens.
+    assert parts["compute"] == pytest.approx(1.1 * 2 * 68.5e9 * 570_000 / 494.5e12, rel=0.01)
+
+
 def test_ways_take_turns():
     called = []
     ways = {name: lambda name=name: called.append(name) or name for name in "abc"}
@@ -85,6 +138,8 @@ def test_ways_take_turns():
     assert "".join(called) == "-c-a-b" + "-a-b-c" + "-b-c-a"
     assert given == {"a": "a", "b": "b", "c": "c"}
     assert [len(times) for times in seconds.values()] == [2, 2, 2]
+    seconds, _ = in_turns(ways, 5, within_s=0)
+    assert [len(times) for times in seconds.values()] == [1, 1, 1]
 
 
 def test_bars():

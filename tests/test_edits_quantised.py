@@ -16,12 +16,13 @@ from families import random_factors
 from sordino.edits import RowVerification, Verification, bake, verification, verify
 from sordino.edits.quantised import edit_quantised, quantised_folder
 from sordino.edits.quantised.fp8 import power_at_least
-from sordino.edits.shard import Change, copy_rewritten, read_header
+from sordino.edits.shard import Change, copy_rewritten
 from sordino.errors import UserError
 from sordino.expertise.find import find_experts
 from sordino.interventions import Dampening, dampen
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import resolve
+from sordino.models.safetensors_header import read_header
 from sordino.models.sites import find_sites
 
 # The largest relative error of one rounding, and the spacing below the smallest normal number.

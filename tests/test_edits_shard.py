@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 
 from sordino.edits import shard
-from sordino.edits.shard import Change, change_, copy, copy_changed, read_header
+from sordino.edits.shard import Change, change_, copy, copy_changed
 from sordino.errors import UserError
+from sordino.models.safetensors_header import read_header
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 

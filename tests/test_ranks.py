@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,6 +115,71 @@ def test_three_processes_measure_what_one_measures(here):
     for kind in ("json", "samples.jsonl"):
         assert (here / f"one.{kind}").read_bytes() == (here / f"three.{kind}").read_bytes()
     assert not list(here.glob(".*journal*"))
+
+
+def test_accelerate_starts_them_as_well(here):
+    """Its launcher for several GPUs is torchrun; where there are none, ranks use the processor."""
+    whole = start(here, 1, *FIND, "-o", "whole.safetensors")
+    assert whole.wait(timeout=300) == 0
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "sordino"),
+            *(*FIND, "-o", "shared.safetensors"),
+        ],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written:") == 1
+    assert (here / "shared.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
+
+
+def test_when_one_dies_the_others_end_with_a_sentence_and_the_run_goes_on(here):
+    (here / "slow.py").write_text(SLOW)
+    whole = start(here, 1, *FIND, "-o", "whole.safetensors")
+    assert whole.wait(timeout=300) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Without torchrun, which would stop the other at once: as if they were on two machines.
+    both = [
+        subprocess.Popen(
+            [sys.executable, "slow.py", *FIND, "-o", "shared.safetensors"],
+            cwd=here,
+            env={
+                **os.environ,
+                **{"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    kept = here / ".shared.safetensors.work"
+    deadline = time.monotonic() + 200
+    while not all((kept / f"rank-{r}-of-2/snapshot.safetensors").exists() for r in (0, 1)):
+        assert [one.poll() for one in both] == [None, None]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    both[1].kill()
+    _, error = both[0].communicate(timeout=200)
+    both[1].communicate()
+    assert both[0].returncode == 2
+    assert "Another process of this run ended: its own message says why." in error
+    assert "Traceback" not in error
+    assert not (here / "shared.safetensors").exists()
+    again = start(here, 2, *FIND, "-o", "shared.safetensors")
+    _, error = again.communicate(timeout=300)
+    assert again.returncode == 0, error
+    assert (here / "shared.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
 
 
 SLOW = """

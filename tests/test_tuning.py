@@ -14,6 +14,7 @@ from sordino.evaluation import Divergence, Toxicity, evaluate, scorers
 from sordino.evaluation.texts import Text
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, family
+from sordino.interventions.registry import Family
 from sordino.models.open import open_model
 from sordino.tuning import Yardstick, calibrate
 from sordino.tuning.budget import Budget
@@ -62,6 +63,19 @@ def test_what_has_a_largest_size_is_given_at_it(scale, power):
     assert not found.reached
     assert found.divergence == pytest.approx(scale * 2.0**power)
     assert found.dial >= 2.0
+
+
+def test_a_rule_that_foretells_its_divergence_is_tried_near_it_first():
+    tried = []
+
+    def made(dial):
+        tried.append(dial)
+        return strength(dial)
+
+    for foretells, first in ((True, 0.025), (False, 1.0)):
+        calibrate(Law(1.5, 1, np.inf), Family(made, foretells), 0.05)
+        assert tried[0] == first
+        tried.clear()
 
 
 @pytest.mark.parametrize("budget", [0, -1, np.inf, np.nan])

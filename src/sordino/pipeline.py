@@ -45,7 +45,7 @@ from sordino.interventions import (
     read_settings,
     sites_for,
 )
-from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
+from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import find_sites
 from sordino.report.card import model_card
@@ -409,8 +409,8 @@ class _Steps:
         """Whether the model cannot be opened as a whole, which generating text takes."""
         if not streamable(self._ref) or (self._opened and not self._opened.streamed):
             return False
-        device = choose_device(self._settings.device)
-        return not fits(self._ref, device, self._settings.dtype)
+        devices = choose_devices(self._settings.device)
+        return not fits(self._ref, devices, self._settings.dtype)
 
     @contextmanager
     def _lent_original(self) -> Iterator[OpenModel]:

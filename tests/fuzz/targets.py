@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sordino.edits.shard import DTYPES
-from sordino.edits.shard import read_header as read_safetensors
 from sordino.errors import UserError
 from sordino.models.gguf_header import Array, parse_header
 from sordino.models.reference import ModelRef
+from sordino.models.safetensors_header import read_header as read_safetensors
 
 _SHM = Path("/dev/shm")
 _FOLDER = (_SHM if _SHM.is_dir() else Path("/tmp")) / f"sordino-fuzz-{os.getpid()}"

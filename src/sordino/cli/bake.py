@@ -1,6 +1,6 @@
 """`sordino bake`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -124,6 +124,7 @@ def sized(
     from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 
     settings = rule.settings()
+    sizes: Callable[[float], Dampening]
     if len(files) == 1 and not Dampening.is_in(files[0]):
         sizes = family(Expertise.load(files[0]), rule.intervention, **settings)
     else:

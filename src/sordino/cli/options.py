@@ -27,7 +27,8 @@ class ModelOptions:
     """How the model is opened."""
 
     device: str = "auto"
-    """Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …"""
+    """Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …; or all (every GPU of
+    the machine, some of the layers on each)."""
     dtype: str = "auto"
     """auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or float16."""
     revision: str | None = None

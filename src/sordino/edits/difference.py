@@ -23,10 +23,11 @@ from safetensors import safe_open
 
 from sordino import hub
 from sordino.edits.safetensors_folder import model_files
-from sordino.edits.shard import DTYPES, Stored, read_header
+from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
 from sordino.files import read_json
 from sordino.models.reference import ModelRef, resolve
+from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import track
 
 Array = NDArray[np.float64]

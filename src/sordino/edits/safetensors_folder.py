@@ -30,17 +30,16 @@ from sordino.edits.shard import (
     DTYPES,
     Change,
     New,
-    Stored,
     copy,
     copy_changed,
     copy_rewritten,
-    read_header,
     refuse_unchangeable,
 )
 from sordino.files import read_json
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
+from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import track
 
 # The same weights in a format that is not edited: they would be served undampened.

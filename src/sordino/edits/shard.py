@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sordino.errors import UserError
+from sordino.models.safetensors_header import LENGTH_BYTES, Stored, read_header
 
 DTYPES = {
     "F64": torch.float64,
@@ -36,25 +36,7 @@ _CHUNK = 2**20
 _STRETCH = 32 * 2**20
 # How a system says that it cannot copy between two files by itself.
 _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
-_LENGTH_BYTES = 8  # the header's length, in front of it
 _ITEM_BYTES = {"U8": 1, **{name: dtype.itemsize for name, dtype in SCALED_DTYPES.items()}}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as a safetensors file holds it.
-
-    Args:
-        dtype: The format's name, such as "BF16".
-        shape: Its dimensions.
-        start: Its first byte in the file.
-        end: The byte after its last.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -106,35 +88,6 @@ class New:
     def nbytes(self) -> int:
         """The size of its data."""
         return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
-
-
-def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy", backend="pread"):
-            pass  # the library refuses lengths, shapes and offsets that do not fit the file
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}): get it again."
-        ) from None
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        header = json.loads(file.read(length))
-    data = _LENGTH_BYTES + length
-    return {
-        name: Stored(
-            entry["dtype"],
-            tuple(entry["shape"]),
-            data + entry["data_offsets"][0],
-            data + entry["data_offsets"][1],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
 
 
 def refuse_unchangeable(
@@ -252,7 +205,7 @@ def copy(source: Path, target: Path, advance: Callable[[int], None]) -> None:
 
 def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[str]) -> bytes:
     """Read the header and give it without some entries, and with those of tensors to follow."""
-    length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
+    length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
     header = json.loads(reader.read(length))
     header = {name: entry for name, entry in header.items() if name not in gone}
     ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
@@ -270,8 +223,8 @@ def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[
 
 def _encoded(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)  # the data that follow stay aligned
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    text += b" " * (-len(text) % LENGTH_BYTES)  # the data that follow stay aligned
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def copy_rewritten(
@@ -306,7 +259,7 @@ def copy_rewritten(
     kept |= {name: new for name, new in changes.items() if isinstance(new, New)}
     order = sorted(kept, key=lambda name: -_item_bytes(kept[name]))
     with source.open("rb") as reader, target.open("xb") as writer:
-        length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
+        length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
         header = json.loads(reader.read(length))
         advance(reader.tell())
         writer.write(_header(header.get("__metadata__"), kept, order))

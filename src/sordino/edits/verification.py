@@ -15,7 +15,7 @@ from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
 from sordino.interventions import Dampening
-from sordino.models.open import DTYPES, OpenModel, empty_model, open_model
+from sordino.models.open import ALL_GPUS, DTYPES, OpenModel, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
 
 _TEXTS = (
@@ -121,7 +121,7 @@ def verify(
         written = _logits(adapted, tokens)
         adapted.unload()
     else:
-        at = str(opened.device)
+        at = str(opened.device) if len(opened.devices) == 1 else ALL_GPUS
         # FP8 is no choice
         precision = opened.dtype_name if opened.dtype_name in DTYPES else "auto"
         del opened

@@ -28,7 +28,7 @@ from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
 from sordino.files import fingerprint, only_one, refuse_existing, stage_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, choose_device, fits, open_model, streamable
+from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
@@ -149,7 +149,7 @@ def plan_find(
     ref = resolve(model, revision)
     chosen = settings or SweepSettings()
     if stream is None:
-        stream = streamable(ref) and not fits(ref, choose_device(device), dtype)
+        stream = streamable(ref) and not fits(ref, choose_devices(device), dtype)
     opened = open_model(
         ref, device=device, dtype=dtype, sites=sites, stream=stream or streamable(ref)
     )
@@ -312,7 +312,7 @@ def _measure(
     total = len(way.stages) * per_stage
     with show.track(_label(way), total, "tokens·layers", before) as advance:
         for stage in range(restored.stage, len(way.stages)):
-            buffers = _buffers(way.stages[stage], int(starts[-1]), opened.device)
+            buffers = _buffers(way.stages[stage], int(starts[-1]), opened)
             first = 0
             if stage == restored.stage and restored.responses:
                 first = restored.batch
@@ -371,12 +371,12 @@ def _label(way: Pass) -> str:
     return "find, layer by layer" if isinstance(way, LayerByLayer) else "find"
 
 
-def _buffers(
-    sites: Sequence[Site], sentences: int, device: torch.device
-) -> dict[Site, torch.Tensor]:
+def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[Site, torch.Tensor]:
     """Responses are kept in float32 whatever the model's dtype: coarser ones make false ties."""
     return {
-        site: torch.empty(sentences, site.neurons, dtype=torch.float32, device=device)
+        site: torch.empty(
+            sentences, site.neurons, dtype=torch.float32, device=opened.device_of(site.path)
+        )
         for site in sites
     }
 

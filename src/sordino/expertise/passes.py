@@ -268,10 +268,14 @@ def _dry_run(
 def _replaced_forwards(
     modules: Sequence[nn.Module] | nn.ModuleList, stand_in: Callable[[int], Callable[..., Any]]
 ) -> Iterator[None]:
+    # Where a model is spread over devices, modules have forwards of their own already.
+    before = [module.__dict__.get("forward") for module in modules]
     try:
         for index, module in enumerate(modules):
             module.forward = stand_in(index)
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward

@@ -37,9 +37,9 @@ class Plan:
         attributed_tokens: How many of the tokens attribution takes; 0 without it.
         weights: Bytes of all weights, in the dtype they are used in.
         to_read: Bytes that are read from the model's files.
-        peak: Bytes of memory that are taken at most, on the device where the model runs; on the
+        peak: Bytes of memory that are taken at most, on the devices where the model runs; on the
             processor with everything that the process has taken already.
-        available: Bytes of memory there are on that device, on the processor with those too.
+        available: Bytes of memory there are on those devices, on the processor with those too.
         on_disk: Bytes of hidden states that wait in files at most; 0 if they stay in memory.
         seconds: How long it will take, or None where that was not measured.
     """
@@ -124,7 +124,7 @@ def make_plan(
         weights=weights,
         to_read=_to_read(opened, streamed, bool(own)),
         peak=int(taken + _LIBRARIES + _LOST * (resident + max(working, loading))),
-        available=available(opened.device) + now,
+        available=sum(map(available, opened.devices)) + now,
         on_disk=waiting if in_files else 0,
     )
 

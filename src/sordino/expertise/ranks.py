@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from sordino import progress
 from sordino.errors import UserError
-from sordino.models.open import choose_device
+from sordino.models.open import ALL_GPUS, choose_device
 
 T = TypeVar("T")
 
@@ -198,6 +198,11 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(), device
         return
+    if device == ALL_GPUS:
+        raise UserError(
+            f"--device {ALL_GPUS} spreads one process's model, and this run has "
+            f"{os.environ['WORLD_SIZE']}, each with a GPU: leave it out, or start one process."
+        )
     on_gpus = choose_device(device).type == "cuda"
     if on_gpus:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -104,9 +105,29 @@ def sites_for(rules: Iterable[str], given: str | None) -> str | None:
     return ATTENTION if given is None and any(map(is_for_attention, rules)) else given
 
 
-def family(
-    expertise: Expertise, rule: str = "aura", **settings: Any
-) -> Callable[[float], Dampening]:
+@dataclass(frozen=True)
+class Family:
+    """The dampenings that a rule gives for an expertise: a function of its dial.
+
+    Args:
+        make: The dampening at a dial, from none at 0 upwards.
+        foretells: Whether the dial is itself a divergence, by the rule's own reckoning.
+    """
+
+    make: Callable[[float], Dampening]
+    foretells: bool = False
+
+    def __call__(self, dial: float) -> Dampening:
+        """The dampening at this dial."""
+        return self.make(dial)
+
+    def first(self, divergence: float) -> float:
+        """The dial at which to look first for this divergence, nats a token."""
+        # What is measured is mostly more than what a second order foretells, up to twice as much.
+        return divergence / 2 if self.foretells else 1.0
+
+
+def family(expertise: Expertise, rule: str = "aura", **settings: Any) -> Family:
     """The dampenings that a rule gives for an expertise, by how much they change.
 
     Args:
@@ -124,7 +145,7 @@ def family(
     values = read_settings(rule, settings, sized=True)
     dial = _DIALS[rule]
     if not dial:
-        return lambda turned: dampen(expertise, rule, strength=turned, **values)
+        return Family(lambda turned: dampen(expertise, rule, strength=turned, **values))
     counts = _parameters(rule)[dial].annotation is int
 
     def turned(at: float) -> Dampening:
@@ -132,7 +153,7 @@ def family(
         value = min(round(at), expertise.neurons) if counts else at
         return dampen(expertise, rule, **values, **{dial: value})
 
-    return turned
+    return Family(turned, foretells=dial == "budget")
 
 
 def dampen(

@@ -56,7 +56,7 @@ class _Room:
 
     def reorder_cache(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order."""
-        self._all = [states.index_select(0, rows) for states in self._all]
+        self._all = [states.index_select(0, rows.to(states.device)) for states in self._all]
         self._show(self.keys.shape[-2])
 
     def _show(self, tokens: int) -> None:

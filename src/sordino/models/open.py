@@ -1,7 +1,7 @@
 """Open a model for analysis: weights, tokenizer and sites together."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,9 @@ from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site, find_sites
 from sordino.models.streaming import StoredTensors, StreamedWeights
 from sordino.progress import note
+
+ALL_GPUS = "all"
+"""The device that is all GPUs of the machine, each with some of the layers."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,8 +75,33 @@ class OpenModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are, or are brought."""
+        """Where the model's weights are, or are brought; of several devices that of the input."""
         return self.streamed.device if self.streamed else self.model.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that have some of the weights."""
+        return tuple(dict.fromkeys([self.device, *self._places.values()]))
+
+    def device_of(self, path: str) -> torch.device:
+        """Where the module or the parameter of that path computes."""
+        names = path.split(".")
+        for length in range(len(names), 0, -1):
+            if place := self._places.get(".".join(names[:length])):
+                return place
+        return self.device
+
+    @cached_property
+    def _places(self) -> dict[str, torch.device]:
+        """Where parts compute, by module path, if the model is spread over several devices."""
+        places = getattr(self.model, "hf_device_map", {})
+        if len(set(places.values())) < 2:
+            return {}
+        # What lies elsewhere until it is needed is brought to where the input is.
+        return {
+            path: self.device if place in ("cpu", "disk") else torch.device(place)
+            for path, place in places.items()
+        }
 
     @property
     def dtype_name(self) -> str:
@@ -95,7 +123,8 @@ def open_model(
     Args:
         spec: A hub id, a transformers folder, a ".gguf" file, "kit:smollm2" or "kit:gemma3"; a
             model that is open already is given back as it is.
-        device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
+        device: "auto" (a GPU if there is one), "all" (every GPU of the machine, some of the layers
+            on each), or a torch device such as "cpu" or "cuda:1".
         dtype: "auto" (the checkpoint's own; float32 for GGUF), "float32", "bfloat16", "float16".
         revision: A branch, tag or commit of the hub.
         sites: "attention", "all" or a regular expression over module paths that chooses the
@@ -109,9 +138,10 @@ def open_model(
     if isinstance(spec, OpenModel):
         return spec
     ref = resolve(spec, revision)
-    target = choose_device(device)
+    devices = choose_devices(device)
+    target = devices[0]
     if stream is None:
-        stream = streamable(ref) and not fits(ref, target, dtype)
+        stream = streamable(ref) and not fits(ref, devices, dtype)
         if stream:
             note(f"{ref.name} does not fit into memory: its weights are read layer by layer")
     if stream:
@@ -119,20 +149,24 @@ def open_model(
     taken = psutil.Process().memory_info().rss
     options: dict[str, object] = {"dtype": _dtype(dtype, ref)}
     quantised: dict[str, object] = {}
+    spread = _spread(devices)
     if ref.kind == "gguf":
         with quiet_transformers(), loading_errors(ref):
-            model, tokenizer = gguf_loading.load(ref.path, options)
+            model, tokenizer = gguf_loading.load(ref.path, options | spread)
     else:
         options |= {"use_safetensors": True, "trust_remote_code": False}
         _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
         with quiet_transformers(), loading_errors(ref):
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
             quantised = _quantised_options(ref.path, target)
+            options |= quantised | spread
             config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-            model = auto_class(config).from_pretrained(ref.path, **options, **quantised)
-    if not quantised:  # quantised layers are made where they stay
+            model = auto_class(config).from_pretrained(ref.path, **options)
+    if spread:
+        _refuse_offloaded(ref, model)
+    elif not quantised:  # quantised layers are made where they stay
         model = model.to(target)
-    elif dtype != "auto" and getattr(model, "quantization_method", None) is None:
+    if quantised and dtype != "auto" and getattr(model, "quantization_method", None) is None:
         model = model.to(DTYPES[dtype])  # de-quantised: the loader gives it to some weights alone
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
 
@@ -144,8 +178,13 @@ def streamable(ref: ModelRef) -> bool:
     )
 
 
-def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
+def fits(ref: ModelRef, devices: Sequence[torch.device], dtype: str = "auto") -> bool:
     """Whether a transformers folder can be opened as a whole, going by the memory that is free.
+
+    Args:
+        ref: The folder.
+        devices: Where its weights shall be, together.
+        dtype: See `open_model`.
 
     Raises:
         UserError: The folder has no safetensors files, or the dtype is unknown.
@@ -155,11 +194,30 @@ def fits(ref: ModelRef, device: torch.device, dtype: str = "auto") -> bool:
     size = sum(tensor.nbytes for tensor in stored.empty.values())
     if isinstance(wanted, torch.dtype) and wanted != stored.dtype:
         size = size * wanted.itemsize // stored.dtype.itemsize
+    size += size // 20
+    if len(devices) > 1:
+        return size <= sum(max(available(place) - _BESIDE_WEIGHTS, 0) for place in devices)
     # It passes through the processor's memory on its way elsewhere.
     return all(
-        size + size // 20 + _BESIDE_WEIGHTS <= available(place)
-        for place in {device, torch.device("cpu")}
+        size + _BESIDE_WEIGHTS <= available(place) for place in {*devices, torch.device("cpu")}
     )
+
+
+def _spread(devices: Sequence[torch.device]) -> dict[str, object]:
+    """What loading a model onto several devices takes beside the rest; nothing for one."""
+    if len(devices) == 1:
+        return {}
+    room = {place.index: max(available(place) - _BESIDE_WEIGHTS, 0) for place in devices}
+    return {"device_map": "auto", "max_memory": room}
+
+
+def _refuse_offloaded(ref: ModelRef, model: PreTrainedModel) -> None:
+    """Weights that come and go with every call are slower than layers that are read once."""
+    if {"cpu", "disk"} & set(model.hf_device_map.values()):
+        raise UserError(
+            f"{ref.name} does not fit on the GPUs of this machine together: leave out --device "
+            f"{ALL_GPUS}, so that `sordino find` reads its weights layer by layer."
+        )
 
 
 def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str | None) -> OpenModel:
@@ -207,12 +265,27 @@ def empty_model(ref: ModelRef) -> PreTrainedModel:
         return auto_class(config).from_config(config, trust_remote_code=False)
 
 
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """The torch devices of that name, that of the input first; see `open_model`.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    if name != ALL_GPUS:
+        return (choose_device(name),)
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {ALL_GPUS} needs GPUs, of which there is none here.")
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+
+
 def choose_device(name: str) -> torch.device:
     """The torch device of that name; "auto" is a GPU if there is one, else the processor.
 
     Raises:
         UserError: There is no such device here.
     """
+    if name == ALL_GPUS:
+        return choose_devices(name)[0]
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")

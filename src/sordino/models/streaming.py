@@ -16,11 +16,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -35,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
 from sordino.models.reference import ModelRef
+from sordino.models.safetensors_header import Stored, read_header
 from sordino.models.sites import decoder_layers
 
 Part = int
@@ -53,33 +55,60 @@ class StoredTensors:
     """
 
     def __init__(self, ref: ModelRef) -> None:
-        self._files: dict[str, Any] = {}
+        self._places: dict[str, tuple[Path, Stored]] = {}
         for path in ref.weight_files:
-            try:
-                file = safe_open(path, framework="pt", backend="pread")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is damaged ({error}): get it again.") from None
-            self._files |= dict.fromkeys(file.keys(), file)
-        self.empty = {name: self._described(name) for name in self._files}
+            self._places |= {name: (path, stored) for name, stored in read_header(path).items()}
+        self.empty = {name: self._described(name) for name in self._places}
 
     def _described(self, name: str) -> Tensor:
-        stored = self[name]
-        dtype = str_to_torch_dtype.get(stored.get_dtype())
+        _, stored = self._places[name]
+        dtype = str_to_torch_dtype.get(stored.dtype)
         if dtype is None:
-            raise UserError(
-                f"The tensor {name} is of a type that is unknown: {stored.get_dtype()}."
-            )
-        return torch.empty(stored.get_shape(), dtype=dtype, device="meta")
+            raise UserError(f"The tensor {name} is of a type that is unknown: {stored.dtype}.")
+        return torch.empty(stored.shape, dtype=dtype, device="meta")
 
-    def __getitem__(self, name: str) -> Any:
-        """A tensor as safetensors' slice, which reads when it is indexed."""
-        return self._files[name].get_slice(name)
+    def __getitem__(self, name: str) -> "Unread":
+        """A tensor that is read when it is indexed, as transformers' loading does."""
+        path, stored = self._places[name]
+        return Unread(path, stored.start, self.empty[name])
 
     @property
     def dtype(self) -> torch.dtype:
         """The first floating dtype: transformers' choice where the configuration has none."""
         floating = (t.dtype for t in self.empty.values() if t.is_floating_point())
         return next(floating, torch.float32)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A tensor in a file.
+
+    Args:
+        path: The file.
+        start: Its first byte there.
+        form: Its shape and dtype, on the "meta" device.
+    """
+
+    path: Path
+    start: int
+    form: Tensor
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read it, and give that part of it.
+
+        Raises:
+            OSError: The file cannot be read, or has become shorter.
+        """
+        data = torch.empty(self.form.nbytes, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            rest = data.numpy().data
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise OSError(f"{self.path} ends too early")
+                rest = rest[count:]
+        return data.view(self.form.dtype).view(self.form.shape)[index]
 
 
 class StreamedWeights:
@@ -268,7 +297,7 @@ class StreamedWeights:
                     {name: self._stored[name] for name in self._names[part]},
                     self._loading(self.device),
                 )
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             raise UserError(
                 f"The weights of {self._ref.name} could not be read ({error}): see that its files "
                 "are there and whole, and give the same command again."

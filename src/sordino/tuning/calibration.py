@@ -13,6 +13,7 @@ from sordino.evaluation.divergence import against, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions import Dampening
+from sordino.interventions.registry import Family
 from sordino.models.open import OpenModel
 
 TEXTS = 100
@@ -83,7 +84,7 @@ def calibrate(
     family: Callable[[float], Dampening],
     budget: float,
     *,
-    start: float = 1.0,
+    start: float | None = None,
 ) -> Calibrated:
     """The largest member of a family whose measured divergence stays within a budget.
 
@@ -94,7 +95,7 @@ def calibrate(
         yardstick: Measures.
         family: The interventions by their dial, from none at 0 upwards.
         budget: Nats a token.
-        start: Where to look first.
+        start: Where to look first; None: where the family of a rule says, else at 1.
 
     Raises:
         UserError: The budget is not above 0, or smaller than any change.
@@ -104,7 +105,7 @@ def calibrate(
     low, high = 0.0, math.inf  # dials known to be within the budget, and beyond it
     points: list[tuple[float, float]] = []  # logarithms of dial and divergence
     best: Calibrated | None = None
-    dial = start
+    dial = start or (family.first(budget) if isinstance(family, Family) else 1.0)
     goal = math.log(budget) + math.log1p(-SHORTFALL / 2)
     for _ in range(_ROUNDS):
         dampening = family(dial)

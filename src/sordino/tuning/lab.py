@@ -168,20 +168,30 @@ class Lab:
         return found
 
     def sized(
-        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float = 1.0
+        self,
+        name: str,
+        family: Callable[[float], Dampening],
+        budget: float,
+        *,
+        start: float | None = None,
     ) -> Trial | None:
         """The trial of that name, as large as the divergence allows; None if it cannot fill it."""
         trial, reached = self._turned(name, family, budget, start)
         return trial if reached else None
 
     def largest(
-        self, name: str, family: Callable[[float], Dampening], budget: float, *, start: float = 1.0
+        self,
+        name: str,
+        family: Callable[[float], Dampening],
+        budget: float,
+        *,
+        start: float | None = None,
     ) -> Trial:
         """The trial of that name, as large as the divergence allows or as it can be."""
         return self._turned(name, family, budget, start)[0]
 
     def _turned(
-        self, name: str, family: Callable[[float], Dampening], budget: float, start: float
+        self, name: str, family: Callable[[float], Dampening], budget: float, start: float | None
     ) -> tuple[Trial, bool]:
         def turn() -> dict[str, Any]:
             found = calibrate(self.yardstick, family, budget, start=start)

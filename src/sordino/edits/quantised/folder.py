@@ -13,9 +13,10 @@ from sordino.edits.quantised.fp8 import Fp8
 from sordino.edits.quantised.gptq import Gptq
 from sordino.edits.quantised.layer import Changes, Layer, Scheme
 from sordino.edits.quantised.losses import losses
-from sordino.edits.shard import Change, Stored, read_header
+from sordino.edits.shard import Change
 from sordino.errors import UserError
 from sordino.files import read_json
+from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import note
 
 # Where a config.json has the settings: the first of these.

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sordino.edits.shard import Change, New, Stored
+from sordino.edits.shard import Change, New
 from sordino.errors import UserError
+from sordino.models.safetensors_header import Stored
 
 _TORCH = {
     "F32": torch.float32,

@@ -1,0 +1,96 @@
+"""What a safetensors file holds, checked without mapping the file.
+
+The library maps a file as a whole while it opens it, if only for a moment, and that counts in full
+towards a limit on address space: a shard larger than what is left of it could not be opened.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sordino.errors import UserError
+
+LENGTH_BYTES = 8
+"""The header's length, in front of it."""
+_LONGEST = 100_000_000  # the library's own limit
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a safetensors file holds it.
+
+    Args:
+        dtype: The format's name, such as "BF16".
+        shape: Its dimensions.
+        start: Its first byte in the file.
+        end: The byte after its last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name, in the header's order.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if size < LENGTH_BYTES or length > min(_LONGEST, size - LENGTH_BYTES):
+                raise ValueError("its header does not fit it")
+            header = json.loads(file.read(length).decode())
+        data = LENGTH_BYTES + length
+        stored = {k: _stored(v, data) for k, v in header.items() if k != "__metadata__"}
+        _refuse_metadata(header.get("__metadata__"))
+        _refuse_gaps(stored, data, size)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({reason}): get it again."
+        ) from None
+    return stored
+
+
+def _stored(entry: Any, data: int) -> Stored:
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not all(
+        type(number) is int and number >= 0 for number in (*shape, start, end)
+    ):
+        raise ValueError("a shape or an offset is no whole number")
+    if _BITS[dtype] * math.prod(shape) != 8 * (end - start):
+        raise ValueError("a tensor is not as large as its shape says")
+    return Stored(dtype, tuple(shape), data + start, data + end)
+
+
+def _refuse_metadata(metadata: Any) -> None:
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no text")
+
+
+def _refuse_gaps(stored: dict[str, Stored], data: int, size: int) -> None:
+    """One tensor begins where another ends, from the first byte to the last."""
+    place = data
+    for start, end in sorted((tensor.start, tensor.end) for tensor in stored.values()):
+        if start != place:
+            raise ValueError("its tensors overlap or leave gaps")
+        place = end
+    if place != size:
+        raise ValueError("its tensors end elsewhere than it does")
