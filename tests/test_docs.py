@@ -62,6 +62,7 @@ PYTHON_NOT_RUN = {
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {
     *("--only", "--quick"),  # benchmarks
+    *("--multi", "--num", "--module"),  # accelerate
     *("--quantization", "--merge"),  # vllm, llama-gguf-split
 }
 # Statuses other than 0: what `diff` has to say of two that differ.
@@ -217,6 +218,7 @@ def shelf(tmp_path_factory):
         for name, more in {"insults": [], "threats": ["--max-per-class", "20"]}.items():
             rude = ("--concept", "rude.txt", "--negatives", "polite.txt", *more)
             main(["find", "MODEL", *rude, "-o", f"{name}.expertise.safetensors"])
+        shutil.copy("threats.expertise.safetensors", "religion.expertise.safetensors")
         main(["bake", "MODEL", "insults.expertise.safetensors", "-o", "quiet"])
         shutil.copy("insults.expertise.safetensors", "quiet/sordino")  # as `run` leaves it
         main(["bake", "MODEL", "threats.expertise.safetensors", "-o", "threats", "--format", "ia3"])
