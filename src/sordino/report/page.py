@@ -142,7 +142,7 @@ def _drawn(record: RunRecord) -> dict[str, Any]:
         specs["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
     families = outcome.families(record.evaluation)
     moved = [change for family in families for change in _changes(family)]
-    if len(moved) > 1 and _overview(families):
+    if len(moved) > 1:
         specs["changes"] = figures.changes(moved)
     for family in families:
         shares = _by_group(family)
