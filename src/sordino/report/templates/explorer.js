@@ -272,7 +272,7 @@ const drawNow = () => {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, map.clientWidth, map.clientHeight);
   const { w, h } = room();
-  const level = Math.min(images.length - 1, Math.max(0, Math.floor(Math.log2(1 / (view.scale * ratio)) + 1e-9)));
+  const level = Math.min(images.length - 1, Math.max(0, Math.ceil(Math.log2(1 / (view.scale * ratio)) - 0.01)));
   const drawn = images[level];
   context.save();
   context.beginPath();
@@ -282,6 +282,7 @@ const drawNow = () => {
   const [left, top] = toScreen(0, 0);
   const size = view.scale * 2 ** level;
   context.drawImage(drawn.canvas, left, top, drawn.width * size, drawn.height * size);
+  gaps(context, left, top);
   if (view.scale > 9) grid(context);
   const accent = themed("ink");
   if (byId("map-marks")?.checked) {
@@ -296,6 +297,17 @@ const drawNow = () => {
   }
   context.restore();
   labels(context);
+};
+// Blocks stay apart, however many neurons a dot stands for.
+const gaps = (context, left, top) => {
+  const thick = Math.max(1, GAP * view.scale);
+  context.fillStyle = `rgb(${themed("paper").join(" ")})`;
+  for (let n = 1; n < layers.length; n++) {
+    context.fillRect(left, top + (n * (high + GAP) - GAP) * view.scale, wide * view.scale, thick);
+  }
+  for (const at of lefts.slice(1)) {
+    context.fillRect(left + (at - GAP) * view.scale, top, thick, tall * view.scale);
+  }
 };
 // A frame round a neuron's cell, or a circle where the cell is too small to see.
 const ring = (context, neuron, least) => {
