@@ -21,12 +21,15 @@ from conftest import sentences
 from families import tiny_folder
 from sordino import hub
 from sordino.cli.app import main
+from sordino.edits import bake, diff, read_provenance
 from sordino.errors import UserError
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
+from sordino.models import open_model
 from sordino.sharing import push
 from sordino.sharing.folders import Folders
 from stub_hub import DROP
+from tiny_gguf import tiny_gguf
 
 NAME = "calm.expertise.safetensors"
 EXTRAS = {f"sordino/{name}" for name in (NAME, "dampening.safetensors", "evaluation.json")}
@@ -320,6 +323,28 @@ def test_a_dampening_has_a_card_too(made, online, tmp_path):
     assert found.fingerprint == dampening.fingerprint
     assert "secret" not in json.dumps(found.record)
     assert b"aura" in online.files("org/factors")["README.md"]
+
+
+def test_a_gguf_file_is_pushed_with_a_record_without_folders(made, online, tmp_path):
+    original = tiny_gguf(made / "original.gguf")
+    opened = open_model(original)
+    metadata = {"concept": "calm", "model": str(original)}
+    metadata["concept_source"] = f"{made}/calm.jsonl: positive where label is 1"
+    factors = {site.path: np.full(site.neurons, 0.5, np.float32) for site in opened.sites}
+    bake(original, Dampening(factors, "aura", expertise=metadata), tmp_path / "quiet.gguf")
+    before = (tmp_path / "quiet.gguf").read_bytes()
+    assert b"secret" in before
+    push(tmp_path / "quiet.gguf", "org/gguf", license="mit")
+    assert (tmp_path / "quiet.gguf").read_bytes() == before
+    after = online.files("org/gguf")["quiet.gguf"]
+    assert b"secret" not in after
+    assert len(after) == len(before)
+    (tmp_path / "got.gguf").write_bytes(after)
+    record = read_provenance(tmp_path / "got.gguf")
+    assert record["model"]["name"] == "original.gguf"
+    assert record["expertise"]["concept_source"] == "calm.jsonl: positive where label is 1"
+    assert diff(tmp_path / "quiet.gguf", tmp_path / "got.gguf").changed == ()
+    assert front(online.files("org/gguf")["README.md"])["library_name"] == "gguf"
 
 
 def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
