@@ -546,7 +546,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
         ended = not killed_after(seconds, here, [*arguments, "-o", target.name])
         kills += not ended
         seconds *= 1.5
-        assert seconds < 120
+        assert seconds < 900  # it gets further each time, however busy the machine
     assert kills >= 1
     whole = here / f"whole-{command}"
     assert call(*arguments, "-o", whole.name)[0] == 0
