@@ -71,7 +71,9 @@ def test_transformers_reads_the_same_through_it(architecture, tmp_path):
     theirs = AutoConfig.from_pretrained(**where), AutoTokenizer.from_pretrained(**where)
     with reading(path) as header:
         ours = config_of(header), AutoTokenizer.from_pretrained(**where)
-    assert ours[0].to_dict() == theirs[0].to_dict()
+    # Of experts transformers takes its own default size, whatever the file says.
+    differs = {"moe_intermediate_size": 32} if architecture == "qwen3moe" else {}
+    assert ours[0].to_dict() == theirs[0].to_dict() | differs
     one, other = (both[1].backend_tokenizer.to_str() for both in (ours, theirs))
     assert one == other
 
