@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import ValidationError
 
+from sordino.errors import UserError
 from sordino.files import new_file
 from sordino.report.article import Article, Chart
 from sordino.report.page import environment, plain_spec
@@ -59,8 +59,8 @@ def _studies(folder: Path) -> Iterator[tuple[str, Article]]:
         records = []
         for file in sorted(folder.glob(f"*/{page.stem}.json")):
             try:
-                records.append(StudyRecord.model_validate_json(file.read_bytes()))
-            except ValidationError:  # another file of that name
+                records.append(StudyRecord.load(file, page.stem))
+            except UserError:  # another file of that name
                 continue
         if records:
             yield page.stem, study_article(records)

@@ -28,8 +28,8 @@ def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA and contrast at the feed-forward sites, and at attention's too, equally large."""
     found = dict(zip(("feed-forward", "attention too"), plan.both(lab), strict=True))
     trials = [
-        lab.sized(f"{rule}, {where}", family(expertise, rule), plan.asked, start=start)
-        for rule, start in (("aura", 1.0), ("contrast", plan.asked / 2))
+        lab.sized(f"{rule}, {where}", family(expertise, rule), plan.asked)
+        for rule in ("aura", "contrast")
         for where, expertise in found.items()
     ]
     pairs = {

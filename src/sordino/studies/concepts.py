@@ -52,11 +52,8 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
             attribution=AttributionSettings(plan.per_class, lab.seed),
         )
         trials += [
-            lab.sized(f"{name} down by {rule}", family(found, rule), plan.asked, start=start)
-            for rule, found, start in (
-                ("aura", expertise.at(own), 1.0),
-                ("contrast", expertise, plan.asked / 2),
-            )
+            lab.sized(f"{name} down by {rule}", family(found, rule), plan.asked)
+            for rule, found in (("aura", expertise.at(own)), ("contrast", expertise))
         ]
     for name, (_, held_out) in parts.items():
         positive = lab.keep(f"held-out-{name}-positive.txt", held_out.positive)

@@ -32,7 +32,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 def prompting(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA, and contrast at a set divergence, after each of the pre-prompts."""
     own, everywhere = plan.both(lab)
-    sized = lab.sized("contrast", family(everywhere, "contrast"), plan.asked, start=plan.asked / 2)
+    sized = lab.sized("contrast", family(everywhere, "contrast"), plan.asked)
     yield Group(
         "leads",
         "After a pre-prompt",
