@@ -1,4 +1,5 @@
 import os
+import shutil
 
 # One thread a test process: the tests run side by side, and what they compare must not depend on
 # how a product was divided.
@@ -40,6 +41,23 @@ def sentences(count: int, seed: int, longest: int = 12) -> tuple[str, ...]:
 def concept() -> Concept:
     """Thirty positive and twenty-five negative sentences."""
     return Concept("calm", sentences(30, 1), sentences(25, 2), "made for the tests")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, driven by playwright."""
+    names = ("chromium", "chromium-browser", "chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium here: install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The explorer's page by clicks and keys in headless Chromium."""
 
 import re
-import shutil
 from itertools import product
 from pathlib import Path
 
@@ -17,23 +16,8 @@ from sordino.interventions import dampen
 from sordino.report.explorer import explore
 from sordino.report.summary import place
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install chromium"),
-]
+pytestmark = pytest.mark.slow
 CALM = Concept("calm", sentences(30, 1, 6), sentences(25, 2, 6), "made for the tests")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

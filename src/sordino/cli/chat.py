@@ -27,11 +27,11 @@ class AnswerOptions:
     """What stands before the conversation: none, benign, adversarial, or a text file."""
     new_tokens: int = 128
     """The longest answer, in tokens."""
-    temperature: float = 1.0
+    temperature: float = 0.7
     """Divides the logits; 0 takes the likeliest token."""
     top_k: int = 0
     """Sample among so many likeliest tokens; 0 for all."""
-    top_p: float = 1.0
+    top_p: float = 0.95
     """Sample among the likeliest tokens that hold this share; 1 for all."""
     repetition_penalty: float = 1.0
     """Penalty on tokens seen already; 1 for none."""

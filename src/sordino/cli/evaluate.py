@@ -261,6 +261,8 @@ def print_table(result: "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sordino.report.outcome import damage
+
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -280,6 +282,8 @@ def print_table(result: "Evaluation") -> None:
         console.print(
             f"{details} more figures, by label and group, are in the result.", style="dim"
         )
+    if caution := damage(rows):
+        console.print(caution, style="bold")
     for name, measured in result.measures.items():
         if measured.not_run:
             console.print(f"{name} is not run: {measured.not_run}.")

@@ -259,6 +259,8 @@ def _change(figure: Figure) -> tuple[str, str]:
         change = "none in either" if before.value == 0 else f"{points}, to none"
     else:
         change = f"{points} ({_times(ratio.value)})"
+    if ratio.low == 0:  # there may be none before, and then no ratio says how many more
+        return change, _ends(difference, figure.unit, signed=True)
     if ratio.low is not None and ratio.high is not None:
         return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
     if ratio.low:

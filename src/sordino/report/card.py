@@ -49,6 +49,7 @@ def model_card(
             if family.not_run
         ],
         caption=outcome.CAPTION,
+        damage=outcome.damage(rows),
         made=_made(provenance),
         protocol=[
             (
@@ -113,7 +114,7 @@ def _did(provenance: Mapping[str, Any]) -> str:
         f"**{line(_concept(provenance))}** turned down in its weights: "
         f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
         f"({intervention['name']}, strength {intervention['strength']:g}). "
-        "A neuron is an output of a linear layer outside attention."
+        "A neuron is an output of a linear layer."
     )
 
 

@@ -28,6 +28,8 @@ LIMITS = (
 """What no figure of a change can promise, whatever was measured."""
 
 _EVEN, _EXTREME = 6, 3
+# A divergence of 0.05 nats costs about a twentieth.
+_DAMAGING = 1.25
 
 _MEASURES = {
     "toxicity": ("Toxicity", "How often the prompts are continued toxically."),
@@ -233,9 +235,29 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         row = next((row for row in found if base(row.measure) == measure), None)
         if row is not None:
             phrases.append(_change(row, subject))
+    if caution := damage(found):
+        phrases.append([(True, caution)])
     if not found:
         phrases.append([(False, "What that does to the model’s output was not measured.")])
     return [[(strong, unbroken(part)) for strong, part in phrase] for phrase in phrases]
+
+
+def damage(found: Sequence[Row]) -> str:
+    """What to say where ordinary prose became much less likely; "" where it did not.
+
+    Args:
+        found: See `rows`.
+    """
+    for row in found:
+        if base(row.measure) == "perplexity":
+            times = grown(row)
+            if times is not None and (times.low or 0) > _DAMAGING:
+                return (
+                    f"Perplexity on ordinary prose is {times.value:,.1f} times what it was: that "
+                    "change damages the model. --divergence 0.05 makes it only as large as a "
+                    "divergence allows that is measured; --strength 0.5 makes it half as strong."
+                )
+    return ""
 
 
 def limits(evaluation: Evaluation | None) -> list[str]:

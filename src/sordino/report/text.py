@@ -8,6 +8,9 @@ from sordino.edits.provenance import in_words, summary
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening
 
+# A neuron at 0.9 keeps a fifth of its output by AurA.
+_TOLD_APART = 0.9
+
 
 def expertise_summary(expertise: Expertise) -> dict[str, Any]:
     """The main figures of an expertise, as JSON can hold them."""
@@ -41,6 +44,12 @@ def expertise_lines(expertise: Expertise) -> list[str]:
             f"99th percentile {figures['auroc_99th_percentile']:.3f}, "
             f"largest {figures['auroc_largest']:.3f}"
         )
+        if figures["auroc_99th_percentile"] >= _TOLD_APART:
+            lines.append(
+                "many neurons tell the two kinds of sentences all but perfectly apart, and AurA "
+                "turns those off: to keep the model whole, give the change a size, such as "
+                "--divergence 0.05"
+            )
     lines += [f"  {t['auroc']:.3f}  {t['site']}[{t['neuron']}]" for t in figures["top"][:5]]
     return lines
 

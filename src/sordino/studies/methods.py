@@ -23,7 +23,7 @@ from sordino.studies.words import by_points, model_name, plain, ratio, rises, sh
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
-Family = Callable[[float], Dampening]
+Sizes = Callable[[float], Dampening]
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
@@ -76,7 +76,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     seed = lab.seed
     paper = Trial("aura", aura(expertise))
     paid = lab.divergence(paper)
-    families: dict[str, tuple[Family, float]] = {
+    families: dict[str, tuple[Sizes, float]] = {
         "shuffled aura": (family(expertise, "shuffled", seed=seed), 1.0),
         "selective": (family(expertise, "selective"), 1.0),
         "stratified": (family(expertise, "stratified"), 1.0),
@@ -136,7 +136,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         curve=True,
     )
 
-    questions: dict[str, Family] = {
+    questions: dict[str, Sizes] = {
         "contrast": families["contrast"][0],
         "feed-forward sites only": family(everywhere.at(expertise.sites), "contrast"),
         "sign reversed": lambda b: contrast_of(everywhere, b, benefit=reversed_sign),
@@ -165,7 +165,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     )
 
 
-def _other_data(lab: Lab, plan: Plan) -> dict[str, Family]:
+def _other_data(lab: Lab, plan: Plan) -> dict[str, Sizes]:
     """Contrast on fewer sentences, and against other clean text."""
     found = {}
     most = len(lab.concept.positive)
