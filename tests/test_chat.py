@@ -635,7 +635,7 @@ def test_the_terminal_by_standard_input(here, call, duet, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(LINES) + "\n"))
     status, out, _ = call(
         *("chat", "llama", "x.safetensors", "--terminal", "--scorer", "none"),
-        *("--new-tokens", "12", "--seed", "3"),
+        *("--new-tokens", "12", "--seed", "3", "--temperature", "1", "--top-p", "1"),
     )
     assert status == 0
     kept = Conversation.model_validate_json((here / "talk.json").read_text())

@@ -529,7 +529,15 @@ def killed_after(seconds: float, here: Path, arguments: list[str]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("command", ["find", "bake", "evaluate", "run"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bake",
+        "run",  # finds and evaluates, too
+        pytest.param("find", marks=pytest.mark.slow),
+        pytest.param("evaluate", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
     if not (here / "k.expertise.safetensors").exists():
         call("find", "tiny", "--concept", "calm.jsonl", "-o", "k.expertise.safetensors")

@@ -86,7 +86,14 @@ def start(here, processes, *arguments, **environment):
     )
 
 
-@pytest.mark.parametrize("more", [[], ["--stream"], ["--moments", "--pooling", "mean"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        pytest.param(["--stream"], marks=pytest.mark.slow),
+        pytest.param(["--moments", "--pooling", "mean"], marks=pytest.mark.slow),
+    ],
+)
 def test_three_processes_write_what_one_writes(here, more):
     for name, processes in {"one": 1, "three": 3}.items():
         process = start(here, processes, *FIND, *more, "-o", f"{name}.safetensors")
@@ -117,6 +124,7 @@ def test_three_processes_measure_what_one_measures(here):
     assert not list(here.glob(".*journal*"))
 
 
+@pytest.mark.slow
 def test_accelerate_starts_them_as_well(here):
     """Its launcher for several GPUs is torchrun; where there are none, ranks use the processor."""
     whole = start(here, 1, *FIND, "-o", "whole.safetensors")

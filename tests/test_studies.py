@@ -126,6 +126,7 @@ def test_variants_of_contrast_are_what_they_say(seed, budget):
     assert mixed.changed <= plain.neurons
 
 
+@pytest.mark.slow
 def test_the_study_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     model = tiny_folder("llama", tmp_path)
     files = {

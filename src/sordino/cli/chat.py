@@ -1,5 +1,6 @@
 """`sordino chat`."""
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -166,10 +167,9 @@ def chat(
         import webbrowser
 
         webbrowser.open(address)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.web_server(duet, settings, browser.host).run(sockets=[listening])
-    except KeyboardInterrupt:
-        note("\nended")
+    note("\nended")
 
 
 def _has_windows() -> bool:
