@@ -61,6 +61,8 @@ def saved(page, button):
 
 
 def test_a_conversation_by_clicks_and_keys(served, page):
+    from playwright.sync_api import expect
+
     page.goto(served)
     page.click("#prompt")
     page.keyboard.insert_text("the cat sat")
@@ -73,9 +75,7 @@ def test_a_conversation_by_clicks_and_keys(served, page):
     # The slider, by keys: at 0 the quiet side says what the original says.
     page.focus("#strength")
     page.keyboard.press("Home")
-    page.wait_for_function(
-        "first => document.querySelector('#turns .quiet .text').textContent === first", arg=first
-    )
+    expect(page.locator("#turns .quiet .text")).to_have_text(first, timeout=60_000)
     assert page.text_content("#strength-shown") == "0.00"
     wait_for_answer(page)
     assert texts(page, "original") == [first]
