@@ -104,6 +104,7 @@ def test_three_processes_write_what_one_writes(here, more):
     assert not list(here.glob(".*.work"))
 
 
+@pytest.mark.slow
 def test_three_processes_measure_what_one_measures(here):
     (here / "prompts.txt").write_text("\n".join(sentences(7, 3, longest=6)) + "\n")
     (here / "prose.txt").write_text("\n".join(sentences(20, 5, longest=20)) + "\n")
@@ -148,6 +149,7 @@ def test_accelerate_starts_them_as_well(here):
     assert (here / "shared.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_when_one_dies_the_others_end_with_a_sentence_and_the_run_goes_on(here):
     (here / "slow.py").write_text(SLOW)
     whole = start(here, 1, *FIND, "-o", "whole.safetensors")

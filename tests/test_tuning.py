@@ -198,6 +198,7 @@ def search(open_tiny, concept, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_to_what_it_would_have_found(search, tmp_path):
     search("divergence<=0.02", 2, "a")
     halfway, _ = search("divergence<=0.02", 4, "a")
