@@ -27,6 +27,7 @@ from sordino.report.card import model_card
 from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.page import render, write_page
 from sordino.report.record import RunRecord
+from sordino.report.text import expertise_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7*7 }}"
 LIMITS = "The judge sees coarse words only."
@@ -318,6 +319,39 @@ def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
     # The two intervals can disagree at the edge: then nothing is claimed.
     edge = share((1.2, 0.99, 1.4), (-0.03, -0.06, -0.001))
     assert said(edge).startswith("No change")
+
+
+def test_where_there_may_be_none_before_the_interval_is_in_points() -> None:
+    rare = share((0.5, 0.0, 1.0), (0.004, -0.001, 0.012))
+    row = outcome.rows(evaluation(rare))[0]
+    assert row.interval == "−0.1 to +1.2 points"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "damaged"),
+    [((1.118, 1.1, 1.13), False), ((1.4, 1.2, 1.6), False), ((3.0, 2.5, 3.6), True)],
+)
+def test_what_damages_a_model_is_said_to(ratio: tuple[float, float, float], damaged: bool) -> None:
+    worse = PERPLEXITY.model_copy(update={"ratio": Estimate(*ratio)})
+    measured = MeasureResult(version=1, protocol={}, figures=(worse,))
+    plain = evaluation()
+    found = outcome.rows(
+        plain.model_copy(update={"measures": {**plain.measures, "perplexity": measured}})
+    )
+    said_so = outcome.damage(found)
+    assert bool(said_so) is damaged
+    whole = outcome.answer("m", "c", aura(expertise()), found)
+    assert any("damages the model" in part for _, part in whole[-1]) is damaged
+    if damaged:
+        assert "3.0 times what it was" in said_so
+
+
+def test_what_is_told_apart_all_but_perfectly_is_said_to_need_a_size() -> None:
+    plain = {site: 0.5 + 0.05 * values for site, values in expertise()["auroc"].items()}
+    for add, expected in ((0.0, False), (0.4, True)):
+        statistics = {site: {"auroc": (v + add).astype(np.float32)} for site, v in plain.items()}
+        lines = expertise_lines(Expertise(statistics, dict(expertise().metadata)))
+        assert any("--divergence 0.05" in line for line in lines) is expected
 
 
 def test_an_interval_without_ends_is_said_to_have_none() -> None:
