@@ -260,7 +260,7 @@ def _change(figure: Figure) -> tuple[str, str]:
     else:
         change = f"{points} ({_times(ratio.value)})"
     if ratio.low == 0:  # there may be none before, and then no ratio says how many more
-        return change, _ends(difference, figure.unit, signed=True)
+        return change, _ends(difference, "gap", signed=True)
     if ratio.low is not None and ratio.high is not None:
         return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
     if ratio.low:
