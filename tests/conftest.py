@@ -1,5 +1,4 @@
 import os
-import shutil
 
 # One thread a test process: the tests run side by side, and what they compare must not depend on
 # how a product was divided.
@@ -18,6 +17,7 @@ from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
 from stub_hub import StubHub
 from stub_server import Stub
+from tools.screenshots import find_chromium
 
 torch.set_num_threads(1)
 settings.register_profile("sordino", deadline=None)
@@ -46,8 +46,7 @@ def concept() -> Concept:
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium, driven by playwright."""
-    names = ("chromium", "chromium-browser", "chrome")
-    chromium = next(filter(None, map(shutil.which, names)), None)
+    chromium = find_chromium()
     if chromium is None:
         pytest.skip("there is no Chromium here: install chromium")
     from playwright.sync_api import sync_playwright

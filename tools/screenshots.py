@@ -82,12 +82,17 @@ PAGES = {"report": report, "explorer": explorer, "chat": chat, "docs": docs}
 BEFORE: dict[str, Callable[["Page"], None]] = {"chat": _ask, "explorer": _show_map}
 
 
+def find_chromium() -> str | None:
+    """The Chromium that is installed, if one is."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
 def take(quiet: Path, names: list[str]) -> None:
     """Take the pictures of these pages in both themes."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), "")
-    if not chromium:
+    chromium = find_chromium()
+    if chromium is None:
         sys.exit("There is no Chromium here: install it (Debian: apt-get install chromium).")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
