@@ -21,11 +21,11 @@ results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where
 		--output $(OUT)/results --markdown docs/results.md
 
 STUDY = $(BIN)/sordino study $$study kit:smollm2 $(1) --concept insults --dtype bfloat16 \
-		--output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
+		--max-prompts 300 --output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
 
 studies: $(BIN)/.ready  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
 	for study in ranking soft-or-hard attention concepts; do $(call STUDY,kit:gemma3); done
-	for study in layers subset data prompting diversity dtype overhead; do $(STUDY); done
+	for study in ingredients layers subset data prompting diversity dtype overhead; do $(STUDY); done
 	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
 	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done
 

@@ -61,7 +61,7 @@ PYTHON_NOT_RUN = {
 }
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {
-    *("--only", "--quick"),  # benchmarks
+    *("--only", "--quick", "--per-class"),  # benchmarks
     *("--multi", "--num", "--module"),  # accelerate
     *("--quantization", "--merge"),  # vllm, llama-gguf-split
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sordino.interventions import family
 from sordino.studies.findings import differences
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, study
+from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import by_points, falls, model_name, rises
 from sordino.tuning.lab import Lab
 
@@ -39,7 +39,7 @@ def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "sites",
         f"With and without attention's sites, at a divergence of {plan.asked:g}",
-        tuple(trial for trial in trials if trial is not None),
+        reached(trials),
         (plan.toxicity(), *plan.reading(lab)),
         findings=lambda evaluations: differences(evaluations, pairs, lab.seed),
     )

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from sordino.concepts import load_concept
-from sordino.evaluation import Divergence, Estimate, Perplexity, ToxicPerplexity
+from sordino.evaluation import Estimate, Perplexity, ToxicPerplexity
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
 from sordino.studies.data import halves
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, study
+from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import interval, model_name
 from sordino.tuning.lab import Lab
 
@@ -61,10 +61,10 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
         yield Group(
             name,
             f"Read on {name}",
-            tuple(trial for trial in trials if trial is not None),
+            reached(trials),
             (
                 ToxicPerplexity(positive, max_texts=plan.texts),
                 Perplexity(negative, max_texts=plan.texts),
-                Divergence(lab.texts),
+                plan.reading(lab)[1],
             ),
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sordino.evaluation import Diversity
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, study
+from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import by_points, falls, model_name, rises
 from sordino.tuning.lab import Lab
 
@@ -37,7 +37,7 @@ def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "sizes",
         "Diversity over the divergence from the original",
-        tuple(trial for trial in trials if trial is not None),
+        reached(trials),
         (
             Diversity(
                 plan.ordinary_prompts, max_prompts=plan.ordinary, continuations=plan.continuations

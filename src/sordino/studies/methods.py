@@ -1,29 +1,17 @@
 """Which rule removes most of a concept, at the same divergence from the original."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from sordino.concepts.concept import Concept
-from sordino.evaluation import Divergence, Diversity, OrdinaryToxicity, ToxicPerplexity, ZeroShot
-from sordino.expertise.attribution import AttributionSettings
+from sordino.evaluation import Diversity, OrdinaryToxicity, ToxicPerplexity, ZeroShot
 from sordino.expertise.find import SweepSettings
-from sordino.interventions import Dampening, aura, family
-from sordino.interventions.contrast import measured_benefit
-from sordino.models.sites import ATTENTION
+from sordino.interventions import aura, family
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, study
-from sordino.studies.variants import (
-    contrast_of,
-    only_known,
-    permuted,
-    reversed_sign,
-)
+from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
+from sordino.studies.variants import contrast_of, permuted
 from sordino.studies.words import by_points, model_name, plain, ratio, rises, share
-from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
-
-Sizes = Callable[[float], Dampening]
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
@@ -69,7 +57,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 @study("Which rule removes most of the concept at the same divergence from the original?", _answer)
 def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """All rules and their controls at AurA's divergence, curves, and what contrast depends on."""
+    """All rules and their controls at AurA's divergence, and curves of AurA and contrast."""
     expertise = lab.find("max", sweep=SweepSettings(stratify="length"))
     everywhere = plan.everywhere(lab)
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
@@ -93,7 +81,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     toxicity, reading = plan.toxicity(), plan.reading(lab)
     ordinary = plan.ordinary_prompts
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
-    by_name = {trial.name: trial for trial in _found(rules)}
+    by_name = {trial.name: trial for trial in reached(rules)}
     yield Group(
         "head-to-head",
         "AurA and contrast at the divergence of AurA, on as many continuations as it takes",
@@ -105,7 +93,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "rules",
         "All rules at the divergence of AurA as the paper has it",
-        (paper, *_found(rules)),
+        (paper, *reached(rules)),
         (
             toxicity,
             OrdinaryToxicity(
@@ -116,7 +104,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
             *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
         ),
-        _absent(families, rules),
+        absent(families, rules),
         against="aura",
     )
 
@@ -131,72 +119,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "budgets",
         "AurA and contrast at smaller and larger divergences",
-        _found(curves),
+        reached(curves),
         (toxicity, *reading),
         curve=True,
     )
-
-    questions: dict[str, Sizes] = {
-        "contrast": families["contrast"][0],
-        "feed-forward sites only": family(everywhere.at(expertise.sites), "contrast"),
-        "sign reversed": lambda b: contrast_of(everywhere, b, benefit=reversed_sign),
-        "sampling error and all": lambda b: contrast_of(
-            everywhere, b, benefit=lambda _: measured_benefit(everywhere)
-        ),
-        "amplifying too": family(everywhere, "contrast", amplify=1.0),
-        "a λ for each site": lambda b: contrast_of(everywhere, b, each_site=True),
-        "neurons of known AUROC only": lambda b: contrast_of(
-            everywhere, b, benefit=only_known(everywhere)
-        ),
-        **_other_data(lab, plan),
-    }
-    asked = [
-        lab.sized(name, rule, plan.asked, start=plan.asked / 2) for name, rule in questions.items()
-    ]
-    yield Group(
-        "questions",
-        f"What contrast depends on, at a divergence of {plan.asked:g}",
-        _found(asked),
-        (
-            replace(toxicity, prompts=plan.other_prompts, max_prompts=plan.most_other),
-            Divergence(lab.texts),
-        ),
-        _absent(questions, asked),
-    )
-
-
-def _other_data(lab: Lab, plan: Plan) -> dict[str, Sizes]:
-    """Contrast on fewer sentences, and against other clean text."""
-    found = {}
-    most = len(lab.concept.positive)
-    for count in plan.fewer:
-        if count < min(plan.per_class, most):
-            found[f"{count} sentences a class"] = lab.find(
-                f"{count}-sentences",
-                concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
-                sites=ATTENTION,
-                attribution=AttributionSettings(count, lab.seed),
-            )
-    count = min(max(plan.fewer), most)
-    found[f"{count} sentences a class, prose as clean text"] = lab.find(
-        "prose",
-        concept=_against_prose(lab, count),
-        sites=ATTENTION,
-        attribution=AttributionSettings(count, lab.seed),
-    )
-    return {name: family(expertise, "contrast") for name, expertise in found.items()}
-
-
-def _found(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:
-    return tuple(trial for trial in trials if trial is not None)
-
-
-def _absent(names: Iterable[str], trials: Sequence[Trial | None]) -> tuple[str, ...]:
-    return tuple(name for name, trial in zip(names, trials, strict=True) if trial is None)
-
-
-def _against_prose(lab: Lab, per_class: int) -> Concept:
-    """The concept with prose in the place of the sentences that do not have it."""
-    positive = lab.concept.sampled(max_per_class=per_class, seed=lab.seed).positive
-    prose = clean_texts(lab.texts, most=len(positive), seed=lab.seed)
-    return Concept(lab.concept.name, positive, tuple(prose), f"{lab.concept.source}, and prose")

@@ -10,7 +10,7 @@ from sordino.interventions import family
 from sordino.studies.findings import scorers_of
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
-from sordino.studies.study import Group, Plan, study
+from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import interval, model_name
 from sordino.tuning.lab import Lab
 
@@ -69,7 +69,7 @@ def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "sizes",
         "Each rule at several divergences",
-        tuple(trial for trial in trials if trial is not None),
+        reached(trials),
         (plan.toxicity(), *plan.reading(lab)),
         findings=findings,
         curve=True,

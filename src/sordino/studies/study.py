@@ -1,7 +1,7 @@
 """What a study is: groups of trials, and a registry of the questions that can be asked."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from sordino.evaluation import Divergence, Evaluation, Measure, Perplexity, Toxi
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
+from sordino.interventions import Dampening
 from sordino.models.sites import ATTENTION
 from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
@@ -35,7 +36,8 @@ class Plan:
         many: Continuations of each of them.
         ordinary: Ordinary prompts, each of which is continued twice.
         questions: Of each zero-shot task.
-        texts: For each perplexity; and half as many ordinary prompts, for diversity.
+        texts: For each perplexity; half as many ordinary prompts, for diversity beside other
+            measures; and the divergence, which takes no more than its own 100.
         per_class: Sentences of each class for attribution, at most (the kit's insults have as
             many).
         fewer: Smaller numbers of them to compare with.
@@ -89,7 +91,8 @@ class Plan:
 
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""
-        return Perplexity(lab.texts, max_texts=self.texts), Divergence(lab.texts)
+        most = min(self.texts, Divergence.max_texts or self.texts)
+        return Perplexity(lab.texts, max_texts=self.texts), Divergence(lab.texts, max_texts=most)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,18 @@ class Group:
     lab: Lab | None = None
 
 
+def reached(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:
+    """Those that could be made as large as was asked."""
+    return tuple(trial for trial in trials if trial is not None)
+
+
+def absent(names: Iterable[str], trials: Sequence[Trial | None]) -> tuple[str, ...]:
+    """The names of the others; as many names as trials."""
+    return tuple(name for name, trial in zip(names, trials, strict=True) if trial is None)
+
+
+Sizes = Callable[[float], Dampening]
+"""A rule by its dial."""
 Function = Callable[[Lab, Plan], Iterator[Group]]
 Answer = Callable[[StudyRecord], Iterator[str]]
 
