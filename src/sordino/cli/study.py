@@ -78,8 +78,8 @@ def study(
     methods: which rule removes most at the same divergence? ranking: is it the ranking of the
     neurons? layers: which layers and kinds of site? subset: how many neurons? soft-or-hard: AurA or
     one factor for the best? ingredients: what does contrast need? attention: attention's sites too?
-    data: how many sentences? concepts: does one concept take others along? prompting: behind pre-
-    prompts? diversity: poorer text? dtype: 16 bits, quantised? overhead: slower? transfer: on a
+    data: how many sentences? concepts: does one concept take others along? prompting: behind
+    pre-prompts? diversity: poorer text? dtype: 16 bits, quantised? overhead: slower? transfer: on a
     sibling (--sibling)?
 
     Neurons are found in float32; --dtype is for what is measured. A study that was interrupted, or
