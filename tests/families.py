@@ -165,6 +165,11 @@ DECODERS: dict[str, Callable[[], tf.PretrainedConfig]] = {
 HYBRIDS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "bamba": _small("bamba", attn_layer_indices=[1, 3]),
     "falcon_h1": _small("falcon_h1", mamba_d_ssm=64, mamba_n_groups=1),
+    "granitemoehybrid_dense": _small(
+        "granitemoehybrid",
+        layer_types=["linear_attention", "full_attention"] * 2,
+        num_local_experts=0,
+    ),
     "lfm2": _small("lfm2", **_SHORT_CONVOLUTIONS, block_auto_adjust_ff_dim=False),
     "olmo_hybrid": _small("olmo_hybrid"),
     "qwen3_5_text": _small("qwen3_5_text", **_DELTA),

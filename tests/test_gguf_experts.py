@@ -105,7 +105,21 @@ def _granite(tensors, layer):
     moe = f"model.layers.{layer}.block_sparse_moe"
     gate, up = tensors[f"{moe}.input_linear.weight"].chunk(2, dim=1)
     down = tensors[f"{moe}.output_linear.weight"]
-    return {f"ffn_{n}_exps.weight": t for n, t in {"gate": gate, "up": up, "down": down}.items()}
+    found = {f"ffn_{n}_exps.weight": t for n, t in {"gate": gate, "up": up, "down": down}.items()}
+    return found | _granite_shared(tensors, layer, "_shexp")
+
+
+def _granite_shared(tensors, layer, kind):
+    mlp = f"model.layers.{layer}.shared_mlp"
+    if f"{mlp}.input_linear.weight" not in tensors:
+        return {}
+    gate, up = tensors[f"{mlp}.input_linear.weight"].chunk(2, dim=0)
+    down = tensors[f"{mlp}.output_linear.weight"]
+    return {f"ffn_{n}{kind}.weight": t for n, t in {"gate": gate, "up": up, "down": down}.items()}
+
+
+def _granite_dense(tensors, layer):
+    return _granite_shared(tensors, layer, "")
 
 
 def _gpt_oss(tensors, layer):
@@ -138,6 +152,9 @@ CONVERTERS = {
     "deepseek_v2": ("deepseek2", _named),
     "nemotron_h": ("nemotron_h_moe", _named),
     "granitemoe": ("granitemoe", _granite),
+    "granitemoeshared": ("granitemoe", _granite),
+    "granitemoehybrid": ("granitehybrid", _granite),
+    "granitemoehybrid_dense": ("granitehybrid", _granite_dense),
     "gpt_oss": ("gpt-oss", _gpt_oss),
     "llama4_text": ("llama4", _llama4),
 }
@@ -165,7 +182,8 @@ def converted(folder, name, path, *, together=False):
         known[f"blk.{layer}.attn_norm.weight"] = torch.ones(4)
     for key, value in tensors.items():
         there = table.get_name(key, (".weight", ".bias"))
-        if there and "experts." not in key.replace("shared_experts.", ""):
+        ours = "experts." in key.replace("shared_experts.", "") or "shared_mlp." in key
+        if there and not ours:
             known.setdefault(there, value)
     for key, value in known.items():
         writer.add_tensor(key, np.ascontiguousarray(value.numpy()))
@@ -196,12 +214,16 @@ def test_expertise_of_the_folder_in_the_file_made_of_it(name, together, tmp_path
         assert np.array_equal(ours.data, theirs.data), ours.name
         if not np.array_equal(ours.data, old.data):
             changed.add(".".join(ours.name.split(".")[2:]))
-    assert "ffn_down_exps.weight" in changed
+    dense = name == "granitemoehybrid_dense"
+    assert ("ffn_down.weight" if dense else "ffn_down_exps.weight") in changed
     assert ("ffn_gate_up_exps.weight" in changed) == together
-    assert ("ffn_up_exps.weight" in changed) == (not together)
+    assert ("ffn_up_exps.weight" in changed) == (not together and not dense)
     assert ("ffn_up_exps.bias" in changed) == (name == "gpt_oss")
-    if name == "deepseek_v2":
-        assert "ffn_up_shexp.weight" in changed
+    shared = name in (
+        *("deepseek_v2", "nemotron_h", "llama4_text"),
+        *("granitemoeshared", "granitemoehybrid"),
+    )
+    assert ("ffn_up_shexp.weight" in changed) == shared
     checked = verify_file(resolve(source), dampening, tmp_path / "quiet.gguf")
     assert checked.others_equal
     assert checked.largest_relative < 1e-7

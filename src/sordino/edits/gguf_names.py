@@ -48,6 +48,14 @@ _EXPERTS = {
     "up": (MODEL_TENSOR.FFN_UP_EXP, (MODEL_TENSOR.FFN_UP_EXP,)),
     "down": (MODEL_TENSOR.FFN_DOWN_EXP, (MODEL_TENSOR.FFN_DOWN_EXP,)),
 }
+# Of Granite's `shared_mlp`, by matrix: its tensors beside MoE experts, and where there are none.
+_SHARED_MLP = {
+    "input_linear": (
+        (MODEL_TENSOR.FFN_GATE_SHEXP, MODEL_TENSOR.FFN_UP_SHEXP),
+        (MODEL_TENSOR.FFN_GATE, MODEL_TENSOR.FFN_UP),
+    ),
+    "output_linear": ((MODEL_TENSOR.FFN_DOWN_SHEXP,), (MODEL_TENSOR.FFN_DOWN,)),
+}
 # Architectures whose transformers models have gate's and up's neurons in turns.
 _INTERLEAVED = ("gpt-oss",)
 _WITH_EXPERTS = {True: " where it has MoE experts", False: ""}
@@ -111,7 +119,11 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
     shifts: dict[str, Values] = {}
     for site, factors in dampening.factors.items():
         shift = dampening.shifts[site] if site in dampening.shifted else None
-        places = _of_experts(header, site, factors) or _plain(header, table, site, factors)
+        places = (
+            _of_experts(header, site, factors)
+            or _of_shared_mlp(header, site, factors)
+            or _plain(header, table, site, factors)
+        )
         for name, neurons in places.items():
             scales[f"{name}.weight"] = factors[neurons]
             bias = f"{name}.bias"
@@ -181,6 +193,24 @@ def _of_experts(header: Header, site: str, factors: Values) -> dict[str, NDArray
     else:
         by_part = numbers.reshape(experts, count, width).transpose(1, 0, 2)
     return {name: mine.ravel() for (name, _), mine in zip(parts, by_part, strict=True)}
+
+
+def _of_shared_mlp(header: Header, site: str, factors: Values) -> dict[str, NDArray[np.int64]]:
+    """The same of Granite's shared part, whose gate comes before its up; nothing if it is none."""
+    found = re.fullmatch(r"(?:\D*\.)?(\d+)\.shared_mlp\.(input_linear|output_linear)", site)
+    if found is None:
+        return {}
+    for kinds in _SHARED_MLP[found[2]]:
+        names = [TENSOR_NAMES[kind].format(bid=int(found[1])) for kind in kinds]
+        shapes = {
+            stored.shape for name in names if (stored := header.tensors.get(f"{name}.weight"))
+        }
+        if len(shapes) == 1 and all(f"{name}.weight" in header.tensors for name in names):
+            [(width, *_)] = shapes
+            _refuse_other_size(header, names[0], width * len(names), site, factors)
+            numbers = np.arange(factors.size).reshape(len(names), width)
+            return dict(zip(names, numbers, strict=True))
+    return {}
 
 
 def _refuse_other_size(header: Header, name: str, rows: int, site: str, factors: Values) -> None:
