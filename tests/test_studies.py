@@ -1,6 +1,7 @@
 """Studies: what one intervention removes against another, and the study of all rules."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,8 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
 def test_a_finished_study_joins_another_page(tiny_study, capsys):
     main(["study", "diversity", *tiny_study])
     [file] = Path("out").glob("*/diversity.json")
+    typed = shlex.join(["sordino", "study", "diversity", *tiny_study])
+    assert StudyRecord.load(file, "diversity").command == typed
     page = (Path("out") / "diversity.html").read_text()
     capsys.readouterr()
     main(["study", "diversity", str(file), "-o", "joined", "--markdown", "joined.md"])

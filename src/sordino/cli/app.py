@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
+from sordino.cli import typed
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
 from sordino.files import is_disk_full, is_memory_full
@@ -77,9 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     error; 130 interrupted (the same command goes on from there). Anything else is a bug and shows
     its traceback.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    typed.remember(given)
     try:
-        given = expanded(sys.argv[1:] if arguments is None else arguments)
-        app(given, exit_on_error=False, print_error=False)
+        app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(str(error))
     except CycloptsError as error:

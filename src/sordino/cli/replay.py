@@ -1,11 +1,11 @@
 """`sordino replay`."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cyclopts import Parameter
 
+from sordino.cli import typed
 from sordino.cli.options import AccessOptions, JsonOptions, Output, print_json
 from sordino.errors import UserError
 
@@ -128,7 +128,7 @@ def replay(
             finally:
                 store.close()
             write_json(figures, outcome.model_dump(mode="json"))
-            article = replay_article(outcome, str(database), ["sordino", *sys.argv[1:]])
+            article = replay_article(outcome, str(database), typed.command())
             write_html(article, page)
     if printing.json:
         print_json({"page": str(page), **outcome.model_dump(mode="json")})

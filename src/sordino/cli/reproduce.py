@@ -1,11 +1,11 @@
 """`sordino reproduce`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from sordino.cli import typed
 from sordino.cli.options import JsonOptions, print_json
 from sordino.errors import UserError
 
@@ -58,9 +58,7 @@ def reproduce(
 
         recipe = recipe_named(name)
         changes = Changes(model, concept, max_prompts, device)
-        found, page = carry_out(
-            recipe, output or Path(recipe.name), changes, ["sordino", *sys.argv[1:]]
-        )
+        found, page = carry_out(recipe, output or Path(recipe.name), changes, typed.command())
     if printing.json:
         print_json({"page": str(page), **found.model_dump(mode="json")})
         return

@@ -1,8 +1,8 @@
 """`sordino run`."""
 
-import sys
 from pathlib import Path
 
+from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions, print_table
 from sordino.cli.options import (
     ConceptOptions,
@@ -82,7 +82,7 @@ def run(
             output,
             settings,
             revision=opening.revision,
-            command=["sordino", *sys.argv[1:]],
+            command=typed.command(),
             recipe=recipe_of(
                 {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
                 *(concept, rule, how, opening, sweep),

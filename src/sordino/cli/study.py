@@ -1,7 +1,6 @@
 """`sordino study`."""
 
 import shlex
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from sordino.cli import typed
 from sordino.cli.options import (
     ConceptOptions,
     JsonOptions,
@@ -142,7 +142,7 @@ def study(
         measured = Plan(**{key: value for key, value in given.items() if value is not None})
         labelled = cache(lambda: concept.load(seed))
         records = []
-        command = shlex.join(["sordino", *sys.argv[1:]])
+        command = shlex.join(typed.command())
         for model in models:
             if model.endswith(".json"):
                 records.append(StudyRecord.load(Path(model), name))

@@ -1,10 +1,10 @@
 """`sordino tune`."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions
 from sordino.cli.options import (
     ConceptOptions,
@@ -93,7 +93,7 @@ def tune(
             write_json(output / "tuned.json", tuned.model_dump(mode="json"))
             page = output / "tuned.html"
             bake = ["sordino", "bake", model, str(file), "-o", "quiet"]
-            article = tuned_article(tuned, ["sordino", *sys.argv[1:]], bake)
+            article = tuned_article(tuned, typed.command(), bake)
             write_html(article, page)
     if printing.json:
         print_json({"page": str(page), **tuned.model_dump(mode="json")})

@@ -86,7 +86,9 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     ]
     return Table(
         f"{record.study}-{group.name}",
-        "Toxic continuations with the change in points; other figures with their change.",
+        "Toxic continuations with the change in points; other figures with their change."
+        if keys
+        else "Figures, with their change where they have one.",
         [
             "",
             "neurons changed",
@@ -102,7 +104,7 @@ _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
     ("divergence, nats a token", "divergence", "divergence", "alone"),
     ("same first choice", "divergence", "agreement", "share alone"),
     ("perplexity", "perplexity", None, "number"),
-    ("perplexity of insults", "toxic-perplexity", "corpus", "number"),
+    ("perplexity with the concept", "toxic-perplexity", "corpus", "number"),
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
     ("distinct word pairs", "diversity", "distinct-2", "share"),
@@ -252,31 +254,24 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     yield Table(
         "models", "What was measured.", ["model", "concept", "neurons", "dtype of the arms"], rows
     )
-    first = records[0]
-    described = {
-        name: result.protocol
-        for group in first.groups
+    sizes = dict.fromkeys(
+        (name, _read(result.protocol), _how_many(result.protocol), _more(result.protocol))
+        for record in records
+        for group in record.groups
         for trial in group.trials[:1]
         for name, result in trial.evaluation.measures.items()
-    }
+    )
     yield Table(
         "protocol",
-        f"Sizes, seed {first.seed}.",
+        f"Sizes, seed {records[0].seed}.",
         ["measure", "texts or prompts", "how many", "more"],
-        [
-            [
-                name,
-                str(protocol.get("prompts", protocol.get("texts", ", ".join(_tasks(protocol))))),
-                _how_many(protocol),
-                _more(protocol),
-            ]
-            for name, protocol in described.items()
-        ],
+        [list(row) for row in sizes],
     )
 
 
-def _tasks(protocol: dict[str, Any]) -> Sequence[str]:
-    return [str(task) for task in protocol.get("tasks", ())]
+def _read(protocol: dict[str, Any]) -> str:
+    tasks = ", ".join(str(task) for task in protocol.get("tasks", ()))
+    return str(protocol.get("prompts", protocol.get("texts", tasks)))
 
 
 def _how_many(protocol: dict[str, Any]) -> str:
@@ -290,7 +285,7 @@ def _how_many(protocol: dict[str, Any]) -> str:
 
 
 def _more(protocol: dict[str, Any]) -> str:
-    keys = ("continuations", "new_tokens", "temperature", "top_p", "max_tokens", "shots")
+    keys = ("rounds", "continuations", "new_tokens", "temperature", "top_p", "max_tokens", "shots")
     return ", ".join(f"{key} {protocol[key]}" for key in keys if key in protocol)
 
 

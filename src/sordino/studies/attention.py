@@ -3,24 +3,21 @@
 from collections.abc import Iterator
 
 from sordino.interventions import family
-from sordino.studies.findings import differences
+from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import by_points, falls, model_name, rises
+from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    for finding in record.group("sites").findings:
-        change = finding.estimate
-        verdict = (
-            "they help"
-            if falls(change)
-            else "they harm"
-            if rises(change)
-            else "which does not settle whether they help"
-        )
-        yield f"{model_name(record.model)}, {finding.label}: {by_points(change)}; {verdict}."
+    for sentence in compared(
+        record.group("sites").findings,
+        fallen="they help",
+        risen="they harm",
+        unsettled="which does not settle whether they help",
+    ):
+        yield f"{model_name(record.model)}, {sentence}"
 
 
 @study("Do attention's linear layers help, at the same divergence?", _answer)

@@ -1,6 +1,7 @@
 """Figures that take several trials together, and how they are read off evaluations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 from sordino.studies.record import Finding
 from sordino.studies.removal import toxic_shares
-from sordino.studies.words import by_points
+from sordino.studies.words import by_points, falls, rises
 
 
 def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
@@ -72,3 +73,27 @@ def differences(
                     unit="points",
                     estimate=estimate(np.subtract(*shares), seed),
                 )
+
+
+def compared(
+    findings: Iterable[Finding], *, fallen: str, risen: str, unsettled: str
+) -> Iterator[str]:
+    """Sentences about what `differences` finds, one for each label, with all its scorers.
+
+    Args:
+        findings: Of `differences`, a label's after each other.
+        fallen: The verdict where less is toxic by every scorer, beyond the intervals.
+        risen: The verdict where more is.
+        unsettled: The verdict where the scorers' intervals do not agree on either.
+    """
+    for label, group in groupby(findings, lambda finding: finding.label.rpartition(" (")[0]):
+        same = list(group)
+        changes = [finding.estimate for finding in same]
+        verdict = (
+            fallen if all(map(falls, changes)) else risen if all(map(rises, changes)) else unsettled
+        )
+        said = " and ".join(
+            f"{by_points(finding.estimate)} by {finding.label.rpartition(' (')[2][:-1]}"
+            for finding in same
+        )
+        yield f"{label}: {said}; {verdict}."

@@ -8,11 +8,11 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.interventions.contrast import measured_benefit
 from sordino.models.sites import ATTENTION
-from sordino.studies.findings import differences
+from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
 from sordino.studies.variants import contrast_of, only_known, reversed_sign
-from sordino.studies.words import by_points, falls, model_name, rises
+from sordino.studies.words import model_name
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab
 
@@ -20,16 +20,13 @@ _WHOLE = "contrast"
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    for finding in record.group("parts").findings:
-        change = finding.estimate
-        verdict = (
-            "more is left"
-            if rises(change)
-            else "less is left"
-            if falls(change)
-            else "which does not settle whether it matters"
-        )
-        yield f"{model_name(record.model)}, {finding.label}: {by_points(change)}; {verdict}."
+    for sentence in compared(
+        record.group("parts").findings,
+        fallen="less is left",
+        risen="more is left",
+        unsettled="which does not settle whether it matters",
+    ):
+        yield f"{model_name(record.model)}, {sentence}"
 
 
 @study("What does contrast owe to each of its parts, and to its data?", _answer)

@@ -1,0 +1,16 @@
+"""What was typed, for the records that say how they were made."""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+
+_TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keep the arguments of the command line, before a recipe is put in."""
+    _TYPED.set(tuple(arguments))
+
+
+def command() -> list[str]:
+    """The command line, from the program's name on."""
+    return ["sordino", *_TYPED.get()]
