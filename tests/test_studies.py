@@ -19,9 +19,9 @@ from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import aura, contrast
 from sordino.studies import STUDIES, StudyRecord
+from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
-from sordino.studies.soft_or_hard import crossing
 from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 from sordino.evaluation import Diversity, OrdinaryToxicity, ToxicPerplexity, ZeroShot
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import aura, family
+from sordino.studies.cost import cost_against
 from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
 from sordino.studies.variants import contrast_of, permuted
-from sordino.studies.words import by_points, model_name, plain, ratio, rises, share
+from sordino.studies.words import by_points, interval, model_name, plain, ratio, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -52,7 +53,10 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 f"{share(by_best.after)} with contrast; twice what AurA removes would leave "
                 f"{max(0.0, 100 * (level + 2 * change)):.1f} %."
             )
-        return
+        break
+    for group in record.groups:
+        for finding in group.findings:
+            yield f"{model_name(record.model)}, {finding.label}: × {interval(finding.estimate, 2)}."
 
 
 @study("Which rule removes most of the concept at the same divergence from the original?", _answer)
@@ -116,10 +120,12 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             ("contrast", families["contrast"][0], 0.5),
         )
     ]
+    goal = f"aura at {plan.nearest_budget:g}"
     yield Group(
         "budgets",
         "AurA and contrast at smaller and larger divergences",
         reached(curves),
         (toxicity, *reading),
+        findings=lambda evaluations: cost_against(evaluations, goal, "contrast", seed),
         curve=True,
     )
