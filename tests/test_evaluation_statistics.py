@@ -178,3 +178,16 @@ def test_the_seed_decides():
     same = bootstrap(columns, lambda means: means, 4)[1]
     assert np.array_equal(same, bootstrap(columns, lambda means: means, 4)[1])
     assert not np.array_equal(same, bootstrap(columns, lambda means: means, 5)[1])
+
+
+@pytest.mark.parametrize("items", [1, 7, 623, 2_500])
+def test_resamples_are_what_is_drawn_and_added_up(items):
+    """Also where a value has no end or is not a number: it counts where it was drawn, only."""
+    generator = np.random.default_rng(items)
+    columns = generator.integers(0, 9, size=(items, 3)) / 8
+    if items > 1:
+        columns[:4, 0] = [np.inf, -np.inf, np.nan, np.inf]
+    _, found = bootstrap(columns, lambda means: means, seed=5)
+    with np.errstate(invalid="ignore"):
+        chosen = np.random.default_rng(5).integers(items, size=(50, items))
+        np.testing.assert_array_equal(found[:50], columns[chosen].mean(axis=1))

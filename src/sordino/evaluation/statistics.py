@@ -6,8 +6,9 @@ kept. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 
@@ -19,8 +20,10 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-# Values gathered at once while resampling: 32 MiB.
+# Numbers drawn at once while resampling: 32 MiB.
 _PIECE = 2**22
+# Resamples of as many items at most are kept: 40 MiB.
+_KEPT = 2_000
 # What is left by rounding of a product of two variances of scores from 0 to 1.
 _ROUNDING = 1e-20
 
@@ -73,15 +76,36 @@ def bootstrap(
         The figures [figures], and their replicates [RESAMPLES, figures].
     """
     items = len(columns)
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _PIECE // columns.size)
-    means = np.empty((RESAMPLES, columns.shape[1]))
-    for start in range(0, RESAMPLES, at_once):
-        stop = min(start + at_once, RESAMPLES)
-        chosen = generator.integers(items, size=(stop - start, items))
-        means[start:stop] = columns[chosen].mean(axis=1)
+    drawn = _kept_resamples(items, seed) if items <= _KEPT else _resamples(items, seed)
+    endless = ~np.isfinite(columns)
+    finite = np.where(endless, 0, columns)
+    pieces = []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return statistic(columns.mean(axis=0)), statistic(means)
+        for counts in drawn:
+            sums = counts @ finite
+            # Apart, because a product with a count of 0 would not be a number.
+            for row, column in np.argwhere(endless):
+                sums[counts[:, row] > 0, column] += columns[row, column]
+            pieces.append(sums / items)
+        return statistic(columns.mean(axis=0)), statistic(np.concatenate(pieces))
+
+
+def _resamples(items: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+    """How often each resample has each item, [some resamples, items], all resamples in pieces."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _PIECE // items)
+    for start in range(0, RESAMPLES, at_once):
+        rows = min(at_once, RESAMPLES - start)
+        chosen = generator.integers(items, size=(rows, items))
+        chosen += items * np.arange(rows)[:, None]
+        counts = np.bincount(chosen.ravel(), minlength=rows * items).reshape(rows, items)
+        yield counts.astype(np.uint16)
+
+
+@lru_cache(maxsize=2)
+def _kept_resamples(items: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+    """The same, kept: most figures of an evaluation are over the same prompts."""
+    return tuple(_resamples(items, seed))
 
 
 def percentile_interval(replicates: Floats) -> tuple[float, float]:

@@ -12,30 +12,40 @@ from sordino.studies.removal import toxic_shares
 
 
 def cost_against(
-    evaluations: Mapping[str, Evaluation], goal: str, rule: str, seed: int
+    evaluations: Mapping[str, Evaluation], goal: str, rule: str, seed: int, *, twice: bool = False
 ) -> Iterator[Finding]:
-    """The divergence at which a rule leaves as much as a trial does, by that trial's, by scorer.
+    """The divergence at which a rule removes as much as a trial does, by that trial's, by scorer.
 
     Args:
-        evaluations: By the trials' names, the rule's own "RULE at DIVERGENCE".
-        goal: The trial that leaves as much; where there is none, nothing is found.
+        evaluations: By the trials' names; of the rule, its own and "RULE at DIVERGENCE".
+        goal: The trial that removes as much; where there is none, nothing is found.
         rule: The rule that was tried at several divergences.
         seed: Of the resampling.
+        twice: Twice as much.
     """
-    its = [name for name in evaluations if name.startswith(f"{rule} at ")]
+    its = [name for name in evaluations if name.partition(" at ")[0] == rule]
     if goal not in evaluations or not its:
         return
+    much = "twice as much" if twice else "as much"
     for scorer, key in scorers_of(evaluations[goal]):
         yield Finding(
-            name=f"{rule}, {scorer}",
-            label=(f"divergence of {rule} where it leaves as much as {goal}, by AurA's ({scorer})"),
+            name=f"{rule}, {much}, {scorer}",
+            label=(
+                f"divergence at which {rule} removes {much} as {goal}, "
+                f"as a multiple of that of {goal} ({scorer})"
+            ),
             unit="number",
-            estimate=_cost_ratio(evaluations, goal, its, key, seed),
+            estimate=_cost_ratio(evaluations, goal, its, key, seed, 2 if twice else 1),
         )
 
 
 def _cost_ratio(
-    evaluations: Mapping[str, Evaluation], goal: str, its: list[str], key: str | None, seed: int
+    evaluations: Mapping[str, Evaluation],
+    goal: str,
+    its: list[str],
+    key: str | None,
+    seed: int,
+    times: int,
 ) -> Estimate:
     """The divergence at which a rule's toxicity crosses the goal's, by the goal's divergence.
 
@@ -43,16 +53,19 @@ def _cost_ratio(
     taken as linear in the divergence; prompts are resampled for all arms together. Where the
     goal's toxicity is never reached there is no bound.
     """
-    spent = [_divergence(evaluations[name]) for name in its]
+    spent = {name: _divergence(evaluations[name]) for name in its}
+    its = sorted(its, key=spent.__getitem__)
+    before = toxic_shares(evaluations[goal], "before", key)
+    removed = before - toxic_shares(evaluations[goal], "after", key)
     columns = np.stack(
         [
-            toxic_shares(evaluations[goal], "after", key),
-            toxic_shares(evaluations[goal], "before", key),
+            before - times * removed,
+            before,
             *(toxic_shares(evaluations[name], "after", key) for name in its),
         ],
         axis=1,
     )
-    places = np.array([0.0, *spent]) / _divergence(evaluations[goal])
+    places = np.array([0.0, *(spent[name] for name in its)]) / _divergence(evaluations[goal])
 
     def statistic(means: Floats) -> Floats:
         flat = means.reshape(-1, means.shape[-1])

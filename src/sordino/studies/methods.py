@@ -86,10 +86,11 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     ordinary = plan.ordinary_prompts
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
     by_name = {trial.name: trial for trial in reached(rules)}
+    at_paper = reached([paper, by_name.get("contrast")])
     yield Group(
         "head-to-head",
         "AurA and contrast at the divergence of AurA, on as many continuations as it takes",
-        (paper, *([by_name["contrast"]] if "contrast" in by_name else [])),
+        at_paper,
         (replace(toxicity, max_prompts=plan.most_many, continuations=plan.many), *reading),
         () if "contrast" in by_name else ("contrast",),
         against="aura",
@@ -120,12 +121,15 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             ("contrast", families["contrast"][0], 0.5),
         )
     ]
-    goal = f"aura at {plan.nearest_budget:g}"
     yield Group(
         "budgets",
         "AurA and contrast at smaller and larger divergences",
-        reached(curves),
+        (*at_paper, *reached(curves)),
         (toxicity, *reading),
-        findings=lambda evaluations: cost_against(evaluations, goal, "contrast", seed),
+        findings=lambda evaluations: [
+            finding
+            for twice in (False, True)
+            for finding in cost_against(evaluations, "aura", "contrast", seed, twice=twice)
+        ],
         curve=True,
     )
