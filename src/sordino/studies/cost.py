@@ -51,7 +51,8 @@ def _cost_ratio(
 
     Between the sizes that were measured, and from the original (no divergence) on, toxicity is
     taken as linear in the divergence; prompts are resampled for all arms together. Where the
-    goal's toxicity is never reached there is no bound.
+    goal's toxicity is never reached there is no bound; where the goal removes nothing, nothing has
+    to be spent.
     """
     spent = {name: _divergence(evaluations[name]) for name in its}
     its = sorted(its, key=spent.__getitem__)
@@ -86,14 +87,13 @@ def crossing(places: Floats, levels: Floats, goal: float) -> float:
         goal: The level that is looked for.
 
     Returns:
-        Infinity if the curve never does; not a number if it begins there, so that there is nothing
-        to come down from.
+        Infinity if the curve never does; the first place if it begins there.
     """
-    for number in range(len(places)):
-        if levels[number] <= goal:
-            if number == 0:
-                return float("nan")
-            above, below = levels[number - 1], levels[number]
+    if levels[0] <= goal:
+        return float(places[0])
+    for number in range(1, len(places)):
+        above, below = levels[number - 1], levels[number]
+        if below <= goal:
             share = (above - goal) / (above - below)
             return float(places[number - 1] + share * (places[number] - places[number - 1]))
     return float("inf")
