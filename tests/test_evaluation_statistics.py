@@ -191,3 +191,12 @@ def test_resamples_are_what_is_drawn_and_added_up(items):
     with np.errstate(invalid="ignore"):
         chosen = np.random.default_rng(5).integers(items, size=(50, items))
         np.testing.assert_array_equal(found[:50], columns[chosen].mean(axis=1))
+
+
+def test_a_column_s_replicates_do_not_depend_on_the_others():
+    """To the last bit, so that one arm alone has the interval that it has beside another."""
+    columns = np.random.default_rng(0).normal(size=(41, 7))
+    _, together = bootstrap(columns, lambda means: means, seed=1)
+    for number in range(7):
+        _, alone = bootstrap(columns[:, [number]], lambda means: means, seed=1)
+        np.testing.assert_array_equal(alone[:, 0], together[:, number])

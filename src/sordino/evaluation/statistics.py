@@ -78,11 +78,13 @@ def bootstrap(
     items = len(columns)
     drawn = _kept_resamples(items, seed) if items <= _KEPT else _resamples(items, seed)
     endless = ~np.isfinite(columns)
-    finite = np.where(endless, 0, columns)
+    finite = np.where(endless, 0, columns).T.copy()
     pieces = []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for counts in drawn:
-            sums = counts @ finite
+            drawings = counts.astype(np.float64)
+            # Not `@`: what BLAS rounds may depend on how many columns and threads there are.
+            sums = np.stack([np.einsum("ij,j->i", drawings, of) for of in finite], axis=1)
             # Apart, because a product with a count of 0 would not be a number.
             for row, column in np.argwhere(endless):
                 sums[counts[:, row] > 0, column] += columns[row, column]
