@@ -33,7 +33,7 @@ bench: $(BIN)/.ready  ## how fast and how large, against floors and ordinary way
 	$(BIN)/python -m benchmarks $(BENCH)
 
 test: $(BIN)/.ready  ## the default tests, with coverage
-	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term:skip-covered
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term:skip-covered
 
 test-slow: $(BIN)/.ready  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
