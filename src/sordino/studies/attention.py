@@ -6,18 +6,17 @@ from sordino.interventions import family
 from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    for sentence in compared(
-        record.group("sites").findings,
+    return compared(
+        record,
+        "sites",
         fallen="they help",
         risen="they harm",
         unsettled="which does not settle whether they help",
-    ):
-        yield f"{model_name(record.model)}, {sentence}"
+    )
 
 
 @study("Do attention's linear layers help, at the same divergence?", _answer)

@@ -1,15 +1,15 @@
 """Figures that take several trials together, and how they are read off evaluations."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
-from sordino.studies.record import Finding
+from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
-from sordino.studies.words import by_points, falls, rises
+from sordino.studies.words import by_points, falls, model_name, rises
 
 
 def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
@@ -76,18 +76,20 @@ def differences(
 
 
 def compared(
-    findings: Iterable[Finding], *, fallen: str, risen: str, unsettled: str
+    record: StudyRecord, group: str, *, fallen: str, risen: str, unsettled: str
 ) -> Iterator[str]:
-    """Sentences about what `differences` finds, one for each label, with all its scorers.
+    """Sentences about what `differences` found in a group, one for each label, with all scorers.
 
     Args:
-        findings: Of `differences`, a label's after each other.
+        record: What the study found.
+        group: The group's name.
         fallen: The verdict where less is toxic by every scorer, beyond the intervals.
         risen: The verdict where more is.
         unsettled: The verdict where the scorers' intervals do not agree on either.
     """
-    for label, group in groupby(findings, lambda finding: finding.label.rpartition(" (")[0]):
-        same = list(group)
+    found = record.group(group).findings
+    for label, of_label in groupby(found, lambda finding: finding.label.rpartition(" (")[0]):
+        same = list(of_label)
         changes = [finding.estimate for finding in same]
         verdict = (
             fallen if all(map(falls, changes)) else risen if all(map(rises, changes)) else unsettled
@@ -96,4 +98,4 @@ def compared(
             f"{by_points(finding.estimate)} by {finding.label.rpartition(' (')[2][:-1]}"
             for finding in same
         )
-        yield f"{label}: {said}; {verdict}."
+        yield f"{model_name(record.model)}, {label}: {said}; {verdict}."

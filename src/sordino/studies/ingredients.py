@@ -12,7 +12,6 @@ from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
 from sordino.studies.variants import contrast_of, only_known, reversed_sign
-from sordino.studies.words import model_name
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab
 
@@ -20,13 +19,13 @@ _WHOLE = "contrast"
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    for sentence in compared(
-        record.group("parts").findings,
+    return compared(
+        record,
+        "parts",
         fallen="less is left",
         risen="more is left",
         unsettled="which does not settle whether it matters",
-    ):
-        yield f"{model_name(record.model)}, {sentence}"
+    )
 
 
 @study("What does contrast owe to each of its parts, and to its data?", _answer)

@@ -42,7 +42,7 @@ def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
         for budget in plan.budgets
         for rule, start in _RULES.items()
     ]
-    goal = f"aura at {plan.nearest_budget:g}"
+    goal = f"aura at {min(plan.budgets, key=lambda budget: abs(budget - plan.asked)):g}"
 
     def findings(evaluations: Mapping[str, Evaluation]) -> Iterable[Finding]:
         for rule in list(_RULES)[1:]:

@@ -70,11 +70,6 @@ class Plan:
     concepts: tuple[str, ...] = ("insults", "religion", "politics")
     sibling: str = ""
 
-    @property
-    def nearest_budget(self) -> float:
-        """That of the curves which is nearest to what questions about one rule are asked at."""
-        return min(self.budgets, key=lambda budget: abs(budget - self.asked))
-
     def toxicity(self, **changes: Any) -> Toxicity:
         """The toxicity of continuations of the toxic prompts."""
         settings: dict[str, Any] = {
