@@ -79,17 +79,20 @@ def measure(options: Options, device: str) -> Result:
         concept = random_concept(count, config.vocab_size)
         settings = SweepSettings(batch_tokens=_BATCH_TOKENS)
         bare, find = f"bare decoder, {name} (floor)", f"sordino find, {name}"
+        usual = f"{find}, batches of {SweepSettings.batch_tokens:,} tokens"
         timed(
             {
                 bare: bare_decoder(opened, concept, settings),
                 find: partial(find_experts, opened, concept, settings=settings),
+                usual: partial(find_experts, opened, concept, settings=SweepSettings()),
             }
         )
         done = flop(opened, concept)
-        for way in (bare, find):
+        for way in (bare, find, usual):
             reached = done / statistics.median(seconds[way])
             figures.append(Figure(f"{way}: share of the matrix product", reached / speed, ""))
         figures.append(Figure(f"{name}: find / bare decoder", ratio(seconds, find, bare)))
+        figures.append(Figure(f"{usual} / bare decoder", ratio(seconds, usual, bare)))
 
         texts = list(sentences(2 if options.quick else 16, config.vocab_size, longest=16))
         prompts = encode_prompts(opened, texts, max_tokens=128, new_tokens=20)

@@ -40,7 +40,7 @@ def perplexity(opened: OpenModel, texts: Sequence[str], batch_tokens: int) -> fl
     """Of all tokens of the texts together."""
     batches = equal_length_batches(encode(opened.tokenizer, texts, LONGEST), batch_tokens)
     sizes = np.array([batch.input_ids[:, 1:].numel() for batch in batches])
-    nats = np.array([loss(opened, batch.input_ids).item() for batch in batches])
+    nats = np.array([loss(opened, batch.input_ids.to(opened.device)).item() for batch in batches])
     return math.exp(float((sizes * nats).sum() / sizes.sum()))
 
 
@@ -51,9 +51,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    opened = open_model(given.model, device="cpu", dtype="float32")
+    opened = open_model(given.model, device=given.device, dtype="float32")
     held_out = paragraphs("test")[:HELD_OUT]
     before = perplexity(opened, held_out, given.batch_tokens)
     batches = equal_length_batches(
@@ -63,7 +64,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(opened.model.parameters(), lr=RATE)
     with track("training", len(order), "steps") as advance:
         for index in order:
-            loss(opened, batches[index].input_ids).backward()
+            loss(opened, batches[index].input_ids.to(opened.device)).backward()
             optimiser.step()
             optimiser.zero_grad()
             advance(1)

@@ -11,12 +11,13 @@ from conftest import sentences
 from families import random_factors
 from sordino.errors import UserError
 from sordino.evaluation import Divergence, Toxicity, evaluate, scorers
-from sordino.evaluation.texts import Text
+from sordino.evaluation.texts import Text, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, family
 from sordino.interventions.registry import Family
 from sordino.models.open import open_model
 from sordino.tuning import Yardstick, calibrate
+from sordino.tuning import search as search_module
 from sordino.tuning.budget import Budget
 from sordino.tuning.calibration import SHORTFALL, clean_texts
 from sordino.tuning.lab import Lab, Trial
@@ -184,7 +185,7 @@ def search(open_tiny, concept, tmp_path, monkeypatch):
     """A function that tunes a tiny model in a folder."""
     monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
     prose, prompts = tmp_path / "prose.txt", tmp_path / "prompts.jsonl"
-    prose.write_text("\n".join(PROSE))
+    prose.write_text("\n".join(sentences(60, 7, longest=20)))
     rows = [{"text": text} for text in sentences(44, 9, longest=5)]
     prompts.write_text("\n".join(json.dumps(row) for row in rows))
     ref = open_tiny("llama").ref
@@ -215,6 +216,42 @@ def test_a_search_goes_on_to_what_it_would_have_found(search, tmp_path):
         for name in ("prompts-search.jsonl", "prompts-report.jsonl")
     ]
     assert halves[0].isdisjoint(halves[1])
+
+
+def test_the_budget_is_aimed_below_and_reported_on_texts_that_set_no_size(search, tmp_path):
+    tuned, chosen = search("divergence<=0.02", 2)
+    values = json.loads((tmp_path / "work" / "values.json").read_text())
+    assert {key.rpartition(" ")[2] for key in values} == {"0.018"}
+    assert all(value["divergence"] <= 0.018 for value in values.values())
+    assert chosen is not None
+    assert tuned.best.evaluation.figure("divergence", "divergence").after.value > 0
+    halves = [
+        [json.loads(line)["text"] for line in (tmp_path / "work" / name).read_text().splitlines()]
+        for name in ("clean-texts-search.jsonl", "clean-texts-report.jsonl")
+    ]
+    assert len(halves[0]) == len(halves[1]) == 30
+    assert set(halves[0]).isdisjoint(halves[1])
+
+
+def test_sizes_are_set_on_texts_that_neither_choose_nor_report(open_tiny, concept, tmp_path):
+    prose, prompts = tmp_path / "prose.txt", tmp_path / "prompts.txt"
+    for file, count in ((prose, 160), (prompts, 44)):
+        file.write_text("\n".join(sentences(count, 3, longest=20)))
+    lab = Lab(open_tiny("llama").ref, concept, tmp_path / "lab", texts=str(prose))
+    settings = TuneSettings(Budget("divergence", 0.1), toxicity=Toxicity(str(prompts)))
+    halves = search_module._halves(lab, tmp_path, settings)
+    read = [{text.text for text in read_texts(half[1].texts)} for half in halves]
+    sized_on = set(clean_texts(str(prose)))
+    assert [len(texts) for texts in (*read, sized_on)] == [30, 30, 100]
+    assert len(set.union(*read, sized_on)) == 160
+
+
+def test_too_few_texts_are_refused(open_tiny, concept, tmp_path):
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n".join(PROSE))
+    lab = Lab(open_tiny("llama").ref, concept, tmp_path / "lab", texts=str(prose))
+    with pytest.raises(UserError, match="30 clean texts are too few"):
+        tune(lab, tmp_path, TuneSettings(Budget("divergence", 0.1)))
 
 
 def test_a_budget_that_nothing_keeps_chooses_nothing(search):

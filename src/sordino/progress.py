@@ -106,7 +106,13 @@ def _lines(label: str, total: float, unit: str, done: float) -> Iterator[Callabl
 
 def _rate(new: float, elapsed: float, unit: str) -> str:
     rate = new / elapsed if elapsed > 0 else 0.0
-    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
+    if rate == 0 or rate >= 10:
+        return f"{rate:,.0f} {unit}/s"
+    # What takes seconds each is told by the minute, and what takes minutes by the hour.
+    for factor, time_unit in ((1, "s"), (60, "min")):
+        if rate * factor >= 1:
+            return f"{rate * factor:.1f} {unit}/{time_unit}"
+    return f"{rate * 3600:.1f} {unit}/h"
 
 
 def _left(new: float, remaining: float, elapsed: float) -> str:

@@ -103,7 +103,8 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
 _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
     ("divergence, nats a token", "divergence", "divergence", "alone"),
     ("same first choice", "divergence", "agreement", "share alone"),
-    ("perplexity", "perplexity", None, "number"),
+    # Of the corpus: a mean over short comments is that of the one or two strangest.
+    ("perplexity", "perplexity", "corpus", "number"),
     ("perplexity with the concept", "toxic-perplexity", "corpus", "number"),
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
@@ -250,9 +251,14 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
         "prompts (or texts, or questions) are what is resampled."
     )
     yield Code("\n".join(dict.fromkeys(record.command for record in records)))
-    rows = [[model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype] for r in records]
+    rows = [
+        [model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype, _device(r)] for r in records
+    ]
     yield Table(
-        "models", "What was measured.", ["model", "concept", "neurons", "dtype of the arms"], rows
+        "models",
+        "What was measured.",
+        ["model", "concept", "neurons", "dtype of the arms", "device"],
+        rows,
     )
     sizes = dict.fromkeys(
         (name, _read(result.protocol), _how_many(result.protocol), _more(result.protocol))
@@ -267,6 +273,11 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
         ["measure", "texts or prompts", "how many", "more"],
         [list(row) for row in sizes],
     )
+
+
+def _device(record: StudyRecord) -> str:
+    evaluations = (trial.evaluation for group in record.groups for trial in group.trials)
+    return ", ".join(dict.fromkeys(one.after.device for one in evaluations))
 
 
 def _read(protocol: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Whether turning one concept down turns others down."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sordino.concepts import load_concept
 from sordino.evaluation import Estimate, Perplexity, ToxicPerplexity
@@ -8,34 +9,73 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
 from sordino.studies.data import halves
-from sordino.studies.record import StudyRecord
+from sordino.studies.record import StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import interval, model_name
 from sordino.tuning.lab import Lab
 
+_BY = " down by "
+_DOWN = "the concept is turned down against the rest"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What turning a concept down by a rule does to text of one of the concepts.
+
+    Args:
+        concept: The one that is turned down.
+        rule: By what.
+        read_on: Whose text is read.
+        with_it: Perplexity of the text with that concept, after by before.
+        without: The same of other text of the same source.
+    """
+
+    concept: str
+    rule: str
+    read_on: str
+    with_it: Estimate
+    without: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """By intervals that have nothing in common: that asks for more than their difference."""
+        with_it, without = self.with_it, self.without
+        if with_it.low is not None and without.high is not None and with_it.low > without.high:
+            return _DOWN
+        if with_it.high is not None and without.low is not None and with_it.high < without.low:
+            return "the concept is turned up against the rest"
+        return "no difference between the two is settled"
+
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    for group in record.groups:
-        for trial in group.trials:
-            ratios = [
-                trial.evaluation.measures[name].figures[0].ratio
-                for name in ("toxic-perplexity", "perplexity")
-            ]
-            with_it, without = (one or Estimate(None, None, None) for one in ratios)
-            yield (
-                f"{model_name(record.model)}, {trial.name}, on {group.name}: perplexity of text "
-                f"with the concept × {interval(with_it, 3)}, of other text of the same source × "
-                f"{interval(without, 3)}; {_verdict(with_it, without)}."
-            )
+    name = model_name(record.model)
+    reads = [_read(trial, group.name) for group in record.groups for trial in group.trials]
+    for rule in dict.fromkeys(read.rule for read in reads):
+        by_rule = [read for read in reads if read.rule == rule]
+        own = [read for read in by_rule if read.concept == read.read_on]
+        others = [read for read in by_rule if read.concept != read.read_on]
+        down, taken = ([r for r in of if r.verdict == _DOWN] for of in (own, others))
+        which = "; ".join(f"{read.concept} down, read on {read.read_on}" for read in taken)
+        yield (
+            f"{name}, {rule}: read on held-out text of the concept that is turned down, {_DOWN} "
+            f"in {len(down)} of {len(own)} cases; read on another concept's, in {len(taken)} of "
+            f"{len(others)} ({which or 'none'})."
+        )
+    for read in reads:
+        yield (
+            f"{name}, {read.concept}{_BY}{read.rule}, on {read.read_on}: perplexity of text with "
+            f"the concept × {interval(read.with_it, 3)}, of other text of the same source × "
+            f"{interval(read.without, 3)}; {read.verdict}."
+        )
 
 
-def _verdict(with_it: Estimate, without: Estimate) -> str:
-    """By intervals that have nothing in common, which asks for more than their difference does."""
-    if with_it.low is not None and without.high is not None and with_it.low > without.high:
-        return "the concept is turned down against the rest"
-    if with_it.high is not None and without.low is not None and with_it.high < without.low:
-        return "the concept is turned up against the rest"
-    return "no difference between the two is settled"
+def _read(trial: TrialRecord, read_on: str) -> _Read:
+    concept, _, rule = trial.name.partition(_BY)
+    with_it, without = (
+        trial.evaluation.figure(name, "corpus").ratio or Estimate(None, None, None)
+        for name in ("toxic-perplexity", "perplexity")
+    )
+    return _Read(concept, rule, read_on, with_it, without)
 
 
 @study("Does turning one concept down turn others down?", _answer)
@@ -52,7 +92,7 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
             attribution=AttributionSettings(plan.per_class, lab.seed),
         )
         trials += [
-            lab.sized(f"{name} down by {rule}", family(found, rule), plan.asked)
+            lab.sized(f"{name}{_BY}{rule}", family(found, rule), plan.asked)
             for rule, found in (("aura", expertise.at(own)), ("contrast", expertise))
         ]
     for name, (_, held_out) in parts.items():

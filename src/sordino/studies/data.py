@@ -19,12 +19,16 @@ _BEST = 0.01
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    found = record.group("counts").findings
-    yield (
-        f"{model_name(record.model)}, two halves of the sentences that have none in common: "
-        + "; ".join(f"{one.label.lower()} {interval(one.estimate, 2)}" for one in found)
-        + "."
-    )
+    by_count: dict[str, list[str]] = {}
+    for one in record.group("counts").findings:
+        what, _, count = one.label.rpartition(", ")
+        value = f"{what[0].lower()}{what[1:]} {interval(one.estimate, 2)}"
+        by_count.setdefault(count, []).append(value)
+    for count, values in by_count.items():
+        yield (
+            f"{model_name(record.model)}, two halves with {count} and none in common: "
+            f"{', '.join(values)}."
+        )
 
 
 @study("How many sentences are enough, and how stable are the neurons between halves?", _answer)

@@ -30,7 +30,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             f"{name}, {scorer}: with AurA's factors dealt out by lot within each site, {count} "
             f"times, {share(mean)} of the continuations are toxic on average; AurA's own ranking "
             f"changes that by {by_points(less)}, and the chance of a shuffle that does as well "
-            f"is {interval(p, 2)}, {verdict}."
+            f"is {interval(p, 3)}, {verdict}."
         )
 
 
