@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import sentences
 from families import tiny_folder
 from sordino.errors import UserError
-from sordino.expertise.ranks import Ranks
+from sordino.expertise import ranks as ranks_module
+from sordino.expertise.ranks import Ranks, sharing
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -67,6 +69,7 @@ def here(tmp_path):
 FIND = [
     *("find", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--stratify", "length"),
     *("--attribution", "--attribution-per-class", "20", "--batch-tokens", "60"),
+    *("--device", "cpu"),  # of GPUs there are seldom as many as processes here
 ]
 
 
@@ -111,6 +114,7 @@ def test_three_processes_measure_what_one_measures(here):
     tiny_folder("llama", here / "again", seed=1).rename(here / "other")
     arguments = [
         *("evaluate", "other", "--against", "tiny", "--prompts", "prompts.txt"),
+        *("--device", "cpu"),
         *("--texts", "prose.txt", "--scorer", "alt-profanity-check", "--continuations", "3"),
         *("--measure", "toxicity", "--measure", "perplexity", "--measure", "divergence"),
         *("--batch-tokens", "60"),
@@ -147,6 +151,15 @@ def test_accelerate_starts_them_as_well(here):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written:") == 1
     assert (here / "shared.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
+
+
+def test_more_processes_than_gpus_end_in_a_sentence(monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks_module, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"fewer GPUs \(2\) than processes"), sharing("auto"):
+        pass
 
 
 @pytest.mark.slow

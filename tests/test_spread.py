@@ -45,7 +45,7 @@ def spread(family, folder, elsewhere: str) -> tuple[OpenModel, OpenModel]:
     Those on the disk alternate with others; from "meta" there is no way back, so that all that
     follows is there, too.
     """
-    plain = open_model(tiny_folder(family, folder))
+    plain = open_model(tiny_folder(family, folder), device="cpu")
     layers = range(1, LAYERS, 2) if elsewhere == "disk" else range(LAYERS // 2, LAYERS)
     moved = {*map(str, layers), *(() if elsewhere == "disk" else ("norm", "ln_f"))}
     places = {
@@ -58,7 +58,7 @@ def spread(family, folder, elsewhere: str) -> tuple[OpenModel, OpenModel]:
             plain.ref.path, device_map=places, offload_folder=folder / "offloaded"
         )
     else:
-        model = open_model(plain.ref).model
+        model = open_model(plain.ref, device="cpu").model
         dispatch_model(model, places, main_device="cpu", skip_keys="past_key_values")
     model.requires_grad_(False)  # what comes from the disk cannot be given its mark back
     return plain, OpenModel(plain.ref, model.eval(), plain.tokenizer)
@@ -132,6 +132,7 @@ def test_nothing_mixes_devices(family, tmp_path, concept):
 
 def test_what_all_gpus_cannot_do_is_said(tmp_path, monkeypatch):
     folder = tiny_folder("llama", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs GPUs, of which there is none here"):
         open_model(folder, device="all")
     ref, gpus = resolve(folder), [torch.device("cuda", 0), torch.device("cuda", 1)]

@@ -73,8 +73,8 @@ def test_moe_experts_that_are_merged_while_loading(tmp_path, concept):
 @pytest.mark.parametrize("family", ["gpt2", "cohere", "mixtral", "opt", "gptj"])
 def test_parts_are_the_model_and_nothing_stays(family, tmp_path):
     folder = tiny_folder(family, tmp_path, shard="20KB")
-    whole = open_model(folder).model
-    opened = open_model(folder, stream=True)
+    whole = open_model(folder, device="cpu").model
+    opened = open_model(folder, device="cpu", stream=True)
     weights = opened.streamed
     assert opened.device == torch.device("cpu")
     assert opened.dtype_name == "float32"
@@ -210,7 +210,7 @@ def test_layers_that_share_state_are_not_streamed(tmp_path, concept, monkeypatch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_made_up_weights_keep_numbers_alive(family, tmp_path):
     """The check for shared state sees differences only where there are numbers."""
-    opened = open_model(tiny_folder(family, tmp_path), stream=True)
+    opened = open_model(tiny_folder(family, tmp_path), device="cpu", stream=True)
     ids = torch.tensor([tiny_tokenizer()("the otter in the sea")["input_ids"]])
     with passes.layers_that_run(opened), torch.inference_mode():
         output = opened.model.get_decoder()(input_ids=ids, use_cache=False)[0]

@@ -193,7 +193,7 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         The ranks, and this rank's device.
 
     Raises:
-        UserError: The others cannot be reached.
+        UserError: There are more processes than GPUs, or the others cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(), device
@@ -205,7 +205,13 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         )
     on_gpus = choose_device(device).type == "cuda"
     if on_gpus:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
+            raise UserError(
+                f"This machine has fewer GPUs ({gpus}) than processes of this run: start one for "
+                "each, or give --device cpu."
+            )
+        device = f"cuda:{local}"
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
