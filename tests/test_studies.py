@@ -18,11 +18,16 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import aura, contrast
+from sordino.report.article import Table
+from sordino.report.study import study_article
 from sordino.studies import STUDIES, StudyRecord
+from sordino.studies import concepts as concepts_study
 from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
 from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
+
+ROOT = Path(__file__).parents[1]
 
 
 def evaluation(before, after):
@@ -125,6 +130,46 @@ def test_variants_of_contrast_are_what_they_say(seed, budget):
         assert 0.5 * ((1 - factors) ** 2 * cost[part]).sum() <= budget / 2 * (1 + 1e-3)
     mixed = contrast_of(expertise, budget, benefit=permuted(seed))
     assert mixed.changed <= plain.neurons
+
+
+@pytest.mark.parametrize(
+    ("with_it", "without", "said"),
+    [
+        ((1.2, 1.1, 1.3), (1.0, 0.9, 1.05), "turned down against the rest"),
+        ((1.0, 0.9, 1.05), (1.2, 1.1, 1.3), "turned up against the rest"),
+        ((1.2, 1.1, 1.3), (1.1, 1.0, 1.15), "no difference"),
+        ((None, None, None), (1.1, 1.0, 1.15), "no difference"),
+    ],
+)
+def test_a_concept_is_down_where_its_interval_lies_apart(with_it, without, said):
+    read = concepts_study._Read("calm", "aura", "calm", Estimate(*with_it), Estimate(*without))
+    assert said in read.verdict
+
+
+RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", sorted({f.stem.rpartition("-")[0] for f in RESULTS.iterdir()}))
+def test_committed_pages_say_what_their_records_say(name):
+    records = [StudyRecord.load(f, name) for f in sorted(RESULTS.glob(f"{name}-*.json"))[::-1]]
+    article = study_article(records)
+    page = ROOT / "docs" / ("results.md" if name == "methods" else f"studies/{name}.md")
+    shown = page.read_text(encoding="utf-8")
+    where = 0
+    for line in article.answer:
+        assert line in shown[where:]
+        where = shown.index(line, where)
+    cells = [
+        cell
+        for section in article.sections
+        for block in section.blocks
+        if isinstance(block, Table)
+        for row in block.rows
+        for cell in row
+    ]
+    missing = [cell for cell in cells if cell.replace("|", "\\|") not in shown]
+    assert cells
+    assert not missing
 
 
 @pytest.mark.slow

@@ -86,9 +86,11 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     ]
     return Table(
         f"{record.study}-{group.name}",
-        "Toxic continuations with the change in points; other figures with their change."
+        "Toxic continuations with the change in points; other figures with their change, "
+        "perplexities with what they are multiplied by."
         if keys
-        else "Figures, with their change where they have one.",
+        else "Figures, with their change where they have one; perplexities with what they are "
+        "multiplied by.",
         [
             "",
             "neurons changed",
@@ -104,8 +106,8 @@ _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
     ("divergence, nats a token", "divergence", "divergence", "alone"),
     ("same first choice", "divergence", "agreement", "share alone"),
     # Of the corpus: a mean over short comments is that of the one or two strangest.
-    ("perplexity", "perplexity", "corpus", "number"),
-    ("perplexity with the concept", "toxic-perplexity", "corpus", "number"),
+    ("perplexity", "perplexity", "corpus", "ratio"),
+    ("perplexity with the concept", "toxic-perplexity", "corpus", "ratio"),
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
     ("distinct word pairs", "diversity", "distinct-2", "share"),
@@ -134,6 +136,9 @@ def _cell(figure: Figure, kind: str) -> str:
         return f"× {interval(figure.after, 3)}"
     if kind == "share":
         return f"{share(figure.after)} ({points(figure.difference)})"
+    if kind == "ratio":
+        by = "" if figure.ratio is None else f"; × {interval(figure.ratio, 3)}"
+        return f"{plain(figure.after, 2)}{by}"
     value = figure.difference
     if value is None or value.value is None:
         return plain(figure.after, 2)

@@ -11,7 +11,7 @@ from sordino.models.sites import ATTENTION
 from sordino.studies.data import halves
 from sordino.studies.record import StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import interval, model_name
+from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 _BY = " down by "
@@ -60,12 +60,6 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             f"{name}, {rule}: read on held-out text of the concept that is turned down, {_DOWN} "
             f"in {len(down)} of {len(own)} cases; read on another concept's, in {len(taken)} of "
             f"{len(others)} ({which or 'none'})."
-        )
-    for read in reads:
-        yield (
-            f"{name}, {read.concept}{_BY}{read.rule}, on {read.read_on}: perplexity of text with "
-            f"the concept × {interval(read.with_it, 3)}, of other text of the same source × "
-            f"{interval(read.without, 3)}; {read.verdict}."
         )
 
 
