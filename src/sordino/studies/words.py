@@ -51,8 +51,8 @@ def ratio(estimate: Estimate) -> str:
 
 
 def interval(estimate: Estimate, decimals: int) -> str:
-    """A figure with its interval, if it has one."""
-    if estimate.value is None:
+    """A figure with its interval, if it has one; what has no bound may have a lower end."""
+    if estimate.value is None and estimate.low is None and estimate.high is None:
         return "undefined"
     value = _end(estimate.value, decimals)
     if estimate.low is None and estimate.high is None:
