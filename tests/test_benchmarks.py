@@ -19,7 +19,10 @@ from sordino.progress import hushed
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "growth" else []) for name in ALL],
+)
 def test_a_benchmark_runs(name, tmp_path):
     options = Options(quick=True, repeats=None, work=tmp_path, output=tmp_path)
     with hushed():

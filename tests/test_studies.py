@@ -270,7 +270,16 @@ def tiny_study(tmp_path, monkeypatch):
 OWN = {"concepts": ["--concepts", "one", "--concepts", "two"], "transfer": ["--sibling", "tiny"]}
 
 
-@pytest.mark.parametrize("name", sorted(STUDIES.keys() - {"methods"}))
+LONGEST = {"ingredients", "layers"}  # several times as many trials as the others
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONGEST else [])
+        for name in sorted(STUDIES.keys() - {"methods"})
+    ],
+)
 def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     def concept(spec, **_):
         return Concept(spec, *(tuple(sentences(50, hash_of)) for hash_of in (len(spec), 9)))
