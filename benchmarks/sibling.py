@@ -31,6 +31,7 @@ def paragraphs(split: str) -> list[str]:
 
 def loss(opened: OpenModel, ids: torch.Tensor) -> torch.Tensor:
     """The mean negative log-likelihood of every token but the first, nats."""
+    ids = ids.to(opened.device)
     logits = opened.model(input_ids=ids, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
@@ -40,7 +41,7 @@ def perplexity(opened: OpenModel, texts: Sequence[str], batch_tokens: int) -> fl
     """Of all tokens of the texts together."""
     batches = equal_length_batches(encode(opened.tokenizer, texts, LONGEST), batch_tokens)
     sizes = np.array([batch.input_ids[:, 1:].numel() for batch in batches])
-    nats = np.array([loss(opened, batch.input_ids.to(opened.device)).item() for batch in batches])
+    nats = np.array([loss(opened, batch.input_ids).item() for batch in batches])
     return math.exp(float((sizes * nats).sum() / sizes.sum()))
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(opened.model.parameters(), lr=RATE)
     with track("training", len(order), "steps") as advance:
         for index in order:
-            loss(opened, batches[index].input_ids.to(opened.device)).backward()
+            loss(opened, batches[index].input_ids).backward()
             optimiser.step()
             optimiser.zero_grad()
             advance(1)

@@ -15,7 +15,6 @@ from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 _BY = " down by "
-_DOWN = "the concept is turned down against the rest"
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,10 @@ class _Read:
     without: Estimate
 
     @property
-    def verdict(self) -> str:
-        """By intervals that have nothing in common: that asks for more than their difference."""
-        with_it, without = self.with_it, self.without
-        if with_it.low is not None and without.high is not None and with_it.low > without.high:
-            return _DOWN
-        if with_it.high is not None and without.low is not None and with_it.high < without.low:
-            return "the concept is turned up against the rest"
-        return "no difference between the two is settled"
+    def is_down(self) -> bool:
+        """By intervals that have nothing in common, which asks for more than a difference does."""
+        low, high = self.with_it.low, self.without.high
+        return low is not None and high is not None and low > high
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
@@ -54,12 +49,12 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         by_rule = [read for read in reads if read.rule == rule]
         own = [read for read in by_rule if read.concept == read.read_on]
         others = [read for read in by_rule if read.concept != read.read_on]
-        down, taken = ([r for r in of if r.verdict == _DOWN] for of in (own, others))
+        down, taken = ([read for read in of if read.is_down] for of in (own, others))
         which = "; ".join(f"{read.concept} down, read on {read.read_on}" for read in taken)
         yield (
-            f"{name}, {rule}: read on held-out text of the concept that is turned down, {_DOWN} "
-            f"in {len(down)} of {len(own)} cases; read on another concept's, in {len(taken)} of "
-            f"{len(others)} ({which or 'none'})."
+            f"{name}, {rule}: read on held-out text of the concept that is turned down, the "
+            f"concept is turned down against the rest in {len(down)} of {len(own)} cases; read on "
+            f"another concept's, in {len(taken)} of {len(others)} ({which or 'none'})."
         )
 
 
