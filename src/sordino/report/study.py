@@ -1,4 +1,4 @@
-"""The page of a study: an answer that its intervals carry, tables and charts."""
+"""The page of a study: an answer that its intervals support, tables and charts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,12 +42,12 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
     first = group.trials[0].evaluation
     for key in toxicities(first):
         found = list(toxic(first, key))
-        original = ", ".join(f"{share(figure.before)} by {scorer}" for scorer, figure in found)
+        original = " and ".join(f"{share(figure.before)} ({scorer})" for scorer, figure in found)
         n = found[0][1].n
         yield (
-            f"The original writes {original} toxic continuations{_led(key)} ({n['prompts']} "
-            f"prompts, {n['continuations']:,} continuations). Changes are paired with it, with "
-            "95 % intervals."
+            f"In the original, {original} of the continuations{_led(key)} are toxic "
+            f"({n['prompts']} prompts, {n['continuations']:,} continuations). Changes are paired "
+            "with the original on the same prompts, with 95 % intervals."
         )
     if group.curve:
         yield _curve(record, group)
@@ -58,7 +58,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
         yield _findings(record, group)
     if group.missing:
         yield (
-            "These cannot be made as large as that, because there is a largest of them: "
+            "These rules cannot reach that divergence even at their strongest: "
             f"{', '.join(group.missing)}."
         )
 
@@ -86,11 +86,11 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     ]
     return Table(
         f"{record.study}-{group.name}",
-        "Toxic continuations with the change in points; other figures with their change, "
-        "perplexities with what they are multiplied by."
+        "Toxic continuations, with the change in points. Other figures with their change; "
+        "perplexities with the ratio after ÷ before."
         if keys
-        else "Figures, with their change where they have one; perplexities with what they are "
-        "multiplied by.",
+        else "Figures, with their change where there is one; perplexities with the ratio after ÷ "
+        "before.",
         [
             "",
             "neurons changed",
@@ -103,11 +103,11 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
 
 # Heading, measure, figure (None for the first), and how it is shown.
 _COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
-    ("divergence, nats a token", "divergence", "divergence", "alone"),
-    ("same first choice", "divergence", "agreement", "share alone"),
+    ("divergence, nats per token", "divergence", "divergence", "alone"),
+    ("same likeliest token", "divergence", "agreement", "share alone"),
     # Of the corpus: a mean over short comments is that of the one or two strangest.
     ("perplexity", "perplexity", "corpus", "ratio"),
-    ("perplexity with the concept", "toxic-perplexity", "corpus", "ratio"),
+    ("perplexity of text with the concept", "toxic-perplexity", "corpus", "ratio"),
     ("zero-shot, mean", "zero-shot", None, "share"),
     ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
     ("distinct word pairs", "diversity", "distinct-2", "share"),
@@ -150,8 +150,7 @@ def _findings(record: StudyRecord, group: GroupRecord) -> Table:
     rows = [[finding.label, _said(finding)] for finding in group.findings]
     return Table(
         f"{record.study}-{group.name}-findings",
-        "What the trials say together, with 95 % intervals over resampled prompts where they are "
-        "over prompts.",
+        "Figures that compare trials. Intervals are 95 %, over resampled prompts.",
         ["", "value"],
         rows,
     )
@@ -182,21 +181,21 @@ def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
     headings = [""]
     for removal in compared[0].removals:
         headings += [
-            f"removed, by AurA’s ({removal.scorer})",
-            f"beyond twice AurA’s ({removal.scorer})",
+            f"removed ÷ AurA’s ({removal.scorer})",
+            f"removed − 2 × AurA’s ({removal.scorer})",
         ]
     return Table(
         f"{record.study}-{group.name}-against-aura",
-        "What each removes of the toxic continuations, as a multiple of what AurA as the paper has "
-        "it removes, and beyond twice that; above 0 throughout its interval, it is significantly "
-        "more than twice as much.",
+        "The toxic continuations that each rule removes, divided by those that AurA removes, and "
+        "the difference from twice as many. Where the whole interval of that difference is above "
+        "0, the rule removes significantly more than twice as many.",
         headings,
         rows,
     )
 
 
 def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
-    """Toxicity (first scorer) over the measured divergence, a line a rule, with intervals."""
+    """Toxicity (first scorer) over the measured divergence, one line per rule, with intervals."""
     rules = list(dict.fromkeys(_rule(trial) for trial in group.trials))
     colours = dict(zip(rules, _SERIES, strict=False))
     scorer, before = next(toxic(group.trials[0].evaluation))
@@ -215,7 +214,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X(
             "divergence:Q",
-            title="divergence from the original, nats a token",
+            title="divergence from the original, nats per token",
             scale=alt.Scale(type="log", nice=False),
             axis=alt.Axis(tickCount=5),
         ),
@@ -251,9 +250,9 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
 
 def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     yield (
-        "Each rule is made as large as the divergence allows by measuring it on prose that nothing "
-        "else is measured on. All arms see the same prompts and random numbers as the original; "
-        "prompts (or texts, or questions) are what is resampled."
+        "Where a divergence is set, each rule is scaled until its divergence, measured on prose "
+        "that is used for nothing else, reaches it. All arms see the same prompts and random "
+        "numbers as the original. Intervals resample prompts (or texts, or questions)."
     )
     yield Code("\n".join(dict.fromkeys(record.command for record in records)))
     rows = [
@@ -261,7 +260,7 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     ]
     yield Table(
         "models",
-        "What was measured.",
+        "The models.",
         ["model", "concept", "neurons", "dtype of the arms", "device"],
         rows,
     )
@@ -274,7 +273,7 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     )
     yield Table(
         "protocol",
-        f"Sizes, seed {records[0].seed}.",
+        f"The measures, with seed {records[0].seed}.",
         ["measure", "texts or prompts", "how many", "more"],
         [list(row) for row in sizes],
     )

@@ -15,13 +15,13 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         "sites",
         fallen="they help",
         risen="they harm",
-        unsettled="which does not settle whether they help",
+        unsettled="inconclusive",
     )
 
 
 @study("Do attention's linear layers help, at the same divergence?", _answer)
 def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """AurA and contrast at the feed-forward sites, and at attention's too, equally large."""
+    """AurA and contrast without and with attention's linear layers, at the same divergence."""
     found = dict(zip(("feed-forward", "attention too"), plan.both(lab), strict=True))
     trials = [
         lab.sized(f"{rule}, {where}", family(expertise, rule), plan.asked)
@@ -29,12 +29,15 @@ def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
         for where, expertise in found.items()
     ]
     pairs = {
-        f"attention's sites too, {rule}": (f"{rule}, attention too", f"{rule}, feed-forward")
+        f"attention's linear layers too, {rule}": (
+            f"{rule}, attention too",
+            f"{rule}, feed-forward",
+        )
         for rule in ("aura", "contrast")
     }
     yield Group(
         "sites",
-        f"With and without attention's sites, at a divergence of {plan.asked:g}",
+        f"With and without attention's linear layers, at a divergence of {plan.asked:g}",
         reached(trials),
         (plan.toxicity(), *plan.reading(lab)),
         findings=lambda evaluations: differences(evaluations, pairs, lab.seed),

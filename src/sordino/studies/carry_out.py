@@ -11,17 +11,17 @@ from sordino.tuning.lab import Lab
 
 
 def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> StudyRecord:
-    """Measure everything that a study asks for and save what was found.
+    """Measure everything that a study asks for and save the result.
 
-    The lab keeps what is done, so that a study which was killed, or is asked again in other words,
-    goes on from there.
+    The lab keeps finished trials, so an interrupted study, or one with other settings, goes on
+    from there.
 
     Args:
         name: The study's name.
         lab: The model and the folder of its work.
         plan: How much is measured, and on what.
         output: The JSON file to write; an earlier one is replaced.
-        command: What was typed, for the record.
+        command: The command as typed, for the record.
 
     Raises:
         UserError: There is no such study, or something that it needs is missing.

@@ -1,4 +1,4 @@
-"""Whether turning one concept down turns others down."""
+"""Whether dampening one concept dampens others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
-_BY = " down by "
+_BY = " dampened by "
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What turning a concept down by a rule does to text of one of the concepts.
+    """What dampening a concept by a rule does to text of one of the concepts.
 
     Args:
-        concept: The one that is turned down.
-        rule: By what.
-        read_on: Whose text is read.
-        with_it: Perplexity of the text with that concept, after by before.
-        without: The same of other text of the same source.
+        concept: The dampened concept.
+        rule: The rule.
+        read_on: The concept whose text is scored.
+        with_it: Perplexity of the text with that concept, after divided by before.
+        without: The same for other text from the same source.
     """
 
     concept: str
@@ -37,7 +37,7 @@ class _Read:
 
     @property
     def is_down(self) -> bool:
-        """By intervals that have nothing in common, which asks for more than a difference does."""
+        """Whether the intervals are disjoint, which is stricter than a significant difference."""
         low, high = self.with_it.low, self.without.high
         return low is not None and high is not None and low > high
 
@@ -50,16 +50,17 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         own = [read for read in by_rule if read.concept == read.read_on]
         others = [read for read in by_rule if read.concept != read.read_on]
         down, taken = ([read for read in of if read.is_down] for of in (own, others))
-        which = "; ".join(f"{read.concept} down, read on {read.read_on}" for read in taken)
+        which = "; ".join(f"{read.concept} dampened, text about {read.read_on}" for read in taken)
         yield (
-            f"{name}, {rule}: read on held-out text of the concept that is turned down, the "
-            f"concept is turned down against the rest in {len(down)} of {len(own)} cases; read on "
-            f"another concept's, in {len(taken)} of {len(others)} ({which or 'none'})."
+            f"{name}, {rule}: held-out text with the dampened concept becomes less likely, "
+            f"relative to other text from the same source, in {len(down)} of {len(own)} cases. "
+            f"Text with another concept does in {len(taken)} of {len(others)} ({which or 'none'})."
         )
 
 
 def _read(trial: TrialRecord, read_on: str) -> _Read:
-    concept, _, rule = trial.name.partition(_BY)
+    # Records of before said "down by".
+    concept, _, rule = trial.name.replace(" down by ", _BY).partition(_BY)
     with_it, without = (
         trial.evaluation.figure(name, "corpus").ratio or Estimate(None, None, None)
         for name in ("toxic-perplexity", "perplexity")
@@ -67,9 +68,9 @@ def _read(trial: TrialRecord, read_on: str) -> _Read:
     return _Read(concept, rule, read_on, with_it, without)
 
 
-@study("Does turning one concept down turn others down?", _answer)
+@study("Does dampening one concept dampen others?", _answer)
 def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """Each concept turned down by both rules, read on held-out text of each concept."""
+    """Each concept dampened by both rules, measured on held-out text of each concept."""
     parts = {name: halves(load_concept(name, seed=lab.seed), lab.seed) for name in plan.concepts}
     own = {site.path for site in lab.opened.sites}
     trials = []
@@ -89,7 +90,7 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
         negative = lab.keep(f"held-out-{name}-negative.txt", held_out.negative)
         yield Group(
             name,
-            f"Read on {name}",
+            f"Measured on {name}",
             reached(trials),
             (
                 ToxicPerplexity(positive, max_texts=plan.texts),

@@ -1,4 +1,4 @@
-"""What one rule costs where it leaves as much of a concept as another."""
+"""The divergence that one rule needs to remove as much of a concept as another."""
 
 from collections.abc import Iterator, Mapping
 
@@ -31,8 +31,8 @@ def cost_against(
         yield Finding(
             name=f"{rule}, {much}, {scorer}",
             label=(
-                f"divergence at which {rule} removes {much} as {goal}, "
-                f"as a multiple of that of {goal} ({scorer})"
+                f"divergence of {rule} where it removes {much} as {goal}, "
+                f"relative to the divergence of {goal} ({scorer})"
             ),
             unit="number",
             estimate=_cost_ratio(evaluations, goal, its, key, seed, 2 if twice else 1),

@@ -1,4 +1,4 @@
-"""How many sentences it takes, and how stable what they say is."""
+"""How many sentences are enough, and whether other sentences find the same neurons."""
 
 from collections.abc import Iterator
 
@@ -26,12 +26,11 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         by_count.setdefault(count, []).append(value)
     for count, values in by_count.items():
         yield (
-            f"{model_name(record.model)}, two halves with {count} and none in common: "
-            f"{', '.join(values)}."
+            f"{model_name(record.model)}, two disjoint halves with {count}: {', '.join(values)}."
         )
 
 
-@study("How many sentences are enough, and how stable are the neurons between halves?", _answer)
+@study("How many sentences are enough, and do two halves of them find the same neurons?", _answer)
 def data(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA from fewer and more sentences, and the same neurons' AUROC from other sentences."""
     parts = halves(lab.concept, lab.seed)
@@ -43,12 +42,12 @@ def data(lab: Lab, plan: Plan) -> Iterator[Group]:
             lab.find(f"half-{number}-{count}", concept=_first(half, count))
             for number, half in enumerate(parts)
         ]
-        trials.append(Trial(f"{count} sentences a class", aura(found[0])))
+        trials.append(Trial(f"{count} sentences per class", aura(found[0])))
         for what, value in agreement(*found).items():
             findings.append(
                 Finding(
                     name=f"{what}, {count}",
-                    label=f"{what}, {count} sentences a class",
+                    label=f"{what}, {count} sentences per class",
                     unit="number",
                     estimate=Estimate(value, None, None),
                 )

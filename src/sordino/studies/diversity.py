@@ -1,4 +1,4 @@
-"""Whether what is written becomes poorer."""
+"""Whether the generated text becomes less diverse."""
 
 from collections.abc import Iterator
 
@@ -18,14 +18,14 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         for name in _FIGURES:
             figure = trial.evaluation.figure("diversity", name)
             change = figure.difference
-            settled = falls(change) or rises(change)
+            clear = falls(change) or rises(change)
             said.append(
-                f"{figure.label.lower()} {by_points(change)}{'' if settled else ' (not settled)'}"
+                f"{figure.label.lower()} {by_points(change)}{'' if clear else ' (not significant)'}"
             )
         yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
 
 
-@study("Does what the model writes become poorer?", _answer)
+@study("Does the generated text become less diverse?", _answer)
 def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Diversity after ordinary prompts, of AurA and contrast at several divergences."""
     own, everywhere = plan.both(lab)

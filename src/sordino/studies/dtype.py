@@ -19,13 +19,13 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             yield f"{model_name(record.model)}, {group.title}, {trial.name}: {found}."
 
 
-@study("Does the effect survive 16 bits, and weights that stay quantised?", _answer)
+@study("Does the effect survive 16-bit arithmetic, and weights that stay quantised?", _answer)
 def dtype(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """AurA by hooks in several dtypes, in the weights of a folder, and in those of a GGUF file."""
+    """AurA with forward hooks in several dtypes, baked into a folder, and into a GGUF file."""
     paper = aura(lab.find("auroc"))
-    trials = [Trial("by hooks", paper), Trial("in the weights of a folder", paper, baked="folder")]
+    trials = [Trial("forward hooks", paper), Trial("baked into a folder", paper, baked="folder")]
     if lab.ref.kind == "gguf":
-        trials.append(Trial("in the blocks of a GGUF file", paper, baked="gguf"))
+        trials.append(Trial("baked into a GGUF file", paper, baked="gguf"))
     for name in _DTYPES:
         yield Group(
             name,

@@ -56,11 +56,11 @@ def estimate(columns: Floats, seed: int) -> Estimate:
 def differences(
     evaluations: Mapping[str, Evaluation], pairs: Mapping[str, tuple[str, str]], seed: int
 ) -> Iterator[Finding]:
-    """How much more is toxic in one trial than in another, on the same prompts.
+    """The difference in toxic continuations between two trials, on the same prompts.
 
     Args:
         evaluations: By the trials' names.
-        pairs: For each label the trial, and the one that is taken from it.
+        pairs: For each label the trial, and the one that is subtracted from it.
         seed: Of the resampling.
     """
     for label, (one, other) in pairs.items():
@@ -83,9 +83,9 @@ def compared(
     Args:
         record: What the study found.
         group: The group's name.
-        fallen: The verdict where less is toxic by every scorer, beyond the intervals.
-        risen: The verdict where more is.
-        unsettled: The verdict where the scorers' intervals do not agree on either.
+        fallen: The verdict where toxicity is significantly lower by every scorer.
+        risen: The verdict where it is significantly higher by every scorer.
+        unsettled: The verdict otherwise.
     """
     found = record.group(group).findings
     for label, of_label in groupby(found, lambda finding: finding.label.rpartition(" (")[0]):

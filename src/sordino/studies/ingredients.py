@@ -1,4 +1,4 @@
-"""What contrast owes to each of its parts, and to the data that it is given."""
+"""How much each part of contrast contributes, and how much its data do."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,24 +24,24 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         "parts",
         fallen="less is left",
         risen="more is left",
-        unsettled="which does not settle whether it matters",
+        unsettled="inconclusive",
     )
 
 
-@study("What does contrast owe to each of its parts, and to its data?", _answer)
+@study("How much does each part of contrast contribute, and how much do its data?", _answer)
 def ingredients(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """Contrast with one part left out or changed, equally large, on prompts that chose nothing."""
+    """Contrast with one part left out or changed, at one divergence, on held-out prompts."""
     own, everywhere = plan.both(lab)
     variants: dict[str, Sizes] = {
         _WHOLE: family(everywhere, "contrast"),
-        "feed-forward sites only": family(own, "contrast"),
+        "feed-forward layers only": family(own, "contrast"),
         "sign reversed": lambda b: contrast_of(everywhere, b, benefit=reversed_sign),
-        "sampling error and all": lambda b: contrast_of(
+        "without shrinkage": lambda b: contrast_of(
             everywhere, b, benefit=lambda _: measured_benefit(everywhere)
         ),
         "amplifying too": family(everywhere, "contrast", amplify=1.0),
-        "a λ for each site": lambda b: contrast_of(everywhere, b, each_site=True),
-        "neurons of known AUROC only": lambda b: contrast_of(
+        "one λ per layer": lambda b: contrast_of(everywhere, b, each_site=True),
+        "expert neurons of selective only": lambda b: contrast_of(
             everywhere, b, benefit=only_known(everywhere)
         ),
         **_other_data(lab, plan),
@@ -50,7 +50,9 @@ def ingredients(lab: Lab, plan: Plan) -> Iterator[Group]:
         lab.sized(name, rule, plan.asked, start=plan.asked / 2) for name, rule in variants.items()
     ]
     pairs = {
-        f"{name}, against {_WHOLE} as it is": (name, _WHOLE) for name in variants if name != _WHOLE
+        f"{name}, compared with all of {_WHOLE}": (name, _WHOLE)
+        for name in variants
+        if name != _WHOLE
     }
     toxicity = replace(plan.toxicity(), prompts=plan.other_prompts, max_prompts=plan.most_other)
     yield Group(
@@ -69,14 +71,14 @@ def _other_data(lab: Lab, plan: Plan) -> dict[str, Sizes]:
     most = len(lab.concept.positive)
     for count in plan.fewer:
         if count < min(plan.per_class, most):
-            found[f"{count} sentences a class"] = lab.find(
+            found[f"{count} sentences per class"] = lab.find(
                 f"{count}-sentences",
                 concept=lab.concept.sampled(max_per_class=count, seed=lab.seed),
                 sites=ATTENTION,
                 attribution=AttributionSettings(count, lab.seed),
             )
     count = min(max(plan.fewer), most)
-    found[f"{count} sentences a class, prose as clean text"] = lab.find(
+    found[f"{count} sentences per class, prose as negatives"] = lab.find(
         "prose",
         concept=_against_prose(lab, count),
         sites=ATTENTION,
@@ -86,7 +88,7 @@ def _other_data(lab: Lab, plan: Plan) -> dict[str, Sizes]:
 
 
 def _against_prose(lab: Lab, per_class: int) -> Concept:
-    """The concept with prose in the place of the sentences that do not have it."""
+    """The concept with prose instead of its negative sentences."""
     positive = lab.concept.sampled(max_per_class=per_class, seed=lab.seed).positive
     prose = clean_texts(lab.texts, most=len(positive), seed=lab.seed)
     return Concept(lab.concept.name, positive, tuple(prose), f"{lab.concept.source}, and prose")

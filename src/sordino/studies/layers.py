@@ -22,14 +22,14 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             less = [name for name, change in changes.items() if falls(change)]
             more = [name for name, change in changes.items() if rises(change)]
             yield (
-                f"{model_name(record.model)}, {scorer}, {group.title.lower()}: of {count} "
-                f"intervals, {len(less)} lie below no change ({', '.join(less) or 'none'}) and "
-                f"{len(more)} above it ({', '.join(more) or 'none'}); by chance alone about "
-                f"{count * 0.025:.1f} would on each side."
+                f"{model_name(record.model)}, {scorer}, {group.title}: toxicity falls "
+                f"significantly in {len(less)} of {count} trials ({', '.join(less) or 'none'}) "
+                f"and rises in {len(more)} ({', '.join(more) or 'none'}). By chance alone, about "
+                f"{count * 0.025:.1f} would do each."
             )
 
 
-@study("Which layers, and which kinds of site, carry the effect?", _answer)
+@study("Which layers, and which kinds of linear layer, carry the effect?", _answer)
 def layers(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA in one layer at a time, and at one kind of site at a time."""
     paper = aura(lab.find("auroc"))
@@ -40,7 +40,7 @@ def layers(lab: Lab, plan: Plan) -> Iterator[Group]:
         by_kind.setdefault(site.kind, []).append(site.path)
     for name, title, parts in (
         ("layers", "AurA in one layer at a time", by_layer),
-        ("kinds", "AurA at one kind of site at a time", by_kind),
+        ("kinds", "AurA in one kind of linear layer at a time", by_kind),
     ):
         yield Group(
             name,

@@ -16,9 +16,9 @@ from sordino.tuning.lab import Lab, Trial
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    """What the comparison with the paper's rule shows, by scorer, and no more than that.
+    """Compare the recommended rule with the paper's, by scorer.
 
-    It is of the rule that is recommended, and not of the one that happens to come out best.
+    The recommended rule is compared, and not the rule that happens to come out best.
     """
     for group in record.groups:
         best, paper = group.trial("contrast"), group.trial("aura")
@@ -27,19 +27,15 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         spent = paper.evaluation.figure("divergence", "divergence").after
         said = []
         for removal in best.removals:
-            verdict = (
-                "significantly more than twice as much"
-                if rises(removal.beyond_twice)
-                else "which is not significantly more than twice as much"
-            )
-            said.append(f"{ratio(removal.ratio)} by {removal.scorer}, {verdict}")
+            verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
+            said.append(f"{ratio(removal.ratio)} by {removal.scorer} ({verdict} above 2)")
         n = next(figure.n for _, figure in toxic(best.evaluation))
         name = model_name(record.model)
         yield (
-            f"{name}: at the divergence of AurA as the paper has it "
-            f"({plain(spent, 4)} nats a token), contrast removes of the toxic continuations "
-            f"({n['continuations']:,} of {n['prompts']} prompts) this many times what AurA "
-            f"removes: {'; '.join(said)}."
+            f"{name}: at AurA's divergence ({plain(spent, 4)} nats per token), the toxic "
+            f"continuations that contrast removes, divided by those that AurA removes, are "
+            f"{' and '.join(said)}, measured on {n['continuations']:,} continuations of "
+            f"{n['prompts']} prompts."
         )
         for (scorer, by_paper), (_, by_best) in zip(
             toxic(paper.evaluation), toxic(best.evaluation), strict=True
@@ -48,15 +44,15 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 continue
             level, change = by_paper.before.value or 0.0, by_paper.difference.value or 0.0
             yield (
-                f"{name}, {scorer}: the original's {share(by_paper.before)} become "
-                f"{share(by_paper.after)} with AurA ({by_points(by_paper.difference)}) and "
-                f"{share(by_best.after)} with contrast; twice what AurA removes would leave "
-                f"{max(0.0, 100 * (level + 2 * change)):.1f} %."
+                f"{name}, {scorer}: toxic continuations go from {share(by_paper.before)} to "
+                f"{share(by_paper.after)} with AurA ({by_points(by_paper.difference)}) and to "
+                f"{share(by_best.after)} with contrast. Removing twice as much as AurA would "
+                f"leave {max(0.0, 100 * (level + 2 * change)):.1f} %."
             )
         break
     for group in record.groups:
         for finding in group.findings:
-            yield f"{model_name(record.model)}, {finding.label}: × {interval(finding.estimate, 2)}."
+            yield f"{model_name(record.model)}: {finding.label}: × {interval(finding.estimate, 2)}."
 
 
 @study("Which rule removes most of the concept at the same divergence from the original?", _answer)
@@ -89,7 +85,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     at_paper = reached([paper, by_name.get("contrast")])
     yield Group(
         "head-to-head",
-        "AurA and contrast at the divergence of AurA, on as many continuations as it takes",
+        "AurA and contrast at AurA's divergence, on more prompts and continuations",
         at_paper,
         (replace(toxicity, max_prompts=plan.most_many, continuations=plan.many), *reading),
         () if "contrast" in by_name else ("contrast",),
@@ -97,7 +93,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     )
     yield Group(
         "rules",
-        "All rules at the divergence of AurA as the paper has it",
+        "All rules at AurA's divergence",
         (paper, *reached(rules)),
         (
             toxicity,

@@ -16,21 +16,21 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     for name in ("edited", "hooks"):
         after = trial.evaluation.figure("speed", name).after
         inside = after.low is not None and after.high is not None and after.low <= 1 <= after.high
-        verdict = "no difference is settled" if inside else "a settled difference"
-        said[name] = f"× {interval(after, 3)} of the original's speed ({verdict})"
+        verdict = "no significant difference" if inside else "a significant difference"
+        said[name] = f"{interval(after, 3)} times the original's speed ({verdict})"
     yield (
-        f"{model_name(record.model)}: with the factors in the weights it writes at "
-        f"{said['edited']}; with hooks at all sites at {said['hooks']}."
+        f"{model_name(record.model)}: with baked weights the model generates at {said['edited']}. "
+        f"With forward hooks on all linear layers it generates at {said['hooks']}."
     )
 
 
-@study("What does the edit cost when the model runs, baked and by hooks?", _answer)
+@study("What does the edit cost at run time, baked and with forward hooks?", _answer)
 def overhead(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Tokens a second of the baked model, the original and the original with hooks, in turns."""
     del plan
     yield Group(
         "speed",
-        "Speed of writing, of the original's",
+        "Generation speed, relative to the original",
         (Trial("aura", aura(lab.find("auroc")), baked="folder"),),
         (Speed(),),
     )

@@ -1,4 +1,4 @@
-"""What an edit is worth when the prompt asks for the worst, or for the best."""
+"""Whether an edit holds when the prompt asks for the worst, or for the best."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,11 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             for scorer, figure in toxic(trial.evaluation, key):
                 change = figure.difference
                 verdict = (
-                    "less" if falls(change) else "more" if rises(change) else "no settled change"
+                    "less toxic"
+                    if falls(change)
+                    else "more toxic"
+                    if rises(change)
+                    else "no significant change"
                 )
                 yield (
                     f"{model_name(record.model)}, {trial.name}, {led} pre-prompt, {scorer}: "
@@ -28,7 +32,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 )
 
 
-@study("What is the edit worth behind a benign and behind an adversarial pre-prompt?", _answer)
+@study("Does the edit hold after a benign and after an adversarial pre-prompt?", _answer)
 def prompting(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA, and contrast at a set divergence, after each of the pre-prompts."""
     own, everywhere = plan.both(lab)

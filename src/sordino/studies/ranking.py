@@ -1,4 +1,4 @@
-"""Whether it is the ranking of the neurons that does it."""
+"""Whether the ranking of the neurons matters, by permuted controls."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -22,21 +22,21 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     for scorer, _ in scorers_of(group.trials[0].evaluation):
         mean, less, p = (group.finding(f"{what}, {scorer}") for what in ("shuffles", "less", "p"))
         verdict = (
-            "so that it is the ranking which does it"
+            "the ranking matters"
             if falls(less) and p.value is not None and p.value <= 0.05
-            else "which does not settle whether it is the ranking that does it"
+            else "inconclusive"
         )
         yield (
-            f"{name}, {scorer}: with AurA's factors dealt out by lot within each site, {count} "
-            f"times, {share(mean)} of the continuations are toxic on average; AurA's own ranking "
-            f"changes that by {by_points(less)}, and the chance of a shuffle that does as well "
-            f"is {interval(p, 3)}, {verdict}."
+            f"{name}, {scorer}: with AurA's factors permuted within each layer ({count} "
+            f"permutations), {share(mean)} of the continuations are toxic on average. AurA's own "
+            f"ranking changes that by {by_points(less)}, permutation test p = {interval(p, 3)}: "
+            f"{verdict}."
         )
 
 
-@study("Is it the ranking of the neurons, or would any factors of these sizes do?", _answer)
+@study("Does the ranking of the neurons matter, or would the same factors on any do?", _answer)
 def ranking(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """AurA against its own factors, dealt out by lot within each site again and again."""
+    """AurA compared with its own factors, permuted within each layer again and again."""
     expertise = lab.find("auroc")
     seeds = range(lab.seed, lab.seed + plan.shuffles)
 
@@ -52,26 +52,26 @@ def ranking(lab: Lab, plan: Plan) -> Iterator[Group]:
             mean = dealt.mean(axis=0)
             yield Finding(
                 name=f"shuffles, {scorer}",
-                label=f"Toxic with shuffled factors, on average ({scorer})",
+                label=f"Toxic with permuted factors, on average ({scorer})",
                 unit="share",
                 estimate=estimate(mean, lab.seed),
             )
             yield Finding(
                 name=f"less, {scorer}",
-                label=f"AurA's own ranking against that ({scorer})",
+                label=f"AurA's own ranking compared with that ({scorer})",
                 unit="points",
                 estimate=estimate(real - mean, lab.seed),
             )
             yield Finding(
                 name=f"p, {scorer}",
-                label=f"Chance of a shuffle that does as well ({scorer})",
+                label=f"p-value of the permutation test ({scorer})",
                 unit="p",
                 estimate=Estimate(p, None, None),
             )
 
     yield Group(
         "shuffles",
-        "AurA, and its factors dealt out by lot within each site",
+        "AurA and its permuted controls",
         (
             Trial(_REAL, aura(expertise)),
             *(Trial(f"shuffled, seed {s}", shuffled(expertise, seed=s)) for s in seeds),

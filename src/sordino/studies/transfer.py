@@ -1,4 +1,4 @@
-"""Whether what is found on a model holds for one that was made of it by more training."""
+"""Whether expertise found on a model holds for one that was trained further from it."""
 
 from collections.abc import Iterator
 
@@ -13,35 +13,38 @@ from sordino.studies.study import Group, Plan, study
 from sordino.studies.words import by_points, falls, interval, model_name, rises
 from sordino.tuning.lab import Lab, Trial
 
-_OWN, _OTHER = "its own expertise", "the other's expertise"
+_OWN, _OTHER = "its own expertise", "the base model's expertise"
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("sibling")
     for trial in group.trials:
         found = changes(trial.evaluation)
-        yield f"The sibling of {model_name(record.model)} with {trial.name}: {found}."
+        yield f"A model trained further from {model_name(record.model)}, {trial.name}: {found}."
     for finding in group.findings:
         if finding.unit == "points":
-            settled = falls(finding.estimate) or rises(finding.estimate)
-            verdict = "a settled difference" if settled else "no difference is settled"
+            clear = falls(finding.estimate) or rises(finding.estimate)
+            verdict = "a significant difference" if clear else "no significant difference"
             yield f"{finding.label}: {by_points(finding.estimate)}; {verdict}."
         else:
             yield f"{finding.label}, between the two models: {interval(finding.estimate, 2)}."
 
 
-@study("Does what is found on a model hold for one that was trained further?", _answer)
+@study("Does expertise found on a model hold for one that was trained further?", _answer)
 def transfer(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA on the sibling, from its own expertise and from the first model's."""
     if not plan.sibling:
         raise UserError(
-            "The study transfer needs the model that was made of this one by more training: give "
-            "it as --sibling."
+            "The study transfer needs a model that was trained further from this one: pass it as "
+            "--sibling."
         )
     there = lab.elsewhere("sibling", ref=resolve(plan.sibling))
     found = {_OWN: there.find("auroc"), _OTHER: lab.find("auroc")}
     if found[_OWN].sites != found[_OTHER].sites:
-        raise UserError(f"{plan.sibling} has not the sites of {lab.ref.name}: it is no sibling.")
+        raise UserError(
+            f"{plan.sibling} has different linear layers from {lab.ref.name}, so it is not a "
+            "fine-tuned copy."
+        )
     agreeing = [
         Finding(name=what, label=what, unit="number", estimate=Estimate(value, None, None))
         for what, value in agreement(*found.values()).items()
@@ -55,7 +58,7 @@ def transfer(lab: Lab, plan: Plan) -> Iterator[Group]:
             *agreeing,
             *differences(
                 evaluations,
-                {"Toxic with the other's expertise, against its own": (_OTHER, _OWN)},
+                {f"Toxic with {_OTHER}, compared with {_OWN}": (_OTHER, _OWN)},
                 lab.seed,
             ),
         ],

@@ -46,7 +46,7 @@ def signed(value: float | None) -> str:
 def ratio(estimate: Estimate) -> str:
     """A ratio with its interval."""
     if estimate.value is None:
-        return "unbounded, for AurA removes nothing"
+        return "unbounded, because AurA removes nothing"
     return f"{estimate.value:.1f} ({_end(estimate.low, 1)} to {_end(estimate.high, 1)})"
 
 
