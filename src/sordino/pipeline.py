@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
-from sordino.edits.baking import BASE_CARD, bake, refuse_impossible
+from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
-from sordino.edits.provenance import GGUF
+from sordino.edits.provenance import EXTRAS, GGUF
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
 from sordino.evaluation.result import samples_path
@@ -27,13 +27,13 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
 from sordino.files import (
+    drop_link,
     fingerprint,
     new_file,
     only_one,
     publish,
     read_json,
-    refuse_existing,
-    stage_path,
+    staging_path,
     write_json,
 )
 from sordino.interventions import (
@@ -48,20 +48,18 @@ from sordino.interventions import (
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import find_sites
+from sordino.outputs import MODEL_EXTRAS, claim_output
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
 from sordino.report.record import RunRecord
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
-
-EXTRAS = "sordino"
-"""The folder inside the model's folder that holds what is not the model's.
-
-Of a model in a GGUF file it is the folder beside it: `quiet.sordino` for `quiet.gguf`.
-"""
+from sordino.work import NOTES, WorkFolder
 
 _CARD = "README.md"
+_BUILT = ("config.json", "sordino.json", "sordino", "model.safetensors")
+"""What a killed `bake` leaves at an output's staging path."""
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
 
@@ -156,15 +154,13 @@ def run(
         UserError: An input cannot be used.
     """
     chosen = settings or RunSettings()
-    target = Path(output).expanduser()
-    refuse_existing(target, force=force)
     read_settings(chosen.intervention, chosen.settings, sized=chosen.divergence is not None)
     for rule in chosen.beside:
         read_settings(rule, {}, sized=False)
     ref = resolve(model, revision)
-    refuse_impossible(ref, target)
+    target = claim_model(ref, output, force=force)
     if target.suffix == GGUF:
-        _refuse_other_extras(_extras(target), force=force)
+        claim_output(_extras(target), MODEL_EXTRAS, force=force)
     with only_one(target):
         steps = _Steps(ref, concept, target, chosen)
         steps.refuse_what_needs_memory()
@@ -192,7 +188,8 @@ class _Steps:
         self._opened: OpenModel | None = None
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
-        self._work = _work_folder(target, key)
+        self._work = _work_folder(target)
+        self._steps = _begun(self._work, key)
         self._model = self._work / f"model{GGUF if self._is_file else ''}"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
         self._size = self._work / "size.json"
@@ -213,7 +210,7 @@ class _Steps:
             )
 
     def find(self) -> Expertise:
-        if not self.expertise.exists():
+        if not self._steps.holds("find", self.expertise):
             self._refuse_unbakeable()
             find_experts(
                 self._original(),
@@ -222,6 +219,7 @@ class _Steps:
                 attribution=self._settings.attribution,
                 output=self.expertise,
             )
+            self._steps.done("find", self.expertise)
         return Expertise.load(self.expertise)
 
     def dampen(self, expertise: Expertise) -> Dampening:
@@ -233,7 +231,7 @@ class _Steps:
                 expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
             )
         sizes = family(expertise, chosen.intervention, **chosen.settings)
-        if not self._size.exists():
+        if not self._steps.holds("size", self._size):
             texts = clean_texts(chosen.clean, seed=chosen.seed)
             yardstick = Yardstick(self._original(), texts, chosen.seed)
             found = calibrate(yardstick, sizes, chosen.divergence)
@@ -242,11 +240,12 @@ class _Steps:
                     f"{chosen.intervention} at its largest diverges by {found.divergence:.4f} only"
                 )
             write_json(self._size, {"dial": found.dial})
+            self._steps.done("size", self._size)
         return sizes(read_json(self._size)["dial"])
 
     def exemplars(self, expertise: Expertise) -> list[Exemplar]:
         kind = TypeAdapter(list[Exemplar])
-        if not self._exemplars.exists():
+        if not self._steps.holds("exemplars", self._exemplars):
             found = exemplars(
                 self._original(),
                 self._concept,
@@ -254,12 +253,15 @@ class _Steps:
                 max_tokens=self._settings.sweep.max_tokens,
             )
             write_json(self._exemplars, kind.dump_python(found, mode="json"))
+            self._steps.done("exemplars", self._exemplars)
         return kind.validate_python(read_json(self._exemplars))
 
     def bake(self, dampening: Dampening) -> None:
-        if not self._model.exists():
+        # The card beside a folder's weights is written again at the end.
+        if not self._steps.holds("bake", self._model, apart=_CARD):
             show.note("writing the dampened model")
             bake(self._ref, dampening, self._model)
+            self._steps.done("bake", self._model, apart=_CARD)
 
     def evaluate_beside(self, expertise: Expertise) -> dict[str, Evaluation]:
         """The rules for comparison against the original, in memory."""
@@ -282,7 +284,8 @@ class _Steps:
         return dict(zip(self._settings.beside, found, strict=True))
 
     def evaluate(self) -> Evaluation | None:
-        if not self._evaluation.exists():
+        results = self._evaluation, samples_path(self._evaluation)
+        if not self._steps.holds("evaluate", *results):
             if self._is_too_large():
                 show.note(
                     f"{self._ref.name} does not fit into memory, so that what the change does is "
@@ -301,6 +304,7 @@ class _Steps:
                 records=self._records,
                 force=True,
             )
+            self._steps.done("evaluate", *results)
         return Evaluation.load(self._evaluation)
 
     def report(
@@ -434,21 +438,28 @@ def _extras(target: Path) -> Path:
     return target.with_suffix(f".{EXTRAS}") if target.suffix == GGUF else target / EXTRAS
 
 
-def _refuse_other_extras(extras: Path, *, force: bool) -> None:
-    """`--force` replaces what an earlier run left, never someone's other files."""
-    refuse_existing(extras, force=force)
-    if extras.exists() and not (extras / _CARD).is_file():
-        raise UserError(f"{extras} exists and is no run's: choose another -o.")
-
-
-def _work_folder(target: Path, key: str) -> Path:
-    """The folder where the steps' results wait, emptied if they are of another run."""
-    work = stage_path(target)
-    mark = work / "run.json"
-    if not mark.exists() or read_json(mark) != {"key": key}:
-        if work.exists():
-            show.note("an unfinished run with other settings is given up")
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
-        write_json(mark, {"key": key})
+def _work_folder(target: Path) -> Path:
+    """The folder where the steps' results wait."""
+    work = drop_link(staging_path(target))
+    if work.is_dir() and any(work.iterdir()) and not (work / NOTES).exists():
+        # The mark of versions that knew no sums, or an output that was built there when a command
+        # was killed. Anything else is someone's own.
+        if not any((work / name).exists() for name in ("run.json", *_BUILT)):
+            raise UserError(f"{work} holds files that are no run's: move them elsewhere.")
+        show.note(f"{work.name} is of a command that was killed, and cannot be gone on with")
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _begun(work: Path, key: str) -> WorkFolder:
+    """The steps of this run that are done; none if the folder is of another run."""
+    if steps := WorkFolder.open(work, key):
+        return steps
+    if any(work.iterdir()):
+        show.note("an unfinished run with other settings is given up")
+        shutil.rmtree(work)
+        work.mkdir()
+    steps = WorkFolder(work, key)
+    steps.write()
+    return steps

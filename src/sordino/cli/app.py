@@ -8,6 +8,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from sordino.cli import typed
+from sordino.cli.encoding import speak_plainly
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
 from sordino.files import is_disk_full, is_memory_full
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     error; 130 interrupted (the same command goes on from there). Anything else is a bug and shows
     its traceback.
     """
+    speak_plainly(sys.stdout, sys.stderr)
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
     try:

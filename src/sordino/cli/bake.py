@@ -68,11 +68,14 @@ def bake(
     from sordino.edits import verify_file
     from sordino.edits.provenance import in_words
     from sordino.models.reference import resolve
+    from sordino.outputs import GGUF_MODEL, MODEL, claim_output
     from sordino.progress import note
 
     with printing.in_force():
         if verify and format == "hooks":
             raise UserError("--format hooks writes nothing that --verify could compare.")
+        kind = GGUF_MODEL if output.suffix == ".gguf" else MODEL
+        claim_output(output, kind, force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
         if rule.divergence is None:
             dampening = rule.dampening(expertise)

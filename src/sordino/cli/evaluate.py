@@ -228,10 +228,13 @@ def evaluate(
     from sordino import evaluation
     from sordino.expertise.ranks import sharing
     from sordino.models.reference import ModelRef
+    from sordino.outputs import EVALUATION, claim_output, named_files
 
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         if dampening and server.endpoint is not None:
             raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
+        read = [model, against, *named_files(dampening, *vars(how).values())]
+        output = claim_output(output, EVALUATION, force=printing.force, inputs=read)
         subject = server.subject(model, opening.revision)
         if dampening and isinstance(subject, ModelRef):
             factors = rule.dampening(dampening)

@@ -78,13 +78,15 @@ def explore(
     seed
         Seed with which --max-per-class drew the sentences.
     """
-    from sordino.files import refuse_existing
+    from sordino.outputs import PAGE, claim_output, named_files
     from sordino.report.explorer import explore as write
     from sordino.report.explorer import page_beside, read_subject
 
     with printing.in_force():
-        target = output or page_beside(subject)
-        refuse_existing(target, force=printing.force)
+        read = [subject, second, model, *named_files(*vars(concept).values())]
+        target = claim_output(
+            output or page_beside(subject), PAGE, force=printing.force, inputs=read
+        )
         one = read_subject(subject, _rule(rule))
         explored = write(
             one,

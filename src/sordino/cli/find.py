@@ -47,7 +47,7 @@ def find(
     """
     from sordino.expertise.find import find_experts, plan_find
     from sordino.expertise.ranks import sharing
-    from sordino.files import refuse_existing
+    from sordino.outputs import EXPERTISE, claim_output, named_files
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
@@ -57,7 +57,8 @@ def find(
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         if output is not None and not plan:
-            refuse_existing(output, force=printing.force)
+            read = [model, *named_files(*vars(concept).values())]
+            output = claim_output(output, EXPERTISE, force=printing.force, inputs=read)
         options: dict[str, Any] = {
             "device": device,
             "dtype": opening.dtype,

@@ -73,6 +73,7 @@ def replay(
     """
     from sordino.evaluation.endpoint import Server
     from sordino.files import only_one, write_json
+    from sordino.outputs import PAGE, REPLAY, claim_output
     from sordino.replay import ReplaySettings, Store, about, outcome_of
     from sordino.replay import replay as carry_out
     from sordino.report.article import write_html
@@ -108,6 +109,8 @@ def replay(
             for address, model, key in zip(servers.endpoint, models, keys, strict=True)
         ]
         database, figures, page = (output / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
+        for path, kind in {figures: REPLAY, page: PAGE}.items():
+            claim_output(path, kind, force=True, inputs=logs)
         with only_one(figures):
             scorer = settings.open_scorer()
             known = about(asked, scorer, settings)

@@ -53,12 +53,14 @@ def run(
         Seed of everything that is drawn.
     """
     from sordino import pipeline
-    from sordino.files import refuse_existing
     from sordino.interventions import needs_of
+    from sordino.outputs import GGUF_MODEL, MODEL, claim_output, named_files
 
-    del recipe  # its options have come as if they had been typed
     with printing.in_force():
-        refuse_existing(output, force=printing.force)
+        kind = GGUF_MODEL if output.suffix == ".gguf" else MODEL
+        # The recipe's options have come as if they had been typed.
+        given = named_files(recipe, *vars(concept).values(), *vars(how).values())
+        claim_output(output, kind, force=printing.force, inputs=[model, *given])
         needed = [needs_of(name) for name in (rule.intervention, *beside)]
         settings = pipeline.RunSettings(
             intervention=rule.intervention,

@@ -108,6 +108,7 @@ def study(
     from sordino.errors import UserError
     from sordino.evaluation.texts import KIT_PROSE
     from sordino.models.reference import resolve
+    from sordino.outputs import MARKDOWN_PAGE, PAGE, STUDY, claim_output, named_files
     from sordino.report.article import write_html, write_markdown
     from sordino.report.studies import show_studies
     from sordino.report.study import study_article
@@ -140,6 +141,10 @@ def study(
         if not models:
             raise UserError("There is no model to study: give one or more after the study's name.")
         measured = Plan(**{key: value for key, value in given.items() if value is not None})
+        read = [*models, *named_files(*vars(concept).values(), *vars(plan).values())]
+        page = claim_output(output / f"{name}.html", PAGE, force=True, inputs=read)
+        if markdown is not None:
+            markdown = claim_output(markdown, MARKDOWN_PAGE, force=True, inputs=read)
         labelled = cache(lambda: concept.load(seed))
         records = []
         command = shlex.join(typed.command())
@@ -158,9 +163,9 @@ def study(
                 seed=seed,
                 texts=KIT_PROSE if plan.texts == "kit" else plan.texts,
             )
-            records.append(carry_out(name, lab, measured, folder / f"{name}.json", command))
+            found = claim_output(folder / f"{name}.json", STUDY, force=True, inputs=read)
+            records.append(carry_out(name, lab, measured, found, command))
         article = study_article(records)
-        page = output / f"{name}.html"
         write_html(article, page)
         show_studies(output.absolute().parent / "report.html", output)
         if markdown is not None:

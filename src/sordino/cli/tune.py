@@ -60,6 +60,7 @@ def tune(
     from sordino.evaluation import measure as measure_named
     from sordino.files import only_one, write_json
     from sordino.models.reference import resolve
+    from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output, named_files
     from sordino.report.article import write_html
     from sordino.report.tuned import tuned_article
     from sordino.tuning.budget import Budget
@@ -72,6 +73,15 @@ def tune(
         asked = replace(how, measure=("toxicity", *(m for m in how.measure if m != "toxicity")))
         toxicity, *reported = (measure_named(one) for one in asked.measures())
         assert isinstance(toxicity, Toxicity)
+        read = [model, *named_files(*vars(concept).values(), *vars(how).values())]
+        results, page, file = (
+            claim_output(output / name, kind, force=True, inputs=read)
+            for name, kind in {
+                "tuned.json": TUNED,
+                "tuned.html": PAGE,
+                "chosen.dampening.safetensors": DAMPENING,
+            }.items()
+        )
         settings = TuneSettings(
             limit, rule or RULES, trials, toxicity, tuple(reported), attribution_per_class
         )
@@ -85,13 +95,11 @@ def tune(
             texts=how.clean_texts,
             sites=opening.sites,
         )
-        with only_one(output / "tuned.json"):
+        with only_one(results):
             tuned, chosen = search(lab, output / "work", settings)
-            file = output / "chosen.dampening.safetensors"
             if chosen is not None:
                 chosen.save(file, force=True)
-            write_json(output / "tuned.json", tuned.model_dump(mode="json"))
-            page = output / "tuned.html"
+            write_json(results, tuned.model_dump(mode="json"))
             bake = ["sordino", "bake", model, str(file), "-o", "quiet"]
             article = tuned_article(tuned, typed.command(), bake)
             write_html(article, page)

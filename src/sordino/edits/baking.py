@@ -1,7 +1,7 @@
 """Bake dampening factors into a model's files."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from sordino.files import is_disk_full, new_file, new_folder, only_one, write_js
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
+from sordino.progress import note
+from sordino.outputs import GGUF_MODEL, MODEL, claim_output, listing
 
 BASE_CARD = "README.base.md"
 
@@ -76,8 +78,7 @@ def bake(
         UserError: The model and the dampening do not fit, or the output cannot be written.
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
-    target = Path(output).expanduser()
-    refuse_impossible(ref, target)
+    target = claim_model(ref, output, force=force)
     to_file = target.suffix == GGUF
     if to_file and (format != "weights" or dtype != "auto"):
         wanted = f"--format {format} writes a folder"
@@ -98,17 +99,16 @@ def bake(
         return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         if format == "weights":
-            left_out, settings, added, quantised = _write_weights(ref, dampening, stage, dtype)
-            record = provenance(
-                ref, dampening, fingerprint, left_out, settings, added, quantised=quantised
-            )
+            done = _write_weights(ref, dampening, stage, dtype)
+            record = provenance(ref, dampening, fingerprint, **done)
         else:
             if format == "ia3":
                 adapters.write_adapter(ref, dampening, stage)
             record = provenance(ref, dampening, fingerprint, format=format)
         dampening.save(stage / DAMPENING)
-        write_json(stage / FILE_NAME, record)
         _write_cards(stage, record)
+        record["files"] = listing(stage)
+        write_json(stage / FILE_NAME, record)
         if finish is not None:
             finish(stage, record)
     return record
@@ -116,23 +116,41 @@ def bake(
 
 def _write_weights(
     ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
-) -> tuple[Sequence[str], Mapping[str, bool], Sequence[str], Mapping[str, Any] | None]:
-    """Fill the stage with the dampened model.
-
-    Returns:
-        The names of the files left out, the settings changed in the configuration, the names of
-        the tensors added for them, and what there is to say of quantised weights.
-    """
+) -> dict[str, Any]:
+    """Fill the stage with the dampened model, and give what `provenance` takes of that."""
     if ref.kind == "gguf":
-        return [], gguf_source.write_folder(ref, dampening, stage, dtype), [], None
+        return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype)}
     edit = safetensors_folder.plan(ref, dampening)
+    _tell_of_others(ref, edit)
     edit.write(stage)
     _set_earlier_aside(stage)
     for file in edit.rewritten:
         (stage / BEFORE / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ref.path / file, stage / BEFORE / file)
-    added = [name for tensors in edit.added.values() for name in tensors]
-    return [str(file) for file in edit.left_out], edit.settings, added, edit.quantised
+    return {
+        "left_out": [str(file) for file in edit.left_out],
+        "settings": edit.settings,
+        "added": [name for tensors in edit.added.values() for name in tensors],
+        "quantised": edit.quantised,
+        "rewritten": [str(file) for file in edit.rewritten],
+        "not_copied": list(edit.not_copied),
+        "linked": [str(file) for file in edit.linked],
+    }
+
+
+def _tell_of_others(ref: ModelRef, edit: safetensors_folder.FolderEdit) -> None:
+    """Say what of a folder is not copied, and what comes from elsewhere."""
+    for reason in sorted(set(edit.not_copied.values())):
+        names = [name for name, why in edit.not_copied.items() if why == reason]
+        note(f"not copied from {ref.name} ({reason}): {_some(names)}")
+    if edit.linked:
+        names = [str(file) for file in edit.linked]
+        note(f"read through links out of {ref.name}, and written whole: {_some(names)}")
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _set_earlier_aside(stage: Path) -> None:
@@ -157,36 +175,22 @@ def _write_cards(stage: Path, record: dict[str, Any]) -> None:
     card.write_text(text, encoding="utf-8")
 
 
-def refuse_impossible(ref: ModelRef, target: Path) -> None:
-    """Raise `UserError` if a model cannot be baked to a place, whatever the dampening."""
-    refuse_overlap(ref.path, target)
-    refuse_other_folder(target)
-    if target.suffix == GGUF:
-        if ref.kind != "gguf":
-            raise UserError(
-                f"-o {target} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
-                "none: give a folder, and convert that with llama.cpp."
-            )
-        if target.is_dir():
-            raise UserError(f"-o {target} names a GGUF file, but is a folder: choose another.")
+def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
+    """Decide whether a model can be baked to a place, whatever the dampening.
 
+    Returns:
+        The path to write to; see `claim_output`.
 
-def refuse_overlap(path: Path, target: Path) -> None:
-    """The source must outlive the output's replacement, and not hold it."""
-    source, output = path.resolve(), target.resolve()
-    if output == source or source in output.parents or output in source.parents:
-        raise UserError(f"-o {target} and the model {path} overlap: choose another -o.")
-
-
-def refuse_other_folder(target: Path) -> None:
-    """`--force` replaces a model or an export of hooks, never someone's other files."""
-    marks = ("config.json", FILE_NAME)
-    ours = any((target / mark).is_file() for mark in marks)
-    if target.is_dir() and any(target.iterdir()) and not ours:
+    Raises:
+        UserError: It cannot.
+    """
+    to_file = Path(output).suffix == GGUF
+    if to_file and ref.kind != "gguf":
         raise UserError(
-            f"{target} exists and is no model folder, so that it is not replaced: choose another "
-            "-o."
+            f"-o {output} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
+            "none: give a folder, and convert that with llama.cpp."
         )
+    return claim_output(output, GGUF_MODEL if to_file else MODEL, force=force, inputs=[ref.path])
 
 
 def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str) -> None:

@@ -16,12 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sordino.edits.baking import (
-    BASE_CARD,
-    file_errors,
-    refuse_other_folder,
-    refuse_overlap,
-)
+from sordino.edits.baking import BASE_CARD, file_errors
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
@@ -35,9 +30,10 @@ from sordino.edits.provenance import (
 from sordino.edits.safetensors_folder import FolderEdit, plan
 from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
-from sordino.files import new_folder, only_one, write_json
+from sordino.files import new_folder, only_one, user_path, write_json
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
+from sordino.outputs import MODEL, claim_output
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of a rounded quotient, how many steps away the weight can be that the edit made its value of.
@@ -85,7 +81,8 @@ def undo(
         UserError: The folder is none that `bake` filled with weights, has neurons whose factor was
             0, or the output cannot be written.
     """
-    source, target = Path(folder).expanduser(), Path(output).expanduser()
+    source = user_path(folder)
+    target = claim_output(output, MODEL, force=force, inputs=[source])
     if source.suffix == ".gguf" and source.is_file():
         raise UserError(f"{source} is a GGUF file; only folders of safetensors can be undone yet.")
     record = read_provenance(source)
@@ -104,10 +101,9 @@ def undo(
             f"cannot come back: take the original, {record['model']['name']}, or bring the others "
             "back with --partly."
         )
-    refuse_overlap(source, target)
-    refuse_other_folder(target)
     edit = plan(ModelRef(str(source), "folder", source), dampening)
     _refuse_replaced(source, record, edit)
+    _refuse_without_originals(source, record)
     removed = set() if left.shifted else set(record.get("added", ()))
     tally = _Tally()
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
@@ -127,7 +123,7 @@ def undo(
         uncertain=tally.uncertain,
         lost={site: int((left.factors[site] == 0).sum()) for site in left.factors},
         same=found == original["weights_fingerprint"] if comparable else None,
-        missing=tuple(record["left_out"]),
+        missing=(*record["left_out"], *record.get("not_copied", ())),
     )
 
 
@@ -214,12 +210,24 @@ def _refuse_replaced(source: Path, record: Mapping[str, Any], edit: FolderEdit) 
         for changes in edit.edited.values()
         for change in changes.values()
     )
-    rewritten = "quantised" in record and (source / BEFORE).exists()
+    rewritten = "quantised" in record and ("rewritten" in record or (source / BEFORE).exists())
     if rewritten or not products:
         raise UserError(
             f"{source} is quantised so that tensors had to be replaced when it was baked, which "
             f"cannot be undone: take the original, {record['model']['name']}."
         )
+
+
+def _refuse_without_originals(source: Path, record: Mapping[str, Any]) -> None:
+    """What was rewritten comes back from copies, which a pushed model lacks."""
+    names = record.get("rewritten") or (["config.json"] if record.get("configuration") else [])
+    for name in names:
+        if not (source / BEFORE / name).is_file():
+            raise UserError(
+                f"{source / BEFORE / name} is missing, which is {name} as it was before {source} "
+                "was baked (it is not pushed to a hub): take the original, "
+                f"{record['model']['name']}."
+            )
 
 
 def _first(dampening: Dampening) -> str:

@@ -14,6 +14,7 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.journal import Journal
+from sordino.evaluation.judged import JudgedTask
 from sordino.evaluation.measure import (
     JointTask,
     Measure,
@@ -32,9 +33,10 @@ from sordino.evaluation.result import (
 )
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
-from sordino.files import fingerprint, only_one, refuse_existing, stage_path, to_json, today
-from sordino.models.open import OpenModel, choose_device, open_model
+from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
+from sordino.models.open import OpenModel, choose_device, open_model, place_of
 from sordino.models.reference import ModelRef, resolve
+from sordino.outputs import EVALUATION, SAMPLES, claim_output
 from sordino.progress import note, track
 from sordino.version import __version__
 
@@ -59,6 +61,81 @@ class Arm:
     open: Callable[[], AbstractContextManager[Any]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Measures that are ready: what they need beside models is open, and texts have been read.
+
+    Args:
+        measures: The measures.
+        tasks: Those that can be taken, by their measure's key.
+        reasons: Why the others cannot.
+        seed: Of all that is random.
+        device: Where text classifiers run.
+        compared: Whether there are two models to compare.
+    """
+
+    measures: tuple[Measure, ...]
+    tasks: dict[str, Task | JointTask]
+    reasons: dict[str, str]
+    seed: int
+    device: torch.device
+    compared: bool
+
+    def note_shared_sentences(self, source: str) -> None:
+        """Say so where a scorer was trained on the sentences that neurons are found with.
+
+        Args:
+            source: Where a concept's sentences are from, by its `source`.
+        """
+        scorers = {
+            scorer.name: scorer
+            for task in self.tasks.values()
+            if isinstance(task, JudgedTask)
+            for scorer in task.scorers.values()
+        }
+        for name, scorer in scorers.items():
+            # Behind a semicolon a source says what its sentences stand for.
+            if scorer.trained_on and scorer.trained_on in source.partition(";")[0].casefold():
+                note(
+                    f"{name} was trained on the comments that neurons are found with: it is no "
+                    "independent judge of the edit. Give another --scorer for one."
+                )
+
+
+def prepare(
+    measures: Sequence[str | Measure],
+    *,
+    compared: bool,
+    served: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+) -> Prepared:
+    """Open what measures need, before any long work: scorers, prompts, texts, tasks, packages.
+
+    The result is taken by `evaluate` and `evaluate_each` in the place of the measures.
+
+    Args:
+        measures: As for `evaluate`.
+        compared: Whether a model will be compared with another.
+        served: Whether one of the models is an endpoint.
+        device: As for `evaluate`, as the seed.
+        seed: Of the choice of prompts and texts, of sampling and of the intervals.
+
+    Raises:
+        UserError: Something that a measure names cannot be had.
+    """
+    if seed < 0:
+        raise UserError(f"--seed {seed} is negative: give a whole number from 0.")
+    chosen = tuple(measure(one) for one in measures)
+    if not chosen:
+        raise UserError("There is no measure to take: give at least one --measure.")
+    if len({one.key for one in chosen}) < len(chosen):
+        raise UserError("A measure is given twice: give each --measure and --pre-prompt once.")
+    target = choose_device(device)
+    tasks, reasons = _prepare(chosen, seed, target, compared=compared, served=served)
+    return Prepared(chosen, tasks, reasons, seed, target, compared)
+
+
 Steps = dict[tuple[str, str], str]
 """The journal's name for what an arm ("before", "after" or "both") gives for a measure."""
 
@@ -69,7 +146,7 @@ def evaluate(
     model: Subject,
     against: Subject | None = None,
     *,
-    measures: Sequence[str | Measure] = ("toxicity", "perplexity"),
+    measures: Sequence[str | Measure] | Prepared = ("toxicity", "perplexity"),
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -91,7 +168,8 @@ def evaluate(
             `Arm` (which is how a model edited in memory is evaluated with a journal).
         against: The model before, if there is one to compare with.
         measures: Names of measures, or measures with other settings than their defaults, such as
-            `Toxicity(continuations=25)`.
+            `Toxicity(continuations=25)`; or what `prepare` made of them, with the same device and
+            seed.
         device: Where models given by name, and text classifiers, run; as for `open_model`.
         dtype: In which models given by name run; as for `open_model`.
         seed: Of the choice of prompts and texts, of sampling and of the intervals.
@@ -115,11 +193,12 @@ def evaluate(
         )
         journal.close(remove=False)
         return result
-    journal_file = records or stage_path(output).with_suffix(".journal")
-    refuse_existing(output, force=force)
+    read = [place_of(model), place_of(against)]
+    output = claim_output(output, EVALUATION, force=force, inputs=read)
+    journal_file = records or drop_link(staging_path(output).with_suffix(".journal"))
     if records is not None or not journal_file.exists():
         # With a journal of its own there, the samples are those of a kill between the two files.
-        refuse_existing(samples_path(output), force=force)
+        claim_output(samples_path(output), SAMPLES, force=force, inputs=read)
     with only_one(output) if ranks.first else nullcontext(), ranks.together():
         (result,), journal = _evaluate(
             [model], against, measures, device, dtype, seed, batch_tokens, journal_file
@@ -135,7 +214,7 @@ def evaluate_each(
     models: Sequence[Subject],
     against: Subject,
     *,
-    measures: Sequence[str | Measure],
+    measures: Sequence[str | Measure] | Prepared,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -167,26 +246,24 @@ def evaluate_each(
 def _evaluate(
     models: Sequence[Subject],
     against: Subject | None,
-    measures: Sequence[str | Measure],
+    measures: Sequence[str | Measure] | Prepared,
     device: str,
     dtype: str,
     seed: int,
     batch_tokens: int,
     journal_file: Path | None,
 ) -> tuple[list[Evaluation], Journal]:
-    if seed < 0:
-        raise UserError(f"--seed {seed} is negative: give a whole number from 0.")
     if batch_tokens < 1:
         raise UserError(f"--batch-tokens {batch_tokens} is out of range: it must be at least 1.")
-    chosen = [measure(one) for one in measures]
-    if not chosen:
-        raise UserError("There is no measure to take: give at least one --measure.")
-    if len({one.key for one in chosen}) < len(chosen):
-        raise UserError("A measure is given twice: give each --measure and --pre-prompt once.")
-    target = choose_device(device)
     compared = against is not None
-    served = any(isinstance(one, Endpoint) for one in (*models, against))
-    tasks, reasons = _prepare(chosen, seed, target, compared=compared, served=served)
+    if isinstance(measures, Prepared):
+        ready = measures
+        if (ready.seed, ready.device, ready.compared) != (seed, choose_device(device), compared):
+            raise ValueError("the measures were prepared for another seed, device or comparison")
+    else:
+        served = any(isinstance(one, Endpoint) for one in (*models, against))
+        ready = prepare(measures, compared=compared, served=served, device=device, seed=seed)
+    chosen, tasks, target = ready.measures, ready.tasks, ready.device
     before = {} if against is None else {"before": _arm(against, device, dtype)}
     after = [_arm(one, device, dtype) for one in models]
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
@@ -204,29 +281,21 @@ def _evaluate(
                 _collect(label, one, tasks, steps, journal, batch_tokens, ranks)
                 gc.collect()  # this model goes before the next one comes: two may not fit
             _collect_jointly(arms, tasks, steps, journal, ranks)
-            results.append(_result(chosen, tasks, reasons, arms, steps, journal, seed))
+            results.append(_result(ready, arms, steps, journal))
     except BaseException:
         journal.close(remove=False)
         raise
     return results, journal
 
 
-def _result(
-    measures: Sequence[Measure],
-    tasks: dict[str, Task | JointTask],
-    reasons: dict[str, str],
-    arms: dict[str, Arm],
-    steps: Steps,
-    journal: Journal,
-    seed: int,
-) -> Evaluation:
+def _result(ready: Prepared, arms: dict[str, Arm], steps: Steps, journal: Journal) -> Evaluation:
     """The figures from an evaluation's records."""
     results, samples = {}, {}
-    for one in measures:
-        if one.key in reasons:
-            results[one.key] = MeasureResult(version=one.version, not_run=reasons[one.key])
+    for one in ready.measures:
+        if one.key in ready.reasons:
+            results[one.key] = MeasureResult(version=one.version, not_run=ready.reasons[one.key])
             continue
-        task = tasks[one.key]
+        task = ready.tasks[one.key]
         summary = _summary(one.key, task, steps, journal, compared="before" in arms)
         results[one.key] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
@@ -236,7 +305,7 @@ def _result(
     return Evaluation(
         sordino_version=__version__,
         created=today(),
-        seed=seed,
+        seed=ready.seed,
         before=_model_record("before", arms, steps, journal) if "before" in arms else None,
         after=_model_record("after", arms, steps, journal),
         measures=results,

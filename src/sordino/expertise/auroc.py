@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.compiled import compiled
 from sordino.expertise import on_device
 
 STRONGEST = on_device.STRONGEST
@@ -127,7 +128,7 @@ def _in_blocks(work: Callable[[int], None], neurons: int, size: int) -> None:
             pass  # passes on what a block raised
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _merge(p: NDArray[np.float32], q: NDArray[np.float32], twice_u: NDArray[np.int64]) -> None:
     """Twice the Mann-Whitney U of each row: #{q < p} + #{q <= p}, summed over p.
 
@@ -174,7 +175,7 @@ def _needless(passed: int, n: int) -> int:
     return passed * (passed - 1) // 2 + (n - passed) * passed
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _top(responses: NDArray[np.float32], best: NDArray[np.int32]) -> None:
     """Insert each sentence into each neuron's short list of the strongest."""
     count, neurons = best.shape

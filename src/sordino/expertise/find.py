@@ -26,12 +26,13 @@ from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
-from sordino.files import fingerprint, only_one, refuse_existing, stage_path, today
+from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
+from sordino.models.open import OpenModel, choose_devices, fits, open_model, place_of, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
+from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
 # Hidden states wait in files if they took more than one part in so many of the free memory.
@@ -115,10 +116,10 @@ def find_experts(
 
     if output is None:
         return sweep(opened(), concept, chosen, attribution)
-    target, ranks = Path(output), Ranks()
-    refuse_existing(target, force=force)
+    ranks = Ranks()
+    target = claim_output(output, EXPERTISE, force=force, inputs=[place_of(model)])
     with only_one(target) if ranks.first else nullcontext(), ranks.together():
-        work = stage_path(target).with_suffix(".work") / ranks.name
+        work = drop_link(staging_path(target).with_suffix(".work")) / ranks.name
         expertise = sweep(opened(), concept, chosen, attribution, work)
         if ranks.first:
             expertise.save(target, force=force)

@@ -15,11 +15,11 @@ A map between responses is applied to every token's output. It fits those best w
 means over a sentence's tokens, which is what the paper takes; a maximum lies far above most tokens.
 """
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.compiled import compiled
 from sordino.expertise import on_device
 from sordino.expertise.auroc import Responses, as_tensor
 
@@ -74,7 +74,7 @@ def _scale(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64
     return np.where(constant, 1, _covariance(p, q) / np.where(constant, 1, variance))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _covariance(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     """∫ P⁻¹(u)·Q⁻¹(u) du of each row, the inverse distribution functions being steps."""
     n, m = p.shape[1], q.shape[1]

@@ -22,12 +22,11 @@ from urllib.parse import urlsplit
 
 import requests
 import truststore
-from filelock import FileLock, Timeout
 from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
 from requests.adapters import HTTPAdapter
 
 from sordino.errors import UserError
-from sordino.files import is_disk_full, new_file, stage_path
+from sordino.files import drop_link, is_disk_full, locked, new_file, staging_path
 from sordino.kit.manifest import Archive, Item, cache_folder
 from sordino.progress import note, track
 
@@ -74,21 +73,15 @@ def fetch_item(item: Item, items: list[Item]) -> None:
 @contextmanager
 def _alone(item: Item) -> Iterator[None]:
     """Hold the lock on the item's folder, after waiting for another process that has it."""
-    lock = FileLock(item.folder.with_suffix(item.folder.suffix + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        note(f"Waiting for another process that fetches the kit's {item.name}")
-        lock.acquire()
-    try:
+    waiting = f"Waiting for another process that fetches the kit's {item.name}"
+    lock = item.folder.with_suffix(item.folder.suffix + ".lock")
+    with locked(lock, on_busy=lambda: note(waiting)):
         yield
-    finally:
-        lock.release()
 
 
 def _download(archive: Archive, folder: Path) -> Path:
     """Download an archive into the folder and check it; an earlier attempt is continued."""
-    path = stage_path(folder / archive.filename)
+    path = drop_link(staging_path(folder / archive.filename))
     index = _pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
         client.s.mount("https://", _SystemTrust())

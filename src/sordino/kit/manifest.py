@@ -8,6 +8,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sordino.errors import UserError
+from sordino.files import user_path
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -83,12 +86,22 @@ class Item:
 
 
 def cache_folder() -> Path:
-    """`$SORDINO_CACHE`, else `$XDG_CACHE_HOME/sordino`, else `~/.cache/sordino`."""
+    """`$SORDINO_CACHE`, else `$XDG_CACHE_HOME/sordino`, else `~/.cache/sordino`.
+
+    Raises:
+        UserError: None of the three is set, and the user has no home.
+    """
     if own := os.environ.get("SORDINO_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "sordino"
-    return Path.home() / ".cache" / "sordino"
+        return user_path(shared) / "sordino"
+    try:
+        return Path.home() / ".cache" / "sordino"
+    except RuntimeError:
+        raise UserError(
+            "This user has no home folder for the demo kit: set SORDINO_CACHE to a folder that may "
+            "be written to."
+        ) from None
 
 
 _SMOLLM2 = Archive(

@@ -9,12 +9,14 @@ from typing import Any
 from sordino import hub
 from sordino.concepts import load_concept
 from sordino.concepts.concept import Concept
+from sordino.edits.provenance import EXTRAS
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.files import only_one, read_json, write_json
 from sordino.models.memory import available
 from sordino.models.open import choose_device
-from sordino.pipeline import EXTRAS, RunSettings, run
+from sordino.outputs import PAGE, REPRODUCTION, claim_output
+from sordino.pipeline import RunSettings, run
 from sordino.report.article import write_html
 from sordino.report.reproduction import reproduction_article
 from sordino.reproduction.comparison import Reproduction, compare_with
@@ -100,8 +102,10 @@ def reproduce(
     asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}
     if mark.exists() and read_json(mark) != asked:
         raise UserError(f"{output} is of another recipe or other settings: choose another -o.")
+    results = claim_output(output / "reproduction.json", REPRODUCTION, force=True)
+    page = claim_output(output / "reproduction.html", PAGE, force=True)
     figures = folder / EXTRAS / "evaluation.json"
-    with only_one(output / "reproduction.json"):
+    with only_one(results):
         if not figures.exists():
             missing = lacking(recipe, changes, output)
             if missing:
@@ -131,8 +135,7 @@ def reproduce(
             device=evaluation.after.device,
             compared=tuple(compare_with(one, evaluation) for one in recipe.published),
         )
-        write_json(output / "reproduction.json", found.model_dump(mode="json"))
-        page = output / "reproduction.html"
+        write_json(results, found.model_dump(mode="json"))
         write_html(reproduction_article(found, command), page)
     return found, page
 

@@ -8,9 +8,10 @@ from sordino.concepts import Concept, load_concept
 from sordino.concepts.built_in import BUILT_IN
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.files import new_file, refuse_existing
+from sordino.files import new_file, user_path
 from sordino.models.open import DTYPES, OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
+from sordino.outputs import PAGE, claim_output
 from sordino.progress import note
 from sordino.report.exemplars import refuse_other_sentences
 from sordino.report.explorer.comparison import Comparison, compare
@@ -96,8 +97,8 @@ def explore(
     """
     if top < 0 or sentences < 1:
         raise UserError("--top takes 0 or more, and --sentences 1 or more.")
-    target = Path(output).expanduser() if output is not None else page_beside(subject)
-    refuse_existing(target, force=force)
+    read = [given for given in (subject, second, model) if isinstance(given, str | Path)]
+    target = claim_output(output or page_beside(subject), PAGE, force=force, inputs=read)
     one = read_subject(subject, rule)
     other = None if second is None else read_subject(second, None)
     comparison = None if other is None else compare(one.expertise, other.expertise)
@@ -134,7 +135,7 @@ def page_beside(subject: str | Path | Expertise | Subject) -> Path:
     """
     if isinstance(subject, Expertise | Subject):
         raise UserError("An expertise that is in no file needs an output to write the page to.")
-    path = Path(subject).expanduser()
+    path = user_path(subject)
     if path.is_dir() or path.suffix == ".gguf":
         return extras_of(path) / "explorer.html"
     name = path.name.removesuffix(".safetensors").removesuffix(".expertise")

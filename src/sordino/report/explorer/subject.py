@@ -8,6 +8,7 @@ from sordino.edits import is_dampened, read_provenance
 from sordino.edits.provenance import DAMPENING, EXTRAS, GGUF
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.files import user_path
 from sordino.interventions import Dampening, dampen
 
 Rule = Callable[[Expertise], Dampening]
@@ -50,7 +51,7 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
         return subject
     if isinstance(subject, Expertise):
         return Subject(subject, (rule or dampen)(subject))
-    path = Path(subject).expanduser()
+    path = user_path(subject)
     if path.suffix == ".safetensors" and not path.is_dir():
         if Dampening.is_in(path):
             raise UserError(
