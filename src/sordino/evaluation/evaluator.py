@@ -34,8 +34,8 @@ from sordino.evaluation.result import (
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
-from sordino.models.open import OpenModel, choose_device, open_model, place_of
-from sordino.models.reference import ModelRef, resolve
+from sordino.models.open import OpenModel, choose_device, open_model
+from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, SAMPLES, claim_output
 from sordino.progress import note, track
 from sordino.version import __version__

@@ -28,8 +28,8 @@ from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
 from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, choose_devices, fits, open_model, place_of, streamable
-from sordino.models.reference import ModelRef, resolve
+from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
+from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output

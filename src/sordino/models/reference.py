@@ -3,15 +3,18 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 from sordino import hub
 from sordino.errors import UserError
+from sordino.files import is_regular
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-# What a causal model's folder can need; weights come from safetensors alone.
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+# What a model's folder can need; weights come from safetensors alone.
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+"""Patterns of the files of a model on the hub that are fetched."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class ModelRef:
             return [whole]
         if index.exists():
             return [self.path / name for name in _shards(index)]
+        files = [file.name for file in sorted(self.path.iterdir())]
+        hub.refuse_pickles(self.name, files, "AutoModelForCausalLM")
         raise UserError(
             f"{self.path} has no model.safetensors and no model.safetensors.index.json: weights "
             "are read from safetensors (and GGUF) files only; save the model again with "
@@ -70,6 +75,17 @@ class ModelRef:
 
 
 _PIECE = 64 * 1024
+
+
+def place_of(model: object) -> str | Path | None:
+    """Where a model's files are, as far as that is known without asking the hub or the kit.
+
+    Args:
+        model: A name, a `ModelRef`, or something opened that has one as its `ref`.
+    """
+    ref = getattr(model, "ref", model)
+    given = ref.path if isinstance(ref, ModelRef) else ref
+    return given if isinstance(given, str | Path) else None
 
 
 def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
@@ -106,7 +122,35 @@ def _folder(name: str, path: Path, revision: str = "") -> ModelRef:
         inside = ", ".join(sorted(p.name for p in path.glob("*.gguf"))[:5])
         hint = f" (it holds {inside}: name that file)" if inside else ""
         raise UserError(f"{path} is no transformers model folder: it has no config.json{hint}.")
+    refuse_adapter(path)
+    _refuse_pipes(path)
     return ModelRef(name, "folder", path, revision)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise `UserError` if an adapter lies beside whole weights.
+
+    Transformers puts it on the model, servers do not: the folder is two models.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} holds a whole model and an adapter ({adapter.name}), so that it is one "
+            "model to some programs and another to others: move the adapter's files into a folder "
+            "of their own, or merge it into the weights (PEFT's merge_and_unload)."
+        )
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Whoever opens a named pipe waits for ever."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not path.exists() or is_regular(path):
+            continue
+        if any(fnmatch(path.name, pattern) for pattern in _HUB_FILES):
+            raise UserError(
+                f"{path} is no regular file (a pipe, a socket or a device): remove it, or put the "
+                "file there that belongs to the model."
+            )
 
 
 def _shards(index: Path) -> list[str]:
@@ -133,40 +177,14 @@ def _is_file(path: Path) -> bool:
 
 
 def _from_hub(name: str, revision: str | None) -> ModelRef:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    wanted = hub.Wanted(
+        name,
+        revision,
+        instead="give a folder or file that is here, a .gguf file or kit:smollm2",
     )
-
-    try:
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=_HUB_FILES,
-                local_files_only=not hub.reachable(),
-            )
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"{name} is gated on the hub: accept its terms there, then log in with `hf auth login`."
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(
-            f"{name} has no revision '{revision}' on the hub: see --revision."
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{name} is neither a file or folder here nor a model on the hub that may be read."
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{name} is no file or folder here, and the hub could not be asked "
-            f"({type(error).__name__}): without a hub use a local folder, a .gguf file or "
-            "kit:smollm2."
-        ) from None
+    folder = hub.fetch_files(
+        wanted,
+        HUB_FILES,
+        lambda files: hub.refuse_pickles(name, files, "AutoModelForCausalLM", revision),
+    )
     return _folder(name, folder, revision=folder.name)
