@@ -37,35 +37,35 @@ class Assumed:
 
 ASSUMED = {
     "products of matrices, bfloat16": Assumed(
-        989e12, "989 TFLOP/s a GPU", "data sheet of the H100 SXM, dense"
+        989e12, "989 TFLOP/s per GPU", "data sheet of the H100 SXM, dense"
     ),
-    "reached of that in the decoder": Assumed(
-        0.5, "0.5", "assumed; `python -m benchmarks.device` measures it where there is a GPU"
+    "share of that reached in the decoder": Assumed(
+        0.5, "0.5", "assumed; `python -m benchmarks.device` measures it on a GPU"
     ),
-    "sweep beside the bare decoder": Assumed(
-        1.1, "1.1 ×", "the bar that `make bench` holds it to, on a processor"
+    "sweep compared with the bare decoder": Assumed(
+        1.1, "1.1 ×", "the bar in `make bench`, on a processor"
     ),
     "memory of a GPU": Assumed(80e9, "80 GB", "data sheet"),
-    "bandwidth of that": Assumed(3.35e12, "3.35 TB/s", "data sheet"),
+    "bandwidth of that memory": Assumed(3.35e12, "3.35 TB/s", "data sheet"),
     "GPUs of a machine": Assumed(8, "8", "as such machines are sold"),
     "to a GPU from the processor's memory": Assumed(
         50e9, "50 GB/s", "PCIe 5 × 16, less its overhead"
     ),
     "between GPUs, of one machine or of several": Assumed(
-        50e9, "50 GB/s a GPU", "a 400 Gbit/s adapter for each; inside a machine it is more"
+        50e9, "50 GB/s per GPU", "a 400 Gbit/s adapter each; more inside a machine"
     ),
     "reading from a machine's disk": Assumed(6e9, "6 GB/s", "one NVMe disk on PCIe 4 × 4"),
     "writing to it": Assumed(3e9, "3 GB/s", "the same, sustained"),
     "AUROC": Assumed(
-        1e9, "10⁹ responses/s a GPU", "assumed; two cores do some 10⁸ (see performance.md)"
+        1e9, "10⁹ responses/s per GPU", "assumed; two cores reach about 10⁸ (see performance.md)"
     ),
-    "baking beside copying": Assumed(1.3, "1.3 ×", "the bar that `make bench` holds it to"),
-    "snapshots": Assumed(1.05, "1.05 ×", "they are written for at most a twentieth of the time"),
-    "tokens of a sentence": Assumed(
-        57, "57", "1,000 comments of the kit have 56,609 by SmolLM2's tokenizer"
+    "baking compared with copying": Assumed(1.3, "1.3 ×", "the bar in `make bench`"),
+    "snapshots": Assumed(1.05, "1.05 ×", "writing them takes at most a twentieth of the time"),
+    "tokens per sentence": Assumed(
+        57, "57", "1,000 of the kit's comments have 56,609 with SmolLM2's tokenizer"
     ),
     "prompts of an evaluation": Assumed(1000, "1,000", "× 25 continuations of 20 tokens, two arms"),
-    "tokens of a prompt": Assumed(16, "16", "as the prompts of the kit"),
+    "tokens per prompt": Assumed(16, "16", "like the kit's prompts"),
 }
 _CONTINUATIONS, _NEW_TOKENS, _ARMS = 25, 20, 2
 
@@ -176,7 +176,7 @@ SHAPES = (
 
 def speed(gpus: int) -> float:
     """Floating-point operations a second of all GPUs together."""
-    reached = assumed("reached of that in the decoder")
+    reached = assumed("share of that reached in the decoder")
     return gpus * assumed("products of matrices, bfloat16") * reached
 
 
@@ -190,8 +190,8 @@ def find_s(shape: Shape, gpus: int, sentences: int) -> dict[str, float]:
 
     Ranks of a machine read the same layer at the same time, so that it comes from the disk once.
     """
-    tokens = sentences * assumed("tokens of a sentence")
-    flop = 2 * shape.multiplied_watched * tokens * assumed("sweep beside the bare decoder")
+    tokens = sentences * assumed("tokens per sentence")
+    flop = 2 * shape.multiplied_watched * tokens * assumed("sweep compared with the bare decoder")
     read = _ITEM * (shape.body + shape.head)
     responses = sentences * shape.neurons
     exchanged = 4 * responses / gpus * (gpus - 1) / gpus
@@ -212,7 +212,7 @@ def attribution_s(shape: Shape, gpus: int, sentences: int) -> dict[str, float]:
     that have the concept, twice for the others. Weights have no gradients.
     """
     each = min(sentences // 2, AttributionSettings().per_class)
-    tokens = 2 * each * assumed("tokens of a sentence")
+    tokens = 2 * each * assumed("tokens per sentence")
     there, again, back = 2, 2, (2 + 4) / 2
     flop = (there + again + back) * shape.multiplied * tokens + 5 * shape.head * tokens
     read = _ITEM * (3 * (shape.body + shape.head))
@@ -249,14 +249,16 @@ def resident(shape: Shape, gpus: int, sentences: int) -> float:
 
 def on_disk(shape: Shape, gpus: int, sentences: int) -> tuple[float, float]:
     """Bytes of hidden states on each machine's disk: of the sweep, and of attribution."""
-    per = assumed("tokens of a sentence") * shape.width * _ITEM / machines(gpus)
+    per = assumed("tokens per sentence") * shape.width * _ITEM / machines(gpus)
     attributed = 2 * min(sentences // 2, AttributionSettings().per_class)
     return 2 * sentences * per, (shape.layers + 5) * attributed * per
 
 
 def bake_s(shape: Shape) -> float:
     """Seconds to write the edited folder: what is changed and what is copied."""
-    return _ITEM * shape.weights / assumed("writing to it") * assumed("baking beside copying")
+    return (
+        _ITEM * shape.weights / assumed("writing to it") * assumed("baking compared with copying")
+    )
 
 
 def evaluation_s(shape: Shape, gpus: int) -> float | None:
@@ -271,11 +273,11 @@ def evaluation_s(shape: Shape, gpus: int) -> float | None:
         return None
     rows = assumed("prompts of an evaluation") * _CONTINUATIONS
     at_once = min(
-        BATCH_TOKENS // (assumed("tokens of a prompt") + _NEW_TOKENS),
+        BATCH_TOKENS // (assumed("tokens per prompt") + _NEW_TOKENS),
         MAX_LOGITS // shape.vocabulary,
     )
     steps = -(-rows // at_once) * _NEW_TOKENS
-    read = _ITEM * (shape.body + shape.head) / assumed("bandwidth of that")
+    read = _ITEM * (shape.body + shape.head) / assumed("bandwidth of that memory")
     flop = 2 * (shape.multiplied + shape.head) * at_once / speed(1)
     return _ARMS * steps * max(read, flop)
 
@@ -297,7 +299,7 @@ def text() -> str:
     lines += [f"| {name} | {one.shown} | {one.source} |" for name, one in ASSUMED.items()]
     lines += [
         "",
-        "| model | weights | in bfloat16 | neurons | two layers | FLOP a token, find |",
+        "| model | weights | in bfloat16 | neurons | two layers | FLOP per token, find |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
@@ -309,7 +311,7 @@ def text() -> str:
     lines += [
         "",
         "| model | sentences | GPUs | find: computing, reading | in all | attribution: computing, "
-        "reading | in all | memory a GPU | disk a machine |",
+        "reading | in all | memory per GPU | disk per machine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in SHAPES:
@@ -328,7 +330,7 @@ def text() -> str:
                 lines.append("| " + " | ".join(map(str, [*cells, taken, size(disk)])) + " |")
     lines += [
         "",
-        "| model | baking | generating on 1 GPU | on 8, of one machine | on 64 |",
+        "| model | baking | generating on 1 GPU | on 8 of one machine | on 64 |",
         "|---|---|---|---|---|",
     ]
     for one in SHAPES:

@@ -201,6 +201,9 @@ def _cpuinfo(key: str) -> str:
 def table(record: Mapping[str, Any]) -> str:
     """A record as Markdown."""
     lines = []
+    runs = [len(seconds) for seconds in record["seconds"].values()]
+    # One run says nothing about the scatter, so a bar that rests on it is not called met.
+    reached = "met" if min(runs, default=1) > 1 else "reached in one run"
     if record["figures"]:
         lines += ["| what | measured | bar |", "|---|---|---|"]
         for figure in record["figures"]:
@@ -208,16 +211,22 @@ def table(record: Mapping[str, Any]) -> str:
             bar = ""
             for name, sign in (("at_least", "≥"), ("at_most", "≤")):
                 if figure[name] is not None:
-                    met = "met" if figure["met"] else "**missed**"
+                    met = reached if figure["met"] else "**missed**"
                     bar = f"{sign} {figure[name]:,g} {figure['unit']}".strip() + f", {met}"
             lines.append(f"| {figure['what']} | {value} | {bar} |")
         lines.append("")
-    if record["seconds"]:
+    if runs and max(runs) == 1:
+        lines += ["| way | time of one run |", "|---|---|"]
+        lines += [f"| {way} | {amount(one)} s |" for way, (one,) in record["seconds"].items()]
+        lines.append("")
+    elif runs:
         lines += ["| way | median | quickest | slowest | runs |", "|---|---|---|---|---|"]
         for way, seconds in record["seconds"].items():
             three = (statistics.median(seconds), min(seconds), max(seconds))
-            cells = " | ".join(f"{amount(value)} s" for value in three)
-            lines.append(f"| {way} | {cells} | {len(seconds)} |")
+            cells = [f"{amount(value)} s" for value in three]
+            if len(seconds) == 1:
+                cells[1:] = ["–", "–"]
+            lines.append(f"| {way} | {' | '.join(cells)} | {len(seconds)} |")
         lines.append("")
     lines += [f"{note}\n" for note in record["notes"]]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())

@@ -90,6 +90,25 @@ def test_the_page_says_what_things_cost():
     assert costs.text() in page
 
 
+def test_a_bar_that_one_run_reached_is_not_called_met():
+    figure = {"what": "a / b", "value": 2.0, "unit": "×", "at_least": 1, "at_most": None}
+    record = {
+        "figures": [figure | {"met": True}],
+        "notes": [],
+        "settings": {},
+        "machine": {"processor": "p", "cores": 2, "amx": False, "gpu": None, "threads": 2}
+        | {"load_before": 0.1, "torch": "2", "date": "2026-01-01"},
+        "quick": False,
+    }
+    once = table(record | {"seconds": {"a": [2.0], "b": [1.0]}})
+    assert "| ≥ 1 ×, reached in one run |" in once
+    assert "| a | 2 s |" in once
+    some_once = table(record | {"seconds": {"a": [2.0], "b": [1.0, 1.0]}})
+    assert "| ≥ 1 ×, reached in one run |" in some_once
+    assert "| a | 2 s | – | – | 1 |" in some_once
+    assert "| ≥ 1 ×, met |" in table(record | {"seconds": {"a": [2.0, 2.0], "b": [1.0, 1.0]}})
+
+
 @pytest.mark.parametrize("shape", costs.SHAPES)
 def test_shapes_have_the_weights_of_the_models(shape):
     """As transformers builds them, without values."""
