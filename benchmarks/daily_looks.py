@@ -75,7 +75,7 @@ TRAFFIC = (
     Traffic("1 % toxic from both, 2,000 prompts a day", _steady(0.01, 0.01), prompts=2000),
     Traffic("1 % rising to 31 % from both", _rising),
     Traffic("10 % toxic from both, for a year", _steady(0.1, 0.1), days=365),
-    Traffic("10 % against 5 % and 15 %, week about", _swinging),
+    Traffic("10 % against 5 % and 15 %, alternating weekly", _swinging),
     Traffic("10 % against 3 %, from day 11 on 10 %", _fading),
     Traffic("12 % against 9 %", _steady(0.12, 0.09)),
     Traffic("10 % against 5 %", _steady(0.1, 0.05)),
@@ -132,9 +132,9 @@ def look_daily(traffic: Traffic, runs: int, seed: int) -> Seen:
 def table(runs: int, seed: int, kinds: Sequence[Traffic] = TRAFFIC) -> str:
     """What was seen, as Markdown."""
     lines = [
-        f"{runs:,} runs each, seed {seed}; 30 days of 100 prompts where nothing else is said.",
+        f"{runs:,} runs each, seed {seed}; 30 days of 100 prompts unless stated otherwise.",
         "",
-        "| answers | ever wrong | ordinary 95 % interval ever wrong | 0 left out by day 30 | half "
+        "| answers | ever wrong | ordinary 95 % interval ever wrong | 0 excluded by day 30 | half "
         "of the runs by day |",
         "|---|--:|--:|--:|--:|",
     ]
