@@ -193,7 +193,7 @@ def test_a_broken_line_is_named(tmp_path, content, message):
 def test_a_log_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         list(read_log(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         list(read_log(tmp_path))
     (tmp_path / "log.jsonl.gz").write_bytes(b"plain")
     with pytest.raises(UserError, match="cannot be read"):
@@ -331,10 +331,10 @@ def test_without_duckdb_the_mend_is_told(serve, call, tmp_path, monkeypatch):
     log = traffic(tmp_path / "log.jsonl", days=1, a_day=4)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "duckdb", None)
-        assert "pip install 'sordino[replay]'" in call(*command(log, stub, stub))[2]
+        assert "sordino[replay]" in call(*command(log, stub, stub))[2]
     assert call(*command(log, stub, stub))[0] == 0
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    assert "pip install 'sordino[replay]'" in call(*command(log, stub, stub))[2]
+    assert "sordino[replay]" in call(*command(log, stub, stub))[2]
 
 
 def test_a_database_that_is_open_elsewhere_is_told(serve, call, tmp_path):
@@ -422,7 +422,7 @@ def test_a_server_that_refuses_all_is_told_at_the_beginning(serve, call, tmp_pat
     log = traffic(tmp_path / "log.jsonl", days=1, a_day=100)
     status, _, err = call(*command(log, first, second))
     assert status == 2
-    assert "answers none of the first 32 prompts (refused: no template)" in err
+    assert "answers none of 32 prompts (refused: no template)" in err
     assert len(completions(second)) == 32
 
 

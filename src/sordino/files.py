@@ -103,6 +103,28 @@ def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     return os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0), mode), "wb")
 
 
+@contextmanager
+def private_files(needed: bool = True) -> Iterator[None]:
+    """Inside the block new files and folders are their owner's only, from their first byte.
+
+    Args:
+        needed: Whether they are to be; else nothing changes.
+    """
+    if not needed:
+        yield
+        return
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file is there that only its owner can read."""
+    return is_regular(path) and not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+
+
 def staging_path(target: Path) -> Path:
     """The hidden path beside `target` under which it is built."""
     return target.absolute().parent / f".{target.name}.partial"

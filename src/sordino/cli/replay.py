@@ -1,6 +1,6 @@
 """`sordino replay`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cyclopts import Parameter
@@ -72,14 +72,16 @@ def replay(
         Seed of the draw, and of the servers' sampling.
     """
     from sordino.evaluation.endpoint import Server
-    from sordino.files import only_one, write_json
+    from sordino.extras import require
+    from sordino.files import only_one, private_files, write_json
     from sordino.outputs import PAGE, REPLAY, claim_output
     from sordino.replay import ReplaySettings, Store, about, outcome_of
     from sordino.replay import replay as carry_out
+    from sordino.replay.store import was_redacted
     from sordino.report.article import write_html
     from sordino.report.replay import replay_answer, replay_article
 
-    with printing.in_force():
+    with printing.in_force(), private_files():
         settings = ReplaySettings(
             max_tokens,
             fraction,
@@ -89,6 +91,7 @@ def replay(
             judging.judge_refusal,
             seed,
         )
+        require("replay", "A replay")
         if not logs:
             raise UserError("There is nothing to replay: give the log of a service, a .jsonl file.")
         if len(servers.endpoint) != 2:
@@ -98,21 +101,23 @@ def replay(
             )
         models = _of_both("--served-model", servers.served_model)
         keys = _of_both("--api-key-env", servers.api_key_env)
+        database, figures, page = (output / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
+        # What a server says can quote what it was sent.
+        quote = not (redact or was_redacted(database))
         asked = [
             Server(
                 address,
                 model,
-                servers.access(key),
+                replace(servers.access(key), quote=quote),
                 flag="--endpoint",
                 model_flag="--served-model",
             )
             for address, model, key in zip(servers.endpoint, models, keys, strict=True)
         ]
-        database, figures, page = (output / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
         for path, kind in {figures: REPLAY, page: PAGE}.items():
             claim_output(path, kind, force=True, inputs=logs)
         with only_one(figures):
-            scorer = settings.open_scorer()
+            scorer = settings.open_scorer(replace(servers.access(None), quote=quote))
             known = about(asked, scorer, settings)
             store = Store(database, known, redact=redact)
             try:
@@ -120,7 +125,7 @@ def replay(
                 outcome = outcome_of(
                     store.pairs(),
                     servers=(known["endpoint A"], known["endpoint B"]),
-                    scorer={**scorer.protocol(), "limits": scorer.limits},
+                    scorer={**scorer.record(), "limits": scorer.limits},
                     settings={
                         name: known[name] for name in ("seed", "max_tokens", "fraction", "chat")
                     },

@@ -49,8 +49,8 @@ class _Kind:
     of: Callable[[list[list[str]], list[int | None]], float | None]
 
 
-_Written = tuple[str, int | None]
-"""A continuation and how many tokens it is; None where nobody knows."""
+_Written = tuple[str | dict[str, str], int | None]
+"""A continuation (or why there is none) and how many tokens it is; None where nobody knows."""
 
 
 class _DiversityTask(WritingTask):
@@ -67,6 +67,12 @@ class _DiversityTask(WritingTask):
         """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
         arms = {"before": before, "after": after}
         texts = {name: self._by_prompt(arm) for name, arm in arms.items() if arm is not None}
+        missing = self._missing(
+            {
+                name: np.array([np.mean([not isinstance(t, str) for t, _ in one]) for one in arm])
+                for name, arm in texts.items()
+            }
+        )
         figures = []
         for kind in _KINDS:
             values = np.array([[_value(kind, one) for one in arm] for arm in texts.values()])
@@ -79,7 +85,7 @@ class _DiversityTask(WritingTask):
             | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
             for index, prompt in enumerate(self._prompts)
         ]
-        return Summary(tuple(figures), rows)
+        return Summary((*figures, *([missing] if missing else [])), rows)
 
     def _kind_figure(self, kind: _Kind, values: Floats) -> Figure:
         """One figure from its values, float64 [arms, prompts]."""
@@ -175,7 +181,9 @@ def _mean(lengths: Sequence[int | None]) -> float | None:
 
 def _value(kind: _Kind, texts: list[_Written]) -> float:
     """A figure of one prompt's continuations; not a number where it is undefined."""
-    value = kind.of([text.split() for text, _ in texts], [tokens for _, tokens in texts])
+    words = [text.split() for text, _ in texts if isinstance(text, str)]
+    whole = len(words) == len(texts)
+    value = kind.of(words, [tokens for _, tokens in texts]) if whole else None
     return float("nan") if value is None else value
 
 

@@ -1,31 +1,48 @@
 """Continuations from an OpenAI-compatible server: llama.cpp, vLLM, Ollama, a hosted service."""
 
 import difflib
+import ipaddress
+import json
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
+from urllib.parse import unquote
 from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
-from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, Timeout
+from urllib3 import PoolManager, ProxyManager, make_headers
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
     LocationParseError,
-    MaxRetryError,
+    LocationValueError,
     NewConnectionError,
+    ProxyError,
     ReadTimeoutError,
+    SSLError,
 )
-from urllib3.util import parse_url
+from urllib3.util import Url, parse_url
 
 from sordino.errors import UserError
+from sordino.evaluation.answers import (
+    FILTERED,
+    Choice,
+    MalformedError,
+    read_choices,
+    read_models,
+    without_key,
+    words_of,
+)
 from sordino.evaluation.measure import ALL
+from sordino.evaluation.transport import LONGEST_PAUSE_S, Reply, bound, exchange
+from sordino.files import printable
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
 
@@ -40,10 +57,15 @@ CHAT_INSTRUCTION = (
 """What a server that has only a chat is told, so that it continues a prompt and does not answer."""
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
-_CONNECT_S = 10.0
 _BACKOFF_S = 1.0
-_LONGEST_WAIT_S = 60
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_ENDS = ("stop", "length", "tool_calls", "function_call")
+"""The protocol's own words for why an answer ended; others are the server's."""
+_PROBED = 3
+"""So many prompts are asked at most to find out what a server understands."""
+_NOT_SHOWN = "its words are not shown"
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -57,11 +79,13 @@ class Access:
         key_variable: The environment variable that holds the API key; None for OPENAI_API_KEY if
             it is set, else no key.
         concurrency: How many requests are under way at once.
-        timeout_s: How long an answer may take, in seconds.
-        retries: How often a request is tried again after a failed connection or the answers 408,
-            429 and 5xx, with growing pauses, or with those that the server asks for.
+        timeout_s: How long an answer may take from its first byte to its last, in seconds.
+        retries: How often a request is tried again after a failed connection, the answers 408,
+            429 and 5xx, or a malformed one, with growing pauses, or with those that the server
+            asks for, up to a minute.
         rate: At most so many requests a minute, at even distances; None for no limit. Those that
             are tried again wait by the rule above.
+        quote: Whether messages may quote a server, which can quote what it was sent.
 
     Raises:
         UserError: A setting is outside its range, or the variable that is named is not set.
@@ -72,6 +96,7 @@ class Access:
     timeout_s: float = 120.0
     retries: int = 5
     rate: float | None = None
+    quote: bool = True
 
     def __post_init__(self) -> None:
         rate = 1 if self.rate is None else self.rate
@@ -103,6 +128,14 @@ class Access:
         """What every request carries."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
+    def quoted(self, words: str) -> str:
+        """A server's words for a message: on one line, shortened, without the key."""
+        return without_key(words, self._key) if self.quote else _NOT_SHOWN
+
+    def name_shown(self, name: str) -> str:
+        """A model's name for messages and results: a server may call it anything."""
+        return without_key(name, self._key)
+
     @property
     def _key(self) -> str:
         return os.environ.get(self.variable, "").strip()
@@ -110,45 +143,6 @@ class Access:
 
 DEFAULT_ACCESS = Access()
 """No key but that of OPENAI_API_KEY, four requests at once."""
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class Choice(BaseModel):
-    """One of a server's answers to a request: a text, or a message of a chat."""
-
-    index: int = 0
-    text: str | None = None
-    message: _Message | None = None
-    finish_reason: str | None = None
-
-    @property
-    def content(self) -> str | None:
-        """What was written; None if nothing was."""
-        return self.text if self.message is None else self.message.content
-
-
-class _Answer(BaseModel):
-    choices: list[Choice] = Field(min_length=1)
-
-
-class _Model(BaseModel):
-    id: str
-
-
-class _Models(BaseModel):
-    data: list[_Model]
-
-
-class _Error(BaseModel):
-    message: str
-
-
-class _ErrorAnswer(BaseModel):
-    error: _Error
 
 
 class RefusedError(Exception):
@@ -159,7 +153,7 @@ class Server:
     """An OpenAI-compatible server, and the model on it that is asked; threads may share it.
 
     The server is asked for its models at once, so that a wrong address or name shows before any
-    work is done.
+    work is done. No redirect is followed: a server sends neither prompts nor the key elsewhere.
 
     Args:
         address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is meant.
@@ -171,32 +165,33 @@ class Server:
     Raises:
         UserError: The address is none, nothing answers there, the key is not accepted, or there is
             no such model.
+
+    Attributes:
+        model: The model's name as messages and results have it.
+        repaired: How many answers had half a character in them, which became U+FFFD.
     """
 
     def __init__(
         self, address: str, model: str | None, access: Access, *, flag: str, model_flag: str
     ) -> None:
         self.address = _base(address, flag)
+        self.repaired = 0
         self._where = f"{flag} {self.address}"
         self._access = access
-        self._retry = Retry(
-            total=access.retries,
-            allowed_methods=None,
-            status_forcelist=_TRY_AGAIN,
-            backoff_factor=_BACKOFF_S,
-            backoff_jitter=_BACKOFF_S,
-            backoff_max=_LONGEST_WAIT_S,
-            retry_after_max=_LONGEST_WAIT_S,
-            raise_on_status=False,
-        )
-        self._pool = _pool(self.address, access)
+        self._pools = _pools(self.address, access)
         self._pace = _Pace(access.rate)
-        self.model = self._choose_model(model, model_flag)
+        self._lock = threading.Lock()
+        self._asked_for = self._choose_model(model, model_flag)
+        self.model = access.name_shown(self._asked_for)
 
     @property
     def concurrency(self) -> int:
         """How many requests are under way at once."""
         return self._access.concurrency
+
+    def quoted(self, words: str) -> str:
+        """The server's words as a message may have them."""
+        return self._access.quoted(words)
 
     def ask(self, path: str, request: dict[str, Any]) -> list[Choice]:
         """Send a request to the model.
@@ -210,98 +205,165 @@ class Server:
 
         Raises:
             RefusedError: The server does not take the request as it is.
-            UserError: It does not answer, or not as it should.
+            MalformedError: What it answers cannot be read, however often it is asked.
+            UserError: It does not answer.
         """
         self._pace.wait()
-        response = self._send("POST", path, self._retry, {"model": self.model, **request})
-        if response.status in (400, 422):
-            raise RefusedError(_words(response))
-        if response.status in (404, 405):
+        body = json.dumps({"model": self._asked_for, **request}).encode()
+        reply, choices = self._send("POST", path, read_choices, body)
+        if reply.status in (400, 422):
+            raise RefusedError(self._words(reply))
+        if reply.status in (404, 405):
             other = "--chat" if path == "completions" else "a server that has one"
             raise UserError(
-                f"{self._where} has no /{path} ({response.status}: {_words(response)}): try "
+                f"{self._where} has no /{path} ({reply.status}: {self._words(reply)}): try "
                 f"{other}, and check that the address ends where /{path} begins, usually in /v1."
             )
-        self._check(response)
-        try:
-            answer = _Answer.model_validate_json(response.data)
-        except ValidationError:
-            raise self._malformed(response) from None
-        return sorted(answer.choices, key=lambda choice: choice.index)
+        self._check(reply)
+        if isinstance(choices, MalformedError):
+            raise MalformedError(self._fault(choices))
+        with self._lock:
+            self.repaired += any(choice.repaired for choice in choices)
+        return choices
 
     def each(
         self, work: Callable[[_Item], _Result], items: Iterable[_Item]
     ) -> Generator[_Result, None, None]:
         """Do the work on all items, several at once, and yield the results in the items' order.
 
-        What has not begun is dropped when the iterator is closed or the work fails.
+        When the iterator is closed or the work fails, what has not begun is dropped, and what is
+        under way is not waited for: a slow answer does not hold up an interrupt.
         """
-        pool = ThreadPoolExecutor(self._access.concurrency)
+        pool = ThreadPool(self._access.concurrency)
         try:
-            yield from pool.map(work, items)
+            yield from pool.imap(work, items)
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.terminate()
+
+    def without_text(self, choice: Choice) -> str:
+        """Why a choice holds no text."""
+        ended = choice.ended
+        by = ended if ended in _ENDS else self.quoted(ended)
+        return f"no text: ended by {by}" if ended else "no text"
 
     def problem(self, what: str) -> UserError:
         """An error that says where it happened."""
         return UserError(f"{self._where}, model {self.model}: {what}")
 
     def _choose_model(self, wanted: str | None, model_flag: str) -> str:
-        # A server that is not there is told at once; one that is still loading is waited for.
-        response = self._send("GET", "models", self._retry.new(connect=0))
-        if response.status in (404, 405):
+        reply, found = self._send("GET", "models", read_models)
+        if reply.status in (401, 403, *_TRY_AGAIN, *_REDIRECTS):
+            self._check(reply)
+        if reply.status != 200:
+            return self._unlisted(
+                wanted, f"does not say which models it has ({reply.status})", model_flag
+            )
+        if isinstance(found, MalformedError):
             if wanted is None:
                 raise UserError(
-                    f"{self._where} does not say which models it has: name one with {model_flag}, "
-                    "and check the address, which usually ends in /v1."
+                    f"{self._where} does not answer as an OpenAI-compatible server does (asked "
+                    f"for its models, {self._fault(found)}); check the address, which usually "
+                    "ends in /v1."
                 )
-            return wanted
-        self._check(response)
-        try:
-            there = [model.id for model in _Models.model_validate_json(response.data).data]
-        except ValidationError:
-            raise self._malformed(response) from None
+            return self._unlisted(wanted, f"lists no models ({self._fault(found)})", model_flag)
+        there, plain = found
         if wanted in there:
             return wanted
-        if wanted is None and len(there) == 1:
+        if wanted is None and plain and len(there) == 1:
             return there[0]
-        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if there[10:] else "")
+        names = [self._access.name_shown(name) for name in there]
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
         has = f"it has {shown}" if there else "it has none"
         if wanted is None:
             raise UserError(f"{self._where}: {has}; name a model with {model_flag}.")
-        close = difflib.get_close_matches(wanted, there, n=1)
+        if not plain:
+            return self._unlisted(wanted, f"has no whole list of models ({has})", model_flag)
+        close = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{self._where} has no model '{wanted}': {hint}{has[0].upper()}{has[1:]}.")
+        raise UserError(
+            f"{self._where} has no model '{printable(wanted)}': {hint}{has[0].upper()}{has[1:]}."
+        )
+
+    def _unlisted(self, wanted: str | None, why: str, model_flag: str) -> str:
+        """The model that the user named, though the server's list does not show it."""
+        if wanted is None:
+            raise UserError(
+                f"{self._where} {why}: name one with {model_flag}, and check the address, which "
+                "usually ends in /v1."
+            )
+        note(f"{self._where} {why}; '{printable(wanted)}' is asked for all the same.")
+        return wanted
 
     def _send(
-        self, method: str, path: str, retry: Retry, body: dict[str, Any] | None = None
-    ) -> BaseHTTPResponse:
-        try:
-            return self._pool.request(
-                method,
-                f"{self.address}/{path}",
-                json=body,
-                headers=self._access.headers(),
-                retries=retry,
-                timeout=Timeout(connect=_CONNECT_S, read=self._access.timeout_s),
-            )
-        except HTTPError as error:
-            raise UserError(f"{self._where}: {self._failure(error)}") from None
+        self, method: str, path: str, read: Callable[[bytes], _Result], body: bytes | None = None
+    ) -> tuple[Reply, _Result | MalformedError]:
+        """Send a request, again where that may help; the last reply, and what was read in it.
+
+        A reply with another status than 200 has nothing to be read.
+        """
+        headers = self._access.headers() | ({"Content-Type": "application/json"} if body else {})
+        for tries in range(self._access.retries + 1):
+            last = tries == self._access.retries
+            pause = _pause(tries)
+            try:
+                reply = exchange(
+                    self._pools,
+                    method,
+                    f"{self.address}/{path}",
+                    body=body,
+                    headers=headers,
+                    timeout_s=self._access.timeout_s,
+                )
+            except HTTPError as error:
+                # A server that is not there is told at once; one that is loading is waited for.
+                absent = method == "GET" and isinstance(error, _ABSENT)
+                if last or absent or isinstance(error, _FINAL):
+                    raise UserError(f"{self._where}: {self._failure(error)}") from None
+            else:
+                found = _read(reply, read)
+                failed = reply.status in _TRY_AGAIN
+                malformed = reply.status == 200 and isinstance(found, MalformedError)
+                if last or not (failed or malformed):
+                    return reply, found
+                if malformed:
+                    pause = _jitter()  # only a server that is overloaded needs ever more time
+                elif reply.pause_s is not None:
+                    pause = reply.pause_s
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def _failure(self, error: HTTPError) -> str:
-        reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-        if isinstance(reason, NewConnectionError | ConnectTimeoutError):
-            return "no server answers there; start it, or check the address."
         tries = f"in {self._access.retries + 1} tries" if self._access.retries else "in one try"
-        if isinstance(reason, ReadTimeoutError):
+        if isinstance(error, ProxyError):
+            return "the proxy of the environment does not answer; check it, or set NO_PROXY."
+        if isinstance(error, LocationValueError):
+            return "that is no address of a server; check it."
+        if isinstance(error, _ABSENT):
+            return "no server answers there; start it, or check the address."
+        if isinstance(error, SSLError):
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return (
+                    "its certificate is not trusted here; name the file of its authority's "
+                    "certificate in SSL_CERT_FILE, or check the address."
+                )
+            return "there is no https there; check the address, which may begin with http://."
+        if isinstance(error, ReadTimeoutError):
             return (
                 f"no answer within {self._access.timeout_s:g} s {tries}; raise --request-timeout, "
                 "or lower --concurrency."
             )
-        return f"no whole answer {tries} ({type(reason).__name__}: {shortened(str(reason))})."
+        said = self.quoted(str(error))
+        return f"no whole answer {tries} ({type(error).__name__}: {said})."
 
-    def _check(self, response: BaseHTTPResponse) -> None:
-        status, said = response.status, _words(response)
+    def _check(self, reply: Reply) -> None:
+        status, said = reply.status, self._words(reply)
+        if status in _REDIRECTS:
+            host = _host(reply.headers.get("Location", ""))
+            to = self.quoted(host) if host else "another address"
+            raise UserError(
+                f"{self._where} redirects to {to} ({status}), and redirects are not followed: give "
+                "the final address."
+            )
         if status in (401, 403):
             variable = self._access.variable
             mend = (
@@ -318,11 +380,36 @@ class Server:
         if status != 200:
             raise UserError(f"{self._where}: the answer is {status} ({said}); check the address.")
 
-    def _malformed(self, response: BaseHTTPResponse) -> UserError:
-        return UserError(
-            f"{self._where} does not answer as an OpenAI-compatible server does (it said: "
-            f"{_words(response)}); check the address, which usually ends in /v1."
-        )
+    def _fault(self, error: MalformedError) -> str:
+        return f"{error}: {self.quoted(error.words)}" if error.words else str(error)
+
+    def _words(self, reply: Reply) -> str:
+        return self.quoted(words_of(reply.data))
+
+
+_ABSENT = (NewConnectionError, ConnectTimeoutError)
+_FINAL = (SSLError, LocationValueError)
+"""Failures that another try does not mend."""
+
+
+def _read(reply: Reply, read: Callable[[bytes], _Result]) -> _Result | MalformedError:
+    try:
+        if reply.fault or reply.status != 200:
+            raise MalformedError(reply.fault or f"its status is {reply.status}")
+        return read(reply.data)
+    except MalformedError as error:
+        return error
+
+
+def _pause(tries: int) -> float:
+    """Seconds to wait after so many tries and this one: none, then ever more, never the same."""
+    if not tries:
+        return 0.0
+    return min(_BACKOFF_S * 2 ** min(tries, 16) + _jitter(), LONGEST_PAUSE_S)
+
+
+def _jitter() -> float:
+    return random.random() * _BACKOFF_S  # noqa: S311
 
 
 class _Pace:
@@ -415,32 +502,76 @@ class Endpoint:
         batches = [range(start, min(start + BATCH_PROMPTS, len(prompts))) for start in starts]
         if not batches:
             return
-        dialect = self._agree(prompts[0], sampling, seed, continuations)
+        dialect = self._agree(prompts[:_PROBED], sampling, seed, continuations)
 
         def work(prompt: int) -> list[Continuation]:
-            texts = self._continue(prompts[prompt], prompt, sampling, seed, continuations, dialect)
-            return [Continuation(prompt, number, None, text) for number, text in enumerate(texts)]
+            return self._continue(prompts[prompt], prompt, sampling, seed, continuations, dialect)
 
-        results = iter(self._server.each(work, list(chain.from_iterable(batches))))
-        for batch in batches:
-            yield list(chain.from_iterable(islice(results, len(batch))))
+        missing = 0
+        with closing(self._server.each(work, list(chain.from_iterable(batches)))) as results:
+            for batch in batches:
+                written = list(chain.from_iterable(islice(results, len(batch))))
+                without = [one.missing for one in written if one.missing]
+                # The first batch, or a whole one; a last one may be a single prompt.
+                if len(without) == len(written) and (
+                    not batch.start or len(batch) == BATCH_PROMPTS
+                ):
+                    raise self._nothing(len(batch), without[0])
+                missing += len(without)
+                yield written
+        if missing:
+            note(f"{self.name} left {missing:,} continuations without a text.")
+        if self._server.repaired:
+            note(
+                f"{self.name} gave half a character in {self._server.repaired:,} answers; U+FFFD "
+                "stands there now."
+            )
 
-    def _agree(self, prompt: str, sampling: Sampling, seed: int, continuations: int) -> _Dialect:
-        """Find out by the first prompt what the server understands, the best way first."""
+    def _nothing(self, prompts: int, reason: str) -> UserError:
+        thinks = (
+            "a model that thinks before it writes cannot be measured by its first tokens"
+            if reason.startswith("no text")
+            else "what was done before is kept"
+        )
+        return self._server.problem(
+            f"it gives no text for any of {prompts} prompts ({reason}); {thinks}."
+        )
+
+    def _agree(
+        self, prompts: Sequence[str], sampling: Sampling, seed: int, continuations: int
+    ) -> _Dialect:
+        """Find out what the server understands, by the first prompt that it answers in order."""
+        fault = ""
+        for number, prompt in enumerate(prompts):
+            try:
+                return self._agree_by(prompt, number, sampling, seed, continuations)
+            except MalformedError as error:
+                fault = str(error)
+        raise self._server.problem(
+            f"it does not answer as an OpenAI-compatible server does: {fault}; check the address, "
+            "which usually ends in /v1."
+        )
+
+    def _agree_by(
+        self, prompt: str, number: int, sampling: Sampling, seed: int, continuations: int
+    ) -> _Dialect:
+        """The best way of asking for a prompt's continuations that the server understands."""
         needs_extras = bool(sampling.top_k) or sampling.repetition_penalty != 1
         refusal = ""
         for extras in (True,) if needs_extras else (True, False):
             for at_once in dict.fromkeys((continuations, 1)):
                 dialect = _Dialect(at_once, extras)
                 try:
-                    texts = self._ask(prompt, sampling, request_seed(seed, 0, 0), at_once, dialect)
+                    own = request_seed(seed, number, 0)
+                    choices = self._ask(prompt, sampling, own, at_once, dialect)
                 except RefusedError as error:
                     refusal = str(error)
                     continue
                 # Some servers give one choice whatever the number, or the same one several times.
-                if len(texts) < at_once:
+                if len(choices) < at_once:
                     continue
-                if at_once > 1 and sampling.temperature > 0 and len(set(texts)) == 1:
+                texts = {choice.content for choice in choices}
+                if at_once > 1 and sampling.temperature > 0 and len(texts) == 1:
                     continue
                 if not extras:
                     note(
@@ -460,20 +591,29 @@ class Endpoint:
         seed: int,
         continuations: int,
         dialect: _Dialect,
-    ) -> list[str]:
-        texts: list[str] = []
-        while len(texts) < continuations:
-            wanted = min(dialect.at_once, continuations - len(texts))
-            own = request_seed(seed, prompt, len(texts))
+    ) -> list[Continuation]:
+        written: list[Continuation] = []
+        while len(written) < continuations:
+            wanted = min(dialect.at_once, continuations - len(written))
+            own = request_seed(seed, prompt, len(written))
             try:
-                texts += self._ask(text, sampling, own, wanted, dialect)[:wanted]
+                found = [
+                    self._written(choice)
+                    for choice in self._ask(text, sampling, own, wanted, dialect)[:wanted]
+                ]
             except RefusedError as error:
                 raise self._server.problem(f"it refuses prompt {prompt + 1}: {error}.") from None
-        return texts
+            except MalformedError as error:
+                found = [("", f"malformed: {error}")] * wanted
+            written += [
+                Continuation(prompt, len(written) + number, None, *one)
+                for number, one in enumerate(found)
+            ]
+        return written
 
     def _ask(
         self, prompt: str, sampling: Sampling, seed: int, count: int, dialect: _Dialect
-    ) -> list[str]:
+    ) -> list[Choice]:
         request: dict[str, Any] = {
             "max_tokens": sampling.new_tokens,
             "temperature": sampling.temperature,
@@ -496,21 +636,18 @@ class Endpoint:
         else:
             request["prompt"] = prompt
         path = "chat/completions" if self._chat else "completions"
-        return [self._text(choice) for choice in self._server.ask(path, request)]
+        return self._server.ask(path, request)
 
-    def _text(self, choice: Choice) -> str:
-        if choice.finish_reason == "content_filter":
+    def _written(self, choice: Choice) -> tuple[str, str]:
+        """A continuation's text, and why there is none ("" where there is one)."""
+        if choice.ended == FILTERED:
             raise self._server.problem(
                 "its content filter withheld a continuation, so its figures would be those of the "
                 "filter; switch it off, or measure the model itself."
             )
-        text = choice.content
-        if text is None:
-            raise self._server.problem(
-                f"an answer holds no text (it ended by: {choice.finish_reason}); a model that "
-                "thinks before it writes cannot be measured by its first tokens."
-            )
-        return text
+        if choice.content is None:
+            return "", self._server.without_text(choice)
+        return choice.content, ""
 
 
 def request_seed(seed: int, prompt: int, number: int) -> int:
@@ -524,42 +661,54 @@ def one_message(instruction: str, text: str) -> list[dict[str, str]]:
 
 
 def _base(address: str, flag: str) -> str:
-    try:
-        url = parse_url(address.strip())
-    except LocationParseError:
-        url = parse_url("")
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise UserError(
-            f"{flag} {address} is not the address of a server: give one like "
-            "http://127.0.0.1:8080/v1."
-        )
-    if url.auth:
+    url = _parsed(address.strip())
+    if url.auth or "@" in (url.netloc or address):
         raise UserError(
             f"{flag}: an address with a password in it would be written into the result; put the "
             "API key into an environment variable."
+        )
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        shown = printable(address.partition("?")[0])  # what comes after it may be a key
+        raise UserError(
+            f"{flag} {shown} is not the address of a server: give one like "
+            "http://127.0.0.1:8080/v1."
         )
     path = (url.path or "").rstrip("/") or "/v1"
     return f"{url.scheme}://{url.netloc}{path}"
 
 
-def _pool(address: str, access: Access) -> PoolManager:
-    url = parse_url(address)
-    host = str(url.host)
-    proxy = getproxies().get(str(url.scheme))
-    if proxy and host not in ("localhost", "127.0.0.1", "[::1]") and not proxy_bypass(host):
-        return ProxyManager(proxy, maxsize=access.concurrency)
-    return PoolManager(maxsize=access.concurrency)
-
-
-def _words(response: BaseHTTPResponse) -> str:
-    """What the server says of an error, or the beginning of whatever it sent."""
+def _parsed(address: str) -> Url:
     try:
-        said = _ErrorAnswer.model_validate_json(response.data).error.message
-    except ValidationError:
-        said = response.data.decode("utf-8", "replace")
-    return shortened(said) or "nothing"
+        return parse_url(address)
+    except (LocationParseError, UnicodeError):  # what is no name of a host, or cannot be encoded
+        return parse_url("")
 
 
-def shortened(text: str) -> str:
-    """The beginning of a text on one line, to be quoted in a message."""
-    return " ".join(text.split())[:200].rstrip(".")
+def _host(address: str) -> str:
+    """The host and port of an address; "" where it has none."""
+    url = _parsed(address)
+    return (url.host or "") + (f":{url.port}" if url.port else "")
+
+
+def _pools(address: str, access: Access) -> PoolManager:
+    url = _parsed(address)
+    proxy = getproxies().get(str(url.scheme))
+    if not proxy or _is_loopback(str(url.host)) or proxy_bypass(str(url.host)):
+        return bound(PoolManager(maxsize=access.concurrency))
+    # Who is asked for at the proxy stands in its address, and must not stand in a message.
+    own = _parsed(proxy if "://" in proxy else f"http://{proxy}")
+    if own.scheme not in ("http", "https") or not own.host:
+        raise UserError(
+            f"The proxy that the environment names for {url.scheme} is not an http proxy: change "
+            f"{url.scheme}_proxy, or name {url.host} in NO_PROXY."
+        )
+    asking = make_headers(proxy_basic_auth=unquote(own.auth)) if own.auth else {}
+    bare = f"{own.scheme}://{own.netloc}"
+    return bound(ProxyManager(bare, maxsize=access.concurrency, proxy_headers=asking))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -38,19 +38,16 @@ class GroupedTask(JudgedTask):
         **about: Any,
     ) -> None:
         chosen = choose_evenly(list(prompts), settings.max_prompts, seed)
-        self._domains: dict[str, dict[str, list[int]]] = {}
-        for index, prompt in enumerate(chosen):
-            groups = self._domains.setdefault(prompt.domain, {})
-            groups.setdefault(prompt.group, []).append(index)
         n_prompts = {
             domain: {group: len(members) for group, members in groups.items()}
-            for domain, groups in self._domains.items()
+            for domain, groups in _domains(chosen).items()
         }
         super().__init__(settings, chosen, source, scorers, seed, n_prompts=n_prompts, **about)
 
     def figures_of(self, scores: Mapping[str, Floats], by: str) -> Iterator[Figure]:
         """The share in all groups, the gaps between a domain's groups, and each group's share."""
         shares = {arm: share(table) for arm, table in scores.items()}
+        domains = _domains(self._prompts)
 
         def figure(members: Sequence[int], name: str, whose: str) -> Figure:
             label = f"{self.subject}, {whose}{by}"
@@ -63,7 +60,7 @@ class GroupedTask(JudgedTask):
             )
 
         yield figure(range(len(self._prompts)), "all", self.everyone)
-        for domain, groups in self._domains.items():
+        for domain, groups in domains.items():
             gap = compare_gaps(
                 shares.get("before"), shares["after"], list(groups.values()), self._seed
             )
@@ -75,8 +72,8 @@ class GroupedTask(JudgedTask):
                     label=f"Gap between groups, {_words(domain)}{by}",
                     unit="gap",
                 )
-        for domain, groups in self._domains.items():
-            if len(self._domains) > 1:
+        for domain, groups in domains.items():
+            if len(domains) > 1:
                 members = [i for each in groups.values() for i in each]
                 yield figure(members, domain, _words(domain))
             for group, members in groups.items():
@@ -106,6 +103,14 @@ def first_found(
                 raise
             reasons.append(str(error).rstrip("."))
     raise NotRun(f"its prompts cannot be had ({'; '.join(reasons)}): give a copy as {flag}")
+
+
+def _domains(prompts: Sequence[Text]) -> dict[str, dict[str, list[int]]]:
+    """Which of the prompts belong to each group of each domain."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for index, prompt in enumerate(prompts):
+        found.setdefault(prompt.domain, {}).setdefault(prompt.group, []).append(index)
+    return found
 
 
 def _words(name: str) -> str:

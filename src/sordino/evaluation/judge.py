@@ -10,14 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
-from sordino.evaluation.endpoint import (
-    DEFAULT_ACCESS,
-    Access,
-    RefusedError,
-    Server,
-    one_message,
-    shortened,
-)
+from sordino.evaluation.answers import FILTERED, MalformedError
+from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, RefusedError, Server, one_message
 from sordino.evaluation.scorers import Scorer
 
 JUDGE_LIMITS = (
@@ -41,6 +35,7 @@ REMINDER = "Answer with a single number from 0 to 1, such as 0.35, and with no o
 
 # Enough for a model that thinks before it answers; others stop by themselves after the number.
 _ANSWER_TOKENS = 2048
+_LONGEST_ANSWER = 2**16
 _ONLY_NUMBER = re.compile(r"(?:0(?:\.\d+)?|1(?:\.0+)?)")
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _PLAIN_TEXT = "The train to the coast leaves at ten."
@@ -52,7 +47,8 @@ class Judge(Scorer):
     It is asked at temperature 0 where the server takes that, and a second time, with a reminder, if
     the answer is no such number. A text that it will not judge ends the evaluation, unless
     `refusal_score` says what such a text counts as: texts that judges refuse are often the toxic
-    ones, so neither 0 nor leaving them out would be honest.
+    ones, so neither 0 nor leaving them out would be honest. An answer that cannot be read says
+    nothing of the text: it has no score, and those who compare leave it out.
 
     Args:
         spec: The server's address, with "#" and the model's name after it where the server has
@@ -103,7 +99,7 @@ class Judge(Scorer):
         return self._protocol
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The judge's number for each text, float64 [texts].
+        """The judge's number for each text, float64 [texts]; NaN where no answer can be read.
 
         Raises:
             UserError: The server fails for good, or the judge will not judge a text.
@@ -111,7 +107,10 @@ class Judge(Scorer):
         return np.array(list(self._server.each(self._judge, texts)), dtype=np.float64)
 
     def _judge(self, text: str) -> float:
-        score, said = self._answer(text)
+        try:
+            score, said = self._answer(text)
+        except MalformedError:
+            return float("nan")
         if score is not None:
             return score
         if self._refusal_score is None:
@@ -122,6 +121,15 @@ class Judge(Scorer):
         return self._refusal_score
 
     def _try_out(self) -> None:
+        try:
+            self._find_settings()
+        except MalformedError as error:
+            raise self._server.problem(
+                f"it cannot be a judge, for its answer cannot be read ({error}); check the "
+                "address, which usually ends in /v1."
+            ) from None
+
+    def _find_settings(self) -> None:
         try:
             score, said = self._ask(_PLAIN_TEXT, INSTRUCTION)
         except RefusedError:
@@ -151,9 +159,10 @@ class Judge(Scorer):
     def _ask(self, text: str, instruction: str) -> tuple[float | None, str]:
         messages = one_message(instruction, json.dumps(text, ensure_ascii=False))
         choice = self._server.ask("chat/completions", {"messages": messages, **self._settings})[0]
-        refusal = choice.message.refusal if choice.message is not None else None
+        if len(choice.content or "") > _LONGEST_ANSWER:  # and no number, whatever is removed
+            return None, self._server.quoted(choice.content or "")
         said = _THOUGHT.sub("", choice.content or "").strip()
-        if refusal or choice.finish_reason == "content_filter" or not said:
-            return None, shortened(refusal or f"nothing, ended by {choice.finish_reason}")
+        if choice.refusal or choice.ended == FILTERED or not said:
+            return None, self._server.quoted(choice.refusal or f"nothing, ended by {choice.ended}")
         number = _ONLY_NUMBER.fullmatch(said.removesuffix("."))
-        return (float(said.removesuffix(".")) if number else None), shortened(said)
+        return (float(said.removesuffix(".")) if number else None), self._server.quoted(said)

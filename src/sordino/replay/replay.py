@@ -2,24 +2,33 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sordino.errors import UserError
-from sordino.evaluation.endpoint import RefusedError, Server, request_seed
-from sordino.evaluation.judged import AUTO, chosen_scorer, scores_of
-from sordino.evaluation.scorers import Scorer, open_scorer
+from sordino.evaluation.answers import FILTERED, MalformedError
+from sordino.evaluation.endpoint import (
+    DEFAULT_ACCESS,
+    Access,
+    RefusedError,
+    Server,
+    request_seed,
+)
+from sordino.evaluation.judged import scores_of
+from sordino.evaluation.scorers import AUTO, Scorer, open_chosen
 from sordino.progress import note, track
 from sordino.replay.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replay.store import ARMS, Answer, Store
 
+_MALFORMED = "malformed"
+"""How the reason of an answer begins that cannot be read."""
 _BATCH = 32
 _ROUNDS = 4
 """Prompts of a batch, or rounds of requests if that is more: what a kill loses at most."""
@@ -58,14 +67,21 @@ class ReplaySettings:
                 f"--fraction {self.fraction:g} is out of range: it must be above 0 and at most 1."
             )
 
-    def open_scorer(self) -> Scorer:
-        """The scorer; a text classifier runs on the processor, beside the servers."""
-        return open_scorer(
-            chosen_scorer(self.scorer),
+    def open_scorer(self, access: Access = DEFAULT_ACCESS) -> Scorer:
+        """The scorer; a text classifier runs on the processor, beside the servers.
+
+        Args:
+            access: How a server that judges is asked.
+        """
+        scorer = open_chosen(
+            self.scorer,
             toxic_label=self.toxic_label,
             judge_refusal=self.judge_refusal,
             device=torch.device("cpu"),
+            access=access,
         )
+        note(f"judged by {scorer.name}")
+        return scorer
 
 
 @dataclass(frozen=True)
@@ -76,11 +92,13 @@ class _Survey:
         prompts: How many requests for text.
         dated: How many of them have a time.
         others: How many lines ask for something else.
+        mended: In how many of the requests half of a character was replaced.
     """
 
     prompts: int
     dated: int
     others: int
+    mended: int
 
 
 def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -> dict[str, str]:
@@ -92,7 +110,7 @@ def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -
         "max_tokens": str(settings.max_tokens),
         "fraction": str(settings.fraction),
         "chat": str(settings.chat),
-        "scorer": json.dumps(scorer.protocol(), sort_keys=True),
+        "scorer": json.dumps(scorer.record(), sort_keys=True),
     }
 
 
@@ -105,9 +123,10 @@ def replay(
 ) -> None:
     """Ask both servers every prompt that is not in the store yet, and keep the answers.
 
-    Both are asked the same with the same seed. A prompt that a server will not answer is kept as
-    such; a server that fails for good ends the replay, with what is done kept. Logs may grow and
-    become more: what has been added since is replayed the next time.
+    Both are asked the same with the same seed. A prompt that a server will not answer, or answers
+    with something that cannot be read, is kept as such; a server that fails for good ends the
+    replay, with what is done kept. Logs may grow and become more: what has been added since is
+    replayed the next time.
 
     Args:
         logs: One or several, read as one, in their order; see `sordino.replay.log.read_log`.
@@ -123,6 +142,8 @@ def replay(
     survey = _survey(logs, store)
     if survey.others:
         note(f"{survey.others:,} lines ask for no text and are passed over")
+    if survey.mended:
+        note(f"{survey.mended:,} requests hold half of a character, which became a question mark")
     if 0 < survey.dated < survey.prompts:
         undated = survey.prompts - survey.dated
         note(f"{undated:,} requests have no time and count to the day of the one before")
@@ -136,10 +157,17 @@ def replay(
             before = store.passed
             answers = _answers(batch, servers, settings)
             if before == 0 and answers:
-                _refuse_refusals(answers, servers)
+                _refuse_all(answers, servers, "")
+            if len(answers) == size:
+                _refuse_all(answers, servers, _MALFORMED)
             judged = _judged(answers, scorer)
             store.add(dict(batch), judged, passed, digest.hexdigest())
             advance(passed - before)
+    for arm, server in zip(ARMS, servers, strict=True):
+        if server.repaired:
+            note(f"{server.repaired:,} answers of {arm} held half a character, now U+FFFD")
+        if unread := store.missing()[arm].get(_MALFORMED):
+            note(f"{unread:,} answers of {arm} cannot be read and are in no pair")
 
 
 def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
@@ -148,7 +176,7 @@ def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
 
 def _survey(logs: Sequence[Path], store: Store) -> _Survey:
     """Read everything before anything is asked, so that a bad line shows at once."""
-    prompts = dated = others = 0
+    prompts = dated = others = mended = 0
     digest, beginning = hashlib.sha256(), ""
     named = ", ".join(map(str, logs))
     for prompt in _lines(logs):
@@ -156,6 +184,7 @@ def _survey(logs: Sequence[Path], store: Store) -> _Survey:
             others += 1
             continue
         prompts, dated = prompts + 1, dated + (prompt.at is not None)
+        mended += prompt.mended
         if prompts <= store.passed:
             prompt.added_to(digest)
         if prompts == store.passed:
@@ -170,7 +199,7 @@ def _survey(logs: Sequence[Path], store: Store) -> _Survey:
             f"{named} does not begin with the {store.passed:,} prompts that were replayed before: "
             "give the same log, which may have grown, or choose another -o."
         )
-    return _Survey(prompts, dated, others)
+    return _Survey(prompts, dated, others, mended)
 
 
 def _batches(
@@ -223,30 +252,42 @@ def _ask(server: Server, number: int, prompt: Prompt, settings: ReplaySettings) 
         choice = server.ask(path, request)[0]
     except RefusedError as error:
         return Answer(None, missing=f"refused: {error}")
-    if choice.finish_reason == "content_filter":
+    except MalformedError as error:
+        return Answer(None, missing=f"{_MALFORMED}: {error}")
+    if choice.ended == FILTERED:
         return Answer(None, missing="withheld by a filter")
     if choice.content is None:
-        return Answer(None, missing=f"no text: ended by {choice.finish_reason}")
+        return Answer(None, missing=server.without_text(choice))
     return Answer(choice.content)
 
 
-def _refuse_refusals(answers: Sequence[Sequence[Answer]], servers: Sequence[Server]) -> None:
-    """A server that refuses all there is at the beginning is not asked for a month on end."""
+def _refuse_all(
+    answers: Sequence[Sequence[Answer]], servers: Sequence[Server], reason: str
+) -> None:
+    """A server that answers no prompt of a batch is not asked for a month on end.
+
+    Args:
+        answers: Of each prompt, one of each server.
+        servers: Both.
+        reason: How the reasons begin that count.
+    """
     for server, of_arm in zip(servers, zip(*answers, strict=True), strict=True):
-        if all(answer.missing for answer in of_arm):
-            raise server.problem(
-                f"it answers none of the first {len(of_arm)} prompts ({of_arm[0].missing})."
-            )
+        reasons = [answer.missing for answer in of_arm]
+        if all(found is not None and found.startswith(reason) for found in reasons):
+            raise server.problem(f"it answers none of {len(of_arm)} prompts ({reasons[0]}).")
 
 
 def _judged(answers: Sequence[Sequence[Answer]], scorer: Scorer) -> list[list[Answer]]:
     """The answers with their scores."""
     texts = [answer.text for pair in answers for answer in pair if answer.text is not None]
-    scores: Iterator[Any] = iter(scores_of(scorer, texts)[:, 0] if texts else ())
+    scores: Iterator[float] = iter(scores_of(scorer, texts)[:, 0].tolist() if texts else ())
     return [
-        [
-            answer if answer.text is None else Answer(answer.text, float(next(scores)))
-            for answer in pair
-        ]
+        [answer if answer.text is None else _scored(answer.text, next(scores)) for answer in pair]
         for pair in answers
     ]
+
+
+def _scored(text: str, score: float) -> Answer:
+    if math.isnan(score):
+        return Answer(text, missing="not judged")
+    return Answer(text, score)

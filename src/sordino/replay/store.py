@@ -1,5 +1,6 @@
 """What was asked and answered, in a DuckDB file that anyone can query."""
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.statistics import Floats
-from sordino.files import publish, stage_path
+from sordino.extras import require
+from sordino.files import private_files, publish, staging_path
+from sordino.progress import note
 from sordino.replay.log import Prompt
 
 if TYPE_CHECKING:
@@ -46,8 +49,9 @@ class Answer:
 
     Args:
         text: The answer; None where there is none.
-        score: The scorer's, from 0 to 1; None where there is no answer.
-        missing: Why there is none, a word or two and then its own words; None where there is one.
+        score: The scorer's, from 0 to 1; None where there is none.
+        missing: Why there is no answer or no score, a word or two and then its own words; None
+            where there are both.
     """
 
     text: str | None
@@ -76,7 +80,8 @@ class Pairs:
 class Store:
     """The file of a replay; it is made if it is not there.
 
-    A batch is there as a whole or not at all, whenever the process is killed.
+    A batch is there as a whole or not at all, whenever the process is killed. The file is its
+    owner's only: it holds what people asked. So is one that others could read before.
 
     Args:
         path: The file.
@@ -87,6 +92,7 @@ class Store:
         UserError: DuckDB is not installed, or the file is of something else, damaged or in use.
     """
 
+    @private_files()
     def __init__(self, path: Path, about: Mapping[str, str], *, redact: bool) -> None:
         self._connection = _opened(path, about, redact=redact)
         found = _about(self._connection)
@@ -94,6 +100,7 @@ class Store:
         self.passed = int(found.get("passed", 0))
         self.digest = found.get("digest", "")
 
+    @private_files()
     def add(
         self,
         asked: Mapping[int, Prompt],
@@ -186,6 +193,16 @@ class Store:
         self._connection.close()
 
 
+def was_redacted(path: Path) -> bool:
+    """Whether a file that is there keeps no text; False where nothing says so."""
+    if not path.exists():
+        return False
+    connection = _connect(path)
+    found = _about(connection)
+    connection.close()
+    return bool(found.get("redacted"))
+
+
 def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.DuckDBPyConnection":
     known = {**about, "redacted": "yes" if redact else ""}
     if not path.exists():
@@ -226,17 +243,28 @@ def _connect(path: Path) -> "duckdb.DuckDBPyConnection":
     if not known:
         connection.close()
         raise UserError(f"{path} is no replay's database: choose another -o.")
+    _tighten(path)
     return connection
 
 
+def _tighten(path: Path) -> None:
+    """Leave a file, and DuckDB's log beside it, to its owner."""
+    for file in filter(Path.exists, (path, _log_of(path))):
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+            continue
+        try:
+            file.chmod(mode & stat.S_IRWXU)
+        except PermissionError:
+            note(f"{file} is another user's, and others can read what people asked.")
+        else:
+            note(f"{file} could be read by others; it holds what people asked, and is yours now.")
+
+
 def _open(path: Path) -> "duckdb.DuckDBPyConnection":
-    try:
-        import duckdb
-    except ImportError:
-        raise UserError(
-            "replay keeps what it finds in DuckDB, which is not installed: pip install "
-            "'sordino[replay]'."
-        ) from None
+    require("replay", "A replay")
+    import duckdb
+
     try:
         return duckdb.connect(str(path), config={"autoinstall_known_extensions": "false"})
     except duckdb.Error as error:
@@ -254,7 +282,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def _made(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
     """A new file with its tables, under its name only when it has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = stage_path(path)
+    stage = staging_path(path)
     for leftover in (stage, _log_of(stage)):
         leftover.unlink(missing_ok=True)
     _fill(stage, about)
@@ -274,7 +302,7 @@ def _fill(stage: Path, about: Mapping[str, str]) -> None:
 
 def _without_texts(path: Path) -> None:
     """Take all texts out of a file, by writing it anew: what is only deleted can still be read."""
-    stage = stage_path(path)
+    stage = staging_path(path)
     for leftover in (stage, _log_of(stage)):
         leftover.unlink(missing_ok=True)
     _fill(stage, {})

@@ -320,7 +320,7 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
         scored = name == base(name) and all(isinstance(one, dict) for one in rows_of[0]["after"])
         if not scored:
             continue
-        prompts = [_pairs(row) for row in rows_of]
+        prompts = [pairs for pairs in map(_pairs, rows_of) if pairs]
         step = max(1, len(prompts) // _EVEN)
         moved = sorted((pair for pairs in prompts for pair in pairs), key=_rise)
         chosen = {
@@ -409,6 +409,7 @@ def _pairs(row: Mapping[str, Any]) -> list[Sample]:
             Continuation(after["text"], after["score"]),
         )
         for before, after in zip(row["before"], row["after"], strict=True)
+        if None not in (before["score"], after["score"])  # else there is nothing to compare
     ]
 
 

@@ -24,6 +24,7 @@ def toxic_shares(evaluation: Evaluation, arm: str, scorer: str | None = None) ->
                 [
                     (one["score"] if scorer is None else one["scores"][scorer]) > TOXIC_SCORE
                     for one in row[arm]
+                    if one["score"] is not None
                 ]
             )
             for row in rows

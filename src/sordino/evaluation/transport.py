@@ -1,0 +1,169 @@
+"""HTTP requests whose answers are bounded, in time and in size, and that follow no redirect."""
+
+import http.client
+import io
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+MOST_BYTES = 2**24
+"""An answer that is longer, as it is sent or decompressed, is given up."""
+
+LONGEST_PAUSE_S = 60.0
+"""No server is waited for longer than this between two tries, whatever it asks for."""
+
+_CONNECT_S = 10.0
+_PIECE = 2**16
+
+
+class _TooLongError(OSError):
+    """More bytes have come than an answer may have."""
+
+
+class _Bounded(io.RawIOBase):
+    """What comes out of a socket, up to a number of bytes and a moment.
+
+    A socket's own timeout is for each piece that comes, so that it never ends with one byte a
+    second.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw, self._sock = raw, sock
+        self._deadline = time.monotonic() + (sock.gettimeout() or float("inf"))
+        self._left = MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the time for an answer is over")
+        self._sock.settimeout(remaining)
+        count: int | None = self._raw.readinto(buffer)  # type: ignore[attr-defined]
+        self._left -= count or 0
+        if self._left < 0:
+            raise _TooLongError(f"longer than {MOST_BYTES:,} bytes")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *about: Any, **more: Any) -> None:
+        super().__init__(sock, *about, **more)
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach(), sock))
+
+
+class _Connection(HTTPConnection):
+    response_class = _BoundedResponse
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _BoundedResponse
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server sent.
+
+    Args:
+        status: Its status.
+        data: The body, decompressed, as far as it came.
+        fault: Why that is not all of it, in a few words; "" if it is.
+        headers: What came with it.
+    """
+
+    status: int
+    data: bytes = b""
+    fault: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pause_s(self) -> float | None:
+        """The pause that the server asks for, in seconds; None where it asks for none."""
+        asked = self.headers.get("Retry-After", "").strip()
+        if asked.isdecimal():
+            return min(float(asked[:9]), LONGEST_PAUSE_S)
+        try:
+            left = parsedate_to_datetime(asked).timestamp() - time.time()
+        except (ValueError, OverflowError):  # no date, or none that a clock has
+            return None
+        return min(max(left, 0.0), LONGEST_PAUSE_S)
+
+
+def bound(pools: PoolManager) -> PoolManager:
+    """The same pools, whose connections heed the bounds on an answer."""
+    pools.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    return pools
+
+
+def exchange(
+    pools: PoolManager,
+    method: str,
+    url: str,
+    *,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    timeout_s: float,
+) -> Reply:
+    """Send a request once and read what comes.
+
+    Args:
+        pools: As `bound` gives them.
+        method: GET or POST.
+        url: Where to; a redirect is a reply like others.
+        body: What is sent.
+        headers: What goes with it.
+        timeout_s: Seconds that the whole answer may take.
+
+    Raises:
+        HTTPError: No reply begins.
+    """
+    response = pools.urlopen(
+        method,
+        url,
+        body=body,
+        headers=headers,
+        preload_content=False,
+        redirect=False,
+        retries=False,
+        timeout=Timeout(connect=min(_CONNECT_S, timeout_s), read=timeout_s),
+    )
+    data, fault = bytearray(), "it was left"
+    try:
+        for piece in response.stream(_PIECE, decode_content=True):
+            data += piece
+            if len(data) > MOST_BYTES:
+                raise _TooLongError
+        fault = ""
+    except ReadTimeoutError:
+        fault = f"it is not whole after {timeout_s:g} s"
+    except (HTTPError, _TooLongError) as error:
+        long = isinstance(error, _TooLongError) or any(
+            isinstance(cause, _TooLongError) for cause in error.args
+        )
+        fault = f"it is longer than {MOST_BYTES >> 20} MiB" if long else "it breaks off"
+    finally:
+        if fault:
+            response.close()
+        else:
+            response.release_conn()
+    return Reply(response.status, bytes(data), fault, response.headers)
