@@ -9,10 +9,14 @@ from safetensors.numpy import load_file, save_file
 from sordino.errors import UserError
 from sordino.expertise.artefact import FORMAT, Expertise
 
+SITE = "model.layers.0.mlp.up_proj"
 METADATA = {
+    "architecture": "A",
     "concept": "calm",
     "concept_fingerprint": "c",
     "model": "m",
+    "n_negative": "20",
+    "n_positive": "30",
     "weights_fingerprint": "w",
 }
 
@@ -80,18 +84,25 @@ def tampered(tmp_path, tensors=None, metadata=None, drop=()):
     return path
 
 
-SITE = "model.layers.0.mlp.up_proj"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"drop": ["format"]}, "no expertise file of this version"),
         ({"metadata": {"format": "sordino-expertise-9"}}, "no expertise file of this version"),
-        ({"drop": ["concept", "model"]}, "lacks the metadata concept, model"),
-        ({"metadata": {"sites": "["}}, "lacks the metadata sites"),
+        ({"drop": ["concept", "model"]}, "metadata model"),
+        ({"drop": ["n_positive"]}, "metadata n_positive"),
+        ({"metadata": {"n_positive": "many"}}, "metadata n_positive"),
+        ({"metadata": {"pooling": "most"}}, "metadata pooling"),
+        ({"drop": ["sites"]}, "metadata sites"),
+        ({"metadata": {"sites": "["}}, "metadata sites"),
+        ({"metadata": {"sites": "[]"}}, "metadata sites"),
+        ({"metadata": {"sites": "[1]"}}, "metadata sites,.*0: "),
+        ({"metadata": {"sites": json.dumps([*example().sites, SITE])}}, "a site twice"),
         ({"tensors": {"elsewhere.auroc": np.zeros(3, np.float32)}}, "belongs to no listed site"),
-        ({"tensors": {f"{SITE}.auroc": np.zeros((7, 1), np.float32)}}, "belongs to no listed site"),
+        ({"tensors": {f"{SITE}.auroc": np.zeros((7, 1), np.float32)}}, r"shape \[7, 1\]"),
+        ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.float64)}}, "dtype F64"),
+        ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.int32)}}, "dtype int32"),
+        ({"tensors": {f"{SITE}.strongest_1": np.full(7, 50, np.int32)}}, "strongest_1"),
         ({"tensors": {f"{SITE}.auroc": np.zeros(6, np.float32)}}, "no whole set of statistics"),
         ({"tensors": {f"{SITE}.auroc": np.full(7, 1.5, np.float32)}}, "AUROC outside"),
     ],

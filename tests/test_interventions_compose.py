@@ -126,8 +126,9 @@ def test_hooks_put_on_one_after_the_other_do_the_same(family):
 
 def test_a_file_gives_what_is_saved_or_what_a_rule_makes_of_it(tmp_path):
     metadata = dict.fromkeys(
-        ("concept", "concept_fingerprint", "model", "weights_fingerprint"), "x"
+        ("architecture", "concept", "concept_fingerprint", "model", "weights_fingerprint"), "x"
     )
+    metadata |= {"n_positive": "4", "n_negative": "4"}
     expertise = Expertise({"a": {"auroc": np.array([0.4, 0.7], np.float32)}}, metadata)
     expertise.save(tmp_path / "expertise")
     aura(expertise).save(tmp_path / "dampening")
@@ -138,6 +139,6 @@ def test_a_file_gives_what_is_saved_or_what_a_rule_makes_of_it(tmp_path):
     silenced = dampening_from(tmp_path / "expertise", "det_zero", k="1")
     np.testing.assert_array_equal(silenced.factors["a"], [1, 0])
     (tmp_path / "neither").write_bytes(b"neither")
-    for name, message in {"neither": "not a readable safetensors", "none": "not exist"}.items():
+    for name, message in {"neither": "no safetensors file", "none": "not exist"}.items():
         with pytest.raises(UserError, match=message):
             dampening_from(tmp_path / name)

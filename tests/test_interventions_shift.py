@@ -223,10 +223,11 @@ def _file(path, about, dtype=np.float32):
     save_file({"s.scale": np.ones(2, dtype)}, path, metadata={"sordino": json.dumps(about)})
 
 
+RULE = {"name": "aura", "strength": 1.0, "settings": {}}
 GOOD = {
     "format": "sordino-dampening-1",
     "sites": ["s"],
-    "intervention": {"name": "aura", "strength": 1.0, "settings": {}},
+    "intervention": RULE,
     "expertise": {},
 }
 
@@ -235,13 +236,22 @@ GOOD = {
     ("write", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.write_bytes(b"nothing"), "not a readable safetensors file"),
-        (lambda path: save_file({"x": np.ones(1)}, path), "is no dampening of this version"),
-        (lambda path: _file(path, []), "is no dampening of this version"),
-        (lambda path: _file(path, GOOD | {"sites": ["s", "t"]}), "lacks 't.scale': it is damaged"),
-        (lambda path: _file(path, GOOD | {"sites": None}), "it is damaged"),
-        (lambda path: _file(path, GOOD | {"intervention": "aura"}), "it is damaged"),
-        (lambda path: _file(path, GOOD, np.float64), "other tensors than factors"),
+        (lambda path: path.mkdir(), "is not a file"),
+        (lambda path: path.write_bytes(b"nothing"), "no safetensors file"),
+        (lambda path: save_file({"x": np.ones(1)}, path), "no dampening of this version"),
+        (lambda path: _file(path, []), "no dampening of this version"),
+        (lambda path: _file(path, GOOD | {"sites": ["s", "t"]}), "factors of t"),
+        (lambda path: _file(path, GOOD | {"sites": ["s", "s"]}), "a site twice"),
+        (lambda path: _file(path, GOOD | {"sites": []}), "sites"),
+        (lambda path: _file(path, GOOD | {"sites": None}), "sites"),
+        (lambda path: _file(path, GOOD | {"sites": ["t"]}), "s.scale"),
+        (lambda path: _file(path, GOOD | {"intervention": "aura"}), "intervention"),
+        (lambda path: _file(path, GOOD | {"intervention": RULE | {"strength": -1}}), "strength"),
+        (lambda path: _file(path, GOOD | {"intervention": RULE | {"strength": "1"}}), "strength"),
+        (lambda path: _file(path, GOOD | {"intervention": RULE | {"settings": [1]}}), "settings"),
+        (lambda path: _file(path, GOOD | {"expertise": {"n_positive": 3}}), "n_positive"),
+        (lambda path: _file(path, GOOD | {"parts": [{}]}), "parts.0"),
+        (lambda path: _file(path, GOOD, np.float64), "dtype F64"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, write, message):

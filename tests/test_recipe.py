@@ -1,6 +1,8 @@
 """Recipes: what a run was told, in a file that any run can take."""
 
 import json
+import os
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +16,8 @@ from families import tiny_folder
 from sordino.cli.app import app, main
 from sordino.cli.evaluate import MeasureOptions
 from sordino.cli.options import ConceptOptions, InterventionOptions, ModelOptions, SweepOptions
-from sordino.cli.recipe import expanded, recipe_of, schema
+from sordino.cli.recipe import expanded, read, recipe_of, schema
+from sordino.errors import UserError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f\r"), min_size=1, max_size=9)
 
@@ -34,13 +37,12 @@ SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
     st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
     st.integers(0, 2**31),
 )
-def test_a_recipe_is_read_as_it_was_given(concept, rule, opening, sweep, seed):
+def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, opening, sweep, seed):
     text = recipe_of({"model": "m", "seed": seed}, concept, rule, MeasureOptions(), opening, sweep)
     assert tomllib.loads(text)["model"] == "m"
-    file = Path("recipe.toml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_text", lambda *_, **__: text)
-        found = parsed(expanded(["run", "--recipe", str(file), "-o", "x"]))
+    file = tmp_path_factory.mktemp("recipe") / "r.toml"
+    file.write_text(text, encoding="utf-8")
+    found = parsed(expanded(["run", "--recipe", str(file), "-o", "x"]))
     for name, value in (
         ("concept", concept),
         ("rule", rule),
@@ -53,9 +55,7 @@ def test_a_recipe_is_read_as_it_was_given(concept, rule, opening, sweep, seed):
 
 def test_what_is_typed_goes_before_the_recipe(tmp_path):
     file = tmp_path / "r.toml"
-    file.write_text(
-        'model = "a"\nseed = 3\nbalance = false\noutput = "x"\nbeside = ["aura", "damp"]'
-    )
+    file.write_text('model = "a"\nseed = 3\nbalance = false\nbeside = ["aura", "damp"]')
     typed = ["run", "b", f"--recipe={file}", "--seed", "4", "--balance", "-o", "y"]
     assert expanded(typed) == [
         *("run", "b", "--seed", "4", "--balance", "-o", "y", "--beside=aura", "--beside=damp")
@@ -68,18 +68,87 @@ def test_what_is_typed_goes_before_the_recipe(tmp_path):
     [
         (None, "does not exist"),
         ("seed = ", "cannot be read as TOML"),
-        ("[table]\na = 1", "table must be text, a number"),
-        ('wrong = 1\nmodel = "m"', "--wrong"),
+        ("[table]\na = 1", "table"),
+        ("[seed]\na = 1", "seed"),
+        ('wrong = 1\nmodel = "m"', "wrong"),
+        ('model = "m"\nmax_prompts = 3', "max-prompts"),
+        ('model = "m"\nforce = true', "force"),
+        ('model = "m"\noutput = "x"', "output"),
+        ('model = "m"\njson = true', "json"),
+        ('model = "--force"', "model"),
+        ("seed = true", "seed"),
+        ('seed = "3"', "seed"),
+        ("seed = 1.5", "seed"),
+        ("seed = -1", "seed"),
+        ("seed = " + "9" * 30, "seed"),
+        ("seed = " + "9" * 5000, "cannot be read as TOML"),
+        ("concept = 5", "concept"),
+        ("concept = 2024-01-01", "concept"),
+        ("negatives = 2024-01-01T00:00:00Z", "negatives"),
+        ('prompts = ["a", "b"]', "prompts"),
+        ('measure = ["toxicity", 1]', "measure.*1"),
+        ("strength = nan", "strength"),
+        ("strength = inf", "strength"),
+        ("max-prompts = true", "max-prompts"),
+        ("balance = 1", "balance"),
+        ('preset = "fast"', "preset"),
+        ("set = " + "[" * 5000 + "]" * 5000, "cannot be read as TOML|set"),
+        (b"model = '\xff'", "cannot be read as TOML"),
+        (b"model = 'm\x00'", "cannot be read as TOML"),
     ],
 )
 def test_recipes_that_are_none(tmp_path, capsys, content, said):
     file = tmp_path / "r.toml"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as ended:
         main(["run", "--recipe", str(file), "-o", "x"])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)
+    assert str(file) in line
+
+
+def test_a_recipe_that_is_a_folder_or_a_pipe(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.toml")
+    for file in (tmp_path, tmp_path / "pipe.toml"):
+        with pytest.raises(SystemExit) as ended:
+            main(["run", f"--recipe={file}", "-o", "x"])
+        assert ended.value.code == 2
+        assert "is not a file" in capsys.readouterr().err
+
+
+TOML = st.recursive(
+    st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | TEXT | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("a"), inner, max_size=1),
+    max_leaves=4,
+)
+
+
+def written(value):
+    """A value as TOML."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {written(of)}' for key, of in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+@given(st.sampled_from(sorted(schema()["properties"])) | TEXT, TOML)
+def test_no_value_of_any_option_is_anything_but_read_or_refused(tmp_path_factory, key, value):
+    file = tmp_path_factory.mktemp("recipe") / "r.toml"
+    file.write_text(f"{json.dumps(key, ensure_ascii=False)} = {written(value)}", encoding="utf-8")
+    try:
+        recipe = read(file)
+    except UserError as error:
+        assert str(file) in str(error)
+        return
+    assert recipe == {key: value}
+    assert key in schema()["properties"]
+    for one in value if isinstance(value, list) else [value]:
+        assert isinstance(one, str | int | float)
 
 
 def test_a_recipe_without_a_file(capsys):

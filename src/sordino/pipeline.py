@@ -20,13 +20,22 @@ from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
 from sordino.edits.provenance import EXTRAS, GGUF
 from sordino.errors import UserError
-from sordino.evaluation import Arm, Evaluation, Measure, evaluate, evaluate_each
+from sordino.evaluation import (
+    Arm,
+    Evaluation,
+    Measure,
+    Prepared,
+    evaluate,
+    evaluate_each,
+    prepare,
+)
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
 from sordino.files import (
+    clear_staging,
     drop_link,
     fingerprint,
     new_file,
@@ -55,11 +64,9 @@ from sordino.report.page import write_page
 from sordino.report.record import RunRecord
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
-from sordino.work import NOTES, WorkFolder
+from sordino.work import WorkFolder
 
 _CARD = "README.md"
-_BUILT = ("config.json", "sordino.json", "sordino", "model.safetensors")
-"""What a killed `bake` leaves at an output's staging path."""
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
 
@@ -157,12 +164,16 @@ def run(
     read_settings(chosen.intervention, chosen.settings, sized=chosen.divergence is not None)
     for rule in chosen.beside:
         read_settings(rule, {}, sized=False)
+    # What will be needed hours later is opened now, before a model is so much as fetched.
+    ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
+    ready.note_shared_sentences(concept.source)
+    clean = [] if chosen.divergence is None else clean_texts(chosen.clean, seed=chosen.seed)
     ref = resolve(model, revision)
     target = claim_model(ref, output, force=force)
     if target.suffix == GGUF:
         claim_output(_extras(target), MODEL_EXTRAS, force=force)
     with only_one(target):
-        steps = _Steps(ref, concept, target, chosen)
+        steps = _Steps(ref, concept, target, chosen, ready, clean)
         steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
@@ -182,14 +193,21 @@ class _Steps:
     """The steps of a run; each leaves a file in the work folder and is skipped if that is there."""
 
     def __init__(
-        self, ref: ModelRef, concept: Concept, target: Path, settings: RunSettings
+        self,
+        ref: ModelRef,
+        concept: Concept,
+        target: Path,
+        settings: RunSettings,
+        ready: Prepared,
+        clean: Sequence[str],
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
+        self._ready, self._clean = ready, clean
         self._opened: OpenModel | None = None
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
-        self._work = _work_folder(target)
-        self._steps = _begun(self._work, key)
+        self._steps = _begun(target, key)
+        self._work = self._steps.folder
         self._model = self._work / f"model{GGUF if self._is_file else ''}"
         self.expertise = self._work / f"{concept.name}.expertise.safetensors"
         self._size = self._work / "size.json"
@@ -232,8 +250,7 @@ class _Steps:
             )
         sizes = family(expertise, chosen.intervention, **chosen.settings)
         if not self._steps.holds("size", self._size):
-            texts = clean_texts(chosen.clean, seed=chosen.seed)
-            yardstick = Yardstick(self._original(), texts, chosen.seed)
+            yardstick = Yardstick(self._original(), self._clean, chosen.seed)
             found = calibrate(yardstick, sizes, chosen.divergence)
             if not found.reached:
                 show.note(
@@ -275,7 +292,7 @@ class _Steps:
         found = evaluate_each(
             arms,
             self._original_arm(lambda: nullcontext(self._original())),
-            measures=self._settings.measures,
+            measures=self._ready,
             device=self._settings.device,
             dtype=self._settings.dtype,
             seed=self._settings.seed,
@@ -296,7 +313,7 @@ class _Steps:
             evaluate(
                 ModelRef(self._target.name, "gguf" if self._is_file else "folder", self._model),
                 self._original_arm(self._lent_original),
-                measures=self._settings.measures,
+                measures=self._ready,
                 device=self._settings.device,
                 dtype=self._settings.dtype,
                 seed=self._settings.seed,
@@ -438,28 +455,14 @@ def _extras(target: Path) -> Path:
     return target.with_suffix(f".{EXTRAS}") if target.suffix == GGUF else target / EXTRAS
 
 
-def _work_folder(target: Path) -> Path:
-    """The folder where the steps' results wait."""
+def _begun(target: Path, key: str) -> WorkFolder:
+    """The steps of this run that are done; none if what is there is of another run."""
     work = drop_link(staging_path(target))
-    if work.is_dir() and any(work.iterdir()) and not (work / NOTES).exists():
-        # The mark of versions that knew no sums, or an output that was built there when a command
-        # was killed. Anything else is someone's own.
-        if not any((work / name).exists() for name in ("run.json", *_BUILT)):
-            raise UserError(f"{work} holds files that are no run's: move them elsewhere.")
-        show.note(f"{work.name} is of a command that was killed, and cannot be gone on with")
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    return work
-
-
-def _begun(work: Path, key: str) -> WorkFolder:
-    """The steps of this run that are done; none if the folder is of another run."""
     if steps := WorkFolder.open(work, key):
         return steps
-    if any(work.iterdir()):
+    if work.exists():
         show.note("an unfinished run with other settings is given up")
-        shutil.rmtree(work)
-        work.mkdir()
+    clear_staging(target).mkdir(parents=True)
     steps = WorkFolder(work, key)
     steps.write()
     return steps

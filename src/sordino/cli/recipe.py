@@ -1,15 +1,18 @@
 """Recipes: the options of `sordino run` in a file, which every run writes and any run can take."""
 
+import difflib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from sordino.errors import UserError
+from sordino.files import printable, user_path
 
 _FLAG = "--recipe"
+_TYPED = ("output", "force", "json", "verbose", "recipe")
+"""Options of a run that no recipe holds."""
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -31,7 +34,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         if place == len(given):
             raise UserError(f"{name} names no file: give the recipe.")
         value = given.pop(place)
-    recipe = read(Path(value).expanduser())
+    recipe = read(user_path(value))
     model = recipe.pop("model", None)
     positional = [] if model is None or _has_model(given[1:]) else [str(model)]
     flags = {one.partition("=")[0].replace("--no-", "--") for one in given}
@@ -53,19 +56,57 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or no recipe.
     """
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"The recipe {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"The recipe {path} cannot be read as TOML: {error}") from None
+    from pydantic import TypeAdapter
+
+    from sordino.records import check, parse_toml, read_bytes
+
+    recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
+    known = _known()
     for key, value in recipe.items():
-        parts = value if isinstance(value, list) else [value]
-        if not all(isinstance(part, str | int | float | bool) for part in parts):
-            raise UserError(
-                f"{path}: {key} must be text, a number, true or false, or a list of these."
-            )
+        if key not in known:
+            raise UserError(_unknown(path, key, known))
+        several = get_origin(known[key]) is tuple
+        given = [value] if several and not isinstance(value, list) else value
+        check(TypeAdapter(known[key]), given, f"{path}: {key}")
     return recipe
+
+
+def _unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
+    if key in _TYPED:
+        return f"{path}: {key} is no part of a recipe: give it on the command line."
+    close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ": sordino run --help names the options."
+    return f"{path}: there is no option {printable(key)}{hint}"
+
+
+def _known() -> dict[str, Any]:
+    """The types of what a recipe can hold, by key."""
+    from pydantic import Field
+
+    from sordino.records import kinds
+
+    known: dict[str, Any] = {
+        "model": Annotated[str, Field(pattern="^[^-]")],  # what begins with a hyphen is a flag
+        "seed": Annotated[int, Field(ge=0, lt=2**63)],
+        "beside": tuple[str, ...],
+    }
+    for group in _groups():
+        known |= {name.replace("_", "-"): kind for name, kind in kinds(group).items()}
+    return known
+
+
+def _groups() -> tuple[Any, ...]:
+    """The options of which a recipe is made."""
+    from sordino.cli import options
+    from sordino.cli.evaluate import MeasureOptions
+
+    return (
+        options.ConceptOptions,
+        options.InterventionOptions,
+        MeasureOptions,
+        options.ModelOptions,
+        options.SweepOptions,
+    )
 
 
 def _flags(key: str, value: Any) -> list[str]:
@@ -105,22 +146,13 @@ def schema() -> dict[str, Any]:
     """The JSON schema of recipes, for editors; it is kept in `docs/recipe.schema.json`."""
     from pydantic import TypeAdapter
 
-    from sordino.cli import options
-    from sordino.cli.evaluate import MeasureOptions
-
     text = {"type": "string"}
     properties: dict[str, Any] = {
         "model": text,
         "seed": {"type": "integer", "minimum": 0, "default": 0},
         "beside": {"type": "array", "items": text, "default": []},
     }
-    for group in (
-        options.ConceptOptions,
-        options.InterventionOptions,
-        MeasureOptions,
-        options.ModelOptions,
-        options.SweepOptions,
-    ):
+    for group in _groups():
         found = TypeAdapter(group).json_schema()["properties"]
         properties |= {name.replace("_", "-"): of for name, of in found.items()}
     return {

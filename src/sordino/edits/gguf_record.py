@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from sordino.edits.gguf_blocks import Rounding
+from sordino.edits.record import parse_provenance
 from sordino.errors import UserError
 from sordino.models.gguf_header import ARRAY, FLOAT32, STRING, UINT64, Array, read_header
+from sordino.records import Count, fault
 
 KEY = "sordino."
 """What the keys begin with."""
@@ -18,6 +21,8 @@ _RECORD = f"{KEY}provenance"
 _TENSORS, _LARGEST, _COARSE, _ZEROED = (
     f"{KEY}rounding.{name}" for name in ("tensors", "largest", "coarse", "zeroed")
 )
+
+_ROWS = TypeAdapter(list[tuple[str, FiniteFloat, Count, Count]])
 
 
 def pairs(record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> list[bytes]:
@@ -63,18 +68,17 @@ def read(path: Path) -> dict[str, Any] | None:
     content = header.metadata.get(_RECORD)
     if content is None:
         return None
-    try:
-        record: Any = json.loads(str(content))
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} has a {_RECORD} that is no record of an edit: it is damaged.")
+    record = parse_provenance(str(content), f"{path}, its metadata {_RECORD},")
     found = [header.metadata.get(key) for key in (_TENSORS, _LARGEST, _COARSE, _ZEROED)]
     columns = [header.read(value) for value in found if isinstance(value, Array)]
     if len({len(column) for column in columns}) == 1 and len(columns) == len(found):
+        try:
+            rows = _ROWS.validate_python(list(zip(*columns, strict=True)), strict=True)
+        except ValidationError as error:
+            raise UserError(f"{path} has a damaged {KEY}rounding: {fault(error)}.") from None
         record["rounding"] = {
             name: {"largest": largest, "coarse": coarse, "zeroed": zeroed}
-            for name, largest, coarse, zeroed in zip(*columns, strict=True)
+            for name, largest, coarse, zeroed in rows
         }
     return record
 

@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino.edits import gguf_record
+from sordino.edits.record import FORMAT, Format, parse_provenance
 from sordino.errors import UserError
-from sordino.files import read_json, today
+from sordino.files import today
+from sordino.folders import Folders
 from sordino.interventions import Dampening
+from sordino.markdown import line
 from sordino.models.reference import ModelRef
+from sordino.records import read_bytes
 from sordino.version import __version__
 
 FILE_NAME = "sordino.json"
 GGUF = ".gguf"
-FORMAT = "sordino-provenance-1"
 # Not beside the weights: some servers load every *.safetensors that they find there.
 EXTRAS = "sordino"
 DAMPENING = f"{EXTRAS}/dampening.safetensors"
@@ -24,9 +27,6 @@ EARLIER = f"{EXTRAS}/earlier"
 """What an edited model had beside its weights before it was edited again."""
 BEFORE = f"{EXTRAS}/before"
 """The files that were rewritten, as they were."""
-
-Format = Literal["weights", "ia3", "hooks"]
-"""What a dampening is written as: into weights, as an (IA)³ adapter, as factors alone."""
 
 
 def provenance(
@@ -39,6 +39,9 @@ def provenance(
     *,
     format: Format = "weights",
     quantised: Mapping[str, Any] | None = None,
+    rewritten: Sequence[str] = (),
+    not_copied: Sequence[str] = (),
+    linked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record of an edit; JSON can hold it.
 
@@ -46,11 +49,14 @@ def provenance(
         ref: The model that was edited.
         dampening: The factors written into it.
         fingerprint: Of the model's weights before the edit.
-        left_out: The source's files that the edited model lacks.
+        left_out: The source's files that hold undampened weights, which the edited model lacks.
         settings: What was changed in the configuration, for biases that the model lacked.
         added: The names of the tensors that were added for them.
         format: What the factors were written as.
         quantised: How the weights are quantised and what their edit rounded, if they are.
+        rewritten: The files of the configuration that were changed; `BEFORE` has the old ones.
+        not_copied: What else was in the source's folder and is no file of a model.
+        linked: The weight files that the source's folder has by a link to elsewhere.
     """
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -73,6 +79,12 @@ def provenance(
         record["added"] = list(added)
     if quantised:
         record["quantised"] = dict(quantised)
+    if rewritten:
+        record["rewritten"] = list(rewritten)
+    if not_copied:
+        record["not_copied"] = list(not_copied)
+    if linked:
+        record["linked"] = list(linked)
     if is_dampened(ref.path):
         record["earlier"] = read_provenance(ref.path)
     return record
@@ -97,29 +109,30 @@ def read_provenance(model: str | Path) -> dict[str, Any]:
     """
     path = Path(model)
     if path.suffix == GGUF and path.is_file():
-        record: Any = gguf_record.read(path)
-    else:
-        path /= FILE_NAME
-        record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is no provenance of this version (expected '{FORMAT}').")
-    return record
+        record = gguf_record.read(path)
+        if record is None:
+            raise UserError(f"{path} has no record of an edit: Sordino did not make it.")
+        return record
+    path /= FILE_NAME
+    return parse_provenance(read_bytes(path, "provenance"), str(path))
 
 
 def plain_card(record: Mapping[str, Any]) -> str:
     """A few honest lines for README.md, for want of a full model card."""
-    concept = record["expertise"].get("concept", "a concept")
+    record = Folders.of_record(record).cleaned(record)
+    concept = str(record["expertise"].get("concept", "a concept"))
+    model = record["model"]["name"]
     where = {
         "weights": "in the weights",
         "ia3": "as an (IA)³ adapter for PEFT (no weights are here)",
         "hooks": f"in `{DAMPENING}`, to be put on the model by hooks (no weights are here)",
     }[record["written_as"]]
     return (
-        f"# {Path(record['model']['name']).name}, dampened\n\n"
-        f"{record['model']['name']} with the neurons that recognise **{concept}** turned down by "
-        f"Sordino {record['sordino_version']} ({in_words(record)}): {record['changed']:,} of "
-        f"{record['neurons']:,} neurons changed, {where}. `{FILE_NAME}` has the whole record. "
-        "What this does to the model's output was not evaluated here.\n"
+        f"# {line(Path(model).name)}, dampened\n\n"
+        f"{line(model)} with the neurons that recognise **{line(concept)}** turned down by "
+        f"Sordino {line(record['sordino_version'])} ({line(in_words(record))}): "
+        f"{record['changed']:,} of {record['neurons']:,} neurons changed, {where}. `{FILE_NAME}` "
+        "has the whole record. What this does to the model's output was not evaluated here.\n"
     )
 
 

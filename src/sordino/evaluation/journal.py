@@ -1,20 +1,27 @@
 """What a long evaluation has done so far, on disk, so that a killed one goes on from there."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-_FORMAT = "sordino-journal-1"
+from sordino.errors import UserError
+from sordino.files import is_regular, parse_json
+from sordino.progress import note
+
+_FORMAT = "sordino-journal-2"
 
 
 class Journal:
     """Batches of records by step, written down as they come.
 
-    A file of JSON lines: first a header with the key, then a line a batch. A line that was torn by
-    a kill, and all that follows it, is cut off; a journal of another key is started anew, because
-    its records answer another question.
+    A file of JSON lines: first a header with the key, then a line a batch. Each line ends in a
+    check of itself and of the line before it. A last line that was torn by a kill is cut off. Where
+    another line is not as it was written, it goes with all that follows it, and a note says so:
+    those batches are done again. A journal of another key, or of a format before this one, is
+    started anew, because its records answer another question.
 
     Args:
         path: The file, or None to keep no record on disk.
@@ -26,6 +33,7 @@ class Journal:
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path = path
+        self._check = ""
         self.steps: dict[str, list[list[Any]]] = {}
         self._stream: TextIO | None = None
         if path is not None:
@@ -42,8 +50,7 @@ class Journal:
     def add(self, step: str, batch: list[Any]) -> None:
         """Write down a finished batch of a step; its records are JSON values."""
         if self._stream is not None:
-            self._stream.write(json.dumps({"step": step, "batch": batch}) + "\n")
-            self._stream.flush()
+            self._write(self._stream, {"step": step, "batch": batch})
         self.steps.setdefault(step, []).append(batch)
 
     def close(self, *, remove: bool) -> None:
@@ -53,15 +60,22 @@ class Journal:
             if remove:
                 self._path.unlink(missing_ok=True)
 
+    def _write(self, stream: TextIO, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry)
+        self._check = _check(self._check, text)
+        stream.write(f"{text}\t{self._check}\n")
+        stream.flush()
+
     def _open(self, path: Path, key: str) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not is_regular(path):
+            raise UserError(f"{path} is not a file, and the work so far belongs there: remove it.")
         good = self._read(path, key) if path.exists() else 0
         if good:
             os.truncate(path, good)
             return path.open("a", encoding="utf-8")
         stream = path.open("w", encoding="utf-8")
-        stream.write(json.dumps({"format": _FORMAT, "key": key}) + "\n")
-        stream.flush()
+        self._write(stream, {"format": _FORMAT, "key": key})
         return stream
 
     def _read(self, path: Path, key: str) -> int:
@@ -69,23 +83,32 @@ class Journal:
         good = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines):
-                entry = _parse(line)
+                entry, check = _parse(line, self._check)
                 if number == 0:
                     if entry != {"format": _FORMAT, "key": key}:
                         return 0
-                elif entry is None or entry.keys() != {"step", "batch"}:
+                elif entry is None:
+                    if next(lines, None) is not None:
+                        note(f"{path} was changed since it was written: the rest is done again")
                     break
                 else:
                     self.steps.setdefault(entry["step"], []).append(entry["batch"])
+                self._check = check
                 good += len(line)
         return good
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
+def _check(before: str, text: str) -> str:
+    return hashlib.sha256(f"{before}{text}".encode()).hexdigest()[:32]
+
+
+def _parse(line: bytes, before: str) -> tuple[dict[str, Any] | None, str]:
+    """A line's entry, None where it is torn or changed, and its check."""
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        text, _, check = line.decode("utf-8").partition("\t")
+        if check != _check(before, text) + "\n":
+            return None, ""
+        entry = parse_json(text, "a line")
+    except (UnicodeDecodeError, UserError):
+        return None, ""
+    return entry, check.rstrip("\n")

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter
 
 from sordino.errors import UserError
 from sordino.evaluation.statistics import Comparison, Estimate
-from sordino.files import new_file, read_json, to_json
+from sordino.files import new_file, to_json
+from sordino.records import Count, Record, parse, parse_format, read_bytes
 
 FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
 
@@ -22,11 +23,7 @@ _BOUNDED = ("kappa", "correlation", "gap")
 """Units that have a largest number, so that a missing one is not for being too large."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Figure(_Value):
+class Figure(Record):
     """One figure, in one arm or compared between two.
 
     Args:
@@ -49,7 +46,7 @@ class Figure(_Value):
     unit: str
     better: Literal["lower", "higher"]
     ratio_of: Literal["before/after", "after/before"]
-    n: dict[str, int]
+    n: dict[str, Count]
     before: Estimate | None
     after: Estimate
     difference: Estimate | None
@@ -68,7 +65,7 @@ class Figure(_Value):
         )
 
 
-class ModelRecord(_Value):
+class ModelRecord(Record):
     """Which model an arm was.
 
     Args:
@@ -86,7 +83,7 @@ class ModelRecord(_Value):
     device: str
 
 
-class MeasureResult(_Value):
+class MeasureResult(Record):
     """What a measure found, and how.
 
     Args:
@@ -132,7 +129,7 @@ class Row:
     figure: Figure
 
 
-class Evaluation(_Value):
+class Evaluation(Record):
     """What was measured of a model, or of a model before and after a change.
 
     Args:
@@ -199,23 +196,28 @@ class Evaluation(_Value):
         Raises:
             UserError: It does not exist or is no evaluation.
         """
-        value = read_json(path)
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise UserError(f"{path} is no evaluation by this version: it lacks format {FORMAT}.")
-        samples: dict[str, list[dict[str, Any]]] = {}
+        read = parse_format(
+            _EVALUATION, read_bytes(path, "evaluation"), str(path), "evaluation", FORMAT
+        )
         beside = samples_path(path)
-        try:
-            lines = beside.read_text(encoding="utf-8").split("\n") if beside.exists() else []
-            for line in filter(None, lines):
-                row = json.loads(line)
-                samples.setdefault(row.pop("measure"), []).append(row)
-            return cls.model_validate(value | {"samples": samples})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path} is damaged: {where}: {first['msg']}.") from None
-        except (ValueError, KeyError, AttributeError):
-            raise UserError(f"{beside} is damaged: remove it, or evaluate again.") from None
+        return read.model_copy(update={"samples": _read_samples(beside) if beside.exists() else {}})
+
+
+_EVALUATION = TypeAdapter(Evaluation)
+_SAMPLE = TypeAdapter(dict[str, JsonValue])
+
+
+def _read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for number, line in enumerate(read_bytes(path, "samples file").split(b"\n"), 1):
+        if not line:
+            continue
+        row: dict[str, Any] = parse(_SAMPLE, line, f"{path}, line {number},")
+        measure = row.pop("measure", None)
+        if not isinstance(measure, str):
+            raise UserError(f"{path}, line {number}, names no measure: it is damaged.")
+        samples.setdefault(measure, []).append(row)
+    return samples
 
 
 def samples_path(path: Path) -> Path:

@@ -1,21 +1,22 @@
 """The expertise artefact: what was measured of each neuron about a concept, in one file."""
 
 import json
-import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.numpy import save
 
 from sordino.errors import UserError
-from sordino.files import new_file
+from sordino.files import new_file, printable
 from sordino.hub import local
+from sordino.models.tensor_file import read_about, read_tensors
+from sordino.records import fault, parse
 
 FORMAT = "sordino-expertise-1"
 # How to find what an expertise lacks.
@@ -29,7 +30,26 @@ _WANTED = {
         ("mean_positive", "mean_negative", "transport_scale"), " with --moments --pooling mean"
     ),
 }
-_REQUIRED = ("concept", "concept_fingerprint", "model", "weights_fingerprint")
+_SHARES = ("auroc", "stratified_auroc")
+_SENTENCES = "strongest_"
+_Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
+
+
+class _Metadata(BaseModel):
+    """What the metadata must say, and what those that are not always there look like."""
+
+    model: str
+    architecture: str
+    weights_fingerprint: str
+    concept: str
+    concept_fingerprint: str
+    n_positive: _Number
+    n_negative: _Number
+    pooling: Literal["max", "mean", "last"] = "max"
+    max_tokens: _Number = "128"
+
+
+_SITES = TypeAdapter(Annotated[list[str], Field(min_length=1)])
 
 
 @dataclass(frozen=True)
@@ -119,15 +139,20 @@ class Expertise:
             UserError: It is missing, damaged, or no expertise file.
         """
         source = local(path)
-        if not source.is_file():
-            raise UserError(f"The expertise file {source} does not exist.")
+        metadata = read_about(source, "expertise")
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"{source} is no expertise file of this version (format "
+                f"'{printable(metadata.get('format', 'none'))}', expected '{FORMAT}')."
+            )
         try:
-            with safe_open(source, framework="numpy") as file:
-                metadata: dict[str, str] = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, struct.error, TypeError) as error:
-            raise UserError(f"{source} is not a readable safetensors file: {error}") from None
-        return cls(_by_site(source, tensors, metadata), _plain(metadata))
+            about = _Metadata.model_validate(metadata)
+        except ValidationError as error:
+            raise UserError(f"{source} is damaged: its metadata {fault(error)}.") from None
+        sites = parse(_SITES, metadata.get("sites", ""), f"{source}, its metadata sites,")
+        sentences = int(about.n_positive) + int(about.n_negative)
+        tensors = read_tensors(source, "expertise", ("F32", "I32"))
+        return cls(_by_site(source, tensors, sites, sentences), _plain(metadata))
 
 
 def _with_sorted_metadata(blob: bytes) -> bytes:
@@ -150,33 +175,37 @@ def _plain(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _by_site(
-    source: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    source: Path, tensors: Mapping[str, NDArray[Any]], sites: list[str], sentences: int
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{source} is no expertise file of this version (format "
-            f"'{metadata.get('format', 'none')}', expected '{FORMAT}')."
-        )
-    missing = [key for key in _REQUIRED if key not in metadata]
-    try:
-        sites = json.loads(metadata["sites"])
-    except (KeyError, json.JSONDecodeError):
-        missing.append("sites")
-        sites = []
-    if missing:
-        raise UserError(f"{source} lacks the metadata {', '.join(missing)}: it is damaged.")
     statistics: dict[str, dict[str, NDArray[Any]]] = {site: {} for site in sites}
+    if len(statistics) < len(sites):
+        raise UserError(f"{source} lists a site twice: it is damaged.")
     for name, values in tensors.items():
         site, _, statistic = name.rpartition(".")
-        if site not in statistics or values.ndim != 1:
+        if site not in statistics:
             raise UserError(
-                f"{source} holds '{name}', which belongs to no listed site: it is damaged."
+                f"{source} holds '{printable(name)}', which belongs to no listed site: it is "
+                "damaged."
             )
+        _refuse_other_values(
+            f"{source} is damaged: '{printable(name)}'", statistic, values, sentences
+        )
         statistics[site][statistic] = values
     for site, by_name in statistics.items():
         if "auroc" not in by_name or len({v.size for v in by_name.values()}) != 1:
-            raise UserError(f"{source} has no whole set of statistics for {site}: it is damaged.")
-        auroc = by_name["auroc"]
-        if not bool(np.all(np.isnan(auroc) | ((auroc >= 0) & (auroc <= 1)))):
-            raise UserError(f"{source} has an AUROC outside [0, 1] at {site}: it is damaged.")
+            raise UserError(
+                f"{source} has no whole set of statistics for {printable(site)}: it is damaged."
+            )
     return statistics
+
+
+def _refuse_other_values(what: str, statistic: str, values: NDArray[Any], sentences: int) -> None:
+    indices = statistic.startswith(_SENTENCES)
+    if values.size == 0 or values.dtype != (np.int32 if indices else np.float32):
+        raise UserError(f"{what} has {values.size} values of dtype {values.dtype}.")
+    if indices and not bool(np.all((values >= -1) & (values < sentences))):
+        raise UserError(f"{what} names sentences beyond the {sentences} that there were.")
+    if statistic in _SHARES and not bool(
+        np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))
+    ):
+        raise UserError(f"{what} has an AUROC outside [0, 1].")

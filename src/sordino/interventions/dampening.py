@@ -6,24 +6,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, Field, TypeAdapter
 from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sordino.errors import UserError
-from sordino.files import fingerprint, new_file
+from sordino.files import fingerprint, is_regular, new_file, printable
 from sordino.hub import local
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
+from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
+from sordino.models.tensor_file import read_about, read_tensors
+from sordino.records import Setting, parse_format
 
 FORMAT = "sordino-dampening-1"
+_ENTRY = "sordino"
+"""The metadata's one entry, which is JSON."""
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Rule(BaseModel):
+    """The rule that gave factors, as a file names it."""
+
+    name: str
+    strength: Annotated[float, Field(ge=0)]
+    settings: dict[str, Setting | None]
+
+
+class Origin(BaseModel):
+    """Where factors came from, as a file says it."""
+
+    intervention: Rule
+    expertise: dict[str, str]
+    parts: "list[Origin]" = Field(default_factory=list)
+
+
+class _About(Origin):
+    sites: Annotated[list[str], Field(min_length=1)]
+
+
+_ABOUT = TypeAdapter(_About)
 
 
 class Affine(NamedTuple):
@@ -188,8 +216,8 @@ class Dampening:
             model: A model with this dampening's sites.
 
         Raises:
-            UserError: The model lacks a site, or the site has another number of neurons or is
-                quantised; then nothing was changed.
+            UserError: The model lacks a site, the site has another number of neurons or is
+                quantised, or a product is larger than its type can hold; then nothing was changed.
         """
         modules = self.modules(model)
         for site, module in modules.items():
@@ -200,19 +228,15 @@ class Dampening:
                     f"{site} is a matrix of MoE experts without biases to hold its shifts: use "
                     "hooks."
                 )
+        for site, module in modules.items():
+            for name, tensor, factors, shifts in self._products(site, module):
+                _refuse_overflow(name, scaled(tensor, factors, shifts))
         for site in self.shifted:
             if modules[site].bias is None:
                 ensure_bias_(modules[site])
         for site, module in modules.items():
-            factors = torch.from_numpy(self.factors[site])
-            scale_(module.weight, by_neuron(module, factors))
-            if module.bias is not None:
-                shifts = self._shift(site)
-                scale_(
-                    module.bias,
-                    by_bias(module, factors),
-                    None if shifts is None else by_bias(module, shifts),
-                )
+            for _, tensor, factors, shifts in self._products(site, module):
+                tensor.copy_(scaled(tensor, factors, shifts))
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the dampening as a safetensors file; it appears only when it is whole.
@@ -230,7 +254,7 @@ class Dampening:
         with new_file(Path(path), force=force) as stage:
             contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
             # `save_file` would make it readable to its owner alone.
-            stage.write_bytes(save(contiguous, metadata={"sordino": json.dumps(about)}))
+            stage.write_bytes(save(contiguous, metadata={_ENTRY: json.dumps(about)}))
         return Path(path)
 
     @staticmethod
@@ -238,9 +262,8 @@ class Dampening:
         """Whether a file, here or on the hub, says that it holds a dampening."""
         source = local(path)
         try:
-            with safe_open(source, framework="numpy") as file:
-                return "sordino" in (file.metadata() or {})
-        except (SafetensorError, OSError):
+            return is_regular(source) and _ENTRY in read_metadata(source)
+        except UserError:
             return False
 
     @classmethod
@@ -254,29 +277,42 @@ class Dampening:
             UserError: The file is missing, damaged or no dampening.
         """
         source = local(path)
-        if not source.is_file():
-            raise UserError(f"The dampening file {source} does not exist.")
-        try:
-            with safe_open(source, framework="numpy") as file:
-                about = json.loads((file.metadata() or {}).get("sordino", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise UserError(f"{source} is not a readable safetensors file: {error}") from None
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise UserError(f"{source} is no dampening of this version (expected '{FORMAT}').")
-        try:
-            sites = about["sites"]
-            factors = {site: tensors[f"{site}.scale"] for site in sites}
-            shifts = {s: tensors[f"{s}.shift"] for s in sites if f"{s}.shift" in tensors}
-            rule = about["intervention"]
-            named = {"intervention": rule["name"], "strength": rule["strength"]}
-            rest = {"settings": rule["settings"], "expertise": about["expertise"]}
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{source} lacks {error}: it is damaged.") from None
-        for values in (*factors.values(), *shifts.values()):
-            if values.dtype != np.float32 or values.ndim != 1:
-                raise UserError(f"{source} holds other tensors than factors: it is damaged.")
-        return cls(factors, **named, **rest, shifts=shifts, parts=tuple(about.get("parts", ())))
+        text = read_about(source, "dampening").get(_ENTRY, "{}")
+        about = parse_format(_ABOUT, text, str(source), "dampening", FORMAT)
+        tensors = read_tensors(source, "dampening", ("F32",))
+        factors = {site: tensors.pop(f"{site}.scale", None) for site in about.sites}
+        shifts = {s: tensors.pop(f"{s}.shift") for s in about.sites if f"{s}.shift" in tensors}
+        if tensors or len(factors) < len(about.sites):
+            odd = next(iter(tensors), "a site twice")
+            raise UserError(f"{source} holds {printable(odd)}, of no listed site: it is damaged.")
+        found = {s: values for s, values in factors.items() if values is not None and values.size}
+        if lacking := factors.keys() - found.keys():
+            raise UserError(
+                f"{source} lacks the factors of {printable(min(lacking))}: it is damaged."
+            )
+        rule = about.intervention
+        return cls(
+            found,
+            rule.name,
+            rule.strength,
+            rule.settings,
+            about.expertise,
+            shifts,
+            tuple(part.model_dump(exclude_unset=True) for part in about.parts),
+        )
+
+    def _products(
+        self, site: str, module: Any
+    ) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
+        """The name of each tensor of a site, the tensor, its factors and its shifts."""
+        factors, shifts = torch.from_numpy(self.factors[site]), self._shift(site)
+        yield f"{site}.weight", module.weight, by_neuron(module, factors), None
+        bias = module.bias
+        if bias is None and shifts is not None:
+            bias = shifts.new_zeros(shifts.shape, dtype=module.weight.dtype)
+        if bias is not None:
+            shifted = None if shifts is None else by_bias(module, shifts)
+            yield f"{site}.bias", bias, by_bias(module, factors), shifted
 
     def _shift(self, site: str) -> Tensor | None:
         return torch.from_numpy(self.shifts[site]) if site in self.shifts else None
@@ -344,8 +380,8 @@ def by_bias(module: Any, values: Tensor) -> Tensor:
     return values.view(module.experts, -1) if isinstance(module, ExpertMatrix) else values
 
 
-def scale_(tensor: Tensor, factors: Tensor, shifts: Tensor | None = None) -> None:
-    """Multiply a weight or a bias by factors and add shifts, in place.
+def scaled(tensor: Tensor, factors: Tensor, shifts: Tensor | None = None) -> Tensor:
+    """A weight or a bias times factors, with shifts added.
 
     It is computed in float32 (float64 for float64) and rounded once to the tensor's own dtype.
 
@@ -354,9 +390,18 @@ def scale_(tensor: Tensor, factors: Tensor, shifts: Tensor | None = None) -> Non
         factors: float32, of a shape that broadcasts to the tensor's.
         shifts: The same, added after the product.
     """
-    factors = factors.to(tensor.device)
-    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factors
-    tensor.copy_(wide if shifts is None else wide + shifts.to(tensor.device))
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factors.to(tensor.device)
+    shifted = wide if shifts is None else wide + shifts.to(tensor.device)
+    return shifted.to(tensor.dtype)
+
+
+def _refuse_overflow(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise UserError(
+            f"{name} would hold values larger than its type has "
+            f"({str(values.dtype).removeprefix('torch.')}), or holds some that are infinite or not "
+            "numbers: give smaller factors."
+        )
 
 
 def ensure_bias_(module: Any) -> None:

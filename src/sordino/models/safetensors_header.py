@@ -49,6 +49,19 @@ def read_header(path: Path) -> dict[str, Stored]:
     Raises:
         UserError: It is damaged.
     """
+    return _read(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; none where it has none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -56,17 +69,26 @@ def read_header(path: Path) -> dict[str, Stored]:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or length > min(_LONGEST, size - LENGTH_BYTES):
                 raise ValueError("its header does not fit it")
-            header = json.loads(file.read(length).decode())
+            header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
         data = LENGTH_BYTES + length
-        stored = {k: _stored(v, data) for k, v in header.items() if k != "__metadata__"}
-        _refuse_metadata(header.get("__metadata__"))
+        metadata = header.pop("__metadata__", None) or {}
+        stored = {name: _stored(entry, data) for name, entry in header.items()}
+        _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"{path} is damaged or no safetensors file ({reason}): get it again."
         ) from None
-    return stored
+    return stored, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header, in which no key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
 
 
 def _stored(entry: Any, data: int) -> Stored:
@@ -80,8 +102,8 @@ def _stored(entry: Any, data: int) -> Stored:
     return Stored(dtype, tuple(shape), data + start, data + end)
 
 
-def _refuse_metadata(metadata: Any) -> None:
-    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+def _refuse_other_than_text(metadata: Any) -> None:
+    if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no text")
 
 

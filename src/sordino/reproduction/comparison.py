@@ -2,18 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from sordino.evaluation import Evaluation, Figure
 from sordino.evaluation.statistics import Estimate
+from sordino.records import Record
 from sordino.reproduction.recipe import Published, Recipe
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Compared(_Value):
+class Compared(Record):
     """A published figure and ours.
 
     Args:
@@ -33,7 +28,7 @@ class Compared(_Value):
     inside: bool | None
 
 
-class Reproduction(_Value):
+class Reproduction(Record):
     """A recipe, and what came of it.
 
     Args:

@@ -1,15 +1,16 @@
 """What it takes to reproduce a published row: one file each, in `recipes/`."""
 
 import difflib
-import tomllib
 from importlib.resources import files
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
+from sordino import extras
 from sordino.errors import UserError
+from sordino.files import user_path
+from sordino.hub_table import TABLE
+from sordino.records import Record, check, kinds, parse_toml, read_bytes
 
 if TYPE_CHECKING:
     from sordino.evaluation import Measure
@@ -19,11 +20,7 @@ _BESIDE_WEIGHTS = 1.2
 """Weights, and what a forward pass keeps beside them."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Published(_Value):
+class Published(Record):
     """A figure from the literature.
 
     Args:
@@ -53,7 +50,7 @@ class Published(_Value):
         return self
 
 
-class Recipe(_Value):
+class Recipe(Record):
     """A published row: the model, the protocol, and what they found.
 
     Args:
@@ -77,13 +74,13 @@ class Recipe(_Value):
     title: str
     source: str
     model: str
-    parameters: int = Field(gt=0)
-    bytes_per_parameter: int = Field(default=2, gt=0)
+    parameters: int = Field(gt=0, lt=10**15)
+    bytes_per_parameter: int = Field(default=2, gt=0, le=16)
     gated: bool = False
     concept: str = "toxicity"
     intervention: str = "aura"
     dtype: str = "auto"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     measures: dict[str, dict[str, Any]] = Field(min_length=1)
     published: tuple[Published, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
@@ -119,15 +116,17 @@ class Recipe(_Value):
     def extras(self) -> list[str]:
         """Which of Sordino's optional parts it needs."""
         wanted = {
-            "datasets": any(name.startswith("hf:") for name in self.from_hub),
+            "datasets": any(
+                name.startswith("hf:") and name.removeprefix("hf:").partition(":")[0] not in TABLE
+                for name in self.from_hub
+            ),
             "zero-shot": "zero-shot" in self.measures,
         }
         return [name for name, needed in wanted.items() if needed]
 
     def missing_extras(self) -> list[str]:
         """Those that are not installed."""
-        packages = {"datasets": "datasets", "zero-shot": "lm_eval"}
-        return [name for name in self.extras if find_spec(packages[name]) is None]
+        return [name for name in self.extras if extras.lacking(name)]
 
     def build(self, max_prompts: int | None = None) -> "list[Measure]":
         """The measures, with their settings.
@@ -146,6 +145,11 @@ class Recipe(_Value):
             if name == "toxicity" and max_prompts is not None:
                 chosen["max_prompts"] = max_prompts
             measure(name)  # says which there are
+            known = kinds(MEASURES[name])
+            for key, value in settings.items():
+                if key in known:
+                    kind: TypeAdapter[Any] = TypeAdapter(known[key])
+                    check(kind, value, f"The recipe {self.name}, measure {name}: {key}")
             try:
                 made.append(MEASURES[name](**chosen))
             except TypeError as error:
@@ -158,8 +162,7 @@ def recipes() -> dict[str, Recipe]:
     folder = files("sordino.reproduction") / "recipes"
     found = sorted((one for one in folder.iterdir() if one.name.endswith(".toml")), key=str)
     return {
-        recipe.name: recipe
-        for recipe in (_parsed(one.read_text(encoding="utf-8"), one.name) for one in found)
+        recipe.name: recipe for recipe in (_parsed(one.read_bytes(), one.name) for one in found)
     }
 
 
@@ -169,12 +172,11 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         UserError: There is none, or the file is no recipe.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix == ".toml":
-        try:
-            return _parsed(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The recipe {path} cannot be read: {error}.") from None
+        recipe = _parsed(read_bytes(path, "recipe"), str(path))
+        recipe.build()  # says which of the measures' settings are none
+        return recipe
     known = recipes()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
@@ -186,17 +188,15 @@ def recipe_named(name: str) -> Recipe:
     return known[name]
 
 
-def _parsed(text: str, where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The recipe {where} is not valid TOML: {error}.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"The recipe {where} is no recipe: {place}: {said}.") from None
+_RECIPE = TypeAdapter(Recipe)
+
+
+def _parsed(text: bytes, where: str) -> Recipe:
+    what = f"The recipe {where}"
+    value = parse_toml(text, what)
+    check(_RECIPE, value, what)
+    return Recipe.model_validate(value)
 
 
 def _is_hub_id(model: str) -> bool:
-    return not (model.startswith("kit:") or Path(model).expanduser().exists())
+    return not (model.startswith("kit:") or user_path(model).exists())

@@ -3,18 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter
 
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation
-from sordino.files import read_json
+from sordino.records import Count, Record, parse, read_bytes
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Finding(_Value):
+class Finding(Record):
     """A figure that takes several trials together.
 
     Args:
@@ -30,7 +26,7 @@ class Finding(_Value):
     estimate: Estimate
 
 
-class Removal(_Value):
+class Removal(Record):
     """How much a trial removes against AurA as the paper has it.
 
     Args:
@@ -44,7 +40,7 @@ class Removal(_Value):
     beyond_twice: Estimate
 
 
-class TrialRecord(_Value):
+class TrialRecord(Record):
     """A trial and its figures.
 
     Args:
@@ -57,12 +53,12 @@ class TrialRecord(_Value):
 
     name: str
     dial: float | None
-    changed: int
+    changed: Count
     evaluation: Evaluation
     removals: tuple[Removal, ...] = ()
 
 
-class GroupRecord(_Value):
+class GroupRecord(Record):
     """Trials that are read together.
 
     Args:
@@ -90,7 +86,7 @@ class GroupRecord(_Value):
         return next(finding.estimate for finding in self.findings if finding.name == name)
 
 
-class StudyRecord(_Value):
+class StudyRecord(Record):
     """A study of one model.
 
     Args:
@@ -107,7 +103,7 @@ class StudyRecord(_Value):
     study: str
     model: str
     concept: str
-    neurons: int
+    neurons: Count
     dtype: str
     seed: int
     command: str
@@ -124,12 +120,9 @@ class StudyRecord(_Value):
         Raises:
             UserError: It is missing, holds something else, or is of another study.
         """
-        try:
-            record = cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise UserError(
-                f"{path} is not what a study found (the MODEL/{study}.json of its folder)."
-            ) from error
+        record = parse(
+            _STUDY, read_bytes(path, "study"), f"{path} (the MODEL/{study}.json of a study)"
+        )
         if record.study != study:
             raise UserError(
                 f"{path} is of the study {record.study}, not {study}: ask for that, or give "
@@ -140,3 +133,6 @@ class StudyRecord(_Value):
     def group(self, name: str) -> GroupRecord:
         """The group of that name."""
         return next(group for group in self.groups if group.name == name)
+
+
+_STUDY = TypeAdapter(StudyRecord)

@@ -17,12 +17,13 @@ from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
-from sordino.files import fingerprint, read_json, write_json
+from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
+from sordino.work import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Lab:
                 f"{folder} holds the work of a study of another model, concept or setting: choose "
                 "another -o, or remove it."
             )
+        key = fingerprint(to_json(about))
+        self._work = WorkFolder.open(folder, key) or WorkFolder(folder, key)
 
     def elsewhere(self, name: str, *, ref: ModelRef | None = None, dtype: str = "") -> "Lab":
         """A lab in a folder of this one, for another model or in another dtype."""
@@ -129,7 +132,7 @@ class Lab:
     ) -> Expertise:
         """An expertise of the model, found once and kept under this name."""
         file = self._folder / f"{name}.expertise.safetensors"
-        if not file.exists():
+        if not self._work.holds(name, file):
             show.note(f"finding: {name}")
             find_experts(
                 replace(self.finder, site_pattern=sites or self.sites),
@@ -138,6 +141,7 @@ class Lab:
                 attribution=attribution,
                 output=file,
             )
+            self._work.done(name, file)
         return Expertise.load(file)
 
     @property
@@ -235,9 +239,10 @@ class Lab:
 
         @contextmanager
         def opened() -> Iterator[OpenModel]:
-            if not target.exists():
+            if not self._work.holds(target.name, target):
                 show.note(f"writing: {trial.name}")
                 bake(self.ref, trial.dampening, target)
+                self._work.done(target.name, target)
             show.note(f"measuring: {trial.name}")
             yield open_model(target, device=self.device, dtype=self.dtype)
 
@@ -253,8 +258,9 @@ class Lab:
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
         """A small value, computed once and kept in the folder."""
         file = self._folder / "values.json"
-        values = read_json(file) if file.exists() else {}
+        values = read_json(file) if self._work.holds("values", file) else {}
         if key not in values:
             values[key] = compute()
             write_json(file, values)
+            self._work.done("values", file)
         return values[key]

@@ -8,23 +8,31 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.evaluation import Divergence, Estimate, Evaluation, Measure, Toxicity
+from sordino.evaluation import (
+    Divergence,
+    Estimate,
+    Evaluation,
+    Measure,
+    Prepared,
+    Toxicity,
+    prepare,
+)
 from sordino.evaluation.texts import Text, read_texts
 from sordino.evaluation.toxicity import prompts_of
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
+from sordino.extras import require
 from sordino.files import new_file
 from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of, sites_for
+from sordino.records import Record
 from sordino.tuning.budget import Budget
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
@@ -76,11 +84,7 @@ class TuneSettings:
             needs_of(rule)
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tried(_Value):
+class Tried(Record):
     """An intervention that was measured on the half of the prompts for choosing.
 
     Args:
@@ -106,7 +110,7 @@ class Tried(_Value):
     kept: bool
 
 
-class Reported(_Value):
+class Reported(Record):
     """An intervention on the other half of the prompts.
 
     Args:
@@ -122,7 +126,7 @@ class Reported(_Value):
     kept: bool
 
 
-class Tuned(_Value):
+class Tuned(Record):
     """What a search found.
 
     Args:
@@ -152,12 +156,39 @@ class Tuned(_Value):
         return next((one for one in self.reported if one.tried and one.tried.kept), None)
 
 
+def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int) -> Prepared:
+    """Open what a search will need, before a model is fetched and anything long begins.
+
+    Whoever keeps the result until the search ends has its scorers opened once.
+
+    Args:
+        settings: What is tried and measured.
+        texts: The clean texts.
+        device: Where text classifiers run.
+        seed: Of everything that is drawn.
+
+    Raises:
+        UserError: Something that it needs cannot be had.
+    """
+    require("tune", "A search")
+    wanted = {
+        one.key: one
+        for one in (
+            settings.toxicity,
+            Divergence(texts),
+            settings.budget.measured(texts),
+            *settings.reported,
+        )
+    }
+    return prepare(list(wanted.values()), compared=True, device=device, seed=seed)
+
+
 def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampening | None]:
     """Search, and report what was chosen on the prompts that chose nothing.
 
     Args:
         lab: The model and the folder of its work.
-        folder: Where the halves of the prompts and texts and the search's own journal are kept.
+        folder: Where the halves of the prompts and texts are kept.
         settings: What is tried and measured.
 
     Returns:
@@ -166,26 +197,20 @@ def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampeni
     Raises:
         UserError: There are too few prompts or clean texts, or optuna is not installed.
     """
-    if find_spec("optuna") is None:
-        raise UserError("A search needs the package optuna: pip install 'sordino[tune]'.")
+    require("tune", "A search")
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
     choosing, reporting = _halves(lab, folder, settings)
     bench = _Bench(lab, settings, choosing)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=f"{settings.budget} {' '.join(settings.rules)}",
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.journal"))),
-        load_if_exists=True,
-    )
-    if not study.trials:
-        for rule in settings.rules:  # each rule gets its chance with all sites, at full size
-            study.enqueue_trial({"rule": rule, "sites": "all", "share": 1.0})
-    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    with show.track("tune", settings.trials, "trials", len(done)) as advance:
-        for number in range(len(done), settings.trials):
-            # A sampler for each trial: one that goes on then draws what it would have drawn.
+    # In memory: what its trials measure is kept by the lab, so that a search that was killed goes
+    # through them again without measuring.
+    study = optuna.create_study()
+    for rule in settings.rules:  # each rule gets its chance with all sites, at full size
+        study.enqueue_trial({"rule": rule, "sites": "all", "share": 1.0})
+    with show.track("tune", settings.trials, "trials") as advance:
+        for number in range(settings.trials):
+            # A sampler for each trial: what is drawn depends on the trials before it alone.
             study.sampler = optuna.samplers.TPESampler(
                 seed=lab.seed + number,
                 n_startup_trials=2 * len(settings.rules),

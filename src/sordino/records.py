@@ -1,0 +1,145 @@
+"""Files that people pass on to each other, read by types.
+
+Whatever is in such a file, reading it gives a value of the type that was asked for, or one sentence
+that names the file and the key.
+"""
+
+import json
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sordino.errors import UserError
+from sordino.files import is_regular, parse_json, printable
+
+T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of things."""
+Setting = str | bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float
+"""What a setting of a rule or of a measure can be."""
+
+
+class Record(BaseModel):
+    """A value that is written to a file as it is, with no other keys than its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def read_bytes(path: Path, noun: str) -> bytes:
+    """The bytes of a file that someone named.
+
+    Args:
+        path: The file.
+        noun: What it should be, such as "recipe".
+
+    Raises:
+        UserError: It does not exist, is not a regular file, or may not be read.
+    """
+    if not path.exists():
+        raise UserError(f"The {noun} {printable(str(path))} does not exist.")
+    if not is_regular(path):
+        raise UserError(f"The {noun} {printable(str(path))} is not a file.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"The {noun} {printable(str(path))} cannot be read: {error.strerror}."
+        ) from None
+
+
+def parse(kind: TypeAdapter[T], text: str | bytes, what: str) -> T:
+    """The value of a type that JSON text holds; no number stands for a text, nor a text for one.
+
+    Args:
+        kind: The type.
+        text: JSON.
+        what: What it is called in a message.
+
+    Raises:
+        UserError: It is no JSON, or holds something else; the message names the key.
+    """
+    parse_json(text, what, strict=True)
+    try:
+        return kind.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{printable(what)} is damaged: {fault(error)}.") from None
+
+
+def parse_format(kind: TypeAdapter[T], text: str | bytes, what: str, noun: str, format: str) -> T:
+    """The same of an object that names its format, which must be this one.
+
+    Args:
+        kind: The type.
+        text: JSON.
+        what: What it is called in a message.
+        noun: What it should be, such as "evaluation".
+        format: What its key "format" must say.
+
+    Raises:
+        UserError: It is no JSON, of another format, or holds something else.
+    """
+    value: Any = parse_json(text, what, strict=True)
+    if not isinstance(value, dict) or value.get("format") != format:
+        raise UserError(
+            f"{printable(what)} is no {noun} of this version: its format is not {format}."
+        )
+    return parse(kind, text, what)
+
+
+def check(kind: TypeAdapter[Any], value: Any, what: str) -> None:
+    """Refuse a value, such as one of TOML, that is not of a type.
+
+    Args:
+        kind: The type.
+        value: Of whatever kind.
+        what: What it is called in a message.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):  # a date, no finite number, nested too deeply
+        raise UserError(
+            f"{printable(what)} must be text, a number, true or false, or a list of these."
+        ) from None
+    try:
+        kind.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{printable(what)} cannot be that: {fault(error)}.") from None
+
+
+def kinds(of: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    hints = get_type_hints(of)
+    return {field.name: hints[field.name] for field in fields(of)}
+
+
+def parse_toml(text: bytes, what: str) -> dict[str, Any]:
+    """What TOML text holds.
+
+    Args:
+        text: TOML.
+        what: What it is called in a message.
+
+    Raises:
+        UserError: It is no TOML.
+    """
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
+        raise UserError(
+            f"{printable(what)} cannot be read as TOML: {printable(str(error))}."
+        ) from None
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place: "sites.0: Input should be a valid string"."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    said = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return printable(f"{where}: {said}" if where else said)

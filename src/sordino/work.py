@@ -1,0 +1,112 @@
+"""A folder in which the steps of a long work wait for its end, believed only with sums.
+
+As each step ends, the SHA-256 of every file that it left is noted in `steps.json`, which has a sum
+of its own. A command that goes on from there does a step again if a file of it was changed, cut
+off, removed, added or made a link since, and all steps after it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from sordino.errors import UserError
+from sordino.files import fingerprint, sha256_of, write_json
+from sordino.progress import note
+from sordino.records import Record, parse, read_bytes
+
+_FILE = "steps.json"
+
+_Sums = dict[str, str]
+
+
+class _Notes(Record):
+    key: str
+    steps: dict[str, _Sums]
+    sum: str
+
+
+_NOTES = TypeAdapter(_Notes)
+
+
+class WorkFolder:
+    """The files of a work in steps.
+
+    Args:
+        folder: Where they are.
+        key: A hash of everything that decides the results.
+        known: The sums that were noted, by step, in the order of the steps.
+    """
+
+    def __init__(self, folder: Path, key: str, known: dict[str, _Sums] | None = None) -> None:
+        self.folder, self._key, self._known = folder, key, known or {}
+
+    @classmethod
+    def open(cls, folder: Path, key: str) -> "WorkFolder | None":
+        """The work of this key that an earlier call began; None where there is none."""
+        try:
+            notes = parse(_NOTES, read_bytes(folder / _FILE, "list of steps"), _FILE)
+        except UserError:
+            return None
+        if notes.key != key or notes.sum != _sum(key, notes.steps):
+            return None
+        return cls(folder, key, notes.steps)
+
+    def holds(self, step: str, *paths: Path, apart: str = "") -> bool:
+        """Whether a step is done, with its files as it left them; if not, its files are removed.
+
+        Args:
+            step: Its name.
+            paths: Its files and folders, whether or not they are there.
+            apart: The name of a file in those folders that is none of the step's.
+        """
+        if step in self._known:
+            if self._known[step] == self._sums(paths, apart):
+                return True
+            order = list(self._known)
+            self._known = {name: self._known[name] for name in order[: order.index(step)]}
+            self.write()
+        if any(path.exists() or path.is_symlink() for path in paths):
+            note(f"{paths[0].name} is not as this work left it, and is made again")
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return False
+
+    def done(self, step: str, *paths: Path, apart: str = "") -> None:
+        """Note that a step has ended, with what it left; the arguments are those of `holds`."""
+        self._known[step] = self._sums(paths, apart)
+        self.write()
+
+    def write(self) -> None:
+        """Write down what is known."""
+        notes = _Notes(key=self._key, steps=self._known, sum=_sum(self._key, self._known))
+        write_json(self.folder / _FILE, notes.model_dump(mode="json"))
+
+    def _sums(self, paths: tuple[Path, ...], apart: str) -> _Sums:
+        return {
+            file.relative_to(self.folder).as_posix(): (
+                "a link" if file.is_symlink() else sha256_of(file) if file.is_file() else "no file"
+            )
+            for path in paths
+            for file in _files(path)
+            if file.relative_to(path).as_posix() != apart
+        }
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """A file, or all that is in a folder but its folders."""
+    if path.is_symlink() or path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from (
+            file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()
+        )
+
+
+def _sum(key: str, steps: dict[str, _Sums]) -> str:
+    return fingerprint(key, json.dumps(steps))
