@@ -1,4 +1,4 @@
-"""docs/architectures.md, made of what tiny models show: `python tests/architectures.py`."""
+"""docs/architectures.md, made from tiny models: `python tests/architectures.py`."""
 
 import logging
 import tempfile
@@ -25,9 +25,9 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "architectures.md"
 
 _PARTS = (
     ("Decoders", families.FAMILIES | families.MORE),
-    ("Decoders of encoder-decoders, by themselves", families.DECODERS),
+    ("Decoders of encoder-decoders, alone", families.DECODERS),
     ("Hybrids", families.HYBRIDS),
-    ("Nothing but what mixes tokens (with `--sites all`)", families.PURE),
+    ("Only token mixers (with `--sites all`)", families.PURE),
     ("Mixtures of experts", families.MIXTURES),
     ("Text parts of models that take pictures", families.VISION),
 )
@@ -114,15 +114,17 @@ def _broken(name: str) -> str:
 
 _HEAD = """# Architectures
 
-Any decoder in transformers works whose linear layers Sordino can find, whatever it is called. These
-{count} families are tested with transformers {version}, each as a tiny random model: the sites are
-found; the sweep gives the responses that the ordinary forward has; the baked folder, loaded by
-transformers, computes what the hooked model does.
+Any decoder in transformers works if Sordino can find its linear layers, called *sites* here, whatever
+its name. These {count} families are tested with transformers {version}, each as a tiny random model.
+The tests check that the sites are found, that the sweep gives the responses of the ordinary forward
+pass, and that the baked folder, loaded by transformers, computes the same as the model with forward
+hooks.
 
 `python tests/architectures.py` writes this page from what it finds, and a test compares.
 
-"Swept" says how sentences pass: layer by layer, where a layer's outputs are the ordinary forward's
-to the last bit when it is run by itself; else by whole forwards, which cannot be streamed.
+"Swept" says how sentences pass through the model: layer by layer, if a layer run by itself gives
+exactly the outputs of the ordinary forward pass; otherwise by whole forward passes, which cannot be
+streamed.
 """
 
 _TAIL = """
@@ -130,43 +132,44 @@ _TAIL = """
 
 | `--sites` | sites |
 |---|---|
-| (nothing) | the feed-forward part: neither attention nor what mixes tokens in its place |
-| `attention` | these, and attention's (linear attention's, too) |
+| (nothing) | the feed-forward part: neither attention nor a token mixer that replaces it |
+| `attention` | the same and attention's linear layers (also those of linear attention) |
 | `all` | every linear layer in the decoder's layers |
 | a regular expression | the linear layers whose path it matches anywhere |
 
-What mixes tokens in attention's place are state spaces (Mamba), recurrences and short convolutions.
+Token mixers that replace attention are state spaces (Mamba), recurrences and short convolutions.
 
-A router is never a site: turning one of its outputs down would re-route and not dampen. Mamba's
-`dt_proj` is none either: its weight is used without the layer being called, so that it has no
-outputs.
+A router is never a site, because dampening one of its outputs would re-route tokens and not dampen a
+neuron. Mamba's `dt_proj` is not a site either: its weight is used without calling the layer, so it
+has no outputs.
 
 ## Models that take pictures
 
-They are opened whole, as transformers' image-text-to-text class, whatever else there is for them.
-Sites are found in the text decoder alone; the vision tower and what joins the two are copied as
-they are. Responses, attribution and evaluation are of text without pictures, and layers that such
-text passes by (Mllama's cross-attention layers) have no sites.
+Sordino opens them as a whole, with transformers' image-text-to-text class, even if the family has
+another class. It finds sites only in the text decoder and copies the vision tower and the connector
+unchanged. Responses, attribution and evaluation use text without pictures. Layers that such text
+does not pass (Mllama's cross-attention layers) have no sites.
 
 ## Mixtures of experts
 
-The experts of a layer are one site for each of their matrices, whose neurons are one expert's after
-the other's: neuron 5 of expert 2 of `experts.down_proj` with 64 outputs is the number 2 · 64 + 5.
-(Checkpoints that have the experts apart, such as Mixtral's, are edited as they are: transformers'
-own tables say which tensor is which expert's.) Shared experts are ordinary sites.
+The MoE experts of a layer form one site per matrix. Its neurons are numbered expert by expert:
+neuron 5 of expert 2 of `experts.down_proj` with 64 outputs has the number 2 · 64 + 5. (Some
+checkpoints, such as Mixtral's, store the experts separately. Sordino edits them as they are, because
+transformers' own tables say which tensor belongs to which expert.) Shared experts are ordinary sites.
 
-An expert's neuron responds only to the tokens that were routed to it. A sentence that never reached
-the expert says nothing about it and is left out of its AUROC. Where fewer than 30 sentences of
-either class reached it, it has no AUROC, and its factor is 1: with 30 and 30, the AUROC of a neuron
-that knows nothing has a standard error of 0.075.
+An MoE expert's neuron responds only to the tokens that were routed to it. A sentence that never
+reached the MoE expert says nothing about it and is left out of its AUROC. If fewer than 30 sentences
+of either class reached it, it has no AUROC, and its factor is 1. (With 30 and 30 sentences, the AUROC
+of a neuron that knows nothing has a standard error of 0.075.)
 
-While the sweep watches, and with hooks, experts are computed by an implementation registered with
-transformers' experts interface, which does what the model's own code does; Llama 4, which is not
-behind that interface, is computed again by a hook. Attribution sums over the tokens that were
-routed to an expert; where fewer than 30 of either class's texts reached it, it says nothing of its
-neurons, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies what modules put out, and experts
-whose matrices are parameters are no modules: `--format ia3` refuses them (bake the weights, or
-`--format hooks`). Shifts need biases to be baked, which of these only GPT-OSS's experts have.
+During a sweep, and with forward hooks, MoE experts are computed by an implementation registered with
+transformers' experts interface, which computes the same as the model's own code. Llama 4 does not use
+that interface, so a hook computes its experts again. Attribution sums over the tokens that were
+routed to an MoE expert. If fewer than 30 texts of either class reached it, its neurons have no
+attribution, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies the outputs of modules, and
+experts whose matrices are parameters are not modules, so `--format ia3` refuses them (bake the
+weights, or use `--format hooks`). Baking a shift needs a bias, and of these only GPT-OSS's experts
+have biases.
 """
 
 
