@@ -11,11 +11,16 @@ The chain of `docs/design.md`, each link a value that can be saved and handed on
 and `sordino.run`, which is all of it with a report.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sordino.errors import UserError
 from sordino.version import __version__
+
+if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
+    # Container builds leave it empty, which means none; numpy.f2py, which SciPy imports, fails.
+    del os.environ["SOURCE_DATE_EPOCH"]
 
 if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept

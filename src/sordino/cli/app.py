@@ -11,7 +11,7 @@ from sordino.cli import typed
 from sordino.cli.encoding import speak_plainly
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
-from sordino.files import is_disk_full, is_memory_full
+from sordino.files import is_disk_full, is_memory_full, today
 from sordino.version import __version__
 
 app = App(
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
     try:
+        today()  # libraries end in a traceback at a SOURCE_DATE_EPOCH that is no number
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(str(error))

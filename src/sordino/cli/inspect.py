@@ -6,6 +6,7 @@ from typing import Any
 
 from sordino import hub
 from sordino.cli.options import InterventionOptions, ModelOptions, OutputOptions, print_json
+from sordino.files import user_path
 
 
 def inspect(
@@ -27,7 +28,7 @@ def inspect(
         .gguf file that Sordino wrote.
     """
     with printing.in_force():
-        path = Path(subject).expanduser()
+        path = user_path(subject)
         if hub.is_shared(subject) or (path.suffix == ".safetensors" and not path.is_dir()):
             value, lines = _file(path, rule)
         else:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.files import is_regular
+from sordino.files import is_regular, user_path
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 # What a model's folder can need; weights come from safetensors alone.
@@ -105,7 +105,7 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
         from sordino import kit
 
         return ModelRef(name, "gguf", kit.model_file(name.removeprefix("kit:")))
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _folder(name, path)
     if path.is_file():
@@ -146,7 +146,7 @@ def _refuse_pipes(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_dir() or not path.exists() or is_regular(path):
             continue
-        if any(fnmatch(path.name, pattern) for pattern in _HUB_FILES):
+        if any(fnmatch(path.name, pattern) for pattern in HUB_FILES):
             raise UserError(
                 f"{path} is no regular file (a pipe, a socket or a device): remove it, or put the "
                 "file there that belongs to the model."
