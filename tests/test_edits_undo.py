@@ -227,7 +227,7 @@ def test_what_cannot_be_undone_is_refused(tmp_path):
         undo(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "back")
     baked = tmp_path / "baked"
     bake(folder, dampening, baked)
-    with pytest.raises(UserError, match="overlap"):
+    with pytest.raises(UserError, match="baked"):
         undo(baked, baked, force=True)
     with pytest.raises(UserError, match="--force"):
         undo(baked, folder)
