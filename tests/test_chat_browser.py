@@ -24,7 +24,7 @@ def served(tmp_path):
         str(folder), str(file), make=lambda _, file: Dampening.load(file), scorer="none"
     )
     listening = server.listen("127.0.0.1", 0)
-    serving = server.web_server(duet, Settings(new_tokens=24), "127.0.0.1")
+    serving = server.Server(duet, Settings(new_tokens=24), "127.0.0.1")
     running = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
     running.start()
     yield server.address(listening, "127.0.0.1")

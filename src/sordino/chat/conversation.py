@@ -1,15 +1,25 @@
 """What was asked and answered on both sides, and how that reads to a model and to people."""
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, Self
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import inf
+from typing import Literal, Self
 
-from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.files import printable
+from sordino.models.chat_template import (
+    Message,
+    Stopped,
+    TemplateFailure,
+    render,
+    text_ids,
+    texts_ids,
+)
 from sordino.models.generation import Sampling, encode_open, prompt_room
 from sordino.models.open import OpenModel
 
@@ -17,8 +27,14 @@ Side = Literal["original", "quiet"]
 SIDES: tuple[Side, Side] = ("original", "quiet")
 Ended = Literal["end", "length", "stopped"]
 
+MOST_TURNS = 10_000
+"""The longest conversation, in turns."""
+
+_MOST_NEW_TOKENS = 2**20
 # No prompt has so many tokens: nothing is cut before it is known to be too long.
 _ALL = 10**9
+# Four is usual, in some languages one or two.
+_CHARACTERS_A_TOKEN = 16
 
 
 class _Value(BaseModel):
@@ -58,6 +74,11 @@ class Settings(_Value):
             raise UserError(f"--seed {self.seed} is out of range: it must be from 0 to 2^53.")
         if not 0 <= self.strength < float("inf"):
             raise UserError(f"--strength {self.strength:g} is out of range: it must be 0 or more.")
+        if self.new_tokens > _MOST_NEW_TOKENS:
+            raise UserError(
+                f"--new-tokens {printable(str(self.new_tokens), 20)} is out of range: it must be "
+                f"at most {_MOST_NEW_TOKENS:,}."
+            )
         _ = self.sampling  # checks the others
         return self
 
@@ -196,13 +217,14 @@ def _escaped_start(found: re.Match[str]) -> str:
     return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
 
 
-def has_template(opened: OpenModel) -> bool:
-    """Whether the model's tokenizer says how a conversation is written."""
-    return bool(opened.tokenizer.chat_template)
-
-
 def prompt_ids(
-    opened: OpenModel, turns: Sequence[Turn], side: Side, settings: Settings, *, plain: bool
+    opened: OpenModel,
+    turns: Sequence[Turn],
+    side: Side,
+    settings: Settings,
+    *,
+    plain: bool,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], int]:
     """The tokens after which the last turn's answer stands.
 
@@ -210,89 +232,111 @@ def prompt_ids(
     where the template has no such thing. Plainly, the pre-prompt is a line of its own before the
     first prompt, an answer goes on where its prompt ends, and each further prompt is a new line.
 
+    Where a conversation is too long for the model, as many of its last turns as fit are given. They
+    are found by bisection, since fewer turns have fewer tokens. What has `_CHARACTERS_A_TOKEN`
+    times as many characters as there is room for tokens is too long without being looked at.
+
     Args:
         opened: The model.
         turns: The conversation; what the last turn has of answers does not matter.
         side: Whose answers are the history.
         settings: How the answer is asked for.
         plain: Whether the template is left aside.
+        stopped: Asked while the tokens are being made.
 
     Returns:
         The tokens, and how many of the first turns had to be left out of them to fit.
 
     Raises:
         UserError: The last prompt alone is too long, says nothing, or the template fails.
+        Stopped: `stopped` has said yes.
     """
     if not turns or not turns[-1].prompt.strip():
         raise UserError("There is nothing to answer: write something.")
+    if len(turns) > MOST_TURNS:
+        raise UserError(
+            f"The conversation has {len(turns):,} turns, and {MOST_TURNS:,} is the most: save it, "
+            "and clear it."
+        )
+    pre_prompt = settings.pre_prompt.strip()
     room = prompt_room(opened, settings.new_tokens)
+    most = inf if room is None else room * _CHARACTERS_A_TOKEN
     # What has no answer of this side was never part of its conversation.
     told = [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
-    form = _plainly if plain else _by_template
-    for left_out in range(len(told)):
-        ids = form(opened, told[left_out:], side, settings.pre_prompt.strip())
-        if room is None or len(ids) <= room:
-            return ids, left_out
+
+    @cache
+    def tokens(left_out: int) -> list[int] | None:
+        """The tokens of the other turns; None where they are too long to be looked at."""
+        if plain:
+            return _plainly(opened, told[left_out:], side, pre_prompt)
+        messages = _messages(told[left_out:], side)
+        try:
+            text = render(opened, messages, system=pre_prompt, stopped=stopped)
+        except TemplateFailure as failure:
+            raise advised(failure) from None
+        return text_ids(opened, text) if len(text) <= most else None
+
+    def fits(left_out: int) -> bool:
+        if stopped():
+            raise Stopped
+        ids = tokens(left_out)
+        return ids is not None and (room is None or len(ids) <= room)
+
+    last, length = len(told) - 1, len(pre_prompt) + len(turns[-1].prompt)
+    has = f"{length:,} characters"
+    if length <= most:
+        left_out = _hopeless(told, side, most, plain=plain)
+        if not fits(left_out):
+            left_out = bisect_left(range(len(told)), True, lo=left_out + 1, key=fits)
+        ids = tokens(min(left_out, last))
+        if ids is not None and left_out <= last:
+            return _known(opened, ids, "The prompt"), left_out
+        has = has if ids is None else f"{len(ids):,} tokens"
     raise UserError(
-        f"The prompt has {len(ids):,} tokens, and {opened.ref.name} has room for {room:,} before "
-        f"an answer of {settings.new_tokens:,}: shorten it, or ask for fewer --new-tokens."
+        f"The prompt has {has}, and {opened.ref.name} has room for {room:,} tokens before an "
+        f"answer of {settings.new_tokens:,}: shorten it, or ask for fewer --new-tokens."
     )
+
+
+def advised(failure: TemplateFailure) -> UserError:
+    """What to do about a template that cannot be filled in."""
+    return UserError(f"{failure.sentence}: --plain leaves it aside.")
+
+
+def _hopeless(told: Sequence[Turn], side: Side, most: float, *, plain: bool) -> int:
+    """How many of the first turns are sure not to fit, since those behind them are too long."""
+    size = 0
+    for left_out in range(len(told) - 1, 0, -1):
+        turn = told[left_out - 1]
+        answer = turn.answers[side]
+        size += len(turn.prompt)
+        size += len(answer.ids) * _CHARACTERS_A_TOKEN if plain else len(answer.text)
+        if size > most:
+            return left_out
+    return 0
 
 
 def _plainly(opened: OpenModel, turns: Sequence[Turn], side: Side, pre_prompt: str) -> list[int]:
     lead = f"{pre_prompt}\n" if pre_prompt else ""
     [ids] = encode_open(opened, [lead + turns[0].prompt], _ALL)
-    for before, turn in pairwise(turns):
-        ids = [*ids, *_known(opened, before.answers[side].ids), *_as_is(opened, f"\n{turn.prompt}")]
+    prompts = texts_ids(opened, [f"\n{turn.prompt}" for turn in turns[1:]])
+    for before, prompt in zip(turns, prompts, strict=False):
+        ids += _known(opened, before.answers[side].ids, "An earlier answer")
+        ids += prompt
     return ids
 
 
-def _by_template(
-    opened: OpenModel, turns: Sequence[Turn], side: Side, pre_prompt: str
-) -> list[int]:
-    said: list[dict[str, str]] = []
+def _messages(turns: Sequence[Turn], side: Side) -> list[Message]:
+    said: list[Message] = []
     for turn in turns[:-1]:
         said.append({"role": "user", "content": turn.prompt})
         said.append({"role": "assistant", "content": turn.answers[side].text})
-    said.append({"role": "user", "content": turns[-1].prompt})
-    return _as_is(opened, _rendered(opened, said, pre_prompt))
+    return [*said, {"role": "user", "content": turns[-1].prompt}]
 
 
-def _rendered(opened: OpenModel, messages: list[dict[str, str]], pre_prompt: str) -> str:
-    if pre_prompt:
-        system = {"role": "system", "content": pre_prompt}
-        try:
-            text = _fill_in(opened, [system, *messages])
-        except TemplateError:  # such as of a template that refuses the role
-            text = ""
-        if pre_prompt in text:
-            return text
-        first = {"role": "user", "content": f"{pre_prompt}\n\n{messages[0]['content']}"}
-        messages = [first, *messages[1:]]
-    try:
-        return _fill_in(opened, messages)
-    except TemplateError as error:
-        raise UserError(
-            f"The chat template of {opened.ref.name} cannot be filled in ({error}): --plain leaves "
-            "it aside."
-        ) from None
-
-
-def _fill_in(opened: OpenModel, messages: list[dict[str, str]]) -> str:
-    text: Any = opened.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
-    return str(text)
-
-
-def _as_is(opened: OpenModel, text: str) -> list[int]:
-    """The tokens of a text to which the tokenizer adds nothing of its own."""
-    return list(opened.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _known(opened: OpenModel, ids: Sequence[int]) -> Sequence[int]:
-    """The tokens of an earlier answer, which come from outside and might be another model's."""
+def _known(opened: OpenModel, ids: Sequence[int], what: str) -> list[int]:
+    """Tokens that come from outside, such as another model's, if the model has them all."""
     size = opened.model.config.get_text_config(decoder=True).vocab_size
     if any(not 0 <= token < size for token in ids):
-        raise UserError(f"An earlier answer has tokens that {opened.ref.name} lacks: clear first.")
-    return ids
+        raise UserError(f"{what} has tokens that {opened.ref.name} lacks: clear first.")
+    return list(ids)

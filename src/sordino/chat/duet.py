@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import isnan
 
 from sordino.chat.conversation import (
     SIDES,
@@ -18,8 +19,11 @@ from sordino.errors import UserError
 from sordino.evaluation.judged import scores_of
 from sordino.evaluation.scorers import Scorer
 from sordino.interventions import Dampening
+from sordino.models.chat_template import Stopped
 from sordino.models.generation import Continuation, stream
 from sordino.models.open import OpenModel
+
+_NOTHING = Continuation(0, 0, (), "")
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,25 @@ class Duet:
             turns: The conversation, whose last turn is to be answered.
             settings: How.
             sides: Who answers.
-            stopped: Asked between tokens; where it says yes, what there is becomes the answer.
+            stopped: Asked between tokens, and while prompts are made; where it says yes, what
+                there is becomes the answer.
 
         Raises:
-            UserError: The prompt is too long or says nothing, or logits are not numbers.
+            UserError: The prompt is too long or says nothing, the chat template fails, or logits
+                are not numbers.
         """
         models = {"original": self.original, "quiet": self.quiet}
-        prompts = {
-            side: prompt_ids(models[side], turns, side, settings, plain=self.plain)
-            for side in sides
-        }
+        try:
+            prompts = {
+                side: prompt_ids(
+                    models[side], turns, side, settings, plain=self.plain, stopped=stopped
+                )
+                for side in sides
+            }
+        except Stopped:
+            for side in sides:
+                yield Answered(side, self._answer(_NOTHING, 0, settings, early=True))
+            return
         voices = {
             side: stream(
                 models[side],
@@ -110,10 +123,12 @@ class Duet:
             for side, (ids, _) in prompts.items()
         }
         muted = None if self.dampening is None else self.dampening.scaled(settings.strength)
-        latest = {side: Continuation(0, 0, (), "") for side in sides}
+        latest = dict.fromkeys(sides, _NOTHING)
 
         def whole(side: Side, *, early: bool) -> Answered:
-            return Answered(side, self._answer(latest[side], prompts[side][1], settings, early))
+            return Answered(
+                side, self._answer(latest[side], prompts[side][1], settings, early=early)
+            )
 
         try:
             while voices and not stopped():
@@ -148,7 +163,9 @@ class Duet:
             return nullcontext()
         return muted.applied(self.quiet.model)
 
-    def _answer(self, one: Continuation, left_out: int, settings: Settings, early: bool) -> Answer:
+    def _answer(
+        self, one: Continuation, left_out: int, settings: Settings, *, early: bool
+    ) -> Answer:
         ids = one.ids or ()
         ended: Ended = (
             "stopped" if early else "length" if len(ids) == settings.new_tokens else "end"
@@ -169,6 +186,7 @@ class Duet:
         if self.scorer is None or not text.strip():
             return None, ""
         try:
-            return float(scores_of(self.scorer, [text])[0, 0]), ""
+            score = float(scores_of(self.scorer, [text])[0, 0])
         except UserError as error:  # such as a judge that will not judge
             return None, str(error)
+        return (None, "the judge's answer cannot be read") if isnan(score) else (score, "")

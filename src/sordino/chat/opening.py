@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sordino.chat.conversation import SIDES, has_template
+from sordino.chat.conversation import SIDES, advised
 from sordino.chat.duet import Duet
 from sordino.edits.provenance import DAMPENING, EXTRAS, FILE_NAME, in_words, read_provenance
 from sordino.errors import UserError
 from sordino.evaluation.hooked import refuse_other_weights
-from sordino.evaluation.judged import chosen_scorer
-from sordino.evaluation.scorers import Scorer, open_scorer
+from sordino.evaluation.scorers import Scorer, open_chosen
+from sordino.files import user_path
 from sordino.interventions import Dampening, compose
-from sordino.models.open import OpenModel, open_model
+from sordino.models.chat_template import TemplateFailure, has_template, render
+from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.progress import note
 
@@ -50,8 +51,9 @@ def open_duet(
     Raises:
         UserError: One of them cannot be had, or the file is of other weights than the original's.
     """
+    judge = _scorer(scorer, toxic_label, judge_refusal, device)
     ref = resolve(original, revision)
-    file = Path(quiet).expanduser()
+    file = user_path(quiet)
     dampening, why_two, other = None, "", None
     if not file.exists() and file.suffix == ".safetensors":
         raise UserError(f"{quiet} does not exist: give a file that find or bake has written.")
@@ -76,17 +78,35 @@ def open_duet(
         second = first
         done = in_words(dampening.record).removesuffix(", strength 1")
         about = f"{quiet} ({done}), by hooks on the original"
-    judge, judge_name = _scorer(scorer, toxic_label, judge_refusal, first)
+    plain = plain or not (has_template(first) and has_template(second))
+    if not plain:
+        for opened in [first] if second is first else [first, second]:
+            _try_template(opened)
     return Duet(
         first,
         second,
         dampening,
         dict(zip(SIDES, (ref.name, about), strict=True)),
         why_two if dampening is None else "",
-        plain or not (has_template(first) and has_template(second)),
+        plain,
         judge,
-        judge_name,
+        judge.name if judge else "",
     )
+
+
+def _try_template(opened: OpenModel) -> None:
+    """Fill the chat template in once, so that a wrong one is said before anything is asked."""
+    hello = [{"role": "user", "content": "Hello"}]
+    try:
+        render(opened, hello)
+    except TemplateFailure as failure:
+        if failure.endless:
+            raise advised(failure) from None
+        try:
+            render(opened, hello, system="Be kind.")
+        except TemplateFailure:
+            raise advised(failure) from None
+        note(f"{failure.sentence} without a pre-prompt")
 
 
 def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
@@ -124,13 +144,16 @@ def _hooks_folder(path: Path) -> bool:
 
 
 def _scorer(
-    name: str, toxic_label: str | None, judge_refusal: float | None, opened: OpenModel
-) -> tuple[Scorer | None, str]:
+    name: str, toxic_label: str | None, judge_refusal: float | None, device: str
+) -> Scorer | None:
+    """The scorer, which is opened before models are."""
     if name == NO_SCORER:
-        return None, ""
-    chosen = chosen_scorer(name)
-    note(f"judged by {chosen}")
-    scorer = open_scorer(
-        chosen, toxic_label=toxic_label, judge_refusal=judge_refusal, device=opened.device
+        return None
+    scorer = open_chosen(
+        name,
+        toxic_label=toxic_label,
+        judge_refusal=judge_refusal,
+        device=choose_device(device),
     )
-    return scorer, chosen
+    note(f"judged by {scorer.name}")
+    return scorer

@@ -3,32 +3,44 @@
 import asyncio
 import ipaddress
 import json
+import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from types import FrameType
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
-from starlette.concurrency import iterate_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sordino.chat.background import Background, Ended
+from sordino.chat.connections import Connection
 from sordino.chat.conversation import Settings, Side, Turn
-from sordino.chat.duet import Duet, Said
+from sordino.chat.duet import Answered, Duet, Said
 from sordino.chat.page import render
 from sordino.errors import UserError
+from sordino.files import printable
 
 _MOST_BYTES = 2**22
-"""No conversation that a person has is longer."""
+"""The longest request; no conversation that a person has is longer."""
+
+_GRACE_S = 2
+"""How long what is under way is waited for at the end."""
+
+_Name = Annotated[str, Field(max_length=100)]
 
 
 class _Wanted(BaseModel):
@@ -43,7 +55,7 @@ class _Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str = Field(max_length=100)
+    id: _Name
     turns: list[Turn] = Field(min_length=1)
     sides: list[Side] = Field(min_length=1, max_length=2)
     settings: Settings
@@ -53,6 +65,9 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     turns: list[Turn]
+
+
+_STOPPED: TypeAdapter[str] = TypeAdapter(_Name)
 
 
 @dataclass
@@ -66,15 +81,22 @@ class Service:
 
     duet: Duet
     ending: Callable[[], bool] = lambda: False
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _background: Background = field(default_factory=Background)
+    _under_way: dict[str, threading.Event] = field(default_factory=dict)
     _waiting: int = 0
-    _under_way: set[str] = field(default_factory=set)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made, even if nobody waits for it any more."""
+        return self._background.busy
 
     def stop(self, key: str) -> bool:
         """Stop what was asked for under that name, and tell whether there was such a thing."""
-        found = key in self._under_way
-        self._under_way.discard(key)
-        return found
+        stopping = self._under_way.pop(key, None)
+        if stopping is None:
+            return False
+        stopping.set()
+        return True
 
     async def events(self, wanted: _Wanted) -> AsyncGenerator[dict[str, Any]]:
         """What there is to tell the page, until the last turn is answered.
@@ -82,41 +104,65 @@ class Service:
         Where nobody listens any more, this is closed, and the work ends with the token that is
         being made.
         """
-        self._under_way.add(wanted.id)
+        stopping, gone = threading.Event(), threading.Event()
+        self._under_way[wanted.id] = stopping
         self._waiting += 1
         try:
             if self._waiting > 1:
                 yield {"kind": "waiting", "before": self._waiting - 1}
-            async with self._turn, aclosing(self._answers(wanted)) as events:
+            async with aclosing(self._answers(wanted, stopping, gone)) as events:
                 async for event in events:
                     yield event
         except UserError as error:
             yield {"kind": "error", "says": str(error)}
         finally:
+            gone.set()
             self._waiting -= 1
-            self._under_way.discard(wanted.id)
+            if self._under_way.get(wanted.id) is stopping:
+                del self._under_way[wanted.id]
         yield {"kind": "end"}
 
-    async def _answers(self, wanted: _Wanted) -> AsyncGenerator[dict[str, Any]]:
-        def stopped() -> bool:
-            return wanted.id not in self._under_way or self.ending()
+    async def _answers(
+        self, wanted: _Wanted, stopping: threading.Event, gone: threading.Event
+    ) -> AsyncGenerator[dict[str, Any]]:
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue[Said | Answered | Ended]()
 
+        def stopped() -> bool:
+            return stopping.is_set() or gone.is_set() or self.ending()
+
+        def deliver(event: Said | Answered | Ended) -> None:
+            with suppress(RuntimeError):  # the loop has been closed, and nobody listens
+                loop.call_soon_threadsafe(heard.put_nowait, event)
+
+        self._background.ask(
+            lambda: self.duet.answers(wanted.turns, wanted.settings, wanted.sides, stopped),
+            deliver,
+            gone.is_set,
+        )
         shown: dict[Side, str] = dict.fromkeys(wanted.sides, "")
-        with closing(
-            self.duet.answers(wanted.turns, wanted.settings, wanted.sides, stopped)
-        ) as answers:
-            async for event in iterate_in_threadpool(answers):
-                if not isinstance(event, Said):
-                    answer = event.answer.model_dump(mode="json")
-                    yield {"kind": "answered", "side": event.side, "answer": answer}
-                elif event.text.startswith(shown[event.side]):
-                    more = event.text[len(shown[event.side]) :]
-                    if more:
-                        yield {"kind": "more", "side": event.side, "text": more}
-                    shown[event.side] = event.text
-                else:  # a tokenizer may write earlier text otherwise, once it knows what follows
-                    yield {"kind": "instead", "side": event.side, "text": event.text}
-                    shown[event.side] = event.text
+        while not isinstance(event := await self._next(heard), Ended):
+            if isinstance(event, Answered):
+                answer = event.answer.model_dump(mode="json")
+                yield {"kind": "answered", "side": event.side, "answer": answer}
+            elif event.text.startswith(shown[event.side]):
+                more = event.text[len(shown[event.side]) :]
+                if more:
+                    yield {"kind": "more", "side": event.side, "text": more}
+                shown[event.side] = event.text
+            else:  # a tokenizer may write earlier text otherwise, once it knows what follows
+                yield {"kind": "instead", "side": event.side, "text": event.text}
+                shown[event.side] = event.text
+        if event.error is not None:
+            raise event.error
+
+    async def _next(self, heard: asyncio.Queue[Said | Answered | Ended]) -> Said | Answered | Ended:
+        """The next event; at the end of the server, one that takes long is not waited for."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE_S / 2):
+                    return await heard.get()
+            if self.ending():
+                return Ended(UserError("The chat has ended before the answer."))
 
 
 def refusal(method: str, headers: Mapping[str, str], served: str) -> str:
@@ -195,16 +241,19 @@ def application(service: Service, start: Settings, served: str = "127.0.0.1") ->
         return HTMLResponse(html, headers={**_HEADERS, "Content-Security-Policy": policy})
 
     async def answer(request: Request) -> Response:
-        wanted = _Wanted.model_validate_json(await _body(request))
+        # In a thread, since a long conversation takes its time, and the others are not to wait.
+        wanted = await run_in_threadpool(_Wanted.model_validate_json, await _body(request))
         return _EventStream(service.events(wanted))
 
     async def stop(request: Request) -> Response:
-        found = service.stop(str(json.loads(await _body(request))))
+        found = service.stop(_STOPPED.validate_json(await _body(request)))
         return Response(status_code=204 if found else 404)
 
+    def read(body: bytes) -> str:
+        return service.duet.conversation(_Kept.model_validate_json(body).turns).markdown()
+
     async def markdown(request: Request) -> Response:
-        kept = _Kept.model_validate_json(await _body(request))
-        text = service.duet.conversation(kept.turns).markdown()
+        text = await run_in_threadpool(read, await _body(request))
         return PlainTextResponse(text, media_type="text/markdown", headers=_HEADERS)
 
     return Starlette(
@@ -218,7 +267,7 @@ def application(service: Service, start: Settings, served: str = "127.0.0.1") ->
         exception_handlers={
             UserError: _mistaken,
             ValidationError: _mistaken,
-            json.JSONDecodeError: _mistaken,
+            ClientDisconnect: _mistaken,
         },
     )
 
@@ -246,9 +295,9 @@ def _mistaken(_: Request, error: Exception) -> Response:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
         said = f"The request cannot be read: {where or 'all of it'}: {first['msg']}."
-    elif not isinstance(error, UserError):
-        said = f"The request is no JSON: {said}."
-    return PlainTextResponse(said, status_code=400)
+    elif isinstance(error, ClientDisconnect):
+        said = "The request broke off."
+    return PlainTextResponse(printable(said, 1000), status_code=400)
 
 
 class _EventStream(StreamingResponse):
@@ -283,12 +332,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # no such name, port or text
         listening.close()
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"Nothing can be served at {host}, port {port} ({reason}): --port 0 takes any port "
-            "that is free."
+            f"Nothing can be served at {printable(host)}, port {port} ({reason}): --port 0 takes "
+            "any port that is free."
         ) from None
     return listening
 
@@ -299,25 +348,38 @@ def address(listening: socket.socket, host: str) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/"
 
 
-def web_server(duet: Duet, start: Settings, host: str) -> uvicorn.Server:
-    """What serves the page: `run(sockets=[…])` does so until interrupted, or `should_exit` is set.
+class Server(uvicorn.Server):
+    """Serves the page: `run(sockets=[…])` does so until interrupted, or `should_exit` is set.
 
-    What is being answered then ends with its token.
+    What is being answered then ends with its token. A second interruption ends the process.
 
     Args:
         duet: The two sides.
         start: The settings that the page begins with.
         host: The name or the address that it is served at.
     """
-    service = Service(duet, lambda: server.should_exit)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application(service, start, host),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
+
+    def __init__(self, duet: Duet, start: Settings, host: str) -> None:
+        self._service = Service(duet, lambda: self.should_exit)
+        super().__init__(
+            uvicorn.Config(
+                application(self._service, start, host),
+                http=Connection,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
         )
-    )
-    return server
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made, even if nobody waits for it any more."""
+        return self._service.busy
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(130)
+        super().handle_exit(sig, frame)

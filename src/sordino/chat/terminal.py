@@ -1,10 +1,12 @@
 """The chat in a terminal: both answers grow side by side; commands begin with a slash."""
 
+import io
+import os
+import queue
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,12 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sordino.chat.background import Background, Ended
 from sordino.chat.conversation import SIDES, Answer, Settings, Side, Turn
-from sordino.chat.duet import Answered, Duet
+from sordino.chat.duet import Answered, Duet, Said
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
-from sordino.files import new_file, to_json
+from sordino.files import new_file, printable, to_json, user_path
 
 HELP = """\
 /strength 0.5     how far the edit goes: 0 the original, 1 as it was made
@@ -33,6 +36,9 @@ HELP = """\
 
 _SIDE_BY_SIDE = 80
 """Narrower consoles show one answer below the other."""
+
+_LONGEST_LINE = 2**22
+"""The longest line that is read, in characters."""
 
 _NUMBERS: Mapping[str, tuple[str, type]] = {
     "/strength": ("strength", float),
@@ -54,6 +60,7 @@ class Session:
     def __init__(self, duet: Duet, settings: Settings, console: Console) -> None:
         self._duet, self._settings, self._console = duet, settings, console
         self._turns: list[Turn] = []
+        self._background = Background()
 
     def greet(self) -> None:
         """Say who is who, and how to go on."""
@@ -75,6 +82,10 @@ class Session:
         """
         if not line.strip():
             return True
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"The line '{printable(line, 60)}' is not valid UTF-8.") from None
         if not line.startswith("/"):
             self._ask([*self._turns, Turn(prompt=line)])
             return True
@@ -97,20 +108,26 @@ class Session:
         elif command == "/help":
             self._say(HELP)
         else:
-            raise UserError(f"There is no command {command}: /help lists them.")
+            raise UserError(f"There is no command {printable(command, 60)}: /help lists them.")
         return True
 
     def _ask(self, turns: list[Turn]) -> None:
         """Have the last turn answered; it stays if anyone did."""
         turn, said = Turn(prompt=turns[-1].prompt), dict.fromkeys(SIDES, "")
-        with _interruptions() as stopped, self._shown() as show:
-            for event in self._duet.answers(turns, self._settings, stopped=stopped):
+        heard = queue.SimpleQueue[Said | Answered | Ended]()
+        with self._interruptions() as stopped, self._shown() as show:
+            self._background.ask(
+                lambda: self._duet.answers(turns, self._settings, stopped=stopped), heard.put
+            )
+            while not isinstance(event := heard.get(), Ended):
                 if isinstance(event, Answered):
                     turn = turn.answered(event.side, event.answer)
                     said[event.side] = event.answer.text
                 else:
                     said[event.side] = event.text
                 show(self._pair(said, turn))
+        if event.error is not None:
+            raise event.error
         self._turns = [*turns[:-1], turn]
         self._console.print(self._pair(said, turn))
 
@@ -155,7 +172,7 @@ class Session:
             value = kind(given)
         except ValueError:
             what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{command} takes {what}, not '{given}'.") from None
+            raise UserError(f"{command} takes {what}, not '{printable(given, 60)}'.") from None
         self._change(name, value)
 
     def _set_pre_prompt(self, given: str) -> None:
@@ -169,24 +186,46 @@ class Session:
     def _save(self, given: str) -> None:
         if not given:
             raise UserError("/save needs the name of a file.")
-        path = Path(given).expanduser()
-        if path.exists():
+        path = user_path(given)
+        if os.path.lexists(path):
             raise UserError(f"{path} exists already: give another name.")
         kept = self._duet.conversation(self._turns)
         text = kept.markdown() if path.suffix == ".md" else to_json(kept.model_dump(mode="json"))
         try:
-            with new_file(path) as stage:
-                stage.write_text(text, encoding="utf-8")
+            with new_file(path, mode=0o600) as staging:
+                staging.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} could not be written: {error.strerror or error}.") from None
         self._say(f"written: {path}")
 
     def _say(self, line: str) -> None:
-        self._console.print(Text(line))
+        self._console.print(Text(_printable(line)))
+
+    @contextmanager
+    def _interruptions(self) -> Iterator[Callable[[], bool]]:
+        """Inside the block Ctrl-C only makes the yielded function say yes; a second one ends all.
+
+        What is under way is in another thread, so that both are always heard.
+        """
+        interrupted = Event()
+
+        def interrupt(*_: object) -> None:
+            if interrupted.is_set():
+                self._console.show_cursor(True)
+                os._exit(130)
+            interrupted.set()
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield interrupted.is_set
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def converse(duet: Duet, settings: Settings) -> None:
     """Read prompts and commands from standard input until it ends or /quit."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text ends nothing
     console = Console()
     session = Session(duet, settings, console)
     session.greet()
@@ -205,24 +244,15 @@ def converse(duet: Duet, settings: Settings) -> None:
 
 def _read() -> str:
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
+        line = sys.stdin.readline(_LONGEST_LINE + 1)
         if not line:
             raise EOFError
+        if len(line) > _LONGEST_LINE:
+            raise UserError(f"A line of standard input has over {_LONGEST_LINE:,} characters.")
         return line.rstrip("\n")
     with suppress(ImportError):  # editing and history, where the system has them
         import readline  # noqa: F401
     return input("\n> ")
-
-
-@contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Inside the block Ctrl-C only makes the yielded function say yes."""
-    interrupted = Event()
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _remark(answer: Answer | None) -> str:

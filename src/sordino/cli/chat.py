@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,16 +113,14 @@ def chat(
         Continue prompts as they are, also where the tokenizer has a chat template.
     """
     from sordino.chat.opening import is_edit_file, open_duet
+    from sordino.extras import require
+    from sordino.files import user_path
     from sordino.progress import note
 
-    if not terminal and (find_spec("starlette") is None or find_spec("uvicorn") is None):
-        raise UserError(
-            "The page needs two more packages: pip install 'sordino[chat]', or --terminal."
-        )
+    if not terminal:
+        require("chat", "The page (--terminal does without)")
     settings = answers.settings(1.0 if rule.divergence else rule.strength)
-    if replace(rule, strength=1.0) != InterventionOptions() and not is_edit_file(
-        Path(quiet).expanduser()
-    ):
+    if replace(rule, strength=1.0) != InterventionOptions() and not is_edit_file(user_path(quiet)):
         raise UserError(
             f"--intervention, --divergence and --set are for expertise files, and {quiet} is none."
         )
@@ -167,9 +164,12 @@ def chat(
         import webbrowser
 
         webbrowser.open(address)
+    serving = server.Server(duet, settings, browser.host)
     with contextlib.suppress(KeyboardInterrupt):
-        server.web_server(duet, settings, browser.host).run(sockets=[listening])
+        serving.run(sockets=[listening])
     note("\nended")
+    if serving.busy:  # nobody waits for the token that is being made
+        os._exit(0)
 
 
 def _has_windows() -> bool:

@@ -1,0 +1,88 @@
+"""Connections to the page: few at once, and none that keeps others out by saying nothing."""
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MOST_CONNECTIONS = 64
+"""The most connections at once."""
+
+REQUEST_S = 10.0
+"""How long a connection may take from its opening, or a request's first byte, to the last byte."""
+
+_FULL = b"There are too many connections: close some windows of the chat, and load this again.\n"
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+)
+
+
+class Connection(H11Protocol):
+    """A connection that is closed where no whole request comes over it in time.
+
+    Where there are too many, the one that has been without a whole request for longest makes room;
+    where all wait for their answers, the new one is refused.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request, if there is room."""
+        super().connection_made(transport)
+        self._await_request()
+        if len(self.connections) <= MOST_CONNECTIONS:
+            return
+        others = [one for one in self.connections if one is not self]
+        idle = [one for one in others if isinstance(one, Connection) and one.is_idle]
+        if idle:
+            min(idle, key=lambda one: one.since).transport.abort()
+        else:
+            transport.write(_REFUSAL)
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came."""
+        if self.transport.is_closing():  # it was refused
+            return
+        if self._late is None and self.is_idle:
+            self._await_request()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Have the next request be waited for when it begins; uvicorn closes what is idle."""
+        self._awaits_nothing()
+        super().on_response_complete()
+        if self.cycle.more_body and not self.cycle.response_complete:  # it has begun already
+            self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._awaits_nothing()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close at once, or after the answer that is under way."""
+        if self.is_idle:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no whole request has come that is still to be answered."""
+        cycle = self.cycle
+        return cycle is None or cycle.more_body or cycle.response_complete
+
+    def _await_request(self) -> None:
+        self.since = self.loop.time()
+        self._late = self.loop.call_later(REQUEST_S, self._close_if_idle)
+
+    def _awaits_nothing(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _close_if_idle(self) -> None:
+        self._late = None
+        if self.is_idle:
+            self.transport.abort()
