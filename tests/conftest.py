@@ -7,9 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 from hypothesis import settings
 
 from families import SITES, tiny_model, tiny_tokenizer
+from sordino import hub
 from sordino.cli.app import main
 from sordino.concepts.concept import Concept
 from sordino.evaluation import endpoint
@@ -112,6 +115,34 @@ def serve(monkeypatch):
     yield start
     for stub in stubs:
         stub.close()
+
+
+@pytest.fixture
+def online(stub_hub, monkeypatch, tmp_path):
+    """The hub on loopback, as this process' hub, without a token and with an empty cache.
+
+    Pauses between tries are left out.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", stub_hub.address)
+    template = stub_hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    forget_the_hub()
+    yield stub_hub
+    monkeypatch.undo()
+    forget_the_hub()
+
+
+def forget_the_hub():
+    """Ask the hub again, as another process would."""
+    _http.close_session()
+    hub.reachable.cache_clear()
+    hub.fetch_file.cache_clear()
 
 
 @pytest.fixture

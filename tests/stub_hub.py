@@ -20,17 +20,25 @@ DROP = "drop"
 
 @dataclass
 class Repository:
-    """Branches point to commits; a commit has all files by their path."""
+    """Branches point to commits; a commit has all files by their path.
+
+    A gated one shows its files' names to everyone, and gives files to accepted tokens alone.
+    """
 
     private: bool = False
+    gated: bool = False
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     large: set[str] = field(default_factory=set)
     messages: list[str] = field(default_factory=list)
 
-    def commit(self, branch: str, files: dict[str, bytes], message: str = "") -> str:
+    def commit(
+        self, branch: str, files: dict[str, bytes], message: str = "", name: str = ""
+    ) -> str:
+        """A commit, with the hash that is given or with one of its content."""
         listing = json.dumps([(name, git_name(data)) for name, data in sorted(files.items())])
-        name = hashlib.sha1(f"{message}{len(self.commits)}{listing}".encode()).hexdigest()
+        made = hashlib.sha1(f"{message}{len(self.commits)}{listing}".encode()).hexdigest()
+        name = name or made
         self.commits[name] = files
         self.branches[branch] = name
         self.messages.append(message)
@@ -46,14 +54,27 @@ def git_name(data: bytes) -> str:
 
 
 class StubHub:
-    """The hub. `fail(method, path)` may give a status with a message, or `DROP`, to fail with."""
+    """The hub. What can be set, for one that is out of order or elsewhere:
+
+    Attributes:
+        fail: Of a method and a path: a status with a message, or `DROP`, to fail with.
+        cut: Of a path: after how many bytes of an answer the connection ends; None for all of it.
+        delay: Of a path: how many seconds an answer takes.
+        moved: By the old name ("org/name", or "datasets/org/name"), what it is called now.
+        writers: Tokens that may write.
+        accepted: Tokens whose owners have accepted the terms of gated repositories.
+    """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.seen: list[tuple[str, str]] = []
         self.writers = {"hf_writer"}
+        self.accepted = {"hf_accepted"}
+        self.moved: dict[str, str] = {}
         self.fail = lambda method, path: None
+        self.cut = lambda path: None
+        self.delay = lambda path: 0
         hub = self
 
         class Handler(_Handler):
@@ -109,8 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         url = urlsplit(self.path)
         path, query = unquote(url.path).strip("/"), parse_qs(url.query)
+        self._path = path
         self.hub.seen.append((self.command, path))
         failure = self.hub.fail(self.command, path)
+        threading.Event().wait(self.hub.delay(path))  # time.sleep is left out by tests
         length = int(self.headers.get("Content-Length") or 0)
         if failure == DROP:
             self.rfile.read(length // 2)
@@ -120,6 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if failure:
                 raise _Refused(*failure)
+            if (elsewhere := self._moved(path)) is not None:
+                self._give(307, b"", {"Location": f"/{elsewhere}"})
+                return
             self._give(*self._route(path, query, body))
         except _Refused as refused:
             headers = {"X-Error-Code": refused.code} if refused.code else {}
@@ -133,14 +159,34 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
+    def _moved(self, path):
+        for old, new in self.hub.moved.items():
+            kind = "" if old.startswith("datasets/") else "models/"
+            for begin in (f"api/{kind}{old}", f"{old}/resolve"):
+                if path == begin or path.startswith(f"{begin}/"):
+                    return path.replace(old, new, 1)
+        return None
+
     def _give(self, status, value=b"", headers=None):
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        if status == 200 and (start := self._start()):
+            headers = {**(headers or {}), "Content-Range": f"bytes {start}-/{len(data)}"}
+            status, data = 206, data[start:]
         self.send_response(status)
         for name, content in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, content)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            end = self.hub.cut(self._path)
+            self.wfile.write(data[:end])
+            if end is not None and end < len(data):
+                self.wfile.flush()
+                self.close_connection = True
+
+    def _start(self):
+        """From which byte on a file is asked for, as whoever goes on with a download does."""
+        wanted = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
+        return int(wanted) if wanted and self.command == "GET" else 0
 
     def _route(self, path, query, body):
         parts = path.split("/")
@@ -223,9 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
         card = files.get("README.md", b"").decode()
         front = card.split("---\n")[1] if card.startswith("---\n") else ""
         return {
-            "id": name,
+            "id": name.removeprefix("datasets/"),
             "sha": commit,
             "private": repository.private,
+            "gated": "manual" if repository.gated else False,
             "siblings": [{"rfilename": path} for path in files],
             "tags": [],
             "cardData": yaml.safe_load(front) or {},
@@ -284,7 +331,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, path):
         name, _, rest = path.partition("/resolve/")
         revision, _, file = rest.partition("/")
-        commit, files = self._at(self._repository(name), revision)
+        repository = self._repository(name)
+        if repository.gated and self._token() not in self.hub.accepted:
+            status = 403 if self._token() else 401
+            raise _Refused(status, "Access to model is restricted", "GatedRepo")
+        commit, files = self._at(repository, revision)
         if file not in files:
             raise _Refused(404, "Entry not found", "EntryNotFound")
         data = files[file]

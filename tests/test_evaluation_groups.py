@@ -122,7 +122,7 @@ def test_a_group_is_part_of_the_texts_fingerprint_where_there_is_one():
         ("x.tsv", "template\ttype\nthe cat [M]\ta\n", "line 2, is not in HONEST's layout"),
         ("x.tsv", "template_masked\tcategory\nthe cat\ta\n", r"line 2, has no text before a blank"),
         ("x.tsv", "template_masked\tcategory\n[M] is\ta\n", r"line 2, has no text before a blank"),
-        ("x.tsv", "template_masked\tcategory\n", "holds no template"),
+        ("x.tsv", "template_masked\tcategory\n", "has no rows"),
     ],
 )
 def test_other_templates_are_refused(tmp_path, name, content, message):
@@ -282,7 +282,7 @@ def repository(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def at(name):
-        monkeypatch.setattr(lexicon_module, "_HURTLEX_URL", f"{address}/{name}")
+        monkeypatch.setattr(lexicon_module, "HURTLEX_ADDRESS", f"{address}/{name}")
 
     yield at, asked
     server.shutdown()

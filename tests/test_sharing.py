@@ -27,7 +27,7 @@ from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 from sordino.models import open_model
 from sordino.sharing import push
-from sordino.sharing.folders import Folders
+from sordino.folders import Folders
 from stub_hub import DROP
 from tiny_gguf import tiny_gguf
 
@@ -72,12 +72,12 @@ def online(stub_hub, monkeypatch, tmp_path):
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     hub.reachable.cache_clear()
-    hub._fetched.cache_clear()
+    hub.fetch_file.cache_clear()
     yield stub_hub
     monkeypatch.undo()
     _http.close_session()
     hub.reachable.cache_clear()
-    hub._fetched.cache_clear()
+    hub.fetch_file.cache_clear()
 
 
 def pushed(made, name="org/quiet", **options):
@@ -150,9 +150,11 @@ def test_what_is_left_out_of_the_output_is_said(made, online, tmp_path):
     quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
     (quiet / "sordino" / "diary.txt").write_text("dear diary")
     (quiet / "sordino" / "studies").mkdir()
+    (quiet / "sordino" / "studies" / "a.json").write_text("{}")
     (quiet / ".cache").mkdir()
     found = push(quiet, "org/quiet", license="mit")
-    assert {SAMPLES, "sordino/diary.txt", "sordino/studies"} == set(found.left_out)
+    left_out = {SAMPLES, "sordino/diary.txt", "sordino/studies/a.json", ".cache/"}
+    assert left_out == set(found.left_out)
     assert not {"sordino/diary.txt", ".cache"} & set(online.files("org/quiet"))
 
 
@@ -367,7 +369,7 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
     with pytest.raises(UserError, match="has no expertise and no dampening"):
         hub.local("hf:org/empty")
     online.fail = lambda method, path: (500, "out of order")
-    hub._fetched.cache_clear()
+    hub.fetch_file.cache_clear()
     with pytest.raises(UserError, match="could not be had from the hub"):
         hub.local("hf:org/two")
 
@@ -376,10 +378,10 @@ def test_what_was_fetched_once_is_there_without_a_hub(made, online, monkeypatch)
     data = (made / "quiet" / "sordino" / NAME).read_bytes()
     online.put("org/calm", {NAME: data})
     hub.local("hf:org/calm")
-    hub._fetched.cache_clear()
+    hub.fetch_file.cache_clear()
     monkeypatch.setattr(hub, "reachable", lambda: False)
     assert hub.local("hf:org/calm").read_bytes() == data
-    with pytest.raises(UserError, match="is not in the hub's cache, and the hub does not answer"):
+    with pytest.raises(UserError, match="is not in the hub's cache"):
         hub.local("hf:org/other")
 
 
@@ -446,7 +448,7 @@ def test_a_known_path_leaves_its_last_part(parts, start):
             "÷ 1.5; 2/3",
         ),
         *(
-            "https://example.org/a/b.html",
+            "https://huggingface.co/a/b.html",
             "see http://localhost:8000/v1/models.",
             "a / b",
             "10 / 20",

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from sordino import hub, kit
+from sordino.errors import UserError
+from sordino.files import printable
+from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
 from sordino.version import __version__
 
@@ -153,13 +157,66 @@ def _kit() -> Finding:
     return Finding("demo kit", "optional", f"{says}; others come when asked for", "sordino kit all")
 
 
+def examine_hub() -> Iterator[Finding]:
+    """Hold what Sordino takes from the hub by itself against the hub, a finding each.
+
+    Raises:
+        UserError: No hub answers.
+    """
+    from huggingface_hub import constants
+
+    if not hub.reachable():
+        raise UserError(
+            f"The hub {constants.ENDPOINT} does not answer, or HF_HUB_OFFLINE is set: nothing can "
+            "be compared."
+        )
+    for repository in REPOSITORIES:
+        try:
+            differences = list(_differences(repository))
+        except UserError as error:
+            differences = [str(error).rstrip(".")]
+        where = f"{repository.used_by}; {repository.licence}; revision {repository.revision[:12]}"
+        if differences:
+            yield Finding(repository.spec, "missing", f"{'; '.join(differences)} ({where})")
+        else:
+            yield Finding(repository.spec, "good", where)
+
+
+def _differences(repository: Repository) -> Iterator[str]:
+    """Where the hub has it otherwise than the table, in half sentences."""
+    about = hub.about(repository)
+    if about.name != repository.name:
+        yield f"is called {printable(about.name)} now"
+    for pattern in repository.files:
+        if not any(fnmatch(file, pattern) for file in about.files):
+            yield f"has no file {pattern}"
+    if about.gated != repository.gated:
+        yield "is gated" if about.gated else "is not gated any more"
+    if repository.pickled and any(file.endswith(".safetensors") for file in about.files):
+        yield "has its weights in safetensors now"
+    if not repository.columns or about.gated:
+        return
+    source = "config.json" if repository.kind == "scorer" else repository.files[0]
+    file = next((file for file in about.files if fnmatch(file, source)), None)
+    if file is None:
+        return
+    head = hub.beginning(repository, file)
+    for column in repository.columns:
+        if column not in head:
+            yield f"{file} does not begin with the column {column}"
+
+
 def _hub() -> Finding:
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         says = "not asked, for HF_HUB_OFFLINE is set; what is in its cache can be used"
         return Finding("model hub", "optional", says, "unset HF_HUB_OFFLINE")
-    if not hub.reachable():
+    try:
+        answers = hub.reachable()
+    except UserError as error:
+        return Finding("model hub", "missing", str(error))
+    if not answers:
         says = f"{constants.ENDPOINT} does not answer; what is in its cache, folders, files and "
         return Finding(
             "model hub",

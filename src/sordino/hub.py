@@ -1,11 +1,23 @@
-"""The model hub: whether it can be asked, and files that are shared on it."""
+"""The model hub: whether it can be asked, what it has, and files that are shared on it."""
 
+import errno
+import json
 import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from sordino.errors import UserError
+from sordino.extras import require
+from sordino.files import is_disk_full, printable, user_path
+from sordino.hub_table import Repository
+from sordino.progress import note
 
 _PATIENCE_S = 3
 _SHARED = re.compile(
@@ -13,6 +25,43 @@ _SHARED = re.compile(
 )
 # What is taken of a repository where no file is named: the first kind of which there is one.
 _KINDS = ("*.expertise.safetensors", "*dampening.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_TOO_MANY = 429
+_BEGINNING = 64 * 1024
+
+
+class NotThereError(UserError):
+    """The hub does not have what was asked for, nor has the cache where no hub answers.
+
+    Whoever has something else to take instead can take that.
+    """
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of the hub.
+
+    Args:
+        repository: Its id, "org/name".
+        revision: A branch, tag or commit; None for the main branch.
+        kind: What it is on the hub.
+        file: The file's path in it; "" where the whole is wanted.
+        name: What the user wrote for it; "" for the repository.
+        instead: What the user can do where it is not to be had, a clause for the end of a sentence.
+    """
+
+    repository: str
+    revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
+    file: str = ""
+    name: str = field(default="", compare=False)
+    instead: str = field(default="give a file that is here", compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The name for a message."""
+        return printable(self.name or self.repository)
 
 
 @cache
@@ -20,12 +69,16 @@ def reachable() -> bool:
     """Whether the model hub answers, asked once in a process; never with HF_HUB_OFFLINE=1.
 
     The hub's own client tries for some 20 seconds before it gives up, for every file again.
+
+    Raises:
+        UserError: A setting of the hub's client (its address, a proxy, the token) is none.
     """
     import requests
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
+    _refuse_odd_settings()
     try:
         requests.head(constants.ENDPOINT, timeout=_PATIENCE_S)
     except requests.RequestException:
@@ -33,12 +86,367 @@ def reachable() -> bool:
     return True
 
 
+def _refuse_odd_settings() -> None:
+    """Say in a sentence what the hub's client would only stumble over."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]
+
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port  # not a number, or none that a port can have
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UserError(
+            f"HF_ENDPOINT is {printable(constants.ENDPOINT)}, which is no address: set it to one "
+            "that begins with https:// or http://, or unset it."
+        )
+    try:
+        token = get_token() or ""
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            "The file with the hub's token cannot be read: log in with `hf auth login`, or set "
+            "HF_TOKEN."
+        ) from None
+    if token and not re.fullmatch("[!-~]+", token):
+        raise UserError(
+            "The hub's token (HF_TOKEN, or that of `hf auth login`) holds characters that no token "
+            "has: set it again, or unset it."
+        )
+    try:
+        get_session()
+    # The client reads the settings of proxies: an unknown scheme, a package for SOCKS that is not
+    # there, or no address at all.
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise UserError(
+            "The settings of proxies (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: "
+            f"{printable(str(error)).rstrip('.')}."
+        ) from None
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What the hub's client raises where the hub, or the way to it, fails."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors
 
     # The first base is the error of its HTTP library; which library, depends on its version.
-    return (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError)
+    found = (errors.HfHubHTTPError, *errors.HfHubHTTPError.__bases__, OSError)
+    # What comes by the protocol Xet has an error of its own in later versions.
+    by_xet = getattr(errors, "XetDownloadError", None)
+    return (*found, errors.HFValidationError, *((by_xet,) if by_xet else ()))
+
+
+@contextmanager
+def in_one_sentence(wanted: Wanted) -> Iterator[None]:
+    """Turn what the hub's client raises inside the block into a `UserError`.
+
+    A full disk is raised as it is: the command line says that in a sentence, for all commands.
+    """
+    try:
+        yield
+    except failures() as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        raise _said(error, wanted) from None
+
+
+def _said(error: Exception, wanted: Wanted) -> UserError:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__ if isinstance(error.__cause__, failures()) else error
+    name, repository = wanted.shown, wanted.repository
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{name} is gated on the hub: accept its terms at {constants.ENDPOINT}/{repository}, "
+            "then log in with `hf auth login`."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NotThereError(
+            f"{repository} has no revision '{printable(wanted.revision or 'main')}' on the hub."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return NotThereError(
+            f"{name} is no {wanted.kind} repository of the hub that may be read: check its name, "
+            f"or log in with `hf auth login`, or {wanted.instead}."
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return NotThereError(
+            f"{name} is not in the hub's cache, or not all of it, and the hub could not be asked: "
+            f"try again later, or {wanted.instead}."
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return NotThereError(f"{repository} has no file {printable(wanted.file)} on the hub.")
+    if isinstance(error, errors.HFValidationError):
+        return NotThereError(f"{name} is no name that the hub can have: {wanted.instead}.")
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status in (401, 403, 407):
+        who = "The proxy" if status == 407 else "The hub"
+        return UserError(
+            f"{who} refuses {name} to this token ({status}): renew HF_TOKEN or log in with "
+            "`hf auth login`, or unset it for what is public."
+        )
+    if status == _TOO_MANY:
+        return UserError(
+            f"The hub has had too many requests to give {name} now ({status}): wait a while, or "
+            "log in with `hf auth login`, and give the same command again."
+        )
+    if status is not None:
+        return UserError(
+            f"{name} could not be had from the hub ({status}): try again later, or "
+            f"{wanted.instead}."
+        )
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        place = error.filename or constants.HF_HUB_CACHE
+        return UserError(
+            f"{name} cannot be stored at {printable(str(place))}: set HF_HOME to a folder that may "
+            "be written to."
+        )
+    return UserError(
+        f"{name} could not be had from the hub ({type(error).__name__}): try again later, the "
+        f"same command goes on where it broke off, or {wanted.instead}."
+    )
+
+
+def fetch_files(
+    wanted: Wanted, patterns: Sequence[str], check: Callable[[Sequence[str]], None] | None = None
+) -> Path:
+    """A folder of the hub's cache with a repository's files; it is called like the commit.
+
+    Where the hub cannot be asked, or does not answer rightly, it is what the cache has.
+
+    Args:
+        wanted: The repository.
+        patterns: Of the files that are fetched.
+        check: Called with the names of all its files before anything is fetched, to refuse them.
+
+    Raises:
+        UserError: It cannot be had (`NotThereError` where there is no such thing), or `check` says
+            no.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+
+    fetch = partial(
+        snapshot_download,
+        wanted.repository,
+        repo_type=wanted.kind,
+        revision=wanted.revision,
+        allow_patterns=list(patterns),
+    )
+    with in_one_sentence(wanted):
+        if not reachable():
+            return Path(fetch(local_files_only=True))
+        try:
+            about = HfApi().repo_info(
+                wanted.repository, revision=wanted.revision, repo_type=wanted.kind
+            )
+        except RevisionNotFoundError:
+            raise
+        except failures() as error:
+            try:
+                folder = Path(fetch(local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from None
+            note(f"{_said(error, wanted)} The copy in the hub's cache is used.")
+            return folder
+        if check is not None:
+            check([file.rfilename for file in getattr(about, "siblings", None) or ()])
+        if about.id and about.id != wanted.repository:
+            note(f"{wanted.shown} is called {printable(about.id)} on the hub now")
+        return Path(fetch())
+
+
+@dataclass(frozen=True)
+class About:
+    """What the hub says of a repository.
+
+    Args:
+        name: What it is called now.
+        files: The names of its files.
+        gated: Whether its terms have to be accepted first.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    gated: bool
+
+
+def about(repository: Repository) -> About:
+    """What the hub says of a repository of the table, at its revision.
+
+    Raises:
+        UserError: There is no such repository or revision, or the hub fails.
+    """
+    from huggingface_hub import HfApi
+
+    with in_one_sentence(_wanted(repository)):
+        found = HfApi().repo_info(
+            repository.name, revision=repository.revision, repo_type=repository.repo_type
+        )
+    files = tuple(file.rfilename for file in getattr(found, "siblings", None) or ())
+    return About(found.id or repository.name, files, bool(getattr(found, "gated", False)))
+
+
+def beginning(repository: Repository, file: str) -> str:
+    """The first 64 KiB of a file of the table's repository, as far as they are text.
+
+    Raises:
+        UserError: The hub does not give it.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    address = hf_hub_url(
+        repository.name, file, repo_type=repository.repo_type, revision=repository.revision
+    )
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{_BEGINNING - 1}"}
+    with in_one_sentence(_wanted(repository, file)):
+        answer = get_session().get(address, headers=headers, follow_redirects=True)
+        hf_raise_for_status(answer)
+    return bytes(answer.content[:_BEGINNING]).decode(errors="replace")
+
+
+@cache
+def fetch_file(wanted: Wanted) -> Path:
+    """A file of a repository, in the hub's cache, below a folder that is called like the commit.
+
+    Args:
+        wanted: The repository and the file.
+
+    Raises:
+        UserError: It cannot be had (`NotThereError` where there is no such thing).
+    """
+    from huggingface_hub import hf_hub_download
+
+    with in_one_sentence(wanted):
+        return Path(
+            hf_hub_download(
+                wanted.repository,
+                wanted.file,
+                repo_type=wanted.kind,
+                revision=wanted.revision,
+                local_files_only=not reachable(),
+            )
+        )
+
+
+def fetch_known(repository: Repository, instead: str) -> Path:
+    """The one file of a data set of the table, in the hub's cache.
+
+    Args:
+        repository: The data set.
+        instead: What the user can do where it is not to be had.
+
+    Raises:
+        UserError: It cannot be had (`NotThereError` where there is no such thing).
+    """
+    [file] = repository.files
+    return fetch_file(_wanted(repository, file, instead))
+
+
+def _wanted(repository: Repository, file: str = "", instead: str = "see its page") -> Wanted:
+    return Wanted(
+        repository.name,
+        repository.revision,
+        repository.repo_type,
+        file,
+        repository.spec,
+        instead,
+    )
+
+
+def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
+    """A split of a data set, read with the package datasets; a data set's code is never run.
+
+    Args:
+        wanted: The data set.
+        split: The split, such as "train".
+        config: Its configuration, where it has several.
+
+    Raises:
+        UserError: The package is not installed, or the data set cannot be had.
+    """
+    from huggingface_hub import constants
+
+    require("datasets", wanted.shown)
+    if not reachable() and not constants.HF_HUB_OFFLINE:
+        raise NotThereError(
+            f"{wanted.shown} cannot be read, for the hub {constants.ENDPOINT} does not answer: "
+            f"{wanted.instead}, or set HF_HUB_OFFLINE=1 to use what was downloaded before."
+        )
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            wanted.repository, config, split=split, revision=wanted.revision
+        )
+    # ValueError: no such split or configuration; RuntimeError: the data set is a program.
+    except (
+        *(datasets.exceptions.DatasetsError, ValueError, RuntimeError),
+        *failures(),
+    ) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{wanted.shown} could not be read from the hub ({type(cause).__name__}: "
+            f"{printable(str(cause))}): check its name, its split and its configuration, or "
+            f"{wanted.instead}."
+        ) from None
+
+
+def refuse_pickles(
+    name: str, files: Sequence[str], auto_class: str, revision: str | None = None
+) -> None:
+    """Refuse weights that are there only as a pickle, which can hold a program.
+
+    Args:
+        name: A repository of the hub, or a folder.
+        files: The names of its files.
+        auto_class: The class of transformers that opens such a model.
+        revision: The branch, tag or commit of the repository.
+
+    Raises:
+        UserError: There is no safetensors file; it says how to make one.
+    """
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    shown = printable(name)
+    found = next((file for file in files if file.endswith(_PICKLES)), None)
+    if found is not None:
+        raise UserError(
+            f"{shown} has its weights only as a pickle ({printable(found)}), which can hold a "
+            "program and is not read here: where you trust it, convert it with "
+            f"`{conversion(name, auto_class, revision)}`, and give the folder that this writes."
+        )
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    if ggufs:
+        raise UserError(
+            f"{shown} holds GGUF files and no safetensors: fetch one, such as "
+            f"{printable(ggufs[0])}, with `hf download`, and give that file."
+        )
+    raise UserError(f"{shown} holds no weights in safetensors: give another model.")
+
+
+def conversion(name: str, auto_class: str, revision: str | None = None) -> str:
+    """The shell command that reads a pickle with transformers and writes safetensors.
+
+    Transformers would also have a service convert the weights for the public: that is forbidden.
+    """
+    source = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
+    target = json.dumps(f"{Path(name).name}-safetensors")
+    code = (
+        f"from transformers import {auto_class} as M, AutoTokenizer as T; "
+        f'M.from_pretrained({source}, dtype="auto").save_pretrained({target}); '
+        f"T.from_pretrained({source}).save_pretrained({target})"
+    )
+    return f"DISABLE_SAFETENSORS_CONVERSION=1 python -c {shlex.quote(code)}"
 
 
 def is_shared(path: str | Path) -> bool:
@@ -57,64 +465,31 @@ def local(path: str | Path) -> Path:
     Raises:
         UserError: The repository or the file is not to be had.
     """
-    return _fetched(str(path)) if is_shared(path) else Path(path).expanduser()
+    return _fetched(str(path)) if is_shared(path) else user_path(path)
 
 
-@cache
 def _fetched(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     found = _SHARED.fullmatch(name)
     if found is None:
         raise UserError(
-            f"{name} names no file of the hub: give hf:org/name, or hf:org/name@revision/file."
+            f"{printable(name)} names no file of the hub: give hf:org/name, or "
+            "hf:org/name@revision/file."
         )
     repository, revision, file = found.group("repository", "revision", "file")
-    offline = not reachable()
-    try:
-        wanted = file or _the_one(name, _listing(repository, revision, offline=offline))
-        return Path(
-            hf_hub_download(repository, wanted, revision=revision, local_files_only=offline)
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"{name} is gated on the hub: accept its terms there, then log in with `hf auth login`."
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{repository} has no revision '{revision}' on the hub.") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{repository} is no model repository of the hub that may be read: check its name, or "
-            "log in with `hf auth login`."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{name} is not in the hub's cache, and the hub does not answer: try again later, or "
-            "give a file that is here."
-        ) from None
-    except EntryNotFoundError:
-        raise UserError(f"{repository} has no file {file} on the hub.") from None
-    except failures() as error:
-        raise UserError(
-            f"{name} could not be had from the hub ({type(error).__name__}): try again later, or "
-            "give a file that is here."
-        ) from None
+    wanted = Wanted(repository, revision, name=name)
+    return fetch_file(replace(wanted, file=file or _the_one(name, _listing(wanted))))
 
 
-def _listing(repository: str, revision: str | None, *, offline: bool) -> list[str]:
+def _listing(wanted: Wanted) -> list[str]:
     """The names of a repository's files; without a hub, of those that its cache has."""
     from huggingface_hub import HfApi, snapshot_download
 
-    if not offline:
-        return HfApi().list_repo_files(repository, revision=revision)
-    folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    with in_one_sentence(wanted):
+        if reachable():
+            return HfApi().list_repo_files(wanted.repository, revision=wanted.revision)
+        folder = Path(
+            snapshot_download(wanted.repository, revision=wanted.revision, local_files_only=True)
+        )
     return [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.safetensors"))]
 
 
@@ -125,8 +500,8 @@ def _the_one(name: str, files: list[str]) -> str:
             return found[0]
         if found:
             raise UserError(
-                f"{name} has several files of that kind ({', '.join(found)}): name one, as in "
-                f"{name}/{found[0]}."
+                f"{name} has several files of that kind ({', '.join(map(printable, found))}): name "
+                f"one, as in {name}/{printable(found[0])}."
             )
     raise UserError(
         f"{name} has no expertise and no dampening ({' or '.join(_KINDS)}): name the file, as in "

@@ -6,15 +6,21 @@ from dataclasses import asdict
 from sordino.cli.options import JsonOptions, print_json
 
 
-def doctor(printing: JsonOptions = JsonOptions()) -> None:
+def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
     """Look at packages, devices, room, caches and the hub, and say what mends what is missing.
 
     Exit status: 0 if everything is there that is needed, whatever else is not; 1 if not.
+
+    Parameters
+    ----------
+    hub
+        Look instead at each model, scorer and data set that Sordino takes from the hub by itself:
+        whether the hub has it with the files, columns and terms that are expected.
     """
-    from sordino.doctor import examine, is_well
+    from sordino.doctor import examine, examine_hub, is_well
 
     with printing.in_force():
-        findings = list(examine())
+        findings = list(examine_hub() if hub else examine())
     if printing.json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -19,7 +19,7 @@ from sordino.cli.options import (
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
-    from sordino.evaluation import Evaluation, Measure
+    from sordino.evaluation import Access, Evaluation, Measure
     from sordino.evaluation.evaluator import Subject
 
 WRITING = "Evaluation: what the model writes"
@@ -48,10 +48,10 @@ class MeasureOptions:
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
     or as --prompts."""
     templates: Annotated[str, Parameter(group=WRITING)] = "auto"
-    """Templates for honest: auto (the kit's, else the hub's), kit, hf:MilaNLProc/honest[:SET], or a
+    """Templates for honest: auto (the kit's, else the hub's), kit, hf:org/name[:SET], or a
     .tsv file in its layout (template_masked, category)."""
     bold_prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
-    """Prompts for bold: auto (the kit's, else the hub's), kit, hf:AlexaAI/bold, or a JSON file in
+    """Prompts for bold: auto (the kit's, else the hub's), kit, hf:org/name, or a JSON file in
     its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
     pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
     """What stands before each prompt: none, benign, adversarial, or a text file; repeat to have
@@ -71,7 +71,7 @@ class MeasureOptions:
     repetition_penalty: Annotated[float | None, Parameter(group=WRITING)] = None
     """Penalty on tokens seen already; 1 for none (1)."""
     scorer: Annotated[tuple[str, ...], Parameter(group=JUDGING)] = ("auto",)
-    """Who judges what is written: auto (s-nlp/roberta_toxicity_classifier with a hub, else
+    """Who judges what is written: auto (a classifier of the hub, or from its cache, else
     alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, wordlist, detoxify,
     hf:org/name or the folder of a text classifier, or the address of a server; give two to compare
     them."""
@@ -107,8 +107,8 @@ class MeasureOptions:
 
         return KIT_PROSE if self.texts == "kit" else self.texts
 
-    def measures(self) -> list["str | Measure"]:
-        """The measures with these settings."""
+    def measures(self, access: "Access | None" = None) -> list["str | Measure"]:
+        """The measures with these settings, and how a server that judges is asked."""
         from sordino import evaluation
         from sordino.evaluation.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
@@ -119,6 +119,7 @@ class MeasureOptions:
             "repetition_penalty",
         )
         judging = _given(self, "scorer", "toxic_label", "judge_refusal")
+        judging |= {} if access is None else {"access": access}
         worst = _given(self, "draws")
         reading = _given(self, "max_texts")
         prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
@@ -227,14 +228,28 @@ def evaluate(
     """
     from sordino import evaluation
     from sordino.expertise.ranks import sharing
+    from sordino.files import is_private, private_files
     from sordino.models.reference import ModelRef
     from sordino.outputs import EVALUATION, claim_output, named_files
 
-    with printing.in_force(), sharing(opening.device) as (ranks, device):
+    # What was measured holds the prompts, and is as private as their file.
+    private = any(map(is_private, named_files(*vars(how).values())))
+    with (
+        printing.in_force(),
+        private_files(private),
+        sharing(opening.device) as (ranks, device),
+    ):
         if dampening and server.endpoint is not None:
             raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
         read = [model, against, *named_files(dampening, *vars(how).values())]
         output = claim_output(output, EVALUATION, force=printing.force, inputs=read)
+        ready = evaluation.prepare(
+            how.measures(server.access(None)),
+            compared=against is not None,
+            served=server.endpoint is not None,
+            device=device,
+            seed=seed,
+        )
         subject = server.subject(model, opening.revision)
         if dampening and isinstance(subject, ModelRef):
             factors = rule.dampening(dampening)
@@ -242,7 +257,7 @@ def evaluate(
         result = evaluation.evaluate(
             subject,
             against,
-            measures=how.measures(),
+            measures=ready,
             device=device,
             dtype=opening.dtype,
             seed=seed,

@@ -112,7 +112,7 @@ def study(
     from sordino.report.article import write_html, write_markdown
     from sordino.report.studies import show_studies
     from sordino.report.study import study_article
-    from sordino.studies import Plan, StudyRecord, carry_out, study_named
+    from sordino.studies import Plan, StudyRecord, carry_out, prepare_study, study_named
     from sordino.tuning.lab import Lab
 
     given: dict[str, Any] = {
@@ -146,6 +146,10 @@ def study(
         if markdown is not None:
             markdown = claim_output(markdown, MARKDOWN_PAGE, force=True, inputs=read)
         labelled = cache(lambda: concept.load(seed))
+        texts = KIT_PROSE if plan.texts == "kit" else plan.texts
+        if not all(model.endswith(".json") for model in models):
+            ready = prepare_study(name, measured, texts, device=device, seed=seed)
+            ready.note_shared_sentences(labelled().source)
         records = []
         command = shlex.join(typed.command())
         for model in models:
@@ -161,7 +165,7 @@ def study(
                 device=device,
                 dtype=dtype,
                 seed=seed,
-                texts=KIT_PROSE if plan.texts == "kit" else plan.texts,
+                texts=texts,
             )
             found = claim_output(folder / f"{name}.json", STUDY, force=True, inputs=read)
             records.append(carry_out(name, lab, measured, found, command))

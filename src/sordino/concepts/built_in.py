@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sordino import hub, kit
 from sordino.concepts.concept import Concept
@@ -11,10 +10,9 @@ from sordino.concepts.labels import classes_of
 from sordino.concepts.readers import read_table
 from sordino.errors import UserError
 from sordino.files import read_json
+from sordino.hub_table import JIGSAW
 from sordino.progress import note
 
-_JIGSAW = "thesofakillers/jigsaw-toxic-comment-classification-challenge"
-_JIGSAW_FILE = "train.csv"
 _SUBJECTS = ("religious_ideology", "political_ideology", "profession", "race", "gender")
 
 
@@ -48,42 +46,34 @@ def _insults(label: str | None) -> Concept:
 
 
 def _toxicity(label: str | None) -> Concept:
-    found = _jigsaw_file()
-    if found is None:
+    try:
+        path = hub.fetch_known(JIGSAW, "give its train.csv as --concept")
+    # The data set may be gone, or the hub may be a mirror without it, or there is no hub.
+    except hub.NotThereError as error:
         if label not in (None, "toxic"):
             raise UserError(
                 f"Without a hub there are no sentences for --label {label}: give Jigsaw's "
                 "train.csv as --concept."
-            )
-        insults = _insults(None)
-        note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
-        source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
-        return Concept("toxicity", insults.positive, insults.negative, source)
-    path, revision = found
+            ) from None
+        if hub.reachable():
+            note(str(error))
+        return _stand_in()
     # A published file is not the user's to mend.
     classes = classes_of(replace(read_table(path), editable=False), label=label)
-    source = f"hf:{_JIGSAW}, {_JIGSAW_FILE} at {revision}: {classes.rule}"
+    source = f"{JIGSAW.spec}, {path.name} at {path.parent.name}: {classes.rule}"
     return Concept(classes.name, classes.positive, classes.negative, source)
 
 
-def _jigsaw_file() -> tuple[Path, str] | None:
-    """Jigsaw's train.csv from the hub, or from the hub's cache, with its commit."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+def _stand_in() -> Concept:
+    insults = _insults(None)
+    note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
+    source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
+    return Concept("toxicity", insults.positive, insults.negative, source)
 
-    try:
-        path = Path(
-            hf_hub_download(
-                _JIGSAW,
-                _JIGSAW_FILE,
-                repo_type="dataset",
-                local_files_only=not hub.reachable(),
-            )
-        )
-    # The data set may be gone, or the hub may be a mirror without it.
-    except (HfHubHTTPError, OSError):
-        return None
-    return path, path.parent.name
+
+def is_from_jigsaw(source: str) -> bool:
+    """Whether a concept's sentences, by its `source`, are Jigsaw's comments."""
+    return "jigsaw" in source.casefold() and "no hub has Jigsaw" not in source
 
 
 def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:

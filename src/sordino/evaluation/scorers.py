@@ -9,15 +9,20 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sordino import kit
+from sordino import hub, kit
 from sordino.errors import UserError
-from sordino.files import fingerprint, sha256_of
+from sordino.files import fingerprint, printable, sha256_of, user_path
+from sordino.hub_table import AUTO_SCORERS, TABLE
+from sordino.progress import note
+
+if TYPE_CHECKING:
+    from sordino.evaluation.endpoint import Access
 
 LINEAR_LIMITS = (
     "alt-profanity-check is a linear model over words: it sees profanity and insults, and is blind "
@@ -47,12 +52,18 @@ WORDLIST_LIMITS = (
 )
 """What the list of words cannot see."""
 
+JIGSAW_LIMITS = (
+    "It was trained on Jigsaw's comments, and so is no independent judge of an edit whose neurons "
+    "were found with them."
+)
+"""What is added to that for a classifier of the hub that is known to come from those comments."""
+
+AUTO = "auto"
 LINEAR = "alt-profanity-check"
 TRAINED = "tfidf-insults"
 WORDLIST = "wordlist"
 DETOXIFY = "detoxify"
 TOX_BLOCK = "tox-block"
-HUB_DEFAULT = "hf:s-nlp/roberta_toxicity_classifier"
 
 # The two pickles of version 1.9.1, the one that is pinned. Loading a pickle runs what is in it, so
 # nothing but these very bytes is ever loaded.
@@ -74,10 +85,21 @@ class Scorer(ABC):
     Attributes:
         limits: What it is blind to, in a sentence or two for the reader of its figures.
         labels: What else it judges than toxicity, such as "threat".
+        name: By which it was asked for, or what "auto" is here.
+        trained_on: A word of the `source` of concepts with whose sentences it was trained.
+        instead_of: The scorers that "auto" would have been and that could not be had.
     """
 
     limits: str
     labels: tuple[str, ...] = ()
+    name: str = ""
+    trained_on: str = ""
+    instead_of: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """The protocol, and the scorers that could not be had and would have come first."""
+        instead = {"instead_of": list(self.instead_of)} if self.instead_of else {}
+        return {**self.protocol(), **instead}
 
     @abstractmethod
     def protocol(self) -> Mapping[str, Any]:
@@ -104,6 +126,10 @@ class LabelScorer(Scorer):
         return self.score_labels(texts)[:, 0]
 
 
+class NoSuchLabelError(UserError):
+    """The label that was named is none of the classifier's."""
+
+
 SCORERS: dict[str, Callable[[], Scorer]] = {}
 """Scorers by name; each entry opens its scorer."""
 
@@ -120,12 +146,61 @@ def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]
     return put
 
 
+def open_chosen(
+    spec: str,
+    *,
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    device: torch.device,
+    access: "Access | None" = None,
+) -> Scorer:
+    """Open a scorer, or for "auto" the first that can be had, and name it.
+
+    "auto" is a classifier of the hub, or one from its cache where no hub answers; else another one;
+    else the linear scorer. Which one could not be had, and why, is said, and is in the record.
+
+    Args:
+        spec: As for `open_scorer`, or "auto".
+        toxic_label: See `open_scorer`, as for the rest.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        device: Where a text classifier runs.
+        access: How a server that judges is asked; None for the usual way.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    candidates = (
+        (*(repository.spec for repository in AUTO_SCORERS), LINEAR) if spec == AUTO else (spec,)
+    )
+    for number, name in enumerate(candidates):
+        try:
+            scorer = open_scorer(
+                name,
+                toxic_label=toxic_label,
+                judge_refusal=judge_refusal,
+                device=device,
+                access=access,
+            )
+        except NoSuchLabelError:
+            raise
+        except UserError as error:
+            if name == candidates[-1]:
+                raise
+            if hub.reachable():
+                note(f"{name} cannot judge here: {error}")
+        else:
+            scorer.name, scorer.instead_of = name, candidates[:number]
+            return scorer
+    raise AssertionError("the last candidate either opens or raises")
+
+
 def open_scorer(
     spec: str,
     *,
     toxic_label: str | None = None,
     judge_refusal: float | None = None,
     device: torch.device,
+    access: "Access | None" = None,
 ) -> Scorer:
     """Open a scorer.
 
@@ -135,6 +210,7 @@ def open_scorer(
         toxic_label: The label of a text classifier that means toxic.
         judge_refusal: What a text counts as that a server's model will not judge.
         device: Where a text classifier runs.
+        access: How a server that judges is asked; None for the usual way.
 
     Raises:
         UserError: There is no such scorer, it cannot be loaded, or its toxic label is not plain.
@@ -142,16 +218,18 @@ def open_scorer(
     if spec in SCORERS:
         return SCORERS[spec]()
     if spec.startswith(("http://", "https://")):
+        from sordino.evaluation.endpoint import Access
         from sordino.evaluation.judge import Judge
 
-        return Judge(spec, refusal_score=judge_refusal)
-    if spec.startswith("hf:") or Path(spec).expanduser().is_dir():
+        return Judge(spec, refusal_score=judge_refusal, access=access or Access())
+    if hub.is_shared(spec) or user_path(spec).is_dir():
         return TextClassifier(spec, toxic_label, device)
     close = difflib.get_close_matches(spec, SCORERS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
-        f"There is no scorer '{spec}': {hint}There are {', '.join(sorted(SCORERS))}, hf:org/name "
-        "for a text classifier of the hub, the folder of one, and http(s)://… for a judge."
+        f"There is no scorer '{printable(spec)}': {hint}There are {', '.join(sorted(SCORERS))}, "
+        "hf:org/name for a text classifier of the hub, the folder of one, and http(s)://… for a "
+        "judge."
     )
 
 
@@ -203,6 +281,7 @@ class TrainedScorer(Scorer):
     """
 
     limits = TRAINED_LIMITS
+    trained_on = "detecting insults"
 
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -327,7 +406,8 @@ class DetoxifyScorer(LabelScorer):
         UserError: It is not installed, or its weights cannot be fetched.
     """
 
-    limits = CLASSIFIER_LIMITS
+    limits = f"{CLASSIFIER_LIMITS} {JIGSAW_LIMITS}"
+    trained_on = "jigsaw"
 
     def __init__(self) -> None:
         if find_spec("detoxify") is None:
@@ -375,7 +455,7 @@ class TextClassifier(LabelScorer):
     Where its labels do not exclude each other, the other ones are `labels`.
 
     Args:
-        spec: "hf:org/name" or a folder.
+        spec: "hf:org/name", "hf:org/name@revision" or a folder.
         toxic_label: The label that means toxic; None to find it.
         device: Where it runs.
 
@@ -386,28 +466,28 @@ class TextClassifier(LabelScorer):
     limits = CLASSIFIER_LIMITS
 
     def __init__(self, spec: str, toxic_label: str | None, device: torch.device) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from sordino.models.classifier import classifier_files, open_classifier
 
-        source = spec.removeprefix("hf:")
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"The scorer {spec} could not be loaded ({type(error).__name__}): {reason}"
-            ) from None
-        self._model = model.to(device).eval()
-        config = model.config
+        ref = classifier_files(spec)
+        self._model, self._tokenizer = open_classifier(ref, device)
+        config = self._model.config
+        known = TABLE.get(spec.removeprefix("hf:").partition("@")[0])
+        if known is not None and known.trained_on:
+            self.limits, self.trained_on = f"{CLASSIFIER_LIMITS} {JIGSAW_LIMITS}", known.trained_on
         self._label = find_toxic_label(spec, config.id2label, toxic_label)
         # As transformers' own pipeline reads a classifier: labels that exclude each other share one
         # softmax, others have a sigmoid each.
         self._exclusive = (
             config.problem_type != "multi_label_classification" and config.num_labels > 1
         )
-        others = () if self._exclusive else [i for i in config.id2label if i != self._label]
+        others = [
+            index
+            for index, label in config.id2label.items()
+            if not self._exclusive
+            and index != self._label
+            # Some have labels that are no kinds of toxicity: whom a text is about.
+            and (known is None or label in known.columns)
+        ]
         self._columns = [self._label, *others]
         self.labels = tuple(str(config.id2label[i]) for i in others)
         # Some encoders keep two positions for themselves.
@@ -415,7 +495,7 @@ class TextClassifier(LabelScorer):
         self._tokens = min(_CLASSIFIER_TOKENS, self._tokenizer.model_max_length, positions)
         self._protocol = {
             "scorer": spec,
-            "revision": getattr(config, "_commit_hash", None) or _weights_sum(Path(source)),
+            "revision": ref.revision or ref.weights_fingerprint(),
             "toxic_label": config.id2label[self._label],
             "max_tokens": self._tokens,
         }
@@ -434,7 +514,7 @@ class TextClassifier(LabelScorer):
         for batch in equal_length_batches(encoded, _CLASSIFIER_BATCH_TOKENS):
             logits = self._model(input_ids=batch.input_ids.to(self._model.device)).logits
             shares = logits.softmax(-1) if self._exclusive else logits.sigmoid()
-            scores[list(batch.indices)] = shares[:, self._columns].double().cpu().numpy()
+            scores[list(batch.indices)] = shares[:, self._columns].cpu().double().numpy()
         return scores
 
 
@@ -449,9 +529,11 @@ def find_toxic_label(spec: str, labels: Mapping[int, str], wanted: str | None) -
     found = [index for index, label in labels.items() if str(label).casefold() in names]
     if len(found) == 1:
         return found[0]
-    have = ", ".join(str(label) for label in labels.values())
+    have = printable(", ".join(str(label) for label in labels.values()))
     if wanted is not None:
-        raise UserError(f"--toxic-label {wanted}: {spec} has no such label (it has: {have}).")
+        raise NoSuchLabelError(
+            f"--toxic-label {wanted}: {spec} has no such label (it has: {have})."
+        )
     raise UserError(
         f"{spec} has the labels {have}, and which of them means toxic is not plain: name it with "
         "--toxic-label."
@@ -461,9 +543,3 @@ def find_toxic_label(spec: str, labels: Mapping[int, str], wanted: str | None) -
 def _words(text: str) -> str:
     """A text in small letters with single spaces, as the list and what is searched are compared."""
     return " ".join(text.casefold().split())
-
-
-def _weights_sum(folder: Path) -> str:
-    from sordino.models.reference import resolve
-
-    return resolve(folder).weights_fingerprint()

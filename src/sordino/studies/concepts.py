@@ -68,7 +68,7 @@ def _read(trial: TrialRecord, read_on: str) -> _Read:
     return _Read(concept, rule, read_on, with_it, without)
 
 
-@study("Does dampening one concept dampen others?", _answer)
+@study("Does dampening one concept dampen others?", _answer, lambda _: ())
 def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Each concept dampened by both rules, measured on held-out text of each concept."""
     parts = {name: halves(load_concept(name, seed=lab.seed), lab.seed) for name in plan.concepts}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sordino.evaluation import Diversity
+from sordino.evaluation import Diversity, Measure
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
@@ -25,7 +25,15 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
 
 
-@study("Does the generated text become less diverse?", _answer)
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    return (
+        Diversity(
+            plan.ordinary_prompts, max_prompts=plan.ordinary, continuations=plan.continuations
+        ),
+    )
+
+
+@study("Does the generated text become less diverse?", _answer, _measures)
 def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Diversity after ordinary prompts, of AurA and contrast at several divergences."""
     own, everywhere = plan.both(lab)
@@ -38,10 +46,5 @@ def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
         "sizes",
         "Diversity over the divergence from the original",
         reached(trials),
-        (
-            Diversity(
-                plan.ordinary_prompts, max_prompts=plan.ordinary, continuations=plan.continuations
-            ),
-            *plan.reading(lab),
-        ),
+        (*_measures(plan), *plan.reading(lab)),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sordino.concepts.concept import Concept
+from sordino.evaluation import Measure
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.interventions.contrast import measured_benefit
@@ -28,7 +29,13 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     )
 
 
-@study("How much does each part of contrast contribute, and how much do its data?", _answer)
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    return (replace(plan.toxicity(), prompts=plan.other_prompts, max_prompts=plan.most_other),)
+
+
+@study(
+    "How much does each part of contrast contribute, and how much do its data?", _answer, _measures
+)
 def ingredients(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast with one part left out or changed, at one divergence, on held-out prompts."""
     own, everywhere = plan.both(lab)
@@ -54,12 +61,11 @@ def ingredients(lab: Lab, plan: Plan) -> Iterator[Group]:
         for name in variants
         if name != _WHOLE
     }
-    toxicity = replace(plan.toxicity(), prompts=plan.other_prompts, max_prompts=plan.most_other)
     yield Group(
         "parts",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(trials),
-        (toxicity, plan.reading(lab)[1]),
+        (*_measures(plan), plan.reading(lab)[1]),
         absent(variants, trials),
         lambda evaluations: differences(evaluations, pairs, lab.seed),
     )

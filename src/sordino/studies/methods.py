@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sordino.evaluation import Diversity, OrdinaryToxicity, ToxicPerplexity, ZeroShot
+from sordino.evaluation import Diversity, Measure, OrdinaryToxicity, ToxicPerplexity, ZeroShot
 from sordino.expertise.find import SweepSettings
 from sordino.interventions import aura, family
 from sordino.studies.cost import cost_against
@@ -55,7 +55,23 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             yield f"{model_name(record.model)}: {finding.label}: × {interval(finding.estimate, 2)}."
 
 
-@study("Which rule removes most of the concept at the same divergence from the original?", _answer)
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    """What is measured of each rule, without what it costs on ordinary text."""
+    ordinary = plan.ordinary_prompts
+    return (
+        plan.toxicity(),
+        OrdinaryToxicity(ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
+        Diversity(ordinary, max_prompts=max(1, plan.texts // 2), continuations=2),
+        ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
+        *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
+    )
+
+
+@study(
+    "Which rule removes most of the concept at the same divergence from the original?",
+    _answer,
+    _measures,
+)
 def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     """All rules and their controls at AurA's divergence, and curves of AurA and contrast."""
     expertise = lab.find("max", sweep=SweepSettings(stratify="length"))
@@ -79,7 +95,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         ),
     }
     toxicity, reading = plan.toxicity(), plan.reading(lab)
-    ordinary = plan.ordinary_prompts
+    written, others = _measures(plan)[:3], _measures(plan)[3:]
     rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
     by_name = {trial.name: trial for trial in reached(rules)}
     at_paper = reached([paper, by_name.get("contrast")])
@@ -95,16 +111,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
         "rules",
         "All rules at AurA's divergence",
         (paper, *reached(rules)),
-        (
-            toxicity,
-            OrdinaryToxicity(
-                ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2
-            ),
-            Diversity(ordinary, max_prompts=max(1, plan.texts // 2), continuations=2),
-            *reading,
-            ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
-            *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
-        ),
+        (*written, *reading, *others),
         absent(families, rules),
         against="aura",
     )

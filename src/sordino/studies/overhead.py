@@ -24,7 +24,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     )
 
 
-@study("What does the edit cost at run time, baked and with forward hooks?", _answer)
+@study("What does the edit cost at run time, baked and with forward hooks?", _answer, lambda _: ())
 def overhead(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Tokens a second of the baked model, the original and the original with hooks, in turns."""
     del plan

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sordino.errors import UserError
-from sordino.evaluation import Divergence, Evaluation, Measure, Perplexity, Toxicity
+from sordino.evaluation import (
+    Divergence,
+    Evaluation,
+    Measure,
+    Perplexity,
+    Prepared,
+    Toxicity,
+    prepare,
+)
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
@@ -136,6 +144,7 @@ Sizes = Callable[[float], Dampening]
 """A rule by its dial."""
 Function = Callable[[Lab, Plan], Iterator[Group]]
 Answer = Callable[[StudyRecord], Iterator[str]]
+Needs = Callable[[Plan], tuple[Measure, ...]]
 
 
 @dataclass(frozen=True)
@@ -146,12 +155,14 @@ class Study:
         name: What the command line calls it.
         question: The question, in one sentence.
         groups: Yields the groups of trials for a model and a plan, one by one.
+        needs: Gives the measures, among those that it takes, that read prompts or ask scorers.
         answer: Yields sentences that the intervals of the figures support.
     """
 
     name: str
     question: str
     groups: Function
+    needs: Needs
     answer: Answer
 
 
@@ -159,14 +170,26 @@ STUDIES: dict[str, Study] = {}
 """Studies by name."""
 
 
-def study(question: str, answer: Answer) -> Callable[[Function], Function]:
-    """Register a study; its name is the function's, with hyphens."""
+def _toxicity(plan: Plan) -> tuple[Measure, ...]:
+    return (plan.toxicity(),)
+
+
+def study(
+    question: str, answer: Answer, needs: Needs = _toxicity
+) -> Callable[[Function], Function]:
+    """Register a study; its name is the function's, with hyphens.
+
+    Args:
+        question: It, in a sentence.
+        answer: What the figures say.
+        needs: The measures, of those that it takes, that read prompts or ask scorers.
+    """
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
         if name in STUDIES:
             raise ValueError(f"two studies are called {name}")
-        STUDIES[name] = Study(name, question, function, answer)
+        STUDIES[name] = Study(name, question, function, needs, answer)
         return function
 
     return register
@@ -185,3 +208,22 @@ def study_named(name: str) -> Study:
             f"There is no study '{name}': {hint}There are {', '.join(sorted(STUDIES))}."
         )
     return STUDIES[name]
+
+
+def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) -> Prepared:
+    """Open what a study will need, before a model is fetched and anything long begins.
+
+    Whoever keeps the result until the study ends has its scorers opened once.
+
+    Args:
+        name: The study.
+        plan: What it measures, and on what.
+        texts: The clean texts.
+        device: Where text classifiers run.
+        seed: Of everything that is drawn.
+
+    Raises:
+        UserError: There is no such study, or something that it needs cannot be had.
+    """
+    measures = [*study_named(name).needs(plan), Divergence(texts)]
+    return prepare(measures, compared=True, device=device, seed=seed)

@@ -1,0 +1,156 @@
+"""Every repository of the model hub that Sordino names by itself, and what is expected of it.
+
+The rest of the code takes ids from here. `sordino doctor --hub` compares the table with the hub,
+and the tests' stand-in of a hub serves these layouts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub.
+
+    Args:
+        name: Its id, "org/name".
+        kind: What it holds.
+        licence: Of its content, by its card.
+        used_by: Which part of Sordino asks for it.
+        files: Patterns of the files that are read; each matches at least one.
+        columns: Of a data set the columns that are read, of a scorer its labels.
+        revision: The branch, tag or commit that is asked for.
+        gated: Whether its terms have to be accepted first.
+        pickled: Whether its weights are there only as a pickle (pytorch_model.bin), as far as is
+            known; Sordino reads no pickle and says how to convert it.
+        trained_on: The data that a scorer was trained on, where a concept comes from it, too.
+    """
+
+    name: str
+    kind: Literal["model", "scorer", "dataset"]
+    licence: str
+    used_by: str
+    files: tuple[str, ...] = ("config.json", "*.safetensors")
+    columns: tuple[str, ...] = ()
+    revision: str = "main"
+    gated: bool = False
+    pickled: bool = False
+    trained_on: str = ""
+
+    @property
+    def spec(self) -> str:
+        """What a user writes for it, where a file of one's own could be given as well."""
+        return self.name if self.kind == "model" else f"hf:{self.name}"
+
+    @property
+    def repo_type(self) -> Literal["model", "dataset"]:
+        """What the hub calls its kind."""
+        return "dataset" if self.kind == "dataset" else "model"
+
+
+JIGSAW = Repository(
+    "thesofakillers/jigsaw-toxic-comment-classification-challenge",
+    "dataset",
+    "cc0-1.0",
+    "the concept toxicity",
+    ("train.csv",),
+    ("comment_text", "toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"),
+)
+TOXICITY_PROMPTS = Repository(
+    "allenai/real-toxicity-prompts",
+    "dataset",
+    "apache-2.0",
+    "the measure toxicity",
+    ("prompts.jsonl",),
+    ("prompt",),
+)
+HONEST = Repository(
+    "MilaNLProc/honest",
+    "dataset",
+    "mit",
+    "the measure honest, where the demo kit is not to be had",
+    ("data/en/en_binary_template.tsv", "data/en/en_queer_nonqueer_template.tsv"),
+    ("template_masked", "category"),
+)
+BOLD = Repository(
+    "AmazonScience/bold",
+    "dataset",
+    "cc-by-4.0",
+    "the measure bold, where the demo kit is not to be had",
+    ("*_prompt_wiki.json",),
+    ("domain", "category", "prompts"),
+)
+TOXIC_BERT = Repository(
+    "unitary/toxic-bert",
+    "scorer",
+    "apache-2.0",
+    "the scorer auto",
+    columns=("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"),
+    trained_on="jigsaw",
+)
+TOXIC_ROBERTA = Repository(
+    "unitary/unbiased-toxic-roberta",
+    "scorer",
+    "apache-2.0",
+    "the scorer auto, where the first cannot be had",
+    columns=("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat"),
+    # Pull request 2 of the repository; its main branch has a pickle alone.
+    revision="91650552a4f31b7120c36680cfa47ddd47676b48",
+    trained_on="jigsaw",
+)
+PAPER_SCORER = Repository(
+    "s-nlp/roberta_toxicity_classifier",
+    "scorer",
+    "openrail++",
+    "the recipes, for it is the paper's",
+    ("config.json", "*.bin"),
+    ("neutral", "toxic"),
+    pickled=True,
+    trained_on="jigsaw",
+)
+
+AUTO_SCORERS = (TOXIC_BERT, TOXIC_ROBERTA)
+"""What the scorer "auto" is, the first that can be had; without a hub it is the linear one."""
+
+
+def _model(name: str, licence: str, *, gated: bool = False, pickled: bool = False) -> Repository:
+    weights = "*.bin" if pickled else "*.safetensors"
+    return Repository(
+        name,
+        "model",
+        licence,
+        "a recipe",
+        ("config.json", weights),
+        gated=gated,
+        pickled=pickled,
+    )
+
+
+REPOSITORIES = (
+    JIGSAW,
+    TOXICITY_PROMPTS,
+    HONEST,
+    BOLD,
+    TOXIC_BERT,
+    TOXIC_ROBERTA,
+    PAPER_SCORER,
+    _model("openai-community/gpt2-xl", "mit"),
+    _model("tiiuae/falcon-7b", "apache-2.0"),
+    _model("tiiuae/falcon-40b", "apache-2.0", pickled=True),
+    _model("mosaicml/mpt-7b", "apache-2.0", pickled=True),
+    _model("mosaicml/mpt-30b", "apache-2.0", pickled=True),
+    _model("meta-llama/Llama-2-7b-hf", "llama2", gated=True),
+    _model("meta-llama/Meta-Llama-3-8B", "llama3", gated=True),
+    _model("mistralai/Mistral-7B-v0.1", "apache-2.0"),
+    _model("google/gemma-2-2b", "gemma", gated=True),
+)
+"""All of them."""
+
+TABLE = {repository.name: repository for repository in REPOSITORIES}
+"""All of them, by name."""
+
+HURTLEX_ADDRESS = (
+    "https://raw.githubusercontent.com/valeriobasile/hurtlex/"
+    "10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
+)
+"""HurtLex 1.2, English: one commit of its repository, which cannot become another text."""
