@@ -139,19 +139,21 @@ def test_factors_of_one_change_no_weight(tmp_path):
     assert record["changed"] == 0
 
 
-def test_links_become_files(tmp_path):
-    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+def test_a_snapshot_of_the_hub_s_cache_becomes_files(tmp_path):
+    repository = tmp_path / "models--org--tiny"
+    blobs, folder = repository / "blobs", repository / "snapshots/abc"
     shutil.copytree(tiny_folder("llama", tmp_path), blobs)
-    folder.mkdir()
+    (folder / "templates").mkdir(parents=True)
     for blob in blobs.iterdir():
-        (folder / blob.name).symlink_to(blob)
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more/notes.txt").write_text("kept")
-    (folder / "linked").symlink_to(tmp_path / "more")
+        (folder / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    (folder / "templates/tool.jinja").symlink_to("../../../blobs/config.json")
     (folder / "loop").symlink_to(folder)
-    bake(folder, dampening_of(blobs), tmp_path / "out")
+    record = bake(folder, dampening_of(blobs), tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
-    assert set(files_of(tmp_path / "out")) == set(files_of(blobs)) | ADDED | {"linked/notes.txt"}
+    names = set(files_of(blobs)) | ADDED | {"templates/tool.jinja"}
+    assert set(files_of(tmp_path / "out")) == names
+    assert record["not_copied"] == ["loop/"]
+    assert "linked" not in record
 
 
 def test_a_gguf_file_becomes_a_folder(tmp_path):

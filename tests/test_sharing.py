@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
-from huggingface_hub.utils import _http
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -24,10 +22,10 @@ from sordino.cli.app import main
 from sordino.edits import bake, diff, read_provenance
 from sordino.errors import UserError
 from sordino.expertise import Expertise
+from sordino.folders import Folders
 from sordino.interventions import Dampening, aura
 from sordino.models import open_model
 from sordino.sharing import push
-from sordino.folders import Folders
 from stub_hub import DROP
 from tiny_gguf import tiny_gguf
 
@@ -61,23 +59,10 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def online(stub_hub, monkeypatch, tmp_path):
-    """The hub on loopback, as this process' hub, with a token that may write and an empty cache."""
-    monkeypatch.setattr(constants, "ENDPOINT", stub_hub.address)
-    template = stub_hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+def online(online, monkeypatch):
+    """The hub on loopback, with a token that may write."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    hub.reachable.cache_clear()
-    hub.fetch_file.cache_clear()
-    yield stub_hub
-    monkeypatch.undo()
-    _http.close_session()
-    hub.reachable.cache_clear()
-    hub.fetch_file.cache_clear()
+    return online
 
 
 def pushed(made, name="org/quiet", **options):

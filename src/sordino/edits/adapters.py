@@ -5,7 +5,6 @@ paper's (Liu et al., arXiv:2205.05638) own vectors in the feed-forward part mult
 calls such modules `feedforward_modules`, and here there are none.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
 from sordino.files import write_json
 from sordino.interventions import Dampening
+from sordino.markdown import with_front
 from sordino.models.experts import ExpertMatrix
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import ModelRef
@@ -83,11 +83,10 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
 def card(record: Mapping[str, Any]) -> str:
     """The README.md of an adapter's folder, with the lines that load it."""
     model = record["model"]
-    front = {"library_name": "peft", "tags": ["ia3", "sordino"]}
+    front: dict[str, Any] = {"library_name": "peft", "tags": ["ia3", "sordino"]}
     if model["revision"]:  # only a model of the hub has a name there
         front["base_model"] = model["name"]
-    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    return f"---\n{lines}\n---\n\n{plain_card(record)}{_USE}"
+    return with_front(front, plain_card(record) + _USE)
 
 
 _USE = """

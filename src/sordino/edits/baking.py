@@ -16,17 +16,17 @@ from sordino.edits.provenance import (
     EXTRAS,
     FILE_NAME,
     GGUF,
-    Format,
     plain_card,
     provenance,
 )
+from sordino.edits.record import Format
 from sordino.errors import UserError
 from sordino.files import is_disk_full, new_file, new_folder, only_one, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
-from sordino.progress import note
 from sordino.outputs import GGUF_MODEL, MODEL, claim_output, listing
+from sordino.progress import note
 
 BASE_CARD = "README.base.md"
 
@@ -114,9 +114,7 @@ def bake(
     return record
 
 
-def _write_weights(
-    ref: ModelRef, dampening: Dampening, stage: Path, dtype: str
-) -> dict[str, Any]:
+def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str) -> dict[str, Any]:
     """Fill the stage with the dampened model, and give what `provenance` takes of that."""
     if ref.kind == "gguf":
         return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype)}

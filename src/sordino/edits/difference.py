@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from sordino import hub
-from sordino.edits.safetensors_folder import model_files
 from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
 from sordino.files import read_json
-from sordino.models.reference import ModelRef, resolve
+from sordino.models.folder import list_files
+from sordino.models.reference import ModelRef, refuse_adapter, resolve
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import track
 
@@ -317,6 +317,7 @@ def _source(spec: str | Path | ModelRef) -> _Source:
 
 def _folder(name: str, path: Path) -> _Source:
     """A folder of a model, or of an adapter, which has no index."""
+    refuse_adapter(path)
     known = (path / "model.safetensors", path / "model.safetensors.index.json")
     if any(file.exists() for file in known):
         weights = ModelRef(name, "folder", path).weight_files
@@ -324,7 +325,8 @@ def _folder(name: str, path: Path) -> _Source:
         weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{path} holds no safetensors file: there is nothing to compare.")
-    every = {str(file): path / file for file in model_files(path)}
+    listed = list_files(path)
+    every = {str(file): path / file for file in sorted([*listed.inside, *listed.outside])}
     inside = {file.name for file in weights}
     return _Safetensors(name, weights, {k: v for k, v in every.items() if k not in inside})
 

@@ -57,10 +57,6 @@ class Provenance(Origin):
     rewritten: list[str] | None = None
     not_copied: list[str] | None = None
     linked: list[str] | None = None
-    rewritten: list[str] | None = None
-    not_copied: list[str] | None = None
-    linked: list[str] | None = None
-    files: list[str] | None = None
     quantised: _Quantised | None = None
     earlier: "Provenance | None" = None
 

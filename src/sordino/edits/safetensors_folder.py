@@ -6,8 +6,7 @@ shifts need biases that the model lacks, the configuration's setting for them an
 """
 
 import json
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -35,8 +34,10 @@ from sordino.edits.shard import (
     copy_rewritten,
     refuse_unchangeable,
 )
-from sordino.files import read_json
+from sordino.errors import UserError
+from sordino.files import create_file, printable, read_json
 from sordino.interventions import Dampening
+from sordino.models.folder import OUTSIDE, FolderFiles, is_of_model, list_files
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
@@ -49,8 +50,6 @@ _OTHER_WEIGHTS = (
     *("*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json"),
 )
 _CONFIG = "config.json"
-_NO_MODEL_FOLDERS = (".git", ".cache", "__pycache__")
-_NO_MODEL_FILES = ("*.incomplete", "*.partial", "*.lock")
 
 
 Headers = Mapping[PurePosixPath, Mapping[str, Stored]]
@@ -65,6 +64,8 @@ class FolderEdit:
         edited: The files that hold a site, each with the changes of its tensors.
         copied: The files that stay as they are.
         left_out: The files that would hold undampened weights.
+        not_copied: Why what else is in the folder is no file of the model, by its path.
+        linked: The weight files that lie elsewhere, behind a link.
         added: The biases that the model lacked, by file and name.
         rewritten: The JSON files that tell of what changed, with their new content.
         settings: The settings of the configuration that were changed for new biases.
@@ -75,6 +76,8 @@ class FolderEdit:
     edited: Mapping[PurePosixPath, Changes]
     copied: tuple[PurePosixPath, ...]
     left_out: tuple[PurePosixPath, ...]
+    not_copied: Mapping[str, str]
+    linked: tuple[PurePosixPath, ...]
     added: Mapping[PurePosixPath, Mapping[str, Tensor]]
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
@@ -112,7 +115,8 @@ class FolderEdit:
                     copy(source, copied, told)
         for file, content in self.rewritten.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (target / file).write_text(text, encoding="utf-8")
+            with create_file(target / file) as stream:
+                stream.write(text.encode())
 
     def _write_edited(
         self,
@@ -137,10 +141,17 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
 
     Raises:
         UserError: The dampening does not fit the model, a site's tensor is missing or of a type
-            that cannot be changed, a bias that a shift needs cannot be, or a file is damaged.
+            that cannot be changed, a bias that a shift needs cannot be, a file that the model needs
+            is a link out of its folder, or a file is damaged.
     """
+    listed = list_files(ref.path)
+    refuse_needed_outside(ref.path, listed)
     model = empty_model(ref)
-    files = list(model_files(ref.path))
+    # Weights are read wherever they are, and everything else is copied from inside alone.
+    weights = {file.name for file in ref.weight_files}
+    linked = tuple(file for file in listed.outside if str(file) in weights)
+    files = sorted([*listed.inside, *linked])
+    others = {printable(str(file)): OUTSIDE for file in listed.outside if file not in linked}
     left_out = {file for file in files if _is_other_weights(file)}
     headers = {
         file: read_header(ref.path / file)
@@ -185,6 +196,8 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         edited,
         tuple(file for file in files if file not in gone),
         tuple(sorted(left_out)),
+        {**listed.left_out, **others},
+        linked,
         added,
         rewritten,
         biases.settings if biases else {},
@@ -285,19 +298,14 @@ def _indices(
     return found
 
 
-def model_files(folder: Path) -> Iterator[PurePosixPath]:
-    """The files of a model folder in a stable order, links followed."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        here = Path(root)
-        ancestors = {here.resolve(), *here.resolve().parents}
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name not in _NO_MODEL_FOLDERS and (here / name).resolve() not in ancestors
-        )
-        for name in sorted(names):
-            if not any(fnmatch(name, pattern) for pattern in _NO_MODEL_FILES):
-                yield PurePosixPath((here / name).relative_to(folder).as_posix())
+def refuse_needed_outside(folder: Path, listed: FolderFiles | None = None) -> None:
+    """Raise `UserError` if a file that a model needs, and that is copied, is a link out of it."""
+    for file in (listed or list_files(folder)).outside:
+        if is_of_model(file):
+            raise UserError(
+                f"{folder / file} is a link out of the model's folder, and what lies elsewhere is "
+                "not copied: put the file itself in its place, or give the folder that it is in."
+            )
 
 
 def _is_shard(file: PurePosixPath) -> bool:

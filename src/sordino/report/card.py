@@ -1,16 +1,22 @@
 """The model card of a dampened model."""
 
+import hashlib
+import re
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sordino.evaluation import Evaluation
+from sordino.evaluation.writing import PRE_PROMPTS
+from sordino.files import printable
+from sordino.folders import Folders, texts
+from sordino.markdown import front_matter, line, with_front
 from sordino.report import outcome
 
+_OWN_WORDS = "pre_prompt_text"
+_SUMMARY = re.compile(r"\d+ characters, SHA-256 [0-9a-f]{64}")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 
@@ -36,15 +42,20 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    base, rows = front_matter(base_card), outcome.rows(evaluation)
+    said = without_own_words(evaluation).model_dump(mode="json") if evaluation else {}
+    folders = Folders.of_record(provenance, texts(said))
+    provenance = folders.cleaned(provenance)
+    evaluation = Evaluation.model_validate(folders.cleaned(said)) if evaluation else None
+    base, rows = inherited(base_card), outcome.rows(evaluation)
+    environment.filters["line"] = line
     body = environment.get_template("card.md.jinja").render(
         title=f"{_display_name(provenance)}, {line(_concept(provenance))} turned down",
         did=_did(provenance),
-        file=file,
+        file=shlex.quote(file) if file else "",
         rows=[row for row in rows if not row.figure.detail],
         details=sum(row.figure.detail for row in rows),
         not_run=[
-            (family.title, line(family.not_run))
+            (line(family.title), line(family.not_run))
             for family in outcome.families(evaluation)
             if family.not_run
         ],
@@ -54,42 +65,65 @@ def model_card(
         protocol=[
             (
                 line(name),
-                [(line(key), line(_homeless(value))) for key, value in settings.items()],
+                [(line(key), line(value)) for key, value in settings.items()],
             )
             for name, settings in outcome.protocol(evaluation).items()
         ],
-        limits=outcome.limits(evaluation),
+        limits=list(map(line, outcome.limits(evaluation))),
         licence=(
-            f"The original model's licence ({base['license']}) holds for this one."
+            f"The original model's licence ({line(str(base['license']))}) holds for this one."
             if "license" in base
             else "The original model's licence holds for this one; its card named none that could "
             "be taken over here."
         ),
     )
-    front: dict[str, Any] = {key: base[key] for key in _INHERITED if key in base}
+    front = dict(base)
     if provenance["model"]["revision"]:
         # Only a model of the hub has a name there.
         front["base_model"] = provenance["model"]["name"]
-    data = ModelCardData(
-        **front, library_name="gguf" if file else "transformers", tags=_tags(provenance, base)
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+    front["library_name"] = "gguf" if file else "transformers"
+    front["tags"] = _tags(provenance, front_matter(base_card))
+    return with_front(front, body)
 
 
-def front_matter(card: str | None) -> dict[str, Any]:
-    """The YAML in front of a card; empty where there is none that can be read."""
-    if card is None or not card.lstrip().startswith("---"):
-        return {}
-    try:
-        found: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, yaml.YAMLError):
-        return {}
-    return found
+def without_own_words(evaluation: Evaluation) -> Evaluation:
+    """The same, with the length and the SHA-256 of a pre-prompt of the user's own for its text."""
+    measures = {
+        name: result.model_copy(update={"protocol": _without_own_words(result.protocol)})
+        for name, result in evaluation.measures.items()
+    }
+    return evaluation.model_copy(update={"measures": measures})
+
+
+def _without_own_words(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    text = protocol.get(_OWN_WORDS)
+    if not isinstance(text, str) or not text or text in PRE_PROMPTS.values():
+        return dict(protocol)
+    if _SUMMARY.fullmatch(text):
+        return dict(protocol)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return {**protocol, _OWN_WORDS: f"{len(text)} characters, SHA-256 {digest}"}
+
+
+def inherited(base_card: str | None) -> dict[str, Any]:
+    """What of the YAML in front of the original's card holds for a changed model, too."""
+    base = front_matter(base_card)
+    plain = {key: _plain(base[key]) for key in _INHERITED if key in base}
+    return {key: value for key, value in plain.items() if value}
+
+
+def _plain(value: Any) -> str | list[str]:
+    """A text, or the texts of a list; nothing of anything else."""
+    if isinstance(value, list):
+        return [printable(one) for one in value if isinstance(one, str)]
+    return printable(value) if isinstance(value, str) else ""
 
 
 def _tags(provenance: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     own = ["sordino", provenance["intervention"]["name"], _concept(provenance)]
-    return list(dict.fromkeys([*own, *map(str, base.get("tags", []))]))
+    tags = base.get("tags")
+    others = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    return list(dict.fromkeys(map(printable, [*own, *others])))
 
 
 def _concept(provenance: Mapping[str, Any]) -> str:
@@ -97,12 +131,7 @@ def _concept(provenance: Mapping[str, Any]) -> str:
 
 
 def _display_name(provenance: Mapping[str, Any]) -> str:
-    return line(_homeless(str(provenance["model"]["name"])))
-
-
-def _homeless(value: str) -> str:
-    """A path without the folders of the machine that it was on; any other text as it is."""
-    return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
+    return line(str(provenance["model"]["name"]))
 
 
 def _did(provenance: Mapping[str, Any]) -> str:
@@ -113,7 +142,7 @@ def _did(provenance: Mapping[str, Any]) -> str:
         f"{_display_name(provenance)} with the neurons that recognise "
         f"**{line(_concept(provenance))}** turned down in its weights: "
         f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
-        f"({intervention['name']}, strength {intervention['strength']:g}). "
+        f"({line(intervention['name'])}, strength {intervention['strength']:g}). "
         "A neuron is an output of a linear layer."
     )
 
@@ -136,10 +165,4 @@ def _made(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Sordino": provenance["sordino_version"],
         "Date": provenance["created"],
     }
-    return [(key, line(str(value))) for key, value in facts.items() if value != ""]
-
-
-def line(text: str) -> str:
-    """Text that stays inside one line and one table cell, and brings no HTML with it."""
-    flat = " ".join(text.split())
-    return flat.replace("|", "\\|").replace("<", "&lt;")
+    return [(line(key), line(str(value))) for key, value in facts.items() if value != ""]

@@ -1,36 +1,40 @@
-"""What is pushed: the files of an output, without this machine's folders and without samples."""
+"""What is pushed: an allow list of an output's files, without this machine's folders."""
 
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from sordino.edits import gguf_record, is_dampened, read_provenance
 from sordino.edits.baking import BASE_CARD
-from sordino.edits.provenance import DAMPENING, EXTRAS, FILE_NAME, GGUF
+from sordino.edits.provenance import BEFORE, DAMPENING, EARLIER, EXTRAS, FILE_NAME, GGUF
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
-from sordino.files import read_json, to_json
+from sordino.files import printable, read_json, to_json, user_path
+from sordino.folders import Folders, is_path, of_this_machine, texts
 from sordino.interventions import Dampening
+from sordino.models.folder import OUTSIDE, is_of_model, is_settings, is_terms, list_files
+from sordino.models.reference import ModelRef
+from sordino.report.card import without_own_words
 from sordino.report.page import render
 from sordino.report.record import RunRecord
 from sordino.sharing import cards
-from sordino.sharing.folders import Folders, of_this_machine, texts
 
 CARD = "README.md"
 EXPERTISE = ".expertise.safetensors"
 _SAMPLES = "it holds texts in the clear; --samples takes it along"
-# Where a setting of the model's own files may say from which folder the model came.
-_NAMES = ("name_or_path", "tokenizer_file", "vocab_file")
-_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-_READ = ("README.md", FILE_NAME, *_SETTINGS, "adapter_config.json")
-_OURS = (".md", ".toml", ".html", ".json", ".jsonl")
+_BESIDE = f"{EXTRAS}/evaluation-"
+_FOREIGN = "it is no part of the model"
+# Where a setting of the model's own files says from which folder something came.
+_PLACES = ("name_or_path", "_file", "_path", "_dir", "_folder")
+# Words of the model's own, which may look like paths.
+_WORDS = ("chat_template", "added_tokens_decoder", "additional_special_tokens", "vocab")
 
 
 @dataclass
@@ -70,6 +74,9 @@ def bundle(
 ) -> Iterator[Bundle]:
     """Put together what is pushed of an output; what is rewritten lies in a temporary folder.
 
+    What Sordino wrote and the files that a model consists of are pushed; everything else is left
+    out, and listed.
+
     Args:
         subject: A folder or a ".gguf" file that Sordino wrote, an expertise or a dampening.
         repository: Where it will be, for the card.
@@ -78,23 +85,35 @@ def bundle(
         samples: Whether the continuations, in which harmful text stands in the clear, go along.
 
     Raises:
-        UserError: It is none of these, its licence is not known, or a text in it names a folder of
-            this machine.
+        UserError: It is none of these, its licence is not known, a name is none of the hub's, or
+            the user's own words in the card name a folder of this machine.
     """
-    source = Path(subject).expanduser()
+    source = user_path(subject)
+    for name in filter(None, (repository, base_model)):
+        _refuse_impossible(name)
     about = cards.About(repository, license, base_model)
     with TemporaryDirectory(prefix="sordino-push-") as stage:
         if source.suffix == ".safetensors" and source.is_file():
-            found = _statistics(source, Path(stage), about)
+            yield _statistics(source, Path(stage), about)
         elif source.exists() and is_dampened(source):
-            found = _Output(source, Path(stage), about, samples=samples).bundle()
+            yield _Output(source, Path(stage), about, samples=samples).bundle()
         else:
             raise UserError(
                 f"{source} is nothing that is pushed: give a folder or .gguf file that sordino "
                 f"wrote, or NAME{EXPERTISE}."
             )
-        _refuse_folders(found, of_this_machine(source))
-        yield found
+
+
+def _refuse_impossible(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(
+            f"{printable(name)} is no name of the hub: give one such as org/name."
+        ) from None
 
 
 def _statistics(source: Path, stage: Path, about: cards.About) -> Bundle:
@@ -115,12 +134,12 @@ def _statistics(source: Path, stage: Path, about: cards.About) -> Bundle:
 def _expertise(file: Path, known: Folders) -> Expertise:
     """An expertise whose metadata name no folders."""
     expertise = Expertise.load(file)
-    folders = known.also(_sources(expertise.metadata))
+    folders = known.also(Folders.of_metadata(expertise.metadata))
     return Expertise(expertise.statistics, folders.cleaned(dict(expertise.metadata)))
 
 
 def _without_folders(dampening: Dampening) -> Dampening:
-    folders = Folders([t for origin in dampening.origins for t in _sources(origin)])
+    folders = Folders.of_metadata(*dampening.origins)
     return replace(
         dampening,
         settings=folders.cleaned(dict(dampening.settings)),
@@ -129,145 +148,213 @@ def _without_folders(dampening: Dampening) -> Dampening:
     )
 
 
-def _sources(metadata: Mapping[str, str]) -> list[str]:
-    """The model, and the files that a concept's source names before what it says of them."""
-    source = metadata.get("concept_source", "")
-    for mark in (" (positive) and ", " (negative)"):
-        source = source.replace(mark, ": ")
-    return [metadata.get("model", ""), *source.split(": ")]
-
-
 class _Output:
     """A folder or a GGUF file that Sordino wrote, with what lies in its `sordino/` folder."""
 
     def __init__(self, source: Path, stage: Path, about: cards.About, *, samples: bool) -> None:
         self._source, self._stage, self._about, self._samples = source, stage, about, samples
         self._is_file = source.suffix == GGUF
-        self._extras = source.with_suffix(f".{EXTRAS}") if self._is_file else source / EXTRAS
-        record, recipe = read_provenance(source), self._extras / "recipe.toml"
-        known = [*texts(record), *(t for one in _origins(record) for t in _sources(one))]
-        if recipe.is_file():
-            known += [*texts(tomllib.loads(recipe.read_text(encoding="utf-8")))]
-        self._folders = Folders(known)
-        self._record: dict[str, Any] = self._folders.cleaned(record)
-        self._evaluation = self._read_evaluation()
+        record = read_provenance(source)
         self._found = Bundle("model" if record["written_as"] == "weights" else "adapter")
+        # By their path in the repository, of which `sordino/` lies beside a GGUF file.
+        self._here: dict[str, Path] = {}
+        if self._is_file:
+            self._list(source.with_suffix(f".{EXTRAS}"), f"{EXTRAS}/")
+        else:
+            self._list(source, "")
+        self._evaluation = self._read_evaluation()
+        figures = self._evaluation.model_dump(mode="json") if self._evaluation else {}
+        self._folders = Folders.of_record(record, texts(figures))
+        self._record: dict[str, Any] = self._folders.cleaned(record)
+        self._places = of_this_machine(source)
+
+    def _list(self, folder: Path, inside: str) -> None:
+        """Note which files are there; links out of the folder are left out, whatever their name."""
+        if not folder.is_dir():
+            return
+        listed = list_files(folder)
+        self._here |= {f"{inside}{file}": folder / file for file in listed.inside}
+        others = {str(file): OUTSIDE for file in listed.outside} | listed.left_out
+        self._found.left_out |= {inside + printable(name): why for name, why in others.items()}
 
     def bundle(self) -> Bundle:
         """All files, each as it is to be pushed."""
         if self._is_file:
             self._found.files[self._source.name] = self._gguf()
-        else:
-            for file in sorted(self._source.iterdir()):
-                if file.is_file() and not file.name.startswith("."):
-                    self._take(file, file.name)
-        if self._extras.is_dir():
-            self._take_extras(self._extras, EXTRAS)
-        card = (self._extras if self._is_file else self._source) / CARD
-        base = self._source / BASE_CARD
-        self._found.files[CARD] = cards.of_model(
-            self._record,
-            self._evaluation,
-            card.read_text(encoding="utf-8") if card.is_file() else "",
-            base.read_text(encoding="utf-8") if base.is_file() else None,
-            self._about,
-            file=self._source.name if self._is_file else "",
-        ).encode()
+        weights = self._weights()
+        for name, file in sorted(self._here.items()):
+            if name.startswith(f"{EXTRAS}/"):
+                self._take_extra(file, name)
+            elif name in weights:
+                self._found.files[name] = file
+            elif name != CARD:
+                self._take(file, name)
+        self._found.files[CARD] = self._card().encode()
+        # Only now is it known what is pushed.
+        if FILE_NAME in self._found.files:
+            record = {**self._record, "files": sorted(self._found.files)}
+            self._found.files[FILE_NAME] = to_json(_published(record)).encode()
         return self._found
 
-    def _take(self, file: Path, name: str) -> None:
-        if file.name == FILE_NAME:
-            self._found.files[name] = self._json(file)
-        elif file.name in _SETTINGS or file.name == "adapter_config.json":
-            self._found.files[name] = _settings(file)
-        else:
-            self._found.files[name] = file
+    def _weights(self) -> set[str]:
+        """The names of the files that hold the weights.
 
-    def _take_extras(self, folder: Path, inside: str) -> None:
-        """What is known of the `sordino/` folder; anything else is someone's own."""
-        for file in sorted(folder.iterdir()):
-            name = f"{inside}/{file.name}"
-            if file.is_dir() and file.name in ("before", "earlier"):
-                for one in sorted(file.rglob("*")):
-                    if one.is_file():
-                        self._take_extra(one, f"{name}/{one.relative_to(file).as_posix()}")
-            elif file.is_file() and not (self._is_file and file.name == CARD):
-                self._take_extra(file, name)
-            elif file.is_dir():
-                self._found.left_out[name] = "it is no part of the model"
+        Raises:
+            UserError: One of them is not there as a file of the folder.
+        """
+        if self._is_file or self._record["written_as"] == "hooks":
+            return set()
+        if self._record["written_as"] == "ia3":
+            names = {"adapter_model.safetensors"}
+        else:
+            names = {f.name for f in ModelRef("", "folder", self._source).weight_files}
+        for name in sorted(names - self._here.keys()):
+            raise UserError(
+                f"{self._source / name} is no file of the folder, so that it is not pushed: put "
+                "the file itself there."
+            )
+        return names
+
+    def _take(self, file: Path, name: str) -> None:
+        """What lies beside the weights."""
+        called = PurePosixPath(name)
+        if name == FILE_NAME:
+            self._found.files[name] = b""  # its list of files is written last
+        elif is_settings(called):
+            self._found.files[name] = self._settings(file)
+        elif is_of_model(called):
+            self._found.files[name] = file
+        elif is_terms(called) or name == BASE_CARD:
+            data = file.read_bytes()
+            if any(place.encode() in data for place in self._places):
+                self._found.left_out[name] = "it names a folder of this machine"
+            else:
+                self._found.files[name] = file
+        else:
+            self._found.left_out[printable(name)] = _FOREIGN
 
     def _take_extra(self, file: Path, name: str) -> None:
+        """What is known of the `sordino/` folder; anything else is someone's own."""
+        files = self._found.files
         take: dict[str, Callable[[], Path | bytes]] = {
-            "recipe.toml": lambda: self._folders.recipe(file.read_text(encoding="utf-8")).encode(),
-            FILE_NAME: lambda: self._json(file),
-            BASE_CARD: lambda: file,
-            Path(DAMPENING).name: lambda: self._staged(
+            f"{EXTRAS}/recipe.toml": lambda: self._recipe(file),
+            DAMPENING: lambda: self._staged(name, _without_folders(Dampening.load(file))),
+            f"{EARLIER}/{PurePosixPath(DAMPENING).name}": lambda: self._staged(
                 name, _without_folders(Dampening.load(file))
             ),
         }
-        if file.name.endswith(".samples.jsonl"):
+        if name.startswith(f"{BEFORE}/"):
+            self._found.left_out[printable(name)] = "it is what a file was before it was edited"
+        elif fnmatch(name, f"{EXTRAS}/evaluation*.samples.jsonl"):
             if self._samples:
-                self._found.files[name] = file
+                files[name] = file
             else:
                 self._found.left_out[name] = _SAMPLES
-        elif file.name.endswith(EXPERTISE):
-            self._found.files[name] = self._staged(name, _expertise(file, self._folders))
+        elif name.endswith(EXPERTISE):
+            self._try(name, lambda: self._staged(name, _expertise(file, self._folders)))
         elif fnmatch(name, f"{EXTRAS}/evaluation*.json"):
-            self._found.files[name] = self._json(file)
-        elif file.name in take:
-            self._found.files[name] = take[file.name]()
+            self._try(name, lambda: self._figures(file))
+        elif name in take:
+            self._try(name, take[name])
         elif name == f"{EXTRAS}/report.html":
             self._take_page(name)
-        elif f"{EXTRAS}/before/" in name:
-            self._take(file, name)
-        else:
-            self._found.left_out[name] = "it is no part of the model"
+        elif not (self._is_file and name == f"{EXTRAS}/{CARD}"):
+            self._found.left_out[printable(name)] = _FOREIGN
+
+    def _try(self, name: str, take: Callable[[], Path | bytes]) -> None:
+        """Take a file if it is what it is called."""
+        try:
+            self._found.files[name] = take()
+        except UserError:
+            self._found.left_out[printable(name)] = "it is not what its name says"
+
+    def _recipe(self, file: Path) -> bytes:
+        text = self._text(f"{EXTRAS}/{file.name}")
+        return self._folders.also(Folders(_values(text))).recipe(text).encode()
 
     def _staged(self, name: str, value: Expertise | Dampening) -> Path:
         (self._stage / name).parent.mkdir(parents=True, exist_ok=True)
         return value.save(self._stage / name)
 
-    def _json(self, file: Path) -> bytes:
-        return to_json(self._folders.cleaned(read_json(file))).encode()
+    def _text(self, name: str) -> str:
+        """A text that is there; "" where it is not, or is not one."""
+        file = self._here.get(name)
+        return file.read_text(encoding="utf-8", errors="replace") if file else ""
+
+    def _card(self) -> str:
+        """The card: made anew, or in the user's own words.
+
+        Raises:
+            UserError: These name a folder of this machine.
+        """
+        base, file = self._text(BASE_CARD), self._source.name if self._is_file else ""
+        there = self._text(f"{EXTRAS}/{CARD}" if self._is_file else CARD)
+        evaluation = self._cleaned(self._evaluation) if self._evaluation else None
+        made = cards.made(self._record, evaluation, base, file)
+        ours = {self._folders.without(one).strip() for one in ("", *made)}
+        card = made[0]
+        if self._folders.without(there).strip() not in ours:
+            card = self._folders.without_known(there)
+            self._refuse_folders(card)
+        return cards.of_model(self._record, card, base, self._about)
+
+    def _refuse_folders(self, card: str) -> None:
+        for place in self._places:
+            if place in card:
+                raise UserError(
+                    f"{CARD} names {place}, a folder of this machine: take that out of it, and "
+                    "push again."
+                )
 
     def _gguf(self) -> Path:
         """The file, or a copy whose record names no folders."""
         whole = gguf_record.read(self._source)
-        if whole == self._folders.cleaned(whole):
+        if whole == self._published_gguf(whole):
             return self._source
         copy = self._stage / self._source.name
         shutil.copyfile(self._source, copy)
-        gguf_record.rewrite(copy, self._folders.cleaned)
+        gguf_record.rewrite(copy, self._published_gguf)
         return copy
 
+    def _published_gguf(self, record: Any) -> Any:
+        return _published(self._folders.cleaned(record))
+
     def _read_evaluation(self) -> Evaluation | None:
-        file = self._extras / "evaluation.json"
-        return self._evaluation_of(file) if file.is_file() else None
+        file = self._here.get(f"{EXTRAS}/evaluation.json")
+        return Evaluation.load(file) if file else None
+
+    def _figures(self, file: Path) -> bytes:
+        return to_json(self._evaluation_of(file).model_dump(mode="json")).encode()
 
     def _evaluation_of(self, file: Path) -> Evaluation:
-        read = Evaluation.load(file)
-        value = self._folders.cleaned(read.model_dump(mode="json"))
+        return self._cleaned(Evaluation.load(file))
+
+    def _cleaned(self, read: Evaluation) -> Evaluation:
+        """Figures without folders and the user's own words; with samples if they are asked for."""
+        value = self._folders.cleaned(without_own_words(read).model_dump(mode="json"))
         return Evaluation.model_validate(value | {"samples": read.samples if self._samples else {}})
 
     def _take_page(self, name: str) -> None:
         """The page again, from what is pushed: the one that is here shows texts and folders."""
-        found = sorted(self._extras.glob(f"*{EXPERTISE}"))
-        factors = self._extras / Path(DAMPENING).name
-        if len(found) != 1 or not factors.is_file():
+        found = [n for n in self._here if n.startswith(f"{EXTRAS}/") and n.endswith(EXPERTISE)]
+        found = [one for one in found if one.count("/") == 1]
+        factors = self._here.get(DAMPENING)
+        if len(found) != 1 or factors is None:
             self._found.left_out[name] = "it shows texts in the clear and this machine's folders"
             return
-        expertise = _expertise(found[0], self._folders)
+        expertise = _expertise(self._here[found[0]], self._folders)
         beside = {
-            file.stem.removeprefix("evaluation-"): self._evaluation_of(file)
-            for file in sorted(self._extras.glob("evaluation-*.json"))
+            one.removeprefix(_BESIDE).removesuffix(".json"): self._evaluation_of(file)
+            for one, file in sorted(self._here.items())
+            if one.startswith(_BESIDE) and one.endswith(".json")
         }
-        recipe = (self._extras / "recipe.toml").is_file()
+        recipe = f"{EXTRAS}/recipe.toml" in self._here
         record = RunRecord(
             expertise=expertise,
             dampening=_without_folders(Dampening.load(factors)),
             concept_source=expertise.metadata.get("concept_source", ""),
             command="sordino run --recipe recipe.toml -o again" if recipe else "",
-            evaluation=self._evaluation,
+            evaluation=self._cleaned(self._evaluation) if self._evaluation else None,
             beside=beside,
             versions={"sordino": self._record["sordino_version"]},
             date=self._record["created"],
@@ -277,38 +364,38 @@ class _Output:
             "" if self._samples else " and without continuations"
         )
 
-
-def _origins(record: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
-    """The metadata of every expertise in a record, and in those of earlier edits."""
-    yield record.get("expertise", {})
-    for part in record.get("parts", ()):
-        yield from _origins(part)
-    if "earlier" in record:
-        yield from _origins(record["earlier"])
+    def _settings(self, file: Path) -> Path | bytes:
+        """The model's own settings without the folders that they name, if they name any."""
+        settings = read_json(file)
+        cleaned = _without_places(settings, self._folders)
+        return file if cleaned == settings else to_json(cleaned).encode()
 
 
-def _settings(file: Path) -> Path | bytes:
-    """The model's own settings without the folder that it was once loaded from, if they say it."""
-    settings = read_json(file)
-    if not isinstance(settings, dict):
-        return file
-    said = {key: value for key, value in settings.items() if key.endswith(_NAMES)}
-    cleaned = Folders([*texts(said)]).cleaned(said)
-    return file if cleaned == said else to_json(settings | cleaned).encode()
+def _without_places(value: Any, folders: Folders, key: str = "") -> Any:
+    """Settings of a model without folders; words of its own stay as they are."""
+    if key in _WORDS:
+        return value
+    if isinstance(value, dict):
+        return {name: _without_places(one, folders, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_places(one, folders, key) for one in value]
+    if isinstance(value, str) and (key.endswith(_PLACES) or is_path(value)):
+        return folders.without(value)
+    return value
 
 
-def _refuse_folders(found: Bundle, places: list[str]) -> None:
-    """Raise `UserError` if a text of ours, or of the user's, still names a folder of this machine.
+def _published(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the names of files that are nobody's business."""
+    shown = {key: value for key, value in record.items() if key not in ("not_copied", "linked")}
+    if "earlier" in shown:
+        shown["earlier"] = _published(shown["earlier"])
+        shown["earlier"].pop("files", None)
+    return shown
 
-    A model's own vocabulary is no such text.
-    """
-    for name, content in found.files.items():
-        if not (name.endswith(_OURS) and (name.startswith(f"{EXTRAS}/") or name in _READ)):
-            continue
-        text = content if isinstance(content, bytes) else content.read_bytes()
-        for place in places:
-            if place.encode() in text:
-                raise UserError(
-                    f"{name} names {place}, a folder of this machine: take that out of it, and "
-                    "push again."
-                )
+
+def _values(recipe: str) -> list[str]:
+    """The texts in a recipe; nothing of what is none."""
+    try:
+        return [*texts(tomllib.loads(recipe))]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return []

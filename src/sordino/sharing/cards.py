@@ -1,19 +1,22 @@
 """The README.md that is pushed: what a hub's page shows, with the metadata it is found by."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sordino import hub
+from sordino.edits import adapters
 from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
+from sordino.files import printable
 from sordino.interventions import Dampening
-from sordino.report.card import front_matter, line, model_card
+from sordino.markdown import body, front_matter, line, with_front
+from sordino.report.card import inherited, model_card
 from sordino.report.text import dampening_lines, expertise_lines
 
 _FOLDER = "path/to/this/folder"
@@ -34,49 +37,54 @@ class About:
     base_model: str | None = None
 
 
-def of_model(
-    record: Mapping[str, Any],
-    evaluation: Evaluation | None,
-    card: str,
-    base_card: str | None,
-    about: About,
-    file: str = "",
-) -> str:
-    """The card of a dampened model or an adapter: the one that is there, its metadata completed.
-
-    A card that nobody has written more into than `bake` did is made anew, with the figures if there
-    are any.
+def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About) -> str:
+    """A card of a dampened model or an adapter, its metadata completed.
 
     Args:
         record: What `sordino.json` says.
-        evaluation: What changed, or None where that was not measured.
-        card: The output's own README.md, "" where it has none.
-        base_card: The original's card, where it is at hand.
+        card: The card, made by `made` or in somebody's own words.
+        base_card: The original's card; "" where it has none.
         about: What the user says.
-        file: The GGUF file's name, of a model that is one.
 
     Raises:
         UserError: The original's licence is not known.
     """
-    plain = not front_matter(card) and card.strip() in ("", plain_card(record).strip())
-    if record["written_as"] == "weights" and plain:
-        card = model_card(record, evaluation, base_card, file)
-    base_model = about.base_model or front_matter(card).get("base_model")
-    own, base = front_matter(card), front_matter(base_card)
-    terms = {key: of[key] for of in (base, own) for key in _TERMS if key in of}
+    own = front_matter(card)
+    base_model = about.base_model or own.get("base_model")
+    terms = {key: of[key] for of in (inherited(base_card), own) for key in _TERMS if key in of}
     if about.license:
         terms = {"license": about.license}
-    elif "license" not in terms and base_model and hub.reachable():
-        terms = _terms_on_the_hub(str(base_model))
+    elif "license" not in terms and isinstance(base_model, str) and hub.reachable():
+        terms = _terms_on_the_hub(base_model)
     if "license" not in terms:
         raise UserError(
-            f"No card says under which licence {line(str(record['model']['name']))} is: give it, "
-            "as in --license apache-2.0 (or gemma, llama3.2, other, …)."
+            "No card says under which licence "
+            f"{printable(str(record['model']['name']))} is: give it, as in --license apache-2.0 "
+            "(or gemma, llama3.2, other, …)."
         )
     front = {**own, **terms, **({"base_model": base_model} if base_model else {})}
-    front["tags"] = list(dict.fromkeys([*front.get("tags", []), *_tags(record)]))
-    body = ModelCard(card, ignore_metadata_errors=True).text.replace(_FOLDER, about.repository)
-    return _card(front, body)
+    tags = own.get("tags")
+    front["tags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), *_tags(record)]))
+    return with_front(front, body(card).replace(_FOLDER, about.repository))
+
+
+def made(
+    record: Mapping[str, Any], evaluation: Evaluation | None, base_card: str, file: str = ""
+) -> list[str]:
+    """The cards that Sordino writes of a record: the best, and those that earlier steps left.
+
+    Args:
+        record: What `sordino.json` says.
+        evaluation: What changed, or None where that was not measured.
+        base_card: The original's card; "" where it has none.
+        file: The GGUF file's name, of a model that is one.
+    """
+    if record["written_as"] == "ia3":
+        return [adapters.card(record)]
+    if record["written_as"] == "hooks":
+        return [plain_card(record)]
+    found = [model_card(record, one, base_card, file) for one in (evaluation, None)]
+    return [*found, plain_card(record)]
 
 
 _TERMS = ("license", "license_name", "license_link")
@@ -96,7 +104,7 @@ def _terms_on_the_hub(base_model: str) -> dict[str, Any]:
 def _tags(record: Mapping[str, Any]) -> list[str]:
     origins = [record, *record.get("parts", ())]
     concepts = [origin.get("expertise", {}).get("concept", "") for origin in origins]
-    return [tag for tag in ("sordino", record["intervention"]["name"], *concepts) if tag]
+    return [printable(tag) for tag in ("sordino", record["intervention"]["name"], *concepts) if tag]
 
 
 def of_expertise(expertise: Expertise, file: str, about: About) -> str:
@@ -148,24 +156,21 @@ def _statistics(
     )
     model = metadata.get("model", "MODEL")
     base_model = about.base_model or (model if metadata.get("revision") else None)
-    body = environment.get_template("statistics.md.jinja").render(
+    text = environment.get_template("statistics.md.jinja").render(
         title=line(title),
         what=what,
         lines=[line(text) for text in lines],
-        model=line(base_model or model),
+        model=shlex.quote(printable(base_model or model)),
         repository=about.repository,
         file=line(file),
         made=[(line(key), line(value)) for key, value in sorted(metadata.items())],
-        statistics=statistics,
+        statistics=list(map(line, statistics)),
     )
     front: dict[str, Any] = {"library_name": "sordino"}
     if about.license:
         front["license"] = about.license
     if base_model:
         front["base_model"] = base_model
-    front["tags"] = [tag for tag in ("sordino", "expertise", metadata.get("concept", "")) if tag]
-    return _card(front, body)
-
-
-def _card(front: Mapping[str, Any], body: str) -> str:
-    return f"---\n{ModelCardData(**front).to_yaml()}\n---\n\n{body.lstrip()}"
+    concept = printable(metadata.get("concept", ""))
+    front["tags"] = [tag for tag in ("sordino", "expertise", concept) if tag]
+    return with_front(front, text)

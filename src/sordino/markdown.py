@@ -1,0 +1,56 @@
+"""Markdown in which foreign words stay words, and the YAML in front of a card."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from sordino.files import printable
+
+_LONGEST = 2000
+# What makes more than words inside a line: emphasis, code, links, pictures, HTML, cells, formulas,
+# entities, and addresses, which GitHub's dialect links by itself.
+_INLINE = re.compile(
+    r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)", re.IGNORECASE
+)
+
+
+def line(text: str) -> str:
+    """Foreign text for Markdown: one line that shows as it is, with no structure of its own.
+
+    Example:
+        >>> line("[a](b)  <c>")
+        '\\\\[a\\\\](b) \\\\<c\\\\>'
+    """
+    shown = _INLINE.sub(r"\\\g<0>", printable(text, _LONGEST))
+    # A heading or a list would need it to begin the line.
+    return re.sub(r"^([#+=-])|^(\d{1,9})([.)])", _escaped_start, shown)
+
+
+def _escaped_start(found: re.Match[str]) -> str:
+    return f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}"
+
+
+def front_matter(card: str | None) -> dict[str, Any]:
+    """The YAML in front of a card; empty where there is none that can be read."""
+    found = REGEX_YAML_BLOCK.search(card or "")
+    if found is None:
+        return {}
+    try:
+        value = yaml.safe_load(found[2])
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2026-99-99
+        return {}
+    return {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+
+
+def body(card: str) -> str:
+    """A card without the YAML in front of it."""
+    return REGEX_YAML_BLOCK.sub("", card, count=1).lstrip()
+
+
+def with_front(front: Mapping[str, Any], body: str) -> str:
+    """A card: YAML, and Markdown below it."""
+    text = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n{body.lstrip()}"
