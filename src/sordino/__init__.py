@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 from sordino.errors import UserError
 from sordino.version import __version__
 
+# Where a repository of the hub has no safetensors, transformers by itself asks a public service to
+# convert its pickle, with the user's token. Nothing is ever sent there.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+
 if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
     # Container builds leave it empty, which means none; numpy.f2py, which SciPy imports, fails.
     del os.environ["SOURCE_DATE_EPOCH"]

@@ -141,7 +141,7 @@ REPOSITORIES = (
     _model("mosaicml/mpt-30b", "apache-2.0", pickled=True),
     _model("meta-llama/Llama-2-7b-hf", "llama2", gated=True),
     _model("meta-llama/Meta-Llama-3-8B", "llama3", gated=True),
-    _model("mistralai/Mistral-7B-v0.1", "apache-2.0"),
+    _model("mistralai/Mistral-7B-v0.1", "apache-2.0", gated=True),
     _model("google/gemma-2-2b", "gemma", gated=True),
 )
 """All of them."""
