@@ -12,6 +12,7 @@ from sordino.cli.options import (
     Output,
     OutputOptions,
     print_json,
+    print_lines,
 )
 from sordino.errors import UserError
 
@@ -66,7 +67,6 @@ def bake(
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
     from sordino.edits import verify_file
-    from sordino.edits.provenance import in_words
     from sordino.models.reference import resolve
     from sordino.outputs import GGUF_MODEL, MODEL, claim_output
     from sordino.progress import note
@@ -99,8 +99,25 @@ def bake(
             checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
         print_json({"output": str(output), **record, **_figures(checked)})
-        return
-    print(f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})")
+    else:
+        _print_baked(record, output, checked)
+    if checked is not None and not checked.within_rounding:
+        raise UserError(
+            f"{output} is not the model that was asked for: {checked.line}. It was kept, so that "
+            "it can be looked at; do not use it."
+        )
+
+
+def _print_baked(
+    record: dict[str, Any],
+    output: Path,
+    checked: "Verification | FileVerification | RowVerification | None",
+) -> None:
+    from sordino.edits.provenance import in_words
+
+    print_lines(
+        f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})"
+    )
     if "quantised" in record:
         print(_quantised_line(record["quantised"]))
     for line in _rounding_lines(record):

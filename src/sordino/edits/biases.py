@@ -17,9 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
+from sordino.models.calls import quiet_transformers
 from sordino.models.classes import auto_class
 from sordino.models.experts import expert_matrix
-from sordino.models.open import quiet_transformers
 
 
 @dataclass(frozen=True)

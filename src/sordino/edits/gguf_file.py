@@ -27,10 +27,13 @@ from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import Header, Stored, read_header
 from sordino.models.gguf_loading import is_loadable, module_tree, reading
-from sordino.models.open import loading_errors, quiet_transformers
 from sordino.models.reference import ModelRef
 from sordino.progress import track
 
+# What rounding explains of a difference, relative to the largest weight of a row, and at least; see
+# `FileVerification`.
+_UNITS = {"BF16": 2.0**-8, "MXFP4": 2.0**-2}
+_UNIT, _SMALLEST = 2.0**-9, 2.0**-12
 _CHUNK = 8 * 2**20
 # Where llama.cpp's graph takes a bias for each matrix of the feed-forward part, and transformers'
 # configuration has a setting for them.
@@ -165,7 +168,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
             type that cannot be changed, or lacks a bias that llama.cpp would read; or the file is
             damaged.
     """
-    with quiet_transformers(), loading_errors(ref), reading(ref.path) as header:
+    with reading(ref.path) as header:
         added: dict[str, Values] = {}
         settings: Mapping[str, bool] = {}
         if is_loadable(header):
@@ -293,12 +296,21 @@ class FileVerification:
             before the edit.
         weights: The number of weights that were compared: those of all changed tensors.
         others_equal: Whether every other tensor has the same bytes in both.
+        share_of_rounding: The largest difference in a row as a share of what rounding explains
+            there: 2⁻⁹ (2⁻⁸ for BF16, 2⁻² for MXFP4, whose codes are rounded) of its largest
+            weight, and 2⁻¹² for scales that are too small for all digits.
     """
 
     largest_difference: float
     largest_relative: float
     weights: int
     others_equal: bool
+    share_of_rounding: float
+
+    @property
+    def within_rounding(self) -> bool:
+        """Whether rounding explains the difference."""
+        return self.others_equal and self.share_of_rounding <= 1
 
     @property
     def line(self) -> str:
@@ -307,7 +319,8 @@ class FileVerification:
         return (
             f"largest difference between a weight and its factor times what it was: "
             f"{self.largest_difference:.3g} ({100 * self.largest_relative:.2g} % of the largest "
-            f"that its row had; {self.weights:,} weights); all other tensors are {others}"
+            f"that its row had, {100 * self.share_of_rounding:.2g} % of what rounding explains; "
+            f"{self.weights:,} weights); all other tensors are {others}"
         )
 
 
@@ -323,7 +336,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
         UserError: A file is damaged, or the dampening does not fit it.
     """
     edit, after = plan(ref, dampening), read_header(baked)
-    difference = relative = 0.0
+    difference = relative = of_rounding = 0.0
     equal, count = True, 0
     for name, stored in edit.header.tensors.items():
         other = after.tensors.get(name)
@@ -345,13 +358,16 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
                 expected += change.shifts[here, None]
             off = np.abs(_values(stored.kind, new[here]) - expected)
             tops = np.abs(original).max(axis=1, initial=0)
-            off = off.max(axis=1, initial=0)
+            off = np.nan_to_num(off.max(axis=1, initial=0), nan=np.inf)
+            unit = _UNITS.get(stored.kind, _UNIT)
+            allowed = unit * np.abs(expected).max(axis=1, initial=0) + _SMALLEST
+            of_rounding = max(of_rounding, float((off / allowed).max(initial=0)))
             difference = max(difference, float(off.max(initial=0)))
             relative = max(relative, float((off[tops > 0] / tops[tops > 0]).max(initial=0)))
             count += original.size
     for name, values in edit.added.items():
         equal = equal and np.array_equal(_values("F32", after.rows(after.tensors[name]))[0], values)
-    return FileVerification(difference, relative, count, equal)
+    return FileVerification(difference, relative, count, equal, of_rounding)
 
 
 def _slices(rows: int, width: int) -> Iterator[slice]:

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from sordino.edits.biases import new_biases, without_bias
 from sordino.interventions import Dampening
 from sordino.interventions.dampening import ensure_bias_
-from sordino.models.open import open_model, quiet_transformers
+from sordino.models.calls import quiet_transformers
+from sordino.models.open import open_model
 from sordino.models.reference import ModelRef
 from sordino.progress import note
 

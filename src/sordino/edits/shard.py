@@ -140,8 +140,11 @@ def copy_changed(
         change: What is done to some rows of a tensor, in place; `change_` if None.
 
     Raises:
-        UserError: The file is damaged, or a tensor cannot be changed or removed.
+        UserError: The file is damaged, a tensor cannot be changed or removed, or (by `change_`)
+            would hold what is no finite number.
     """
+    for name, tensor in (added or {}).items():
+        refuse_overflow(name, tensor)
     tensors = read_header(source)
     gone = tensors.keys() & set(removed)
     end = _end_of_rest(source, tensors, gone)
@@ -165,9 +168,10 @@ def copy_changed(
             shifted = len(header) - done
             advance(done)
         work: list[Callable[[], int]] = []
-        for stored, here, _ in touched:
+        for stored, here, name in touched:
             work += _copies(reader, writer, done, stored.start, shifted)
-            work += _changes(reader, writer, stored, here, change or change_, shifted)
+            apply = change or partial(change_finite_, f"{source}: {name}")
+            work += _changes(reader, writer, stored, here, apply, shifted)
             done = stored.end
         work += _copies(reader, writer, done, end, shifted)
         _in_threads(work, advance)
@@ -245,7 +249,8 @@ def copy_rewritten(
         advance: Told of the source's bytes as they are dealt with.
 
     Raises:
-        UserError: The file is damaged, or a tensor cannot be changed.
+        UserError: The file is damaged, or a tensor cannot be changed or would hold what is no
+            finite number.
     """
     tensors = read_header(source)
     # What stays and what replaces, in the order of the header's entries; additions come last.
@@ -269,14 +274,19 @@ def copy_rewritten(
             here, change = kept[name], changes.get(name)
             old = tensors.get(name)
             if isinstance(here, New):
-                data = here.make().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                made = here.make()
+                refuse_overflow(name, made)
+                data = made.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 _write(writer, data, at)
                 at += len(data)
                 advance(old.end - old.start if old else 0)
                 continue
             shifted = at - here.start
             work = (
-                _changes(reader, writer, here, change, change_, shifted)
+                _changes(
+                    *(reader, writer, here, change),
+                    *(partial(change_finite_, f"{source}: {name}"), shifted),
+                )
                 if isinstance(change, Change)
                 else _copies(reader, writer, here.start, here.end, shifted)
             )
@@ -315,6 +325,44 @@ def change_(values: Tensor, change: Change) -> None:
     wide = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
     wide = wide.mul_(change.scale)  # several times faster than `values.mul_(scale)` in 16 bits
     values.copy_(wide if change.shift is None else wide.add_(change.shift))
+
+
+def change_finite_(name: str, values: Tensor, change: Change) -> None:
+    """The same, if all values are finite numbers before and after.
+
+    Args:
+        name: Of the tensor, for messages.
+        values: Of any floating dtype.
+        change: What becomes of them.
+
+    Raises:
+        UserError: A value is infinite or not a number.
+    """
+    if not _is_finite(values):
+        raise UserError(
+            f"{name} holds values that are infinite or not numbers: the model is damaged, get it "
+            "again."
+        )
+    change_(values, change)
+    refuse_overflow(name, values)
+
+
+def refuse_overflow(name: str, values: Tensor) -> None:
+    """Raise `UserError` if a changed tensor holds an infinite value or what is no number."""
+    if not _is_finite(values):
+        raise UserError(
+            f"{name} would hold values larger than its type has "
+            f"({str(values.dtype).removeprefix('torch.')}): the factors are too large, give a "
+            "smaller --strength."
+        )
+
+
+def _is_finite(values: Tensor) -> bool:
+    if not values.is_floating_point():
+        return True
+    # Of eight bits there are few functions.
+    wide = values.float() if values.element_size() == 1 else values
+    return bool(torch.isfinite(wide).all())
 
 
 def _copies(

@@ -16,6 +16,7 @@ from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
 from sordino.models.generation import uniforms
 from sordino.models.open import OpenModel
+from sordino.models.precision import double
 
 LIKELIEST = 256
 """So many likeliest tokens of each place are kept of the original's distribution."""
@@ -146,14 +147,15 @@ def keep(
     places, vocabulary = len(logits) - 1, logits.shape[1]
     width = vocabulary if vocabulary <= LIKELIEST else LIKELIEST + DRAWS
     kept = np.empty((places, width), dtype=np.int32), np.empty((places, width), dtype=np.float32)
-    jitter = torch.from_numpy(uniforms(seed, text, 0, places * DRAWS)).to(logits.device)
-    parts = torch.arange(DRAWS, device=logits.device)
+    jitter = torch.from_numpy(uniforms(seed, text, 0, places * DRAWS)).view(places, DRAWS)
+    parts = torch.arange(DRAWS)
     for piece, log_p in next_log_p(logits):
         values, tokens = log_p.topk(min(LIKELIEST, vocabulary), dim=-1)
         if vocabulary > LIKELIEST:
-            ends = log_p.exp().scatter(-1, tokens, 0).double().cumsum(dim=-1)
-            targets = (parts + jitter.view(places, DRAWS)[piece]) / DRAWS * ends[:, -1:]
+            ends = double(log_p.exp().scatter(-1, tokens, 0)).cumsum(dim=-1)
+            targets = ((parts + jitter[piece]) / DRAWS).to(ends.device) * ends[:, -1:]
             drawn = torch.searchsorted(ends, targets, right=True).clamp(max=vocabulary - 1)
+            drawn = drawn.to(tokens.device)
             tokens = torch.cat([tokens, drawn], dim=-1)
             values = torch.cat([values, log_p.gather(-1, drawn)], dim=-1)
         for whole, part in zip(kept, (tokens, values), strict=True):
@@ -176,7 +178,7 @@ def against(
         likeliest token is the same.
     """
     ids = torch.from_numpy(tokens).long().to(logits.device)
-    log_original = torch.from_numpy(log_p).double().to(logits.device)
+    log_original = double(torch.from_numpy(log_p).to(logits.device))
     weights = log_original.exp()
     likeliest, drawn = weights[:, :LIKELIEST], weights[:, LIKELIEST:]
     if drawn.shape[1]:
@@ -184,7 +186,7 @@ def against(
         weights = torch.cat([likeliest, (others / DRAWS).expand_as(drawn)], dim=-1)
     edited, same = torch.empty_like(log_original), 0
     for piece, log_q in next_log_p(logits):
-        edited[piece] = log_q.gather(-1, ids[piece]).double()
+        edited[piece] = double(log_q.gather(-1, ids[piece]))
         # By value, for in half precision several tokens can be the likeliest.
         same += int((log_q.gather(-1, ids[piece, :1]).squeeze(-1) == log_q.amax(dim=-1)).sum())
     apart = log_original - edited

@@ -13,6 +13,7 @@ from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
 from sordino.evaluation.texts import KIT_INSULTING
 from sordino.models.open import OpenModel
+from sordino.models.precision import double
 
 
 @register
@@ -93,7 +94,7 @@ class _PerplexityTask(ReadingTask):
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
     """The summed negative log-likelihood of a text's tokens after the first, in nats."""
-    losses = torch.zeros(len(ids) - 1, dtype=torch.float64, device=logits.device)
+    losses = double(logits.new_zeros(len(ids) - 1))
     for piece, log_p in next_log_p(logits):
-        losses[piece] = -log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1).double()
+        losses[piece] = -double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
     return float(losses.sum())

@@ -10,7 +10,7 @@ from sordino.evaluation.measure import ALL, Measure, Task
 from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
-from sordino.models.tokenise import encode, equal_length_batches
+from sordino.models.tokenise import encode_for, equal_length_batches
 
 # Logits that are looked at together: 8 MiB in float32, so that what is made of them stays in the
 # processor's cache, and in memory that is used again and not asked of the system anew.
@@ -94,8 +94,7 @@ def text_logits(
         vocabulary].
     """
     config = opened.model.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", max_tokens)
-    encoded = encode(opened.tokenizer, texts, min(max_tokens, positions))
+    encoded = encode_for(opened, texts, max_tokens)
     # The logits, tokens × vocabulary, are what takes the memory.
     fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
     for batch in equal_length_batches(encoded, fitting)[which]:

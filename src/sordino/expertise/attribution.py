@@ -37,8 +37,9 @@ from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.open import OpenModel
+from sordino.models.precision import where_float64
 from sordino.models.sites import Site
-from sordino.models.tokenise import Batch, encode, equal_length_batches
+from sordino.models.tokenise import Batch, encode_for, equal_length_batches
 
 POSITIVE, NEGATIVE, COST = "attribution_positive", "attribution_negative", "cost"
 VARIANCE = "attribution_variance"
@@ -374,7 +375,7 @@ def _batches(
 ) -> list[Batch]:
     """Batches of the texts with something to predict, small enough for all their logits."""
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    encoded = [ids for ids in encode(opened.tokenizer, texts, max_tokens) if len(ids) > 1]
+    encoded = [ids for ids in encode_for(opened, texts, max_tokens) if len(ids) > 1]
     if not encoded:
         raise UserError("No sentence has a second token to predict: attribution needs longer ones.")
     return equal_length_batches(encoded, min(batch_tokens, max(1, _MAX_LOGITS // vocabulary)))
@@ -481,7 +482,8 @@ def _sums(
             reached = belongs.any(dim=1).sum(dim=0, keepdim=True)
             if statistic != COST:
                 name = f"{site.path}.{_reached(statistic)}"
-                put(name, site.experts, watched.expert, reached)
+                put(name, site.experts, watched.expert, where_float64(reached))
+        a = where_float64(a)
         squares, first = a.square().sum(dim=0, dtype=torch.float64), watched.expert * width
         if statistic == COST:
             put(f"{site.path}.{COST}", site.neurons, first, squares)

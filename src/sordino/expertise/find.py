@@ -31,7 +31,7 @@ from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.models.sites import Site
-from sordino.models.tokenise import Batch, encode, equal_length_batches
+from sordino.models.tokenise import Batch, encode_for, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
@@ -253,7 +253,7 @@ def _batches(
     attribution: AttributionSettings | None,
 ) -> tuple[list[list[int]], list[Batch], list[tuple[str, Batch]]]:
     """The sentences' tokens, the sweep's batches, and those of attribution by its statistics."""
-    encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
+    encoded = encode_for(opened, concept.sentences, settings.max_tokens)
     batches = equal_length_batches(encoded, settings.batch_tokens)
     if attribution is None:
         return encoded, batches, []

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.models.precision import where_float64
+
 STRONGEST = 3
 # Bytes of work a block may take, and what one response needs while it is sorted: the sorted values,
 # their places (int64), the buffers of a radix sort, and counts.
@@ -81,6 +83,7 @@ def moments(
     Returns:
         float64 [neurons] each: mean of the positive, mean of the negative, scale.
     """
+    responses = where_float64(responses)
     device, neurons = responses.device, responses.shape[1]
     n, m = len(positive), len(negative)
     # Both classes' quantile functions are steps; between these ends both are constant. Levels are

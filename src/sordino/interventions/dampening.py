@@ -23,7 +23,7 @@ from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_ho
 from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
 from sordino.models.tensor_file import read_about, read_tensors
-from sordino.records import Setting, parse_format
+from sordino.records import Setting, Site, parse_format
 
 FORMAT = "sordino-dampening-1"
 _ENTRY = "sordino"
@@ -48,7 +48,7 @@ class Origin(BaseModel):
 
 
 class _About(Origin):
-    sites: Annotated[list[str], Field(min_length=1)]
+    sites: Annotated[list[Site], Field(min_length=1)]
 
 
 _ABOUT = TypeAdapter(_About)

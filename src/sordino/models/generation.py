@@ -26,7 +26,8 @@ from transformers.generation.logits_process import (
 from sordino.errors import UserError
 from sordino.models.cache import make_room
 from sordino.models.open import OpenModel
-from sordino.models.tokenise import encode
+from sordino.models.precision import double, has_float64
+from sordino.models.tokenise import encode, positions, refuse_unknown
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
 MAX_LOGITS = 2**26
@@ -107,12 +108,14 @@ class Continuation:
         number: Which of the prompt's continuations.
         ids: The tokens, without the one that ended it; None where only the text is known.
         text: These tokens as text.
+        missing: Why there is no text, which is not the same as an empty one; "" where there is one.
     """
 
     prompt: int
     number: int
     ids: tuple[int, ...] | None
     text: str
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> lis
     """
     ends = _end_ids(opened)
     encoded = encode(opened.tokenizer, texts, max_tokens)
+    refuse_unknown(opened, encoded)
     return [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in encoded]
 
 
@@ -168,18 +172,15 @@ def prompt_room(opened: OpenModel, new_tokens: int) -> int | None:
     Raises:
         UserError: The model has no room for the continuation.
     """
-    config = opened.model.config.get_text_config(decoder=True)
-    positions: int | None = getattr(
-        config, "max_position_embeddings", getattr(config, "max_seq_len", None)
-    )
-    if positions is None:
+    room = positions(opened.model)
+    if room is None:
         return None
-    if positions <= new_tokens:
+    if room <= new_tokens:
         raise UserError(
             f"--new-tokens {new_tokens} leaves no room for a prompt: {opened.ref.name} has "
-            f"{positions} positions."
+            f"{room} positions."
         )
-    return positions - new_tokens
+    return room - new_tokens
 
 
 def plan(
@@ -322,7 +323,7 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=inside)
     inside.exp_()
     weights = weights.view(rows, blocks, _BLOCK)
-    sums = weights.sum(dim=-1).double()
+    sums = double(weights.sum(dim=-1))
     ends = sums.cumsum(dim=-1)
     target = draws.clamp(max=_BELOW_ONE).unsqueeze(-1) * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True)
@@ -330,10 +331,10 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     # The block's float32 sum and the sum of its tokens in float64 differ by rounding, so the place
     # inside the block is taken as a share: it can then never run past the block's last token.
     share = ((target - ends.gather(1, block) + total) / total).clamp(0, _BELOW_ONE)
-    within = weights.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1)
-    within = within.double().cumsum(dim=-1)
+    chosen = block.to(weights.device).unsqueeze(-1).expand(-1, 1, _BLOCK)
+    within = double(weights.gather(1, chosen).squeeze(1)).cumsum(dim=-1)
     token = torch.searchsorted(within, share * within[:, -1:], right=True)
-    return (block * _BLOCK + token).squeeze(-1)
+    return (block * _BLOCK + token).squeeze(-1).to(logits.device)
 
 
 @torch.inference_mode()
@@ -351,7 +352,7 @@ def _steps(
     """
     device, steps = opened.device, sampling.new_tokens
     draws = torch.from_numpy(np.stack([uniforms(seed, *owner, steps) for owner in owners]))
-    draws = draws.to(device)
+    draws = draws.to(device) if has_float64(device) else draws
     ends = torch.tensor(sorted(_end_ids(opened)), dtype=torch.int64, device=device)
     processors = sampling.processors()
 
@@ -382,7 +383,7 @@ def _steps(
         # What a finished row is given does not matter.
         chosen = prompts[alive, min(position, longest - 1)].clamp(min=0)
         for piece in writing.split(rows):
-            draw = draws[alive[piece], step[piece]]
+            draw = draws[alive[piece].to(draws.device), step[piece].to(draws.device)]
             new = _choose(opened, sampling, processors, ids[piece], logits[piece], draw)
             ended = torch.isin(new, ends)
             written[alive[piece[~ended]], step[piece[~ended]]] = new[~ended]

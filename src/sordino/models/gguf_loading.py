@@ -38,7 +38,10 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from sordino.errors import UserError
+from sordino.files import printable
+from sordino.models.calls import library_errors, quiet_transformers
 from sordino.models.gguf_header import Array, Header, read_header
+from sordino.models.reference import ModelRef
 
 # Sizes that transformers does not read, but takes the defaults of.
 _EXPERTS_SIZES = {
@@ -78,7 +81,7 @@ def reading(path: Path) -> Iterator[Header]:
     """
     header = read_header(path)
     _refuse_pieces(header)
-    _refuse_missing_blocks(header)
+    _refuse_other_blocks(header)
     reader, original = _Reader(header), gguf.GGUFReader
     table = gguf.get_tensor_name_map
     gguf.GGUFReader = lambda file, *rest: (
@@ -91,21 +94,23 @@ def reading(path: Path) -> Iterator[Header]:
         gguf.GGUFReader, gguf.get_tensor_name_map = original, table
 
 
-def load(path: Path, options: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    ref: ModelRef, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The de-quantised model of a GGUF file, as if it never had been one, and its tokenizer.
 
     Args:
-        path: The file.
+        ref: The file.
         options: For transformers' `from_pretrained`.
 
     Raises:
         UserError: The file is damaged or incomplete.
     """
-    with reading(path) as header:
-        config, where = module_tree(header).config, _place(path)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, config=config, **options)
-        _refuse_not_finite(header, model)
+    with reading(ref.path) as header:
+        config, where = module_tree(header).config, _place(ref.path)
+        with quiet_transformers(), library_errors(ref.name):
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**where, config=config, **options)
     _forget(model)
     return model, tokenizer
 
@@ -125,7 +130,8 @@ def config_of(header: Header) -> PretrainedConfig:
             f"the architecture {header.architecture}: find on the folder from which it was made, "
             "and bake that expertise into it with --allow-other-weights."
         )
-    config = AutoConfig.from_pretrained(**_place(header.path))
+    with quiet_transformers(), library_errors(str(header.path)):
+        config = AutoConfig.from_pretrained(**_place(header.path))
     for key, setting in _EXPERTS_SIZES.items():
         size = header.metadata.get(f"{header.architecture}.{key}")
         if isinstance(size, int) and hasattr(config, setting):
@@ -154,8 +160,9 @@ def module_tree(header: Header) -> PreTrainedModel:
     Raises:
         UserError: The file lacks a parameter's tensor, or has it in another size.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(header), trust_remote_code=False)
+    config = config_of(header)
+    with quiet_transformers(), library_errors(str(header.path)), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     _refuse_unfit(header, model)
     return model
 
@@ -168,7 +175,8 @@ def parameter_names(header: Header, model: PreTrainedModel) -> dict[str, str]:
     """
     if is_gguf_arch_supported(header.architecture):
         return _by_conversions(header, model)
-    table = get_gguf_hf_weights_map(model, processor_of(header, model))
+    with library_errors(str(header.path)):
+        table = get_gguf_hf_weights_map(model, processor_of(header, model))
     found = {}
     for name in header.tensors:
         # Experts' matrices are parameters by themselves, whose names do not end in ".weight".
@@ -257,21 +265,22 @@ def _refuse_pieces(header: Header) -> None:
         )
 
 
-def _refuse_missing_blocks(header: Header) -> None:
-    """A number of layers that the file does not have would be built before it is found out."""
+def _refuse_other_blocks(header: Header) -> None:
+    """Other layers than the file has would be built, or left out, before it is found out."""
     said = header.metadata.get(f"{header.architecture}.block_count", 0)
     blocks = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
-    if not isinstance(said, int) or said > len(blocks):
+    if isinstance(said, bool) or not isinstance(said, int) or said != len(blocks):
         raise UserError(
             f"{header.path} is damaged, for it says that it has {said} layers and has tensors of "
-            f"{len(blocks)}: get it again."
+            f"{len(blocks)} (block_count): get it again."
         )
 
 
 def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
     """What the file lacks, transformers would fill with random numbers without a word."""
     stored: defaultdict[str, int] = defaultdict(int)
-    for tensor, target in parameter_names(header, model).items():
+    names = parameter_names(header, model)
+    for tensor, target in names.items():
         stored[target] += header.tensors[tensor].elements
     for name, parameter in model.named_parameters():
         if not stored[name]:
@@ -284,17 +293,14 @@ def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
                 f"{header.path} has {stored[name]:,} weights for {name}, and its metadata say "
                 f"{parameter.numel():,}: it is damaged, get it again."
             )
-
-
-def _refuse_not_finite(header: Header, model: PreTrainedModel) -> None:
-    """Raise `UserError` if a loaded weight is infinite or not a number."""
-    for name, parameter in model.named_parameters():
-        # One pass, and no copy: the sum is not finite if one of its terms is not.
-        if not torch.isfinite(parameter.sum()) and not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{header.path} gives {name} weights that are not finite numbers: its block scales "
-                "are damaged, get it again."
-            )
+    left_over = sorted(header.tensors.keys() - names.keys() - set(_DERIVED))
+    if left_over:
+        more = f" and {len(left_over) - 3:,} more" if len(left_over) > 3 else ""
+        raise UserError(
+            f"{header.path} has {len(left_over):,} tensors that {type(model).__name__} has no "
+            f"place for ({', '.join(map(printable, left_over[:3]))}{more}): it is of a variant of "
+            f"{header.architecture} that transformers does not load from GGUF files."
+        )
 
 
 def _forget(model: PreTrainedModel) -> None:

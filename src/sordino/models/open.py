@@ -1,32 +1,40 @@
 """Open a model for analysis: weights, tokenizer and sites together."""
 
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     CompressedTensorsConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
-from sordino.files import read_json
 from sordino.models import gguf_loading
+from sordino.models.calls import (
+    library_errors,
+    open_config,
+    open_tokenizer,
+    quiet_transformers,
+    read_settings,
+)
+from sordino.models.checkpoint import (
+    quantisation_of,
+    refuse_counts,
+    refuse_differences,
+    refuse_not_finite,
+    refuse_unfit,
+)
 from sordino.models.classes import auto_class
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
+from sordino.models.safetensors_header import read_header
 from sordino.models.sites import Site, find_sites
 from sordino.models.streaming import StoredTensors, StreamedWeights
 from sordino.progress import note
@@ -36,16 +44,12 @@ ALL_GPUS = "all"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_WITHOUT_PACKAGES = (
+    "Baking needs no loading: with --allow-other-weights it takes the expertise of the model from "
+    "which this one was quantised."
+)
 # What a model takes to be used beside its weights: libraries, activations, responses.
 _BESIDE_WEIGHTS = 1 << 30
-
-# What transformers, safetensors and the GGUF reader are seen to raise on files that are damaged, of
-# an unknown kind or not meant for them.
-_UNUSABLE = (
-    *(OSError, ImportError, RuntimeError, MemoryError, EOFError, AttributeError, AssertionError),
-    *(ValueError, TypeError, LookupError, ArithmeticError, struct.error, SafetensorError),
-    StrictDataclassError,
-)
 
 
 @dataclass(frozen=True)
@@ -147,35 +151,71 @@ def open_model(
     if stream:
         return _open_streamed(ref, target, dtype, sites)
     taken = psutil.Process().memory_info().rss
-    options: dict[str, object] = {"dtype": _dtype(dtype, ref)}
-    quantised: dict[str, object] = {}
-    spread = _spread(devices)
+    options: dict[str, Any] = {"dtype": _dtype(dtype, ref), **_spread(devices)}
     if ref.kind == "gguf":
-        with quiet_transformers(), loading_errors(ref):
-            model, tokenizer = gguf_loading.load(ref.path, options | spread)
+        model, tokenizer = gguf_loading.load(ref, options)
+        model = _placed(ref, model, target)
     else:
-        options |= {"use_safetensors": True, "trust_remote_code": False}
-        _ = ref.weight_files  # refuses a folder without safetensors before anything is loaded
-        with quiet_transformers(), loading_errors(ref):
-            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
-            quantised = _quantised_options(ref.path, target)
-            options |= quantised | spread
-            config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-            model = auto_class(config).from_pretrained(ref.path, **options)
-    if spread:
-        _refuse_offloaded(ref, model)
-    elif not quantised:  # quantised layers are made where they stay
-        model = model.to(target)
-    if quantised and dtype != "auto" and getattr(model, "quantization_method", None) is None:
-        model = model.to(DTYPES[dtype])  # de-quantised: the loader gives it to some weights alone
+        model, tokenizer = _open_folder(ref, target, options)
+        if quantisation_of(ref.path) and dtype != "auto" and not _is_quantised(model):
+            model = model.to(DTYPES[dtype])  # the loader gives it to some weights alone
+    refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
+
+
+def _open_folder(
+    ref: ModelRef, target: torch.device, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A folder's model in memory, checked before its weights are read, and its tokenizer."""
+    settings = quantisation_of(ref.path)
+    config, model = _module_tree(ref)
+    if settings is None:
+        refuse_unfit(ref.name, model, StoredTensors(ref).empty)
+    tokenizer = open_tokenizer(ref.path, ref.name)
+    quantised = {} if settings is None else _quantised_options(config, settings, target)
+    with quiet_transformers(), library_errors(ref.name, _WITHOUT_PACKAGES if quantised else ""):
+        model, found = auto_class(config).from_pretrained(
+            ref.path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **{**options, **quantised},
+        )
+    # What quantised layers are made of is known to their loader alone.
+    refuse_differences(
+        ref.name,
+        model,
+        missing=found["missing_keys"],
+        left_over=() if quantised else found["unexpected_keys"],
+        mismatched={},
+    )
+    if quantised:
+        return model, tokenizer  # its layers are made where they stay
+    return _placed(ref, model, target), tokenizer
+
+
+def _placed(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreTrainedModel:
+    """The model where it computes: on one device, unless it was spread over several."""
+    if getattr(model, "hf_device_map", None):
+        _refuse_offloaded(ref, model)
+        return model
+    return model.to(target)
+
+
+def _is_quantised(model: PreTrainedModel) -> bool:
+    return getattr(model, "quantization_method", None) is not None
+
+
+def _mend_not_finite(model: PreTrainedModel) -> str:
+    if model.dtype == torch.float16:
+        return "its files are damaged, or hold numbers too large for it: try --dtype bfloat16"
+    return "its files are damaged, get them again"
 
 
 def streamable(ref: ModelRef) -> bool:
     """Whether a model can be read layer by layer: it lies in safetensors files, not quantised."""
-    return ref.kind == "folder" and not read_json(ref.path / "config.json").get(
-        "quantization_config"
-    )
+    return ref.kind == "folder" and quantisation_of(ref.path) is None
 
 
 def fits(ref: ModelRef, devices: Sequence[torch.device], dtype: str = "auto") -> bool:
@@ -228,41 +268,72 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
             "use the transformers folder from which it was made."
         )
     wanted = _dtype(dtype, ref)
-    with quiet_transformers(), loading_errors(ref):
-        tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-        stored = StoredTensors(ref)
-        if not isinstance(wanted, torch.dtype):
-            own = config.dtype or config.get_text_config(decoder=True).dtype
-            wanted = own or stored.dtype
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
+    stored = StoredTensors(ref)
+    _, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
+    with quiet_transformers():
         streamed = StreamedWeights(ref, stored, model, device)
+    tokenizer = open_tokenizer(ref.path, ref.name)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
 
-def _quantised_options(folder: Path, target: torch.device) -> dict[str, object]:
-    """What loading a folder of quantised weights takes beside the rest; nothing for plain ones."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    text = config.get_text_config(decoder=True)
-    settings = getattr(config, "quantization_config", getattr(text, "quantization_config", None))
-    if settings is None:
-        return {}
-    options: dict[str, object] = {"device_map": {"": target}}
-    if isinstance(settings, dict) and settings.get("quant_method") == "compressed-tensors":
+def _module_tree(
+    ref: ModelRef, dtype: torch.dtype | None = None, otherwise: torch.dtype = torch.float32
+) -> tuple[PretrainedConfig, PreTrainedModel]:
+    """A folder's configuration, and its module tree on the "meta" device.
+
+    Args:
+        ref: The folder.
+        dtype: Of the weights; None for the configuration's.
+        otherwise: Of the weights where the configuration names none either.
+
+    Raises:
+        UserError: The configuration cannot be read, or says of more than the files can hold.
+    """
+    names = [name for path in ref.weight_files for name in read_header(path)]
+    refuse_counts(ref.name, read_settings(ref.path), names)
+    config = open_config(ref.path, ref.name)
+    own = config.dtype or config.get_text_config(decoder=True).dtype
+    with quiet_transformers(), library_errors(ref.name), torch.device("meta"):
+        model = auto_class(config).from_config(
+            config, dtype=dtype or own or otherwise, trust_remote_code=False
+        )
+    return config, model
+
+
+def _quantised_options(
+    config: PretrainedConfig, settings: Mapping[str, Any], target: torch.device
+) -> dict[str, Any]:
+    """What loading a folder of quantised weights takes beside the rest.
+
+    Args:
+        config: Its configuration, which gets the settings where it has them under an old name.
+        settings: The settings of quantisation in its config.json.
+        target: Where the weights shall be.
+    """
+    if hasattr(config, "compression_config"):
+        config.quantization_config = dict(settings)
+        del config.compression_config
+    options: dict[str, Any] = {"device_map": {"": target}}
+    if settings.get("quant_method") == "compressed-tensors":
         # Otherwise the layers have no weights before the whole model has run once.
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     return options
 
 
 def empty_model(ref: ModelRef) -> PreTrainedModel:
-    """The model's module tree without its weights, on torch's "meta" device."""
+    """The model's module tree without its weights, on torch's "meta" device.
+
+    Raises:
+        UserError: The files do not hold the model that they describe. Of quantised weights only
+            the number of layers is checked.
+    """
     if ref.kind == "gguf":
-        with quiet_transformers(), loading_errors(ref), gguf_loading.reading(ref.path) as header:
+        with gguf_loading.reading(ref.path) as header:
             return gguf_loading.module_tree(header)
-    with quiet_transformers(), loading_errors(ref), torch.device("meta"):
-        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=False)
-        return auto_class(config).from_config(config, trust_remote_code=False)
+    _, model = _module_tree(ref)
+    if quantisation_of(ref.path) is None:
+        refuse_unfit(ref.name, model, StoredTensors(ref).empty)
+    return model
 
 
 def choose_devices(name: str) -> tuple[torch.device, ...]:
@@ -304,36 +375,3 @@ def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
     if name not in DTYPES:
         raise UserError(f"--dtype {name} is unknown: choose auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):  # the GGUF reader's bar knows no other way
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def loading_errors(ref: ModelRef) -> Iterator[None]:
-    """Turn what the loaders raise on an unusable model into one sentence."""
-    try:
-        yield
-    except _UNUSABLE as error:
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, ImportError):
-            reason += (
-                " (Baking needs no loading: with --allow-other-weights it takes the expertise of "
-                "the model from which this one was quantised.)"
-            )
-        raise UserError(
-            f"The model {ref.name} could not be loaded ({type(error).__name__}): {reason}"
-        ) from error

@@ -35,6 +35,7 @@ from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
+from sordino.models.checkpoint import refuse_not_finite, refuse_unfit
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.models.sites import decoder_layers
@@ -122,7 +123,7 @@ class StreamedWeights:
         device: Where parts are brought.
 
     Raises:
-        UserError: A weight of the model is not in its files.
+        UserError: The files do not hold the model's weights, no more and no less.
     """
 
     def __init__(
@@ -221,15 +222,11 @@ class StreamedWeights:
 
     def _finish_model(self) -> None:
         """What `from_pretrained` does beside reading: check names and shapes, tie, fill buffers."""
+        refuse_unfit(self._ref.name, self._model, self._stored.empty)
         found, _ = convert_and_load_state_dict_in_model(
             self._model, self._stored.empty, self._loading(torch.device("meta"))
         )
         PreTrainedModel._finalize_model_loading(self._model, self._loading(self.device), found)
-        if found.missing_keys:
-            raise UserError(
-                f"The files of {self._ref.name} lack {len(found.missing_keys)} weights of "
-                f"{type(self._model).__name__}, such as {min(found.missing_keys)}: get them again."
-            )
         self._model.eval()
 
     def _loading(self, device: torch.device) -> LoadStateDictConfig:
@@ -312,7 +309,11 @@ class StreamedWeights:
                 f"{failed[0]} of {self._ref.name} cannot be read without other layers: use a "
                 "machine whose memory holds the whole model, with --no-stream."
             )
-        return {name: values[id(self._empty[name])] for name in self._parameters[part]}
+        found_values = {name: values[id(self._empty[name])] for name in self._parameters[part]}
+        refuse_not_finite(
+            self._ref.name, found_values.items(), "its files are damaged, get them again"
+        )
+        return found_values
 
     def _install(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():

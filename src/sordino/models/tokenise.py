@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sordino.errors import UserError
+from sordino.files import printable
+from sordino.models.open import OpenModel
+from sordino.progress import note
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,60 @@ def encode(
         if not ids:
             raise UserError(f"Text {number} of {len(texts)} gives no token: it says nothing.")
     return list(encoded)
+
+
+def encode_for(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of each text as `encode` gives them, cut at the model's positions, too.
+
+    Raises:
+        UserError: A text gives no token at all, or one for which the model has no embedding.
+    """
+    room = positions(opened.model)
+    most = max_tokens if room is None else min(max_tokens, room)
+    encoded = encode(opened.tokenizer, texts, most)
+    if most < max_tokens and (cut := sum(len(ids) == most for ids in encoded)):
+        note(f"{opened.ref.name} has {most} positions: {cut:,} texts are cut there or end there")
+    refuse_unknown(opened, encoded)
+    return encoded
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model has positions for; None where there is no limit."""
+    config = model.config.get_text_config(decoder=True)
+    said = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    limits = [said] if isinstance(said, int) else []
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's kind counts from the place after the padding's.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - skipped)
+    return min(limits, default=None)
+
+
+def refuse_unknown(opened: OpenModel, encoded: Sequence[Sequence[int]]) -> None:
+    """Raise `UserError` if a text has a token for which the model has no embedding.
+
+    Args:
+        opened: The model.
+        encoded: The token ids of each text.
+    """
+    embedding = opened.model.get_input_embeddings()
+    known = getattr(embedding, "num_embeddings", None)
+    if not isinstance(known, int):
+        return
+    beyond = sorted({token for ids in encoded for token in ids if token >= known})
+    if beyond:
+        names = opened.tokenizer.convert_ids_to_tokens(beyond[:3])
+        shown = ", ".join(
+            f"'{printable(str(name), 40)}' ({token})"
+            for name, token in zip(names, beyond, strict=False)
+        )
+        raise UserError(
+            f"The tokenizer of {opened.ref.name} writes {len(beyond):,} tokens for which the model "
+            f"has no embedding, such as {shown}: it has {known:,}, numbered from 0. Take the "
+            "tokenizer that belongs to the model, or resize the model's embeddings "
+            "(resize_token_embeddings) and train them."
+        )
 
 
 def equal_length_batches(encoded: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:

@@ -17,7 +17,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.passes import LayerByLayer
 from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
-from sordino.models.tokenise import Batch, encode, equal_length_batches
+from sordino.models.tokenise import Batch, encode_for, equal_length_batches
 from sordino.progress import track
 
 Place = tuple[str, int]
@@ -102,7 +102,7 @@ def exemplars(
     ]
     needed = sorted({sentence for row in wanted for sentence in row})
     texts = [concept.sentences[sentence] for sentence in needed]
-    encoded = dict(zip(needed, encode(model.tokenizer, texts, max_tokens), strict=True))
+    encoded = dict(zip(needed, encode_for(model, texts, max_tokens), strict=True))
     responses = outputs_at_tokens(model, encoded, [(site, index) for site, index, _ in top])
     found = excerpts(model, concept, encoded)
     return [

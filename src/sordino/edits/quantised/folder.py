@@ -15,15 +15,10 @@ from sordino.edits.quantised.layer import Changes, Layer, Scheme
 from sordino.edits.quantised.losses import losses
 from sordino.edits.shard import Change
 from sordino.errors import UserError
-from sordino.files import read_json
+from sordino.models.calls import read_settings
+from sordino.models.checkpoint import quantisation, quantisation_of
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import note
-
-# Where a config.json has the settings: the first of these.
-_PLACES = (
-    *(("quantization_config",), ("compression_config",)),
-    *(("text_config", "quantization_config"), ("llm_config", "quantization_config")),
-)
 
 
 @dataclass(frozen=True)
@@ -150,22 +145,11 @@ def read_quantised(folder: Path) -> QuantisedFolder | None:
     Raises:
         UserError: It is quantised in a way that is not known here, or damaged.
     """
-    config = read_json(folder / "config.json")
-    if quantisation(config) is None:
+    if quantisation_of(folder) is None:
         return None
+    config = read_settings(folder)
     files = sorted(folder.glob("*.safetensors"))
     return quantised_folder(folder, config, {PurePosixPath(f.name): read_header(f) for f in files})
-
-
-def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The quantisation settings in a config.json; None if there are none."""
-    for place in _PLACES:
-        found: Any = config
-        for key in place:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping):
-            return found
-    return None
 
 
 def with_quantisation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

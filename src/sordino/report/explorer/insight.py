@@ -13,7 +13,7 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site
-from sordino.models.tokenise import encode
+from sordino.models.tokenise import encode_for
 from sordino.report.exemplars import (
     Excerpt,
     Place,
@@ -121,7 +121,7 @@ def insights(
     if not top:
         return []
     longest = int(expertise.metadata.get("max_tokens", 128))
-    encoded = dict(enumerate(encode(opened.tokenizer, concept.sentences, longest)))
+    encoded = dict(enumerate(encode_for(opened, concept.sentences, longest)))
     outputs = outputs_at_tokens(opened, encoded, top, label="responses of the top neurons")
     responses = _pooled(outputs, expertise.metadata.get("pooling", "max"))
     ranked = [_ends(responses[:, number], sentences) for number in range(len(top))]

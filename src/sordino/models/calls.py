@@ -1,0 +1,142 @@
+"""Calls of transformers on a user's files: kept quiet, and what they raise in one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from sordino.errors import UserError
+from sordino.files import is_memory_full, printable, read_json
+from sordino.progress import note
+
+_ORDINARY = (None, "eager", "sdpa")
+"""The ways to compute attention that need no package beside torch."""
+_LONGEST_REASON = 300
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # the GGUF reader's bar knows no other way
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def library_errors(name: str, mend: str = "") -> Iterator[None]:
+    """Turn what a library raises on a user's files into one sentence.
+
+    It goes around calls of transformers alone, and around no code of ours. These calls run the code
+    of some hundred architectures on whatever a configuration says, and the tokenizers library
+    raises nothing but a bare `Exception`: what they raise has no closer class in common.
+
+    Args:
+        name: What is being loaded, as the user called it.
+        mend: What to do where a package is missing.
+
+    Raises:
+        UserError: The library failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
+        if is_memory_full(error):
+            reason = f"no memory is left for it: {reason}"
+        if isinstance(error, ImportError) and mend:
+            reason += f" ({mend})"
+        raise UserError(
+            f"The model {name} could not be loaded ({type(error).__name__}): {reason}"
+        ) from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, which must be an object.
+
+    Raises:
+        UserError: It is missing, damaged or something else.
+    """
+    path = folder / "config.json"
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{path} holds {_kind(settings)} where a model's settings belong: get it again."
+        )
+    return settings
+
+
+def open_config(folder: Path, name: str) -> PretrainedConfig:
+    """A folder's configuration as transformers reads it, set to an attention that is here.
+
+    Args:
+        folder: The model's folder.
+        name: What the user called the model.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    settings = read_settings(folder)
+    if "model_type" not in settings:
+        raise UserError(
+            f"{folder / 'config.json'} has no model_type, so that it says of no architecture: get "
+            "it again from where the model came from."
+        )
+    with quiet_transformers(), library_errors(name):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    wanted = getattr(config, "_attn_implementation", None)
+    if wanted not in _ORDINARY and not (
+        wanted == "flash_attention_2" and is_flash_attn_2_available()
+    ):
+        note(
+            f"{name} asks for the attention {printable(str(wanted), 60)}, which is not here: "
+            "torch's own is used."
+        )
+        config._attn_implementation = None
+    return config
+
+
+def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer.
+
+    Args:
+        folder: The model's folder.
+        name: What the user called the model.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    with quiet_transformers():
+        try:
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False
+            )
+        # The tokenizers library raises a bare `Exception` for a file that it cannot read, and
+        # transformers what its readers of older files happen to meet.
+        except Exception as error:
+            reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
+            raise UserError(
+                f"The tokenizer of {name} could not be loaded ({type(error).__name__}: {reason}): "
+                f"see that its files in {folder} are there and whole, or install newer versions of "
+                "transformers and tokenizers if it is of a newer kind."
+            ) from error
+    return found
+
+
+def _kind(value: object) -> str:
+    kinds = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
