@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -39,16 +39,22 @@ SENTENCE = st.text(
 SENTENCES = st.lists(SENTENCE, min_size=20, max_size=24).map(tuple)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
+def write_csv(
+    path: Path,
+    rows: list[dict[str, Any]],
+    delimiter: str = ",",
+    quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL,
+) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter, quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
 def write_tsv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    return write_csv(path, rows, "\t")
+    # With all in quotation marks there is no doubt that they are syntax.
+    return write_csv(path, rows, "\t", csv.QUOTE_ALL)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -62,7 +68,18 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-WRITERS = {".csv": write_csv, ".tsv": write_tsv, ".jsonl": write_jsonl, ".parquet": write_parquet}
+def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+WRITERS = {
+    ".csv": write_csv,
+    ".tsv": write_tsv,
+    ".json": write_json,
+    ".jsonl": write_jsonl,
+    ".parquet": write_parquet,
+}
 
 
 @pytest.fixture(params=sorted(WRITERS))
@@ -272,21 +289,23 @@ def test_the_line_is_that_of_the_file_and_not_of_the_row(tmp_path: Path) -> None
         ("a.csv", b"text,text\na,b\n", "line 1: two columns have the same name"),
         ("a.csv", b'text,label\na,1\nb, "c"d,1\n', "line 3: there are 3 fields, where"),
         ("a.csv", b'text,label\na,1\n"b"c,1\n', "line 3: the row is malformed"),
-        ("a.csv", b'text,label\na,1\n"b\nc,1\n', "line 3: the row is malformed"),
+        ("a.csv", b'text,label\na,1\n"b\nc,1\n', "line 3: a quotation mark opens here"),
         ("a.csv", b"text,label\na,1\nb\xe9,0\n", "line 3: the byte 0xe9 is not UTF-8"),
         ("a.csv", b"\xef\xbb\xbftext,label\nb\xe9,0\n", "line 2: the byte 0xe9"),
-        ("a.csv", "text,label\n".encode("utf-16"), "line 1: the byte 0xff is not UTF-8"),
+        ("a.csv", "text,label\n".encode("utf-16-le"), "like UTF-16 without a byte order mark"),
+        ("a.csv", "text,label\n".encode("utf-16") + b"\n", "begins like UTF-16 and is not"),
+        ("a.csv", b"PK\x03\x04 and so on", "looks like ZIP"),
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: the line is not JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: the line is no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not valid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 is no JSON object"),
         ("a.jsonl", b'{"text": "\xff"}\n', "line 1: the byte 0xff"),
         ("a.jsonl", b'{"text": 5, "label": 1}\n', "line 1: the column 'text' holds 5"),
         ("a.jsonl", b'{"text": "\\ud83d", "label": 1}\n', "line 1: the text holds half of a"),
         ("a.jsonl", b'{"text": "a", "label": [1]}\n', "'label' holds lists or objects"),
         ("a.parquet", b"", "a.parquet is empty"),
         ("a.parquet", b"not parquet at all", "a.parquet cannot be read as Parquet"),
-        ("a.xlsx", b"x", "give a .csv, .tsv, .jsonl or .parquet file"),
+        ("a.xlsx", b"x", "give a .csv, .tsv, .json, .jsonl or .parquet file"),
         ("a.txt", b"x\n", "a.txt holds the positive sentences: give"),
     ],
 )
@@ -331,7 +350,7 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
     assert "org/name does not exist: give a file, a data set of the hub as hf:" in error_of(
         "org/name"
     )
-    assert "is no file" in error_of(tmp_path)
+    assert "is a folder" in error_of(tmp_path)
 
 
 # --- built-in concepts ---

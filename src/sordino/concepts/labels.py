@@ -2,20 +2,32 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sordino.concepts.table import Table
+from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS, Table
+from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
+from sordino.files import printable
 from sordino.progress import note
 
 JIGSAW = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 _NONE_OF_SIX = (False,) * len(JIGSAW)
 
-_TEXT_COLUMNS = ("text", "comment_text", "comment", "sentence", "content", "tweet")
-_LABEL_COLUMNS = ("label", "labels", "target", "class", "toxic", "toxicity", "is_toxic", "insult")
+# A prompt or a passage is no sentence that somebody labelled.
+_SENTENCE_COLUMNS = tuple(name for name in TEXT_COLUMNS if name not in ("prompt", "passage"))
 _YES, _NO = {"true", "yes"}, {"false", "no"}
+_NO_LABEL = {
+    *("", "-", "--", "na", "n/a", "#n/a", "#na", "<na>", "n.a.", "nan", "-nan"),
+    *("null", "<null>", "\\n", "nil", "nat"),
+}
+"""What programs write where a label is missing, in small letters.
+
+"none" is not among them, because it also names a class, such as that of comments in which nothing
+was found; it counts only as Python writes it, "None"."""
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Classes:
         positive: The sentences with the concept.
         negative: The sentences without.
         rule: How they were told apart, in words.
+        account: Which labels became what, with the number of their rows, in one line.
         strata: Each sentence's value in the strata column, the positive ones' first; () without
             such a column.
     """
@@ -35,6 +48,7 @@ class Classes:
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     rule: str
+    account: str
     strata: tuple[str, ...] = ()
 
 
@@ -51,7 +65,8 @@ def classes_of(
 
     With Jigsaw's six columns (and no label column given) the positive rows are those whose `label`
     is 1 and the negative rows those whose six flags are all 0; rows that are neither are left out.
-    Otherwise one label column decides, and rows without a label are left out.
+    Otherwise one label column decides. Rows without a label, or without a value in the strata
+    column, are left out.
 
     Args:
         table: The table.
@@ -65,7 +80,7 @@ def classes_of(
     Raises:
         UserError: A column is unknown or not to be told, a label is not clear, a text is empty.
     """
-    text_column = _choose(table, text_column, _TEXT_COLUMNS, "text")
+    text_column = _choose(table, text_column, _SENTENCE_COLUMNS, "text")
     if label_column is None and positive is None and set(JIGSAW) <= set(table.names):
         label = label or JIGSAW[0]
         if label not in JIGSAW:
@@ -77,52 +92,111 @@ def classes_of(
             True if has else False if six == _NONE_OF_SIX else None
             for has, six in zip(flags[label], zip(*flags.values(), strict=True), strict=True)
         ]
+        shown = ["unlabelled" if has is None else f"{label} {has:d}" for has in flags[label]]
         rule = f"positive where {label} is 1, negative where all six of Jigsaw's flags are 0"
         name = "toxicity" if label == "toxic" else label
     else:
         if label is not None:
             raise UserError(
                 f"--label chooses among Jigsaw's six columns, which {table.source} does not "
-                f"have: use --label-column with one of {', '.join(table.names)}."
+                f"have: use --label-column with one of {_names(table)}."
             )
-        label_column = _choose(table, label_column, _LABEL_COLUMNS, "label")
+        label_column = _choose(table, label_column, LABEL_COLUMNS, "label")
         truths, rule = _truths(table, label_column, positive)
+        values = table.column(label_column)
+        words = {value: _shown(value) or "empty" for value in dict.fromkeys(values)}
+        shown = [words[value] for value in values]
         name = ""
-    rows = [[i for i, truth in enumerate(truths) if truth is wanted] for wanted in (True, False)]
     texts = table.column(text_column)
-    if strata_column is not None and strata_column not in table.names:
+    strata = _strata(table, strata_column)
+    if strata:
+        truths = [
+            truth if stratum is not None else None
+            for truth, stratum in zip(truths, strata, strict=True)
+        ]
+    blank = [i for i, truth in enumerate(truths) if truth is not None and _is_blank(texts[i])]
+    if table.editable and blank:
         raise UserError(
-            f"{table.source} has no column '{strata_column}': --stratify is length or one of "
-            f"{', '.join(table.names)}."
+            f"{table.where(blank[0])}: the text (column '{text_column}') is empty: write it or "
+            "remove the row."
         )
-    values = table.column(strata_column) if strata_column is not None else None
-    strata: list[str] = []
-    blank = 0
-    classes = []
-    for chosen in rows:
-        full = [i for i in chosen if not _is_blank(texts[i])]
-        if table.editable and len(full) < len(chosen):
-            first = next(i for i in chosen if _is_blank(texts[i]))
-            raise UserError(
-                f"{table.where(first)}: the text (column '{text_column}') is empty: write it or "
-                "remove the row."
-            )
-        blank += len(chosen) - len(full)
-        classes.append(_sentences(table, text_column, texts, full))
-        if values is not None:
-            strata += [_plain(values[i]) for i in full]
+    for i in blank:
+        truths[i] = None
     if blank:
-        note(f"{table.source}: {blank} rows with an empty text were left out")
-    return Classes(name, classes[0], classes[1], rule, tuple(strata))
+        note(f"{table.source}: {len(blank)} rows with an empty text were left out")
+    positives, negatives = (
+        [i for i, truth in enumerate(truths) if truth is wanted] for wanted in (True, False)
+    )
+    return Classes(
+        name,
+        _sentences(table, text_column, texts, positives),
+        _sentences(table, text_column, texts, negatives),
+        rule,
+        _account(table, truths, shown),
+        tuple(strata[i] or "" for i in positives + negatives) if strata else (),
+    )
+
+
+def sentences_of(table: Table) -> tuple[str, ...]:
+    """All sentences of a table without regard to labels.
+
+    Raises:
+        UserError: Which column holds them is not plain, or a text is empty or no text.
+    """
+    column = _choose(table, None, _SENTENCE_COLUMNS, "text")
+    texts = table.column(column)
+    for row, text in enumerate(texts):
+        if _is_blank(text):
+            raise UserError(f"{table.where(row)}: the text (column '{column}') is empty: write it.")
+    return _sentences(table, column, texts, range(len(texts)))
+
+
+def _account(table: Table, truths: Sequence[bool | None], shown: Sequence[str]) -> str:
+    """How many rows of which label became positive, negative or were left out."""
+    parts = []
+    for what, wanted in (("positive", True), ("negative", False), ("left out", None)):
+        counts = Counter(
+            label for label, truth in zip(shown, truths, strict=True) if truth is wanted
+        )
+        if counts or wanted is not None:
+            labels = ", ".join(f"{label}: {n:,}" for label, n in counts.most_common(_FEW))
+            more = f" and {len(counts) - _FEW:,} more labels" if len(counts) > _FEW else ""
+            parts.append(f"{counts.total():,} {what}" + (f" ({labels}{more})" if labels else ""))
+    return f"{table.source}, rows by label: {'; '.join(parts)}"
+
+
+def _strata(table: Table, column: str | None) -> list[str | None]:
+    """The stratum of each row, None where it has none; [] without such a column."""
+    if column is None:
+        return []
+    if column not in table.names:
+        raise UserError(
+            f"{table.source} has no column '{printable(column)}': --stratify is length or one of "
+            f"{_names(table)}."
+        )
+    values = table.column(column)
+    strata = [
+        None if is_missing(value) else whole_text(_plain(value), table.where(row))
+        for row, value in enumerate(values)
+    ]
+    missing = strata.count(None)
+    if missing:
+        note(f"{table.source}: {missing:,} rows without a value in '{printable(column)}' left out")
+    return strata
+
+
+def _names(table: Table) -> str:
+    return ", ".join(printable(name, 40) for name in table.names)
 
 
 def _choose(table: Table, given: str | None, known: Iterable[str], role: str) -> str:
     """The column that the user named, or the only one whose name is known for the role."""
-    there = ", ".join(table.names)
+    there = _names(table)
     if given is not None:
         if given not in table.names:
             raise UserError(
-                f"{table.source} has no column '{given}': --{role}-column is one of {there}."
+                f"{table.source} has no column '{printable(given)}': --{role}-column is one of "
+                f"{there}."
             )
         return given
     found = [name for name in table.names if name.lower() in known]
@@ -153,14 +227,7 @@ def _sentences(
                 f"{table.where(row)}: the column '{column}' holds {_shown(texts[row])}, which is "
                 "no text: choose another with --text-column."
             )
-        try:
-            texts[row].encode()
-        except UnicodeEncodeError:
-            # JSON can write half of a surrogate pair, which no tokeniser can read.
-            raise UserError(
-                f"{table.where(row)}: the text holds half of a surrogate pair, which is no valid "
-                "Unicode: write the text again or remove the row."
-            ) from None
+        whole_text(texts[row], table.where(row))
     return tuple(texts[row] for row in rows)
 
 
@@ -168,8 +235,8 @@ def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
     """One of Jigsaw's flags; its -1 ("not scored") and an empty field are neither."""
 
     def flag(value: Any) -> bool | None:
-        number = _number(value)
-        if _is_null(value) or number == -1:
+        number = number_of(value)
+        if is_missing(value) or number == -1:
             return None
         if number is None or not 0 <= number <= 1:
             raise UserError(
@@ -187,7 +254,11 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
     """What a label column says of each row, and the rule in words."""
     values = table.column(column)
     distinct = _distinct(table, column, values)
-    labels = [value for value in distinct if not _is_null(value)]
+    missing = {value for value in distinct if is_missing(value)}
+    if positive is not None:
+        # Whoever names such a label means it.
+        missing -= {v for v in missing if isinstance(v, str) and v.strip() == positive != ""}
+    labels = [value for value in distinct if value not in missing]
     if positive is not None:
         having = {value for value in labels if _plain(value) == positive}
         if not having:
@@ -195,16 +266,21 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
                 f"{table.source} has no row whose '{column}' is {positive}: --positive is one of "
                 f"{_few(labels)}."
             )
-        rule = f"positive where {column} is {positive}"
+        rule = f"positive where {printable(column, 40)} is {printable(positive, 40)}"
     else:
         having, rule = _recognised(table, column, labels)
-    meaning = {value: None if _is_null(value) else value in having for value in distinct}
+    if missing and not set(labels) - having:
+        raise UserError(
+            f"{table.source} has no negative sentence: {_few(list(missing))} in the column "
+            f"'{printable(column)}' means that there is no label. If it means a class, rename it."
+        )
+    meaning = {value: None if value in missing else value in having for value in distinct}
     return [meaning[value] for value in values], rule
 
 
 def _recognised(table: Table, column: str, labels: list[Any]) -> tuple[set[Any], str]:
     """Which of a column's labels mean that the sentence has the concept, if that is plain."""
-    numbers = {value: _number(value) for value in labels}
+    numbers = {value: number_of(value) for value in labels}
     if all(number is not None and 0 <= number <= 1 for number in numbers.values()):
         having = {value for value, number in numbers.items() if number and number >= 0.5}
         if set(numbers.values()) <= {0, 1}:
@@ -239,14 +315,15 @@ def _distinct(table: Table, column: str, values: Sequence[Any]) -> list[Any]:
         ) from None
 
 
-def _is_null(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none, as a value or in a word that programs write."""
     if isinstance(value, str):
-        return not value.strip()
+        return value.strip() == "None" or value.strip().lower() in _NO_LABEL
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: Any) -> float | None:
-    """The number that a label is or spells, true and false being 1 and 0 where they are values."""
+def number_of(value: Any) -> float | None:
+    """The finite number that a value is or spells; the values true and false are 1 and 0."""
     if not isinstance(value, str | int | float):
         return None
     try:
@@ -264,10 +341,9 @@ def _plain(value: Any) -> str:
 
 
 def _few(labels: list[Any]) -> str:
-    shown = [_shown(label) for label in labels[:5]]
-    return ", ".join(shown) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+    shown = [_shown(label) or "an empty field" for label in labels[:_FEW]]
+    return ", ".join(shown) + (f" and {len(labels) - _FEW} more" if len(labels) > _FEW else "")
 
 
 def _shown(value: Any) -> str:
-    text = _plain(value)
-    return text if len(text) <= 40 else text[:40] + "…"
+    return printable(_plain(value), 41)

@@ -1,14 +1,17 @@
 """One way in to a concept, whatever it is given as."""
 
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 from sordino.concepts.built_in import BUILT_IN
 from sordino.concepts.concept import Concept
-from sordino.concepts.labels import classes_of
-from sordino.concepts.readers import read_hub, read_sentences, read_table
+from sordino.concepts.labels import classes_of, sentences_of
+from sordino.concepts.readers import is_table, read_hub, read_sentences, read_table
 from sordino.errors import UserError
+from sordino.files import printable, user_path
+from sordino.progress import note
 
 
 def load_concept(
@@ -30,10 +33,11 @@ def load_concept(
     """Load a concept and draw a sample of it.
 
     Args:
-        spec: A built-in concept ("toxicity", "insults"); a CSV, TSV, JSONL or Parquet file; a data
-            set of the hub ("hf:org/name"); or a text file with one positive sentence a line,
-            together with `negatives`. A `Concept` is only sampled.
-        negatives: The text file with one negative sentence a line.
+        spec: A built-in concept ("toxicity", "insults"); a CSV, TSV, JSON, JSON Lines or Parquet
+            file; a data set of the hub ("hf:org/name"); or a text file with one positive sentence a
+            line, together with `negatives`. A `Concept` is only sampled.
+        negatives: The text file with one negative sentence a line. It and the positive one may also
+            be tables, of which the column of texts is read.
         label: Which of Jigsaw's six flags is the concept, where the source has them ("toxic" by
             default); the negative sentences are then those with none of the six.
         text_column: The column with the sentences; recognised by its name if not given.
@@ -68,7 +72,7 @@ def load_concept(
         concept = BUILT_IN[name].load(label)
     elif negatives is not None:
         _refuse("two text files", {**columns, **on_hub})
-        concept = _from_text_files(Path(name).expanduser(), Path(negatives).expanduser())
+        concept = _from_text_files(user_path(name), user_path(negatives))
     else:
         if name.startswith("hf:"):
             data_set = name.removeprefix("hf:")
@@ -76,10 +80,10 @@ def load_concept(
             called = data_set.rpartition("/")[2]
         else:
             _refuse(f"{name}, which is not on the hub,", on_hub)
-            path = Path(name).expanduser()
+            path = user_path(name)
             _refuse_unknown(spec, path)
             table = read_table(path)
-            called = path.stem
+            called = printable(path.stem)
         classes = classes_of(
             table,
             label=label,
@@ -88,6 +92,7 @@ def load_concept(
             positive=positive,
             strata_column=strata_column,
         )
+        note(classes.account)
         concept = Concept(
             classes.name or called,
             classes.positive,
@@ -99,10 +104,12 @@ def load_concept(
 
 
 def _from_text_files(positive: Path, negative: Path) -> Concept:
-    source = f"{positive} (positive) and {negative} (negative)"
-    return Concept(
-        positive.stem, tuple(read_sentences(positive)), tuple(read_sentences(negative)), source
-    )
+    source = f"{printable(str(positive))} (positive) and {printable(str(negative))} (negative)"
+    return Concept(printable(positive.stem), _sentences(positive), _sentences(negative), source)
+
+
+def _sentences(path: Path) -> tuple[str, ...]:
+    return sentences_of(read_table(path)) if is_table(path) else tuple(read_sentences(path))
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:
@@ -114,14 +121,14 @@ def _refuse(what: str, options: Mapping[str, object]) -> None:
 
 def _refuse_unknown(spec: str | Path, path: Path) -> None:
     """Complain of a name that is neither a file nor a built-in concept."""
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
         if path.suffix.lower() == ".txt":
             raise UserError(
-                f"{path} holds the positive sentences: give the file with the negative ones as "
-                "--negatives."
+                f"{printable(str(path))} holds the positive sentences: give the file with the "
+                "negative ones as --negatives."
             )
         return
     if isinstance(spec, str) and not path.suffix and len(path.parts) == 1:
         close = get_close_matches(spec, BUILT_IN, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are {' and '.join(BUILT_IN)}."
-        raise UserError(f"There is no built-in concept and no file '{spec}': {hint}")
+        raise UserError(f"There is no built-in concept and no file '{printable(spec)}': {hint}")

@@ -1,43 +1,169 @@
 """Readers: each makes a `Table` (or plain sentences) of one kind of source."""
 
-import csv
-import io
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sordino import hub
+from sordino.concepts.separated import read_separated
 from sordino.concepts.table import Table
+from sordino.concepts.text_files import (
+    GZIP,
+    input_path,
+    kind_of,
+    read_lines,
+    read_text,
+    split_lines,
+)
 from sordino.errors import UserError
+from sordino.files import parse_json, printable
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table by its name, and not plain text."""
+    return kind_of(path) in _READERS
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV, TSV, JSONL or Parquet file, by its suffix.
+    """Read a CSV, TSV, JSON, JSON Lines or Parquet file, by its suffix.
 
     Raises:
         UserError: The file is missing, empty, of another kind or not what its suffix says.
     """
-    if not path.exists():
-        raise UserError(
-            f"The concept file {path} does not exist: give a file, a data set of the hub as "
-            "hf:org/name, or a built-in concept."
-        )
-    if not path.is_file():
-        raise UserError(f"{path} is no file: give --concept one of its files.")
-    reader = _READERS.get(path.suffix.lower())
+    path = input_path(
+        path,
+        what=f"The file {printable(str(path))}",
+        mend="give a file, a data set of the hub as hf:org/name, or a built-in concept",
+    )
+    shown = printable(str(path))
+    reader = _READERS.get(kind_of(path))
     if reader is None:
         raise UserError(
-            f"{path} is of no kind that a concept is read from: give a .csv, .tsv, .jsonl or "
-            ".parquet file, or two text files with --negatives."
+            f"{shown} is of no kind that a table is read from: give a .csv, .tsv, .json, .jsonl "
+            "or .parquet file (for a concept also two text files, with --negatives)."
         )
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: it has no sentences.")
-    table = reader(path)
+        raise UserError(f"{shown} is empty.")
+    table = reader(path, shown)
     if not table.numbers:
-        raise UserError(f"{path} has no rows: it has no sentences.")
+        raise UserError(f"{shown} has no rows.")
     return table
+
+
+def _read_csv(path: Path, shown: str) -> Table:
+    return read_separated(read_text(path), shown, ",")
+
+
+def _read_tsv(path: Path, shown: str) -> Table:
+    return read_separated(read_text(path), shown, "\t")
+
+
+def _read_jsonl(path: Path, shown: str) -> Table:
+    return _json_lines(read_text(path), shown)
+
+
+def _json_lines(text: str, shown: str) -> Table:
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for number, line in enumerate(split_lines(text), start=1):
+        if line.strip():
+            where = f"{shown}, line {number}"
+            rows.append(_json_row(parse_json(line, where), where))
+            numbers.append(number)
+    return _of_rows(rows, shown, "line", numbers)
+
+
+def _json_row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f'{where} is no JSON object {{"text": …}}.')
+    return value
+
+
+def _of_rows(
+    rows: Sequence[Mapping[str, Any]], shown: str, unit: str, numbers: Sequence[int]
+) -> Table:
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Table(shown, names, lambda name: [row.get(name) for row in rows], unit, numbers)
+
+
+def _read_json(path: Path, shown: str) -> Table:
+    """A list of objects, an object of columns (lists, or objects by row as pandas writes them)."""
+    text = read_text(path)
+    if _is_json_lines(text):
+        return _json_lines(text, shown)
+    value = parse_json(text, shown)
+    if isinstance(value, dict) and value:
+        columns = [
+            list(column.values()) if isinstance(column, dict) else column
+            for column in value.values()
+        ]
+        if all(isinstance(column, list) for column in columns):
+            if len(set(map(len, columns))) > 1 or (
+                len({tuple(column) for column in value.values() if isinstance(column, dict)}) > 1
+            ):
+                raise UserError(f"{shown}: its columns do not have the same rows.")
+            named = dict(zip(value, columns, strict=True))
+            rows = range(1, len(columns[0]) + 1)
+            return Table(shown, tuple(named), named.__getitem__, "item", rows)
+        value = [value]
+    if not isinstance(value, list):
+        raise UserError(f"{shown} is neither a JSON list of objects nor an object of columns.")
+    items = [_json_row(row, f"{shown}, item {n}") for n, row in enumerate(value, start=1)]
+    return _of_rows(items, shown, "item", range(1, len(items) + 1))
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether a JSON file has an object a line, as data sets of the hub have under this suffix."""
+    lines = [line for line in split_lines(text) if line.strip()]
+    if len(lines) < 2:
+        return False
+    try:
+        return isinstance(json.loads(lines[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_parquet(path: Path, shown: str) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    if path.suffix.lower() == GZIP:
+        raise UserError(f"{shown} is Parquet inside gzip: unpack it with gunzip.")
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{shown} cannot be read as Parquet: {_first_line(error)}.") from None
+    names = tuple(file.schema_arrow.names)
+    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    if twice is not None:
+        raise UserError(f"{shown}: two columns have the same name, {printable(twice, 40)}.")
+
+    def column(name: str) -> list[Any]:
+        try:
+            values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{shown}: the column '{name}' is not UTF-8: write the file again from valid text."
+            ) from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(
+                f"{shown}: the column '{name}' cannot be read: {_first_line(error)}."
+            ) from None
+        return values
+
+    return Table(shown, names, column, "row", range(1, file.metadata.num_rows + 1))
+
+
+_READERS: dict[str, Callable[[Path, str], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".tab": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
 
 def read_sentences(path: Path) -> list[str]:
@@ -46,132 +172,17 @@ def read_sentences(path: Path) -> list[str]:
     Raises:
         UserError: The file is missing or empty, or a line is.
     """
-    if not path.is_file():
-        raise UserError(f"The text file {path} does not exist.")
-    # Not splitlines(), which also breaks at form feeds and at Unicode's line separators.
-    lines = _text(path).replace("\r\n", "\n").split("\n")
-    if not lines[-1]:
-        lines.pop()
+    path = input_path(
+        path, what=f"The text file {printable(str(path))}", mend="give one with a sentence a line"
+    )
+    lines = read_lines(path)
+    shown = printable(str(path))
     if not lines:
-        raise UserError(f"{path} is empty: it has no sentences.")
+        raise UserError(f"{shown} is empty: it has no sentences.")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise UserError(f"{path}, line {number}: the line is empty: remove it.")
+            raise UserError(f"{shown}, line {number}: the line is empty: remove it.")
     return lines
-
-
-def _text(path: Path) -> str:
-    """The file's text, from UTF-8 with or without a byte order mark."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The decoder counts from after the byte order mark.
-        start = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, start) + 1
-        raise UserError(
-            f"{path}, line {line}: the byte 0x{data[start]:02x} is not UTF-8: save the file as "
-            "UTF-8."
-        ) from None
-
-
-def _read_csv(path: Path) -> Table:
-    return _separated(path, ",")
-
-
-def _read_tsv(path: Path) -> Table:
-    return _separated(path, "\t")
-
-
-def _separated(path: Path, delimiter: str) -> Table:
-    # A field may be longer than the 128 KiB at which the module stops by default.
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    header: list[str] = []
-    line = 1
-    try:
-        for row in reader:
-            if row and not header:
-                header = [name.strip() for name in row]
-                if len(set(header)) < len(header):
-                    raise UserError(f"{path}, line {line}: two columns have the same name.")
-            elif row:
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {line}: there are {len(row)} fields, where the first line "
-                        f"names {len(header)} columns: put quotes around a text that holds the "
-                        "separator or a line break."
-                    )
-                rows.append(row)
-                numbers.append(line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: the row is malformed ({error}).") from None
-
-    def column(name: str) -> list[str]:
-        index = header.index(name)
-        return [row[index] for row in rows]
-
-    return Table(str(path), tuple(header), column, "line", numbers)
-
-
-def _read_jsonl(path: Path) -> Table:
-    rows: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    # Split at line feeds alone: JSON's strings may hold Unicode's line separators.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: the line is not JSON ({error.msg} at character "
-                f"{error.colno})."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f'{path}, line {number}: the line is no JSON object {{"text": …}}.')
-        rows.append(row)
-        numbers.append(number)
-    names = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Table(str(path), names, lambda name: [row.get(name) for row in rows], "line", numbers)
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}.") from None
-
-    def column(name: str) -> list[Any]:
-        try:
-            values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
-        except UnicodeDecodeError:
-            raise UserError(
-                f"{path}: the column '{name}' is not UTF-8: write the file again from valid text."
-            ) from None
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path}: the column '{name}' cannot be read: {_first_line(error)}."
-            ) from None
-        return values
-
-    names = tuple(file.schema_arrow.names)
-    return Table(str(path), names, column, "row", range(1, file.metadata.num_rows + 1))
-
-
-_READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".parquet": _read_parquet,
-}
 
 
 def read_hub(name: str, *, config: str | None, revision: str | None, split: str) -> Table:
@@ -188,31 +199,10 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
     """
     if not name:
         raise UserError("hf: names no data set: give hf:org/name.")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"hf:{name} needs the package datasets: pip install 'sordino[datasets]'."
-        ) from None
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not hub.reachable() and not constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"hf:{name} cannot be loaded, for the hub {constants.ENDPOINT} does not answer: check "
-            "the network, or set HF_HUB_OFFLINE=1 to use what was downloaded before."
-        )
-    try:
-        data = datasets.load_dataset(name, config, split=split, revision=revision)
-    # ValueError: no such split or configuration; OSError: no such data set or no connection;
-    # RuntimeError: the data set is a program.
-    except (DatasetsError, HfHubHTTPError, ValueError, OSError, RuntimeError) as error:
-        reason = _first_line(error.__cause__ or error)
-        raise UserError(
-            f"hf:{name} cannot be loaded ({reason}): check its name, --concept-config, --split "
-            "and --concept-revision."
-        ) from None
+    instead = "give a file (see --concept-config, --split and --concept-revision)"
+    wanted = hub.Wanted(name, revision, "dataset", "", f"hf:{name}", instead)
+    data = hub.load_data_set(wanted, split, config)
+    import datasets
 
     def column(wanted: str) -> list[Any]:
         values: list[Any] = data[wanted][:]
@@ -229,4 +219,4 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return printable(lines[0]).rstrip(".") if lines else type(error).__name__

@@ -1,8 +1,16 @@
 """A table of sentences and labels, whatever it was read from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+TEXT_COLUMNS = (
+    *("text", "prompt", "passage", "sentence"),
+    *("comment_text", "comment", "content", "tweet"),
+)
+"""Names of columns that hold texts, in small letters; the first one that a row has counts."""
+LABEL_COLUMNS = ("label", "labels", "target", "class", "toxic", "toxicity", "is_toxic", "insult")
+"""Names of columns that hold labels, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -12,8 +20,8 @@ class Table:
     Args:
         source: The file's or data set's name.
         names: The columns there are.
-        column: Reads one column: one value a row.
-        unit: What a row is called: "line" or "row".
+        column: Reads one column: one value a row, None where it has none.
+        unit: What a row is called: "line", "row" or "item".
         numbers: The number of each row in the source.
         editable: Whether it is the user's own file, in which an empty text is an error to mend,
             and not a published data set, in which such a row is passed over.
@@ -29,3 +37,15 @@ class Table:
     def where(self, row: int) -> str:
         """The source and the place of a row, for a message."""
         return f"{self.source}, {self.unit} {self.numbers[row]}"
+
+    def rows(self, wanted: Container[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row's index and its values by column, without those that are missing.
+
+        Args:
+            wanted: The columns, by their names in small letters; all of them if not given.
+        """
+        names = [name for name in self.names if wanted is None or name.lower() in wanted]
+        columns = [self.column(name) for name in names]
+        for index in range(len(self.numbers)):
+            values = ((name, column[index]) for name, column in zip(names, columns, strict=True))
+            yield index, {name: value for name, value in values if value is not None}

@@ -174,6 +174,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             f"{table.source} has no column that is known to hold texts: name one of {names} text."
         )
     for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED}):
+        if any(isinstance(value, str) and _OBJECT.match(value) for value in row.values()):
+            raise UserError(
+                f"{table.where(index)} has an object written out as text: save the table as .jsonl "
+                "or .parquet, which can hold objects."
+            )
         yield table.where(index), row
 
 
@@ -213,11 +218,6 @@ def _text(row: Mapping[str, Any], where: str) -> Text | None:
             text = text.partition(" -- ")[2] or text
     if not isinstance(text, str):
         raise UserError(f"{where} has a prompt without a text.")
-    if _OBJECT.match(text):
-        raise UserError(
-            f"{where} has an object written out as text for a prompt: save the table as .jsonl or "
-            ".parquet, which can hold objects."
-        )
     text = whole_text(text, where).strip()
     if is_missing(score):
         return None if scored_only else Text(text)

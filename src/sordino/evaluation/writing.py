@@ -1,17 +1,22 @@
 """What models write after prompts, for the measures that look at it."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sordino.concepts.text_files import input_path, read_lines
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import Measure, Record, Task
 from sordino.evaluation.result import Figure
-from sordino.evaluation.statistics import Comparison
+from sordino.evaluation.statistics import Comparison, Floats, compare_shares
 from sordino.evaluation.texts import Text, texts_fingerprint
+from sordino.files import printable, user_path
 from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel
 
@@ -121,7 +126,10 @@ class WritingTask(Task):
     def collect(
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, and what `notes` gives]."""
+        """Records: [prompt, continuation, text, and what `notes` gives].
+
+        Where there is no text, {"missing": why} stands for it.
+        """
         for written in continuations(
             opened,
             [prompt.text for prompt in self._prompts],
@@ -133,9 +141,36 @@ class WritingTask(Task):
         ):
             noted = self.notes(written)
             yield [
-                [one.prompt, one.number, one.text, *note]
-                for one, note in zip(written, noted, strict=True)
+                [one.prompt, one.number, said, *note]
+                for one, said, note in zip(written, map(_said, written), noted, strict=True)
             ]
+
+    def _missing(self, shares: Mapping[str, Floats]) -> Figure | None:
+        """The figure of the continuations that are in no other one; None where there are none.
+
+        Args:
+            shares: Of each prompt's continuations, float64 [prompts] in each arm.
+
+        Raises:
+            UserError: No prompt is left.
+        """
+        arms = np.stack(list(shares.values()))
+        if not arms.any():
+            return None
+        if (arms > 0).any(axis=0).all():
+            raise UserError(
+                f"{self._settings.key}: no prompt has all its continuations, with a score for "
+                "each; ask for fewer --continuations, or another server."
+            )
+        return self._figure(
+            compare_shares(shares.get("before"), shares["after"], self._seed),
+            arms.shape[1],
+            name="missing",
+            label="Continuations without a text or a score; their prompts are left out",
+            unit="share",
+            better="lower",
+            ratio_of="before/after",
+        )
 
     def _figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
         """A figure of so many of the prompts; a pre-prompt is part of its label."""
@@ -143,6 +178,10 @@ class WritingTask(Task):
         n = {"prompts": prompts, "continuations": prompts * self._settings.continuations}
         label += f", pre-prompt {led}" if led else ""
         return Figure.of(comparison, label=label, n=n, **about)
+
+
+def _said(one: Continuation) -> str | dict[str, str]:
+    return {"missing": one.missing} if one.missing else one.text
 
 
 def continuations(
@@ -200,15 +239,10 @@ def pre_prompt_text(spec: str) -> str:
     """
     if spec in PRE_PROMPTS:
         return PRE_PROMPTS[spec]
-    path = Path(spec).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"--pre-prompt {spec} is neither {', '.join(PRE_PROMPTS)} nor a text file: give one."
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError(f"--pre-prompt {spec} is not UTF-8: save the file as UTF-8.") from None
+    shown = f"--pre-prompt {printable(spec)}"
+    if not os.path.exists(user_path(spec)):  # noqa: PTH110 - unlike Path's, it raises nothing
+        raise UserError(f"{shown} is neither {', '.join(PRE_PROMPTS)} nor a text file: give one.")
+    text = "\n".join(read_lines(input_path(spec, what=shown, mend="give a text file"))).strip()
     if not text:
-        raise UserError(f"--pre-prompt {spec} is empty: write the text into it.")
+        raise UserError(f"{shown} is empty: write the text into it.")
     return text

@@ -1,6 +1,5 @@
 """The log of a service: one request a line, in the shapes that servers and gateways keep."""
 
-import gzip
 import hashlib
 import json
 import math
@@ -11,7 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sordino.concepts.readers import is_table, read_table
+from sordino.concepts.text_files import input_path, kind_of, open_input
 from sordino.errors import UserError
+from sordino.files import parse_json, printable
 
 CHAT = "chat/completions"
 PLAIN = "completions"
@@ -32,6 +34,8 @@ _TIMES = (
     *("created_at", "created", "start_time", "startTime"),
 )
 _DEEPEST = 4
+_DEEPEST_VALUE = 64  # what is nested deeper is no request, and not every encoder takes it
+_MARK = b"\xef\xbb\xbf"
 _YEARS = range(2000, 2200)  # what is outside is no time
 
 
@@ -46,6 +50,7 @@ class Prompt:
         path: To which of a server's ways it goes: `CHAT` or `PLAIN`.
         request: What is sent, but for the model, the length and the seed.
         length: How many tokens the log allows the answer; None where it does not say.
+        mended: Whether half of a character was replaced in it.
     """
 
     log: str
@@ -54,6 +59,7 @@ class Prompt:
     path: str
     request: Mapping[str, Any]
     length: int | None
+    mended: bool = False
 
     @property
     def text(self) -> str:
@@ -74,46 +80,74 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
     A line is OpenAI's request (`messages`, or a `prompt`), or holds one as `body` or `request`, as
     an object or as JSON in a string. Assistants' messages at the end are the answer that was given
     then; they are left out. A time is looked for under the usual names, as ISO 8601 or a Unix time.
-    A last line that is not whole yet is passed over: a log is being written.
+    A last line that is not whole yet is passed over: a log is being written. Half a character (of a
+    surrogate pair), which no server and no database takes, becomes a question mark.
 
     Args:
-        path: The JSONL file; with ".gz" at the end, compressed.
+        path: The JSONL file; with ".gz" at the end, compressed. A ".json" file may also hold a list
+            of such objects, and a ".parquet" file a row for each.
 
     Raises:
         UserError: It cannot be read, or a line is no JSON object.
     """
+    path = input_path(path, mend="give the log of a service, a .jsonl file")
+    for number, row in _table_rows(path) if _is_table(path) else _json_rows(path):
+        yield _prompt(row, path.name, number)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether the log is no JSON Lines, which is what it is by whatever other name it has."""
+    kind = kind_of(path)
+    if kind in (".csv", ".tsv", ".tab"):
+        raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
+    if kind == ".json":
+        with open_input(path) as stream:
+            return stream.read(1024).removeprefix(_MARK).lstrip()[:1] == b"["
+    return is_table(path) and kind == ".parquet"
+
+
+def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    table = read_table(path)
+    for index, row in table.rows():
+        # Parquet also has times, decimal numbers and bytes, which JSON has not.
+        yield table.numbers[index], json.loads(json.dumps(row, default=str))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    shown = printable(str(path))
     for number, raw, whole in _lines(path):
         if not raw.strip():
             continue
         try:
-            row = json.loads(raw)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(_decoded(raw), f"{shown}, line {number}")
+        except UserError:
             if not whole:
                 return
-            raise UserError(
-                f"{path}, line {number} is not valid JSON ({error}): a log has one request a line."
-            ) from None
+            raise
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number} is no JSON object: each line must be one.")
-        if b"\\ud" in raw.lower():  # half a character, which no server and no database takes
-            row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
-        yield _prompt(row, path.name, number)
+            raise UserError(f"{shown}, line {number} is no JSON object: each line must be one.")
+        yield number, row
+
+
+def _decoded(raw: bytes) -> str | bytes:
+    """The line, with halves of surrogate pairs as they are; as bytes if it is not UTF-8."""
+    try:
+        return raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return raw
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield number, raw, raw.endswith(b"\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: give the log of a service, a .jsonl file."
-        ) from None
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+    """Each line's number, its bytes, and whether it has ended."""
+    number = 0
+    with open_input(path) as stream:
+        for raw in stream:
+            ended = raw.endswith(b"\n")
+            # JSON's strings hold no line ends, so that a carriage return is one, too.
+            *parts, last = raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
+            for part, whole in (*((part, True) for part in parts), (last, ended)):
+                number += 1
+                yield number, part.removeprefix(_MARK) if number == 1 else part, whole
 
 
 def _prompt(row: Mapping[str, Any], log: str, line: int) -> Prompt | None:
@@ -138,7 +172,32 @@ def _prompt(row: Mapping[str, Any], log: str, line: int) -> Prompt | None:
     for name, usual in _SILENT.items():
         settings[name] = usual if row.get(name) is None else row[name]
     length = next((row[name] for name in _LENGTHS if _is_count(row.get(name))), None)
-    return Prompt(log, line, at, CHAT if "messages" in asked else PLAIN, asked | settings, length)
+    request = asked | settings
+    try:
+        whole = _sendable(request, _DEEPEST_VALUE)
+    except ValueError:
+        return None
+    path = CHAT if "messages" in asked else PLAIN
+    return Prompt(log, line, at, path, whole, length, whole != request)
+
+
+def _sendable(value: Any, deepest: int) -> Any:
+    """The value with whole characters only.
+
+    Raises:
+        ValueError: It is nested too deeply, or holds a number that is not finite and so no JSON.
+    """
+    if deepest == 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_sendable(one, deepest - 1) for one in value]
+    if isinstance(value, dict):
+        return {_sendable(key, 1): _sendable(one, deepest - 1) for key, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no JSON")
+    return value
 
 
 def _asked(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,185 @@
+"""Tables of separated values, of which no row may be lost to a quotation mark."""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sordino.concepts.table import Table
+from sordino.concepts.text_files import split_lines
+from sordino.errors import UserError
+from sordino.files import printable
+from sordino.progress import note
+
+_TAB = "\t"
+_SPECIAL = '\t\r\n"'
+"""What must stand in quotation marks."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int  # where it begins
+    last: int  # where it ends
+    cells: list[str]
+
+
+class _RowError(Exception):
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def read_separated(text: str, source: str, separator: str) -> Table:
+    r"""The table that a text of separated values holds.
+
+    In a CSV, quotation marks are syntax. In a TSV they are syntax only where the whole file is
+    written so, and text otherwise. The whole file is written so where a name in the first line is
+    in quotation marks, or where exactly those fields are in quotation marks that need them: that
+    hold a tab, a line end or a quotation mark (or, as a spreadsheet writes it, a comma).
+
+    Args:
+        text: The text.
+        source: The file's name, for messages.
+        separator: `,` or a tab.
+
+    Raises:
+        UserError: A row has too many or too few fields, a quotation does not end, or the text
+            between two quotation marks looks like rows of the table.
+    """
+    lines = split_lines(text)
+    try:
+        if separator == _TAB:
+            rows = _tab_separated(text, lines)
+        else:
+            rows = _quoted(text, separator)
+            _refuse_swallowed(rows, lines, separator)
+        return _table(rows, source)
+    except _RowError as error:
+        raise UserError(f"{source}, line {error.line}: {error}.") from None
+
+
+def _tab_separated(text: str, lines: Sequence[str]) -> list[_Row]:
+    first = next((line for line in lines if line), "")
+    if any(len(name) > 1 and name[0] == name[-1] == '"' for name in first.split(_TAB)):
+        return _quoted(text, _TAB)
+    if not any(cell.startswith('"') for line in lines for cell in line.split(_TAB)):
+        return _unquoted(lines)
+    try:
+        rows = _quoted(text, _TAB)
+    except _RowError:
+        return _unquoted(lines)
+    ragged = any(len(row.cells) != len(rows[0].cells) for row in rows)
+    if ragged or not _is_consistent(rows, lines):
+        return _unquoted(lines)
+    _refuse_swallowed(rows, lines, _TAB)
+    return rows
+
+
+def _unquoted(lines: Sequence[str]) -> list[_Row]:
+    return [_Row(n, n, line.split(_TAB)) for n, line in enumerate(lines, start=1) if line]
+
+
+def _quoted(text: str, separator: str) -> list[_Row]:
+    # A field may be longer than the 128 KiB at which the module stops by default.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[_Row] = []
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                rows.append(_Row(line, reader.line_num, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            problem = "a quotation mark opens here and is never closed"
+        else:
+            problem = f"the row is malformed ({error})"
+        raise _RowError(line, problem) from None
+    return rows
+
+
+def _is_consistent(rows: Sequence[_Row], lines: Sequence[str]) -> bool:
+    """Whether a writer that puts in quotation marks what needs them would write these lines."""
+    return any(
+        all(
+            "\n".join(split_lines(_written(row.cells, special) + "\n"))
+            == "\n".join(lines[row.line - 1 : row.last])
+            for row in rows
+        )
+        for special in (_SPECIAL, _SPECIAL + ",")
+    )
+
+
+def _written(cells: Sequence[str], special: str) -> str:
+    doubled = ((cell, cell.replace('"', '""')) for cell in cells)
+    return _TAB.join(
+        f'"{inside}"' if any(mark in cell for mark in special) else cell for cell, inside in doubled
+    )
+
+
+def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str) -> None:
+    """Raise where two quotation marks that are text may have made one field of several rows.
+
+    At least two of the lines between them, taken alone, have as many fields as the table has
+    columns. Commas also stand inside sentences: in a CSV such lines must agree with the other rows
+    in one column, too, as the labels do.
+    """
+    columns = len(rows[0].cells) if rows else 0
+    single = [row.cells for row in rows if row.line == row.last]
+    seen = [set(column) for column in zip(*single, strict=False)]
+    for row in rows:
+        if row.line == row.last:
+            continue
+        alone = [line.split(separator) for line in lines[row.line - 1 : row.last]]
+        alike = [cells for cells in alone if len(cells) == columns]
+        if len(alike) > 1 and (
+            separator == _TAB
+            or any(
+                all(cell in values for cell in column)
+                for values, column in zip(seen, zip(*alike, strict=True), strict=False)
+            )
+        ):
+            raise _RowError(
+                row.line,
+                f"a quotation mark opens here and closes in line {row.last}, and the lines between "
+                "look like rows of the table: if the marks are text, write the file as .jsonl; if "
+                "they hold one text together, put the names in the first line of a .tsv in "
+                "quotation marks, or write the file as .jsonl",
+            )
+
+
+def _table(rows: Sequence[_Row], source: str) -> Table:
+    """The table, whose first row names its columns."""
+    header = [name.strip() for name in rows[0].cells] if rows else []
+    # A spreadsheet writes empty columns and cells at the end of its rows.
+    width = max((n for n, name in enumerate(header, start=1) if name), default=0)
+    named = [name for name in header if name]
+    if rows and not named:
+        raise _RowError(rows[0].line, "the first line names no column")
+    twice = next((name for n, name in enumerate(named) if name in named[:n]), None)
+    if twice is not None:
+        raise _RowError(rows[0].line, f"two columns have the same name, {printable(twice, 40)}")
+    beyond = 0
+    for row in rows[1:]:
+        if len(row.cells) == width:
+            continue
+        filled = max((n for n, cell in enumerate(row.cells, start=1) if cell.strip()), default=0)
+        if len(row.cells) < width or filled > len(header):
+            raise _RowError(
+                row.line,
+                f"there are {len(row.cells)} fields, where the first line names {width} columns: "
+                "put quotes around a text that holds the separator or a line break",
+            )
+        beyond += any(
+            cell.strip() and not name for name, cell in zip(header, row.cells, strict=False)
+        )
+    if beyond:
+        note(f"{source}: {beyond} rows have values in columns without a name, which are not read")
+
+    def column(name: str) -> list[str]:
+        index = header.index(name)
+        return [row.cells[index] for row in rows[1:]]
+
+    return Table(source, tuple(named), column, "line", [row.line for row in rows[1:]])

@@ -1,0 +1,203 @@
+"""The user's files of text: which kind a file is of, its bytes, its text and its lines."""
+
+import codecs
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase
+from pathlib import Path
+
+from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS
+from sordino.errors import UserError
+from sordino.files import is_regular, printable, user_path
+from sordino.progress import note
+
+GZIP = ".gz"
+_TEXT = (".txt", ".text")
+# UTF-32 first: its mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BEGINNINGS = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"GGUF": "GGUF",
+    b"%PDF-": "PDF",
+    b"SQLite format 3\0": "SQLite",
+    b"PK\x03\x04": "ZIP or Excel",
+    b"\x1f\x8b": "gzip",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+}
+_LINE_END = re.compile("\r\n|\r|\n")
+_WORD = re.compile(r"[\w.]+")
+
+
+def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
+    """The path of a file to be read, as the user typed it.
+
+    A pipe is refused, because some files are read more than once and a pipe can be read only once;
+    one that nobody writes to would be waited for without end.
+
+    Args:
+        name: What the user typed.
+        what: What it is called in a message; the name itself if not given.
+        mend: What to do if there is no such file.
+
+    Raises:
+        UserError: It does not exist, or is a folder, a pipe or a device.
+    """
+    path = user_path(name)
+    shown = what or printable(str(path))
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
+        raise UserError(f"{shown} does not exist: {mend}.")
+    if path.is_dir():
+        raise UserError(f"{shown} is a folder and no file: {mend}.")
+    if not is_regular(path):
+        raise UserError(
+            f"{shown} is a pipe or a device, which cannot be read twice: save what it gives to a "
+            "file, and give that."
+        )
+    return path
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells a file's kind, in small letters: ".jsonl" for `P.JSONL.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == GZIP:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file for reading bytes; what ends in ".gz" is decompressed.
+
+    Raises:
+        UserError: It cannot be opened, or reading fails inside the block.
+    """
+    try:
+        opener = gzip.open if path.suffix.lower() == GZIP else open
+        with opener(path, "rb") as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{printable(str(path))} cannot be read: {printable(reason)}.") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's whole text: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        UserError: It cannot be read, or is in another encoding or no text at all.
+    """
+    with open_input(path) as stream:
+        data = stream.read()
+    shown = printable(str(path))
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            raise UserError(
+                f"{shown} is no text but looks like {kind}: give a file that is what its name says."
+            )
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and data[:2].count(0) == 1:
+        raise UserError(
+            f"{shown} looks like UTF-16 without a byte order mark: save the file as UTF-8."
+        )
+    try:
+        # Files that were put together may begin with more than one mark.
+        return data.decode(encoding).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise UserError(
+                f"{shown} begins like {encoding.upper()} and is not: save the file as UTF-8."
+            ) from None
+        # The decoder counts from after the byte order mark.
+        start = error.start + len(data) - len(error.object)
+        line = len(re.findall(b"\r\n|\r|\n", data[:start])) + 1
+        raise UserError(
+            f"{shown}, line {line}: the byte 0x{data[start]:02x} is not UTF-8: save the file as "
+            "UTF-8."
+        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    r"""The lines of a text, which end in `\n`, `\r\n` or `\r` and in nothing else.
+
+    `str.splitlines` also breaks at form feeds and at Unicode's line separators, which stand inside
+    sentences.
+    """
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a plain text file.
+
+    Raises:
+        UserError: It cannot be read or is no plain text: it holds a NUL character, or its name does
+            not say that it is text and it looks like a table.
+    """
+    text = read_text(path)
+    lines = split_lines(text)
+    shown = printable(str(path))
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{shown}, line {number}: there is a NUL character: it is no text.")
+    kind, suffix = _looks_like(text, lines)
+    if kind and kind_of(path) in _TEXT:
+        note(
+            f"{shown} looks like {kind} and is read as plain text, a line at a time: if it is a "
+            f"table, give it a name that ends in {suffix}"
+        )
+    elif kind:
+        raise UserError(
+            f"{shown} looks like {kind}: give it a name that ends in {suffix}, or in .txt if it is "
+            "plain text."
+        )
+    return lines
+
+
+def whole_text(text: str, where: str) -> str:
+    """The text itself, where every character of it is whole.
+
+    Raises:
+        UserError: It holds half of a surrogate pair, which JSON can write and no tokenizer reads.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: the text holds half of a surrogate pair, which is no valid Unicode: write "
+            "the text again or remove it."
+        ) from None
+    return text
+
+
+def _looks_like(text: str, lines: list[str]) -> tuple[str, str]:
+    """What a table that is not called one looks like, and its suffix; "" and "" for plain text."""
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if first in ("[", "{", "[{"):
+        return "JSON", ".json"
+    if first[:1] in ("[", "{"):
+        for one, kind, suffix in ((first, "JSON Lines", ".jsonl"), (text, "JSON", ".json")):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(one)
+                if isinstance(value, dict):
+                    return kind, suffix
+                if isinstance(value, list) and value and isinstance(value[0], dict):
+                    return "JSON", ".json"
+    for separator, kind, suffix in (("\t", "TSV", ".tsv"), (",", "CSV", ".csv")):
+        cells = [cell.strip('"').lower() for cell in first.split(separator)]
+        known = {*TEXT_COLUMNS, *LABEL_COLUMNS} & set(cells)
+        if len(cells) > 1 and known and all(map(_WORD.fullmatch, cells)):
+            return kind, suffix
+    return "", ""
