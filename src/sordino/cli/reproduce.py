@@ -18,6 +18,7 @@ def reproduce(
     list_: Annotated[bool, Parameter(name="--list")] = False,
     model: str | None = None,
     concept: str | None = None,
+    scorer: str | None = None,
     max_prompts: int | None = None,
     device: str = "auto",
     printing: JsonOptions = JsonOptions(),
@@ -39,6 +40,8 @@ def reproduce(
         A copy of the recipe's model, where the hub is not to be asked for it.
     concept
         A copy of its sentences: Jigsaw's train.csv.
+    scorer
+        A copy of its scorer: the folder of the same classifier in safetensors.
     max_prompts
         At most so many prompts for toxicity, instead of the recipe's own number.
     device
@@ -57,7 +60,7 @@ def reproduce(
         from sordino.reproduction.reproduce import reproduce as carry_out
 
         recipe = recipe_named(name)
-        changes = Changes(model, concept, max_prompts, device)
+        changes = Changes(model, concept, scorer, max_prompts, device)
         found, page = carry_out(recipe, output or Path(recipe.name), changes, typed.command())
     if printing.json:
         print_json({"page": str(page), **found.model_dump(mode="json")})

@@ -128,11 +128,17 @@ class Recipe(Record):
         """Those that are not installed."""
         return [name for name in self.extras if extras.lacking(name)]
 
-    def build(self, max_prompts: int | None = None) -> "list[Measure]":
+    @property
+    def scorers(self) -> set[str]:
+        """The scorers that its measures name."""
+        return {settings["scorer"] for settings in self.measures.values() if "scorer" in settings}
+
+    def build(self, max_prompts: int | None = None, scorer: str | None = None) -> "list[Measure]":
         """The measures, with their settings.
 
         Args:
             max_prompts: At most so many prompts for toxicity, instead of the recipe's own number.
+            scorer: A copy of the recipe's scorer, to be taken in its place.
 
         Raises:
             UserError: There is no such measure or setting.
@@ -144,6 +150,8 @@ class Recipe(Record):
             chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
             if name == "toxicity" and max_prompts is not None:
                 chosen["max_prompts"] = max_prompts
+            if scorer is not None and "scorer" in chosen:
+                chosen["scorer"] = scorer
             measure(name)  # says which there are
             known = kinds(MEASURES[name])
             for key, value in settings.items():

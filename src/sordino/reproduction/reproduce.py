@@ -32,12 +32,14 @@ class Changes:
     Args:
         model: Another copy of its model: a folder, or a GGUF file.
         concept: Another copy of its sentences, such as Jigsaw's train.csv.
+        scorer: A copy of its scorer, such as one converted to safetensors.
         max_prompts: At most so many prompts for toxicity.
         device: Where it runs, as for `sordino.open_model`.
     """
 
     model: str | None = None
     concept: str | None = None
+    scorer: str | None = None
     max_prompts: int | None = None
     device: str = "auto"
 
@@ -55,6 +57,7 @@ def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
         for name in recipe.from_hub
         if not (changes.model and name == recipe.model)
         and not (changes.concept and name == "Jigsaw's comments")
+        and not (changes.scorer and name in recipe.scorers)
     ]
     found = []
     extras = recipe.missing_extras()
@@ -97,7 +100,7 @@ def reproduce(
     Raises:
         UserError: Something that it needs is not at hand, or the folder is another recipe's.
     """
-    measures = recipe.build(changes.max_prompts)
+    measures = recipe.build(changes.max_prompts, changes.scorer)
     folder, mark = output / "model", output / "recipe.json"
     asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}
     if mark.exists() and read_json(mark) != asked:
@@ -156,5 +159,6 @@ def _deciding(changes: Changes) -> dict[str, Any]:
     return {
         "model": changes.model,
         "concept": changes.concept,
+        **({"scorer": changes.scorer} if changes.scorer else {}),
         "max_prompts": changes.max_prompts,
     }
