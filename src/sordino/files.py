@@ -80,13 +80,19 @@ def printable(text: str, limit: int = 200) -> str:
         >>> printable("a\x1b[31m  b\n")
         'a\ufffd[31m b'
     """
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if unicodedata.category(letter) in ("Cc", "Cs", "Cn") or letter in _MARKS_OF_DIRECTION
-        else letter
-        for letter in " ".join(text.split())
-    )
+    shown = tame(" ".join(text.split()))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def tame(text: str) -> str:
+    """Text for the terminal as it is, but for what `printable` replaces; line breaks stay."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if letter in _MARKS_OF_DIRECTION
+        or (letter != "\n" and unicodedata.category(letter) in ("Cc", "Cs", "Cn"))
+        else letter
+        for letter in text
+    )
 
 
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:

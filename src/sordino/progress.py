@@ -31,7 +31,9 @@ def is_live() -> bool:
 def note(message: str) -> None:
     """Say one plain line on standard error, unless hushed."""
     if not _hushed:
-        print(message, file=sys.stderr, flush=True)
+        from sordino.files import tame  # which uses this module
+
+        print(tame(message), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number of things."""
+Site = Annotated[str, Field(pattern=r"^[^\s\p{C}]+$", max_length=500)]
+"""A module path: no white space, no control characters."""
 Setting = str | bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float
 """What a setting of a rule or of a measure can be."""
 

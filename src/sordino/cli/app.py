@@ -11,7 +11,7 @@ from sordino.cli import typed
 from sordino.cli.encoding import speak_plainly
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
-from sordino.files import is_disk_full, is_memory_full, today
+from sordino.files import is_disk_full, is_memory_full, tame, today
 from sordino.version import __version__
 
 app = App(
@@ -111,5 +111,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"sordino: {message}", file=sys.stderr)
+    print(f"sordino: {tame(message)}", file=sys.stderr)
     sys.exit(2)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sordino.cli.options import OutputOptions, print_json
+from sordino.cli.options import OutputOptions, print_json, print_lines
+from sordino.files import tame
 
 if TYPE_CHECKING:
     from sordino.edits.difference import Difference, Factors, SettingChange, TensorChange
@@ -48,6 +49,7 @@ def diff(
 def _print(found: "Difference") -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -61,11 +63,11 @@ def _print(found: "Difference") -> None:
         for column in ("changed", "", "", "factors", "change / norm"):
             table.add_column(column)
         for name, group in _groups(found.changed):
-            table.add_row(name, f"× {len(group)}", *_row(group))
+            table.add_row(Text(tame(name)), f"× {len(group)}", *_row(group))
         console.print(table)
     for sign, names in (("+", found.added), ("-", found.removed)):
         for name, count in _counted(names):
-            console.print(f"{sign} {name} × {count}", highlight=False, markup=False)
+            print_lines(f"{sign} {name} × {count}")
     _print_settings(found.settings)
     for sign, files in (
         ("±", found.files_changed),
@@ -73,7 +75,7 @@ def _print(found: "Difference") -> None:
         ("-", found.files_removed),
     ):
         for file in files:
-            console.print(f"{sign} {file}", highlight=False, markup=False)
+            print_lines(f"{sign} {file}")
 
 
 def _print_settings(settings: Sequence["SettingChange"]) -> None:
@@ -81,9 +83,9 @@ def _print_settings(settings: Sequence["SettingChange"]) -> None:
         here = [setting for setting in settings if setting.file == file]
         for setting in here[:_MANY]:
             before, after = (_short(value) for value in (setting.before, setting.after))
-            print(f"{file}: {setting.key}: {before} → {after}")
+            print_lines(f"{file}: {setting.key}: {before} → {after}")
         if len(here) > _MANY:
-            print(f"{file}: … and {len(here) - _MANY:,} more (all with --json)")
+            print_lines(f"{file}: … and {len(here) - _MANY:,} more (all with --json)")
 
 
 def _short(value: str | None) -> str:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sordino.cli.options import ConceptOptions, InterventionOptions, OutputOptions, print_json
+from sordino.cli.options import (
+    ConceptOptions,
+    InterventionOptions,
+    OutputOptions,
+    print_json,
+    print_lines,
+)
 from sordino.cli.recipe import read
 from sordino.errors import UserError
 
@@ -104,7 +110,7 @@ def explore(
     if printing.json:
         print_json(_figures(explored))
     else:
-        print("\n".join(_lines(explored)))
+        print_lines(*_lines(explored))
     if open_page or (open_page is None and not printing.json and _has_display()):
         import webbrowser
 

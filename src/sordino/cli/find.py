@@ -12,6 +12,7 @@ from sordino.cli.options import (
     OutputOptions,
     SweepOptions,
     print_json,
+    print_lines,
 )
 from sordino.errors import UserError
 
@@ -82,4 +83,4 @@ def find(
     if printing.json:
         print_json(value)
     else:
-        print("\n".join(lines))
+        print_lines(*lines)

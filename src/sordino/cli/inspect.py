@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from sordino import hub
-from sordino.cli.options import InterventionOptions, ModelOptions, OutputOptions, print_json
+from sordino.cli.options import (
+    InterventionOptions,
+    ModelOptions,
+    OutputOptions,
+    print_json,
+    print_lines,
+)
 from sordino.files import user_path
 
 
@@ -39,7 +45,7 @@ def inspect(
     if printing.json:
         print_json(value)
     else:
-        print("\n".join(lines))
+        print_lines(*lines)
 
 
 def _file(path: Path, rule: InterventionOptions) -> tuple[dict[str, Any], list[str]]:

@@ -248,6 +248,14 @@ class OutputOptions(JsonOptions):
     """Replace what is there."""
 
 
+def print_lines(*lines: str) -> None:
+    """Print lines on standard output, without control characters that foreign words brought."""
+    from sordino.files import tame
+
+    for line in lines:
+        print(tame(line.replace("\n", " ")))
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     from sordino.files import to_json

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sordino.cli.options import JsonOptions, print_json
+from sordino.cli.options import JsonOptions, print_json, print_lines
 
 
 def push(
@@ -27,9 +27,11 @@ def push(
 
     The repository is made if there is none. Large files are uploaded one by one and become visible
     in one commit at the end; a push that fails loses nothing, and the same command goes on from
-    there. Sizes and checksums are compared before it says that it is done. Folders of this machine
-    are taken out of records, recipe and card, and the page is made anew without sentences and
-    continuations. The token is HF_TOKEN's, or that of `hf auth login`.
+    there. Sizes and checksums are compared before it says that it is done. What Sordino wrote is
+    pushed, and the files that a model consists of; everything else that is there is left out and
+    listed. Folders of this machine and addresses of servers are taken out of records, recipe and
+    card, and the page is made anew without sentences and continuations. The token is HF_TOKEN's, or
+    that of `hf auth login`.
 
     Parameters
     ----------
@@ -52,8 +54,9 @@ def push(
         Push the continuations, too (evaluation.samples.jsonl), in which harmful text stands in the
         clear.
     dry_run
-        Only tell what would be pushed.
+        Only tell what would be pushed, and what would be left out.
     """
+    from sordino.files import printable
     from sordino.sharing import push as push_to_hub
 
     with printing.in_force():
@@ -73,13 +76,13 @@ def push(
         return
     if dry_run:
         for name, size in pushed.files.items():
-            print(f"{size:>15,}  {name}")
+            print_lines(f"{size:>15,}  {name}")
     for name, reason in pushed.left_out.items():
-        print(f"left out: {name} ({reason})")
+        print_lines(f"left out: {name} ({reason})")
     for name, how in pushed.changed.items():
-        print(f"changed: {name} ({how})")
+        print_lines(f"changed: {name} ({how})")
     if pushed.older:
-        print(f"also there, from before: {', '.join(pushed.older)}")
+        print_lines(f"also there, from before: {', '.join(map(printable, pushed.older))}")
     count, size = len(pushed.files), sum(pushed.files.values())
     if dry_run:
         print(f"nothing was pushed; it would be {count} files, {size:,} bytes")

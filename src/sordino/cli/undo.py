@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from sordino.cli.options import Output, OutputOptions, print_json
+from sordino.cli.options import Output, OutputOptions, print_json, print_lines
 
 
 def undo(
@@ -35,7 +35,7 @@ def undo(
     if printing.json:
         print_json({"output": str(output), **asdict(undone)})
         return
-    print(f"{undone.weights:,} weights of {undone.original} brought back")
+    print_lines(f"{undone.weights:,} weights of {undone.original} brought back")
     if undone.uncertain:
         print(
             f"{undone.uncertain:,} of them ({undone.uncertain / undone.weights:.2%}) may be off in "
@@ -51,5 +51,6 @@ def undo(
             else "the weight files are not the original's to the byte"
         )
     if undone.missing:
-        print(f"not here, since they were left out when it was baked: {', '.join(undone.missing)}")
+        missing = ", ".join(undone.missing)
+        print_lines(f"not here, since they were left out when it was baked: {missing}")
     print(f"written: {output}")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from sordino import hub
 from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
-from sordino.files import read_json
+from sordino.files import parse_json, read_json
 from sordino.models.folder import list_files
 from sordino.models.reference import ModelRef, refuse_adapter, resolve
 from sordino.models.safetensors_header import Stored, read_header
@@ -511,7 +511,7 @@ def _entries(path: Path) -> dict[str, str]:
         return {}
     try:
         return _flat(read_json(path))
-    except UserError:
+    except (UserError, RecursionError):  # no JSON, or nested too deeply to be told apart
         return {}
 
 
@@ -522,10 +522,14 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _unpacked(text: str) -> Any:
     """A piece of metadata, which can be text only, but also the text of a JSON object."""
-    try:
-        return json.loads(text) if text.startswith("{") else text
-    except ValueError:
+    if not text.startswith("{"):
         return text
+    try:
+        value = parse_json(text, "metadata")
+        _flat(value)
+    except (UserError, RecursionError):
+        return text
+    return value
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from sordino.files import parse_json
 from sordino.interventions.dampening import Origin
-from sordino.records import Count, parse_format
+from sordino.records import Count, Site, parse_format
 
 FORMAT = "sordino-provenance-1"
 
@@ -27,7 +27,7 @@ class _Shift(BaseModel):
     max: float
 
 
-class _Site(BaseModel):
+class _Changes(BaseModel):
     neurons: Count
     changed: Count
     min: float
@@ -49,7 +49,7 @@ class Provenance(Origin):
     written_as: Format
     neurons: Count
     changed: Count
-    sites: dict[str, _Site]
+    sites: dict[Site, _Changes]
     left_out: list[str]
     configuration: dict[str, bool] | None = None
     added: list[str] | None = None

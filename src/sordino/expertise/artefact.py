@@ -16,7 +16,7 @@ from sordino.errors import UserError
 from sordino.files import new_file, printable
 from sordino.hub import local
 from sordino.models.tensor_file import read_about, read_tensors
-from sordino.records import fault, parse
+from sordino.records import Site, fault, parse
 
 FORMAT = "sordino-expertise-1"
 # How to find what an expertise lacks.
@@ -46,10 +46,10 @@ class _Metadata(BaseModel):
     n_positive: _Number
     n_negative: _Number
     pooling: Literal["max", "mean", "last"] = "max"
-    max_tokens: _Number = "128"
+    max_tokens: Annotated[str, Field(pattern="^[1-9][0-9]{0,14}$")] = "128"
 
 
-_SITES = TypeAdapter(Annotated[list[str], Field(min_length=1)])
+_SITES = TypeAdapter(Annotated[list[Site], Field(min_length=1)])
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class Expertise:
     def sites(self) -> tuple[str, ...]:
         """The sites' module paths, in the model's order."""
         return tuple(self.statistics)
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The metadata as a page or a table may show them, whoever wrote the file."""
+        return {key: printable(value) for key, value in self.metadata.items()}
 
     def at(self, sites: Collection[str]) -> "Expertise":
         """The same at these sites alone, which must be among its own."""

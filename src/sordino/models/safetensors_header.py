@@ -71,7 +71,8 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                 raise ValueError("its header does not fit it")
             header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
         data = LENGTH_BYTES + length
-        metadata = header.pop("__metadata__", None) or {}
+        metadata = header.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata
         stored = {name: _stored(entry, data) for name, entry in header.items()}
         _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)

@@ -56,7 +56,7 @@ def environment() -> Environment:
 
 def _said(record: RunRecord) -> dict[str, Any]:
     """What the page says in words and tables."""
-    metadata, dampening = record.expertise.metadata, record.dampening
+    metadata, dampening = record.expertise.shown, record.dampening
     whole = summary.overall(record.expertise, dampening)
     rows = outcome.rows(record.evaluation)
     families = outcome.families(record.evaluation)
@@ -77,7 +77,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
     return {
         "version": __version__,
         "date": record.date,
-        "title": f"“{metadata['concept']}” turned down in {metadata['model']}",
+        "title": f"“{metadata['concept']}” dampened in {metadata['model']}",
         "answer": outcome.answer(metadata["model"], metadata["concept"], dampening, rows),
         "facts": _facts(record),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
@@ -182,7 +182,7 @@ def plain_spec(chart: Any) -> dict[str, Any]:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    metadata, dampening = record.expertise.metadata, record.dampening
+    metadata, dampening = record.expertise.shown, record.dampening
     counts = [metadata.get("n_positive"), metadata.get("n_negative")]
     facts = {
         "Model": metadata["model"],
@@ -360,7 +360,7 @@ def _protocol(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     dampening = record.dampening
     sections: dict[str, Mapping[str, Any]] = {
         "Concept and expertise": {
-            **record.expertise.metadata,
+            **record.expertise.shown,
             "concept_source": record.concept_source,
         },
         "Intervention": {

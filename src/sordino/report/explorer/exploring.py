@@ -157,7 +157,7 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
             return [], f"its sentences are not at hand: {error}"
         if concept is None:
             return [], (
-                f"the sentences of “{expertise.metadata['concept']}” are not at hand: give them "
+                f"the sentences of “{expertise.shown['concept']}” are not at hand: give them "
                 "with --concept, and what else was given when it was found."
             )
     refuse_other_sentences(concept, expertise)  # before a model is opened for it
@@ -182,7 +182,7 @@ def _opened(expertise: Expertise, look: _Look) -> OpenModel:
     if ref.weights_fingerprint() != metadata["weights_fingerprint"]:
         raise UserError(
             f"{ref.name} has other weights than the model that the expertise was found on "
-            f"({metadata['model']}): give that one as --model."
+            f"({expertise.shown['model']}): give that one as --model."
         )
     dtype = look.dtype
     if dtype == "auto" and metadata.get("dtype") in DTYPES:

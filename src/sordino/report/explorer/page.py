@@ -59,7 +59,7 @@ def _looks() -> dict[str, Markup]:
 def _said(exploration: Exploration) -> dict[str, Any]:
     subject, second = exploration.subject, exploration.second
     expertise, dampening = subject.expertise, subject.dampening
-    metadata = expertise.metadata
+    metadata = expertise.shown
     whole = summary.overall(expertise, dampening)
     kinds = [*summary.by_kind(expertise, dampening), whole]
     layers = summary.by_layer(expertise, dampening)
@@ -117,7 +117,7 @@ def _said(exploration: Exploration) -> dict[str, Any]:
 
 def _facts(exploration: Exploration) -> list[tuple[str, str]]:
     subject = exploration.subject
-    metadata, dampening = subject.expertise.metadata, subject.dampening
+    metadata, dampening = subject.expertise.shown, subject.dampening
     facts = {
         "Model": metadata["model"],
         "Architecture": metadata.get("architecture", ""),

@@ -32,7 +32,7 @@ class Subject:
     @property
     def name(self) -> str:
         """The concept and the model in a few words."""
-        metadata = self.expertise.metadata
+        metadata = self.expertise.shown
         return f"“{metadata['concept']}” in {metadata['model']}"
 
 
