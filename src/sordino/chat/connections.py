@@ -30,11 +30,12 @@ class Connection(H11Protocol):
         """Begin to wait for a request, if there is room."""
         super().connection_made(transport)
         self._await_request()
-        if len(self.connections) <= MOST_CONNECTIONS:
+        # What is closed in this moment is counted no more.
+        known = [one for one in self.connections if isinstance(one, Connection)]
+        known = [one for one in known if not one.transport.is_closing()]
+        if len(known) <= MOST_CONNECTIONS:
             return
-        others = [one for one in self.connections if one is not self]
-        idle = [one for one in others if isinstance(one, Connection) and one.is_idle]
-        if idle:
+        if idle := [one for one in known if one is not self and one.is_idle]:
             min(idle, key=lambda one: one.since).transport.abort()
         else:
             transport.write(_REFUSAL)

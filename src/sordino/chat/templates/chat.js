@@ -112,7 +112,11 @@ function complain(says) {
   at("alert").hidden = !says;
 }
 function keep() {
-  sessionStorage.setItem(kept, JSON.stringify({ turns, settings: settings() }));
+  try {
+    sessionStorage.setItem(kept, JSON.stringify({ turns, settings: settings() }));
+  } catch {
+    complain("The conversation is too long to be there after this page is loaded again: save it.");
+  }
 }
 const atBottom = () => innerHeight + scrollY >= document.body.scrollHeight - 80;
 const toBottom = () => scrollTo({ top: document.body.scrollHeight });
