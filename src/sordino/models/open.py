@@ -270,8 +270,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     wanted = _dtype(dtype, ref)
     stored = StoredTensors(ref)
     _, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
-    with quiet_transformers():
-        streamed = StreamedWeights(ref, stored, model, device)
+    streamed = StreamedWeights(ref, stored, model, device)
     tokenizer = open_tokenizer(ref.path, ref.name)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
@@ -292,8 +291,8 @@ def _module_tree(
     names = [name for path in ref.weight_files for name in read_header(path)]
     refuse_counts(ref.name, read_settings(ref.path), names)
     config = open_config(ref.path, ref.name)
-    own = config.dtype or config.get_text_config(decoder=True).dtype
     with quiet_transformers(), library_errors(ref.name), torch.device("meta"):
+        own = config.dtype or config.get_text_config(decoder=True).dtype
         model = auto_class(config).from_config(
             config, dtype=dtype or own or otherwise, trust_remote_code=False
         )

@@ -35,6 +35,7 @@ from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
+from sordino.models.calls import quiet_transformers
 from sordino.models.checkpoint import refuse_not_finite, refuse_unfit
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
@@ -223,10 +224,11 @@ class StreamedWeights:
     def _finish_model(self) -> None:
         """What `from_pretrained` does beside reading: check names and shapes, tie, fill buffers."""
         refuse_unfit(self._ref.name, self._model, self._stored.empty)
-        found, _ = convert_and_load_state_dict_in_model(
-            self._model, self._stored.empty, self._loading(torch.device("meta"))
-        )
-        PreTrainedModel._finalize_model_loading(self._model, self._loading(self.device), found)
+        with quiet_transformers():
+            found, _ = convert_and_load_state_dict_in_model(
+                self._model, self._stored.empty, self._loading(torch.device("meta"))
+            )
+            PreTrainedModel._finalize_model_loading(self._model, self._loading(self.device), found)
         self._model.eval()
 
     def _loading(self, device: torch.device) -> LoadStateDictConfig:

@@ -10,6 +10,7 @@ from sordino.edits.quantised.folder import (
     edit_quantised,
     quantised_folder,
     read_quantised,
+    refuse_unfit_layers,
     with_quantisation,
 )
 from sordino.edits.quantised.layer import Changes
@@ -21,5 +22,6 @@ __all__ = [
     "edit_quantised",
     "quantised_folder",
     "read_quantised",
+    "refuse_unfit_layers",
     "with_quantisation",
 ]

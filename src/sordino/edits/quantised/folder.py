@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import str_to_torch_dtype
+from transformers.pytorch_utils import Conv1D
+
 from sordino.edits.quantised.awq import Awq
 from sordino.edits.quantised.bitsandbytes import bitsandbytes
 from sordino.edits.quantised.compressed_tensors import CompressedTensors
@@ -16,7 +21,7 @@ from sordino.edits.quantised.losses import losses
 from sordino.edits.shard import Change
 from sordino.errors import UserError
 from sordino.models.calls import read_settings
-from sordino.models.checkpoint import quantisation, quantisation_of
+from sordino.models.checkpoint import quantisation, quantisation_of, refuse_unfit
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import note
 
@@ -51,6 +56,40 @@ class QuantisedFolder:
             file = PurePosixPath(next(iter(layer.files.values())).name)
             found[file][weight] = Stored(dtype, self.scheme.shape(layer), 0, 0)
         return found
+
+
+def refuse_unfit_layers(
+    name: str,
+    model: PreTrainedModel,
+    folder: QuantisedFolder,
+    shards: Mapping[PurePosixPath, Mapping[str, Stored]],
+) -> None:
+    """Raise `UserError` unless the files hold the model's weights, quantised ones among them.
+
+    Args:
+        name: What the user called the model.
+        model: Its module tree on the "meta" device; its parameters are replaced.
+        folder: Its quantised layers.
+        shards: The headers of its shards.
+    """
+    parts = {
+        f"{layer.name}.{suffix}"
+        for layer in folder.layers.values()
+        for suffix in layer.tensors
+        if suffix != "bias"
+    }
+    tensors = {
+        key: torch.empty(stored.shape, dtype=str_to_torch_dtype[stored.dtype], device="meta")
+        for held in shards.values()
+        for key, stored in held.items()
+        # Servers' scales of the cache stand beside the layers.
+        if key not in parts and not key.endswith(("_scale", "_zero_point"))
+    }
+    # A quantised layer knows its neurons and inputs, and not that a Conv1D has the inputs first.
+    turned = -1 if any(isinstance(module, Conv1D) for module in model.modules()) else 1
+    for weight, layer in folder.layers.items():
+        tensors[weight] = torch.empty(folder.scheme.shape(layer)[::turned], device="meta")
+    refuse_unfit(name, model, tensors)
 
 
 @dataclass(frozen=True)
