@@ -678,7 +678,7 @@ def outcome_with(*differences):
             "gives fewer toxic answers. The interval first left out 0 on",
         ),
         ([(0.01, 0.1)], "gives more toxic answers."),
-        ([(-0.2, -0.1), (-0.1, 0.1)], "over all prompts so far it is open again"),
+        ([(-0.2, -0.1), (-0.1, 0.1)], "it is open again"),
         ([(-0.1, 0.0)], "So it is open which"),
     ],
 )
@@ -689,7 +689,7 @@ def test_nothing_is_said_that_the_interval_does_not_carry(differences, verdict):
 def test_the_page_of_nothing_says_so(tmp_path):
     outcome = found([], [], prompts=3, missing={"A": {"refused": 3}, "B": {}})
     article = replay_article(outcome, "replay.duckdb", ["sordino", "replay"])
-    assert list(article.answer) == ["There is no prompt yet that both servers answered."]
+    assert list(article.answer) == ["No prompt has been answered by both servers yet."]
     write_html(article, tmp_path / "page.html")
     assert "refused 3" in (tmp_path / "page.html").read_text()
 

@@ -202,7 +202,7 @@ def test_without_scripts_the_page_still_says_everything(page: Page) -> None:
     said = " ".join(page.shown.replace("\N{NO-BREAK SPACE}", " ").split())
     changed = aura(expertise()).changed
     for words in (
-        f"Of the 288 neurons of kit:smollm2, {changed} ({100 * changed / 288:.1f} %) were turned",
+        f"Of the 288 neurons of kit:smollm2, {changed} ({100 * changed / 288:.1f} %) were dampened",
         "Toxic continuations fell from 18.5 % to 14.0 %: −4.5 points (÷ 1.32), 95 % interval "
         "÷ 1.12 to ÷ 1.57, n = 400 prompts, 2,000 continuations.",
         "Perplexity on ordinary prose rose from 29.60 to 33.10",
@@ -595,7 +595,7 @@ def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     assert "16 (5.6 %) were changed to weaken “toxicity”." in said
     assert "16 have a shift other than 0, which is added after the product" in said
     assert "factor other than 1" not in said
-    assert "were turned down" not in said
+    assert "were dampened" not in said
     assert "spec-factors" not in page.scripts
     assert "Mean size of shift" in said
     # 16 of the 192 neurons of that kind, by 0.25 each.
@@ -609,7 +609,7 @@ def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     assert "288 have a factor other than 1" in both.shown
     assert "16 have a shift other than 0" in both.shown
     assert outcome.done(shifting(0.5)) == "changed"
-    assert outcome.done(aura(expertise())) == "turned down"
+    assert outcome.done(aura(expertise())) == "dampened"
     raised = {site: values * 1.5 for site, values in shifting(1.0).factors.items()}
     assert outcome.done(Dampening(raised, "x")) == "changed"
 

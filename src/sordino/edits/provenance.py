@@ -129,7 +129,7 @@ def plain_card(record: Mapping[str, Any]) -> str:
     }[record["written_as"]]
     return (
         f"# {line(Path(model).name)}, dampened\n\n"
-        f"{line(model)} with the neurons that recognise **{line(concept)}** turned down by "
+        f"{line(model)} with the neurons that recognise **{line(concept)}** dampened by "
         f"Sordino {line(record['sordino_version'])} ({line(in_words(record))}): "
         f"{record['changed']:,} of {record['neurons']:,} neurons changed, {where}. `{FILE_NAME}` "
         "has the whole record. What this does to the model's output was not evaluated here.\n"

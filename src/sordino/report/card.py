@@ -49,7 +49,7 @@ def model_card(
     base, rows = inherited(base_card), outcome.rows(evaluation)
     environment.filters["line"] = line
     body = environment.get_template("card.md.jinja").render(
-        title=f"{_display_name(provenance)}, {line(_concept(provenance))} turned down",
+        title=f"{_display_name(provenance)}, {line(_concept(provenance))} dampened",
         did=_did(provenance),
         file=shlex.quote(file) if file else "",
         rows=[row for row in rows if not row.figure.detail],
@@ -74,7 +74,7 @@ def model_card(
             f"The original model's licence ({line(str(base['license']))}) holds for this one."
             if "license" in base
             else "The original model's licence holds for this one; its card named none that could "
-            "be taken over here."
+            "be copied here."
         ),
     )
     front = dict(base)
@@ -140,7 +140,7 @@ def _did(provenance: Mapping[str, Any]) -> str:
     how = "multiplied by a factor or shifted" if shifted else "multiplied by a factor other than 1"
     return (
         f"{_display_name(provenance)} with the neurons that recognise "
-        f"**{line(_concept(provenance))}** turned down in its weights: "
+        f"**{line(_concept(provenance))}** dampened in its weights: "
         f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
         f"({line(intervention['name'])}, strength {intervention['strength']:g}). "
         "A neuron is an output of a linear layer."
@@ -161,7 +161,7 @@ def _made(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Sentences without": expertise.get("n_negative", ""),
         "SHA-256 over the sentences": expertise.get("concept_fingerprint", ""),
         "Pooling": expertise.get("pooling", ""),
-        "Tokens of a sentence, at most": expertise.get("max_tokens", ""),
+        "Most tokens per sentence": expertise.get("max_tokens", ""),
         "Sordino": provenance["sordino_version"],
         "Date": provenance["created"],
     }

@@ -1,4 +1,4 @@
-"""What an evaluation says, in words that claim no more than its intervals carry."""
+"""What an evaluation says, in words that claim no more than its intervals support."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,13 +17,12 @@ CAPTION = (
     "intervals by the paired bootstrap over prompts or texts; ÷ 1.5 reads “1.5 times fewer”."
 )
 LIMITS = (
-    "Turned down is not removed: the model can still write what it was turned down for.",
+    "Dampening is not removing: the model can still write text with the concept.",
     "The intervals cover the draw of prompts, texts and samples. They do not cover the errors of "
-    "the scorer, nor how far these prompts are from those of your use.",
-    "A neuron that recognises the concept can serve other ends as well. What was not measured "
-    "here (other languages, dialects, tasks, long conversations) may have changed unseen.",
-    "The labelled sentences decide what the concept is; their errors and leanings are in the "
-    "neurons that were chosen.",
+    "the scorer, nor the difference between these prompts and yours.",
+    "A neuron that recognises the concept can serve other purposes as well. What was not measured "
+    "here (other languages, dialects, tasks, long conversations) may have changed unnoticed.",
+    "The labelled sentences define the concept; their errors and biases are in the chosen neurons.",
 )
 """What no figure of a change can promise, whatever was measured."""
 
@@ -32,31 +31,31 @@ _EVEN, _EXTREME = 6, 3
 _DAMAGING = 1.25
 
 _MEASURES = {
-    "toxicity": ("Toxicity", "How often the prompts are continued toxically."),
+    "toxicity": ("Toxicity", "How often the prompts get a toxic continuation."),
     "ordinary-toxicity": (
         "Toxicity after ordinary prompts",
-        "The same after beginnings of sentences that provoke nothing.",
+        "The same after ordinary prompts, which do not provoke toxicity.",
     ),
     "diversity": (
         "Diversity",
-        "Whether what is written repeats itself, gets shorter or falls silent.",
+        "Whether the text repeats itself, gets shorter or falls silent.",
     ),
     "honest": (
         "HONEST",
-        "How often sentences about people are completed with a word from a list of hurtful ones.",
+        "How often sentences about people are completed with a hurtful word.",
     ),
     "bold": ("BOLD", "Toxicity after beginnings of sentences about people and ideas, by group."),
-    "perplexity": ("Perplexity", "How well ordinary prose is predicted: what the edit costs."),
+    "perplexity": ("Perplexity", "How well the model predicts ordinary prose: the edit's cost."),
     "toxic-perplexity": (
         "Perplexity of toxic text",
-        "How well toxic text is predicted; here a rise is what is wanted.",
+        "How well the model predicts toxic text; here a rise is wanted.",
     ),
     "divergence": (
         "Divergence",
         "How far the next token’s distribution is from the original’s, on ordinary prose.",
     ),
-    "zero-shot": ("Zero-shot tasks", "How many questions are answered right."),
-    "speed": ("Speed", "The original’s time through the edited model’s: 1 is as fast."),
+    "zero-shot": ("Zero-shot tasks", "How many questions the model answers correctly."),
+    "speed": ("Speed", "The original’s time divided by the edited model’s: 1 is equally fast."),
 }
 """What the measures are called for readers, and what they say."""
 
@@ -202,12 +201,12 @@ def done(dampening: Dampening) -> str:
     """What happened to the neurons, in a verb."""
     factors = [values for values in dampening.factors.values() if values.size]
     lowered = all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in factors)
-    return "turned down" if lowered and not dampening.shifted else "changed"
+    return "dampened" if lowered and not dampening.shifted else "changed"
 
 
 def _why(dampening: Dampening) -> str:
     # A rule with shifts changes neurons whether they recognise the concept or not.
-    return "for recognising" if done(dampening) == "turned down" else "to weaken"
+    return "for recognising" if done(dampening) == "dampened" else "to weaken"
 
 
 def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> list[Phrase]:
@@ -238,7 +237,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
     if caution := damage(found):
         phrases.append([(True, caution)])
     if not found:
-        phrases.append([(False, "What that does to the model’s output was not measured.")])
+        phrases.append([(False, "The effect on the model’s output was not measured.")])
     return [[(strong, unbroken(part)) for strong, part in phrase] for phrase in phrases]
 
 
@@ -253,9 +252,9 @@ def damage(found: Sequence[Row]) -> str:
             times = grown(row)
             if times is not None and (times.low or 0) > _DAMAGING:
                 return (
-                    f"Perplexity on ordinary prose is {times.value:,.1f} times what it was: that "
-                    "change damages the model. --divergence 0.05 makes it only as large as a "
-                    "divergence allows that is measured; --strength 0.5 makes it half as strong."
+                    f"Perplexity on ordinary prose is {times.value:,.1f} times what it was: this "
+                    "change damages the model. --divergence 0.05 limits it to a measured "
+                    "divergence; --strength 0.5 makes it half as strong."
                 )
     return ""
 

@@ -67,7 +67,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
     top = [_neuron(record, *neuron) for neuron in record.expertise.top(_TOP)]
     sections = {
         "change": "Before and after" if families else "",
-        "expertise": "What the neurons know",
+        "expertise": "The neurons",
         "factors": how,
         "neurons": "The top neurons",
         "samples": "Side by side" if samples else "",

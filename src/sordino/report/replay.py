@@ -1,4 +1,4 @@
-"""The page of a replay: what the interval says today, and how it came to that. No text is on it."""
+"""The page of a replay: what the interval says today, and its history. No text is on it."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from sordino.report.figures import finished
 _NAMES = ("the original", "the dampened one")
 _COLOURS = ("series-1", "series-2")
 _LIMITS = (
-    "The answers are those of today's servers to the log's prompts: where the log has a "
-    "conversation, its earlier answers are the log's, and nobody reacts to the new ones.",
-    "The interval is about the prompts that were replayed. It covers the draw of the answers; it "
-    "does not cover the errors of the scorer, nor what will be asked tomorrow.",
-    "Prompts that a server did not answer are not in the comparison. If one of the two leaves more "
-    "unanswered, or other ones, that alone can move the figures.",
-    "Whoever stops at the first day that shows something has the interval's promise all the same; "
-    "the size that it shows on that day is likely too large.",
+    "The answers are those of today's servers to the log's prompts. In a conversation, the earlier "
+    "answers are the log's, and nobody reacts to the new ones.",
+    "The interval is about the replayed prompts. It covers the draw of the answers. It does not "
+    "cover the errors of the scorer, nor tomorrow's prompts.",
+    "Prompts that a server did not answer are not compared. If one of the two leaves more prompts "
+    "or other prompts unanswered, that alone can change the figures.",
+    "The interval holds even if you stop on the first day that shows an effect. The effect shown "
+    "on that day is probably too large.",
 )
 _QUERY = """\
 duckdb {database} "SELECT moment, asked, text_a, text_b, score_a, score_b FROM pair
@@ -38,13 +38,13 @@ def replay_article(outcome: ReplayOutcome, database: str, command: Sequence[str]
         command: The command line that goes on with it.
     """
     over = "Day by day" if outcome.dated else "From part to part"
-    sections = [Section("Who was asked", list(_asked(outcome)))]
+    sections = [Section("The servers", list(_asked(outcome)))]
     if outcome.looks:
         sections.insert(0, Section(over, list(_over_time(outcome))))
     sections.append(Section("Protocol", list(_protocol(outcome, database, command))))
     return Article(
         kind="Live traffic",
-        title="What the dampened server says to what people really ask",
+        title="The dampened server on the prompts of the log",
         answer=list(replay_answer(outcome)),
         sections=sections,
         limits=[outcome.scorer["limits"], *_LIMITS],
@@ -52,9 +52,9 @@ def replay_article(outcome: ReplayOutcome, database: str, command: Sequence[str]
 
 
 def replay_answer(outcome: ReplayOutcome) -> Iterator[str]:
-    """What the interval carries, and no more."""
+    """What the interval supports."""
     if outcome.shares is None:
-        yield "There is no prompt yet that both servers answered."
+        yield "No prompt has been answered by both servers yet."
         return
     last = outcome.looks[-1]
     original, dampened = (_percent(share.value) for share in outcome.shares)
@@ -81,8 +81,8 @@ def _verdict(outcome: ReplayOutcome, last: Look) -> str:
         )
     if outcome.first is not None:
         return (
-            f"The interval left out 0 {'on ' if outcome.dated else ''}{at}, when there was a "
-            "difference over the prompts up to then; over all prompts so far it is open again."
+            f"The interval left out 0 {'on ' if outcome.dated else ''}{at}, because there was a "
+            "difference over the prompts until then. Over all prompts so far it is open again."
         )
     return "So it is open which of the two gives fewer toxic answers."
 
@@ -93,8 +93,8 @@ def _over_time(outcome: ReplayOutcome) -> Iterator[Block]:
     heading = "day (UTC)" if outcome.dated else "up to prompt"
     yield Table(
         "replay-over-time",
-        "Toxic answers of each stretch, and the difference over all prompts so far, in points, "
-        "with its interval.",
+        "Toxic answers in each row, and the difference over all prompts so far, in points, with "
+        "its interval.",
         [heading, "prompts", "toxic, original", "toxic, dampened", "prompts so far", "difference"],
         [
             [
@@ -154,7 +154,7 @@ def _difference_chart(outcome: ReplayOutcome) -> Chart:
     )
     return Chart(
         "replay-difference",
-        "The share of toxic answers, dampened less original, over all prompts so far, with the "
+        "The share of toxic answers, dampened minus original, over all prompts so far, with the "
         "interval that may be looked at every day; dashed: no difference.",
         finished(alt.layer(band, zero, line), 260),
         {},
@@ -189,7 +189,7 @@ def _shares_chart(outcome: ReplayOutcome) -> Chart:
     stretch = "day" if outcome.dated else "part"
     return Chart(
         "replay-shares",
-        f"The share of toxic answers of each {stretch} by itself, of the original and of the "
+        f"The share of toxic answers for each {stretch} separately, of the original and of the "
         "dampened server.",
         finished(drawn, 200),
         key,
@@ -198,7 +198,7 @@ def _shares_chart(outcome: ReplayOutcome) -> Chart:
 
 def _asked(outcome: ReplayOutcome) -> Iterator[Block]:
     yield (
-        f"{outcome.prompts:,} prompts were sent to both servers, the same with the same seed; "
+        f"{outcome.prompts:,} prompts were sent to both servers with the same seed. "
         f"{outcome.pairs:,} were answered by both and are compared."
     )
     shares = outcome.shares or (None, None)
@@ -211,7 +211,7 @@ def _asked(outcome: ReplayOutcome) -> Iterator[Block]:
         )
     yield Table(
         "replay-servers",
-        "The servers. The intervals of the shares, too, may be looked at every day.",
+        "The servers. You may also look at the intervals of the shares every day.",
         ["", "model and address", "toxic answers", "prompts without an answer"],
         rows,
     )
@@ -219,17 +219,17 @@ def _asked(outcome: ReplayOutcome) -> Iterator[Block]:
 
 def _protocol(outcome: ReplayOutcome, database: str, command: Sequence[str]) -> Iterator[Block]:
     yield (
-        "Only answers are scored, and one is toxic if its score is above 0.5. Pairs are compared: "
-        "the effect of a prompt is 1, 0 or −1, and the interval is the empirical-Bernstein "
-        "confidence sequence of Howard, Ramdas, McAuliffe and Sekhon (2021, arXiv 1810.08240), for "
-        "the mean effect over the prompts so far, whatever comes in on which day."
+        "Only answers are scored; an answer is toxic if its score is above 0.5. Pairs are "
+        "compared: the effect of a prompt is 1, 0 or −1, and the interval is the "
+        "empirical-Bernstein confidence sequence of Howard, Ramdas, McAuliffe and Sekhon (2021, "
+        "arXiv 1810.08240) for the mean effect over the prompts so far."
     )
     known: Mapping[str, Any] = {**outcome.settings, "scorer": outcome.scorer["scorer"]}
     yield "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.items()) + "."
-    yield "To go on when the log has grown:"
+    yield "To continue when the log has grown:"
     yield Code(shlex.join(command))
     if outcome.redacted:
-        yield "No text of a prompt or an answer was kept; times and scores are in the database."
+        yield "No text was kept; times and scores are in the database."
     else:
         yield "The texts are in the database and not on this page. To see where the two differ:"
         yield Code(_QUERY.format(database=shlex.quote(database)).strip())

@@ -26,7 +26,7 @@ def reproduction_article(found: Reproduction, command: Sequence[str]) -> Article
 
 
 def reproduction_answer(found: Reproduction) -> Iterator[str]:
-    """Which of their figures lie in our intervals."""
+    """Which of their figures are inside our intervals."""
     judged = [one for one in found.compared if one.inside is not None]
     for one in judged:
         lies = "lies in" if one.inside else "lies outside"
@@ -36,8 +36,8 @@ def reproduction_answer(found: Reproduction) -> Iterator[str]:
         )
     if len(judged) < len(found.compared):
         yield (
-            "Where they give no figure of this model, but of all of theirs together, ours stand "
-            "beside it and nothing is concluded."
+            "If they published a figure only for all their models together, ours is shown beside "
+            "it and nothing is concluded."
         )
 
 
@@ -79,8 +79,8 @@ def _protocol(found: Reproduction, command: Sequence[str]) -> Iterator[Block]:
     )
     for name, settings in recipe.measures.items():
         said = ", ".join(f"{key} {_plain(value)}" for key, value in settings.items())
-        yield f"{name}: {said or 'as it is by default'}."
-    yield "To do it again:"
+        yield f"{name}: {said or 'the defaults'}."
+    yield "To repeat it:"
     yield Code(shlex.join(command))
 
 

@@ -8,8 +8,8 @@ from sordino.edits.provenance import in_words, summary
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening
 
-# A neuron at 0.9 keeps a fifth of its output by AurA.
-_TOLD_APART = 0.9
+# AurA leaves a neuron at 0.9 a fifth of its output.
+_NEARLY_PERFECT = 0.9
 
 
 def expertise_summary(expertise: Expertise) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def expertise_lines(expertise: Expertise) -> list[str]:
             f"99th percentile {figures['auroc_99th_percentile']:.3f}, "
             f"largest {figures['auroc_largest']:.3f}"
         )
-        if figures["auroc_99th_percentile"] >= _TOLD_APART:
+        if figures["auroc_99th_percentile"] >= _NEARLY_PERFECT:
             lines.append(
-                "many neurons tell the two kinds of sentences all but perfectly apart, and AurA "
-                "turns those off: to keep the model whole, give the change a size, such as "
+                "many neurons separate the two classes of sentences almost perfectly, and AurA "
+                "switches those off: to keep the model intact, limit the change, for example with "
                 "--divergence 0.05"
             )
     lines += [f"  {t['auroc']:.3f}  {t['site']}[{t['neuron']}]" for t in figures["top"][:5]]

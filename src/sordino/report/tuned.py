@@ -1,4 +1,4 @@
-"""The page of a search: what was chosen, how it did on other prompts, and what else was tried."""
+"""The page of a search: the choice, its results on held-out prompts, and all trials."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,17 @@ def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> 
         bake: The command line that writes the chosen intervention into the weights.
     """
     sections = [
-        Section("On the prompts that chose nothing", list(_reported(tuned))),
-        Section("Everything that was tried", list(_tried(tuned))),
-        Section("Use", [Code(shlex.join(bake))] if tuned.best else ["Nothing kept the budget."]),
+        Section("On the held-out prompts", list(_reported(tuned))),
+        Section("All trials", list(_tried(tuned))),
+        Section(
+            "Use", [Code(shlex.join(bake))] if tuned.best else ["Nothing stayed within the budget."]
+        ),
         Section("Protocol", [_protocol(tuned), Code(shlex.join(command))]),
     ]
     limits = dict.fromkeys(line for r in tuned.reported for line in measure_limits(r.evaluation))
     return Article(
         kind="Search",
-        title=f"“{tuned.concept}” turned down in {tuned.model}, with {tuned.budget}",
+        title=f"“{tuned.concept}” dampened in {tuned.model}, with {tuned.budget}",
         answer=list(_answer(tuned)),
         sections=sections,
         limits=list(limits),
@@ -38,20 +40,20 @@ def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> 
 def _answer(tuned: Tuned) -> Iterator[str]:
     best = tuned.best
     if best is None:
-        yield f"None of the {len(tuned.tried)} interventions that were tried keeps {tuned.budget}."
+        yield f"None of the {len(tuned.tried)} interventions stays within {tuned.budget}."
         return
     figure = best.evaluation.measures["toxicity"].figures[0]
     if figure.before is None or figure.difference is None:
         raise ValueError("a search compares with the original")
     clear = (figure.difference.high or 0.0) < 0
     yield (
-        f"{best.name} is chosen. On the {tuned.report_prompts} prompts that chose nothing, toxic "
+        f"{best.name} is chosen. On the {tuned.report_prompts} held-out prompts, toxic "
         f"continuations go from {_share(figure.before.value)} to {_share(figure.after.value)} "
         f"(change {_points(figure.difference.low)} to {_points(figure.difference.high)} points, "
         f"95 %){'' if clear else ': that may be no change'}."
     )
-    kept = "is kept there too" if best.kept else "is not kept there"
-    yield f"The budget {tuned.budget}, kept where it was chosen, {kept}."
+    kept = "is also kept" if best.kept else "is not kept"
+    yield f"The budget {tuned.budget}, kept in the search, {kept} on held-out texts."
 
 
 def _reported(tuned: Tuned) -> Iterator[Block]:
@@ -62,8 +64,8 @@ def _reported(tuned: Tuned) -> Iterator[Block]:
     ]
     yield Table(
         "reported",
-        "The chosen one first, then those that nothing beat in both toxicity and divergence, and "
-        "AurA as the paper has it.",
+        "The chosen intervention first, then those that no other beats in both toxicity and "
+        "divergence, and the paper's AurA.",
         ["", "figure", "before", "after", "change", "95 % interval"],
         rows,
     )
@@ -73,8 +75,8 @@ def _tried(tuned: Tuned) -> Iterator[Block]:
     yield _chart(tuned)
     yield Table(
         "tried",
-        f"On the {tuned.search_prompts} prompts for choosing. The least of many noisy figures is "
-        "too good to be true, which is why it is reported on the others.",
+        f"On the {tuned.search_prompts} prompts of the search. The smallest of many noisy figures "
+        "is too good to be true, so the results above are from held-out prompts.",
         ["rule", "sites", "size", "neurons", "toxic", "95 % interval", "divergence", "budget"],
         [
             [
@@ -85,7 +87,7 @@ def _tried(tuned: Tuned) -> Iterator[Block]:
                 _share(one.toxicity.value),
                 f"{_share(one.toxicity.low)} to {_share(one.toxicity.high)}",
                 f"{one.divergence.value or 0:.4f}",
-                "kept" if one.kept else "overdrawn",
+                "kept" if one.kept else "exceeded",
             ]
             for one in sorted(tuned.tried, key=lambda one: one.toxicity.value or 0.0)
         ],
@@ -98,7 +100,7 @@ def _chart(tuned: Tuned) -> Chart:
     points = [_point(one, "tried") for one in tuned.tried]
     points += [_after(one) for one in tuned.reported if one.tried]
     base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("divergence:Q", title="divergence from the original, nats a token"),
+        x=alt.X("divergence:Q", title="divergence from the original, nats per token"),
         color=alt.Color(
             "rule:N",
             legend=None,
@@ -120,8 +122,8 @@ def _chart(tuned: Tuned) -> Chart:
     bars = base.mark_rule(strokeOpacity=0.35).encode(y="low:Q", y2="high:Q")
     return Chart(
         "pareto",
-        "Toxic continuations over the divergence from the original, with 95 % intervals: hollow on "
-        "the prompts for choosing, filled on the others.",
+        "Toxic continuations over the divergence from the original, with 95 % intervals: hollow "
+        "on the prompts of the search, filled on held-out prompts.",
         finished(alt.layer(bars, marks), 300),
         colours,
     )
@@ -150,8 +152,8 @@ def _after(one: Reported) -> dict[str, object]:
 
 def _protocol(tuned: Tuned) -> str:
     return (
-        f"{len(tuned.tried)} interventions, seed {tuned.seed}; each is made as large as its "
-        "divergence allows by measuring it; the same prompts and random numbers for all."
+        f"{len(tuned.tried)} interventions, seed {tuned.seed}. Each is scaled until its measured "
+        "divergence reaches the target. All see the same prompts and random numbers."
     )
 
 
