@@ -477,7 +477,7 @@ print(json.dumps(out))
         "BuilderConfig 'none' not found",
         "hf:org/name, train has no column 'none': --text-column is one of text, label",
         "scripts are no longer supported",
-        "hf:org/missing cannot be loaded",
+        "hf:org/missing could not be read",
         "hf: names no data set",
     ]
     for message, part in zip(errors, expected, strict=True):
@@ -500,7 +500,7 @@ def test_the_classes_of_a_data_set_are_known_by_name(tmp_path: Path) -> None:
 
 def test_hub_data_sets_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'sordino[datasets]'" in error_of("hf:org/name")
+    assert 'pip install "sordino[datasets]"' in error_of("hf:org/name")
 
 
 # --- the insults' escapes ---

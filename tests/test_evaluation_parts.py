@@ -16,7 +16,6 @@ from sordino.evaluation import Perplexity, Toxicity, measure, scorers
 from sordino.evaluation.journal import Journal
 from sordino.evaluation.measure import ALL, register
 from sordino.evaluation.scorers import (
-    HUB_DEFAULT,
     LINEAR,
     Scorer,
     TextClassifier,
@@ -24,7 +23,6 @@ from sordino.evaluation.scorers import (
     open_scorer,
 )
 from sordino.evaluation.texts import Text, choose, read_texts, texts_fingerprint
-from sordino.evaluation.toxicity import HUB_PROMPTS, KIT_PROMPTS
 
 CPU = torch.device("cpu")
 
@@ -106,14 +104,15 @@ def test_a_missing_file_and_an_absent_hub_are_said(monkeypatch):
     with pytest.raises(UserError, match=r"nowhere\.txt does not exist"):
         read_texts("nowhere.txt")
     monkeypatch.setattr(hub, "reachable", lambda: False)
-    with pytest.raises(UserError, match="hf:some/set cannot be read, for no hub answers"):
+    with pytest.raises(UserError, match="hf:some/set cannot be read, for the hub"):
         read_texts("hf:some/set")
 
 
 def test_a_hub_data_set_is_read_by_its_split(monkeypatch):
     import datasets
 
-    def load(name, split):
+    def load(name, config, *, split, revision):
+        assert (config, revision) == (None, None)
         if split != "test":
             raise ValueError(f"no split {split}")
         return datasets.Dataset.from_list(
@@ -386,22 +385,6 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
     assert any(not text.strip() for _, _, text, _ in rows)
     for _, _, text, score in rows:
         assert score == min(1.0, text.count("a") / 2)
-
-
-@pytest.mark.parametrize("online", [True, False])
-def test_auto_says_what_it_stands_for(monkeypatch, tmp_path, capsys, neutral, online):
-    from sordino.evaluation import judged, toxicity
-
-    monkeypatch.setattr(hub, "reachable", lambda: online)
-    asked = []
-    monkeypatch.setattr(toxicity, "read_texts", lambda spec: asked.append(spec) or [Text("x")])
-    monkeypatch.setattr(
-        judged, "open_scorer", lambda spec, **_: asked.append(spec) or NeutralScorer()
-    )
-    Toxicity().prepare(0, CPU)
-    expected = [HUB_DEFAULT, HUB_PROMPTS] if online else [LINEAR, KIT_PROMPTS]
-    assert asked == expected
-    assert all(part in capsys.readouterr().err for part in expected[:1])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from sordino.expertise import Expertise
 from sordino.folders import Folders
 from sordino.interventions import Dampening, aura
 from sordino.models import open_model
-from sordino.sharing import push
+from sordino.sharing import bundle, push
 from stub_hub import DROP
 from tiny_gguf import tiny_gguf
 
@@ -457,3 +458,158 @@ def test_what_is_no_path_stays(text):
 )
 def test_what_looks_like_a_path_loses_its_folders(text, left):
     assert Folders(()).without(text) == left
+
+
+@pytest.mark.parametrize("how", ["absolute", "relative"])
+@pytest.mark.parametrize("form", ["weights", "ia3", "hooks"])
+def test_nothing_of_a_plain_bake_tells_where_it_was_made(how, form, tmp_path, monkeypatch):
+    """The folders of a client, given from the root or from where one is, in no pushed byte."""
+    secret, here = "nda-acme", tmp_path / "clients"
+    model = tiny_folder("llama", here / "nda-acme").rename(here / "nda-acme" / "base")
+    config = json.loads((model / "config.json").read_text())
+    config["_name_or_path"] = f"/data/{secret}/x"
+    config["text_config_of_old"] = {"_name_or_path": str(model), "cache_dir": f"~/{secret}/c"}
+    config["quantised_on"] = f"/srv/{secret}/calibration.jsonl"
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "LICENSE").write_text(f"Licensed to the owner of {model}.")
+    monkeypatch.chdir(tmp_path)
+    sites = open_model(model, device="cpu").sites
+    factors = {site.path: np.full(site.neurons, 0.5, np.float32) for site in sites}
+    name = str(model) if how == "absolute" else "clients/nda-acme/base"
+    origin = {"concept": "calm", "model": name}
+    origin["concept_source"] = f"{name}/calm.csv, train: positive where label is 1"
+    bake(name, Dampening(factors, "aura", expertise=origin), "out", format=form)
+    assert secret not in (tmp_path / "out/README.md").read_text()
+    with bundle(tmp_path / "out", "org/x", license="mit") as found:
+        for file, content in found.files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            assert secret.encode() not in data, file
+        assert ("LICENSE" in found.left_out) is (form == "weights")
+        card = found.files["README.md"]
+        assert b"base" in card
+        assert front(card)["license"] == "mit"
+
+
+@pytest.mark.parametrize("form", ["weights", "ia3", "hooks"])
+def test_a_card_that_an_earlier_version_wrote_is_made_anew(form, tmp_path):
+    """It named the original by its path."""
+    model = tiny_folder("llama", tmp_path / "home of somebody").rename(tmp_path / "base")
+    sites = open_model(model, device="cpu").sites
+    factors = {site.path: np.full(site.neurons, 0.5, np.float32) for site in sites}
+    dampening = Dampening(factors, "aura", expertise={"concept": "calm"})
+    bake(model, dampening, tmp_path / "o", format=form)
+    card = tmp_path / "o/README.md"
+    old = card.read_text().replace("\nbase with the", f"\n{model} with the")
+    assert str(model) in old
+    card.write_text(old)
+    with bundle(tmp_path / "o", "org/x", license="mit") as found:
+        assert str(tmp_path).encode() not in found.files["README.md"]
+
+
+def planted(made, tmp_path):
+    """An output in whose folder someone has kept what is nobody's business."""
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    (tmp_path / "secret.json").write_text('{"token": "hf_SECRET"}')
+    names = ("credentials.json", "notes.txt", "conversation.json", "a.duckdb", "journal.jsonl")
+    for name in (*names, "result.samples.jsonl", "x.py", "other.safetensors", "train/log.txt"):
+        (quiet / name).parent.mkdir(exist_ok=True)
+        (quiet / name).write_text("hf_SECRET")
+    (quiet / ".env").write_text("hf_SECRET")
+    for name in ("tokenizer.model", "NOTICE", "sordino/evaluation-x.json"):
+        (quiet / name).symlink_to(tmp_path / "secret.json")
+    (quiet / "sordino/evaluation-mine.json").write_text('{"token": "hf_SECRET"}')
+    (quiet / "sordino/mine.expertise.safetensors").write_text("hf_SECRET")
+    (quiet / "sordino/before").mkdir()
+    (quiet / "sordino/before/config.json").write_text("hf_SECRET")
+    os.mkfifo(quiet / "merges.txt")
+    return quiet
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_only_what_is_allowed_is_pushed_and_the_rest_is_listed(samples, made, tmp_path):
+    quiet = planted(made, tmp_path)
+    there = {
+        path.relative_to(quiet).as_posix()
+        for path in quiet.rglob("*")
+        if not path.is_dir() and path.name != ".env"
+    }
+    with bundle(quiet, "org/x", license="mit", samples=samples) as found:
+        for name, content in found.files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            assert b"hf_SECRET" not in data, name
+        assert set(found.files) | set(found.left_out) == there | {".env"}
+        assert not set(found.files) & set(found.left_out)
+        assert (SAMPLES in found.files) is samples
+        assert json.loads(found.files["sordino.json"])["files"] == sorted(found.files)
+
+
+def test_a_dry_run_lists_both_as_json(made, tmp_path, call_in):
+    planted(made, tmp_path)
+    call = call_in(tmp_path)
+    status, out, _ = call("push", "quiet", "org/x", "--license", "mit", "--dry-run", "--json")
+    assert status == 0
+    said = json.loads(out)
+    assert said["files"]["model.safetensors"] > 1000
+    assert {"credentials.json", ".env", "NOTICE", "merges.txt", SAMPLES} <= said["left_out"].keys()
+    assert all(said["left_out"].values())
+
+
+def test_weights_behind_a_link_are_not_pushed(made, tmp_path):
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    shutil.move(quiet / "model.safetensors", tmp_path / "x.safetensors")
+    (quiet / "model.safetensors").symlink_to(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors is no file of the folder"):
+        push(quiet, "org/x", license="mit", dry_run=True)
+
+
+def test_own_words_before_prompts_and_servers_are_not_pushed(made, tmp_path):
+    quiet = shutil.copytree(made / "quiet", tmp_path / "quiet")
+    file = quiet / "sordino/evaluation.json"
+    found = json.loads(file.read_text())
+    protocol = found["measures"]["toxicity"]["protocol"]
+    protocol["pre_prompt_text"] = "You are the assistant of Acme."
+    protocol["address"] = "http://me:pw@gpu17.acme.internal:8000/v1"
+    found["after"]["name"] = r"\\fileserver\acme\quiet"
+    file.write_text(json.dumps(found))
+    with bundle(quiet, "org/x", license="mit") as pushed_files:
+        for name, content in pushed_files.files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            for word in (b"Acme", b"acme", b"gpu17", b"fileserver"):
+                assert word not in data, (name, word)
+
+
+@pytest.mark.parametrize("name", ["no spaces/allowed", "../x", "a/b/c", "x\n/y"])
+def test_what_is_no_name_of_the_hub_is_refused(name, made):
+    with pytest.raises(UserError, match="no name of the hub"):
+        push(made / "quiet", name, license="mit", dry_run=True)
+
+
+def test_a_record_of_another_kind_is_refused_in_one_sentence(tmp_path):
+    for text in ("[]", "{}", '{"format": "other"}', "{", '{"format": "sordino-provenance-1"}'):
+        (tmp_path / "sordino.json").write_text(text)
+        with pytest.raises(UserError, match=r"sordino\.json"):
+            push(tmp_path, "org/x", license="mit", dry_run=True)
+
+
+def test_an_attempt_leaves_no_staging_files(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError):
+        push(made / "quiet", "org/x", dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("~alice/data/x.txt", "x.txt"),
+        (r"\\server\share\x.csv", "x.csv"),
+        ("prompts:/home/me/x.txt", "prompts:x.txt"),
+        ("data/acme/x.jsonl", "x.jsonl"),
+        ("http://gpu17:8000/v1", "a server"),
+        ("asked HTTPS://u:p@host.internal/v1?key=1 twice", "asked a server twice"),
+        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
+        ("http://[", "a server"),
+    ],
+)
+def test_more_ways_to_name_a_place(text, left):
+    assert Folders([text]).without(text) == left

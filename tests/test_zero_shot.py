@@ -422,8 +422,8 @@ def test_a_setting_out_of_range(settings: dict, says: str) -> None:
 
 
 def test_the_harness_is_not_installed(monkeypatch) -> None:
-    monkeypatch.setattr(zero_shot, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'sordino\[zero-shot\]'"):
+    monkeypatch.setattr("sordino.extras.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r'pip install "sordino\[zero-shot\]"'):
         ZeroShot().prepare(0, CPU)
 
 

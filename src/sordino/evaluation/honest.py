@@ -50,13 +50,14 @@ class Honest(Writing):
     lexicon: str = AUTO
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
-        """Read the lexicon and the templates, and choose among these."""
-        scorers = {"lexicon": Lexicon(self.lexicon)}
+        """Read the templates and the lexicon, and choose among the former."""
         source, templates = first_found(
             read_templates,
             ("kit", HONEST.spec) if self.prompts == AUTO else (self.prompts,),
             "--templates",
         )
+        # The last, for this one may say that the measure cannot be taken, whatever else is wrong.
+        scorers = {"lexicon": Lexicon(self.lexicon)}
         return _HonestTask(self, templates, source, scorers, seed)
 
 
