@@ -138,7 +138,7 @@ def staging_path(target: Path) -> Path:
 
 def previous_path(target: Path) -> Path:
     """The hidden path beside the folder `target` at which the old one waits to be deleted."""
-    return target.absolute().parent / f".{target.name}.old"
+    return target.absolute().parent / f".{target.name}.sordino-old"
 
 
 def drop_link(path: Path) -> Path:
@@ -178,8 +178,13 @@ def only_one(target: Path) -> Iterator[None]:
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     lock = staging_path(target).with_suffix(".lock")
     with locked(lock, on_busy=refuse):
-        yield
-    lock.unlink(missing_ok=True)
+        try:
+            previous = previous_path(target)
+            if previous.exists() and not os.path.lexists(target):
+                previous.rename(target)  # killed between the two renames of `publish`
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
