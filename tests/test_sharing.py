@@ -603,7 +603,7 @@ def test_an_attempt_leaves_no_staging_files(made, tmp_path, monkeypatch):
     [
         ("~alice/data/x.txt", "x.txt"),
         (r"\\server\share\x.csv", "x.csv"),
-        ("prompts:/home/me/x.txt", "prompts:x.txt"),
+        ("read prompts:/home/me/x.txt here", "read prompts:x.txt here"),
         ("data/acme/x.jsonl", "x.jsonl"),
         ("http://gpu17:8000/v1", "a server"),
         ("asked HTTPS://u:p@host.internal/v1?key=1 twice", "asked a server twice"),

@@ -19,6 +19,7 @@ from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
 from sordino.edits.provenance import EXTRAS, GGUF
+from sordino.edits.safetensors_folder import refuse_needed_outside
 from sordino.errors import UserError
 from sordino.evaluation import (
     Arm,
@@ -170,6 +171,8 @@ def run(
     clean = [] if chosen.divergence is None else clean_texts(chosen.clean, seed=chosen.seed)
     ref = resolve(model, revision)
     target = claim_model(ref, output, force=force)
+    if ref.kind == "folder":
+        refuse_needed_outside(ref.path)
     if target.suffix == GGUF:
         claim_output(_extras(target), MODEL_EXTRAS, force=force)
     with only_one(target):

@@ -1,7 +1,7 @@
 """Bake dampening factors into a model's files."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import GGUF_MODEL, MODEL, claim_output, listing
-from sordino.progress import note
 
 BASE_CARD = "README.base.md"
 
@@ -119,7 +118,7 @@ def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str)
     if ref.kind == "gguf":
         return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype)}
     edit = safetensors_folder.plan(ref, dampening)
-    _tell_of_others(ref, edit)
+    edit.tell(ref.name)
     edit.write(stage)
     _set_earlier_aside(stage)
     for file in edit.rewritten:
@@ -134,21 +133,6 @@ def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str)
         "not_copied": list(edit.not_copied),
         "linked": [str(file) for file in edit.linked],
     }
-
-
-def _tell_of_others(ref: ModelRef, edit: safetensors_folder.FolderEdit) -> None:
-    """Say what of a folder is not copied, and what comes from elsewhere."""
-    for reason in sorted(set(edit.not_copied.values())):
-        names = [name for name, why in edit.not_copied.items() if why == reason]
-        note(f"not copied from {ref.name} ({reason}): {_some(names)}")
-    if edit.linked:
-        names = [str(file) for file in edit.linked]
-        note(f"read through links out of {ref.name}, and written whole: {_some(names)}")
-
-
-def _some(names: Sequence[str], shown: int = 10) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _set_earlier_aside(stage: Path) -> None:

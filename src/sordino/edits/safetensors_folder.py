@@ -6,7 +6,7 @@ shifts need biases that the model lacks, the configuration's setting for them an
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ from sordino.edits.quantised import (
     QuantisedEdit,
     edit_quantised,
     quantised_folder,
+    refuse_unfit_layers,
     with_quantisation,
 )
 from sordino.edits.shard import (
@@ -41,7 +42,7 @@ from sordino.models.folder import OUTSIDE, FolderFiles, is_of_model, list_files
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
-from sordino.progress import track
+from sordino.progress import note, track
 
 # The same weights in a format that is not edited: they would be served undampened.
 _OTHER_WEIGHTS = (
@@ -82,6 +83,15 @@ class FolderEdit:
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
     quantised: Mapping[str, Any] | None = None
+
+    def tell(self, name: str) -> None:
+        """Say what of the folder, called `name`, is not copied, and what comes from elsewhere."""
+        for reason in sorted(set(self.not_copied.values())):
+            files = [file for file, why in self.not_copied.items() if why == reason]
+            note(f"not copied from {name} ({reason}): {_some(files)}")
+        if self.linked:
+            files = [str(file) for file in self.linked]
+            note(f"read through links out of {name}, and written whole: {_some(files)}")
 
     def write(
         self,
@@ -163,6 +173,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     quantised = quantised_folder(ref.path, raw, shards)
     names = {name for tensors in shards.values() for name in tensors}
     if quantised:
+        refuse_unfit_layers(ref.name, model, quantised)
         names |= quantised.names  # planned as if there were weights, translated afterwards
     changes = _changes(model, dampening, names)
     added: dict[PurePosixPath, dict[str, Tensor]] = {}
@@ -306,6 +317,11 @@ def refuse_needed_outside(folder: Path, listed: FolderFiles | None = None) -> No
                 f"{folder / file} is a link out of the model's folder, and what lies elsewhere is "
                 "not copied: put the file itself in its place, or give the folder that it is in."
             )
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _is_shard(file: PurePosixPath) -> bool:

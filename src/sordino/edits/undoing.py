@@ -106,6 +106,7 @@ def undo(
     _refuse_without_originals(source, record)
     removed = set() if left.shifted else set(record.get("added", ()))
     tally = _Tally()
+    edit.tell(str(source))
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         edit.write(stage, "Undoing", removed=removed, change=tally.restore)
         if not left.shifted:

@@ -312,7 +312,13 @@ class _Output:
         if whole == self._published_gguf(whole):
             return self._source
         copy = self._stage / self._source.name
-        shutil.copyfile(self._source, copy)
+        try:
+            shutil.copyfile(self._source, copy)
+        except OSError as error:
+            raise UserError(
+                f"{self._source} could not be copied to {copy.parent}, to take folders out of its "
+                f"record ({error.strerror}): make room there, or set TMPDIR."
+            ) from None
         gguf_record.rewrite(copy, self._published_gguf)
         return copy
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from sordino import hub
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.files import sha256_of
+from sordino.files import printable, sha256_of, user_path
 from sordino.sharing.bundle import Bundle, bundle
 
 _KEPT = (".gitattributes",)
 """Files that the hub itself puts into every repository."""
+_SAID = 300
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def push(
         if not dry_run:
             upload = _Upload(found, repository, revision, private=private)
             address, commit, older = upload.carry_out(
-                message or f"{Path(subject).name}, by Sordino"
+                message or f"{user_path(subject).resolve().name}, by Sordino"
             )
         return Pushed(
             repository,
@@ -206,10 +207,10 @@ class _Upload:
         name = self._repository
         cause = next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
         if cause is None:
-            said = " ".join(str(error).split())[:300]
+            said = printable(str(error), _SAID)
             return f"{name} could not be pushed to ({type(error).__name__}: {said})."
         status = cause.response.status_code
-        said = " ".join((cause.server_message or str(cause)).split())[:300]
+        said = printable(cause.server_message or str(cause), _SAID)
         if status == 401:
             return (
                 f"The hub wants to know who pushes to {name}: log in with `hf auth login`, or set "
