@@ -359,6 +359,17 @@ def test_what_is_far_too_long_is_refused_without_being_looked_at(counted):
         prompt_ids(wordy, [Turn(prompt="why?")], "original", SHORT, plain=False)
 
 
+def test_a_model_without_positions_has_an_end_too(monkeypatch):
+    monkeypatch.setattr(conversation, "prompt_room", lambda *_: None)
+    monkeypatch.setattr(conversation, "_MOST_CHARACTERS", 1000)
+    turns = told([("x" * 90, "y" * 9)] * 50)
+    for plain in (False, True):
+        _, left_out = prompt_ids(OPENED["chatml"], turns, "original", SHORT, plain=plain)
+        assert 40 <= left_out < 50
+        with pytest.raises(UserError, match="over 1,000 characters"):
+            prompt_ids(OPENED["chatml"], [Turn(prompt="x" * 1001)], "original", SHORT, plain=plain)
+
+
 def test_the_prompt_has_tokens_that_the_model_has():
     opened = opened_with("{{ messages[0].content }}")
     extra = [f"<alien {n}>" for n in range(MODEL.config.vocab_size)]

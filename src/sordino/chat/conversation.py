@@ -4,7 +4,6 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import inf
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
@@ -35,6 +34,8 @@ _MOST_NEW_TOKENS = 2**20
 _ALL = 10**9
 # Four is usual, in some languages one or two.
 _CHARACTERS_A_TOKEN = 16
+# Text of this length becomes tokens in a second or two, which nothing can stop.
+_MOST_CHARACTERS = 2**20
 
 
 class _Value(BaseModel):
@@ -234,7 +235,8 @@ def prompt_ids(
 
     Where a conversation is too long for the model, as many of its last turns as fit are given. They
     are found by bisection, since fewer turns have fewer tokens. What has `_CHARACTERS_A_TOKEN`
-    times as many characters as there is room for tokens is too long without being looked at.
+    times as many characters as there is room for tokens, or more than `_MOST_CHARACTERS`, is too
+    long without being looked at.
 
     Args:
         opened: The model.
@@ -260,7 +262,7 @@ def prompt_ids(
         )
     pre_prompt = settings.pre_prompt.strip()
     room = prompt_room(opened, settings.new_tokens)
-    most = inf if room is None else room * _CHARACTERS_A_TOKEN
+    most = _MOST_CHARACTERS if room is None else min(_MOST_CHARACTERS, room * _CHARACTERS_A_TOKEN)
     # What has no answer of this side was never part of its conversation.
     told = [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
 
@@ -292,6 +294,8 @@ def prompt_ids(
         if ids is not None and left_out <= last:
             return _known(opened, ids, "The prompt"), left_out
         has = has if ids is None else f"{len(ids):,} tokens"
+    if room is None:
+        raise UserError(f"The prompt has over {_MOST_CHARACTERS:,} characters: shorten it.")
     raise UserError(
         f"The prompt has {has}, and {opened.ref.name} has room for {room:,} tokens before an "
         f"answer of {settings.new_tokens:,}: shorten it, or ask for fewer --new-tokens."
@@ -303,7 +307,7 @@ def advised(failure: TemplateFailure) -> UserError:
     return UserError(f"{failure.sentence}: --plain leaves it aside.")
 
 
-def _hopeless(told: Sequence[Turn], side: Side, most: float, *, plain: bool) -> int:
+def _hopeless(told: Sequence[Turn], side: Side, most: int, *, plain: bool) -> int:
     """How many of the first turns are sure not to fit, since those behind them are too long."""
     size = 0
     for left_out in range(len(told) - 1, 0, -1):
