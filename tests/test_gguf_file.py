@@ -278,6 +278,9 @@ def test_what_cannot_end_in_a_file(source, tmp_path):
     target = tmp_path / "there.gguf"
     target.write_text("something")
     assert "--force" in refusal(source, dampening, target)
+    assert "there.gguf" in refusal(source, dampening, target, force=True)
+    target.unlink()
+    bake(source, dampening, target)
     bake(source, dampening, target, force=True)
     assert is_dampened(target)
 
@@ -323,7 +326,8 @@ def test_scales_that_underflow_are_reported_by_tensor(source, tmp_path, capsys):
     site = "model.layers.3.mlp.gate_proj"
     ones[site] = np.full_like(ones[site], 2.0**-20)
     expertise = tmp_path / "x.expertise.safetensors"
-    metadata = dict.fromkeys(("concept", "concept_fingerprint", "model"), "made up")
+    names = "architecture", "concept", "concept_fingerprint", "model"
+    metadata = dict.fromkeys(names, "made up")
     metadata |= dict.fromkeys(("n_positive", "n_negative", "concept_source"), "1")
     metadata |= {"weights_fingerprint": resolve(source).weights_fingerprint()}
     # AurA's factor is 2 (1 − AUROC).

@@ -72,7 +72,7 @@ def test_from_file_to_file(here, capsys):
     page = (here / "quiet.sordino/report.html").read_bytes()
     assert run("--force") == 0
     assert (here / "quiet.sordino/report.html").read_bytes().count(b"\n") == page.count(b"\n")
-    (here / "quiet.sordino/README.md").unlink()
+    (here / "quiet.sordino/diary.txt").write_text("dear")
     assert run("--force") == 2
     assert "no run's" in capsys.readouterr().err
 
