@@ -1,5 +1,6 @@
 """An OpenAI-compatible server on loopback that answers as a test says."""
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ class Stub:
     """An OpenAI-compatible server on loopback that answers as a function says.
 
     `behave(path, body)` gives a status with a JSON value, bytes, or None to drop the connection;
-    a third element holds more headers.
+    a third element holds more headers. A function is called with the handler and answers itself.
     """
 
     def __init__(self, behave, models=("tiny",)):
@@ -33,6 +34,7 @@ class Stub:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # whoever asked has gone
         self.address = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -51,6 +53,11 @@ class Stub:
             answer = 200, {"data": [{"id": name} for name in self._models]}
         if answer is None:
             handler.close_connection = True
+            return
+        if callable(answer):
+            handler.close_connection = True
+            with contextlib.suppress(OSError):  # whoever asked has gone
+                answer(handler)
             return
         status, value, *headers = answer
         data = value if isinstance(value, bytes) else json.dumps(value).encode()

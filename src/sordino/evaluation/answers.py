@@ -128,7 +128,7 @@ def without_key(words: str, key: str, limit: int = 200) -> str:
     shown = printable(words, len(words) + 1)
     if key:
         shown = re.sub(re.escape(key), _KEY_SHOWN, shown, flags=re.IGNORECASE)
-        if any(key.lower() in form for form in _disguises(shown)):
+        if any(_letters(key) in form for form in _disguises(shown)):
             shown = f"[words that hold {_KEY_SHOWN[1:-1]}]"
     return printable(shown, limit).rstrip(".") or "nothing"
 
@@ -139,13 +139,17 @@ def repaired(text: str) -> str:
 
 
 def _disguises(text: str) -> Iterable[str]:
-    """The text as whoever undoes one layer of escapes, or two, reads it; without spaces, too."""
+    """The letters of the text, and of what is left when a layer of escapes is undone, or two."""
+    yield _letters(text)
     for _ in range(2):
         for undo in (unquote, html.unescape, _unescaped):
             text = undo(text)
-        lower = text.lower()
-        yield lower
-        yield "".join(letter for letter in lower if not letter.isspace() and letter != "\ufffd")
+        yield _letters(text)
+
+
+def _letters(text: str) -> str:
+    """What keys are made of: what cannot be seen may lie between."""
+    return "".join(letter for letter in text.lower() if "!" <= letter <= "~")
 
 
 def _unescaped(text: str) -> str:

@@ -242,9 +242,10 @@ class Server:
 
     def without_text(self, choice: Choice) -> str:
         """Why a choice holds no text."""
-        ended = choice.ended
-        by = ended if ended in _ENDS else self.quoted(ended)
-        return f"no text: ended by {by}" if ended else "no text"
+        if choice.ended in _ENDS:
+            return f"no text: ended by {choice.ended}"
+        told = choice.ended and self._access.quote
+        return f"no text: ended by {self.quoted(choice.ended)}" if told else "no text"
 
     def problem(self, what: str) -> UserError:
         """An error that says where it happened."""
@@ -359,7 +360,7 @@ class Server:
         status, said = reply.status, self._words(reply)
         if status in _REDIRECTS:
             host = _host(reply.headers.get("Location", ""))
-            to = self.quoted(host) if host else "another address"
+            to = self.quoted(host) if host and self._access.quote else "another address"
             raise UserError(
                 f"{self._where} redirects to {to} ({status}), and redirects are not followed: give "
                 "the final address."

@@ -47,7 +47,7 @@ class _Bounded(io.RawIOBase):
         if remaining <= 0:
             raise TimeoutError("the time for an answer is over")
         self._sock.settimeout(remaining)
-        count: int | None = self._raw.readinto(buffer)  # type: ignore[attr-defined]
+        count: int | None = self._raw.readinto(buffer)
         self._left -= count or 0
         if self._left < 0:
             raise _TooLongError(f"longer than {MOST_BYTES:,} bytes")
