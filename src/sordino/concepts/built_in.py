@@ -37,6 +37,7 @@ def _insults(label: str | None) -> Concept:
         )
     table = read_table(kit.data_file("insults/train.csv"))
     classes = classes_of(table)
+    note(classes.account)
     return Concept(
         "insults",
         tuple(undo_escapes(comment) for comment in classes.positive),
@@ -60,6 +61,7 @@ def _toxicity(label: str | None) -> Concept:
         return _stand_in()
     # A published file is not the user's to mend.
     classes = classes_of(replace(read_table(path), editable=False), label=label)
+    note(classes.account)
     source = f"{JIGSAW.spec}, {path.name} at {path.parent.name}: {classes.rule}"
     return Concept(classes.name, classes.positive, classes.negative, source)
 

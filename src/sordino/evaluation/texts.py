@@ -194,8 +194,9 @@ def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     name, _, split = spec.removeprefix("hf:").partition(":")
     instead = "give a local file or kit:…"
     known = TABLE.get(name)
-    if known is not None and not split and len(known.files) == 1:
-        return _file_rows(hub.fetch_known(known, instead))
+    if known is not None and not split and len(known.files) == 1 and "*" not in known.files[0]:
+        table = read_table(hub.fetch_known(known, instead))
+        return ((table.where(index), row) for index, row in table.rows())
     rows = hub.load_data_set(hub.Wanted(name, None, "dataset", "", spec, instead), split or "train")
     return ((f"{spec}, row {number}", row) for number, row in enumerate(rows, start=1))
 
