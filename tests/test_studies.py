@@ -315,7 +315,7 @@ def test_a_finished_study_joins_another_page(tiny_study, capsys):
         with pytest.raises(UserError, match=words):
             StudyRecord.load(wrong, "ranking")
     file.write_text('{"study": "ranking"}')
-    with pytest.raises(UserError, match="is not what a study found"):
+    with pytest.raises(UserError, match="is damaged: model: "):
         StudyRecord.load(file, "ranking")
 
 

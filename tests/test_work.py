@@ -1,9 +1,16 @@
 """What a killed command finds of its own work, and what becomes of it if it was changed since."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import sentences
+from families import tiny_folder
+from sordino import pipeline
+from sordino.cli.app import main
 from sordino.evaluation.journal import Journal
 from sordino.work import WorkFolder
 
@@ -145,3 +152,112 @@ def test_a_file_that_no_step_left_is_not_believed(tmp_path):
     (folder / "m/w").write_bytes(b"planted")
     assert held(folder) == ["find"]
     assert not (folder / "m").exists()
+
+
+# A whole run
+
+
+class Killed(BaseException):
+    """Ends a run before its last step, as a kill would."""
+
+
+RUN = [
+    *("run", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "quiet"),
+    *("--prompts", "prompts.txt", "--texts", "prose.txt", "--divergence", "0.5"),
+    *("--scorer", "wordlist", "--continuations", "2", "--new-tokens", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A folder in which a run was stopped before it published, and what it would have given."""
+    here = tmp_path_factory.mktemp("run")
+    tiny_folder("llama", here).rename(here / "tiny")
+    for name, lines in {
+        "yes.txt": sentences(24, 1),
+        "no.txt": sentences(24, 2),
+        "prompts.txt": sentences(4, 3, longest=5),
+        "prose.txt": sentences(40, 5, longest=20),
+    }.items():
+        (here / name).write_text("\n".join(lines) + "\n")
+
+    def kill(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        main(RUN)
+        undisturbed = contents(here / "quiet")
+        shutil.rmtree(here / "quiet")
+        patch.setattr(pipeline._Steps, "publish", kill)
+        with pytest.raises(Killed):
+            main(RUN)
+    return here, undisturbed
+
+
+def contents(folder):
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def finished(stopped, change, tmp_path, monkeypatch):
+    """What the stopped run gives where something in its work folder was changed."""
+    here, undisturbed = stopped
+    shutil.copytree(here, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    change(Path(".quiet.partial"))
+    main(RUN)
+    assert not Path(".quiet.partial").exists()
+    assert contents(Path("quiet")) == undisturbed
+
+
+def test_a_stopped_run_goes_on_and_does_nothing_twice(stopped, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("this step was done already")
+
+    for name in ("find_experts", "calibrate", "exemplars", "bake", "evaluate"):
+        monkeypatch.setattr(pipeline, name, never)
+    finished(stopped, lambda work: None, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda work: flip(work / "model/model.safetensors"),
+        lambda work: (work / "model/planted.safetensors").write_bytes(b"someone's"),
+        lambda work: flip(work / "evaluation.json"),
+    ],
+)
+def test_a_changed_work_folder_gives_the_same_result(
+    stopped, change, tmp_path, monkeypatch, capsys
+):
+    finished(stopped, change, tmp_path, monkeypatch)
+    assert "is made again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_any_file_of_a_work_folder_gives_the_same_result(
+    stopped, tmp_path, monkeypatch
+):
+    for number, name in enumerate(sorted(contents(stopped[0] / ".quiet.partial"))):
+        place = tmp_path / str(number)
+        place.mkdir()
+        finished(stopped, lambda work, name=name: flip(work / name), place, monkeypatch)
+
+
+def test_a_work_folder_of_the_version_before_is_begun_anew(stopped, tmp_path, monkeypatch):
+    def before(work):
+        (work / "steps.json").unlink()
+        (work / "run.json").write_text('{"key": "x"}')
+        flip(work / "model/model.safetensors")
+
+    finished(stopped, before, tmp_path, monkeypatch)
