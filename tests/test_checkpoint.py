@@ -4,27 +4,32 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from families import LAYERS, random_factors, tiny_folder, tiny_model
-from sordino.edits import bake, diff
+from families import LAYERS, random_factors, tiny_folder, tiny_model, tiny_tokenizer
+from sordino.edits import Verification, bake, diff, verify
 from sordino.edits.quantised import read_quantised
 from sordino.errors import UserError
+from sordino.evaluation.scorers import TextClassifier
 from sordino.expertise import find_experts
 from sordino.interventions import Dampening
 from sordino.models.calls import open_config, open_tokenizer
 from sordino.models.checkpoint import refuse_counts
+from sordino.models.gguf_loading import module_tree, reading
 from sordino.models.open import empty_model, open_model
 from sordino.models.precision import double, has_float64
 from sordino.models.reference import resolve
 from sordino.models.sites import find_sites
 from sordino.models.tokenise import encode_for, positions
+from tiny_gguf import tiny_of
 
 WAYS = {
     "in memory": lambda folder: open_model(folder, device="cpu"),
@@ -147,7 +152,8 @@ def test_settings_of_quantisation_in_a_file_of_their_own_are_refused(folder, nam
         read_quantised(folder)
 
 
-def test_settings_under_the_old_key_are_read(folder, tensors):
+def compressed(folder, tensors):
+    """Make the model one of 8-bit codes, with its settings under the old key."""
     changed = {}
     for name, tensor in tensors.items():
         if "_proj.weight" in name:
@@ -166,6 +172,11 @@ def test_settings_under_the_old_key_are_read(folder, tensors):
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }
     configure(folder, compression_config=old)
+    return changed
+
+
+def test_settings_under_the_old_key_are_read(folder, tensors):
+    compressed(folder, tensors)
     model = open_model(folder, device="cpu").model
     apart = model.get_parameter(UP).detach() - tensors[UP]
     assert apart.abs().max() <= tensors[UP].abs().max() / 100
@@ -173,9 +184,118 @@ def test_settings_under_the_old_key_are_read(folder, tensors):
         open_model(folder, stream=True)
 
 
+def test_a_quantised_folder_that_lacks_a_layer_is_refused(folder, tensors, call_in, tmp_path):
+    stored = compressed(folder, tensors)
+    write(folder, {name: t for name, t in stored.items() if not name.startswith(UP)})
+    call = call_in(tmp_path)
+    with pytest.raises(UserError, match=re.escape(UP)):
+        bake(folder, dampening_of(), tmp_path / "out")
+    status, _, error = call("inspect", folder)
+    assert (status, UP in error) == (2, True)
+    with pytest.raises(UserError, match=re.escape(UP)):
+        open_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("blk.1.ffn_up.weight", "blk.1.ffn_uq.weight", "layers.1.mlp.up_proj.weight"),
+        ("blk.3.ffn_up.weight", "blk.4.ffn_up.weight", "block_count"),
+    ],
+)
+def test_a_gguf_file_is_held_against_its_metadata(tmp_path, old, new, named):
+    path = tiny_of("llama", tmp_path / "model.gguf", "Q8_0")
+    data = path.read_bytes()
+    size = len(old).to_bytes(8, "little")
+    assert data.count(size + old.encode()) == 1
+    path.write_bytes(data.replace(size + old.encode(), size + new.encode()))
+    for call in (
+        lambda: open_model(path, device="cpu"),
+        lambda: empty_model(resolve(path)),
+        lambda: bake(path, dampening_of(), tmp_path / "quiet.gguf"),
+    ):
+        with pytest.raises(UserError, match=re.escape(named)):
+            call()
+
+
+def test_a_gguf_tensor_that_the_model_has_no_place_for_is_named(tmp_path):
+    path = tiny_of("llama", tmp_path / "model.gguf")
+    with reading(path) as header:
+        one = header.tensors["blk.0.attn_norm.weight"]
+        more = {**header.tensors, "blk.0.odd.weight": one, "rope_freqs.weight": one}
+        with pytest.raises(UserError, match=r"1 tensors .*blk\.0\.odd\.weight"):
+            module_tree(replace(header, tensors=more))
+
+
+def classifier(place):
+    """A tiny RoBERTa that judges, and its tensors."""
+    config = tf.RobertaConfig(
+        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "max_position_embeddings": 66, "pad_token_id": 1},
+        id2label={0: "neutral", 1: "toxic"},
+        label2id={"neutral": 0, "toxic": 1},
+    )
+    tf.RobertaForSequenceClassification(config).save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    return load_file(place / "model.safetensors")
+
+
+def test_a_scorer_s_files_are_checked_as_a_model_s_are(tmp_path, capsys):
+    tensors = classifier(tmp_path)
+    layer = "roberta.encoder.layer.1.output.dense.weight"
+
+    def score():
+        return TextClassifier(str(tmp_path), None, torch.device("cpu")).score(["a river"])
+
+    assert score().shape == (1,)
+    write(tmp_path, {**tensors, "roberta.pooler.dense.weight": torch.ones(32, 32)})
+    assert score().shape == (1,)
+    assert "roberta.pooler" in capsys.readouterr().err
+    headless = {k: t for k, t in tensors.items() if not k.startswith("classifier")}
+    for changed, named in (
+        (headless, "classifier"),
+        ({k: t for k, t in tensors.items() if k != layer}, layer),
+        ({**tensors, layer.replace("layer.1", "layer.2"): tensors[layer].clone()}, "layer.2"),
+        ({f"module.{k}": t for k, t in tensors.items()}, "'module.'"),
+        ({**tensors, layer: tensors[layer] * torch.nan}, layer),
+        ({**tensors, layer: tensors[layer].to(torch.int8)}, layer),
+    ):
+        write(tmp_path, changed)
+        said = refusal(score)
+        assert said is not None
+        assert named in said
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_verification_tells_rounding_from_another_model(tmp_path, family, dtype):
+    source = tiny_folder(family, tmp_path, dtype=getattr(torch, dtype))
+    dampening = dampening_of(family=family)
+    bake(source, dampening, tmp_path / "out")
+    right = verify(source, dampening, tmp_path / "out", device="cpu")
+    assert right.within_rounding, right
+    wrong = verify(source, dampening, source, device="cpu")
+    assert not wrong.within_rounding, wrong
+
+
+def test_a_verification_that_fails_ends_with_2_and_says_the_bound(
+    folder, call_in, tmp_path, monkeypatch
+):
+    dampening_of().save(tmp_path / "x.dampening.safetensors")
+    monkeypatch.setattr("sordino.edits.verify", lambda *_, **__: Verification(3, 2, 9, 1.5, 0.1))
+    call = call_in(tmp_path)
+    flags = ("-o", "out", "--verify", "--allow-other-weights")
+    status, _, error = call("bake", folder, "x.dampening.safetensors", *flags)
+    assert status == 2
+    assert "1.5" in error
+    assert "0.1" in error
+    nothing = Verification(float("inf"), 1, 9, float("nan"), 0.1)
+    assert not nothing.within_rounding
+
+
 def test_an_adapter_beside_whole_weights_is_refused_by_all(folder, tmp_path):
     (folder / "adapter_config.json").write_text("{}")
-    dampening = dampening_of(folder)
+    dampening = dampening_of()
     for call in (
         *(lambda way=way: way(folder) for way in WAYS.values()),
         lambda: bake(folder, dampening, tmp_path / "out"),
@@ -185,8 +305,8 @@ def test_an_adapter_beside_whole_weights_is_refused_by_all(folder, tmp_path):
             call()
 
 
-def dampening_of(folder, factor=None):
-    sites = {site.path: site.neurons for site in find_sites(tiny_model("llama"))}
+def dampening_of(factor=None, family="llama"):
+    sites = {site.path: site.neurons for site in find_sites(tiny_model(family))}
     factors = random_factors(sites)
     if factor is not None:
         factors = {site: np.full_like(values, factor) for site, values in factors.items()}
@@ -202,7 +322,7 @@ def test_weights_that_are_no_finite_numbers_are_refused(folder, tensors, concept
         with pytest.raises(UserError, match=re.escape(UP)):
             find_experts(folder, concept, device="cpu", stream=stream)
     with pytest.raises(UserError, match=re.escape(UP)):
-        bake(folder, dampening_of(folder), tmp_path / "out")
+        bake(folder, dampening_of(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -217,7 +337,7 @@ def test_factors_make_finite_weights_or_are_refused(
     place = tmp_path_factory.mktemp("large")
     folder = shutil.copytree(source, place / "model")
     write(folder, {name: tensor.to(dtype) for name, tensor in tensors.items()})
-    dampening = dampening_of(folder, np.float32(10.0**exponent))
+    dampening = dampening_of(np.float32(10.0**exponent))
     model = open_model(folder, device="cpu", dtype="auto").model.to(dtype)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     if (said := refusal(lambda: bake(folder, dampening, place / "out"))) is not None:

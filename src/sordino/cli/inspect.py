@@ -92,7 +92,7 @@ def _dampened(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[str]]:
-    from sordino.edits.quantised import read_quantised
+    from sordino.edits.quantised import read_quantised, refuse_unfit_layers
     from sordino.models.open import empty_model
     from sordino.models.reference import resolve
     from sordino.models.sites import find_sites
@@ -110,6 +110,7 @@ def _model(subject: str, opening: ModelOptions) -> tuple[dict[str, Any], list[st
     ]
     quantised = read_quantised(ref.path) if ref.kind == "folder" else None
     if quantised:
+        refuse_unfit_layers(ref.name, model, quantised)
         lines.append(f"quantised: {quantised.scheme.label}; {len(quantised.layers)} layers")
     value = {
         "model": ref.name,

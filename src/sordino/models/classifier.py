@@ -16,8 +16,13 @@ from sordino.models.calls import (
     quiet_transformers,
     read_settings,
 )
-from sordino.models.checkpoint import refuse_counts, refuse_not_finite, refuse_unfit
-from sordino.models.reference import HUB_FILES, ModelRef, resolve
+from sordino.models.checkpoint import (
+    quantisation_of,
+    refuse_counts,
+    refuse_not_finite,
+    refuse_unfit,
+)
+from sordino.models.reference import HUB_FILES, ModelRef, refuse_adapter, resolve
 from sordino.models.streaming import StoredTensors
 
 _CLASS = "AutoModelForSequenceClassification"
@@ -61,6 +66,8 @@ def open_classifier(
         UserError: Its files are damaged, or lack a weight, such as the classifying head of a model
             that is none.
     """
+    refuse_adapter(ref.path)
+    quantisation_of(ref.path)  # refuses settings in a file of their own
     stored = StoredTensors(ref).empty
     refuse_counts(ref.name, read_settings(ref.path), stored)
     config = open_config(ref.path, ref.name)

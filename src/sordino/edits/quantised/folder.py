@@ -33,12 +33,17 @@ class QuantisedFolder:
     Args:
         scheme: How they are stored.
         layers: By what their weights would be called.
-        names: Of all tensors, and of what the weights would be called.
+        stored: All tensors of the folder by name.
     """
 
     scheme: Scheme
     layers: Mapping[str, Layer]
-    names: frozenset[str]
+    stored: Mapping[str, Stored]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors, and of what the weights would be called."""
+        return frozenset(self.stored.keys() | self.layers.keys())
 
     def with_weights(
         self, shards: Mapping[PurePosixPath, Mapping[str, Stored]], dtype: str
@@ -58,19 +63,13 @@ class QuantisedFolder:
         return found
 
 
-def refuse_unfit_layers(
-    name: str,
-    model: PreTrainedModel,
-    folder: QuantisedFolder,
-    shards: Mapping[PurePosixPath, Mapping[str, Stored]],
-) -> None:
+def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFolder) -> None:
     """Raise `UserError` unless the files hold the model's weights, quantised ones among them.
 
     Args:
         name: What the user called the model.
         model: Its module tree on the "meta" device; its parameters are replaced.
         folder: Its quantised layers.
-        shards: The headers of its shards.
     """
     parts = {
         f"{layer.name}.{suffix}"
@@ -80,8 +79,7 @@ def refuse_unfit_layers(
     }
     tensors = {
         key: torch.empty(stored.shape, dtype=str_to_torch_dtype[stored.dtype], device="meta")
-        for held in shards.values()
-        for key, stored in held.items()
+        for key, stored in folder.stored.items()
         # Servers' scales of the cache stand beside the layers.
         if key not in parts and not key.endswith(("_scale", "_zero_point"))
     }
@@ -174,8 +172,8 @@ def quantised_folder(
             f"{folder} is quantised ({settings.get('quant_method')}) by its config.json, but no "
             "layer in its safetensors is: get it again."
         )
-    names = frozenset(name for tensors in shards.values() for name in tensors)
-    return QuantisedFolder(scheme, layers, names | layers.keys())
+    stored = {name: found for tensors in shards.values() for name, found in tensors.items()}
+    return QuantisedFolder(scheme, layers, stored)
 
 
 def read_quantised(folder: Path) -> QuantisedFolder | None:
