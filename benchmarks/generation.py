@@ -163,7 +163,7 @@ def run(options: Options) -> Result:
         batches = plan(opened, prompts, **batching)
         ways |= {
             f"sordino, {dtype}": partial(ours, opened, batches),
-            f"generate, a prompt at a time, {dtype}": partial(
+            f"generate, one prompt at a time, {dtype}": partial(
                 by_transformers, opened, prompts, ends, 1
             ),
         }
@@ -192,7 +192,7 @@ def run(options: Options) -> Result:
         )
         figures.append(
             Figure(
-                f"{dtype}: sordino / generate(num_return_sequences=25), tokens a second",
+                f"{dtype}: sordino / generate(num_return_sequences=25), tokens per second",
                 ratio(each, single, sordino),
                 at_least=1.5,
             )
@@ -201,11 +201,12 @@ def run(options: Options) -> Result:
             floor, equal_length, padded = others
             figures += [
                 Figure(
-                    f"{dtype}: sordino / generate on padded batches, tokens a second",
+                    f"{dtype}: sordino / generate on padded batches, tokens per second",
                     ratio(each, padded, sordino),
                 ),
                 Figure(
-                    f"{dtype}: prompts of like length / of one length together, tokens a second",
+                    f"{dtype}: prompts of similar length / of one length together, "
+                    "tokens per second",
                     ratio(each, equal_length, sordino),
                 ),
                 Figure(f"{dtype}: sordino / matrix products alone", ratio(seconds, sordino, floor)),

@@ -94,7 +94,7 @@ def of_find(options: Options, threads: list[int]) -> dict[str, Callable[[], Any]
     for layers in (2, 4, 16):
         add(f"{layers} layers", shape(options, layers=layers), _USUAL)
     for neurons in (512, 3072, 6144):
-        add(f"{neurons:,} neurons a projection", shape(options, neurons=neurons), _USUAL)
+        add(f"{neurons:,} neurons per projection", shape(options, neurons=neurons), _USUAL)
     for number in threads:
         add(f"{_USUAL} sentences, threads: {number}", shape(options), _USUAL, number)
     return ways
@@ -106,7 +106,7 @@ def of_generation(options: Options) -> dict[str, Callable[[], Any]]:
     texts = list(sentences(2 if options.quick else 20, _VOCABULARY, longest=16))
     prompts = encode_prompts(opened, texts, max_tokens=128, new_tokens=20)
     return {
-        f"generation, {count} continuations a prompt": partial(
+        f"generation, {count} continuations per prompt": partial(
             ours,
             opened,
             plan(opened, prompts, continuations=count, new_tokens=20, batch_tokens=8192),
@@ -168,8 +168,8 @@ def run(options: Options) -> Result:
     seconds |= longer
     seconds |= of_processes(options, most)
     about = {
-        "model": "random, 8 layers of SmolLM2's shape where nothing else is said",
-        "sentences": f"{_USUAL} where nothing else is said",
+        "model": "random, 8 layers of SmolLM2's shape unless stated otherwise",
+        "sentences": f"{_USUAL} unless stated otherwise",
         "dtype": "float32",
         "seed": 0,
     }
