@@ -506,7 +506,7 @@ def test_where_neither_kit_nor_hub_has_them_they_are_not_run(models, monkeypatch
     for name, flag in (("bold", "--bold-prompts"), ("honest", "--templates")):
         said = result.measures[name].not_run
         assert "cannot be had" in said
-        assert "no hub answers" in said
+        assert "hf:" in said
         assert flag in said
     with pytest.raises(UserError, match="The package of"):
         evaluate(models[0], measures=[Bold("kit", scorer="letter")])
