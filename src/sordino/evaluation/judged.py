@@ -195,7 +195,7 @@ class JudgedTask(WritingTask):
             return Summary(tuple(self._all_figures(scores)), self._samples(arms))
         whole = np.flatnonzero(np.stack([share == 0 for share in lacking.values()]).all(axis=0))
         part = copy(self)  # the same task, of fewer prompts
-        part._prompts = [self._prompts[index] for index in whole]
+        part._prompts = [self._prompts[index] for index in whole.tolist()]
         figures = part._all_figures({name: table[whole] for name, table in scores.items()})
         return Summary((*figures, missing), self._samples(arms))
 
