@@ -265,7 +265,7 @@ def test_an_output_in_the_way_is_refused(tmp_path):
     folder = tiny_folder("llama", tmp_path / "models")
     dampening = dampening_of(folder)
     for output in (folder, folder / "inside", tmp_path / "models"):
-        with pytest.raises(UserError, match="overlap|input"):
+        with pytest.raises(UserError, match=r"overlap|input"):
             bake(folder, dampening, output, force=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/diary.txt").write_text("dear")
