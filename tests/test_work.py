@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from families import tiny_folder
 from sordino import pipeline
 from sordino.cli.app import main
 from sordino.evaluation.journal import Journal
+from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.states import InFiles
 from sordino.work import WorkFolder
 
 # The journal of an evaluation
@@ -152,6 +155,64 @@ def test_a_file_that_no_step_left_is_not_believed(tmp_path):
     (folder / "m/w").write_bytes(b"planted")
     assert held(folder) == ["find"]
     assert not (folder / "m").exists()
+
+
+# The snapshots of a sweep
+
+
+def saved(folder, tokens=(3, 2)):
+    """A snapshot with states in files, and what it holds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    states = InFiles(folder / "states", tokens, torch.device("cpu"))
+    for name in ("1", "2"):
+        for batch, count in enumerate(tokens):
+            states.write(name, batch, torch.full((1, count, 4), batch + 0.5))
+    now = Progress(
+        *(1, 2, states.secure(), {"a.up": torch.ones(2, 3)}, {"b.up": torch.ones(3)}),
+        files=states.sums(),
+        needed=("2",),
+    )
+    Snapshots(folder / "snapshot.safetensors", KEY).save(now)
+    states.keep("2")
+    return now
+
+
+def restored(folder):
+    return Snapshots(folder / "snapshot.safetensors", KEY).restore()
+
+
+def test_a_snapshot_is_restored_and_goes_on(tmp_path):
+    folder = tmp_path / "w"
+    now = saved(folder)
+    again = Snapshots(folder / "snapshot.safetensors", KEY)
+    found = again.restore()
+    assert (found.stage, found.batch, found.phase) == (1, 2, now.phase)
+    assert torch.equal(found.responses["a.up"], now.responses["a.up"])
+    again.save(Progress(1, 2))  # what the process before this one wrote is still looked after
+    flip(folder / "states/2")
+    assert restored(folder) is None
+
+
+@given(name=st.sampled_from(["snapshot.safetensors", "states/2"]), place=st.integers(0, 10**4))
+def test_a_snapshot_of_which_anything_was_changed_is_not_believed(tmp_path_factory, name, place):
+    folder = tmp_path_factory.mktemp("sweep")
+    saved(folder)
+    assert restored(folder) is not None
+    data = bytearray((folder / name).read_bytes())
+    data[place % len(data)] ^= 1
+    (folder / name).write_bytes(data)
+    found = restored(folder)
+    # Of the bytes of a header some say nothing: a space becomes another sign of white space.
+    assert found is None or torch.equal(found.responses["a.up"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, cut, linked, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["snapshot.safetensors", "states/2"])
+def test_a_snapshot_that_is_not_whole_is_not_believed(tmp_path, name, change):
+    saved(tmp_path / "w")
+    change(tmp_path / "w" / name)
+    found = restored(tmp_path / "w")
+    assert found is None or (change is linked and name.startswith("snapshot"))
 
 
 # A whole run

@@ -190,9 +190,11 @@ def _run(
     Floating point's sums depend on their order: it is that of the batches, whoever has them.
     """
 
-    def save(stage: int, batch: int) -> None:
-        hidden = way.states.secure()
-        snapshots.save(Progress(stage, batch, hidden, sums, restored.statistics, way.phase))
+    def save(stage: int, batch: int, needed: tuple[str, ...] | None = None) -> None:
+        hidden, files = way.states.secure(), way.states.sums()
+        snapshots.save(
+            Progress(stage, batch, hidden, sums, restored.statistics, way.phase, files, needed)
+        )
 
     tokens = [batch.tokens for _, batch in ranks.deal(work)]
     done = restored.stage * sum(tokens) + sum(tokens[: restored.batch])
@@ -210,8 +212,9 @@ def _run(
                 if ranks.all(snapshots.due()):
                     save(stage, index + 1)
             if isinstance(way.states, InFiles):
-                save(stage + 1, 0)  # first, since the last snapshot may need what goes now
-                way.states.keep(*way.needed(stage + 1))
+                needed = tuple(way.needed(stage + 1))
+                save(stage + 1, 0, needed)  # first: the last snapshot may need what goes now
+                way.states.keep(*needed)
 
 
 class Way(Protocol):

@@ -328,8 +328,9 @@ def _measure(
                         advance(mine[index].tokens)
                     if ranks.all(snapshots.due()):
                         responses = {site.path: buffer for site, buffer in buffers.items()}
+                        hidden, files = way.states.secure(), way.states.sums()
                         snapshots.save(
-                            Progress(stage, index + 1, way.states.secure(), responses, statistics)
+                            Progress(stage, index + 1, hidden, responses, statistics, files=files)
                         )
             for site, buffer in buffers.items():
                 responses_here = ranks.exchange(buffer, rows)
@@ -344,8 +345,17 @@ def _measure(
                 statistics |= {f"{site.path}.{name}": value for name, value in joined.items()}
             if isinstance(way.states, InFiles):
                 # A snapshot that needs them could still be there: it is replaced first.
-                snapshots.save(Progress(stage + 1, 0, way.states.secure(), statistics=statistics))
-                way.states.keep(str(stage + 1))
+                needed = (str(stage + 1),) if stage + 1 < len(way.stages) else ()
+                hidden, files = way.states.secure(), way.states.sums()
+                snapshots.save(
+                    Progress(
+                        *(stage + 1, 0, hidden),
+                        statistics=statistics,
+                        files=files,
+                        needed=needed,
+                    )
+                )
+                way.states.keep(*needed)
     way.states.keep()
     return statistics
 

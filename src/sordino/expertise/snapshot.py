@@ -1,16 +1,33 @@
 """What a sweep has so far, on disk at short intervals, so that a killed one goes on.
 
 Snapshots go by time and not by layer: a small model pays for few of them and a large one loses
-little. Where hidden states wait in files (`states.py`), these are part of what is kept.
+little. Where hidden states wait in files (`states.py`), these are part of what is kept. A snapshot
+is believed only with its sum, and with those of the states in files: where a byte was changed, the
+sweep begins anew.
 """
 
+import hashlib
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from sordino.errors import UserError
+from sordino.expertise.states import Sums
+from sordino.files import fingerprint
+from sordino.progress import note
+from sordino.records import Count, parse
+
+_Slots = tuple[tuple[Count, Count], ...]
+# Which bytes, by first byte and size, of which all together have a sum. One sum a file: there can
+# be a hundred layers of ten thousand batches.
+_FILES = TypeAdapter(list[tuple[_Slots, dict[str, str]]])
 
 _EVERY_S = 30.0
 _SHARE = 20  # writing them takes at most one part in so many of the time
@@ -30,6 +47,8 @@ class Progress:
         statistics: The finished sites' statistics, by "site.statistic".
         phase: What runs: the sweep, or a way of attribution, to which the stage and the batch
             belong then, and of which `responses` are the sums so far.
+        files: The sums of states that lie in files.
+        needed: The names of those files that are still needed; None for all that are there.
     """
 
     stage: int = 0
@@ -38,6 +57,8 @@ class Progress:
     responses: dict[str, torch.Tensor] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] = field(default_factory=dict)
     phase: str = SWEEP
+    files: Sums = field(default_factory=dict)
+    needed: tuple[str, ...] | None = None
 
 
 class Snapshots:
@@ -53,6 +74,7 @@ class Snapshots:
         self._key = key
         self._last = time.monotonic()
         self._pause = _EVERY_S
+        self._files: Sums = {}
 
     def restore(self) -> Progress | None:
         """The progress of an interrupted sweep of the same key, or None."""
@@ -61,11 +83,14 @@ class Snapshots:
         try:
             with safe_open(self._path, framework="pt", backend="pread") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("key") != self._key or "phase" not in metadata:
+                if metadata.get("key") != self._key:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
-            return None  # damaged, so there is nothing to go on from
+            metadata, tensors = {}, {}
+        if metadata.get("sum") != _sum(metadata, tensors) or not self._are_whole(metadata["files"]):
+            note(f"{self._path} is not as it was written: the sweep begins anew")
+            return None
 
         def group(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -91,16 +116,77 @@ class Snapshots:
         tensors = {f"hidden/{index}": state for index, state in enumerate(now.hidden)}
         tensors |= {f"responses/{site}": values for site, values in now.responses.items()}
         tensors |= {f"statistics/{name}": values for name, values in now.statistics.items()}
+        tensors = {name: values.cpu().contiguous() for name, values in tensors.items()}
+        started = time.monotonic()
+        self._files = {
+            (file, start): found
+            for (file, start), found in (self._files | now.files).items()
+            if file.exists() and (now.needed is None or file.name in now.needed)
+        }
         metadata = {
             "key": self._key,
             "stage": str(now.stage),
             "batch": str(now.batch),
             "phase": now.phase,
+            "files": json.dumps(self._by_slots()),
         }
-        started = time.monotonic()
+        metadata["sum"] = _sum(metadata, tensors)
         beside = self._path.with_name(self._path.name + ".new")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, beside, metadata)
+        save_file(tensors, beside, metadata)
         beside.replace(self._path)
         self._last = time.monotonic()
         self._pause = max(_EVERY_S, _SHARE * (self._last - started))
+
+    def _by_slots(self) -> list[tuple[_Slots, dict[str, str]]]:
+        """The states in files: files of the same bytes together, each with its sum."""
+        assert self._path is not None
+        files: dict[Path, list[tuple[int, int, str]]] = {}
+        for (file, start), (size, digest) in self._files.items():
+            files.setdefault(file, []).append((start, size, digest))
+        found: dict[_Slots, dict[str, str]] = {}
+        for file, parts in files.items():
+            slots = tuple((start, size) for start, size, _ in sorted(parts))
+            name = file.relative_to(self._path.parent).as_posix()
+            found.setdefault(slots, {})[name] = fingerprint(*(d for *_, d in sorted(parts)))
+        return list(found.items())
+
+    def _are_whole(self, listed: str) -> bool:
+        """Whether the states in files are as they were; they are remembered for the next save."""
+        assert self._path is not None
+        try:
+            groups = parse(_FILES, listed, "the snapshot")
+        except UserError:
+            return False
+        for slots, names in groups:
+            for name, expected in names.items():
+                file = self._path.parent / name
+                digests = _digests(file, slots)
+                if fingerprint(*digests) != expected:
+                    return False
+                for (start, size), digest in zip(slots, digests, strict=True):
+                    self._files[file, start] = size, digest
+        return True
+
+
+def _digests(file: Path, slots: _Slots) -> list[str]:
+    """SHA-256 of each of these parts of a file; nothing if it is none, or ends before."""
+    ends = max((start + size for start, size in slots), default=0)
+    if file.is_symlink() or not file.is_file() or file.stat().st_size < ends:
+        return []
+    with file.open("rb") as stream:
+        found = []
+        for start, size in slots:
+            stream.seek(start)
+            found.append(hashlib.sha256(stream.read(size)).hexdigest())
+    return found
+
+
+def _sum(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over a snapshot."""
+    about = sorted((key, value) for key, value in metadata.items() if key != "sum")
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name, values in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

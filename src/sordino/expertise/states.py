@@ -4,6 +4,7 @@ Files are written and not mapped, so that a full disk is an error; they are read
 nothing is copied that the disk's cache holds already.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
+
+Sums = dict[tuple[Path, int], tuple[int, str]]
+"""By file and first byte: how many bytes lie there, and their SHA-256."""
 
 
 class States(Protocol):
@@ -28,6 +32,10 @@ class States(Protocol):
 
     def secure(self) -> list[torch.Tensor]:
         """What a snapshot has to hold of them: one tensor a batch, or nothing if files do."""
+        ...
+
+    def sums(self) -> Sums:
+        """The sums of what lies in files."""
         ...
 
     def keep(self, *names: str) -> None:
@@ -55,6 +63,10 @@ class InMemory:
         """The tensors, in the batches' order."""
         return [self._last[batch] for batch in sorted(self._last)]
 
+    def sums(self) -> Sums:
+        """Nothing lies in files."""
+        return {}
+
     def keep(self, *names: str) -> None:
         """Nothing is left to forget."""
 
@@ -76,6 +88,7 @@ class InFiles:
         self._starts = list(accumulate(tokens, initial=0))
         self._forms: dict[int, torch.Tensor] = {}
         self._open: dict[str, BinaryIO] = {}
+        self._sums: Sums = {}
 
     def read(self, name: str, batch: int) -> torch.Tensor:
         """The batch's tensor; what is done to it in place does not reach the file."""
@@ -87,16 +100,22 @@ class InFiles:
     def write(self, name: str, batch: int, state: torch.Tensor) -> None:
         """Put the batch's tensor into its place in the file; all names have tensors of one form."""
         self._forms[batch] = state.to("meta")
-        file = self._file(name)
-        file.seek(self._starts[batch] * self._per_token(batch))
-        file.write(state.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        file, start = self._file(name), self._starts[batch] * self._per_token(batch)
+        data = state.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        file.seek(start)
+        file.write(data)
         file.flush()
+        self._sums[self._path(name), start] = data.nbytes, hashlib.sha256(data).hexdigest()
 
     def secure(self) -> list[torch.Tensor]:
         """Bring what was written to the disk, so that a snapshot can rely on it."""
         for file in self._open.values():
             os.fsync(file.fileno())
         return []
+
+    def sums(self) -> Sums:
+        """Those of everything that this process has written."""
+        return dict(self._sums)
 
     def keep(self, *names: str) -> None:
         """Remove the files of all other names."""
