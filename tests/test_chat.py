@@ -32,7 +32,7 @@ from sordino.chat.conversation import Answer, Conversation, prompt_ids
 from sordino.chat.terminal import HELP, _printable
 from sordino.edits import bake
 from sordino.errors import UserError
-from sordino.evaluation.scorers import Scorer
+from sordino.evaluation.scorer import Scorer
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening
 from sordino.models.generation import encode_prompts, generate, plan, stream

@@ -13,7 +13,6 @@ import os
 import shutil
 import stat
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,15 +22,12 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from sordino.errors import UserError
-from sordino.progress import note
+from sordino.progress import note, tame
 
 _LONGEST_NAME = 255
 """Bytes that a file's name may have on the file systems in use."""
 _LONGEST_ADDITION = len("..samples.jsonl.partial")
 """What Sordino adds to an output's name for the files beside it."""
-_MARKS_OF_DIRECTION = (
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -82,17 +78,6 @@ def printable(text: str, limit: int = 200) -> str:
     """
     shown = tame(" ".join(text.split()))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def tame(text: str) -> str:
-    """Text for the terminal as it is, but for what `printable` replaces; line breaks stay."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if letter in _MARKS_OF_DIRECTION
-        or (letter != "\n" and unicodedata.category(letter) in ("Cc", "Cs", "Cn"))
-        else letter
-        for letter in text
-    )
 
 
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:

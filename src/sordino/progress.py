@@ -5,10 +5,14 @@ On a terminal a live bar; into a pipe a plain line every few seconds. `hushed` s
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY_S = 10.0
+_MARKS_OF_DIRECTION = (
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 _hushed = False
 
 
@@ -31,9 +35,22 @@ def is_live() -> bool:
 def note(message: str) -> None:
     """Say one plain line on standard error, unless hushed."""
     if not _hushed:
-        from sordino.files import tame  # which uses this module
-
         print(tame(message), file=sys.stderr, flush=True)
+
+
+def tame(text: str) -> str:
+    """Make text fit for the terminal and leave its line breaks.
+
+    What could command a terminal, turn the direction of writing or not be encoded (C0 and C1
+    controls, marks of direction, halves of surrogate pairs) becomes U+FFFD.
+    """
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if letter in _MARKS_OF_DIRECTION
+        or (letter != "\n" and unicodedata.category(letter) in ("Cc", "Cs", "Cn"))
+        else letter
+        for letter in text
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sordino.chat.conversation import (
 )
 from sordino.errors import UserError
 from sordino.evaluation.judged import scores_of
-from sordino.evaluation.scorers import Scorer
+from sordino.evaluation.scorer import Scorer
 from sordino.interventions import Dampening
 from sordino.models.chat_template import Stopped
 from sordino.models.generation import Continuation, stream

@@ -9,7 +9,8 @@ from sordino.chat.duet import Duet
 from sordino.edits.provenance import DAMPENING, EXTRAS, FILE_NAME, in_words, read_provenance
 from sordino.errors import UserError
 from sordino.evaluation.hooked import refuse_other_weights
-from sordino.evaluation.scorers import Scorer, open_chosen
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers import open_chosen
 from sordino.files import user_path
 from sordino.interventions import Dampening, compose
 from sordino.models.chat_template import TemplateFailure, has_template, render

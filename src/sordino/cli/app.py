@@ -11,7 +11,8 @@ from sordino.cli import typed
 from sordino.cli.encoding import speak_plainly
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
-from sordino.files import is_disk_full, is_memory_full, tame, today
+from sordino.files import is_disk_full, is_memory_full, today
+from sordino.progress import tame
 from sordino.version import __version__
 
 app = App(

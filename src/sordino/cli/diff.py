@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sordino.cli.options import OutputOptions, print_json, print_lines
-from sordino.files import tame
+from sordino.progress import tame
 
 if TYPE_CHECKING:
     from sordino.edits.difference import Difference, Factors, SettingChange, TensorChange

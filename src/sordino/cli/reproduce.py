@@ -55,7 +55,7 @@ def reproduce(
 
         if name is None:
             raise UserError(f"Name a recipe: {', '.join(recipes())}; --list says what each needs.")
-        from sordino.report.reproduction import COLUMNS, reproduction_answer, reproduction_rows
+        from sordino.reproduction.page import COLUMNS, reproduction_answer, reproduction_rows
         from sordino.reproduction.reproduce import Changes
         from sordino.reproduction.reproduce import reproduce as carry_out
 

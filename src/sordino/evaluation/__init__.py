@@ -10,7 +10,8 @@ from sordino.evaluation.hooked import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
-from sordino.evaluation.scorers import CLASSIFIER_LIMITS, LINEAR_LIMITS, SCORERS, Scorer
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers import CLASSIFIER_LIMITS, LINEAR_LIMITS, SCORERS
 from sordino.evaluation.speed import Speed
 from sordino.evaluation.statistics import Estimate
 from sordino.evaluation.toxicity import OrdinaryToxicity, Toxicity

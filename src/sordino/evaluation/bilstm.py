@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sordino import kit
 from sordino.errors import UserError
-from sordino.evaluation.scorers import TOX_BLOCK, LabelScorer
+from sordino.evaluation.scorer import LabelScorer
 from sordino.files import sha256_of
 
 LIMITS = (
@@ -31,6 +31,7 @@ LIMITS = (
 )
 """What the network cannot see; wherever its figures stand, this stands beside them."""
 
+TOX_BLOCK = "tox-block"
 _VERSION = "0.1.2"
 _WEIGHTS, _WORDS = "tox-block/lstm_model.h5", "tox-block/encoder.pkl"
 _LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")

@@ -7,7 +7,7 @@ from sordino.errors import UserError
 from sordino.evaluation.judged import JudgedTask, share
 from sordino.evaluation.measure import NotRun
 from sordino.evaluation.result import Figure
-from sordino.evaluation.scorers import Scorer
+from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.statistics import Floats, compare_gaps
 from sordino.evaluation.texts import Text, choose_evenly
 from sordino.evaluation.writing import Writing

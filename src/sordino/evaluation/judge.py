@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.evaluation.answers import FILTERED, MalformedError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, RefusedError, Server, one_message
-from sordino.evaluation.scorers import Scorer
+from sordino.evaluation.scorer import Scorer
 
 JUDGE_LIMITS = (
     "A language model that judges has the taste of those who trained it, may prefer what reads "

@@ -15,7 +15,8 @@ from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
 from sordino.evaluation.measure import Record, Summary
 from sordino.evaluation.result import Figure
-from sordino.evaluation.scorers import AUTO, SCORERS, Scorer, open_chosen
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers import AUTO, SCORERS, open_chosen
 from sordino.evaluation.statistics import (
     Comparison,
     Floats,

@@ -15,7 +15,7 @@ from sordino.concepts.readers import is_table, read_table
 from sordino.concepts.text_files import input_path, read_lines, whole_text
 from sordino.errors import UserError
 from sordino.evaluation.measure import NotRun
-from sordino.evaluation.scorers import LabelScorer, Phrases
+from sordino.evaluation.scorer import LabelScorer, Phrases
 from sordino.files import fingerprint, new_file, printable
 from sordino.hub_table import HURTLEX_ADDRESS
 

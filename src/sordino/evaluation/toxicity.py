@@ -11,7 +11,8 @@ from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE, Judged, JudgedTask, share
 from sordino.evaluation.measure import Task, register
 from sordino.evaluation.result import Figure
-from sordino.evaluation.scorers import AUTO, Scorer
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers import AUTO
 from sordino.evaluation.statistics import Floats, any_of, worst_of
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
 from sordino.hub_table import TOXICITY_PROMPTS

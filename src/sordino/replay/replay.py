@@ -22,7 +22,8 @@ from sordino.evaluation.endpoint import (
     request_seed,
 )
 from sordino.evaluation.judged import scores_of
-from sordino.evaluation.scorers import AUTO, Scorer, open_chosen
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers import AUTO, open_chosen
 from sordino.progress import note, track
 from sordino.replay.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replay.store import ARMS, Answer, Store

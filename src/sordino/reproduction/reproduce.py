@@ -18,8 +18,8 @@ from sordino.models.open import choose_device
 from sordino.outputs import PAGE, REPRODUCTION, claim_output
 from sordino.pipeline import RunSettings, run
 from sordino.report.article import write_html
-from sordino.report.reproduction import reproduction_article
 from sordino.reproduction.comparison import Reproduction, compare_with
+from sordino.reproduction.page import reproduction_article
 from sordino.reproduction.recipe import Recipe
 
 _GB = 10**9
