@@ -220,7 +220,7 @@ def test_a_copy_of_the_model_and_fewer_prompts(tiny, call):
         (("before = 0.2\n", ""), "published.0: give before and after"),
         (("difference = 0.72", "difference = 1\nbefore = 1\nafter = 2"), "published.2: give"),
         (('measure = "toxicity"', 'measure = "honest"'), "honest is published and not measured"),
-        (("[measures.toxicity]", "[measures.toxicity"), "is not valid TOML"),
+        (("[measures.toxicity]", "[measures.toxicity"), "cannot be read as TOML"),
         (("continuations = 2", "continuation = 2"), "unexpected keyword argument 'continuation'"),
         (("new_tokens = 4", "new_tokens = 0"), "new"),
         (("[measures.perplexity]", "[measures.perplexities]"), "perplexit"),
