@@ -352,9 +352,8 @@ _NF4 = (
 )
 
 
-def four_bit(block: int = 32, *, nested: bool = False, kind: str = "nf4") -> Made:
-    """bitsandbytes of 4 bits."""
-    outer = 4  # blocks in a block of blocks
+def four_bit(block: int = 32, *, nested: bool = False, kind: str = "nf4", outer: int = 4) -> Made:
+    """bitsandbytes of 4 bits; nested, `outer` blocks are a block of blocks."""
     table = torch.tensor(_NF4 if kind == "nf4" else sorted(_NF4, key=abs))
 
     def quantise(weight: torch.Tensor) -> Tensors:
