@@ -18,7 +18,7 @@ from llama_server import llama_cpp
 from sordino import kit
 from sordino.edits import bake
 from sordino.interventions import Dampening
-from sordino.interventions.aura import aura_factor
+from sordino.interventions.rules.aura import aura_factor
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import resolve
 from sordino.models.sites import find_sites

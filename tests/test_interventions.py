@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from families import FAMILIES
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.interventions import Dampening, aura, damp, dampen, det_zero, names, shuffled
+from sordino.interventions import RULES, Dampening, aura, damp, dampen, det_zero, shuffled
 from sordino.interventions.registry import intervention
 
 UNIT = st.floats(0, 1, width=32)
@@ -74,7 +74,7 @@ def test_top_k_takes_the_k_highest_of_the_whole_model(expertise, data):
 
 
 def test_rules_by_name():
-    assert names() == [
+    assert list(RULES) == [
         *("aura", "contrast", "damp", "det_zero", "linear_transport", "mean_shift"),
         *("selective", "shuffled", "stratified"),
     ]

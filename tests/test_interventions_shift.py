@@ -15,8 +15,8 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.moments import moments
 from sordino.interventions import Dampening
-from sordino.interventions.linear_transport import linear_transport
-from sordino.interventions.mean_shift import mean_shift
+from sordino.interventions.rules.linear_transport import linear_transport
+from sordino.interventions.rules.mean_shift import mean_shift
 
 VALUES = st.floats(-100, 100, width=32)
 

@@ -47,12 +47,10 @@ from sordino.files import (
     write_json,
 )
 from sordino.interventions import (
+    RULES,
     Dampening,
     dampen,
     family,
-    is_for_attention,
-    needs_of,
-    read_settings,
     sites_for,
 )
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
@@ -109,7 +107,7 @@ class RunSettings:
         device: See `open_model`.
         dtype: See `open_model`.
         sites: See `open_model`; without it each rule has its own, which for some are attention's
-            linear layers, too (`sordino.interventions.is_for_attention`).
+            linear layers, too (`in_attention` of `sordino.interventions.registry.Rule`).
         stream: See `find_experts`.
         seed: Of everything that is drawn.
     """
@@ -162,9 +160,10 @@ def run(
         UserError: An input cannot be used.
     """
     chosen = settings or RunSettings()
-    read_settings(chosen.intervention, chosen.settings, sized=chosen.divergence is not None)
+    by_divergence = chosen.divergence is not None
+    RULES.named(chosen.intervention).read(chosen.settings, sized=by_divergence)
     for rule in chosen.beside:
-        read_settings(rule, {}, sized=False)
+        RULES.named(rule).read({}, sized=False)
     # What will be needed hours later is opened now, before a model is so much as fetched.
     ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
     ready.note_shared_sentences(concept.source)
@@ -388,14 +387,14 @@ class _Steps:
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
         """The expertise as a rule should see it that may not be meant for all sites."""
-        if self._sites() == self._settings.sites or is_for_attention(rule):
+        if self._sites() == self._settings.sites or RULES.named(rule).in_attention:
             return expertise
         return expertise.at({site.path for site in find_sites(self._original().model)})
 
     def _refuse_unbakeable(self) -> None:
         """Say before the long work that a rule with shifts cannot be baked into this model."""
         rule = self._settings.intervention
-        if needs_of(rule) != "moments":  # those that need them are the ones that shift
+        if not RULES.named(rule).shifts:
             return
         opened = self._original()
         if not can_shift(opened.model, [site.path for site in opened.sites]):

@@ -53,7 +53,7 @@ def run(
         Seed of everything that is drawn.
     """
     from sordino import pipeline
-    from sordino.interventions import needs_of
+    from sordino.interventions import RULES
     from sordino.outputs import GGUF_MODEL, MODEL, claim_output, named_files
 
     with printing.in_force():
@@ -61,7 +61,7 @@ def run(
         # The recipe's options have come as if they had been typed.
         given = named_files(recipe, *vars(concept).values(), *vars(how).values())
         claim_output(output, kind, force=printing.force, inputs=[model, *given])
-        needed = [needs_of(name) for name in (rule.intervention, *beside)]
+        needed = [RULES.named(name).needs for name in (rule.intervention, *beside)]
         settings = pipeline.RunSettings(
             intervention=rule.intervention,
             strength=rule.strength,

@@ -65,7 +65,7 @@ def tune(
     from sordino.report.tuned import tuned_article
     from sordino.tuning.budget import Budget
     from sordino.tuning.lab import Lab
-    from sordino.tuning.search import RULES, TuneSettings, prepare_search
+    from sordino.tuning.search import TRIED, TuneSettings, prepare_search
     from sordino.tuning.search import tune as search
 
     with printing.in_force():
@@ -83,7 +83,7 @@ def tune(
             }.items()
         )
         settings = TuneSettings(
-            limit, rule or RULES, trials, toxicity, tuple(reported), attribution_per_class
+            limit, rule or TRIED, trials, toxicity, tuple(reported), attribution_per_class
         )
         ready = prepare_search(settings, how.clean_texts, device=opening.device, seed=seed)
         labelled = concept.load(seed)

@@ -1,27 +1,25 @@
 """Rules that turn expertise into dampening factors, each one short pure function."""
 
-from sordino.interventions.aura import aura
-from sordino.interventions.contrast import contrast
 from sordino.interventions.dampening import Affine, Dampening, compose
-from sordino.interventions.linear_transport import linear_transport
-from sordino.interventions.mean_shift import mean_shift
 from sordino.interventions.registry import (
+    RULES,
     dampen,
     dampening_from,
     family,
     intervention,
-    is_for_attention,
-    names,
-    needs_of,
-    read_settings,
     sites_for,
 )
-from sordino.interventions.selective import selective
-from sordino.interventions.shuffled import shuffled
-from sordino.interventions.stratified import stratified
-from sordino.interventions.top_k import damp, det_zero
+from sordino.interventions.rules.aura import aura
+from sordino.interventions.rules.contrast import contrast
+from sordino.interventions.rules.linear_transport import linear_transport
+from sordino.interventions.rules.mean_shift import mean_shift
+from sordino.interventions.rules.selective import selective
+from sordino.interventions.rules.shuffled import shuffled
+from sordino.interventions.rules.stratified import stratified
+from sordino.interventions.rules.top_k import damp, det_zero
 
 __all__ = [
+    "RULES",
     "Affine",
     "Dampening",
     "aura",
@@ -33,12 +31,8 @@ __all__ = [
     "det_zero",
     "family",
     "intervention",
-    "is_for_attention",
     "linear_transport",
     "mean_shift",
-    "names",
-    "needs_of",
-    "read_settings",
     "selective",
     "shuffled",
     "sites_for",

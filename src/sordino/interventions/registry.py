@@ -1,11 +1,10 @@
 """The rules by name. A rule is one short pure function in a file of this folder."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +12,95 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.interventions.dampening import Affine, Dampening
+from sordino.interventions.settings import Setting, settings_of
 from sordino.models.sites import ATTENTION
+from sordino.registry import Registry
 
 Factors = Mapping[str, NDArray[np.floating[Any]]]
+Needs = Literal["", "strata", "moments", "attribution"]
 P = ParamSpec("P")
 
-_RULES: dict[str, Callable[..., Dampening]] = {}
-_NEEDS: dict[str, str] = {}
-_DIALS: dict[str, str] = {}
-_IN_ATTENTION: set[str] = set()
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, and all that is known of it.
+
+    Args:
+        name: By which it is asked for.
+        sentence: What it does.
+        make: Gives the dampening for an expertise and the rule's settings.
+        settings: Its settings, by name.
+        needs: What the expertise must hold beside the AUROC; "" for nothing.
+        dial: The setting that says how much the rule changes; "" where that is the strength.
+        in_attention: Whether it is meant for attention's linear layers, too.
+        shifts: Whether it shifts outputs beside scaling them.
+        foretells: Whether the dial is itself a divergence, by the rule's own estimate.
+    """
+
+    name: str
+    sentence: str
+    make: Callable[..., Dampening]
+    settings: Mapping[str, Setting]
+    needs: Needs = ""
+    dial: str = ""
+    in_attention: bool = False
+    shifts: bool = False
+    foretells: bool = False
+
+    def __post_init__(self) -> None:
+        if self.needs not in get_args(Needs):
+            raise TypeError(f"{self.name} needs '{self.needs}', which no expertise holds")
+        if self.dial and getattr(self.settings.get(self.dial), "kind", None) not in (int, float):
+            raise TypeError(f"the dial {self.dial} of {self.name} is no number among its settings")
+
+    def read(self, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
+        """Its settings as values of their types, before there is any expertise.
+
+        Args:
+            settings: Values, or text.
+            sized: Whether the rule's dial is set by something else.
+
+        Raises:
+            UserError: A setting is missing, unknown or of the wrong kind, or is the dial that
+                something else sets.
+        """
+        known = ", ".join(self.settings) or "none"
+        for name in settings:
+            if name not in self.settings:
+                raise UserError(
+                    f"The intervention {self.name} has no setting '{name}' (it has: {known})."
+                )
+        dial = self.dial
+        if sized and dial in settings:
+            raise UserError(
+                f"--set {dial}={settings[dial]} and --divergence say two sizes: give one."
+            )
+        for name, setting in self.settings.items():
+            if setting.needed and name not in settings and not (sized and name == dial):
+                raise UserError(f"The intervention {self.name} needs --set {name}=NUMBER.")
+        return {name: self._value(name, given) for name, given in settings.items()}
+
+    def _value(self, name: str, given: Any) -> Any:
+        setting = self.settings[name]
+        try:
+            return setting.read(given)
+        except ValueError:
+            raise UserError(
+                f"The intervention {self.name} takes {setting.values} for {name}, not '{given}'."
+            ) from None
+
+
+RULES: Registry[Rule] = Registry("intervention", "rules", "sordino.interventions.rules")
+"""Rules by name."""
 
 
 def intervention(
-    needs: Literal["", "strata", "moments", "attribution"] = "",
+    needs: Needs = "",
     dial: str = "",
     *,
     in_attention: bool = False,
+    shifts: bool = False,
+    foretells: bool = False,
 ) -> Callable[
     [Callable[Concatenate[Expertise, P], Factors | Affine]],
     Callable[Concatenate[Expertise, P], Dampening],
@@ -40,35 +112,46 @@ def intervention(
     where they came from.
 
     Args:
-        needs: What the expertise must hold beside the AUROC.
-        dial: The setting that says how much the rule changes; "" where that is the strength.
-        in_attention: Whether the rule is meant for attention's linear layers, too.
+        needs: See `Rule`, as for the rest.
+        dial: The setting that says how much the rule changes.
+        in_attention: Whether it is meant for attention's linear layers, too.
+        shifts: Whether it shifts outputs.
+        foretells: Whether the dial is itself a divergence.
+
+    Raises:
+        TypeError: A setting has no type that a setting can have, or the dial is no setting.
     """
 
     def register(
         rule: Callable[Concatenate[Expertise, P], Factors | Affine],
     ) -> Callable[Concatenate[Expertise, P], Dampening]:
         name = rule.__name__
-        if name in _RULES:
-            raise ValueError(f"two interventions are called {name}")
 
         def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
             bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
             bound.apply_defaults()
             settings = dict(list(bound.arguments.items())[1:])
             given = rule(expertise, *args, **kwargs)
-            factors, shifts = given if isinstance(given, Affine) else (given, {})
+            if isinstance(given, Affine) and not shifts:
+                raise TypeError(f"{name} gives shifts: declare it with shifts=True")
+            factors, moved = given if isinstance(given, Affine) else (given, {})
             about = dict(expertise.metadata)
-            return Dampening(_float32(factors), name, 1.0, settings, about, _float32(shifts))
+            return Dampening(_float32(factors), name, 1.0, settings, about, _float32(moved))
 
         dampening.__name__ = dampening.__qualname__ = name
         dampening.__doc__ = rule.__doc__
         dampening.__wrapped__ = rule  # type: ignore[attr-defined]
-        _RULES[name] = dampening
-        _NEEDS[name] = needs
-        _DIALS[name] = dial
-        if in_attention:
-            _IN_ATTENTION.add(name)
+        RULES[name] = Rule(
+            name,
+            (inspect.getdoc(rule) or "").partition("\n")[0],
+            dampening,
+            settings_of(rule),
+            needs,
+            dial,
+            in_attention,
+            shifts,
+            foretells,
+        )
         return dampening
 
     return register
@@ -78,23 +161,6 @@ def _float32(by_site: Factors) -> dict[str, NDArray[np.float32]]:
     return {site: np.asarray(values, dtype=np.float32) for site, values in by_site.items()}
 
 
-def names() -> list[str]:
-    """The names of all rules."""
-    return sorted(_RULES)
-
-
-def needs_of(name: str) -> str:
-    """What a rule needs of the expertise beside the AUROC; "" if nothing."""
-    _rule(name)
-    return _NEEDS[name]
-
-
-def is_for_attention(name: str) -> bool:
-    """Whether a rule is meant for attention's linear layers, too."""
-    _rule(name)
-    return name in _IN_ATTENTION
-
-
 def sites_for(rules: Iterable[str], given: str | None) -> str | None:
     """The pattern of the sites that these rules are meant for, all together.
 
@@ -102,7 +168,8 @@ def sites_for(rules: Iterable[str], given: str | None) -> str | None:
         rules: Their names.
         given: A pattern that someone asked for, which goes before what the rules are meant for.
     """
-    return ATTENTION if given is None and any(map(is_for_attention, rules)) else given
+    meant = any(RULES.named(name).in_attention for name in rules)
+    return ATTENTION if given is None and meant else given
 
 
 @dataclass(frozen=True)
@@ -132,7 +199,7 @@ def family(expertise: Expertise, rule: str = "aura", **settings: Any) -> Family:
 
     Args:
         expertise: What was measured.
-        rule: The rule's name; see `names`.
+        rule: The rule's name; see `RULES`.
         settings: The rule's other settings; see `dampen`.
 
     Returns:
@@ -142,18 +209,18 @@ def family(expertise: Expertise, rule: str = "aura", **settings: Any) -> Family:
     Raises:
         UserError: There is no such rule, or a setting is unknown, of the wrong kind or the dial.
     """
-    values = read_settings(rule, settings, sized=True)
-    dial = _DIALS[rule]
+    chosen = RULES.named(rule)
+    values, dial = chosen.read(settings, sized=True), chosen.dial
     if not dial:
         return Family(lambda turned: dampen(expertise, rule, strength=turned, **values))
-    counts = _parameters(rule)[dial].annotation is int
+    counts = chosen.settings[dial].kind is int
 
     def turned(at: float) -> Dampening:
         # A dial that counts, counts neurons.
         value = min(round(at), expertise.neurons) if counts else at
         return dampen(expertise, rule, **values, **{dial: value})
 
-    return Family(turned, foretells=dial == "budget")
+    return Family(turned, chosen.foretells)
 
 
 def dampen(
@@ -163,48 +230,15 @@ def dampen(
 
     Args:
         expertise: What was measured.
-        rule: The rule's name; see `names`.
+        rule: The rule's name; see `RULES`.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings; text is read as the setting's type.
 
     Raises:
         UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind.
     """
-    values = read_settings(rule, settings, sized=False)
-    return _rule(rule)(expertise, **values).scaled(strength)
-
-
-def read_settings(rule: str, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
-    """A rule's settings as values of their types, before there is any expertise.
-
-    Args:
-        rule: The rule's name.
-        settings: Values, or text.
-        sized: Whether the rule's dial is set by something else.
-
-    Raises:
-        UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind, or
-            is the dial that something else sets.
-    """
-    parameters = _parameters(rule)
-    known = ", ".join(parameters) or "none"
-    for name in settings:
-        if name not in parameters:
-            raise UserError(f"The intervention {rule} has no setting '{name}' (it has: {known}).")
-    dial = _DIALS[rule]
-    if sized and dial in settings:
-        raise UserError(f"--set {dial}={settings[dial]} and --divergence say two sizes: give one.")
-    needed = [n for n, p in parameters.items() if p.default is p.empty and n not in settings]
-    missing = [name for name in needed if not (sized and name == dial)]
-    if missing:
-        raise UserError(f"The intervention {rule} needs --set {missing[0]}=NUMBER.")
-    return {name: _read(rule, name, value, parameters[name]) for name, value in settings.items()}
-
-
-def _parameters(rule: str) -> dict[str, inspect.Parameter]:
-    """A rule's settings."""
-    function = _rule(rule).__wrapped__  # type: ignore[attr-defined]
-    return dict(list(inspect.signature(function).parameters.items())[1:])
+    chosen = RULES.named(rule)
+    return chosen.make(expertise, **chosen.read(settings, sized=False)).scaled(strength)
 
 
 def dampening_from(
@@ -224,21 +258,3 @@ def dampening_from(
     if Dampening.is_in(path):
         return Dampening.load(path).scaled(strength)
     return dampen(Expertise.load(path), rule, strength=strength, **settings)
-
-
-def _rule(name: str) -> Callable[..., Dampening]:
-    if name not in _RULES:
-        close = difflib.get_close_matches(name, _RULES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"There is no intervention '{name}': {hint}There are {', '.join(names())}.")
-    return _RULES[name]
-
-
-def _read(rule: str, name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    try:
-        return parameter.annotation(value)
-    except ValueError:
-        kind = "a whole number" if parameter.annotation is int else "a number"
-        raise UserError(
-            f"The intervention {rule} takes {kind} for {name}, not '{value}'."
-        ) from None

@@ -7,7 +7,7 @@ from sordino.concepts.concept import Concept
 from sordino.evaluation import Measure
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
-from sordino.interventions.contrast import measured_benefit
+from sordino.interventions.rules.contrast import measured_benefit
 from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, selective
-from sordino.interventions.contrast import amounts, benefit_and_cost, by_site
+from sordino.interventions.rules.contrast import amounts, benefit_and_cost, by_site
 
 Values = Mapping[str, NDArray[np.float64]]
 

@@ -31,13 +31,13 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings
 from sordino.extras import require
 from sordino.files import new_file
-from sordino.interventions import Dampening, aura, family, is_for_attention, needs_of, sites_for
+from sordino.interventions import RULES, Dampening, aura, family, sites_for
 from sordino.records import Record
 from sordino.tuning.budget import Budget
 from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
-RULES = ("aura", "selective", "stratified", "damp", "det_zero", "contrast")
+TRIED = ("aura", "selective", "stratified", "damp", "det_zero", "contrast")
 """The rules that are tried unless others are named; those with shifts need a sweep of their own."""
 
 _WIDEST = 0.5
@@ -69,7 +69,7 @@ class TuneSettings:
     """
 
     budget: Budget
-    rules: Sequence[str] = RULES
+    rules: Sequence[str] = TRIED
     trials: int = 24
     toxicity: Toxicity = field(default_factory=lambda: Toxicity(continuations=2))
     reported: Sequence[Measure] = ()
@@ -81,7 +81,7 @@ class TuneSettings:
         if not self.rules:
             raise UserError("There is no rule to try: give at least one --rule.")
         for rule in self.rules:
-            needs_of(rule)
+            RULES.named(rule)
 
 
 class Tried(Record):
@@ -291,14 +291,15 @@ class _Bench:
         return tuned, trials[0].dampening if chosen and chosen[0].kept else None
 
     def _family(self, rule: str, sites: str) -> Any:
-        own = self._own if is_for_attention(rule) else self._expertise
-        found = family(self._means if needs_of(rule) == "moments" else own, rule)
+        known = RULES.named(rule)
+        own = self._own if known.in_attention else self._expertise
+        found = family(self._means if known.needs == "moments" else own, rule)
         return found if sites == "all" else lambda dial: _only(found(dial), sites)
 
     @cached_property
     def _own(self) -> Expertise:
         """The expertise of all sites that one of the rules is for."""
-        needs = {needs_of(rule) for rule in self._settings.rules}
+        needs = {RULES.named(rule).needs for rule in self._settings.rules}
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
             "expertise",

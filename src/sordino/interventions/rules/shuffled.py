@@ -3,8 +3,8 @@
 import numpy as np
 
 from sordino.expertise.artefact import Expertise
-from sordino.interventions.aura import aura_factor
 from sordino.interventions.registry import Factors, intervention
+from sordino.interventions.rules.aura import aura_factor
 
 
 @intervention()

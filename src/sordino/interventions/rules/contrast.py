@@ -13,7 +13,7 @@ BySite = dict[str, NDArray[np.float64]]
 _HALVINGS = 200
 
 
-@intervention("attribution", dial="budget", in_attention=True)
+@intervention("attribution", dial="budget", in_attention=True, foretells=True)
 def contrast(expertise: Expertise, budget: float = 0.05, amplify: float = 0.0) -> Factors:
     """Dampen by benefit over cost, as far as a divergence of `budget` (nats a token) goes.
 

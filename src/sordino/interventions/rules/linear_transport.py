@@ -7,7 +7,7 @@ from sordino.interventions.dampening import Affine
 from sordino.interventions.registry import intervention
 
 
-@intervention("moments")
+@intervention("moments", shifts=True)
 def linear_transport(expertise: Expertise) -> Affine:
     """Linear-AcT: map every neuron's positive responses onto its negative ones, as a line can.
 

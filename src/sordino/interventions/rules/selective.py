@@ -5,8 +5,8 @@ from scipy.stats import false_discovery_control, norm
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.interventions.aura import aura_factor
 from sordino.interventions.registry import Factors, intervention
+from sordino.interventions.rules.aura import aura_factor
 
 
 @intervention()

@@ -7,7 +7,7 @@ from sordino.interventions.dampening import Affine
 from sordino.interventions.registry import intervention
 
 
-@intervention("moments")
+@intervention("moments", shifts=True)
 def mean_shift(expertise: Expertise) -> Affine:
     """Shift every neuron by its mean in the negative class less that in the positive class.
 

@@ -1,8 +1,8 @@
 """AurA on the AUROC within strata (of length, unless the data have others)."""
 
 from sordino.expertise.artefact import Expertise
-from sordino.interventions.aura import aura_factor
 from sordino.interventions.registry import Factors, intervention
+from sordino.interventions.rules.aura import aura_factor
 
 
 @intervention("strata")
