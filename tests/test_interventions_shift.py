@@ -249,6 +249,10 @@ GOOD = {
         (lambda path: _file(path, GOOD | {"intervention": RULE | {"strength": -1}}), "strength"),
         (lambda path: _file(path, GOOD | {"intervention": RULE | {"strength": "1"}}), "strength"),
         (lambda path: _file(path, GOOD | {"intervention": RULE | {"settings": [1]}}), "settings"),
+        (
+            lambda path: _file(path, GOOD | {"intervention": RULE | {"settings": {"rule": 1}}}),
+            "settings.*rule",
+        ),
         (lambda path: _file(path, GOOD | {"expertise": {"n_positive": 3}}), "n_positive"),
         (lambda path: _file(path, GOOD | {"parts": [{}]}), "parts.0"),
         (lambda path: _file(path, GOOD, np.float64), "dtype F64"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +20,7 @@ from sordino.errors import UserError
 from sordino.files import fingerprint, is_regular, new_file, printable
 from sordino.hub import local
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
+from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
 from sordino.models.tensor_file import read_about, read_tensors
@@ -37,6 +38,14 @@ class Rule(BaseModel):
     name: str
     strength: Annotated[float, Field(ge=0)]
     settings: dict[str, Setting | None]
+
+    @field_validator("settings")
+    @classmethod
+    def _are_settings(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # They are given to the rule by name, where these have another meaning.
+        if odd := given.keys() & {"expertise", "rule", "strength"}:
+            raise ValueError(f"{min(odd)} is no setting")
+        return given
 
 
 class Origin(BaseModel):
@@ -147,6 +156,23 @@ class Dampening:
     def origins(self) -> list[Mapping[str, str]]:
         """The metadata of every expertise that the factors were derived from."""
         return _origins(self.record)
+
+    def refuse_other_weights(self, ref: ModelRef) -> None:
+        """Refuse a model with other weights than those that the factors were found on.
+
+        Factors that were made by hand name no weights and fit any.
+
+        Raises:
+            UserError: They were found on others.
+        """
+        weights = ref.weights_fingerprint()
+        for found in self.origins:
+            if found.get("weights_fingerprint", weights) != weights:
+                raise UserError(
+                    f"The expertise was found on other weights ({found.get('model', '?')}) than "
+                    f"those of {ref.name}: find it on this model, or bake it with "
+                    "--allow-other-weights if it is a sibling (a fine-tuned copy)."
+                )
 
     def scaled(self, strength: float) -> "Dampening":
         """The same dampening at another strength: factors 1 − strength · (1 − factor).
