@@ -285,7 +285,7 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(stopped, tmp_path, monkeyp
     def never(*_, **__):
         raise AssertionError("this step was done already")
 
-    for name in ("find_experts", "calibrate", "exemplars", "bake", "evaluate"):
+    for name in ("find_experts", "sized", "exemplars", "bake", "evaluate"):
         monkeypatch.setattr(pipeline, name, never)
     finished(stopped, lambda work: None, tmp_path, monkeypatch)
 

@@ -28,7 +28,7 @@ if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
 
 if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
-    from sordino.edits import bake, diff, undo, verify
+    from sordino.edits import diff, undo, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
     from sordino.expertise import AttributionSettings, Expertise, SweepSettings, find_experts
     from sordino.interventions import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sordino.pipeline import RunResult, RunSettings, run
     from sordino.report.explorer import Explored, explore
     from sordino.sharing import Pushed, push
+    from sordino.tuning.baking import bake, make_dampening
 
 __all__ = [
     "Affine",
@@ -84,6 +85,7 @@ __all__ = [
     "intervention",
     "linear_transport",
     "load_concept",
+    "make_dampening",
     "mean_shift",
     "open_model",
     "push",
@@ -97,7 +99,7 @@ __all__ = [
 
 _HOMES = {
     "concepts": ("Concept", "load_concept"),
-    "edits": ("bake", "diff", "undo", "verify"),
+    "edits": ("diff", "undo", "verify"),
     "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate"),
     "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts"),
     "interventions": (
@@ -108,6 +110,7 @@ _HOMES = {
     "pipeline": ("RunResult", "RunSettings", "run"),
     "report.explorer": ("Explored", "explore"),
     "sharing": ("Pushed", "push"),
+    "tuning.baking": ("bake", "make_dampening"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

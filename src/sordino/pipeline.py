@@ -3,10 +3,9 @@
 import gc
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
-from sordino.edits.provenance import EXTRAS, GGUF
+from sordino.edits.provenance import EXTRAS, GGUF, extras_of
 from sordino.edits.safetensors_folder import refuse_needed_outside
 from sordino.errors import UserError
 from sordino.evaluation import (
@@ -30,6 +29,7 @@ from sordino.evaluation import (
     evaluate_each,
     prepare,
 )
+from sordino.evaluation.hooked import hooked_on
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
@@ -61,7 +61,7 @@ from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
 from sordino.report.page import write_page
 from sordino.report.record import RunRecord
-from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
+from sordino.tuning.calibration import sized, sizing_texts
 from sordino.version import __version__
 from sordino.work import WorkFolder
 
@@ -167,13 +167,13 @@ def run(
     # What will be needed hours later is opened now, before a model is so much as fetched.
     ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
     ready.note_shared_sentences(concept.source)
-    clean = [] if chosen.divergence is None else clean_texts(chosen.clean, seed=chosen.seed)
+    clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
     target = claim_model(ref, output, force=force)
     if ref.kind == "folder":
         refuse_needed_outside(ref.path)
     if target.suffix == GGUF:
-        claim_output(_extras(target), MODEL_EXTRAS, force=force)
+        claim_output(extras_of(target), MODEL_EXTRAS, force=force)
     with only_one(target):
         steps = _Steps(ref, concept, target, chosen, ready, clean)
         steps.refuse_what_needs_memory()
@@ -185,7 +185,7 @@ def run(
         evaluation = steps.evaluate()
         steps.report(expertise, dampening, evaluation, beside, shown, command)
         steps.publish(recipe)
-    extras = _extras(target)
+    extras = extras_of(target)
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
     )
@@ -250,18 +250,21 @@ class _Steps:
             return dampen(
                 expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
             )
-        sizes = family(expertise, chosen.intervention, **chosen.settings)
         if not self._steps.holds("size", self._size):
-            yardstick = Yardstick(self._original(), self._clean, chosen.seed)
-            found = calibrate(yardstick, sizes, chosen.divergence)
-            if not found.reached:
-                show.note(
-                    f"{chosen.intervention} at its largest diverges by {found.divergence:.4f} only"
-                )
+            found = sized(
+                self._original(),
+                expertise,
+                chosen.divergence,
+                intervention=chosen.intervention,
+                settings=chosen.settings,
+                texts=self._clean,
+                seed=chosen.seed,
+            )
             write_json(self._size, {"dial": found.dial})
             self._steps.done("size", self._size)
         return sizes(read_json(self._size)["dial"])
 
+        sizes = family(expertise, chosen.intervention, **chosen.settings)
     def exemplars(self, expertise: Expertise) -> list[Exemplar]:
         kind = TypeAdapter(list[Exemplar])
         if not self._steps.holds("exemplars", self._exemplars):
@@ -287,13 +290,12 @@ class _Steps:
         arms = []
         for rule in self._settings.beside:
             dampening = dampen(self._at_its_sites(rule, expertise), rule)
-            known = fingerprint(self._ref.weights_fingerprint(), dampening.fingerprint)
-            arms.append(Arm(rule, "", known, partial(self._dampened, dampening)))
+            arms.append(hooked_on(self._ref, dampening, self._kept_original, name=rule))
         if not arms or self._is_too_large():
             return {}
         found = evaluate_each(
             arms,
-            self._original_arm(lambda: nullcontext(self._original())),
+            Arm.of(self._ref, self._kept_original),
             measures=self._ready,
             device=self._settings.device,
             dtype=self._settings.dtype,
@@ -314,7 +316,7 @@ class _Steps:
                 return None
             evaluate(
                 ModelRef(self._target.name, "gguf" if self._is_file else "folder", self._model),
-                self._original_arm(self._lent_original),
+                Arm.of(self._ref, self._lent_original),
                 measures=self._ready,
                 device=self._settings.device,
                 dtype=self._settings.dtype,
@@ -376,7 +378,7 @@ class _Steps:
             if (self._work / name).exists():  # not so after a kill in the middle of this
                 (self._work / name).replace(extras / name)
         if self._is_file:
-            publish(extras, _extras(self._target))
+            publish(extras, extras_of(self._target))
         publish(self._model, self._target)
         shutil.rmtree(self._work)
 
@@ -418,15 +420,8 @@ class _Steps:
             )
         return self._opened
 
-    def _original_arm(self, lend: Callable[[], AbstractContextManager[OpenModel]]) -> Arm:
-        ref = self._ref
-        return Arm(ref.name, ref.revision, ref.weights_fingerprint(), lend)
-
-    @contextmanager
-    def _dampened(self, dampening: Dampening) -> Iterator[OpenModel]:
-        opened = self._original()
-        with dampening.applied(opened.model):
-            yield opened
+    def _kept_original(self) -> AbstractContextManager[OpenModel]:
+        return nullcontext(self._original())
 
     def _is_too_large(self) -> bool:
         """Whether the model cannot be opened as a whole, which generating text takes."""
@@ -451,10 +446,6 @@ class _Steps:
 def _beside(rule: str) -> str:
     """The file of a rule's figures that was measured for comparison."""
     return f"evaluation-{rule}.json"
-
-
-def _extras(target: Path) -> Path:
-    return target.with_suffix(f".{EXTRAS}") if target.suffix == GGUF else target / EXTRAS
 
 
 def _begun(target: Path, key: str) -> WorkFolder:

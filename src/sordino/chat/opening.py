@@ -6,9 +6,14 @@ from typing import Any
 
 from sordino.chat.conversation import SIDES, advised
 from sordino.chat.duet import Duet
-from sordino.edits.provenance import DAMPENING, EXTRAS, FILE_NAME, in_words, read_provenance
+from sordino.edits.provenance import (
+    DAMPENING,
+    FILE_NAME,
+    extras_of,
+    in_words,
+    read_provenance,
+)
 from sordino.errors import UserError
-from sordino.evaluation.hooked import refuse_other_weights
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers import open_chosen
 from sordino.files import user_path
@@ -68,7 +73,7 @@ def open_duet(
     first = open_model(ref, device=device, dtype=dtype)
     if is_edit_file(file):
         dampening = make(first, file)
-        refuse_other_weights(ref, dampening)
+        dampening.refuse_other_weights(ref)
     if dampening is None:
         assert other is not None
         note(f"opening {other.name}")
@@ -124,7 +129,7 @@ def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
         return None, f"{model} has no {DAMPENING} that would tell what was turned down."
     weights = ref.weights_fingerprint()
     record: dict[str, Any] | None = read_provenance(model)
-    place, made = model / EXTRAS, list[Dampening]()
+    place, made = extras_of(model), list[Dampening]()
     name = Path(DAMPENING).name
     while record is not None and (place / name).is_file():
         made.insert(0, Dampening.load(place / name))

@@ -1,6 +1,6 @@
 """`sordino bake`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,9 +18,6 @@ from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.edits import FileVerification, RowVerification, Verification
-    from sordino.interventions import Dampening
-    from sordino.models.open import OpenModel
-    from sordino.models.reference import ModelRef
 
 
 def bake(
@@ -31,6 +28,8 @@ def bake(
     format: Literal["weights", "ia3", "hooks"] = "weights",
     verify: bool = False,
     allow_other_weights: bool = False,
+    texts: str = "kit",
+    seed: int = 0,
     rule: InterventionOptions = InterventionOptions(),
     opening: ModelOptions = ModelOptions(),
     printing: OutputOptions = OutputOptions(),
@@ -63,6 +62,11 @@ def bake(
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
         sibling's.
+    texts
+        Ordinary text on which --divergence is measured: kit, or as for evaluate.
+    seed
+        Seed with which --divergence takes some of these texts; `sordino evaluate` with the same
+        --seed reports on others.
     """
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
@@ -77,10 +81,7 @@ def bake(
         kind = GGUF_MODEL if output.suffix == ".gguf" else MODEL
         claim_output(output, kind, force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
-        if rule.divergence is None:
-            dampening = rule.dampening(expertise)
-        else:
-            dampening = sized(ref, expertise, rule, opening)
+        dampening = rule.dampening(ref, expertise, texts=texts, seed=seed, opening=opening)
         record = bake_model(
             ref,
             dampening,
@@ -125,34 +126,6 @@ def _print_baked(
     if checked is not None:
         print(checked.line)
     print(f"written: {output}")
-
-
-def sized(
-    ref: "ModelRef | OpenModel",
-    files: Sequence[Path],
-    rule: InterventionOptions,
-    opening: ModelOptions,
-) -> "Dampening":
-    """What the files give, as large as the divergence allows.
-
-    The dial of one expertise is the rule's own, that of anything else the strength of all together.
-    """
-    from sordino.expertise.artefact import Expertise
-    from sordino.interventions import Dampening, family
-    from sordino.models.open import open_model
-    from sordino.progress import note
-    from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
-
-    settings = rule.settings()
-    sizes: Callable[[float], Dampening]
-    if len(files) == 1 and not Dampening.is_in(files[0]):
-        sizes = family(Expertise.load(files[0]), rule.intervention, **settings)
-    else:
-        sizes = rule.dampening(files).scaled
-    opened = open_model(ref, device=opening.device, dtype=opening.dtype, sites=opening.sites)
-    found = calibrate(Yardstick(opened, clean_texts()), sizes, rule.divergence or 0.0)
-    note(f"a divergence of {found.divergence:.4f} nats a token")
-    return found.dampening
 
 
 def _quantised_line(record: Mapping[str, Any]) -> str:

@@ -88,6 +88,7 @@ def chat(
     *,
     terminal: bool = False,
     plain: bool = False,
+    texts: str = "kit",
     answers: AnswerOptions = AnswerOptions(),
     rule: InterventionOptions = InterventionOptions(),
     judging: ScorerOptions = ScorerOptions(),
@@ -111,6 +112,8 @@ def chat(
         Talk in the terminal, and not in the browser.
     plain
         Continue prompts as they are, also where the tokenizer has a chat template.
+    texts
+        Ordinary text on which --divergence is measured: kit, or as for evaluate.
     """
     from sordino.chat.opening import is_edit_file, open_duet
     from sordino.extras import require
@@ -131,11 +134,9 @@ def chat(
         listening = server.listen(browser.host, browser.port)
 
     def make(opened: "OpenModel", file: Path) -> "Dampening":
-        from sordino.cli.bake import sized
-
-        if rule.divergence is not None:
-            return sized(opened, [file], rule, opening)
-        return replace(rule, strength=1.0).dampening([file])  # the strength is the slider's
+        # Without a divergence, the strength is the slider's.
+        made = rule if rule.divergence is not None else replace(rule, strength=1.0)
+        return made.dampening(opened, [file], texts=texts, seed=answers.seed, opening=opening)
 
     duet = open_duet(
         original,

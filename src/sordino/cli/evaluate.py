@@ -1,7 +1,7 @@
 """`sordino evaluate`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,7 @@ from sordino.cli.options import (
     ModelOptions,
     Output,
     OutputOptions,
+    clean_texts,
     print_json,
 )
 from sordino.errors import UserError
@@ -103,9 +104,7 @@ class MeasureOptions:
     @property
     def clean_texts(self) -> str:
         """Where ordinary text comes from."""
-        from sordino.evaluation.texts import KIT_PROSE
-
-        return KIT_PROSE if self.texts == "kit" else self.texts
+        return clean_texts(self.texts)
 
     def measures(self, access: "Access | None" = None) -> list["str | Measure"]:
         """The measures with these settings, and how a server that judges is asked."""
@@ -252,7 +251,13 @@ def evaluate(
         )
         subject = server.subject(model, opening.revision)
         if dampening and isinstance(subject, ModelRef):
-            factors = rule.dampening(dampening)
+            factors = rule.dampening(
+                subject,
+                dampening,
+                texts=how.texts,
+                seed=seed,
+                opening=replace(opening, device=device),
+            )
             subject = evaluation.hooked(subject, factors, device=device, dtype=opening.dtype)
         result = evaluation.evaluate(
             subject,

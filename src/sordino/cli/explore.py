@@ -143,8 +143,8 @@ def _concept(subject: str, one: "Subject", given: FoundWith, seed: int) -> "Conc
             "What is said of the sentences (--max-per-class, --label and so on) needs --concept "
             "beside it."
         )
+    from sordino.edits.provenance import extras_of
     from sordino.files import user_path
-    from sordino.report.explorer import extras_of
 
     recipe = extras_of(user_path(subject)) / "recipe.toml"
     if not recipe.is_file():

@@ -59,10 +59,10 @@ def _file(path: Path, rule: InterventionOptions) -> tuple[dict[str, Any], list[s
     )
 
     if Dampening.is_in(path):
-        dampening = rule.dampening([path])
+        dampening = rule.dampening(None, [path])
         return dampening_summary(dampening), dampening_lines(dampening)
     expertise = Expertise.load(path)
-    dampening = rule.dampening([path])
+    dampening = rule.dampening(None, [path])
     value = {**expertise_summary(expertise), "dampening": dampening_summary(dampening)}
     return value, [*expertise_lines(expertise), *dampening_lines(dampening)]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.interventions import Dampening
     from sordino.models.open import OpenModel
+    from sordino.models.reference import ModelRef
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
@@ -120,13 +121,46 @@ class InterventionOptions:
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
 
-    def dampening(self, files: Sequence[Path]) -> "Dampening":
-        """What the files give by this rule, one after the other."""
-        from sordino.interventions import compose, dampening_from
+    def dampening(
+        self,
+        model: "ModelRef | OpenModel | None",
+        files: Sequence[Path],
+        *,
+        texts: str = "kit",
+        seed: int = 0,
+        opening: ModelOptions = ModelOptions(),
+    ) -> "Dampening":
+        """What the files give by this rule, one after the other.
 
-        rule, strength, settings = self.intervention, self.strength, self.settings()
-        return compose(
-            [dampening_from(file, rule, strength=strength, **settings) for file in files]
+        Args:
+            model: On which a divergence is measured; None where none can be.
+            files: Expertise or dampening files.
+            texts: Ordinary text for that.
+            seed: Of the choice among it.
+            opening: How the model is opened for that.
+        """
+        from sordino.tuning.baking import make_dampening
+        from sordino.tuning.calibration import dampening_of
+
+        settings = self.settings()
+        if self.divergence is None:
+            return dampening_of(files, self.intervention, strength=self.strength, settings=settings)
+        if model is None:
+            raise UserError(
+                "--divergence is measured on a model while it is baked or evaluated: leave it out, "
+                "or give the rule's own size with --set."
+            )
+        return make_dampening(
+            model,
+            files,
+            self.intervention,
+            settings=settings,
+            divergence=self.divergence,
+            texts=clean_texts(texts),
+            seed=seed,
+            device=opening.device,
+            dtype=opening.dtype,
+            sites=opening.sites,
         )
 
     def settings(self) -> dict[str, str]:
@@ -246,6 +280,13 @@ class OutputOptions(JsonOptions):
 
     force: bool = False
     """Replace what is there."""
+
+
+def clean_texts(spec: str) -> str:
+    """Where ordinary text comes from, of what was typed for it."""
+    from sordino.evaluation.texts import KIT_PROSE
+
+    return KIT_PROSE if spec == "kit" else spec
 
 
 def print_lines(*lines: str) -> None:

@@ -87,9 +87,9 @@ def bake(
         kept = f"{ref.name} keeps its own dtype"
         reason = kept if format == "weights" else f"--format {format} writes no weights"
         raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
-    fingerprint = ref.weights_fingerprint()
     if not allow_other_weights:
-        _refuse_other_weights(ref, dampening, fingerprint)
+        dampening.refuse_other_weights(ref)
+    fingerprint = ref.weights_fingerprint()
     if to_file:
         with file_errors(target), only_one(target), new_file(target, force=force) as stage:
             record = gguf_file.bake(ref, dampening, fingerprint, stage)
@@ -173,17 +173,6 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
             "none: give a folder, and convert that with llama.cpp."
         )
     return claim_output(output, GGUF_MODEL if to_file else MODEL, force=force, inputs=[ref.path])
-
-
-def _refuse_other_weights(ref: ModelRef, dampening: Dampening, fingerprint: str) -> None:
-    """Factors belong to the weights they were found on; those made by hand name none."""
-    for found in dampening.origins:
-        if found.get("weights_fingerprint", fingerprint) != fingerprint:
-            raise UserError(
-                f"The expertise was found on other weights ({found.get('model', '?')}) than those "
-                f"of {ref.name}: find it on this model, or --allow-other-weights if it is a "
-                "sibling (a fine-tuned copy)."
-            )
 
 
 @contextmanager

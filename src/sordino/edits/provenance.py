@@ -29,6 +29,11 @@ BEFORE = f"{EXTRAS}/before"
 """The files that were rewritten, as they were."""
 
 
+def extras_of(model: Path) -> Path:
+    """The folder of what Sordino keeps beside a model: in its folder, or beside its GGUF file."""
+    return model.with_suffix(f".{EXTRAS}") if model.suffix == GGUF else model / EXTRAS
+
+
 def provenance(
     ref: ModelRef,
     dampening: Dampening,

@@ -60,6 +60,26 @@ class Arm:
     fingerprint: str
     open: Callable[[], AbstractContextManager[Any]]
 
+    @classmethod
+    def of(
+        cls,
+        ref: ModelRef,
+        open: Callable[[], AbstractContextManager[Any]],
+        *changes: str,
+        name: str = "",
+    ) -> "Arm":
+        """The arm of a model with these changes.
+
+        Args:
+            ref: The model.
+            open: Opens it, changed, for the length of a `with` block.
+            changes: Fingerprints of what is done to its weights.
+            name: What it is called in the result; the model's name if "".
+        """
+        weights = ref.weights_fingerprint()
+        known = fingerprint(weights, *changes) if changes else weights
+        return cls(name or ref.name, ref.revision, known, open)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -491,7 +511,7 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
     def load() -> Iterator[OpenModel]:
         yield open_model(ref, device=device, dtype=dtype)
 
-    return Arm(ref.name, ref.revision, ref.weights_fingerprint(), load)
+    return Arm.of(ref, load)
 
 
 def _in_memory(opened: OpenModel) -> str:

@@ -1,11 +1,9 @@
-"""A model that is measured with a dampening on it by hooks, without baking it first."""
+"""Models that are measured with a dampening on them by forward hooks, without baking it first."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from sordino.errors import UserError
 from sordino.evaluation.evaluator import Arm
-from sordino.files import fingerprint
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
@@ -25,35 +23,34 @@ def hooked(
     Raises:
         UserError: The dampening was found on other weights.
     """
-    weights = refuse_other_weights(ref, dampening)
+    dampening.refuse_other_weights(ref)
+    return hooked_on(
+        ref,
+        dampening,
+        lambda: nullcontext(open_model(ref, device=device, dtype=dtype)),
+        name=f"{ref.name}, dampened",
+    )
+
+
+def hooked_on(
+    ref: ModelRef,
+    dampening: Dampening,
+    lend: Callable[[], AbstractContextManager[OpenModel]],
+    *,
+    name: str,
+) -> Arm:
+    """The same of a model that is lent open for each measurement, whatever its weights.
+
+    Args:
+        ref: The model.
+        dampening: Factors for its sites.
+        lend: Gives the model, open, for the length of a `with` block.
+        name: What the arm is called in the result.
+    """
 
     @contextmanager
-    def load() -> Iterator[OpenModel]:
-        opened = open_model(ref, device=device, dtype=dtype)
-        with dampening.applied(opened.model):
+    def dampened() -> Iterator[OpenModel]:
+        with lend() as opened, dampening.applied(opened.model):
             yield opened
 
-    changes = [
-        part
-        for kind, by_site in (("factors", dampening.factors), ("shifts", dampening.shifts))
-        for site, values in by_site.items()
-        for part in (kind, site, values.tobytes())
-    ]
-    return Arm(f"{ref.name}, dampened", ref.revision, fingerprint(weights, *changes), load)
-
-
-def refuse_other_weights(ref: ModelRef, dampening: Dampening) -> str:
-    """The fingerprint of a model's weights, if the dampening was found on them or names none.
-
-    Raises:
-        UserError: It was found on others.
-    """
-    weights = ref.weights_fingerprint()
-    for found in dampening.origins:
-        if found.get("weights_fingerprint", weights) != weights:
-            raise UserError(
-                f"The expertise was found on other weights ({found.get('model', '?')}) than those "
-                f"of {ref.name}: find it on this model, or bake it with --allow-other-weights if "
-                "it is a sibling (a fine-tuned copy), and take what that gives."
-            )
-    return weights
+    return Arm.of(ref, dampened, dampening.fingerprint, name=name)

@@ -9,7 +9,7 @@ from typing import Any
 from sordino import hub
 from sordino.concepts import load_concept
 from sordino.concepts.concept import Concept
-from sordino.edits.provenance import EXTRAS
+from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.files import only_one, read_json, write_json
@@ -107,7 +107,7 @@ def reproduce(
         raise UserError(f"{output} is of another recipe or other settings: choose another -o.")
     results = claim_output(output / "reproduction.json", REPRODUCTION, force=True)
     page = claim_output(output / "reproduction.html", PAGE, force=True)
-    figures = folder / EXTRAS / "evaluation.json"
+    figures = extras_of(folder) / "evaluation.json"
     with only_one(results):
         if not figures.exists():
             missing = lacking(recipe, changes, output)

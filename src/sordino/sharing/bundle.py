@@ -12,7 +12,15 @@ from typing import Any
 
 from sordino.edits import gguf_record, is_dampened, read_provenance
 from sordino.edits.baking import BASE_CARD
-from sordino.edits.provenance import BEFORE, DAMPENING, EARLIER, EXTRAS, FILE_NAME, GGUF
+from sordino.edits.provenance import (
+    BEFORE,
+    DAMPENING,
+    EARLIER,
+    EXTRAS,
+    FILE_NAME,
+    GGUF,
+    extras_of,
+)
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
@@ -159,7 +167,7 @@ class _Output:
         # By their path in the repository, of which `sordino/` lies beside a GGUF file.
         self._here: dict[str, Path] = {}
         if self._is_file:
-            self._list(source.with_suffix(f".{EXTRAS}"), f"{EXTRAS}/")
+            self._list(extras_of(source), f"{EXTRAS}/")
         else:
             self._list(source, "")
         self._evaluation = self._read_evaluation()

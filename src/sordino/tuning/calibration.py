@@ -1,8 +1,10 @@
 """Make an intervention as large as a divergence from the original allows, by measuring it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from sordino.errors import UserError
 from sordino.evaluation.divergence import against, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
-from sordino.interventions import Dampening
+from sordino.expertise.artefact import Expertise
+from sordino.files import printable
+from sordino.interventions import Dampening, compose, dampen, dampening_from, family
 from sordino.interventions.registry import Family
 from sordino.models.open import OpenModel
 
@@ -27,6 +31,11 @@ _ROUGH_FACTOR = 1.3
 # A dial that was turned up and changed the divergence by no more than this share is at its end.
 _GROWTH = 1e-3
 _BATCH_TOKENS = 8192
+# Of a source with fewer texts than this beside those for sizing, an evaluation takes all.
+_REPORTED = 400
+
+Source = Expertise | Dampening | str | Path
+"""What a dampening is made of: an expertise, a dampening, or the file of either."""
 
 
 class Yardstick:
@@ -94,6 +103,104 @@ class Calibrated:
     dial: float
     divergence: float
     reached: bool
+
+
+def dampening_of(
+    sources: Source | Sequence[Source],
+    intervention: str = "aura",
+    *,
+    strength: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
+) -> Dampening:
+    """The dampening that expertise, dampenings or their files give, one after the other.
+
+    Args:
+        sources: One or several; a dampening is taken as it is.
+        intervention: The rule that is applied to each expertise.
+        strength: See `Dampening.scaled`; it holds for each.
+        settings: The rule's own settings.
+
+    Raises:
+        UserError: A file is neither, or the rule cannot be used.
+    """
+    given = settings or {}
+    return compose([_one(one, intervention, strength, given) for one in _several(sources)])
+
+
+def sized(
+    opened: OpenModel,
+    sources: Source | Sequence[Source],
+    divergence: float,
+    *,
+    intervention: str = "aura",
+    settings: Mapping[str, Any] | None = None,
+    texts: str | Sequence[str] = KIT_PROSE,
+    seed: int = 0,
+) -> Calibrated:
+    """The dampening of `dampening_of`, as large as a divergence from the original allows.
+
+    A single expertise is sized by the rule's own size, where it has one; anything else by the
+    strength of all together.
+
+    Args:
+        opened: The original.
+        sources: As for `dampening_of`.
+        divergence: The budget, nats per token.
+        intervention: The rule that is applied to each expertise.
+        settings: The rule's own settings, without its size.
+        texts: Where ordinary texts come from, or what `sizing_texts` gave of it. The texts on which
+            the divergence is measured are others than those that an evaluation with the same seed
+            reports on, as long as there are enough for both.
+        seed: Of the choice of texts, and of the estimate.
+
+    Raises:
+        UserError: The divergence is out of range, or an input cannot be used.
+    """
+    sizes = _sizes(_several(sources), intervention, settings or {})
+    chosen = sizing_texts(texts, seed) if isinstance(texts, str) else texts
+    found = calibrate(Yardstick(opened, chosen, seed), sizes, divergence)
+    most = "" if found.reached else f", which is the most that {intervention} can reach"
+    show.note(f"a divergence of {found.divergence:.4f} nats per token{most}")
+    return found
+
+
+def sizing_texts(spec: str, seed: int) -> list[str]:
+    """What `clean_texts` gives; where an evaluation may report on some of it, a note says so."""
+    chosen, everything = clean_texts(spec, seed=seed), len(read_texts(spec))
+    if everything < len(chosen) + _REPORTED:
+        show.note(
+            f"{printable(spec)} holds {everything:,} texts: an evaluation of more than "
+            f"{everything - len(chosen):,} of them reports on some that set the size"
+        )
+    return chosen
+
+
+def _several(sources: Source | Sequence[Source]) -> list[Source]:
+    if isinstance(sources, Expertise | Dampening | str | Path):
+        return [sources]
+    if not sources:
+        raise UserError("There is nothing to dampen by: give an expertise or a dampening.")
+    return list(sources)
+
+
+def _one(source: Source, rule: str, strength: float, settings: Mapping[str, Any]) -> Dampening:
+    if isinstance(source, Dampening):
+        return source.scaled(strength)
+    if isinstance(source, Expertise):
+        return dampen(source, rule, strength=strength, **settings)
+    return dampening_from(source, rule, strength=strength, **settings)
+
+
+def _sizes(
+    sources: Sequence[Source], rule: str, settings: Mapping[str, Any]
+) -> Callable[[float], Dampening]:
+    if len(sources) == 1:
+        [one] = sources
+        if isinstance(one, str | Path) and not Dampening.is_in(one):
+            one = Expertise.load(one)
+        if isinstance(one, Expertise):
+            return family(one, rule, **settings)
+    return dampening_of(sources, rule, settings=settings).scaled
 
 
 def calibrate(

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate_each
+from sordino.evaluation.hooked import hooked_on
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
@@ -208,7 +209,7 @@ class Lab:
         self, trials: Sequence[Trial], measures: Sequence[str | Measure]
     ) -> list[Evaluation]:
         """Each trial against the original, with records that later calls need not take again."""
-        original = Arm(self.ref.name, self.ref.revision, self.ref.weights_fingerprint(), self._lent)
+        original = Arm.of(self.ref, self._lent)
         return evaluate_each(
             [self._arm(trial) for trial in trials],
             original,
@@ -223,14 +224,11 @@ class Lab:
         if trial.baked:
             return self._baked(trial)
 
-        @contextmanager
-        def dampened() -> Iterator[OpenModel]:
+        def lend() -> AbstractContextManager[OpenModel]:
             show.note(f"measuring: {trial.name}")
-            with trial.dampening.applied(self.opened.model):
-                yield self.opened
+            return nullcontext(self.opened)
 
-        known = fingerprint(self.ref.weights_fingerprint(), trial.dampening.fingerprint)
-        return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, dampened)
+        return hooked_on(self.ref, trial.dampening, lend, name=f"{self.ref.name} {trial.name}")
 
     def _baked(self, trial: Trial) -> Arm:
         """A trial written to files, which stay in the folder."""
@@ -246,14 +244,11 @@ class Lab:
             show.note(f"measuring: {trial.name}")
             yield open_model(target, device=self.device, dtype=self.dtype)
 
-        known = fingerprint(
-            self.ref.weights_fingerprint(), trial.dampening.fingerprint, trial.baked
-        )
-        return Arm(f"{self.ref.name} {trial.name}", self.ref.revision, known, opened)
+        changes = trial.dampening.fingerprint, trial.baked
+        return Arm.of(self.ref, opened, *changes, name=f"{self.ref.name} {trial.name}")
 
-    @contextmanager
-    def _lent(self) -> Iterator[OpenModel]:
-        yield self.opened
+    def _lent(self) -> AbstractContextManager[OpenModel]:
+        return nullcontext(self.opened)
 
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
         """A small value, computed once and kept in the folder."""

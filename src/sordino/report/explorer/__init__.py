@@ -1,6 +1,6 @@
 """The explorer: one page on which every neuron can be looked at."""
 
 from sordino.report.explorer.exploring import Explored, explore, page_beside
-from sordino.report.explorer.subject import Subject, extras_of, read_subject
+from sordino.report.explorer.subject import Subject, read_subject
 
-__all__ = ["Explored", "Subject", "explore", "extras_of", "page_beside", "read_subject"]
+__all__ = ["Explored", "Subject", "explore", "page_beside", "read_subject"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sordino.concepts import Concept, load_concept
 from sordino.concepts.built_in import BUILT_IN
+from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.files import new_file, user_path
@@ -17,7 +18,7 @@ from sordino.report.exemplars import refuse_other_sentences
 from sordino.report.explorer.comparison import Comparison, compare
 from sordino.report.explorer.insight import Insight, insights
 from sordino.report.explorer.page import Exploration, render
-from sordino.report.explorer.subject import Rule, Subject, extras_of, read_subject
+from sordino.report.explorer.subject import Rule, Subject, read_subject
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sordino.edits import is_dampened, read_provenance
-from sordino.edits.provenance import DAMPENING, EXTRAS, GGUF
+from sordino.edits.provenance import DAMPENING, extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.files import user_path
@@ -71,11 +71,6 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
             "factors already: leave them out, or give the expertise file."
         )
     return _baked(path)
-
-
-def extras_of(path: Path) -> Path:
-    """The folder with what is not the model's, of a folder or of a GGUF file."""
-    return path.with_suffix(f".{EXTRAS}") if path.suffix == GGUF else path / EXTRAS
 
 
 def _baked(path: Path) -> Subject:

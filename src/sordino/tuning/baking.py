@@ -1,0 +1,168 @@
+"""Bake what an expertise or a dampening says, at its own size or one that a divergence allows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sordino import progress as show
+from sordino.edits import baking
+from sordino.edits.record import Format
+from sordino.errors import UserError
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.interventions import Dampening
+from sordino.models.open import OpenModel, open_model
+from sordino.models.reference import ModelRef, resolve
+from sordino.tuning.calibration import Source, dampening_of, sized
+
+
+def make_dampening(
+    model: str | Path | ModelRef | OpenModel,
+    sources: Source | Sequence[Source],
+    intervention: str = "aura",
+    *,
+    strength: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
+    divergence: float | None = None,
+    texts: str = KIT_PROSE,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+) -> Dampening:
+    """The dampening that expertise, dampenings or their files give for a model.
+
+    Args:
+        model: What `sordino.open_model` takes, or an open model; it is opened for a divergence.
+        sources: An expertise, a dampening or the file of either, or several of these, which are
+            used one after the other.
+        intervention: The rule that is applied to each expertise.
+        strength: See `Dampening.scaled`; it holds for each of them.
+        settings: The rule's own settings, such as {"k": 100}.
+        divergence: Make the change as large as this divergence from the original allows, in nats
+            per token, by measuring it, instead of giving a strength.
+        texts: Ordinary texts on which that is measured, as for `sordino.Perplexity`. A part is
+            used on which an evaluation with the same seed does not report.
+        seed: Of the choice of these texts.
+        device: See `sordino.open_model`.
+        dtype: See `sordino.open_model`.
+        revision: See `sordino.open_model`.
+        sites: See `sordino.open_model`.
+
+    Raises:
+        UserError: An input cannot be used, or two sizes are given.
+
+    Example:
+        >>> dampening = sordino.make_dampening(model, expertise, "contrast", divergence=0.05)
+        >>> dampening.intervention
+        'contrast'
+    """
+    if divergence is None:
+        return dampening_of(sources, intervention, strength=strength, settings=settings)
+    if strength != 1:
+        raise UserError("strength and divergence say two sizes: give one of them.")
+    if not isinstance(model, OpenModel):
+        ref = resolve(model, revision)
+        show.note(f"opening {ref.name}")
+        model = open_model(ref, device=device, dtype=dtype, sites=sites)
+    return sized(
+        model,
+        sources,
+        divergence,
+        intervention=intervention,
+        settings=settings,
+        texts=texts,
+        seed=seed,
+    ).dampening
+
+
+def bake(
+    model: str | Path | ModelRef | OpenModel,
+    dampening: Source | Sequence[Source],
+    output: str | Path,
+    *,
+    intervention: str = "aura",
+    strength: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
+    divergence: float | None = None,
+    texts: str = KIT_PROSE,
+    seed: int = 0,
+    device: str = "auto",
+    sites: str | None = None,
+    force: bool = False,
+    dtype: str = "auto",
+    revision: str | None = None,
+    allow_other_weights: bool = False,
+    format: Format = "weights",
+    finish: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Write a dampened copy of a model, or what dampens one while it runs.
+
+    A folder's shards are edited as streams, and every byte that is no site's weight or bias is
+    kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
+    is copied with the block scales of the dampened rows changed, if the output's name ends in
+    ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears under its name
+    only when it is whole. A folder holds the provenance (`sordino.json`), the factors
+    (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
+    `README.base.md`; a GGUF file holds the provenance in its metadata.
+
+    Args:
+        model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
+            files are read again: what is in memory stays as it is).
+        dampening: Factors for the model's sites; or what `make_dampening` makes them of, such as an
+            expertise.
+        output: The folder to make, or the ".gguf" file.
+        intervention: See `make_dampening`, as for those that follow.
+        strength: The strength of each.
+        settings: The rule's own settings.
+        divergence: The budget that the change may reach, nats per token.
+        texts: Ordinary texts on which that is measured.
+        seed: Of the choice of these texts.
+        device: Where that is measured.
+        sites: See `sordino.open_model`.
+        force: Whether an existing model there is replaced.
+        dtype: Of the weights of a folder written from a GGUF file; the others keep their own.
+        revision: A branch, tag or commit of the hub.
+        allow_other_weights: Whether the factors may come from other weights of the same
+            architecture, such as those from which this model was fine-tuned.
+        format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
+            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md).
+        finish: Called with the folder (or the file) and the provenance before it takes its name,
+            to add to it, such as a README.md with an evaluation.
+
+    Returns:
+        The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
+
+    Raises:
+        UserError: The model and the dampening do not fit, or the output cannot be written.
+
+    Example:
+        >>> record = sordino.bake(model, expertise, "quiet", divergence=0.05)
+        >>> record["changed"] > 0
+        True
+    """
+    ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
+    baking.claim_model(ref, output, force=force)  # before a size is measured
+    made = make_dampening(
+        model if isinstance(model, OpenModel) else ref,
+        dampening,
+        intervention,
+        strength=strength,
+        settings=settings,
+        divergence=divergence,
+        texts=texts,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        sites=sites,
+    )
+    return baking.bake(
+        ref,
+        made,
+        output,
+        force=force,
+        dtype=dtype,
+        allow_other_weights=allow_other_weights,
+        format=format,
+        finish=finish,
+    )

@@ -1,0 +1,109 @@
+"""The public functions: what the command line does, from Python."""
+
+from pathlib import Path
+
+import pytest
+
+import sordino
+from conftest import sentences
+from sordino.evaluation.texts import choose, read_texts
+from sordino.interventions import Dampening
+from sordino.tuning.calibration import TEXTS, clean_texts, dampening_of, sized
+
+
+@pytest.fixture(scope="module")
+def found(open_tiny, concept, tmp_path_factory):
+    """A tiny model, its expertise and the expertise's file."""
+    opened = open_tiny("llama")
+    file = tmp_path_factory.mktemp("found") / "calm.expertise.safetensors"
+    return opened, sordino.find_experts(opened, concept, output=file), file
+
+
+def prose(path: Path, seed: int, keep: list[str] = ()) -> str:
+    """A file of 130 texts; those to keep stand where they stood in that of seed 7."""
+    texts = list(sentences(TEXTS + 30, 7))
+    other = [f"another {text}" if text not in keep else text for text in texts]
+    path.write_text("\n".join(other if keep else texts) + "\n", "utf-8")
+    return str(path)
+
+
+def factors(dampening: Dampening) -> dict[str, bytes]:
+    """The bytes of the factors, by site."""
+    return {site: values.tobytes() for site, values in dampening.factors.items()}
+
+
+def test_a_size_is_set_on_texts_that_no_evaluation_with_the_same_seed_reports(tmp_path, found):
+    opened, expertise, _ = found
+    file = prose(tmp_path / "prose.txt", 7)
+    sizing = clean_texts(file, seed=3)
+    reported = choose(read_texts(file), 30, 3)
+    assert len(sizing) == TEXTS
+    assert len(reported) == 30
+    assert not {text.text for text in reported} & set(sizing)
+
+    def size(texts: str, seed: int) -> dict[str, bytes]:
+        return factors(sized(opened, expertise, 0.01, texts=texts, seed=seed).dampening)
+
+    # Whatever the reported texts are, the size is the same; with another seed it is not.
+    assert size(prose(tmp_path / "others.txt", 7, sizing), 3) == size(file, 3)
+    assert size(file, 4) != size(file, 3)
+
+
+def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
+    """The three of the command line, and the function."""
+    opened, _, _ = found
+    model, texts = str(opened.ref.path), prose(tmp_path / "prose.txt", 7)
+    lines = [
+        f'{{"text": "{text}", "label": {number % 2}}}'
+        for number, text in enumerate(sentences(40, 3))
+    ]
+    (tmp_path / "calm.jsonl").write_text("\n".join(lines) + "\n")
+    call = call_in(tmp_path)
+    divergence = ["--divergence", "0.01", "--texts", texts, "--seed", "3"]
+    measured = ["--measure", "divergence"]
+    assert (
+        call("run", model, "--concept", "calm.jsonl", "-o", "ran", *divergence, *measured)[0] == 0
+    )
+    file = "ran/sordino/calm.expertise.safetensors"
+    status, _, error = call("bake", model, file, "-o", "baked", *divergence)
+    assert status == 0
+    assert "holds 130 texts" in error
+    record = sordino.bake(
+        model,
+        tmp_path / file,
+        tmp_path / "made",
+        divergence=0.01,
+        texts=texts,
+        seed=3,
+    )
+    sizes = [
+        Dampening.load(tmp_path / name / "sordino/dampening.safetensors")
+        for name in ("ran", "baked", "made")
+    ]
+    assert factors(sizes[0]) == factors(sizes[1]) == factors(sizes[2])
+    assert record["intervention"]["strength"] == sizes[0].strength != 1
+    asked = ["evaluate", model, "--against", model, "--dampening", file, *divergence, *measured]
+    assert call(*asked, "-o", "hooks.json")[0] == 0
+    hooks, ran = (
+        sordino.Evaluation.load(tmp_path / name).figure("divergence", "divergence").after.value
+        for name in ("hooks.json", "ran/sordino/evaluation.json")
+    )
+    assert hooks == pytest.approx(ran, rel=1e-3)
+    assert "two sizes" in call(*asked, "--strength", "2", "-o", "no.json")[2]
+    assert "--divergence" in call("inspect", file, "--divergence", "0.01")[2]
+
+
+def test_what_a_dampening_is_made_of(found, tmp_path):
+    opened, expertise, file = found
+    whole = sordino.aura(expertise)
+    saved = whole.save(tmp_path / "x.dampening.safetensors")
+    for source in (expertise, file, str(file), whole, saved):
+        assert factors(dampening_of(source)) == factors(whole)
+    both = dampening_of([expertise, saved], strength=0.5)
+    assert factors(both) == factors(sordino.compose([whole.scaled(0.5), whole.scaled(0.5)]))
+    by_rule = sordino.make_dampening(opened, expertise, "damp", settings={"k": 5})
+    assert by_rule.changed == 5
+    with pytest.raises(sordino.UserError, match="two sizes"):
+        sordino.make_dampening(opened, expertise, strength=2, divergence=0.1)
+    with pytest.raises(sordino.UserError, match="nothing to dampen"):
+        dampening_of([])
