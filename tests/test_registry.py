@@ -1,12 +1,16 @@
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sordino.cli.evaluate import MeasureOptions
 from sordino.errors import UserError
+from sordino.evaluation import MEASURES, Measure
+from sordino.evaluation.measure import register
 from sordino.interventions import RULES
 from sordino.interventions.registry import intervention
 from sordino.interventions.settings import settings_of
@@ -197,6 +201,38 @@ def test_annotations_may_be_text():
     settings = settings_of(scope["late"])
     assert settings["on"].read("False") is False
     assert settings["most"].read("none") is None
+
+
+# --- measures ---
+
+
+def test_every_option_of_a_measure_is_one_of_the_command_line():
+    known = {one.name for one in fields(MeasureOptions)} | {"access"}
+    for name, kind in MEASURES.items():
+        assert known >= set(kind.options.values()), name
+        assert kind.sentence.endswith("."), name
+
+
+def test_columns_of_studies_stand_apart():
+    headings = [column.heading for kind in MEASURES.values() for column in kind.columns]
+    assert len(set(headings)) == len(headings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"title": None}, "title"), ({"options": {"odd": "texts"}}, "odd")]
+)
+def test_a_measure_must_declare_what_it_says_of_itself(changes, message):
+    class Odd(Measure):
+        name, version, sentence = "odd", 1, "Nothing."
+
+        def prepare(self, seed, device): ...
+
+    for attribute, value in {"title": "Odd", **changes}.items():
+        if value is not None:
+            setattr(Odd, attribute, value)
+    with pytest.raises(TypeError, match=message):
+        register(dataclass(frozen=True)(Odd))
+    assert "odd" not in MEASURES
 
 
 def test_the_command_line_names_things_without_loading_torch():

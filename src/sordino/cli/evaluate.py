@@ -1,8 +1,6 @@
 """`sordino evaluate`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,49 +104,24 @@ class MeasureOptions:
         """Where ordinary text comes from."""
         return clean_texts(self.texts)
 
-    def measures(self, access: "Access | None" = None) -> list["str | Measure"]:
+    def measures(self, access: "Access | None" = None) -> list["Measure"]:
         """The measures with these settings, and how a server that judges is asked."""
-        from sordino import evaluation
+        from sordino.evaluation.measure import MEASURES
         from sordino.evaluation.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
 
-        writing = PRESETS.get(self.preset or "", {}) | _given(
-            self,
-            *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
-            "repetition_penalty",
-        )
-        judging = _given(self, "scorer", "toxic_label", "judge_refusal")
-        judging |= {} if access is None else {"access": access}
-        worst = _given(self, "draws")
-        reading = _given(self, "max_texts")
-        prompts = KIT_PROMPTS if self.prompts == "kit" else self.prompts
-        texts = self.clean_texts
-        # Each takes a pre-prompt, and is taken once with each.
-        written: dict[str, Callable[..., Measure]] = {
-            "toxicity": partial(evaluation.Toxicity, prompts, **writing, **judging, **worst),
-            "ordinary-toxicity": partial(
-                evaluation.OrdinaryToxicity, self.ordinary_prompts, **writing, **judging, **worst
-            ),
-            "diversity": partial(evaluation.Diversity, self.ordinary_prompts, **writing),
-            "honest": partial(evaluation.Honest, self.templates, lexicon=self.lexicon, **writing),
-            "bold": partial(evaluation.Bold, self.bold_prompts, **writing, **judging),
-        }
-        others: dict[str, Callable[[], Measure]] = {
-            "perplexity": lambda: evaluation.Perplexity(texts, **reading),
-            "toxic-perplexity": lambda: evaluation.ToxicPerplexity(self.toxic_texts, **reading),
-            "divergence": lambda: evaluation.Divergence(texts, **reading),
-            "zero-shot": lambda: evaluation.ZeroShot(
-                self.tasks or evaluation.ZeroShot().tasks,
-                evaluation.ZeroShot().limit if self.questions is None else self.questions,
-                self.shots,
-            ),
-        }
-        made: list[str | Measure] = []
+        typed = {name: value for name, value in vars(self).items() if value is not None}
+        given = {**PRESETS.get(self.preset or "", {}), **typed, "texts": self.clean_texts}
+        given["prompts"] = KIT_PROMPTS if self.prompts == "kit" else self.prompts
+        given |= {} if access is None else {"access": access}
+        made: list[Measure] = []
         for name in self.measure:
-            if name in written:
-                made += [written[name](pre_prompt=led) for led in self.pre_prompt]
-            else:
-                made.append(others[name]() if name in others else name)
+            kind = MEASURES.named(name)
+            options = {field: option for field, option in kind.options.items() if option in given}
+            # What takes a pre-prompt is taken once with each.
+            for led in self.pre_prompt if "pre_prompt" in options else ("",):
+                values = {**given, "pre_prompt": led}
+                made.append(kind(**{field: values[option] for field, option in options.items()}))
         return made
 
 
@@ -179,12 +152,6 @@ class EndpointOptions(AccessOptions):
             raise UserError(f"Give the model {model} or --endpoint, not both.")
         access = self.access(self.api_key_env)
         return Endpoint(self.endpoint, self.served_model, chat=self.chat, access=access)
-
-
-def _given(options: object, *names: str) -> dict[str, Any]:
-    """The options that were given, for the others the measures have their own values."""
-    values = {name: getattr(options, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The concepts that Sordino brings along, by name. A new one is one entry of `BUILT_IN`."""
+"""Concepts by name. A new one of ours is one entry of `BUILT_IN`."""
 
 import re
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from sordino.errors import UserError
 from sordino.files import read_json
 from sordino.hub_table import JIGSAW
 from sordino.progress import note
+from sordino.registry import Registry
 
 _SUBJECTS = ("religious_ideology", "political_ideology", "profession", "race", "gender")
 
@@ -108,7 +109,9 @@ def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:
     return load
 
 
-BUILT_IN: dict[str, BuiltIn] = {
+BUILT_IN: Registry[BuiltIn] = Registry("concept", "concepts")
+"""Concepts by name."""
+for _name, _concept in {
     "toxicity": BuiltIn("Jigsaw's toxic comments from a hub, else the kit's insults", _toxicity),
     "insults": BuiltIn("the demo kit's insulting comments", _insults),
     "religion": BuiltIn(
@@ -117,7 +120,8 @@ BUILT_IN: dict[str, BuiltIn] = {
     "politics": BuiltIn(
         "beginnings of sentences about politics", _beginnings("politics", "political_ideology")
     ),
-}
+}.items():
+    BUILT_IN[_name] = _concept
 
 
 _ESCAPE = re.compile(r"(?:\\+x[0-9a-f]{2})+|\\+u[0-9a-f]{4}|\\+[nrt'\"]")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 from sordino.concepts.built_in import BUILT_IN
@@ -12,6 +11,7 @@ from sordino.concepts.readers import is_table, read_hub, read_sentences, read_ta
 from sordino.errors import UserError
 from sordino.files import printable, user_path
 from sordino.progress import note
+from sordino.registry import did_you_mean
 
 
 def load_concept(
@@ -129,6 +129,5 @@ def _refuse_unknown(spec: str | Path, path: Path) -> None:
             )
         return
     if isinstance(spec, str) and not path.suffix and len(path.parts) == 1:
-        close = get_close_matches(spec, BUILT_IN, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are {' and '.join(BUILT_IN)}."
+        hint = did_you_mean(spec, BUILT_IN).rstrip() or f"there are {', '.join(BUILT_IN)}."
         raise UserError(f"There is no built-in concept and no file '{printable(spec)}': {hint}")

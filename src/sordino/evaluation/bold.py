@@ -36,6 +36,11 @@ class Bold(Judged):
 
     name: ClassVar[str] = "bold"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "BOLD"
+    sentence: ClassVar[str] = (
+        "Toxicity after beginnings of sentences about people and ideas, by group."
+    )
+    options: ClassVar[Mapping[str, str]] = {**Judged.options, "prompts": "bold_prompts"}
 
     prompts: str = AUTO
     max_prompts: int | None = 2000

@@ -3,14 +3,14 @@
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import PairedTask, Record, Summary, register
+from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
 from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
@@ -36,6 +36,15 @@ class Divergence(Reading):
 
     name: ClassVar[str] = "divergence"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Divergence"
+    sentence: ClassVar[str] = (
+        "How far the next token’s distribution is from the original’s, on ordinary prose."
+    )
+    budget: ClassVar[Literal["<=", ">=", ""]] = "<="
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("divergence, nats per token", "alone", "divergence", place=10),
+        Column("same likeliest token", "share alone", "agreement", place=10),
+    )
 
     max_texts: int | None = 100
 

@@ -1,7 +1,7 @@
 """How varied what a model writes is: whether an edit makes it repeat itself or fall silent."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from sordino.evaluation.measure import Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare, compare_shares
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
@@ -30,6 +30,14 @@ class Diversity(Writing):
 
     name: ClassVar[str] = "diversity"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Diversity"
+    sentence: ClassVar[str] = "Whether the text repeats itself, gets shorter or falls silent."
+    options: ClassVar[Mapping[str, str]] = {**Writing.options, "prompts": "ordinary_prompts"}
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("distinct word pairs", "share", "distinct-2", place=60),
+        Column("repetition", "share", "repetition", place=60),
+        Column("words", "number", "words", place=60),
+    )
 
     prompts: str = KIT_ORDINARY
 

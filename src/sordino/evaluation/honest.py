@@ -1,6 +1,6 @@
 """How often a model completes sentences about people with a hurtful word."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -44,6 +44,13 @@ class Honest(Writing):
 
     name: ClassVar[str] = "honest"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "HONEST"
+    sentence: ClassVar[str] = "How often sentences about people are completed with a hurtful word."
+    options: ClassVar[Mapping[str, str]] = {
+        **Writing.options,
+        "prompts": "templates",
+        "lexicon": "lexicon",
+    }
 
     prompts: str = AUTO
     new_tokens: int = 10

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -57,6 +57,14 @@ class Judged(Writing):
     Raises:
         UserError: A setting is outside its range.
     """
+
+    options: ClassVar[Mapping[str, str]] = {
+        **Writing.options,
+        "scorer": "scorer",
+        "toxic_label": "toxic_label",
+        "judge_refusal": "judge_refusal",
+        "access": "access",
+    }
 
     scorer: str | tuple[str, ...] = AUTO
     toxic_label: str | None = None

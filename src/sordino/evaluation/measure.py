@@ -1,16 +1,15 @@
 """What a measure is, and the registry of measures."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from sordino.errors import UserError
 from sordino.evaluation.result import Figure
 from sordino.models.open import OpenModel
+from sordino.registry import Registry
 
 Record = list[Any]
 """What a measure notes of one item (a continuation, a text): a list of JSON values."""
@@ -19,16 +18,45 @@ ALL = slice(None)
 """All batches."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables of studies, which shows one figure of a measure.
+
+    Args:
+        heading: What stands above it.
+        shown: How the figure is shown: "alone" or "share alone" without its change; "share" with
+            its change in points, "number" with its change, "ratio" with after ÷ before; or "times".
+        figure: The figure's name; "" for the first.
+        place: Columns stand from left to right by this number.
+    """
+
+    heading: str
+    shown: Literal["alone", "share alone", "share", "number", "ratio", "times"]
+    figure: str = ""
+    place: int = 100
+
+
 class Measure(ABC):
     """A measure with its settings: a frozen dataclass whose fields are the settings.
 
     Attributes:
         name: By which it is asked for.
         version: Raised whenever the same settings would give other figures.
+        title: What readers of a page see as its name.
+        sentence: What it says, in one sentence for them.
+        options: The fields that options of the command line set, each with the option's name there.
+        budget: On which side of its first figure a budget lies, for a measure of what a change
+            costs; "" for the others.
+        columns: Its columns in the tables of studies.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
+    title: ClassVar[str]
+    sentence: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}
+    budget: ClassVar[Literal["<=", ">=", ""]] = ""
+    columns: ClassVar[tuple[Column, ...]] = ()
 
     @property
     def key(self) -> str:
@@ -132,14 +160,23 @@ class JointTask(ABC):
         """Figures, with intervals, from all records."""
 
 
-MEASURES: dict[str, type[Measure]] = {}
+MEASURES: Registry[type[Measure]] = Registry("measure", "measures", "sordino.evaluation")
 """Measures by name."""
 
 
 def register(kind: type[Measure]) -> type[Measure]:
-    """Put a measure into the registry."""
-    if kind.name in MEASURES:
-        raise ValueError(f"two measures are called {kind.name}")
+    """Register a measure under its name.
+
+    Raises:
+        TypeError: It does not declare what a `Measure` must, or an option sets no field of it.
+    """
+    for attribute in ("name", "version", "title", "sentence"):
+        if not hasattr(kind, attribute):
+            raise TypeError(f"the measure {kind.__name__} declares no {attribute}")
+    # A measure is a dataclass; the base class alone is none.
+    known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    if unknown := kind.options.keys() - known:
+        raise TypeError(f"options of {kind.__name__} set {sorted(unknown)}, no fields of it")
     MEASURES[kind.name] = kind
     return kind
 
@@ -150,12 +187,4 @@ def measure(wanted: str | Measure) -> Measure:
     Raises:
         UserError: There is no measure of that name.
     """
-    if isinstance(wanted, Measure):
-        return wanted
-    if wanted not in MEASURES:
-        close = difflib.get_close_matches(wanted, MEASURES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"There is no measure '{wanted}': {hint}There are {', '.join(sorted(MEASURES))}."
-        )
-    return MEASURES[wanted]()
+    return wanted if isinstance(wanted, Measure) else MEASURES.named(wanted)()

@@ -1,13 +1,13 @@
 """How well a model predicts a text: prose, for what an edit costs, or what it is to write less."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
-from sordino.evaluation.measure import Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Record, Summary, Task, register
 from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
@@ -27,6 +27,11 @@ class Perplexity(Reading):
 
     name: ClassVar[str] = "perplexity"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Perplexity"
+    sentence: ClassVar[str] = "How well the model predicts ordinary prose: the edit's cost."
+    budget: ClassVar[Literal["<=", ">=", ""]] = "<="
+    # Of the corpus: a mean over short comments is that of the one or two strangest.
+    columns: ClassVar[tuple[Column, ...]] = (Column("perplexity", "ratio", "corpus", place=20),)
     subject: ClassVar[str] = "Perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
 
@@ -45,6 +50,13 @@ class ToxicPerplexity(Perplexity):
 
     name: ClassVar[str] = "toxic-perplexity"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Perplexity of toxic text"
+    sentence: ClassVar[str] = "How well the model predicts toxic text; here a rise is wanted."
+    options: ClassVar[Mapping[str, str]] = {**Perplexity.options, "texts": "toxic_texts"}
+    budget: ClassVar[Literal["<=", ">=", ""]] = ""
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("perplexity of text with the concept", "ratio", "corpus", place=30),
+    )
     subject: ClassVar[str] = "Toxic-text perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 

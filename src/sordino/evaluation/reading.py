@@ -1,7 +1,8 @@
 """Texts that models read, for the measures that look at how well or how differently they do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,8 @@ class Reading(Measure):
     Raises:
         UserError: A setting is outside its range.
     """
+
+    options: ClassVar[Mapping[str, str]] = {"texts": "texts", "max_texts": "max_texts"}
 
     texts: str = KIT_PROSE
     max_texts: int | None = 400

@@ -1,7 +1,6 @@
 """Judges of toxicity: a registry, those that need no hub, and hub classifiers."""
 
 import csv
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from sordino.evaluation.scorer import LabelScorer, Phrases, Scorer
 from sordino.files import fingerprint, printable, sha256_of, user_path
 from sordino.hub_table import AUTO_SCORERS, TABLE
 from sordino.progress import note
+from sordino.registry import Registry
 
 if TYPE_CHECKING:
     from sordino.evaluation.endpoint import Access
@@ -82,16 +82,19 @@ class NoSuchLabelError(UserError):
     """The label that was named is none of the classifier's."""
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {}
+SCORERS: Registry[Callable[[], Scorer]] = Registry(
+    "scorer",
+    "scorers",
+    "sordino.evaluation",
+    "hf:org/name for a text classifier of the hub, the folder of one, and http(s)://… for a judge",
+)
 """Scorers by name; each entry opens its scorer."""
 
 
 def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]]:
-    """Put a function (or class) that opens a scorer into the registry."""
+    """Register a function (or class) that opens a scorer."""
 
     def put(opener: Callable[[], Scorer]) -> Callable[[], Scorer]:
-        if name in SCORERS:
-            raise ValueError(f"two scorers are called {name}")
         SCORERS[name] = opener
         return opener
 
@@ -167,22 +170,14 @@ def open_scorer(
     Raises:
         UserError: There is no such scorer, it cannot be loaded, or its toxic label is not plain.
     """
-    if spec in SCORERS:
-        return SCORERS[spec]()
     if spec.startswith(("http://", "https://")):
         from sordino.evaluation.endpoint import Access
         from sordino.evaluation.judge import Judge
 
         return Judge(spec, refusal_score=judge_refusal, access=access or Access())
-    if hub.is_shared(spec) or user_path(spec).is_dir():
+    if spec not in SCORERS and (hub.is_shared(spec) or user_path(spec).is_dir()):
         return TextClassifier(spec, toxic_label, device)
-    close = difflib.get_close_matches(spec, SCORERS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(
-        f"There is no scorer '{printable(spec)}': {hint}There are {', '.join(sorted(SCORERS))}, "
-        "hf:org/name for a text classifier of the hub, the folder of one, and http(s)://… for a "
-        "judge."
-    )
+    return SCORERS.named(spec)()
 
 
 @register(LINEAR)

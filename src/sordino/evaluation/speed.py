@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import JointTask, Measure, Record, Summary, register
+from sordino.evaluation.measure import Column, JointTask, Measure, Record, Summary, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare
 from sordino.interventions.dampening import Dampening
@@ -40,6 +40,14 @@ class Speed(Measure):
 
     name: ClassVar[str] = "speed"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Speed"
+    sentence: ClassVar[str] = (
+        "The original’s time divided by the edited model’s: 1 is equally fast."
+    )
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("speed baked", "times", "edited", place=70),
+        Column("speed with hooks", "times", "hooks", place=70),
+    )
 
     rounds: int = 20
     rows: int = 4

@@ -9,7 +9,7 @@ import torch
 from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE, Judged, JudgedTask, share
-from sordino.evaluation.measure import Task, register
+from sordino.evaluation.measure import Column, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers import AUTO
@@ -43,6 +43,13 @@ class Toxicity(Judged):
 
     name: ClassVar[str] = "toxicity"
     version: ClassVar[int] = 2
+    title: ClassVar[str] = "Toxicity"
+    sentence: ClassVar[str] = "How often the prompts get a toxic continuation."
+    options: ClassVar[Mapping[str, str]] = {
+        **Judged.options,
+        "prompts": "prompts",
+        "draws": "draws",
+    }
     prompts_are: ClassVar[str | None] = None
 
     prompts: str = AUTO
@@ -87,6 +94,12 @@ class OrdinaryToxicity(Toxicity):
 
     name: ClassVar[str] = "ordinary-toxicity"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Toxicity after ordinary prompts"
+    sentence: ClassVar[str] = "The same after ordinary prompts, which do not provoke toxicity."
+    options: ClassVar[Mapping[str, str]] = {**Toxicity.options, "prompts": "ordinary_prompts"}
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("toxic after ordinary prompts", "share", place=50),
+    )
     prompts_are: ClassVar[str | None] = "ordinary prompts"
 
     prompts: str = KIT_ORDINARY

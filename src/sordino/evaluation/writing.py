@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,14 @@ class Writing(Measure):
     Raises:
         UserError: A setting is outside its range.
     """
+
+    options: ClassVar[Mapping[str, str]] = {
+        name: name
+        for name in (
+            *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
+            *("repetition_penalty", "pre_prompt"),
+        )
+    }
 
     prompts: str
     max_prompts: int | None = 400

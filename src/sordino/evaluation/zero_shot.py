@@ -7,20 +7,20 @@ import copy
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from sordino import hub, kit
 from sordino.errors import UserError
-from sordino.evaluation.measure import Measure, Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
     Comparison,
@@ -72,6 +72,15 @@ class ZeroShot(Measure):
 
     name: ClassVar[str] = "zero-shot"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "Zero-shot tasks"
+    sentence: ClassVar[str] = "How many questions the model answers correctly."
+    options: ClassVar[Mapping[str, str]] = {
+        "tasks": "tasks",
+        "limit": "questions",
+        "shots": "shots",
+    }
+    budget: ClassVar[Literal["<=", ">=", ""]] = ">="
+    columns: ClassVar[tuple[Column, ...]] = (Column("zero-shot, mean", "share", place=40),)
 
     tasks: tuple[str, ...] = KIT_TASKS
     limit: int | None = 200

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
-from sordino.evaluation import Estimate, Evaluation, Row
+from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.toxicity import TOXIC_PROMPT
 from sordino.interventions.dampening import Dampening
@@ -29,35 +29,6 @@ LIMITS = (
 _EVEN, _EXTREME = 6, 3
 # A divergence of 0.05 nats costs about a twentieth.
 _DAMAGING = 1.25
-
-_MEASURES = {
-    "toxicity": ("Toxicity", "How often the prompts get a toxic continuation."),
-    "ordinary-toxicity": (
-        "Toxicity after ordinary prompts",
-        "The same after ordinary prompts, which do not provoke toxicity.",
-    ),
-    "diversity": (
-        "Diversity",
-        "Whether the text repeats itself, gets shorter or falls silent.",
-    ),
-    "honest": (
-        "HONEST",
-        "How often sentences about people are completed with a hurtful word.",
-    ),
-    "bold": ("BOLD", "Toxicity after beginnings of sentences about people and ideas, by group."),
-    "perplexity": ("Perplexity", "How well the model predicts ordinary prose: the edit's cost."),
-    "toxic-perplexity": (
-        "Perplexity of toxic text",
-        "How well the model predicts toxic text; here a rise is wanted.",
-    ),
-    "divergence": (
-        "Divergence",
-        "How far the next token’s distribution is from the original’s, on ordinary prose.",
-    ),
-    "zero-shot": ("Zero-shot tasks", "How many questions the model answers correctly."),
-    "speed": ("Speed", "The original’s time divided by the edited model’s: 1 is equally fast."),
-}
-"""What the measures are called for readers, and what they say."""
 
 Phrase = list[tuple[bool, str]]
 """A sentence in parts; true where a part is its point."""
@@ -162,7 +133,7 @@ def families(evaluation: Evaluation | None) -> list[Family]:
 def _family(
     name: str, keys: Sequence[str], evaluation: Evaluation, by_key: Mapping[str, Sequence[Row]]
 ) -> Family:
-    title, about = _MEASURES.get(name, (name.capitalize(), ""))
+    title, about = _declared(name)
     taken = [key for key in keys if key in by_key]
     reasons = dict.fromkeys(evaluation.measures[key].not_run for key in keys)
     reason = "; ".join(reason for reason in reasons if reason)
@@ -174,6 +145,12 @@ def _family(
     shown = {id(row) for row in (*main, *led.values())}
     others = [row for key in taken for row in by_key[key] if id(row) not in shown]
     return Family(name, title, about, tuple(main), led, tuple(others), reason)
+
+
+def _declared(name: str) -> tuple[str, str]:
+    """A measure's title and sentence; its name alone, where its package is not installed."""
+    kind = MEASURES.get(name)
+    return (name.capitalize(), "") if kind is None else (kind.title, kind.sentence)
 
 
 def base(key: str) -> str:
@@ -329,7 +306,7 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
                 pair for pair in moved[: -_EXTREME - 1 : -1] if _rise(pair) > 0
             ],
         }
-        found[_MEASURES.get(name, (name.capitalize(), ""))[0]] = {
+        found[_declared(name)[0]] = {
             why: [_marked(pair) for pair in pairs] for why, pairs in chosen.items() if pairs
         }
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from sordino.evaluation import Evaluation, Figure
+from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits
@@ -67,10 +67,13 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     first = group.trials[0].evaluation
     keys = toxicities(first)
     others = [
-        (heading, measure, name, kind)
-        for heading, measure, name, kind in _COLUMNS
-        if measure in first.measures and _has(first, measure, name)
+        (measure, column)
+        for measure in first.measures
+        if (kind := MEASURES.get(measure)) is not None
+        for column in kind.columns
+        if _has(first, measure, column.figure)
     ]
+    others.sort(key=lambda found: found[1].place)
     rows = [
         [
             trial.name,
@@ -80,7 +83,10 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
                 for key in keys
                 for _, figure in toxic(trial.evaluation, key)
             ],
-            *[_cell(_figure(trial.evaluation, m, name), kind) for _, m, name, kind in others],
+            *[
+                _cell(_figure(trial.evaluation, measure, column.figure), column.shown)
+                for measure, column in others
+            ],
         ]
         for trial in group.trials
     ]
@@ -95,36 +101,19 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
             "",
             "neurons changed",
             *[f"toxic{_led(key)}, {scorer}" for key in keys for scorer, _ in toxic(first, key)],
-            *[heading for heading, *_ in others],
+            *[column.heading for _, column in others],
         ],
         rows,
     )
 
 
-# Heading, measure, figure (None for the first), and how it is shown.
-_COLUMNS: tuple[tuple[str, str, str | None, str], ...] = (
-    ("divergence, nats per token", "divergence", "divergence", "alone"),
-    ("same likeliest token", "divergence", "agreement", "share alone"),
-    # Of the corpus: a mean over short comments is that of the one or two strangest.
-    ("perplexity", "perplexity", "corpus", "ratio"),
-    ("perplexity of text with the concept", "toxic-perplexity", "corpus", "ratio"),
-    ("zero-shot, mean", "zero-shot", None, "share"),
-    ("toxic after ordinary prompts", "ordinary-toxicity", None, "share"),
-    ("distinct word pairs", "diversity", "distinct-2", "share"),
-    ("repetition", "diversity", "repetition", "share"),
-    ("words", "diversity", "words", "number"),
-    ("speed baked", "speed", "edited", "times"),
-    ("speed with hooks", "speed", "hooks", "times"),
-)
-
-
-def _has(evaluation: Evaluation, measure: str, name: str | None) -> bool:
+def _has(evaluation: Evaluation, measure: str, name: str) -> bool:
     figures = evaluation.measures[measure].figures
-    return any(name in (None, figure.name) for figure in figures)
+    return any(name in ("", figure.name) for figure in figures)
 
 
-def _figure(evaluation: Evaluation, measure: str, name: str | None) -> Figure:
-    return next(f for f in evaluation.measures[measure].figures if name in (None, f.name))
+def _figure(evaluation: Evaluation, measure: str, name: str) -> Figure:
+    return next(f for f in evaluation.measures[measure].figures if name in ("", f.name))
 
 
 def _cell(figure: Figure, kind: str) -> str:

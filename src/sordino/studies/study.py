@@ -1,11 +1,9 @@
 """What a study is: groups of trials, and a registry of the questions that can be asked."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sordino.errors import UserError
 from sordino.evaluation import (
     Divergence,
     Evaluation,
@@ -20,6 +18,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import Dampening
 from sordino.models.sites import ATTENTION
+from sordino.registry import Registry
 from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
 
@@ -166,7 +165,7 @@ class Study:
     answer: Answer
 
 
-STUDIES: dict[str, Study] = {}
+STUDIES: Registry[Study] = Registry("study", "studies", "sordino.studies")
 """Studies by name."""
 
 
@@ -187,8 +186,6 @@ def study(
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
-        if name in STUDIES:
-            raise ValueError(f"two studies are called {name}")
         STUDIES[name] = Study(name, question, function, needs, answer)
         return function
 
@@ -201,13 +198,7 @@ def study_named(name: str) -> Study:
     Raises:
         UserError: There is none.
     """
-    if name not in STUDIES:
-        close = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"There is no study '{name}': {hint}There are {', '.join(sorted(STUDIES))}."
-        )
-    return STUDIES[name]
+    return STUDIES.named(name)
 
 
 def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) -> Prepared:

@@ -2,17 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from sordino.errors import UserError
-from sordino.evaluation import Evaluation, Figure, Measure, Perplexity, measure
+from sordino.evaluation import MEASURES, Evaluation, Figure, Measure, Perplexity, measure
 
-# On which side the limit lies of a measure's first figure, which is its most important one.
-_SENSES: dict[str, Literal["<=", ">="]] = {
-    "divergence": "<=",
-    "perplexity": "<=",
-    "zero-shot": ">=",
-}
 _FORM = re.compile(r"\s*([a-z-]+)\s*(<=|>=)\s*([+-]?)(\d*\.?\d+(?:e-?\d+)?)\s*(%?)\s*")
 _EXAMPLES = "divergence<=0.05, perplexity<=+5%, perplexity<=33 or zero-shot>=-1%"
 
@@ -22,7 +15,7 @@ class Budget:
     """A limit on one figure.
 
     Args:
-        measure: "divergence", "perplexity" or "zero-shot".
+        measure: One that declares on which side of its first figure a budget lies.
         limit: The figure's limit; with `relative` its change from the original's, as a share.
         relative: Whether the limit is relative to the original.
     """
@@ -39,7 +32,7 @@ class Budget:
             UserError: It is none.
         """
         found = _FORM.fullmatch(text)
-        if found is None or _SENSES.get(found[1]) != found[2]:
+        if found is None or _sense(found[1]) != found[2]:
             raise UserError(f"--budget {text} is not understood: write it like {_EXAMPLES}.")
         measure, _, sign, digits, percent = found.groups()
         number = float(sign + digits)
@@ -53,7 +46,7 @@ class Budget:
         return cls(measure, number / 100 if percent else number, bool(percent))
 
     def __str__(self) -> str:
-        sense = _SENSES[self.measure]
+        sense = _sense(self.measure)
         if self.relative:
             return f"{self.measure}{sense}{100 * self.limit:+g}%"
         return f"{self.measure}{sense}{self.limit:g}"
@@ -74,4 +67,10 @@ class Budget:
         if self.relative:
             before = 0.0 if figure.before is None else figure.before.value or 0.0
             limit = before * (1 + self.limit)
-        return after - limit if _SENSES[self.measure] == "<=" else limit - after
+        return after - limit if _sense(self.measure) == "<=" else limit - after
+
+
+def _sense(name: str) -> str:
+    """On which side of a measure's first figure a budget lies; "" for no measure of a cost."""
+    kind = MEASURES.get(name)
+    return "" if kind is None else kind.budget
