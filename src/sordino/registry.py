@@ -131,6 +131,15 @@ class Registry(MutableMapping[str, T]):
         )
 
 
+def brought(group: str) -> tuple[str, ...]:
+    """The names of what other packages bring, without loading the kind's own registry.
+
+    Args:
+        group: The plural, such as "measures".
+    """
+    return tuple(sorted({entry.name for entry in entry_points(group=f"sordino.{group}")}))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The beginning of a hint, "did you mean apple? ", or "" where no name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -15,9 +15,14 @@ from sordino.cli.options import (
     print_lines,
 )
 from sordino.errors import UserError
+from sordino.registry import brought
 
 if TYPE_CHECKING:
     from sordino.edits import FileVerification, RowVerification, Verification
+
+    Format = str
+else:
+    Format = Literal["weights", "ia3", "hooks", *brought("formats")]
 
 
 def bake(
@@ -25,7 +30,7 @@ def bake(
     /,
     *expertise: Annotated[Path, Parameter(required=True)],
     output: Output,
-    format: Literal["weights", "ia3", "hooks"] = "weights",
+    format: Format = "weights",
     verify: bool = False,
     allow_other_weights: bool = False,
     texts: str = "kit",

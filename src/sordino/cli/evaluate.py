@@ -14,6 +14,7 @@ from sordino.cli.options import (
     OutputOptions,
     clean_texts,
     print_json,
+    with_others,
 )
 from sordino.errors import UserError
 
@@ -32,10 +33,17 @@ ASKING = "Evaluation: questions (zero-shot)"
 class MeasureOptions:
     """What is measured, and how."""
 
-    measure: tuple[str, ...] = ("toxicity", "perplexity")
-    """toxicity, ordinary-toxicity, diversity, honest, bold (what it writes); perplexity,
-    toxic-perplexity, divergence (how it reads); zero-shot (what it knows); speed; repeat for
-    several."""
+    measure: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help=with_others(
+                "toxicity, ordinary-toxicity, diversity, honest, bold (what it writes); "
+                "perplexity, toxic-perplexity, divergence (how it reads); zero-shot (what it "
+                "knows); speed; repeat for several.",
+                "measures",
+            )
+        ),
+    ] = ("toxicity", "perplexity")
     preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
     """Settings that belong together, each of which can still be given: rtp (25 continuations of 20
     tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
@@ -69,11 +77,19 @@ class MeasureOptions:
     """Sample among the likeliest tokens that hold this share; 1 for all (1)."""
     repetition_penalty: Annotated[float | None, Parameter(group=WRITING)] = None
     """Penalty on tokens seen already; 1 for none (1)."""
-    scorer: Annotated[tuple[str, ...], Parameter(group=JUDGING)] = ("auto",)
-    """Who judges what is written: auto (a classifier of the hub, or from its cache, else
-    alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, wordlist, detoxify,
-    hf:org/name or the folder of a text classifier, or the address of a server; give two to compare
-    them."""
+    scorer: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=JUDGING,
+            help=with_others(
+                "Who judges what is written: auto (a classifier of the hub, or from its cache, "
+                "else alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, "
+                "wordlist, detoxify, hf:org/name or the folder of a text classifier, or the "
+                "address of a server; give two to compare them.",
+                "scorers",
+            ),
+        ),
+    ] = ("auto",)
     lexicon: Annotated[str, Parameter(group=JUDGING)] = "auto"
     """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
     other figures), a .tsv file in HurtLex's layout, or a text file, an entry a line."""

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from sordino import progress
 from sordino.errors import UserError
+from sordino.registry import brought
 
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from sordino.interventions import Dampening
     from sordino.models.open import OpenModel
     from sordino.models.reference import ModelRef
+
+
+def with_others(about: str, group: str) -> str:
+    """The help of an option whose values are names, with those that other packages bring.
+
+    Args:
+        about: The help, which names Sordino's own.
+        group: What they are, such as "measures".
+    """
+    names = ", ".join(brought(group))
+    return f"{about} From other packages: {names}." if names else about
+
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
@@ -53,9 +66,17 @@ class ModelOptions:
 class ConceptOptions:
     """What is turned down."""
 
-    concept: str = "toxicity"
-    """A built-in concept (toxicity, insults); a CSV, TSV, JSON, JSONL or Parquet file; hf:org/name;
-    or a text file of positive sentences, one a line, with --negatives."""
+    concept: Annotated[
+        str,
+        Parameter(
+            help=with_others(
+                "A built-in concept (toxicity, insults, religion, politics); a CSV, TSV, JSON, "
+                "JSONL or Parquet file; hf:org/name; or a text file of positive sentences, one per "
+                "line, with --negatives.",
+                "concepts",
+            )
+        ),
+    ] = "toxicity"
     negatives: Path | None = None
     """Text file of negative sentences, one a line."""
     label: str | None = None
@@ -108,10 +129,17 @@ class ConceptOptions:
 class InterventionOptions:
     """The rule that gives the factors."""
 
-    intervention: str = "aura"
-    """aura (the paper's); contrast (recommended, with --divergence: it removes more at the same
-    cost); selective, stratified, damp, det_zero, mean_shift, linear_transport; or the control
-    shuffled."""
+    intervention: Annotated[
+        str,
+        Parameter(
+            help=with_others(
+                "aura (the paper's); contrast (recommended, with --divergence: it removes more at "
+                "the same cost); selective, stratified, damp, det_zero, mean_shift, "
+                "linear_transport; or the control shuffled.",
+                "rules",
+            )
+        ),
+    ] = "aura"
     strength: float = 1.0
     """0 for no change, 1 for the rule as it is, more to go further the same way."""
     divergence: float | None = None

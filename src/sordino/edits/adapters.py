@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+from sordino.edits.formats import FORMATS, Format
 from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
 from sordino.files import write_json
@@ -27,7 +28,12 @@ CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
+def write_adapter(
+    ref: ModelRef,
+    dampening: Dampening,
+    target: Path,
+    dtype: str = "auto",  # noqa: ARG001 (the vectors are float32)
+) -> dict[str, Any]:
     """Write the adapter's two files into a folder.
 
     The vectors are float32 [neurons, 1], of the sites that change and no others.
@@ -36,6 +42,7 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
         ref: The model that the adapter is for.
         dampening: Factors for its sites.
         target: An empty folder.
+        dtype: Of no meaning here.
 
     Raises:
         UserError: The dampening shifts, or changes nothing, or does not fit the model.
@@ -78,6 +85,7 @@ def write_adapter(ref: ModelRef, dampening: Dampening, target: Path) -> None:
         "inference_mode": True,
     }
     write_json(target / CONFIG, config)
+    return {}
 
 
 def card(record: Mapping[str, Any]) -> str:
@@ -100,3 +108,7 @@ model = PeftModel.from_pretrained(model, "this folder")
 
 `model.merge_and_unload()` writes the factors into its weights.
 """
+
+FORMATS["ia3"] = Format(
+    "as an (IA)³ adapter for PEFT (no weights are here)", write_adapter, card, (_WEIGHTS,)
+)

@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sordino.edits import adapters, gguf_file, gguf_source, safetensors_folder
+from sordino.edits import gguf_file, gguf_source, safetensors_folder
+from sordino.edits.formats import FORMATS, Format
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
@@ -19,7 +20,6 @@ from sordino.edits.provenance import (
     plain_card,
     provenance,
 )
-from sordino.edits.record import Format
 from sordino.errors import UserError
 from sordino.files import is_disk_full, new_file, new_folder, only_one, write_json
 from sordino.interventions import Dampening
@@ -39,7 +39,7 @@ def bake(
     dtype: str = "auto",
     revision: str | None = None,
     allow_other_weights: bool = False,
-    format: Format = "weights",
+    format: str = "weights",
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
@@ -66,7 +66,8 @@ def bake(
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
         format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
-            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md).
+            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md); or one
+            that another package brings.
         finish: Called with the folder (or the file) and the provenance before it takes its name,
             to add to it, such as a README.md with an evaluation.
 
@@ -79,13 +80,14 @@ def bake(
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = claim_model(ref, output, force=force)
     to_file = target.suffix == GGUF
+    written = FORMATS.named(format)
     if to_file and (format != "weights" or dtype != "auto"):
         wanted = f"--format {format} writes a folder"
         reason = f"--dtype {dtype} is for folders" if format == "weights" else wanted
         raise UserError(f"-o {target} names a GGUF file: {reason}.")
-    if dtype != "auto" and (format != "weights" or ref.kind == "folder"):
+    if dtype != "auto" and (not written.is_model or ref.kind == "folder"):
         kept = f"{ref.name} keeps its own dtype"
-        reason = kept if format == "weights" else f"--format {format} writes no weights"
+        reason = kept if written.is_model else f"--format {format} writes no weights"
         raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
     if not allow_other_weights:
         dampening.refuse_other_weights(ref)
@@ -97,15 +99,10 @@ def bake(
                 finish(stage, record)
         return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
-        if format == "weights":
-            done = _write_weights(ref, dampening, stage, dtype)
-            record = provenance(ref, dampening, fingerprint, **done)
-        else:
-            if format == "ia3":
-                adapters.write_adapter(ref, dampening, stage)
-            record = provenance(ref, dampening, fingerprint, format=format)
+        done = written.write(ref, dampening, stage, dtype)
+        record = provenance(ref, dampening, fingerprint, format=format, **done)
         dampening.save(stage / DAMPENING)
-        _write_cards(stage, record)
+        _write_cards(stage, (written.card or plain_card)(record))
         record["files"] = listing(stage)
         write_json(stage / FILE_NAME, record)
         if finish is not None:
@@ -135,6 +132,9 @@ def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str)
     }
 
 
+FORMATS["weights"] = Format("in the weights", _write_weights, is_model=True)
+
+
 def _set_earlier_aside(stage: Path) -> None:
     """Keep what (most likely) an earlier edit left, so that `undo` can bring it back."""
     extras, card, kept = stage / EXTRAS, stage / BASE_CARD, stage / ".earlier"
@@ -149,11 +149,10 @@ def _set_earlier_aside(stage: Path) -> None:
     kept.rename(stage / EARLIER)
 
 
-def _write_cards(stage: Path, record: dict[str, Any]) -> None:
+def _write_cards(stage: Path, text: str) -> None:
     card = stage / "README.md"
     if card.exists():
         shutil.move(card, stage / BASE_CARD)
-    text = adapters.card(record) if record["written_as"] == "ia3" else plain_card(record)
     card.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.edits import gguf_record
-from sordino.edits.record import FORMAT, Format, parse_provenance
+from sordino.edits.formats import FORMATS
+from sordino.edits.record import FORMAT, parse_provenance
 from sordino.errors import UserError
 from sordino.files import today
 from sordino.folders import Folders
@@ -42,7 +43,7 @@ def provenance(
     settings: Mapping[str, bool] | None = None,
     added: Sequence[str] = (),
     *,
-    format: Format = "weights",
+    format: str = "weights",
     quantised: Mapping[str, Any] | None = None,
     rewritten: Sequence[str] = (),
     not_copied: Sequence[str] = (),
@@ -127,11 +128,8 @@ def plain_card(record: Mapping[str, Any]) -> str:
     record = Folders.of_record(record).cleaned(record)
     concept = str(record["expertise"].get("concept", "a concept"))
     model = record["model"]["name"]
-    where = {
-        "weights": "in the weights",
-        "ia3": "as an (IA)³ adapter for PEFT (no weights are here)",
-        "hooks": f"in `{DAMPENING}`, to be put on the model by hooks (no weights are here)",
-    }[record["written_as"]]
+    written = FORMATS.get(record["written_as"])
+    where = f"as {line(record['written_as'])}" if written is None else written.where
     return (
         f"# {line(Path(model).name)}, dampened\n\n"
         f"{line(model)} with the neurons that recognise **{line(concept)}** dampened by "

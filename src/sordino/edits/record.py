@@ -10,9 +10,6 @@ from sordino.records import Count, Site, parse_format
 
 FORMAT = "sordino-provenance-1"
 
-Format = Literal["weights", "ia3", "hooks"]
-"""What a dampening is written as: into weights, as an (IA)³ adapter, as factors alone."""
-
 
 class _Model(BaseModel):
     name: str
@@ -46,7 +43,7 @@ class Provenance(Origin):
     sordino_version: str
     created: str
     model: _Model
-    written_as: Format
+    written_as: str
     neurons: Count
     changed: Count
     sites: dict[Site, _Changes]

@@ -12,6 +12,7 @@ from typing import Any
 
 from sordino.edits import gguf_record, is_dampened, read_provenance
 from sordino.edits.baking import BASE_CARD
+from sordino.edits.formats import FORMATS
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
@@ -163,7 +164,8 @@ class _Output:
         self._source, self._stage, self._about, self._samples = source, stage, about, samples
         self._is_file = source.suffix == GGUF
         record = read_provenance(source)
-        self._found = Bundle("model" if record["written_as"] == "weights" else "adapter")
+        self._written = FORMATS.named(record["written_as"])
+        self._found = Bundle("model" if self._written.is_model else "adapter")
         # By their path in the repository, of which `sordino/` lies beside a GGUF file.
         self._here: dict[str, Path] = {}
         if self._is_file:
@@ -210,11 +212,10 @@ class _Output:
         Raises:
             UserError: One of them is not there as a file of the folder.
         """
-        if self._is_file or self._record["written_as"] == "hooks":
+        if self._is_file:
             return set()
-        if self._record["written_as"] == "ia3":
-            names = {"adapter_model.safetensors"}
-        else:
+        names = set(self._written.files)
+        if self._written.is_model:
             names = {f.name for f in ModelRef("", "folder", self._source).weight_files}
         for name in sorted(names - self._here.keys()):
             raise UserError(

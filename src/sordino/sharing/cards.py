@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sordino import hub
-from sordino.edits import adapters
+from sordino.edits.formats import FORMATS
 from sordino.edits.provenance import plain_card
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
@@ -79,10 +79,9 @@ def made(
         base_card: The original's card; "" where it has none.
         file: The GGUF file's name, of a model that is one.
     """
-    if record["written_as"] == "ia3":
-        return [adapters.card(record)]
-    if record["written_as"] == "hooks":
-        return [plain_card(record)]
+    written = FORMATS.named(record["written_as"])
+    if not written.is_model:
+        return [(written.card or plain_card)(record)]
     found = [model_card(record, one, base_card, file) for one in (evaluation, None)]
     return [*found, plain_card(record)]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from sordino import progress as show
 from sordino.edits import baking
-from sordino.edits.record import Format
 from sordino.errors import UserError
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.interventions import Dampening
@@ -93,7 +92,7 @@ def bake(
     dtype: str = "auto",
     revision: str | None = None,
     allow_other_weights: bool = False,
-    format: Format = "weights",
+    format: str = "weights",
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
