@@ -6,68 +6,76 @@ RUNS ?= 1000000
 
 .PHONY: demo results studies bench test test-slow fuzz lint format docs notebooks pictures screenshots dist clean
 
-$(BIN)/.ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# What `make demo` needs: the core, and what draws the page. Everything else is added by .dev.
+$(BIN)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) --editable ".[report]"
 	touch $@
 
-demo: $(BIN)/.ready  ## the whole job on a small real model; goes on where it was interrupted
+$(BIN)/.dev: $(BIN)/.core
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+demo: $(BIN)/.core  ## the whole job on a small real model; goes on where it was interrupted
 	$(BIN)/sordino run kit:smollm2 --concept insults --intervention contrast --divergence 0.05 \
 		--beside aura --attribution-per-class 400 --prompts kit --max-prompts 300 \
 		--scorer alt-profanity-check --output $(OUT)/quiet
 
-results: $(BIN)/.ready  ## docs/results.md from nothing, in hours; goes on where it was interrupted
+results: $(BIN)/.dev  ## docs/results.md from nothing, in hours; goes on where it was interrupted
 	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
 		--output $(OUT)/results --markdown docs/results.md
 
 STUDY = $(BIN)/sordino study $$study kit:smollm2 $(1) --concept insults --dtype bfloat16 \
 		--max-prompts 300 --output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
 
-studies: $(BIN)/.ready  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
+studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
 	for study in ranking soft-or-hard attention concepts; do $(call STUDY,kit:gemma3); done
 	for study in ingredients layers subset data prompting diversity dtype overhead; do $(STUDY); done
 	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
 	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done
 
-bench: $(BIN)/.ready  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
+bench: $(BIN)/.dev  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
 	$(BIN)/python -m benchmarks $(BENCH)
 
-test: $(BIN)/.ready  ## the default tests, with coverage
+test: $(BIN)/.dev  ## the default tests, with coverage
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term:skip-covered
 
-test-slow: $(BIN)/.ready  ## the tests that take minutes each
+test-slow: $(BIN)/.dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 docs/notebooks
 
-fuzz: $(BIN)/.ready  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
+fuzz: $(BIN)/.dev  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
+	$(INSTALL) --editable ".[fuzz]"
 	for target in gguf safetensors index; do $(BIN)/python tests/fuzz $$target $(RUNS) || exit 1; done
 
-lint: $(BIN)/.ready  ## lint, format check, strict types
+lint: $(BIN)/.dev  ## lint, format check, strict types, layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-docs: $(BIN)/.ready  ## the site in site/; a dead link or anchor is an error
+docs: $(BIN)/.dev  ## the site in site/; a dead link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-pictures: $(BIN)/.ready  ## the drawings of docs/idea.md
+pictures: $(BIN)/.dev  ## the drawings of docs/idea.md
 	$(BIN)/python -m tools.pictures
 
-notebooks: $(BIN)/.ready  ## runs the notebooks and keeps what they gave
+notebooks: $(BIN)/.dev  ## runs the notebooks and keeps what they gave
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 --overwrite docs/notebooks
 	$(BIN)/python -m tools.notebooks
 
 screenshots: docs  ## the pages in both themes, of what `make demo` made; needs Chromium
 	$(BIN)/python -m tools.screenshots $(OUT)/quiet $(PAGES)
 
-format: $(BIN)/.ready
+format: $(BIN)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-dist: $(BIN)/.ready  ## the wheel and the source archive, checked
+dist: $(BIN)/.dev  ## the wheel and the source archive, checked
 	rm -rf dist
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dist]"
+	$(INSTALL) --editable ".[dist]"
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python tests/distribution.py dist

@@ -40,6 +40,12 @@ def test_as_json(capsys):
         (["numpy>=2", "numpy>=99"], "packages", "missing", "pip install --upgrade sordino"),
         (["nowhere>=1; extra == 'far'"], "extra far", "optional", "pip install 'sordino[far]'"),
         (["numpy>=2; extra == 'near'"], "extra near", "good", ""),
+        (
+            ["nowhere>=1; extra == 'far'", "sordino[far]; extra == 'near'"],
+            "extra near",
+            "optional",
+            "pip install 'sordino[near]'",
+        ),
     ],
 )
 def test_packages(monkeypatch, lines, about, state, mend):

@@ -171,7 +171,7 @@ def test_without_peft_verify_says_what_to_install(tmp_path, monkeypatch):
     dampening = dampening_of(model)
     bake(folder, dampening, tmp_path / "adapter", format="ia3")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"pip install sordino\[peft\]"):
+    with pytest.raises(UserError, match=r'pip install "sordino\[peft\]"'):
         verify(folder, dampening, tmp_path / "adapter", device="cpu")
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -22,6 +22,7 @@ from sordino.kit.manifest import cache_folder
 from sordino.version import __version__
 
 _ROOM = 5 * 2**30
+_NOT_FOR_USERS = ("all", "dev", "dist", "docs", "fuzz")  # "all" is the sum of the others
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ def _packages() -> Iterator[Finding]:
     by_extra: dict[str, list[Requirement]] = {"": []}
     for line in requires("sordino") or []:
         requirement = Requirement(line)
-        extra = _extra(requirement)
-        if extra not in ("dev", "dist", "fuzz"):
-            by_extra.setdefault(extra, []).append(requirement)
-    for extra, wanted in by_extra.items():
+        by_extra.setdefault(_extra(requirement), []).append(requirement)
+    for extra in [name for name in by_extra if name not in _NOT_FOR_USERS]:
+        wanted = list(_with_parts(extra, by_extra))
         lacking = [str(one.name) + str(one.specifier) for one in wanted if not _is_there(one)]
         if not extra:
             main = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
@@ -79,6 +79,16 @@ def _packages() -> Iterator[Finding]:
             )
         else:
             yield Finding(f"extra {extra}", "good", "installed")
+
+
+def _with_parts(extra: str, by_extra: Mapping[str, list[Requirement]]) -> Iterator[Requirement]:
+    """What an extra asks for, with what the extras ask for that it names."""
+    for requirement in by_extra.get(extra, []):
+        if requirement.name == "sordino":
+            for part in sorted(requirement.extras):
+                yield from _with_parts(part, by_extra)
+        else:
+            yield requirement
 
 
 def _extra(requirement: Requirement) -> str:

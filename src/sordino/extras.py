@@ -4,12 +4,18 @@ from importlib.util import find_spec
 
 from sordino.errors import UserError
 
+_REPORT = ("altair", "vl_convert")
+
 PACKAGES = {
     "chat": ("starlette", "uvicorn"),
     "datasets": ("datasets",),
+    "parquet": ("pyarrow",),
     "peft": ("peft",),
-    "replay": ("duckdb",),
-    "tune": ("optuna",),
+    "quantised": ("bitsandbytes", "compressed_tensors"),
+    "replay": ("duckdb", "pyarrow", *_REPORT),
+    "report": _REPORT,
+    "tox-block": ("h5py",),
+    "tune": ("optuna", *_REPORT),
     "zero-shot": ("lm_eval", "datasets"),
 }
 """What each optional part imports, by the name of the extra that installs it."""
@@ -27,8 +33,11 @@ def require(extra: str, what: str) -> None:
         extra: The part, a key of `PACKAGES`.
         what: What needs it, as the subject of a sentence.
     """
-    if missing := lacking(extra):
+    missing = lacking(extra)
+    if missing:
+        packages = "the package" if len(missing) == 1 else "the packages"
+        verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"{what} needs the package {' and '.join(missing)}, which is not installed: "
+            f"{what} needs {packages} {' and '.join(missing)}, which {verb} not installed: "
             f'pip install "sordino[{extra}]".'
         )

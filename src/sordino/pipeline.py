@@ -35,6 +35,7 @@ from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
+from sordino.extras import require
 from sordino.files import (
     clear_staging,
     drop_link,
@@ -158,7 +159,15 @@ def run(
 
     Raises:
         UserError: An input cannot be used.
+
+    Example:
+        >>> perplexity = sordino.Perplexity("prose.txt", max_texts=8)
+        >>> settings = sordino.RunSettings(measures=[perplexity])
+        >>> result = sordino.run("tiny", concept, "ran", settings)
+        >>> result.page.name
+        'report.html'
     """
+    require("report", "The page of a run")
     chosen = settings or RunSettings()
     by_divergence = chosen.divergence is not None
     RULES.named(chosen.intervention).read(chosen.settings, sized=by_divergence)
@@ -262,9 +271,9 @@ class _Steps:
             )
             write_json(self._size, {"dial": found.dial})
             self._steps.done("size", self._size)
+        sizes = family(expertise, chosen.intervention, **chosen.settings)
         return sizes(read_json(self._size)["dial"])
 
-        sizes = family(expertise, chosen.intervention, **chosen.settings)
     def exemplars(self, expertise: Expertise) -> list[Exemplar]:
         kind = TypeAdapter(list[Exemplar])
         if not self._steps.holds("exemplars", self._exemplars):

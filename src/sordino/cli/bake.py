@@ -76,6 +76,7 @@ def bake(
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
     from sordino.edits import verify_file
+    from sordino.extras import require
     from sordino.models.reference import resolve
     from sordino.outputs import GGUF_MODEL, MODEL, claim_output
     from sordino.progress import note
@@ -83,6 +84,8 @@ def bake(
     with printing.in_force():
         if verify and format == "hooks":
             raise UserError("--format hooks writes nothing that --verify could compare.")
+        if verify and format == "ia3":
+            require("peft", "The comparison of an adapter")
         kind = GGUF_MODEL if output.suffix == ".gguf" else MODEL
         claim_output(output, kind, force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)

@@ -17,6 +17,7 @@ from sordino.concepts.text_files import (
     split_lines,
 )
 from sordino.errors import UserError
+from sordino.extras import require
 from sordino.files import parse_json, printable
 
 
@@ -125,6 +126,7 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _read_parquet(path: Path, shown: str) -> Table:
+    require("parquet", f"{shown} is Parquet and")
     import pyarrow
     from pyarrow import parquet
 

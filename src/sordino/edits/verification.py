@@ -14,6 +14,7 @@ from sordino.edits import adapters
 from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
+from sordino.extras import require
 from sordino.interventions import Dampening
 from sordino.models.open import ALL_GPUS, DTYPES, OpenModel, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -211,12 +212,9 @@ def _largest(values: Tensor) -> float:
 
 
 def _adapted(model: PreTrainedModel, adapter: str | Path) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise UserError(
-            "An adapter is compared through PEFT, which is not here: pip install sordino[peft]."
-        ) from None
+    require("peft", "The comparison of an adapter")
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(model, str(adapter))
 
 

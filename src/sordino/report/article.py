@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sordino.extras import require
 from sordino.files import new_file, today
 from sordino.report.page import environment, looks, plain_spec
 from sordino.version import __version__
@@ -121,6 +122,7 @@ def write_html(article: Article, path: Path) -> None:
 
 def write_markdown(article: Article, path: Path) -> None:
     """Write the page as Markdown, with its charts as SVG files beside it."""
+    require("report", "A page's chart")
     import vl_convert
 
     for chart in _charts(article):

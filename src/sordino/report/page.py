@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sordino.evaluation import Row
+from sordino.extras import require
 from sordino.files import new_file
 from sordino.report import figures, outcome, summary, tables
 from sordino.report.exemplars import Excerpt, Exemplar
@@ -168,6 +169,7 @@ def looks() -> dict[str, Markup]:
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that can stand inside a page."""
+    require("report", "A page")
     import vl_convert
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

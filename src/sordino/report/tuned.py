@@ -3,8 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
-import altair as alt
-
+from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits

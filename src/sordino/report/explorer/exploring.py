@@ -9,6 +9,7 @@ from sordino.concepts.built_in import BUILT_IN
 from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.extras import require
 from sordino.files import new_file, user_path
 from sordino.models.open import DTYPES, OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -96,6 +97,7 @@ def explore(
     Raises:
         UserError: An input cannot be used, or `output` exists and `force` is not set.
     """
+    require("report", "The page of an expertise")
     if top < 0 or sentences < 1:
         raise UserError("--top takes 0 or more, and --sentences 1 or more.")
     read = [given for given in (subject, second, model) if isinstance(given, str | Path)]
