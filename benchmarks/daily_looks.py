@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sordino.evaluation.statistics import Floats
-from sordino.replay.sequential import boundary
+from sordino.replaying.sequential import boundary
 
 _AT_ONCE = 500
 

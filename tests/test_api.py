@@ -1,14 +1,23 @@
 """The public functions: what the command line does, from Python."""
 
+import contextlib
+import doctest
+import inspect
+import io
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 import sordino
 from conftest import sentences
+from families import tiny_model, tiny_tokenizer
 from sordino.evaluation.texts import choose, read_texts
 from sordino.interventions import Dampening
 from sordino.tuning.calibration import TEXTS, clean_texts, dampening_of, sized
+from stub_server import said
+from test_reproduction import TINY
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +62,8 @@ def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
     """The three of the command line, and the function."""
     opened, _, _ = found
     model, texts = str(opened.ref.path), prose(tmp_path / "prose.txt", 7)
-    lines = [
-        f'{{"text": "{text}", "label": {number % 2}}}'
-        for number, text in enumerate(sentences(40, 3))
-    ]
-    (tmp_path / "calm.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(sentences(40, 3))]
+    (tmp_path / "calm.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     call = call_in(tmp_path)
     divergence = ["--divergence", "0.01", "--texts", texts, "--seed", "3"]
     measured = ["--measure", "divergence"]
@@ -107,3 +113,68 @@ def test_what_a_dampening_is_made_of(found, tmp_path):
         sordino.make_dampening(opened, expertise, strength=2, divergence=0.1)
     with pytest.raises(sordino.UserError, match="nothing to dampen"):
         dampening_of([])
+
+
+COMMANDS = [
+    *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
+    *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening"),
+]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The folder in which the examples of docstrings are run, and the names that they know."""
+    folder = tmp_path_factory.mktemp("examples")
+    tiny_model("llama").save_pretrained(folder / "tiny")
+    tiny_tokenizer().save_pretrained(folder / "tiny")
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(sentences(50, 3))]
+    lines = {
+        "calm.jsonl": map(json.dumps, rows),
+        "prose.txt": sentences(TEXTS + 45, 7),
+        "prompts.txt": sentences(44, 5, longest=4),
+        "requests.jsonl": (json.dumps({"prompt": text}) for text in sentences(4, 6)),
+    }
+    for name, given in lines.items():
+        (folder / name).write_text("\n".join(given) + "\n", "utf-8")
+    (folder / "tiny.toml").write_text(TINY.format(model=str(folder / "tiny")))
+    concept = sordino.load_concept(folder / "calm.jsonl")
+    file = folder / "calm.expertise.safetensors"
+    expertise = sordino.find_experts(folder / "tiny", concept, output=file)
+    sordino.bake(folder / "tiny", expertise, folder / "quiet")
+    return folder, {"sordino": sordino, "concept": concept, "expertise": expertise}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command(name, example, monkeypatch, serve):
+    function = getattr(sordino, name)
+    assert callable(function)
+    assert name in sordino.__all__
+    folder, names = example
+    known = dict(names)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # a conversation that is over at once
+    addresses = iter([serve(quiet).address for _ in range(2)]) if name == "replay" else iter(())
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(function))
+    assert examples
+    for one in examples:
+        source = re.sub(r"http://[\d.:]+/v1", lambda _: next(addresses), one.source)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(source, name, "single"), known)
+        if one.want:
+            assert out.getvalue() == one.want
+
+
+def quiet(path, body):
+    """A server that says the same to all."""
+    return None if path == "/models" else said("quiet")
+
+
+def test_every_command_of_the_command_line_is_a_function():
+    from sordino.cli.app import app
+
+    commands = {name for name in app if not name.startswith("-")} - {"kit"}
+    assert {"find_experts" if name == "find" else name for name in commands} <= {*COMMANDS}
+    listed = (Path(__file__).parents[1] / "docs/api.md").read_text("utf-8")
+    for name in COMMANDS:
+        assert re.search(rf"^::: sordino\.{name}$", listed, re.MULTILINE), name

@@ -27,9 +27,9 @@ from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerFast
 
 from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
-from sordino.chat import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
-from sordino.chat.conversation import Answer, Conversation, prompt_ids
-from sordino.chat.terminal import HELP, _printable
+from sordino.chatting import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
+from sordino.chatting.conversation import Answer, Conversation, prompt_ids
+from sordino.chatting.terminal import HELP, _printable
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from families import random_factors, tiny_folder
-from sordino.chat import Settings, open_duet, server
+from sordino.chatting import Settings, open_duet, server
 from sordino.interventions import Dampening
 from sordino.models.open import open_model
 from sordino.models.sites import find_sites

@@ -20,9 +20,9 @@ import requests
 from rich.console import Console
 
 from families import random_factors, tiny_folder
-from sordino.chat import SIDES, Duet, Said, Settings, Turn, connections, open_duet, server
-from sordino.chat.background import Background, Ended
-from sordino.chat.terminal import Session
+from sordino.chatting import SIDES, Duet, Said, Settings, Turn, connections, open_duet, server
+from sordino.chatting.background import Background, Ended
+from sordino.chatting.terminal import Session
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.open import open_model
@@ -357,7 +357,7 @@ def test_ctrl_c_ends_the_page_while_nothing_can_be_stopped(here, tmp_path):
     script = tmp_path / "stuck.py"
     script.write_text(
         "import time\n"
-        "from sordino.chat import Duet\n"
+        "from sordino.chatting import Duet\n"
         "Duet._judged = lambda *_: time.sleep(999)\n"
         "from sordino.cli.app import main\n"
         "main()\n"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from families import tiny_folder, tiny_model, tiny_tokenizer
-from sordino.chat import Settings, Turn, conversation, open_duet
-from sordino.chat.conversation import Answer, prompt_ids
+from sordino.chatting import Settings, Turn, conversation, open_duet
+from sordino.chatting.conversation import Answer, prompt_ids
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models import chat_template

@@ -5,7 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from sordino import doctor, hub
+from sordino import examination as doctor
+from sordino import hub
 from sordino.cli.app import main
 
 

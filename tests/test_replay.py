@@ -23,9 +23,9 @@ from sordino.evaluation import scorers
 from sordino.evaluation.endpoint import Access, Server
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.statistics import Estimate
-from sordino.replay import Look, ReplayOutcome, outcome_of
-from sordino.replay.log import CHAT, PLAIN, read_log
-from sordino.replay.store import Pairs
+from sordino.replaying import Look, ReplayOutcome, outcome_of
+from sordino.replaying.log import CHAT, PLAIN, read_log
+from sordino.replaying.store import Pairs
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
 from stub_server import refused, said

@@ -8,8 +8,8 @@ from scipy.integrate import quad
 
 from benchmarks.daily_looks import TRAFFIC, look_daily, table
 from sordino.evaluation.statistics import LEVEL
-from sordino.replay import sequential
-from sordino.replay.sequential import boundary, confidence_sequence, log_mixture
+from sordino.replaying import sequential
+from sordino.replaying.sequential import boundary, confidence_sequence, log_mixture
 
 RHO = sequential._RHO
 

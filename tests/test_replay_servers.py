@@ -14,7 +14,7 @@ from sordino.edits import bake
 from sordino.evaluation import scorers
 from sordino.interventions import Dampening
 from sordino.models.open import open_model
-from sordino.replay import ReplayOutcome
+from sordino.replaying import ReplayOutcome
 from stub_server import Stub, said
 from tiny_gguf import tiny_of
 from traffic import rows, traffic

@@ -28,7 +28,7 @@ from sordino.evaluation.honest import read_templates
 from sordino.evaluation.lexicon import Lexicon
 from sordino.evaluation.texts import Text, read_texts
 from sordino.evaluation.writing import pre_prompt_text
-from sordino.replay.log import CHAT, PLAIN, read_log
+from sordino.replaying.log import CHAT, PLAIN, read_log
 
 # Text with all that a file format could stumble over; a lone surrogate is no text.
 TEXT = st.text(

@@ -21,7 +21,8 @@ from sordino.tuning import search as search_module
 from sordino.tuning.budget import Budget
 from sordino.tuning.calibration import SHORTFALL, clean_texts
 from sordino.tuning.lab import Lab, Trial
-from sordino.tuning.search import TuneSettings, tune
+from sordino.tuning.search import TuneSettings
+from sordino.tuning.search import search as tune
 from test_evaluation import NeutralScorer
 
 PROSE = sentences(30, 7, longest=20)

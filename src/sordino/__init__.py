@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import diff, undo, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
+    from sordino.examination import Finding, doctor
     from sordino.expertise import AttributionSettings, Expertise, SweepSettings, find_experts
     from sordino.interventions import (
         Affine,
@@ -47,41 +48,60 @@ if TYPE_CHECKING:
         shuffled,
         stratified,
     )
+    from sordino.jobs.chat import chat
+    from sordino.jobs.inspect import Inspection, inspect
+    from sordino.jobs.replay import ReplayResult, replay
+    from sordino.jobs.study import StudyResult, study
+    from sordino.jobs.tune import TuneResult, tune
     from sordino.models import OpenModel, Site, open_model
     from sordino.pipeline import RunResult, RunSettings, run
+    from sordino.replaying import ReplaySettings
     from sordino.report.explorer import Explored, explore
+    from sordino.reproduction.reproduce import Changes, reproduce
     from sordino.sharing import Pushed, push
+    from sordino.studies import Plan
     from sordino.tuning.baking import bake, make_dampening
 
 __all__ = [
     "Affine",
     "AttributionSettings",
+    "Changes",
     "Concept",
     "Dampening",
     "Evaluation",
     "Expertise",
     "Explored",
+    "Finding",
+    "Inspection",
     "OpenModel",
     "Perplexity",
+    "Plan",
     "Pushed",
+    "ReplayResult",
+    "ReplaySettings",
     "RunResult",
     "RunSettings",
     "Site",
+    "StudyResult",
     "SweepSettings",
     "Toxicity",
+    "TuneResult",
     "UserError",
     "__version__",
     "aura",
     "bake",
+    "chat",
     "compose",
     "contrast",
     "damp",
     "dampen",
     "det_zero",
     "diff",
+    "doctor",
     "evaluate",
     "explore",
     "find_experts",
+    "inspect",
     "intervention",
     "linear_transport",
     "load_concept",
@@ -89,10 +109,14 @@ __all__ = [
     "mean_shift",
     "open_model",
     "push",
+    "replay",
+    "reproduce",
     "run",
     "selective",
     "shuffled",
     "stratified",
+    "study",
+    "tune",
     "undo",
     "verify",
 ]
@@ -106,10 +130,19 @@ _HOMES = {
         *("Affine", "Dampening", "aura", "compose", "contrast", "damp", "dampen", "det_zero"),
         *("intervention", "linear_transport", "mean_shift", "selective", "shuffled", "stratified"),
     ),
+    "examination": ("Finding", "doctor"),
+    "jobs.chat": ("chat",),
+    "jobs.inspect": ("Inspection", "inspect"),
+    "jobs.replay": ("ReplayResult", "replay"),
+    "jobs.study": ("StudyResult", "study"),
+    "jobs.tune": ("TuneResult", "tune"),
     "models": ("OpenModel", "Site", "open_model"),
     "pipeline": ("RunResult", "RunSettings", "run"),
+    "replaying": ("ReplaySettings",),
     "report.explorer": ("Explored", "explore"),
+    "reproduction.reproduce": ("Changes", "reproduce"),
     "sharing": ("Pushed", "push"),
+    "studies": ("Plan",),
     "tuning.baking": ("bake", "make_dampening"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,21 +1,16 @@
 """`sordino chat`."""
 
-import contextlib
 import os
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sordino.cli.options import InterventionOptions, ModelOptions
-from sordino.errors import UserError
+from sordino.cli.options import InterventionOptions, ModelOptions, clean_texts
 
 if TYPE_CHECKING:
-    from sordino.chat import Settings
-    from sordino.interventions import Dampening
-    from sordino.models.open import OpenModel
+    from sordino.chatting import Settings
 
 
 @Parameter(name="*", group="Answers")
@@ -40,7 +35,7 @@ class AnswerOptions:
 
     def settings(self, strength: float) -> "Settings":
         """These, with the strength of the edit."""
-        from sordino.chat import Settings
+        from sordino.chatting import Settings
         from sordino.evaluation.writing import pre_prompt_text
 
         return Settings(
@@ -115,61 +110,37 @@ def chat(
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     """
-    from sordino.chat.opening import is_edit_file, open_duet
-    from sordino.extras import require
-    from sordino.files import user_path
-    from sordino.progress import note
+    from sordino.jobs.chat import chat as talk
 
-    if not terminal:
-        require("chat", "The page (--terminal does without)")
-    settings = answers.settings(1.0 if rule.divergence else rule.strength)
-    if replace(rule, strength=1.0) != InterventionOptions() and not is_edit_file(user_path(quiet)):
-        raise UserError(
-            f"--intervention, --divergence and --set are for expertise files, and {quiet} is none."
-        )
-    listening = None
-    if not terminal:
-        from sordino.chat import server
+    def ready(address: str) -> None:
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        if browser.open and _has_windows():
+            import webbrowser
 
-        listening = server.listen(browser.host, browser.port)
+            webbrowser.open(address)
 
-    def make(opened: "OpenModel", file: Path) -> "Dampening":
-        # Without a divergence, the strength is the slider's.
-        made = rule if rule.divergence is not None else replace(rule, strength=1.0)
-        return made.dampening(opened, [file], texts=texts, seed=answers.seed, opening=opening)
-
-    duet = open_duet(
+    busy = talk(
         original,
         quiet,
-        make=make,
+        answers.settings(1.0 if rule.divergence else rule.strength),
+        intervention=rule.intervention,
+        settings=rule.settings(),
+        divergence=rule.divergence,
+        texts=clean_texts(texts),
+        terminal=terminal,
         plain=plain,
         scorer=judging.scorer,
         toxic_label=judging.toxic_label,
         judge_refusal=judging.judge_refusal,
+        host=browser.host,
+        port=browser.port,
+        ready=ready,
         device=opening.device,
         dtype=opening.dtype,
         revision=opening.revision,
+        sites=opening.sites,
     )
-    if duet.why_two and rule.strength != 1:
-        raise UserError(f"--strength cannot be set for a model of its own. {duet.why_two}")
-    if duet.why_two:
-        note(f"two models are open, and there is no slider. {duet.why_two}")
-    if listening is None:
-        from sordino.chat.terminal import converse
-
-        converse(duet, settings)
-        return
-    address = server.address(listening, browser.host)
-    print(f"{address}  (Ctrl-C ends it)", flush=True)
-    if browser.open and _has_windows():
-        import webbrowser
-
-        webbrowser.open(address)
-    serving = server.Server(duet, settings, browser.host)
-    with contextlib.suppress(KeyboardInterrupt):
-        serving.run(sockets=[listening])
-    note("\nended")
-    if serving.busy:  # nobody waits for the token that is being made
+    if busy:  # nobody waits for the token that is being made
         os._exit(0)
 
 

@@ -17,10 +17,11 @@ def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
         Look instead at each model, scorer and data set that Sordino takes from the hub by itself:
         whether the hub has it with the files, columns and terms that are expected.
     """
-    from sordino.doctor import examine, examine_hub, is_well
+    from sordino.examination import doctor as look
+    from sordino.examination import is_well
 
     with printing.in_force():
-        findings = list(examine_hub() if hub else examine())
+        findings = look(hub=hub)
     if printing.json:
         print_json([asdict(finding) for finding in findings])
     else:

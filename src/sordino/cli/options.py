@@ -151,7 +151,7 @@ class InterventionOptions:
 
     def dampening(
         self,
-        model: "ModelRef | OpenModel | None",
+        model: "ModelRef",
         files: Sequence[Path],
         *,
         texts: str = "kit",
@@ -161,28 +161,20 @@ class InterventionOptions:
         """What the files give by this rule, one after the other.
 
         Args:
-            model: On which a divergence is measured; None where none can be.
+            model: On which a divergence is measured.
             files: Expertise or dampening files.
             texts: Ordinary text for that.
             seed: Of the choice among it.
             opening: How the model is opened for that.
         """
         from sordino.tuning.baking import make_dampening
-        from sordino.tuning.calibration import dampening_of
 
-        settings = self.settings()
-        if self.divergence is None:
-            return dampening_of(files, self.intervention, strength=self.strength, settings=settings)
-        if model is None:
-            raise UserError(
-                "--divergence is measured on a model while it is baked or evaluated: leave it out, "
-                "or give the rule's own size with --set."
-            )
         return make_dampening(
             model,
             files,
             self.intervention,
-            settings=settings,
+            strength=self.strength,
+            settings=self.settings(),
             divergence=self.divergence,
             texts=clean_texts(texts),
             seed=seed,

@@ -1,6 +1,6 @@
 """`sordino replay`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cyclopts import Parameter
@@ -71,17 +71,10 @@ def replay(
     seed
         Seed of the draw, and of the servers' sampling.
     """
-    from sordino.evaluation.endpoint import Server
-    from sordino.extras import require
-    from sordino.files import only_one, private_files, write_json
-    from sordino.outputs import PAGE, REPLAY, claim_output
-    from sordino.replay import ReplaySettings, Store, about, outcome_of
-    from sordino.replay import replay as carry_out
-    from sordino.replay.store import was_redacted
-    from sordino.report.article import write_html
-    from sordino.report.replay import replay_answer, replay_article
+    from sordino.jobs.replay import replay as ask
+    from sordino.replaying import ReplaySettings
 
-    with printing.in_force(), private_files():
+    with printing.in_force():
         settings = ReplaySettings(
             max_tokens,
             fraction,
@@ -91,60 +84,29 @@ def replay(
             judging.judge_refusal,
             seed,
         )
-        require("replay", "A replay")
-        if not logs:
-            raise UserError("There is nothing to replay: give the log of a service, a .jsonl file.")
-        if len(servers.endpoint) != 2:
+        if logs and len(servers.endpoint) != 2:
             raise UserError(
                 f"--endpoint is given {len(servers.endpoint)} times: give it twice, the original "
                 "server's first."
             )
-        models = _of_both("--served-model", servers.served_model)
-        keys = _of_both("--api-key-env", servers.api_key_env)
-        database, figures, page = (output / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
-        # What a server says can quote what it was sent.
-        quote = not (redact or was_redacted(database))
-        asked = [
-            Server(
-                address,
-                model,
-                replace(servers.access(key), quote=quote),
-                flag="--endpoint",
-                model_flag="--served-model",
-            )
-            for address, model, key in zip(servers.endpoint, models, keys, strict=True)
-        ]
-        for path, kind in {figures: REPLAY, page: PAGE}.items():
-            claim_output(path, kind, force=True, inputs=logs)
-        with only_one(figures):
-            scorer = settings.open_scorer(replace(servers.access(None), quote=quote))
-            known = about(asked, scorer, settings)
-            store = Store(database, known, redact=redact)
-            try:
-                carry_out(logs, asked, scorer, store, settings)
-                outcome = outcome_of(
-                    store.pairs(),
-                    servers=(known["endpoint A"], known["endpoint B"]),
-                    scorer={**scorer.record(), "limits": scorer.limits},
-                    settings={
-                        name: known[name] for name in ("seed", "max_tokens", "fraction", "chat")
-                    },
-                    redacted=store.redacted,
-                    prompts=store.prompts(),
-                    missing=store.missing(),
-                )
-            finally:
-                store.close()
-            write_json(figures, outcome.model_dump(mode="json"))
-            article = replay_article(outcome, str(database), typed.command())
-            write_html(article, page)
+        found = ask(
+            logs,
+            servers.endpoint,
+            output,
+            settings=settings,
+            models=_of_both("--served-model", servers.served_model),
+            keys=_of_both("--api-key-env", servers.api_key_env),
+            access=servers.access(None),
+            redact=redact,
+            command=typed.command(),
+        )
     if printing.json:
-        print_json({"page": str(page), **outcome.model_dump(mode="json")})
+        print_json({"page": str(found.page), **found.outcome.model_dump(mode="json")})
         return
-    for line in replay_answer(outcome):
+    for line in found.answer:
         print(line)
-    print(f"\nthe answers:      {database}")
-    print(f"the page to open: {page}")
+    print(f"\nthe answers:      {found.database}")
+    print(f"the page to open: {found.page}")
 
 
 def _of_both(flag: str, given: tuple[str, ...]) -> tuple[str | None, str | None]:

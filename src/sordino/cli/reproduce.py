@@ -61,7 +61,7 @@ def reproduce(
 
         recipe = recipe_named(name)
         changes = Changes(model, concept, scorer, max_prompts, device)
-        found, page = carry_out(recipe, output or Path(recipe.name), changes, typed.command())
+        found, page = carry_out(recipe, output, changes, typed.command())
     if printing.json:
         print_json({"page": str(page), **found.model_dump(mode="json")})
         return

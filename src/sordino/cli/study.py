@@ -1,8 +1,6 @@
 """`sordino study`."""
 
-import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ from sordino.cli.options import (
     ConceptOptions,
     JsonOptions,
     Output,
+    clean_texts,
     print_json,
 )
 
@@ -105,15 +104,9 @@ def study(
         In which what is measured runs: auto (the checkpoint's own; float32 for GGUF), float32,
         bfloat16 or float16.
     """
-    from sordino.errors import UserError
-    from sordino.evaluation.texts import KIT_PROSE
-    from sordino.models.reference import resolve
-    from sordino.outputs import MARKDOWN_PAGE, PAGE, STUDY, claim_output, named_files
-    from sordino.report.article import write_html, write_markdown
-    from sordino.report.studies import show_studies
-    from sordino.report.study import study_article
-    from sordino.studies import Plan, StudyRecord, carry_out, prepare_study, study_named
-    from sordino.tuning.lab import Lab
+    from sordino.jobs.study import study as carry_out
+    from sordino.outputs import named_files
+    from sordino.studies import Plan
 
     given: dict[str, Any] = {
         "prompts": plan.prompts,
@@ -137,50 +130,24 @@ def study(
         "sibling": plan.sibling,
     }
     with printing.in_force():
-        study_named(name)
-        if not models:
-            raise UserError("There is no model to study: give one or more after the study's name.")
-        measured = Plan(**{key: value for key, value in given.items() if value is not None})
-        read = [*models, *named_files(*vars(concept).values(), *vars(plan).values())]
-        page = claim_output(output / f"{name}.html", PAGE, force=True, inputs=read)
-        if markdown is not None:
-            markdown = claim_output(markdown, MARKDOWN_PAGE, force=True, inputs=read)
-        labelled = cache(lambda: concept.load(seed))
-        texts = KIT_PROSE if plan.texts == "kit" else plan.texts
-        if not all(model.endswith(".json") for model in models):
-            ready = prepare_study(name, measured, texts, device=device, seed=seed)
-            ready.note_shared_sentences(labelled().source)
-        records = []
-        command = shlex.join(typed.command())
-        for model in models:
-            if model.endswith(".json"):
-                records.append(StudyRecord.load(Path(model), name))
-                continue
-            ref = resolve(model)
-            folder = output / f"{_slug(ref.name)}-{ref.weights_fingerprint()[:8]}"
-            lab = Lab(
-                ref,
-                labelled(),
-                folder,
-                device=device,
-                dtype=dtype,
-                seed=seed,
-                texts=texts,
-            )
-            found = claim_output(folder / f"{name}.json", STUDY, force=True, inputs=read)
-            records.append(carry_out(name, lab, measured, found, command))
-        article = study_article(records)
-        write_html(article, page)
-        show_studies(output.absolute().parent / "report.html", output)
-        if markdown is not None:
-            write_markdown(article, markdown)
+        found = carry_out(
+            name,
+            models,
+            lambda: concept.load(seed),
+            output,
+            plan=Plan(**{key: value for key, value in given.items() if value is not None}),
+            texts=clean_texts(plan.texts),
+            markdown=markdown,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            inputs=named_files(*vars(concept).values(), *vars(plan).values()),
+            command=typed.command(),
+        )
     if printing.json:
-        print_json({"page": str(page), "studies": [r.model_dump(mode="json") for r in records]})
+        records = [record.model_dump(mode="json") for record in found.records]
+        print_json({"page": str(found.page), "studies": records})
         return
-    for line in article.answer:
+    for line in found.answer:
         print(line)
-    print(f"\nthe page to open: {page}")
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.rpartition(":")[2]).strip("-")
+    print(f"\nthe page to open: {found.page}")

@@ -58,59 +58,38 @@ def tune(
 
     from sordino.evaluation import Toxicity
     from sordino.evaluation import measure as measure_named
-    from sordino.files import only_one, write_json
-    from sordino.models.reference import resolve
-    from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output, named_files
-    from sordino.report.article import write_html
-    from sordino.report.tuned import tuned_article
-    from sordino.tuning.budget import Budget
-    from sordino.tuning.lab import Lab
-    from sordino.tuning.search import TRIED, TuneSettings, prepare_search
-    from sordino.tuning.search import tune as search
+    from sordino.jobs.tune import tune as run_search
+    from sordino.outputs import named_files
+    from sordino.tuning.search import TRIED
 
     with printing.in_force():
-        limit = Budget.parse(budget)
         asked = replace(how, measure=("toxicity", *(m for m in how.measure if m != "toxicity")))
         toxicity, *reported = (measure_named(one) for one in asked.measures())
         assert isinstance(toxicity, Toxicity)
-        read = [model, *named_files(*vars(concept).values(), *vars(how).values())]
-        results, page, file = (
-            claim_output(output / name, kind, force=True, inputs=read)
-            for name, kind in {
-                "tuned.json": TUNED,
-                "tuned.html": PAGE,
-                "chosen.dampening.safetensors": DAMPENING,
-            }.items()
-        )
-        settings = TuneSettings(
-            limit, rule or TRIED, trials, toxicity, tuple(reported), attribution_per_class
-        )
-        ready = prepare_search(settings, how.clean_texts, device=opening.device, seed=seed)
-        labelled = concept.load(seed)
-        ready.note_shared_sentences(labelled.source)
-        lab = Lab(
-            resolve(model, opening.revision),
-            labelled,
-            output / "work",
+        found = run_search(
+            model,
+            lambda: concept.load(seed),
+            output,
+            budget=budget,
+            rules=rule or TRIED,
+            trials=trials,
+            toxicity=toxicity,
+            measures=reported,
+            attribution_per_class=attribution_per_class,
+            texts=how.clean_texts,
             device=opening.device,
             dtype=opening.dtype,
-            seed=seed,
-            texts=how.clean_texts,
+            revision=opening.revision,
             sites=opening.sites,
+            seed=seed,
+            inputs=named_files(*vars(concept).values(), *vars(how).values()),
+            command=typed.command(),
         )
-        with only_one(results):
-            tuned, chosen = search(lab, output / "work", settings)
-            if chosen is not None:
-                chosen.save(file, force=True)
-            write_json(results, tuned.model_dump(mode="json"))
-            bake = ["sordino", "bake", model, str(file), "-o", "quiet"]
-            article = tuned_article(tuned, typed.command(), bake)
-            write_html(article, page)
     if printing.json:
-        print_json({"page": str(page), **tuned.model_dump(mode="json")})
+        print_json({"page": str(found.page), **found.tuned.model_dump(mode="json")})
         return
-    for line in article.answer:
+    for line in found.answer:
         print(line)
-    if chosen is not None:
-        print(f"\nthe chosen intervention: {file}")
-    print(f"the page to open: {page}")
+    if found.chosen is not None:
+        print(f"\nthe chosen intervention: {found.file}")
+    print(f"the page to open: {found.page}")

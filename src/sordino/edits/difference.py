@@ -161,6 +161,11 @@ def diff(before: str | Path | ModelRef, after: str | Path | ModelRef) -> Differe
 
     Raises:
         UserError: One of them cannot be read, or they are a GGUF file and none.
+
+    Example:
+        >>> found = sordino.diff("tiny", "quiet")
+        >>> sorted({change.name.split(".")[-2] for change in found.changed})[0]
+        'down_proj'
     """
     a, b = _source(before), _source(after)
     if isinstance(a, _Gguf) != isinstance(b, _Gguf):

@@ -80,6 +80,10 @@ def undo(
     Raises:
         UserError: The folder is none that `bake` filled with weights, has neurons whose factor was
             0, or the output cannot be written.
+
+    Example:
+        >>> sordino.undo("quiet", "loud").weights > 0
+        True
     """
     source = user_path(folder)
     target = claim_output(output, MODEL, force=force, inputs=[source])

@@ -205,6 +205,12 @@ def evaluate(
 
     Raises:
         UserError: A model, measure, prompt file, device or output cannot be had.
+
+    Example:
+        >>> perplexity = sordino.Perplexity("prose.txt", max_texts=8)
+        >>> found = sordino.evaluate("tiny", measures=[perplexity])
+        >>> found.figure("perplexity", "corpus").after.value > 1
+        True
     """
     ranks = Ranks()
     if output is None:

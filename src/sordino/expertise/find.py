@@ -106,6 +106,12 @@ def find_experts(
 
     Raises:
         UserError: An input cannot be used; nothing was written.
+
+    Example:
+        >>> found = sordino.find_experts("tiny", concept, output="x.expertise.safetensors")
+        >>> site, neuron, auroc = found.top(1)[0]
+        >>> auroc > 0.5
+        True
     """
     chosen = settings or SweepSettings()
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sordino.evaluation.statistics import Estimate
-from sordino.replay import Look, ReplayOutcome, leaves_out_0
-from sordino.replay.store import ARMS
+from sordino.replaying import Look, ReplayOutcome, leaves_out_0
+from sordino.replaying.store import ARMS
 from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished

@@ -12,7 +12,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
-from sordino.files import only_one, read_json, write_json
+from sordino.files import only_one, read_json, user_path, write_json
 from sordino.models.memory import available
 from sordino.models.open import choose_device
 from sordino.outputs import PAGE, REPRODUCTION, claim_output
@@ -20,7 +20,7 @@ from sordino.pipeline import RunSettings, run
 from sordino.report.article import write_html
 from sordino.reproduction.comparison import Reproduction, compare_with
 from sordino.reproduction.page import reproduction_article
-from sordino.reproduction.recipe import Recipe
+from sordino.reproduction.recipe import Recipe, recipe_named
 
 _GB = 10**9
 
@@ -81,7 +81,10 @@ def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
 
 
 def reproduce(
-    recipe: Recipe, output: Path, changes: Changes, command: Sequence[str] = ()
+    recipe: Recipe | str,
+    output: str | Path | None = None,
+    changes: Changes | None = None,
+    command: Sequence[str] = (),
 ) -> tuple[Reproduction, Path]:
     """Do the whole job as a recipe says, and compare what was published with what came of it.
 
@@ -89,8 +92,9 @@ def reproduce(
     interrupted goes on where it was; what is done already is only compared.
 
     Args:
-        recipe: The recipe.
-        output: The folder to make.
+        recipe: The recipe, its name (`sordino reproduce --list` has them), or a ".toml" file of the
+            same form.
+        output: The folder to make; of the recipe's name in the current folder if None.
         changes: What is done otherwise.
         command: The command line that does it again, for the pages.
 
@@ -99,7 +103,16 @@ def reproduce(
 
     Raises:
         UserError: Something that it needs is not at hand, or the folder is another recipe's.
+
+    Example:
+        >>> changes = sordino.Changes(max_prompts=3, device="cpu")
+        >>> found, page = sordino.reproduce("tiny.toml", "reproduced", changes)
+        >>> page.name
+        'reproduction.html'
     """
+    if isinstance(recipe, str):
+        recipe = recipe_named(recipe)
+    output, changes = user_path(output or recipe.name), changes or Changes()
     measures = recipe.build(changes.max_prompts, changes.scorer)
     folder, mark = output / "model", output / "recipe.json"
     asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}

@@ -78,6 +78,11 @@ def push(
     Raises:
         UserError: Something cannot be pushed, or the hub did not take it; then the same call can be
             repeated.
+
+    Example:
+        >>> pushed = sordino.push("quiet", "someone/quiet", license="apache-2.0", dry_run=True)
+        >>> "model.safetensors" in pushed.files
+        True
     """
     with bundle(
         subject, repository, license=license, base_model=base_model, samples=samples

@@ -52,9 +52,11 @@ def make_dampening(
         UserError: An input cannot be used, or two sizes are given.
 
     Example:
-        >>> dampening = sordino.make_dampening(model, expertise, "contrast", divergence=0.05)
-        >>> dampening.intervention
-        'contrast'
+        >>> dampening = sordino.make_dampening(
+        ...     "tiny", expertise, divergence=0.01, texts="prose.txt"
+        ... )
+        >>> dampening.strength != 1
+        True
     """
     if divergence is None:
         return dampening_of(sources, intervention, strength=strength, settings=settings)
@@ -136,7 +138,9 @@ def bake(
         UserError: The model and the dampening do not fit, or the output cannot be written.
 
     Example:
-        >>> record = sordino.bake(model, expertise, "quiet", divergence=0.05)
+        >>> record = sordino.bake(
+        ...     "tiny", expertise, "quieter", divergence=0.01, texts="prose.txt", seed=3
+        ... )
         >>> record["changed"] > 0
         True
     """

@@ -183,7 +183,7 @@ def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int
     return prepare(list(wanted.values()), compared=True, device=device, seed=seed)
 
 
-def tune(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampening | None]:
+def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampening | None]:
     """Search, and report what was chosen on the prompts that chose nothing.
 
     Args:

@@ -96,6 +96,11 @@ def explore(
 
     Raises:
         UserError: An input cannot be used, or `output` exists and `force` is not set.
+
+    Example:
+        >>> explored = sordino.explore(expertise, concept=concept, output="x.html", top=2)
+        >>> explored.shown
+        2
     """
     require("report", "The page of an expertise")
     if top < 0 or sentences < 1:

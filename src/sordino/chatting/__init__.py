@@ -1,8 +1,8 @@
 """Two models, asked the same with the same random numbers, side by side."""
 
-from sordino.chat.conversation import SIDES, Answer, Conversation, Settings, Side, Turn
-from sordino.chat.duet import Answered, Duet, Said
-from sordino.chat.opening import open_duet
+from sordino.chatting.conversation import SIDES, Answer, Conversation, Settings, Side, Turn
+from sordino.chatting.duet import Answered, Duet, Said
+from sordino.chatting.opening import open_duet
 
 __all__ = [
     "SIDES",

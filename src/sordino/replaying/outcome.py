@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from sordino.evaluation.statistics import Estimate, Floats
-from sordino.replay.sequential import confidence_sequence
-from sordino.replay.store import Pairs
+from sordino.replaying.sequential import confidence_sequence
+from sordino.replaying.store import Pairs
 
 _PARTS = 30
 

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sordino.chat.conversation import SIDES, Settings
-from sordino.chat.duet import Duet
+from sordino.chatting.conversation import SIDES, Settings
+from sordino.chatting.duet import Duet
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.version import __version__
@@ -23,16 +23,16 @@ def render(duet: Duet, start: Settings, nonce: str) -> str:
         nonce: What its policy knows its own scripts and styles by.
     """
     environment = Environment(
-        loader=PackageLoader("sordino.chat"),
+        loader=PackageLoader("sordino.chatting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("chat.html.jinja").render(
-        css=_file("sordino.report", "page.css") + _file("sordino.chat", "chat.css"),
+        css=_file("sordino.report", "page.css") + _file("sordino.chatting", "chat.css"),
         theme_js=_file("sordino.report", "page.js"),
-        js=_file("sordino.chat", "chat.js"),
+        js=_file("sordino.chatting", "chat.js"),
         facts=_facts(duet, start),
         duet=duet,
         start=start,

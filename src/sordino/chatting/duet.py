@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isnan
 
-from sordino.chat.conversation import (
+from sordino.chatting.conversation import (
     SIDES,
     Answer,
     Conversation,

@@ -43,6 +43,23 @@ class Finding:
     mend: str = ""
 
 
+def doctor(*, hub: bool = False) -> list[Finding]:
+    """Look at packages, devices, room, caches and the hub, and say what mends what is missing.
+
+    Args:
+        hub: Look instead at each model, scorer and data set that Sordino takes from the hub by
+            itself: whether the hub has it with the files, columns and terms that are expected.
+
+    Raises:
+        UserError: No hub answers, where it is what is looked at.
+
+    Example:
+        >>> [finding.state for finding in sordino.doctor() if finding.about == "sordino"]
+        ['good']
+    """
+    return list(examine_hub() if hub else examine())
+
+
 def examine() -> Iterator[Finding]:
     """Look at everything, what takes longest last."""
     yield Finding("sordino", "good", f"{__version__}, Python {platform.python_version()}")

@@ -15,7 +15,7 @@ from sordino.evaluation.statistics import Floats
 from sordino.extras import require
 from sordino.files import private_files, publish, staging_path
 from sordino.progress import note
-from sordino.replay.log import Prompt
+from sordino.replaying.log import Prompt
 
 if TYPE_CHECKING:
     import duckdb

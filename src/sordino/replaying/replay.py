@@ -25,8 +25,8 @@ from sordino.evaluation.judged import scores_of
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers import AUTO, open_chosen
 from sordino.progress import note, track
-from sordino.replay.log import CHAT, PLAIN, Prompt, read_log
-from sordino.replay.store import ARMS, Answer, Store
+from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
+from sordino.replaying.store import ARMS, Answer, Store
 
 _MALFORMED = "malformed"
 """How the reason of an answer begins that cannot be read."""
@@ -115,7 +115,7 @@ def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -
     }
 
 
-def replay(
+def ask_both(
     logs: Sequence[Path],
     servers: Sequence[Server],
     scorer: Scorer,
@@ -130,7 +130,7 @@ def replay(
     replayed the next time.
 
     Args:
-        logs: One or several, read as one, in their order; see `sordino.replay.log.read_log`.
+        logs: One or several, read as one, in their order; see `sordino.replaying.log.read_log`.
         servers: The original one and the dampened one.
         scorer: The judge of the answers; a prompt is never judged.
         store: Where the answers are kept.

@@ -26,11 +26,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sordino.chat.background import Background, Ended
-from sordino.chat.connections import Connection
-from sordino.chat.conversation import Settings, Side, Turn
-from sordino.chat.duet import Answered, Duet, Said
-from sordino.chat.page import render
+from sordino.chatting.background import Background, Ended
+from sordino.chatting.connections import Connection
+from sordino.chatting.conversation import Settings, Side, Turn
+from sordino.chatting.duet import Answered, Duet, Said
+from sordino.chatting.page import render
 from sordino.errors import UserError
 from sordino.files import printable
 

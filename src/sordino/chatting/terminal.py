@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sordino.chat.background import Background, Ended
-from sordino.chat.conversation import SIDES, Answer, Settings, Side, Turn
-from sordino.chat.duet import Answered, Duet, Said
+from sordino.chatting.background import Background, Ended
+from sordino.chatting.conversation import SIDES, Answer, Settings, Side, Turn
+from sordino.chatting.duet import Answered, Duet, Said
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sordino.chat.conversation import SIDES, advised
-from sordino.chat.duet import Duet
+from sordino.chatting.conversation import SIDES, advised
+from sordino.chatting.duet import Duet
 from sordino.edits.provenance import (
     DAMPENING,
     FILE_NAME,

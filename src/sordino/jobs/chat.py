@@ -1,0 +1,131 @@
+"""Talk to a model and its quiet counterpart, in the browser or the terminal."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sordino.chatting import Settings
+from sordino.chatting.opening import is_edit_file, open_duet
+from sordino.errors import UserError
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.extras import require
+from sordino.files import user_path
+from sordino.interventions import Dampening
+from sordino.models.open import OpenModel
+from sordino.progress import note
+from sordino.tuning.baking import make_dampening
+
+
+def chat(
+    original: str,
+    quiet: str,
+    answers: Settings | None = None,
+    *,
+    intervention: str = "aura",
+    settings: Mapping[str, Any] | None = None,
+    divergence: float | None = None,
+    texts: str = KIT_PROSE,
+    terminal: bool = False,
+    plain: bool = False,
+    scorer: str = "auto",
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8642,
+    ready: Callable[[str], None] = print,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+) -> bool:
+    """Talk to a model and its quiet counterpart, side by side, until interrupted.
+
+    Both get the same prompts and the same random numbers. Where the quiet one is an edit of the
+    original, one copy of the weights serves both, and the strength is a slider.
+
+    Args:
+        original: The original model.
+        quiet: An expertise file, to which the intervention is applied; a dampening file; a folder
+            that was baked from the original; or another model, which then has no slider.
+        answers: How answers are asked for at first, and the strength at which the slider begins.
+        intervention: The rule, for an expertise file.
+        settings: The rule's own settings.
+        divergence: The budget that the change may reach at strength 1, nats per token.
+        texts: Ordinary texts on which that is measured.
+        terminal: Talk in the terminal, and serve no page.
+        plain: Continue prompts as they are, also where the tokenizer has a chat template.
+        scorer: Who judges the answers; as for `sordino.Toxicity`, or "none".
+        toxic_label: The classifier's label that means toxic, where that is not plain.
+        judge_refusal: What an answer counts as that a server's model will not judge.
+        host: The address to listen at; the default is reached from this machine alone.
+        port: The port; 0 for any that is free.
+        ready: Called with the page's address once it is served.
+        device: See `sordino.open_model`.
+        dtype: See `sordino.open_model`.
+        revision: Of the original; see `sordino.open_model`.
+        sites: See `sordino.open_model`; for the divergence.
+
+    Returns:
+        Whether an answer is still being made that nobody waits for any more.
+
+    Raises:
+        UserError: An input cannot be used, or nothing can listen there.
+
+    Example:
+        >>> sordino.chat("tiny", "calm.expertise.safetensors", terminal=True, scorer="none")
+    """
+    if not terminal:
+        require("chat", "The page (--terminal does without)")
+    begin = answers or Settings()
+    if (intervention, settings or {}, divergence) != ("aura", {}, None) and not is_edit_file(
+        user_path(quiet)
+    ):
+        raise UserError(
+            f"--intervention, --divergence and --set are for expertise files, and {quiet} is none."
+        )
+    listening = None
+    if not terminal:
+        from sordino.chatting import server  # needs what only the page needs
+
+        listening = server.listen(host, port)
+
+    def make(opened: OpenModel, file: Path) -> Dampening:
+        return make_dampening(
+            opened,
+            file,
+            intervention,
+            settings=settings,
+            divergence=divergence,
+            texts=texts,
+            seed=begin.seed,
+            sites=sites,
+        )
+
+    duet = open_duet(
+        original,
+        quiet,
+        make=make,
+        plain=plain,
+        scorer=scorer,
+        toxic_label=toxic_label,
+        judge_refusal=judge_refusal,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+    )
+    if duet.why_two and begin.strength != 1:
+        raise UserError(f"--strength cannot be set for a model of its own. {duet.why_two}")
+    if duet.why_two:
+        note(f"two models are open, and there is no slider. {duet.why_two}")
+    if listening is None:
+        from sordino.chatting.terminal import converse
+
+        converse(duet, begin)
+        return False
+    serving = server.Server(duet, begin, host)
+    ready(server.address(listening, host))
+    with contextlib.suppress(KeyboardInterrupt):
+        serving.run(sockets=[listening])
+    note("\nended")
+    return serving.busy

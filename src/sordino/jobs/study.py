@@ -1,0 +1,118 @@
+"""Carry out a study on models, and write its page."""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.extras import require
+from sordino.files import user_path
+from sordino.models.reference import ModelRef, resolve
+from sordino.outputs import MARKDOWN_PAGE, PAGE, STUDY, claim_output
+from sordino.report.article import write_html, write_markdown
+from sordino.report.studies import show_studies
+from sordino.report.study import study_article
+from sordino.studies import Plan, StudyRecord, carry_out, prepare_study, study_named
+from sordino.tuning.lab import Lab
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study left behind.
+
+    Args:
+        records: What was measured, by model in the order in which they were given.
+        page: The page to open.
+        answer: The answer to its question, in sentences.
+    """
+
+    records: tuple[StudyRecord, ...]
+    page: Path
+    answer: tuple[str, ...]
+
+
+def study(
+    name: str,
+    models: str | Path | Sequence[str | Path],
+    concept: Concept | Callable[[], Concept],
+    output: str | Path,
+    *,
+    plan: Plan | None = None,
+    texts: str = KIT_PROSE,
+    markdown: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    inputs: Iterable[object] = (),
+    command: Sequence[str] = (),
+) -> StudyResult:
+    """Answer a question about one model or several, with figures and a page.
+
+    A study that was interrupted, or is asked again with other sizes, goes on where it was.
+
+    Args:
+        name: The study, such as "ranking"; see `sordino study --help`.
+        models: What `sordino.open_model` takes, or the ".json" of a study that has been carried out
+            already, to have it on the same page.
+        concept: The labelled sentences, or what loads them when they are needed.
+        output: The folder for the figures, the page and the work.
+        plan: How much is measured, and on what.
+        texts: Ordinary texts for perplexities, sizes and divergences.
+        markdown: Also write the page there, as Markdown.
+        device: See `sordino.open_model`.
+        dtype: In which what is measured runs; neurons are found in float32.
+        seed: Of everything that is drawn.
+        inputs: Files that were read for this, which the outputs must not replace.
+        command: The command line that does it again, for the record.
+
+    Raises:
+        UserError: There is no such study, or an input cannot be used.
+
+    Example:
+        >>> result = sordino.study("overhead", "tiny", concept, "studies")
+        >>> result.page.name
+        'overhead.html'
+    """
+    require("report", "The page of a study")
+    study_named(name)
+    given = [models] if isinstance(models, str | Path) else list(models)
+    if not given:
+        raise UserError("There is no model to study: give one or more after the study's name.")
+    folder, read, measured = user_path(output), [*given, *inputs], plan or Plan()
+    page = claim_output(folder / f"{name}.html", PAGE, force=True, inputs=read)
+    if markdown is not None:
+        markdown = claim_output(markdown, MARKDOWN_PAGE, force=True, inputs=read)
+    labelled = cache(lambda: concept if isinstance(concept, Concept) else concept())
+    if not all(map(_is_record, given)):
+        # Kept until the end, so that its scorers are opened once.
+        ready = prepare_study(name, measured, texts, device=device, seed=seed)
+        ready.note_shared_sentences(labelled().source)
+    records = []
+    for model in given:
+        if _is_record(model):
+            records.append(StudyRecord.load(user_path(model), name))
+            continue
+        ref = resolve(model)
+        work = folder / f"{_slug(ref)}-{ref.weights_fingerprint()[:8]}"
+        lab = Lab(ref, labelled(), work, device=device, dtype=dtype, seed=seed, texts=texts)
+        found = claim_output(work / f"{name}.json", STUDY, force=True, inputs=read)
+        records.append(carry_out(name, lab, measured, found, shlex.join(command)))
+    article = study_article(records)
+    write_html(article, page)
+    show_studies(folder.absolute().parent / "report.html", folder)
+    if markdown is not None:
+        write_markdown(article, Path(markdown))
+    return StudyResult(tuple(records), page, tuple(article.answer))
+
+
+def _is_record(model: str | Path) -> bool:
+    return str(model).endswith(".json")
+
+
+def _slug(ref: ModelRef) -> str:
+    """A model's name as a part of a folder's."""
+    return "".join(c if c.isalnum() else "-" for c in ref.name.rpartition(":")[2]).strip("-")

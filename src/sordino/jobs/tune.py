@@ -1,0 +1,142 @@
+"""Search for the intervention that removes most within a budget, and write down what was found."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sordino.concepts.concept import Concept
+from sordino.evaluation import Measure, Perplexity, Toxicity
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.files import only_one, user_path, write_json
+from sordino.interventions import Dampening
+from sordino.models.reference import ModelRef, resolve
+from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output
+from sordino.report.article import write_html
+from sordino.report.tuned import tuned_article
+from sordino.tuning.budget import Budget
+from sordino.tuning.lab import Lab
+from sordino.tuning.search import TRIED, Tuned, TuneSettings, prepare_search, search
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search left behind.
+
+    Args:
+        tuned: Everything that was measured.
+        chosen: The chosen intervention; None where nothing kept the budget.
+        file: The file that holds it.
+        page: The page to open.
+        answer: What was found, in sentences.
+    """
+
+    tuned: Tuned
+    chosen: Dampening | None
+    file: Path
+    page: Path
+    answer: tuple[str, ...]
+
+
+def tune(
+    model: str | Path | ModelRef,
+    concept: Concept | Callable[[], Concept],
+    output: str | Path,
+    *,
+    budget: str = "divergence<=0.05",
+    rules: Sequence[str] = TRIED,
+    trials: int = 24,
+    toxicity: Toxicity | None = None,
+    measures: Sequence[Measure] = (Perplexity(),),
+    attribution_per_class: int = 1000,
+    texts: str = KIT_PROSE,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+    seed: int = 0,
+    inputs: Iterable[object] = (),
+    command: Sequence[str] = (),
+) -> TuneResult:
+    """Find the rule, the sites and the size that remove most of a concept within a budget.
+
+    The choice is made on one half of the prompts and reported on the other. A search that was
+    interrupted goes on where it was; given more trials, it goes on longer.
+
+    Args:
+        model: What `sordino.open_model` takes.
+        concept: The labelled sentences, or what loads them once the output is known to be free.
+        output: The folder for the page, the figures, the chosen intervention and the work.
+        budget: What the intervention may cost, such as "divergence<=0.05" (nats per token),
+            "perplexity<=+5%" or "zero-shot>=-1%".
+        rules: The rules to try.
+        trials: How many interventions to measure.
+        toxicity: How toxicity is measured; None for two continuations of each prompt of the kit.
+        measures: What else is measured of the interventions that are reported.
+        attribution_per_class: Sentences of each class for attribution, for contrast.
+        texts: Ordinary texts for sizes and divergences.
+        device: See `sordino.open_model`.
+        dtype: See `sordino.open_model`.
+        revision: See `sordino.open_model`.
+        sites: See `sordino.open_model`.
+        seed: Of everything that is drawn.
+        inputs: Files that were read for this, which the output must not replace.
+        command: The command line that does it again, for the page.
+
+    Raises:
+        UserError: An input cannot be used.
+
+    Example:
+        >>> toxicity = sordino.Toxicity("prompts.txt", scorer="wordlist", new_tokens=2)
+        >>> result = sordino.tune(
+        ...     "tiny",
+        ...     concept,
+        ...     "tuned",
+        ...     rules=["aura"],
+        ...     trials=1,
+        ...     toxicity=toxicity,
+        ...     measures=[],
+        ...     texts="prose.txt",
+        ... )
+        >>> result.page.name
+        'tuned.html'
+    """
+    folder, read, limit = user_path(output), [model, *inputs], Budget.parse(budget)
+    results, page, file = (
+        claim_output(folder / name, kind, force=True, inputs=read)
+        for name, kind in {
+            "tuned.json": TUNED,
+            "tuned.html": PAGE,
+            "chosen.dampening.safetensors": DAMPENING,
+        }.items()
+    )
+    settings = TuneSettings(
+        limit,
+        rules,
+        trials,
+        toxicity or Toxicity(continuations=2),
+        tuple(measures),
+        attribution_per_class,
+    )
+    ready = prepare_search(settings, texts, device=device, seed=seed)
+    labelled = concept if isinstance(concept, Concept) else concept()
+    ready.note_shared_sentences(labelled.source)
+    lab = Lab(
+        resolve(model, revision),
+        labelled,
+        folder / "work",
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        texts=texts,
+        sites=sites,
+    )
+    with only_one(results):
+        tuned, chosen = search(lab, folder / "work", settings)
+        if chosen is not None:
+            chosen.save(file, force=True)
+        write_json(results, tuned.model_dump(mode="json"))
+        article = tuned_article(
+            tuned, command, ["sordino", "bake", str(model), str(file), "-o", "quiet"]
+        )
+        write_html(article, page)
+    return TuneResult(tuned, chosen, file, page, tuple(article.answer))
