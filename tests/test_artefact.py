@@ -125,3 +125,22 @@ def test_no_bytes_crash_the_reader(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(UserError):
         Expertise.load(path)
+
+
+@given(st.integers(1, 30), st.text(max_size=400))
+def test_an_expertise_is_shown_in_one_line(sites, model):
+    statistics = {
+        f"layers.{n}.up": {
+            "auroc": np.zeros(1000, np.float32),
+            "strongest_1": np.zeros(1000, np.int32),
+            "strongest_2": np.zeros(1000, np.int32),
+        }
+        for n in range(sites)
+    }
+    shown = repr(Expertise(statistics, {"concept": "bridges", "model": model}))
+    assert len(shown.splitlines()) == 1
+    assert len(shown) <= 200
+    assert shown.startswith("Expertise('bridges'")
+    assert "array" not in shown
+    if len(model) < 20 and model.isascii() and model.isprintable():
+        assert f"{sites},000 neurons of {sites} sites; auroc, strongest)" in shown

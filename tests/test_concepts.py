@@ -551,3 +551,26 @@ def test_a_jigsaw_sized_file_loads_in_seconds(tmp_path: Path) -> None:
 def test_the_registry_names_what_there_is() -> None:
     assert set(BUILT_IN) == {"toxicity", "insults", "religion", "politics"}
     assert all(entry.what for entry in BUILT_IN.values())
+
+
+@given(
+    st.integers(20, 60),
+    st.integers(20, 60),
+    st.text(max_size=400),
+    st.booleans(),
+)
+def test_a_concept_is_shown_in_one_line(
+    positive: int, negative: int, source: str, stratified: bool
+) -> None:
+    classes = [f"a private sentence {n}" for n in range(positive + negative)]
+    strata = tuple(str(n % 3) for n in range(len(classes))) if stratified else ()
+    shown = repr(
+        Concept("bridges", tuple(classes[:positive]), tuple(classes[positive:]), source, strata)
+    )
+    assert len(shown.splitlines()) == 1
+    assert len(shown) <= 200
+    assert shown.startswith("Concept('bridges'")
+    assert f"{positive} positive" in shown
+    assert f"{negative} negative" in shown
+    assert ("3 strata" in shown) == stratified
+    assert "private" not in shown

@@ -1,15 +1,18 @@
 """The wheel and the source archive, built, looked into and installed."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import build
 import pytest
+import yaml
 
 from distribution import ROOT, contents, faults
 from sordino.version import __version__
@@ -41,6 +44,33 @@ def test_the_version_has_one_place(built):
     assert f"\nVersion: {__version__}\n" in metadata
     for file in ("pyproject.toml", "CITATION.cff", "src/sordino/__init__.py"):
         assert __version__ not in (ROOT / file).read_text()
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("file", [*WORKFLOWS, ROOT / ".ci" / "run"], ids=lambda file: file.name)
+def test_the_checks_call_what_the_makefile_has(file):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = set(re.findall(r"\bmake ([\w-]+)", file.read_text()))
+    assert called <= targets
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_a_workflow_s_jobs_have_steps(file):
+    jobs = yaml.safe_load(file.read_text())["jobs"]
+    assert all(job["steps"] and job["runs-on"] for job in jobs.values())
+
+
+def test_every_push_and_pull_request_is_checked_on_the_oldest_and_the_newest_python():
+    checks = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+    assert set(checks[True]) >= {"push", "pull_request"}  # YAML reads the word "on" as true
+    [versions] = [
+        job["strategy"]["matrix"]["python"] for job in checks["jobs"].values() if "strategy" in job
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python :: 3." in one]
+    assert {named[0], named[-1]} <= set(versions)
 
 
 @pytest.mark.slow

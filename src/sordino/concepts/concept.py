@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
-from sordino.files import fingerprint
+from sordino.files import fingerprint, printable
 
 FEWEST_PER_CLASS = 20
 
@@ -54,6 +54,14 @@ class Concept:
                         f"The concept '{self.name}' ({self.source}) has an empty text: "
                         f"{label} sentence {number}."
                     )
+
+    def __repr__(self) -> str:
+        """In one line, without the sentences, which may be many and not for every eye."""
+        strata = f", {len(set(self.strata))} strata" if self.strata else ""
+        return printable(
+            f"Concept({self.name!r}: {len(self.positive):,} positive and {len(self.negative):,} "
+            f"negative sentences{strata}, {self.source})"
+        )
 
     @property
     def sentences(self) -> tuple[str, ...]:

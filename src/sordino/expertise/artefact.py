@@ -80,6 +80,17 @@ class Expertise:
                 )
         return {site: values[statistic] for site, values in self.statistics.items()}
 
+    def __repr__(self) -> str:
+        """In one line: of which concept and model, and how many neurons."""
+        about = self.metadata
+        names = dict.fromkeys(
+            name.rstrip("_0123456789") for of in self.statistics.values() for name in of
+        )
+        return printable(
+            f"Expertise({about.get('concept', '')!r} in {about.get('model', '')!r}: "
+            f"{self.neurons:,} neurons of {len(self.sites):,} sites; {', '.join(names)})"
+        )
+
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites' module paths, in the model's order."""
