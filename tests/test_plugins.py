@@ -76,6 +76,7 @@ def results(installed, tmp_path_factory):
     commands = {
         "help": ["run", "--help"],
         "bake help": ["bake", "--help"],
+        "tune help": ["tune", "--help"],
         "run": [
             *("run", "tiny", "-o", "quiet", *concept, *rule, *measured),
             *("--measure", "toxicity", "--json"),
@@ -111,6 +112,7 @@ def test_the_help_names_what_the_package_brings(results):
     for name in NAMES.values():
         assert f"From other packages: {name}." in shown
     assert "factors-json" in plain(results[1]["bake help"][1])
+    assert "From other packages: half." in plain(results[1]["tune help"][1])
 
 
 def test_run_uses_them_and_its_page_and_card_name_them(results):

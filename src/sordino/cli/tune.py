@@ -12,6 +12,7 @@ from sordino.cli.options import (
     ModelOptions,
     Output,
     print_json,
+    with_others,
 )
 
 
@@ -21,7 +22,17 @@ def tune(
     *,
     output: Output,
     budget: str = "divergence<=0.05",
-    rule: Annotated[tuple[str, ...] | None, Parameter(name="--rule")] = None,
+    rule: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            name="--rule",
+            help=with_others(
+                "A rule to try; repeat for several (aura, selective, stratified, damp, det_zero, "
+                "contrast).",
+                "rules",
+            ),
+        ),
+    ] = None,
     trials: int = 24,
     attribution_per_class: int = 1000,
     seed: int = 0,
@@ -45,8 +56,6 @@ def tune(
     budget
         What it may cost: divergence<=0.05 (nats a token), perplexity<=33 or perplexity<=+5%,
         zero-shot>=0.4 or zero-shot>=-1%.
-    rule
-        A rule to try; repeat for several (aura, selective, stratified, damp, det_zero, contrast).
     trials
         How many interventions to measure.
     attribution_per_class

@@ -16,7 +16,7 @@ from sordino.outputs import MARKDOWN_PAGE, PAGE, STUDY, claim_output
 from sordino.report.article import write_html, write_markdown
 from sordino.report.studies import show_studies
 from sordino.report.study import study_article
-from sordino.studies import Plan, StudyRecord, carry_out, prepare_study, study_named
+from sordino.studies import STUDIES, Plan, StudyRecord, carry_out, prepare_study
 from sordino.tuning.lab import Lab
 
 
@@ -78,7 +78,7 @@ def study(
         'overhead.html'
     """
     require("report", "The page of a study")
-    study_named(name)
+    STUDIES.named(name)
     given = [models] if isinstance(models, str | Path) else list(models)
     if not given:
         raise UserError("There is no model to study: give one or more after the study's name.")

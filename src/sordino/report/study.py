@@ -8,7 +8,7 @@ from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits
-from sordino.studies import Finding, GroupRecord, StudyRecord, TrialRecord, study_named
+from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord, TrialRecord
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.words import interval, model_name, plain, points, ratio, share, signed
 
@@ -24,7 +24,7 @@ def study_article(records: Sequence[StudyRecord]) -> Article:
     ]
     sections.append(Section("Protocol", list(_protocol(records))))
     evaluations = [t.evaluation for r in records for g in r.groups for t in g.trials]
-    asked = study_named(records[0].study)
+    asked = STUDIES.named(records[0].study)
     return Article(
         kind=f"Study: {records[0].study}",
         title=asked.question,

@@ -6,7 +6,7 @@ from sordino.evaluation import Evaluation
 from sordino.files import new_file, only_one, to_json
 from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
 from sordino.studies.removal import removed_against
-from sordino.studies.study import Group, Plan, study_named
+from sordino.studies.study import STUDIES, Group, Plan
 from sordino.tuning.lab import Lab
 
 
@@ -26,7 +26,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
     Raises:
         UserError: There is no such study, or something that it needs is missing.
     """
-    asked = study_named(name)
+    asked = STUDIES.named(name)
     with only_one(output):
         record = StudyRecord(
             study=name,

@@ -192,15 +192,6 @@ def study(
     return register
 
 
-def study_named(name: str) -> Study:
-    """The study of that name.
-
-    Raises:
-        UserError: There is none.
-    """
-    return STUDIES.named(name)
-
-
 def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) -> Prepared:
     """Open what a study will need, before a model is fetched and anything long begins.
 
@@ -216,5 +207,5 @@ def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) 
     Raises:
         UserError: There is no such study, or something that it needs cannot be had.
     """
-    measures = [*study_named(name).needs(plan), Divergence(texts)]
+    measures = [*STUDIES.named(name).needs(plan), Divergence(texts)]
     return prepare(measures, compared=True, device=device, seed=seed)
