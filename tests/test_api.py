@@ -117,7 +117,7 @@ def test_what_a_dampening_is_made_of(found, tmp_path):
 
 COMMANDS = [
     *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
-    *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening"),
+    *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
 ]
 
 

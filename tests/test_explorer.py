@@ -528,7 +528,7 @@ def test_errors_are_one_sentence(tiny, tmp_path: Path, call_in) -> None:
     (tmp_path / "page.html").write_text("mine")
     for arguments, expected in {
         ("factors.safetensors",): "holds factors and nothing of what was found",
-        ("broken.safetensors",): "not a readable safetensors file",
+        ("broken.safetensors",): "broken.safetensors is damaged",
         ("gone.safetensors",): "does not exist",
         (folder,): "nothing that Sordino made",
         (file, "other.expertise.safetensors", "-o", "new.html"): "differ in their sites",

@@ -29,9 +29,15 @@ if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
 if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import diff, undo, verify
-    from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate
+    from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate, hooked
     from sordino.examination import Finding, doctor
-    from sordino.expertise import AttributionSettings, Expertise, SweepSettings, find_experts
+    from sordino.expertise import (
+        AttributionSettings,
+        Expertise,
+        SweepSettings,
+        find_experts,
+        plan_find,
+    )
     from sordino.interventions import (
         Affine,
         Dampening,
@@ -101,6 +107,7 @@ __all__ = [
     "evaluate",
     "explore",
     "find_experts",
+    "hooked",
     "inspect",
     "intervention",
     "linear_transport",
@@ -108,6 +115,7 @@ __all__ = [
     "make_dampening",
     "mean_shift",
     "open_model",
+    "plan_find",
     "push",
     "replay",
     "reproduce",
@@ -124,8 +132,8 @@ __all__ = [
 _HOMES = {
     "concepts": ("Concept", "load_concept"),
     "edits": ("diff", "undo", "verify"),
-    "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate"),
-    "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts"),
+    "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate", "hooked"),
+    "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts", "plan_find"),
     "interventions": (
         *("Affine", "Dampening", "aura", "compose", "contrast", "damp", "dampen", "det_zero"),
         *("intervention", "linear_transport", "mean_shift", "selective", "shuffled", "stratified"),

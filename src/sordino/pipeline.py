@@ -29,7 +29,7 @@ from sordino.evaluation import (
     evaluate_each,
     prepare,
 )
-from sordino.evaluation.hooked import hooked_on
+from sordino.evaluation.hooks import hooked_on
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise

@@ -223,6 +223,11 @@ def evaluate(
     ):
         if dampening and server.endpoint is not None:
             raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
+        if rule != InterventionOptions() and not dampening:
+            raise UserError(
+                "--intervention, --strength, --divergence and --set say what is made of an "
+                "expertise: give its file with --dampening."
+            )
         read = [model, against, *named_files(dampening, *vars(how).values())]
         output = claim_output(output, EVALUATION, force=printing.force, inputs=read)
         ready = evaluation.prepare(

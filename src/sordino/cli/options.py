@@ -149,6 +149,11 @@ class InterventionOptions:
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
 
+    def __post_init__(self) -> None:
+        """Refuse two sizes, whatever becomes of them."""
+        if self.divergence is not None and self.strength != 1:
+            raise UserError("--strength and --divergence say two sizes: give one of them.")
+
     def dampening(
         self,
         model: "ModelRef",
@@ -185,8 +190,6 @@ class InterventionOptions:
 
     def settings(self) -> dict[str, str]:
         """The rule's settings by name."""
-        if self.divergence is not None and self.strength != 1:
-            raise UserError("--strength and --divergence say two sizes: give one of them.")
         pairs = [setting.partition("=") for setting in self.set]
         for name, equals, value in pairs:
             if not (name and equals and value):

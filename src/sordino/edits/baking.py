@@ -44,35 +44,21 @@ def bake(
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
-    A folder's shards are edited as streams, and every byte that is no site's weight or bias is
-    kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
-    is copied with the block scales of the dampened rows changed, if the output's
-    name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
-    under its name only when it is whole. A folder holds the provenance (`sordino.json`), the
-    factors (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
-    `README.base.md`; a GGUF file holds the provenance in its metadata.
-
-    Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
-    (such as `mlp_bias`) is turned on; where there is no such setting, "hooks" is the way.
+    `sordino.bake` is this function for whatever a dampening is made of, and says all of it.
 
     Args:
-        model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
-            files are read again: what is in memory stays as it is).
-        dampening: Factors for the model's sites.
+        model: The model.
+        dampening: Factors for its sites.
         output: The folder to make, or the ".gguf" file.
         force: Whether an existing model there is replaced.
-        dtype: Of the weights of a folder written from a GGUF file; the others keep their own.
+        dtype: Of the weights of a folder written from a GGUF file.
         revision: A branch, tag or commit of the hub.
-        allow_other_weights: Whether the factors may come from other weights of the same
-            architecture, such as those from which this model was fine-tuned.
-        format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
-            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md); or one
-            that another package brings.
-        finish: Called with the folder (or the file) and the provenance before it takes its name,
-            to add to it, such as a README.md with an evaluation.
+        allow_other_weights: Whether the factors may come from other weights.
+        format: The name of one of `sordino.edits.formats.FORMATS`.
+        finish: Called with what was written and the provenance before it takes its name.
 
     Returns:
-        The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
+        The provenance.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.

@@ -6,7 +6,7 @@ from sordino.evaluation.diversity import Diversity
 from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import Arm, Prepared, evaluate, evaluate_each, prepare
 from sordino.evaluation.honest import Honest
-from sordino.evaluation.hooked import hooked
+from sordino.evaluation.hooks import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.perplexity import Perplexity, ToxicPerplexity
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row

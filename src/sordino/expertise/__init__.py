@@ -2,6 +2,6 @@
 
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import SweepSettings, find_experts, plan_find
 
-__all__ = ["AttributionSettings", "Expertise", "SweepSettings", "find_experts"]
+__all__ = ["AttributionSettings", "Expertise", "SweepSettings", "find_experts", "plan_find"]

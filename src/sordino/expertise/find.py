@@ -152,6 +152,10 @@ def plan_find(
 
     Raises:
         UserError: An input cannot be used.
+
+    Example:
+        >>> sordino.plan_find("tiny", concept).sentences
+        50
     """
     ref = resolve(model, revision)
     chosen = settings or SweepSettings()

@@ -101,11 +101,14 @@ def bake(
 
     A folder's shards are edited as streams, and every byte that is no site's weight or bias is
     kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
-    is copied with the block scales of the dampened rows changed, if the output's name ends in
-    ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears under its name
-    only when it is whole. A folder holds the provenance (`sordino.json`), the factors
-    (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
+    is copied with the block scales of the dampened rows changed, if the output's
+    name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
+    under its name only when it is whole. A folder holds the provenance (`sordino.json`), the
+    factors (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
     `README.base.md`; a GGUF file holds the provenance in its metadata.
+
+    Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
+    (such as `mlp_bias`) is turned on; where there is no such setting, "hooks" is the way.
 
     Args:
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
@@ -127,7 +130,8 @@ def bake(
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
         format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
-            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md).
+            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md); or one
+            that another package brings.
         finish: Called with the folder (or the file) and the provenance before it takes its name,
             to add to it, such as a README.md with an evaluation.
 

@@ -13,7 +13,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate_each
-from sordino.evaluation.hooked import hooked_on
+from sordino.evaluation.hooks import hooked_on
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings

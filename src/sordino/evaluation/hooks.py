@@ -2,27 +2,42 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from sordino.evaluation.evaluator import Arm
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model
-from sordino.models.reference import ModelRef
+from sordino.models.reference import ModelRef, resolve
 
 
 def hooked(
-    ref: ModelRef, dampening: Dampening, *, device: str = "auto", dtype: str = "auto"
+    model: str | Path | ModelRef,
+    dampening: Dampening,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> Arm:
     """The model under the dampening, to be evaluated.
 
     Args:
-        ref: The model.
+        model: What `sordino.open_model` takes.
         dampening: Factors for its sites.
         device: Where it runs; as for `open_model`.
         dtype: In which it runs; as for `open_model`.
+        revision: A branch, tag or commit of the hub.
 
     Raises:
         UserError: The dampening was found on other weights.
+
+    Example:
+        >>> quiet = sordino.hooked("tiny", sordino.aura(expertise))
+        >>> perplexity = sordino.Perplexity("prose.txt", max_texts=8)
+        >>> found = sordino.evaluate(quiet, "tiny", measures=[perplexity])
+        >>> found.after.name
+        'tiny, dampened'
     """
+    ref = resolve(model, revision)
     dampening.refuse_other_weights(ref)
     return hooked_on(
         ref,
