@@ -1,0 +1,97 @@
+"""The core and its extras: what each installs, what works without them, and what says so."""
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from conftest import sentences
+from families import tiny_folder
+from sordino.extras import PACKAGES
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NOT_FOR_USERS = {"all", "dev", "dist", "docs", "fuzz"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def asked_for(extra: str) -> set[str]:
+    """The distributions that an extra asks for, also through the extras that it names."""
+    found: set[str] = set()
+    for requirement in map(Requirement, EXTRAS[extra]):
+        if requirement.name == "sordino":
+            found |= {name for part in requirement.extras for name in asked_for(part)}
+        else:
+            found.add(canonical(requirement.name))
+    return found
+
+
+def test_the_table_of_extras_is_that_of_the_project():
+    assert set(PACKAGES) == set(EXTRAS) - NOT_FOR_USERS
+    installed = packages_distributions()
+    for extra, packages in PACKAGES.items():
+        brought = {canonical(name) for package in packages for name in installed[package]}
+        assert brought == asked_for(extra), extra
+
+
+def test_all_is_every_extra_that_a_user_may_want():
+    [everything] = map(Requirement, EXTRAS["all"])
+    assert everything.extras == set(PACKAGES)
+
+
+def test_no_extra_is_in_the_core():
+    core = {canonical(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert not core & asked_for("all")
+
+
+@pytest.fixture
+def call(call_in, tmp_path):
+    return call_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        ("report", "run model -o out --concept yes.txt --negatives no.txt --measure perplexity"),
+        ("tox-block", "evaluate model -o out.json --prompts prose.txt --scorer tox-block"),
+        ("parquet", "find model -o out.safetensors --concept some.parquet"),
+        ("peft", "bake model e.safetensors -o out --format ia3 --verify"),
+        ("replay", "replay log.jsonl -o out --endpoint http://x --endpoint http://x"),
+        ("chat", "chat model e.safetensors"),
+        ("tune", "tune model --concept yes.txt --negatives no.txt -o out"),
+    ],
+)
+def test_a_command_says_at_its_start_which_extra_it_lacks(
+    call, tmp_path, monkeypatch, extra, command
+):
+    tiny_folder("gpt2", tmp_path).rename(tmp_path / "model")
+    for name in ("yes.txt", "no.txt", "prose.txt", "log.jsonl", "some.parquet", "e.safetensors"):
+        (tmp_path / name).write_text("\n".join(sentences(20, seed=1)))
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(
+        "sordino.extras.find_spec",
+        lambda name: None if name in PACKAGES[extra] else find_spec(name),
+    )
+    status, _, err = call(*command.split())
+    assert status == 2
+    assert f'pip install "sordino[{extra}]"' in err.splitlines()[-1]
+    assert set(tmp_path.iterdir()) <= before
+
+
+def test_the_table_in_the_docs_has_every_extra():
+    lines = (ROOT / "docs" / "start.md").read_text().splitlines()
+    named = {
+        name
+        for line in lines
+        if line.startswith("| `")
+        for name in re.findall(r"`([\w-]+)`", line.split("|")[1])
+    }
+    assert named == {"all", *PACKAGES}
