@@ -125,7 +125,7 @@ hooks.
 "Swept" says how sentences pass through the model: layer by layer, if a layer run by itself gives
 exactly the outputs of the ordinary forward pass; otherwise by whole forward passes, which cannot be
 streamed.
-"""
+"""  # noqa: E501
 
 _TAIL = """
 ## Which layers are sites
@@ -170,7 +170,7 @@ attribution, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies the outpu
 experts whose matrices are parameters are not modules, so `--format ia3` refuses them (bake the
 weights, or use `--format hooks`). Baking a shift needs a bias, and of these only GPT-OSS's experts
 have biases.
-"""
+"""  # noqa: E501
 
 
 if __name__ == "__main__":

@@ -245,7 +245,10 @@ def test_the_pause_is_as_long_as_the_server_asks(serve):
         (lambda: (418, b"teapot"), r"the answer is 418 \(teapot\)"),
         (lambda: refused("context is 8 tokens"), "refuses to continue a prompt: context is 8"),
         (lambda: said("", finish_reason="content_filter"), "content filter withheld"),
-        (lambda: (200, {"choices": [{"finish_reason": "length"}]}), "gives no text for any of 2 prompts"),
+        (
+            lambda: (200, {"choices": [{"finish_reason": "length"}]}),
+            "gives no text for any of 2 prompts",
+        ),
     ],
 )
 def test_what_does_not_pass_is_one_sentence(serve, answer, message):

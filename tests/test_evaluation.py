@@ -263,7 +263,7 @@ def test_a_damaged_result_is_said(work, tmp_path):
         Evaluation.load(output)
     output.write_text(json.dumps(good))
     samples_path(output).write_text("torn")
-    with pytest.raises(UserError, match=r"r\.samples\.jsonl is damaged"):
+    with pytest.raises(UserError, match=r"r\.samples\.jsonl, line 1"):
         Evaluation.load(output)
     samples_path(output).unlink()
     assert Evaluation.load(output).samples == {}

@@ -84,7 +84,11 @@ def test_plain_text_is_one_text_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"title": "x", "n": 1}\n', "line 2 has no text: it needs one of text, prompt"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"title": "x", "n": 1}\n',
+            "line 2 has no text: it needs one of text, prompt",
+        ),
         ("a.jsonl", b"{oh\n", "line 1 is not valid JSON"),
         ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
         ("a.jsonl", b'{"text": "x", "toxicity": 2}\n', "line 1 has the toxicity 2: it must be"),

@@ -127,8 +127,8 @@ def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str
     in one column, too, as the labels do.
     """
     columns = len(rows[0].cells) if rows else 0
-    single = [row.cells for row in rows if row.line == row.last]
-    seen = [set(column) for column in zip(*single, strict=False)]
+    # The row itself is among them: it can have swallowed all others of its label.
+    seen = [set(column) for column in zip(*(row.cells for row in rows), strict=False)]
     for row in rows:
         if row.line == row.last:
             continue

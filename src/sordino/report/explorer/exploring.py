@@ -19,7 +19,7 @@ from sordino.report.exemplars import refuse_other_sentences
 from sordino.report.explorer.comparison import Comparison, compare
 from sordino.report.explorer.insight import Insight, insights
 from sordino.report.explorer.page import Exploration, render
-from sordino.report.explorer.subject import Rule, Subject, read_subject
+from sordino.report.explorer.subject import Rule, Subject, read_subject, refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def page_beside(subject: str | Path | Expertise | Subject) -> Path:
         raise UserError("An expertise that is in no file needs an output to write the page to.")
     path = user_path(subject)
     if path.is_dir() or path.suffix == ".gguf":
+        refuse_foreign(path)
         return extras_of(path) / "explorer.html"
     name = path.name.removesuffix(".safetensors").removesuffix(".expertise")
     return path.with_name(f"{name}.explorer.html")

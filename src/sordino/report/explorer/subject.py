@@ -60,17 +60,22 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
             )
         expertise = Expertise.load(path)
         return Subject(expertise, (rule or dampen)(expertise))
-    if not path.exists() or not is_dampened(path):
-        raise UserError(
-            f"{path} is no expertise file and nothing that Sordino made: give a file of sordino "
-            "find, or what sordino run wrote."
-        )
+    refuse_foreign(path)
     if rule is not None:
         raise UserError(
             f"--intervention, --strength and --set have no meaning for {path}, which has its "
             "factors already: leave them out, or give the expertise file."
         )
     return _baked(path)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise `UserError` unless Sordino wrote this folder or GGUF file."""
+    if not path.exists() or not is_dampened(path):
+        raise UserError(
+            f"{path} is no expertise file and nothing that Sordino made: give a file of sordino "
+            "find, or what sordino run wrote."
+        )
 
 
 def _baked(path: Path) -> Subject:
