@@ -359,3 +359,20 @@ def test_a_file_of_the_same_name_in_the_working_directory_is_another(tmp_path, m
         for path in ("model.gguf", "elsewhere/model.gguf")
     )
     assert not torch.equal(here, there)
+
+
+def test_the_suffix_counts_in_any_case(source, tmp_path):
+    named = tmp_path / "MODEL.GGUF"
+    named.write_bytes(source.read_bytes())
+    dampening = wide_dampening(source)
+    bake(source, dampening, tmp_path / "lower.gguf")
+    record = bake(named, dampening, tmp_path / "UPPER.GGUF")
+    assert record["model"]["kind"] == "gguf"
+    assert is_dampened(tmp_path / "UPPER.GGUF")
+    tensors = [
+        {name: data[t.start : t.start + t.size] for name, t in read_header(file).tensors.items()}
+        for file in (tmp_path / "lower.gguf", tmp_path / "UPPER.GGUF")
+        for data in [file.read_bytes()]
+    ]
+    assert tensors[0] == tensors[1]
+    assert open_model(str(named), device="cpu").sites == open_model(source, device="cpu").sites

@@ -57,6 +57,11 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
+def has_suffix(name: str | Path, suffix: str) -> bool:
+    """Whether a file's name ends in a suffix such as ".gguf", in whatever case."""
+    return Path(name).suffix.lower() == suffix
+
+
 def is_regular(path: Path) -> bool:
     """Whether a path is a regular file, through links; a pipe or a device is not. Opens nothing."""
     try:

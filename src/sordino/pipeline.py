@@ -40,6 +40,7 @@ from sordino.files import (
     clear_staging,
     drop_link,
     fingerprint,
+    has_suffix,
     new_file,
     only_one,
     publish,
@@ -181,7 +182,7 @@ def run(
     target = claim_model(ref, output, force=force)
     if ref.kind == "folder":
         refuse_needed_outside(ref.path)
-    if target.suffix == GGUF:
+    if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
     with only_one(target):
         steps = _Steps(ref, concept, target, chosen, ready, clean)
@@ -228,7 +229,7 @@ class _Steps:
 
     @property
     def _is_file(self) -> bool:
-        return self._target.suffix == GGUF
+        return has_suffix(self._target, GGUF)
 
     def refuse_what_needs_memory(self) -> None:
         """Before the long work: a divergence is measured on a model that is in memory."""

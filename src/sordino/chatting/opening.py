@@ -16,7 +16,7 @@ from sordino.edits.provenance import (
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers import open_chosen
-from sordino.files import user_path
+from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, compose
 from sordino.models.chat_template import TemplateFailure, has_template, render
 from sordino.models.open import OpenModel, choose_device, open_model
@@ -61,7 +61,7 @@ def open_duet(
     ref = resolve(original, revision)
     file = user_path(quiet)
     dampening, why_two, other = None, "", None
-    if not file.exists() and file.suffix == ".safetensors":
+    if not file.exists() and has_suffix(file, ".safetensors"):
         raise UserError(f"{quiet} does not exist: give a file that find or bake has written.")
     if not is_edit_file(file):
         folder = _hooks_folder(file)
@@ -141,7 +141,7 @@ def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
 
 def is_edit_file(path: Path) -> bool:
     """Whether what stands at a path can be an expertise or a dampening file."""
-    return path.is_file() and path.suffix != ".gguf"
+    return path.is_file() and not has_suffix(path, ".gguf")
 
 
 def _hooks_folder(path: Path) -> bool:

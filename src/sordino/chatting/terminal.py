@@ -21,7 +21,7 @@ from sordino.chatting.duet import Answered, Duet, Said
 from sordino.errors import UserError
 from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
-from sordino.files import new_file, printable, to_json, user_path
+from sordino.files import has_suffix, new_file, printable, to_json, user_path
 
 HELP = """\
 /strength 0.5     how far the edit goes: 0 the original, 1 as it was made
@@ -190,7 +190,7 @@ class Session:
         if os.path.lexists(path):
             raise UserError(f"{path} exists already: give another name.")
         kept = self._duet.conversation(self._turns)
-        text = kept.markdown() if path.suffix == ".md" else to_json(kept.model_dump(mode="json"))
+        text = kept.markdown() if has_suffix(path, ".md") else to_json(kept.model_dump(mode="json"))
         try:
             with new_file(path, mode=0o600) as staging:
                 staging.write_text(text, encoding="utf-8")

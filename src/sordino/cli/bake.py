@@ -15,6 +15,7 @@ from sordino.cli.options import (
     print_lines,
 )
 from sordino.errors import UserError
+from sordino.files import has_suffix
 from sordino.registry import brought
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def bake(
             raise UserError("--format hooks writes nothing that --verify could compare.")
         if verify and format == "ia3":
             require("peft", "The comparison of an adapter")
-        kind = GGUF_MODEL if output.suffix == ".gguf" else MODEL
+        kind = GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
         claim_output(output, kind, force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
         dampening = rule.dampening(ref, expertise, texts=texts, seed=seed, opening=opening)
@@ -100,7 +101,7 @@ def bake(
             format=format,
         )
         checked: Verification | FileVerification | RowVerification | None = None
-        if verify and output.suffix == ".gguf":
+        if verify and has_suffix(output, ".gguf"):
             note("comparing the result's weights with the original's")
             checked = verify_file(ref, dampening, output)
         elif verify:

@@ -21,7 +21,7 @@ from sordino.edits.provenance import (
     provenance,
 )
 from sordino.errors import UserError
-from sordino.files import is_disk_full, new_file, new_folder, only_one, write_json
+from sordino.files import has_suffix, is_disk_full, new_file, new_folder, only_one, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
@@ -65,7 +65,7 @@ def bake(
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     target = claim_model(ref, output, force=force)
-    to_file = target.suffix == GGUF
+    to_file = has_suffix(target, GGUF)
     written = FORMATS.named(format)
     if to_file and (format != "weights" or dtype != "auto"):
         wanted = f"--format {format} writes a folder"
@@ -151,7 +151,7 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
     Raises:
         UserError: It cannot.
     """
-    to_file = Path(output).suffix == GGUF
+    to_file = has_suffix(output, GGUF)
     if to_file and ref.kind != "gguf":
         raise UserError(
             f"-o {output} names a GGUF file, which is made of a GGUF file, and {ref.name} is "

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from sordino import hub
 from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
-from sordino.files import parse_json, read_json
+from sordino.files import has_suffix, parse_json, read_json
 from sordino.models.folder import list_files
 from sordino.models.reference import ModelRef, refuse_adapter, resolve
 from sordino.models.safetensors_header import Stored, read_header
@@ -310,7 +310,7 @@ class _Gguf(_Source):
 def _source(spec: str | Path | ModelRef) -> _Source:
     name = spec.name if isinstance(spec, ModelRef) else str(spec)
     path = spec.path if isinstance(spec, ModelRef) else hub.local(spec)
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and has_suffix(path, ".safetensors"):
         return _Safetensors(name, [path], {})
     if not path.is_dir():
         ref = resolve(spec)

@@ -11,7 +11,7 @@ from sordino.edits import gguf_record
 from sordino.edits.formats import FORMATS
 from sordino.edits.record import FORMAT, parse_provenance
 from sordino.errors import UserError
-from sordino.files import today
+from sordino.files import has_suffix, today
 from sordino.folders import Folders
 from sordino.interventions import Dampening
 from sordino.markdown import line
@@ -32,7 +32,7 @@ BEFORE = f"{EXTRAS}/before"
 
 def extras_of(model: Path) -> Path:
     """The folder of what Sordino keeps beside a model: in its folder, or beside its GGUF file."""
-    return model.with_suffix(f".{EXTRAS}") if model.suffix == GGUF else model / EXTRAS
+    return model.with_suffix(f".{EXTRAS}") if has_suffix(model, GGUF) else model / EXTRAS
 
 
 def provenance(
@@ -102,7 +102,7 @@ def is_dampened(path: Path) -> bool:
     Raises:
         UserError: A GGUF file is damaged.
     """
-    if path.suffix == GGUF and path.is_file():
+    if has_suffix(path, GGUF) and path.is_file():
         return gguf_record.read(path) is not None
     return (path / FILE_NAME).is_file()
 
@@ -114,7 +114,7 @@ def read_provenance(model: str | Path) -> dict[str, Any]:
         UserError: There is none, or not one of this format.
     """
     path = Path(model)
-    if path.suffix == GGUF and path.is_file():
+    if has_suffix(path, GGUF) and path.is_file():
         record = gguf_record.read(path)
         if record is None:
             raise UserError(f"{path} has no record of an edit: Sordino did not make it.")

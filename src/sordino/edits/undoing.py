@@ -30,7 +30,7 @@ from sordino.edits.provenance import (
 from sordino.edits.safetensors_folder import FolderEdit, plan
 from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
-from sordino.files import new_folder, only_one, user_path, write_json
+from sordino.files import has_suffix, new_folder, only_one, user_path, write_json
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
 from sordino.outputs import MODEL, claim_output
@@ -87,7 +87,7 @@ def undo(
     """
     source = user_path(folder)
     target = claim_output(output, MODEL, force=force, inputs=[source])
-    if source.suffix == ".gguf" and source.is_file():
+    if has_suffix(source, ".gguf") and source.is_file():
         raise UserError(f"{source} is a GGUF file; only folders of safetensors can be undone yet.")
     record = read_provenance(source)
     if record.get("written_as") != "weights":

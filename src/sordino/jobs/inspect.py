@@ -11,7 +11,7 @@ from sordino.edits import is_dampened, read_provenance
 from sordino.edits.provenance import in_words
 from sordino.edits.quantised import read_quantised, refuse_unfit_layers
 from sordino.expertise import Expertise
-from sordino.files import user_path
+from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
 from sordino.models.reference import resolve
@@ -69,7 +69,7 @@ def inspect(
           mlp.down_proj: 32 neurons × 4
     """
     path = user_path(subject)
-    if hub.is_shared(str(subject)) or (path.suffix == ".safetensors" and not path.is_dir()):
+    if hub.is_shared(str(subject)) or (has_suffix(path, ".safetensors") and not path.is_dir()):
         dampening = dampening_of(path, intervention, strength=strength, settings=settings)
         return _file(path, dampening)
     if is_dampened(path):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.files import is_regular, user_path
+from sordino.files import has_suffix, is_regular, user_path
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 # What a model's folder can need; weights come from safetensors alone.
@@ -109,10 +109,10 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
     if path.is_dir():
         return _folder(name, path)
     if path.is_file():
-        if path.suffix != ".gguf":
+        if not has_suffix(path, ".gguf"):
             raise UserError(f"{path} is no model: give a transformers folder or a .gguf file.")
         return ModelRef(name, "gguf", path)
-    if isinstance(spec, Path) or name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
+    if isinstance(spec, Path) or has_suffix(name, ".gguf") or not _HUB_ID.fullmatch(name):
         raise UserError(f"The model {name} does not exist: there is no such file or folder.")
     return _from_hub(name, revision)
 

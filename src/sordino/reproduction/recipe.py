@@ -8,7 +8,10 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from sordino import extras
 from sordino.errors import UserError
-from sordino.files import user_path
+from sordino.files import (
+    has_suffix,
+    user_path,
+)
 from sordino.hub_table import TABLE
 from sordino.records import Record, check, kinds, parse_toml, read_bytes
 
@@ -181,7 +184,7 @@ def recipe_named(name: str) -> Recipe:
         UserError: There is none, or the file is no recipe.
     """
     path = user_path(name)
-    if path.suffix == ".toml":
+    if has_suffix(path, ".toml"):
         recipe = _parsed(read_bytes(path, "recipe"), str(path))
         recipe.build()  # says which of the measures' settings are none
         return recipe

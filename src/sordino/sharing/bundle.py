@@ -25,7 +25,13 @@ from sordino.edits.provenance import (
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
-from sordino.files import printable, read_json, to_json, user_path
+from sordino.files import (
+    has_suffix,
+    printable,
+    read_json,
+    to_json,
+    user_path,
+)
 from sordino.folders import Folders, is_path, of_this_machine, texts
 from sordino.interventions import Dampening
 from sordino.models.folder import OUTSIDE, is_of_model, is_settings, is_terms, list_files
@@ -102,7 +108,7 @@ def bundle(
         _refuse_impossible(name)
     about = cards.About(repository, license, base_model)
     with TemporaryDirectory(prefix="sordino-push-") as stage:
-        if source.suffix == ".safetensors" and source.is_file():
+        if has_suffix(source, ".safetensors") and source.is_file():
             yield _statistics(source, Path(stage), about)
         elif source.exists() and is_dampened(source):
             yield _Output(source, Path(stage), about, samples=samples).bundle()
@@ -162,7 +168,7 @@ class _Output:
 
     def __init__(self, source: Path, stage: Path, about: cards.About, *, samples: bool) -> None:
         self._source, self._stage, self._about, self._samples = source, stage, about, samples
-        self._is_file = source.suffix == GGUF
+        self._is_file = has_suffix(source, GGUF)
         record = read_provenance(source)
         self._written = FORMATS.named(record["written_as"])
         self._found = Bundle("model" if self._written.is_model else "adapter")

@@ -10,7 +10,7 @@ from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.extras import require
-from sordino.files import new_file, user_path
+from sordino.files import has_suffix, new_file, user_path
 from sordino.models.open import DTYPES, OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import PAGE, claim_output
@@ -144,7 +144,7 @@ def page_beside(subject: str | Path | Expertise | Subject) -> Path:
     if isinstance(subject, Expertise | Subject):
         raise UserError("An expertise that is in no file needs an output to write the page to.")
     path = user_path(subject)
-    if path.is_dir() or path.suffix == ".gguf":
+    if path.is_dir() or has_suffix(path, ".gguf"):
         refuse_foreign(path)
         return extras_of(path) / "explorer.html"
     name = path.name.removesuffix(".safetensors").removesuffix(".expertise")

@@ -8,7 +8,7 @@ from sordino.edits import is_dampened, read_provenance
 from sordino.edits.provenance import DAMPENING, extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.files import user_path
+from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, dampen
 
 Rule = Callable[[Expertise], Dampening]
@@ -52,7 +52,7 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
     if isinstance(subject, Expertise):
         return Subject(subject, (rule or dampen)(subject))
     path = user_path(subject)
-    if path.suffix == ".safetensors" and not path.is_dir():
+    if has_suffix(path, ".safetensors") and not path.is_dir():
         if Dampening.is_in(path):
             raise UserError(
                 f"{path} holds factors and nothing of what was found: give the expertise file, or "
