@@ -769,7 +769,7 @@ def test_flags_go_over_the_preset_and_to_the_measures_that_they_are_for():
     assert ordinary.prompts == varied.prompts == "kit:ordinary"
     assert isinstance(ordinary, OrdinaryToxicity)
     assert (diverged.max_texts, toxic.max_texts, prose.max_texts) == (7, 7, 7)
-    assert speed == "speed"
+    assert speed == evaluation.measure("speed")
 
 
 def test_without_flags_the_measures_have_their_own_settings():

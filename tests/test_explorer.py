@@ -56,7 +56,8 @@ def made_up(*, seed: int = 0, prefix: str = "model.layers", **metadata: str) -> 
         for layer in range(3)
         for kind, size in (("up_proj", 17), ("down_proj", 8))
     }
-    about = {"model": "tiny", "concept": "calm", "concept_fingerprint": "x"}
+    about = {"model": "tiny", "architecture": "Tiny", "n_positive": "30", "n_negative": "30"}
+    about |= {"concept": "calm", "concept_fingerprint": "x", "concept_source": "made up"}
     return Expertise(statistics, {**about, "weights_fingerprint": "y", **metadata})
 
 

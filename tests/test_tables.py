@@ -120,6 +120,8 @@ def test_quotation_marks_in_a_plain_tsv_swallow_nothing(
 @given(st.integers(0, 46), st.integers(0, 46), st.sampled_from([(".csv", ","), (".tsv", "\t")]))
 @settings(max_examples=40)
 @example(0, 23, (".csv", ","))
+@example(0, 24, (".csv", ","))
+@example(23, 46, (".csv", ","))
 def test_two_lone_marks_lose_no_row(first: int, last: int, kind: tuple[str, str]) -> None:
     first, last = sorted((first, last))
     lines = [f"{row['text']}{kind[1]}{row['label']}" for row in labelled()]

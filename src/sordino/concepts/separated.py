@@ -123,8 +123,8 @@ def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str
     """Raise where two quotation marks that are text may have made one field of several rows.
 
     At least two of the lines between them, taken alone, have as many fields as the table has
-    columns. Commas also stand inside sentences: in a CSV such lines must agree with the other rows
-    in one column, too, as the labels do.
+    columns. Commas also stand inside sentences: in a CSV such lines must look alike in one column,
+    too, as labels do. Their values there stand in other rows as well, or repeat among themselves.
     """
     columns = len(rows[0].cells) if rows else 0
     # The row itself is among them: it can have swallowed all others of its label.
@@ -137,7 +137,7 @@ def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str
         if len(alike) > 1 and (
             separator == _TAB
             or any(
-                all(cell in values for cell in column)
+                all(cell in values for cell in column) or 2 * len(set(column)) <= len(column)
                 for values, column in zip(seen, zip(*alike, strict=True), strict=False)
             )
         ):
