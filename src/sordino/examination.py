@@ -54,8 +54,8 @@ def doctor(*, hub: bool = False) -> list[Finding]:
         UserError: No hub answers, where it is what is looked at.
 
     Example:
-        >>> [finding.state for finding in sordino.doctor() if finding.about == "sordino"]
-        ['good']
+        >>> next(finding.state for finding in sordino.doctor() if finding.about == "sordino")
+        'good'
     """
     return list(examine_hub() if hub else examine())
 
