@@ -193,7 +193,7 @@ def test_the_hubs_templates_are_fetched_by_set(files, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
     hub.fetch_file.cache_clear()
-    with pytest.raises(UserError, match=r"could not be had from the hub \(OSError\)"):
+    with pytest.raises(UserError, match=r"could not be downloaded from the hub \(OSError\)"):
         read_templates("hf:some/honest:it_binary")
     monkeypatch.setattr(hub, "reachable", lambda: False)
     with pytest.raises(UserError, match=r"hf:some/honest.*give kit or a \.tsv file"):

@@ -198,13 +198,13 @@ def fault(online, **how):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((500, "out of order"), "could not be had from the hub (500)"),
+        ((500, "out of order"), "could not be downloaded from the hub (500)"),
         ((503, "busy"), "(503)"),
         ((429, "slow down"), "too many requests"),
         ((401, "who"), "(401)"),
         ((403, "no"), "(403)"),
         ((407, "proxy"), "The proxy refuses"),
-        (DROP, "could not be had from the hub (RemoteProtocolError)"),
+        (DROP, "could not be downloaded from the hub (RemoteProtocolError)"),
     ],
 )
 @pytest.mark.parametrize("what", ["model", "file", "jigsaw"])

@@ -356,7 +356,7 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
         hub.local("hf:org/empty")
     online.fail = lambda method, path: (500, "out of order")
     hub.fetch_file.cache_clear()
-    with pytest.raises(UserError, match="could not be had from the hub"):
+    with pytest.raises(UserError, match="could not be downloaded from the hub"):
         hub.local("hf:org/two")
 
 

@@ -48,7 +48,7 @@ class Wanted:
         kind: What it is on the hub.
         file: The file's path in it; "" where the whole is wanted.
         name: What the user wrote for it; "" for the repository.
-        instead: What the user can do where it is not to be had, a clause for the end of a sentence.
+        instead: What the user can do where it is not available, a clause for the end of a sentence.
     """
 
     repository: str
@@ -194,7 +194,7 @@ def _said(error: Exception, wanted: Wanted) -> UserError:
         )
     if status is not None:
         return UserError(
-            f"{name} could not be had from the hub ({status}): try again later, or "
+            f"{name} could not be downloaded from the hub ({status}): try again later, or "
             f"{wanted.instead}."
         )
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
@@ -204,8 +204,8 @@ def _said(error: Exception, wanted: Wanted) -> UserError:
             "be written to."
         )
     return UserError(
-        f"{name} could not be had from the hub ({type(error).__name__}): try again later, the "
-        f"same command goes on where it broke off, or {wanted.instead}."
+        f"{name} could not be downloaded from the hub ({type(error).__name__}): try again later; "
+        f"the same command goes on where it broke off, or {wanted.instead}."
     )
 
 
@@ -222,7 +222,7 @@ def fetch_files(
         check: Called with the names of all its files before anything is fetched, to refuse them.
 
     Raises:
-        UserError: It cannot be had (`NotThereError` where there is no such thing), or `check` says
+        UserError: It is not available (`NotThereError` where it does not exist), or `check` says
             no.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -320,7 +320,7 @@ def fetch_file(wanted: Wanted) -> Path:
         wanted: The repository and the file.
 
     Raises:
-        UserError: It cannot be had (`NotThereError` where there is no such thing).
+        UserError: It is not available (`NotThereError` where there is no such thing).
     """
     from huggingface_hub import hf_hub_download
 
@@ -341,10 +341,10 @@ def fetch_known(repository: Repository, instead: str) -> Path:
 
     Args:
         repository: The data set.
-        instead: What the user can do where it is not to be had.
+        instead: What the user can do where it is not available.
 
     Raises:
-        UserError: It cannot be had (`NotThereError` where there is no such thing).
+        UserError: It is not available (`NotThereError` where there is no such thing).
     """
     [file] = repository.files
     return fetch_file(_wanted(repository, file, instead))

@@ -68,7 +68,7 @@ HONEST = Repository(
     "MilaNLProc/honest",
     "dataset",
     "mit",
-    "the measure honest, where the demo kit is not to be had",
+    "the measure honest, where the demo kit is not available",
     ("data/en/en_binary_template.tsv", "data/en/en_queer_nonqueer_template.tsv"),
     ("template_masked", "category"),
 )
@@ -76,7 +76,7 @@ BOLD = Repository(
     "AmazonScience/bold",
     "dataset",
     "cc-by-4.0",
-    "the measure bold, where the demo kit is not to be had",
+    "the measure bold, where the demo kit is not available",
     ("*_prompt_wiki.json",),
     ("domain", "category", "prompts"),
 )
@@ -92,7 +92,7 @@ TOXIC_ROBERTA = Repository(
     "unitary/unbiased-toxic-roberta",
     "scorer",
     "apache-2.0",
-    "the scorer auto, where the first cannot be had",
+    "the scorer auto, where the first is not available",
     columns=("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat"),
     # Pull request 2 of the repository; its main branch has a pickle alone.
     revision="91650552a4f31b7120c36680cfa47ddd47676b48",
@@ -110,7 +110,7 @@ PAPER_SCORER = Repository(
 )
 
 AUTO_SCORERS = (TOXIC_BERT, TOXIC_ROBERTA)
-"""What the scorer "auto" is, the first that can be had; without a hub it is the linear one."""
+"""What the scorer "auto" is, the first that is available; without a hub it is the linear one."""
 
 
 def _model(name: str, licence: str, *, gated: bool = False, pickled: bool = False) -> Repository:

@@ -112,7 +112,7 @@ class RowVerification:
         return (
             "largest difference between the de-quantised rows and the factors times the "
             f"original's: {self.largest_difference:.3g} (largest weight {self.largest_weight:.3g}, "
-            f"rounding explains {self.bound:.3g}; {self.rows:,} rows; logits could not be had: "
+            f"rounding explains {self.bound:.3g}; {self.rows:,} rows; there are no logits: "
             f"{self.reason})"
         )
 

@@ -142,7 +142,7 @@ def prepare(
         seed: Of the choice of prompts and texts, of sampling and of the intervals.
 
     Raises:
-        UserError: Something that a measure names cannot be had.
+        UserError: Something that a measure names is not available.
     """
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: give a whole number from 0.")

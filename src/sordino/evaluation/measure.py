@@ -68,7 +68,7 @@ class Measure(ABC):
         """Get everything ready that does not depend on the model.
 
         Raises:
-            UserError: Something that the settings name cannot be had.
+            UserError: Something that the settings name is not available.
             NotRun: Something that the measure cannot do without is not to be had here.
         """
 

@@ -17,7 +17,7 @@ class Scorer(ABC):
         labels: What else it judges than toxicity, such as "threat".
         name: By which it was asked for, or what "auto" is here.
         trained_on: A word of the `source` of concepts with whose sentences it was trained.
-        instead_of: The scorers that "auto" would have been and that could not be had.
+        instead_of: The scorers that "auto" would have been, had they been available.
     """
 
     limits: str
@@ -27,7 +27,7 @@ class Scorer(ABC):
     instead_of: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """The protocol, and the scorers that could not be had and would have come first."""
+        """The protocol, and the scorers that were not available and would have come first."""
         instead = {"instead_of": list(self.instead_of)} if self.instead_of else {}
         return {**self.protocol(), **instead}
 

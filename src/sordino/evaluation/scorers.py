@@ -109,7 +109,7 @@ def open_chosen(
     device: torch.device,
     access: "Access | None" = None,
 ) -> Scorer:
-    """Open a scorer, or for "auto" the first that can be had, and name it.
+    """Open a scorer, or for "auto" the first that is available, and name it.
 
     "auto" is a classifier of the hub, or one from its cache where no hub answers; else another one;
     else the linear scorer. Which one could not be had, and why, is said, and is in the record.
@@ -122,7 +122,7 @@ def open_chosen(
         access: How a server that judges is asked; None for the usual way.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: It is not available.
     """
     candidates = (
         (*(repository.spec for repository in AUTO_SCORERS), LINEAR) if spec == AUTO else (spec,)

@@ -35,7 +35,7 @@ def classifier_files(spec: str) -> ModelRef:
         spec: "hf:org/name", "hf:org/name@revision", or a folder.
 
     Raises:
-        UserError: They are not to be had, or the weights are a pickle.
+        UserError: They are not available, or the weights are a pickle.
     """
     if not hub.is_shared(spec):
         ref = resolve(spec)

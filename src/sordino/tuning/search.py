@@ -168,7 +168,7 @@ def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int
         seed: Of everything that is drawn.
 
     Raises:
-        UserError: Something that it needs cannot be had.
+        UserError: Something that it needs is not available.
     """
     require("tune", "A search")
     wanted = {
