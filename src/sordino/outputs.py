@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sordino.errors import UserError
-from sordino.files import is_regular, printable, read_json, real_path, refuse_unwritable, user_path
+from sordino.files import (
+    has_suffix,
+    is_regular,
+    printable,
+    read_json,
+    real_path,
+    refuse_unwritable,
+    user_path,
+)
 
 RECORD = "sordino.json"
 """The record of an edit, in the folder that was written."""
@@ -138,6 +146,11 @@ class _Extras:
 
 MODEL = _ModelFolder()
 MODEL_EXTRAS = _Extras()
+
+
+def model_kind(output: str | Path) -> Kind:
+    """What a model is written as: a GGUF file where the output's name says so, else a folder."""
+    return GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
 
 
 def claim_output(

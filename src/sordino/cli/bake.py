@@ -79,7 +79,7 @@ def bake(
     from sordino.edits import verify_file
     from sordino.extras import require
     from sordino.models.reference import resolve
-    from sordino.outputs import GGUF_MODEL, MODEL, claim_output
+    from sordino.outputs import claim_output, model_kind
     from sordino.progress import note
 
     with printing.in_force():
@@ -87,8 +87,7 @@ def bake(
             raise UserError("--format hooks writes nothing that --verify could compare.")
         if verify and format == "ia3":
             require("peft", "The comparison of an adapter")
-        kind = GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
-        claim_output(output, kind, force=printing.force, inputs=[model, *expertise])
+        claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
         dampening = rule.dampening(ref, expertise, texts=texts, seed=seed, opening=opening)
         record = bake_model(

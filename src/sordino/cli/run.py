@@ -53,15 +53,13 @@ def run(
         Seed of everything that is drawn.
     """
     from sordino import pipeline
-    from sordino.files import has_suffix
     from sordino.interventions import RULES
-    from sordino.outputs import GGUF_MODEL, MODEL, claim_output, named_files
+    from sordino.outputs import claim_output, model_kind, named_files
 
     with printing.in_force():
-        kind = GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
         # The recipe's options have come as if they had been typed.
         given = named_files(recipe, *vars(concept).values(), *vars(how).values())
-        claim_output(output, kind, force=printing.force, inputs=[model, *given])
+        claim_output(output, model_kind(output), force=printing.force, inputs=[model, *given])
         needed = [RULES.named(name).needs for name in (rule.intervention, *beside)]
         settings = pipeline.RunSettings(
             intervention=rule.intervention,

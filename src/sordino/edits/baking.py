@@ -25,7 +25,7 @@ from sordino.files import has_suffix, is_disk_full, new_file, new_folder, only_o
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
-from sordino.outputs import GGUF_MODEL, MODEL, claim_output, listing
+from sordino.outputs import claim_output, listing, model_kind
 
 BASE_CARD = "README.base.md"
 
@@ -151,13 +151,12 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
     Raises:
         UserError: It cannot.
     """
-    to_file = has_suffix(output, GGUF)
-    if to_file and ref.kind != "gguf":
+    if has_suffix(output, GGUF) and ref.kind != "gguf":
         raise UserError(
             f"-o {output} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
             "none: give a folder, and convert that with llama.cpp."
         )
-    return claim_output(output, GGUF_MODEL if to_file else MODEL, force=force, inputs=[ref.path])
+    return claim_output(output, model_kind(output), force=force, inputs=[ref.path])
 
 
 @contextmanager
