@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
+from sordino.models.dtypes import TORCH_DTYPES
 from sordino.models.gguf_header import Array, parse_header
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_header as read_safetensors
@@ -51,8 +51,11 @@ def safetensors(data: bytes) -> bool:
         return False
     for stored in tensors.values():
         assert 8 <= stored.start <= stored.end <= size
-        if stored.dtype in DTYPES:
-            assert stored.end - stored.start == prod(stored.shape) * DTYPES[stored.dtype].itemsize
+        if stored.dtype in TORCH_DTYPES:
+            assert (
+                stored.end - stored.start
+                == prod(stored.shape) * TORCH_DTYPES[stored.dtype].itemsize
+            )
     return True
 
 

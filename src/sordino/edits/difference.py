@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from sordino import hub
-from sordino.edits.shard import DTYPES
 from sordino.errors import UserError
 from sordino.files import has_suffix, parse_json, read_json
+from sordino.models.dtypes import TORCH_DTYPES, rounding_unit, smallest_error
 from sordino.models.folder import list_files
 from sordino.models.reference import ModelRef, refuse_adapter, resolve
 from sordino.models.safetensors_header import Stored, read_header
@@ -35,14 +35,7 @@ Array = NDArray[np.float64]
 _CHUNK = 2 * 2**20
 _METADATA = "metadata"
 _INDEX = "*.safetensors.index.json"
-# By how much a value can be off, of itself, when it was rounded once; and for numbers too small for
-# that, by how much at all.
-_UNITS = {"F64": 2.0**-24, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8} | {
-    "F8_E4M3": 2.0**-4,
-    "F8_E5M2": 2.0**-3,
-}
-_SMALLEST = {"F16": 2.0**-25, "F8_E4M3": 2.0**-10, "F8_E5M2": 2.0**-17}
-_FLOATS = DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+_PRODUCTS = 2.0**-24  # factors are multiplied in float32, also where a weight is wider
 # Blocks of a quantised type: what is rounded is the scale of a block, of half precision at best.
 _BLOCKS = 2.0**-7
 
@@ -260,8 +253,10 @@ class _Safetensors(_Source):
         return np.fromfile(file, np.uint8, size, offset=start).reshape(count, width)
 
     def values(self, name: str, rows: NDArray[Any]) -> Array | None:
-        dtype = _FLOATS.get(self.tensors[name].dtype)
-        return None if dtype is None else torch.from_numpy(rows).view(dtype).double().numpy()
+        dtype = TORCH_DTYPES.get(self.tensors[name].dtype)
+        if dtype is None or not dtype.is_floating_point:
+            return None
+        return torch.from_numpy(rows).view(dtype).double().numpy()
 
 
 class _Gguf(_Source):
@@ -418,8 +413,8 @@ class _Lines:
 def _measured(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
     """The figures of a tensor that differs."""
     slack = _Slack(
-        max(2 * _UNITS.get(dtype, _BLOCKS) for dtype in dtypes),
-        max(_SMALLEST.get(dtype, 0.0) for dtype in dtypes),
+        2 * max(_PRODUCTS, *(rounding_unit(dtype) or _BLOCKS for dtype in dtypes)),
+        max(map(smallest_error, dtypes)),
     )
     values, squares, squares_of_change, largest = 0, 0.0, 0.0, 0.0
     differ, factors = [], []

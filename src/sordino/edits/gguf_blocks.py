@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.models.dtypes import PLAIN
+
 COARSE = 0.01
 """A scale that rounding moves by more than this, relative to its exact value, is reported."""
 
@@ -91,7 +93,7 @@ _HALVES = {
     "TQ1_0": _Layout(54, (52,)),
     "TQ2_0": _Layout(66, (64,)),
 }
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {kind: PLAIN[kind] for kind in ("F32", "F16", "BF16")}
 # IQ1_M spreads its scale over the highest four bits of four 16-bit words at a block's end.
 _IQ1_M_SIZE, _IQ1_M_WORDS = 56, 48
 _IQ1_M_SHIFTS = np.array([0, 4, 8, 12], np.uint16)

@@ -27,7 +27,6 @@ from sordino.edits.quantised import (
     with_quantisation,
 )
 from sordino.edits.shard import (
-    DTYPES,
     Change,
     New,
     copy,
@@ -38,6 +37,7 @@ from sordino.edits.shard import (
 from sordino.errors import UserError
 from sordino.files import create_file, printable, read_json
 from sordino.interventions import Dampening
+from sordino.models.dtypes import PLAIN
 from sordino.models.folder import OUTSIDE, FolderFiles, is_of_model, list_files
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
@@ -219,7 +219,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
 def _dtype(model: PreTrainedModel) -> str:
     """The type in which the parts of a quantised model are that are not quantised."""
     dtype = model.config.dtype
-    return next((name for name, ours in DTYPES.items() if ours == dtype), "F32")
+    return next((name for name, ours in PLAIN.items() if ours == dtype), "F32")
 
 
 def _changes(model: PreTrainedModel, dampening: Dampening, names: set[str]) -> dict[str, Change]:
@@ -266,7 +266,7 @@ def _added(
                 stored = tensors[weight]
                 values = shifts.get(bias, torch.zeros(stored.shape[0]))
                 refuse_unchangeable(folder / file, weight, stored, Change(values[:, None]))
-                added.setdefault(file, {})[bias] = values.to(DTYPES[stored.dtype])
+                added.setdefault(file, {})[bias] = values.to(PLAIN[stored.dtype])
     return added
 
 

@@ -16,27 +16,15 @@ import torch
 from torch import Tensor
 
 from sordino.errors import UserError
+from sordino.models.dtypes import BITS, PLAIN, SCALED, name_of
 from sordino.models.safetensors_header import LENGTH_BYTES, Stored, read_header
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-# Types that only make sense with a scale beside them: a product is rounded to them all the same.
-SCALED_DTYPES = {
-    **DTYPES,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}
 # Bytes changed at a time: they and their float32 copy stay in a core's own cache.
 _CHUNK = 2**20
 # Bytes that the system is asked to copy at a time.
 _STRETCH = 32 * 2**20
 # How a system says that it cannot copy between two files by itself.
 _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
-_ITEM_BYTES = {"U8": 1, **{name: dtype.itemsize for name, dtype in SCALED_DTYPES.items()}}
 
 
 @dataclass(frozen=True)
@@ -81,13 +69,12 @@ class New:
     @classmethod
     def of(cls, tensor: Tensor) -> "New":
         """A tensor that there is already."""
-        dtype = next(name for name, dtype in SCALED_DTYPES.items() if dtype == tensor.dtype)
-        return cls(dtype, tuple(tensor.shape), lambda: tensor)
+        return cls(name_of(tensor.dtype), tuple(tensor.shape), lambda: tensor)
 
     @property
     def nbytes(self) -> int:
         """The size of its data."""
-        return _ITEM_BYTES[self.dtype] * math.prod(self.shape)
+        return BITS[self.dtype] * math.prod(self.shape) // 8
 
 
 def refuse_unchangeable(
@@ -95,13 +82,13 @@ def refuse_unchangeable(
     name: str,
     stored: Stored,
     change: Change,
-    dtypes: Mapping[str, torch.dtype] = DTYPES,
+    dtypes: Mapping[str, torch.dtype] = PLAIN,
 ) -> None:
     """Raise `UserError` unless the change can be made to the stored tensor, of one of `dtypes`."""
     if stored.dtype not in dtypes:
         raise UserError(
             f"{path} holds {name} as {stored.dtype}: weights of this type cannot be baked yet; "
-            f"use a checkpoint in {', '.join(DTYPES)}."
+            f"use a checkpoint in {', '.join(PLAIN)}."
         )
     scale = change.scale
     fits = len(scale.shape) == len(stored.shape) and all(
@@ -157,7 +144,7 @@ def copy_changed(
         key=lambda entry: (entry[0].start, entry[0].end),  # an empty tensor before its neighbour
     )
     for stored, here, name in touched:
-        refuse_unchangeable(source, name, stored, here, SCALED_DTYPES)
+        refuse_unchangeable(source, name, stored, here, SCALED)
     with source.open("rb") as reader, target.open("xb") as writer:
         done = shifted = 0
         if added or gone:
@@ -214,11 +201,10 @@ def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[
     header = {name: entry for name, entry in header.items() if name not in gone}
     ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     end = max(ends, default=0)
-    names = {dtype: name for name, dtype in DTYPES.items()}
     for name, tensor in added.items():
         start, end = end, end + tensor.nbytes
         header[name] = {
-            "dtype": names[tensor.dtype],
+            "dtype": name_of(tensor.dtype),
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -258,7 +244,7 @@ def copy_rewritten(
     for name, stored in tensors.items():
         change = changes.get(name, stored)
         if isinstance(change, Change):
-            refuse_unchangeable(source, name, stored, change, SCALED_DTYPES)
+            refuse_unchangeable(source, name, stored, change, SCALED)
         if change is not None:
             kept[name] = change if isinstance(change, New) else stored
     kept |= {name: new for name, new in changes.items() if isinstance(new, New)}
@@ -297,7 +283,7 @@ def copy_rewritten(
 
 def _item_bytes(tensor: Stored | New) -> int:
     if isinstance(tensor, New):
-        return _ITEM_BYTES[tensor.dtype]
+        return BITS[tensor.dtype] // 8
     return (tensor.end - tensor.start) // max(1, math.prod(tensor.shape))
 
 
@@ -449,7 +435,7 @@ def _change(
     count = stored.end - stored.start
     buffer = torch.empty(count, dtype=torch.uint8)
     _read(reader, buffer.numpy().data, stored.start)
-    apply(buffer.view(SCALED_DTYPES[stored.dtype]).view(stored.shape), change)
+    apply(buffer.view(SCALED[stored.dtype]).view(stored.shape), change)
     _write(writer, buffer.numpy().data, at)
     _write_out(writer, at, count)
     return count

@@ -16,7 +16,8 @@ from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
 from sordino.extras import require
 from sordino.interventions import Dampening
-from sordino.models.open import ALL_GPUS, DTYPES, OpenModel, empty_model, open_model
+from sordino.models.dtypes import COMPUTE_DTYPES, rounding_unit
+from sordino.models.open import ALL_GPUS, OpenModel, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
 from sordino.models.tokenise import encode_for
@@ -33,12 +34,7 @@ _ROUNDINGS = 16
 
 Measured on random models of 70 families the median token is off by 1 to 4 such units.
 """
-# The largest relative error of a number that is rounded to a type in a file.
-_UNITS = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8} | {
-    "F8_E4M3": 2.0**-4,
-    "F8_E5M2": 2.0**-3,
-    "F8_E8M0": 2.0**-4,  # of the codes beside it, which take what the scale cannot
-}
+_FLOAT32 = 2.0**-24  # the relative error of one rounding in which everything is computed
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ def verify(
     else:
         at = str(opened.device) if len(opened.devices) == 1 else ALL_GPUS
         # FP8 is no choice
-        precision = opened.dtype_name if opened.dtype_name in DTYPES else "auto"
+        precision = opened.dtype_name if opened.dtype_name in COMPUTE_DTYPES else "auto"
         del opened
         written = _logits(open_model(baked, device=at, dtype=precision).model, tokens)
     # Of each token; `max` of torch, unlike Python's, keeps what is no number.
@@ -190,9 +186,9 @@ def _unit(ref: ModelRef, baked: Path) -> float:
     """The relative error of one rounding in the coarsest type of a baked folder's weights."""
     source = ref if _is_adapter(baked) else ModelRef(str(baked), "folder", baked)
     if source.kind == "gguf":
-        return _UNITS["F32"]  # de-quantised
+        return _FLOAT32  # de-quantised
     stored = (entry.dtype for file in source.weight_files for entry in read_header(file).values())
-    return max((_UNITS[dtype] for dtype in stored if dtype in _UNITS), default=_UNITS["F32"])
+    return max((unit for dtype in stored if (unit := rounding_unit(dtype))), default=_FLOAT32)
 
 
 @torch.no_grad()
@@ -226,7 +222,7 @@ def _compare_rows(
         raise UserError(f"{baked} is not quantised, and {ref.name} is: it was not baked from it.")
     model = empty_model(ref)
     scales = on_disk(model, parameter_scales(model, dampening), before.names)
-    unit = max(_unit(ref, baked), _UNITS["F32"])
+    unit = max(_unit(ref, baked), _FLOAT32)
     found = RowVerification(0.0, 0.0, 0, reason, unit)
     for name, scale in scales.items():
         if name in before.layers and name in after.layers:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from sordino.errors import UserError
 from sordino.files import fingerprint, is_regular, new_file, printable
 from sordino.hub import local
+from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
@@ -29,7 +30,6 @@ from sordino.records import Setting, Site, parse_format
 FORMAT = "sordino-dampening-1"
 _ENTRY = "sordino"
 """The metadata's one entry, which is JSON."""
-_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Rule(BaseModel):
@@ -505,7 +505,7 @@ def _refuse_other_size(site: str, size: int, neurons: int) -> None:
 
 def _refuse_quantised(site: str, module: Any) -> None:
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN:
+    if not isinstance(weight, Tensor) or weight.dtype not in PLAIN.values():
         raise UserError(
             f"{site} is quantised, and quantised weights are not changed in memory: use hooks, or "
             "bake the model's folder."

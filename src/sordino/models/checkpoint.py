@@ -26,6 +26,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.models.calls import quiet_transformers, read_settings
+from sordino.models.dtypes import PLAIN
 from sordino.progress import note
 
 # Where a config.json has the settings of quantisation: the first of these.
@@ -36,7 +37,6 @@ _PLACES = (
 # Files of their own, for which AutoGPTQ, AutoAWQ and ModelOpt used to have them.
 _APART = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
-_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # How many modules of a kind there are, as configurations call it.
 _COUNT = re.compile(r"(layers?|blocks?|experts?|depth)$", re.IGNORECASE)
 _ANYHOW = 512  # so many are built whatever the files hold: it takes a second
@@ -191,7 +191,7 @@ def refuse_not_finite(name: str, tensors: Iterable[tuple[str, Tensor]], mend: st
         mend: What to do about it.
     """
     for key, tensor in tensors:
-        if tensor.dtype not in _PLAIN or tensor.is_meta:
+        if tensor.dtype not in PLAIN.values() or tensor.is_meta:
             continue
         # One pass, and no copy: the sum is not finite if one of its terms is not.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
@@ -211,7 +211,7 @@ def _counts(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str,
 
 def _refuse_codes(name: str, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Integers where numbers belong are the codes of quantised weights."""
-    odd = [key for key, tensor in tensors.items() if tensor.dtype not in _PLAIN]
+    odd = [key for key, tensor in tensors.items() if tensor.dtype not in PLAIN.values()]
     if not odd:
         return
     conversions = get_model_conversion_mapping(model)

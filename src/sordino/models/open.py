@@ -32,6 +32,7 @@ from sordino.models.checkpoint import (
     refuse_unfit,
 )
 from sordino.models.classes import auto_class
+from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
@@ -41,8 +42,6 @@ from sordino.progress import note
 
 ALL_GPUS = "all"
 """The device that is all GPUs of the machine, each with some of the layers."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _WITHOUT_PACKAGES = (
     "Baking needs no loading: with --allow-other-weights it takes the expertise of the model from "
@@ -158,7 +157,7 @@ def open_model(
     else:
         model, tokenizer = _open_folder(ref, target, options)
         if quantisation_of(ref.path) and dtype != "auto" and not _is_quantised(model):
-            model = model.to(DTYPES[dtype])  # the loader gives it to some weights alone
+            model = model.to(COMPUTE_DTYPES[dtype])  # the loader gives it to some weights alone
     refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
 
@@ -371,6 +370,6 @@ def choose_device(name: str) -> torch.device:
 def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
     if name == "auto":
         return torch.float32 if ref.kind == "gguf" else "auto"
-    if name not in DTYPES:
-        raise UserError(f"--dtype {name} is unknown: choose auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if name not in COMPUTE_DTYPES:
+        raise UserError(f"--dtype {name} is unknown: choose auto, {', '.join(COMPUTE_DTYPES)}.")
+    return COMPUTE_DTYPES[name]

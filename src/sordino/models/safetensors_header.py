@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sordino.errors import UserError
+from sordino.models.dtypes import BITS
 
 LENGTH_BYTES = 8
 """The header's length, in front of it."""
 _LONGEST = 100_000_000  # the library's own limit
-_BITS = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
-    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ def _stored(entry: Any, data: int) -> Stored:
         type(number) is int and number >= 0 for number in (*shape, start, end)
     ):
         raise ValueError("a shape or an offset is no whole number")
-    if _BITS[dtype] * math.prod(shape) != 8 * (end - start):
+    if BITS[dtype] * math.prod(shape) != 8 * (end - start):
         raise ValueError("a tensor is not as large as its shape says")
     return Stored(dtype, tuple(shape), data + start, data + end)
 

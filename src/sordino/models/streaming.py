@@ -31,12 +31,13 @@ from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
-from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
+from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
 from sordino.models.calls import quiet_transformers
 from sordino.models.checkpoint import refuse_not_finite, refuse_unfit
+from sordino.models.dtypes import torch_dtype
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.models.sites import decoder_layers
@@ -64,9 +65,7 @@ class StoredTensors:
 
     def _described(self, name: str) -> Tensor:
         _, stored = self._places[name]
-        dtype = str_to_torch_dtype.get(stored.dtype)
-        if dtype is None:
-            raise UserError(f"The tensor {name} is of a type that is unknown: {stored.dtype}.")
+        dtype = torch_dtype(stored.dtype, name)
         return torch.empty(stored.shape, dtype=dtype, device="meta")
 
     def __getitem__(self, name: str) -> "Unread":

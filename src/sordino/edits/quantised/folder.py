@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_utils import str_to_torch_dtype
 from transformers.pytorch_utils import Conv1D
 
 from sordino.edits.quantised.awq import Awq
@@ -22,6 +21,7 @@ from sordino.edits.shard import Change
 from sordino.errors import UserError
 from sordino.models.calls import read_settings
 from sordino.models.checkpoint import quantisation, quantisation_of, refuse_unfit
+from sordino.models.dtypes import torch_dtype
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import note
 
@@ -78,7 +78,7 @@ def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFold
         if suffix != "bias"
     }
     tensors = {
-        key: torch.empty(stored.shape, dtype=str_to_torch_dtype[stored.dtype], device="meta")
+        key: torch.empty(stored.shape, dtype=torch_dtype(stored.dtype, key), device="meta")
         for key, stored in folder.stored.items()
         # Servers' scales of the cache stand beside the layers.
         if key not in parts and not key.endswith(("_scale", "_zero_point"))

@@ -16,20 +16,8 @@ from torch import Tensor
 
 from sordino.edits.shard import Change, New
 from sordino.errors import UserError
+from sordino.models.dtypes import TORCH_DTYPES
 from sordino.models.safetensors_header import Stored
-
-_TORCH = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
 
 Changes = Mapping[str, Change | New | None]
 
@@ -76,7 +64,7 @@ class Layer:
             UserError: There is no such tensor, or its type is unknown here.
         """
         stored = self._stored(suffix)
-        if stored.dtype not in _TORCH:
+        if stored.dtype not in TORCH_DTYPES:
             raise self.unfit(f"{suffix} has the type {stored.dtype}")
         with self.files[suffix].open("rb") as file:
             file.seek(stored.start)
@@ -84,8 +72,8 @@ class Layer:
         if len(data) != stored.end - stored.start:
             raise self.unfit(f"{suffix} became shorter while it was read")
         if not data:
-            return torch.empty(stored.shape, dtype=_TORCH[stored.dtype])
-        return torch.frombuffer(data, dtype=_TORCH[stored.dtype]).view(stored.shape)
+            return torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
+        return torch.frombuffer(data, dtype=TORCH_DTYPES[stored.dtype]).view(stored.shape)
 
     def expect(self, suffix: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raise `UserError` unless a tensor has one of the types, and the shape."""

@@ -11,7 +11,8 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.extras import require
 from sordino.files import has_suffix, new_file, user_path
-from sordino.models.open import DTYPES, OpenModel, open_model
+from sordino.models.dtypes import COMPUTE_DTYPES
+from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import PAGE, claim_output
 from sordino.progress import note
@@ -194,7 +195,7 @@ def _opened(expertise: Expertise, look: _Look) -> OpenModel:
             f"({expertise.shown['model']}): give that one as --model."
         )
     dtype = look.dtype
-    if dtype == "auto" and metadata.get("dtype") in DTYPES:
+    if dtype == "auto" and metadata.get("dtype") in COMPUTE_DTYPES:
         dtype = metadata["dtype"]
     paths = dict.fromkeys(site for site, _, _ in expertise.top(look.neurons))
     note(f"opening {ref.name}")

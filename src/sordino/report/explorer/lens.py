@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sordino.expertise.passes import LayerByLayer
+from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, expert_matrix
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site, decoder_layers, is_feed_forward, is_linear, neurons_of
 from sordino.models.tokenise import Batch, equal_length_batches
 
 _WORDS = 12
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def vector(opened: OpenModel, direction: Direction) -> Tensor | None:
     else:
         module = model.get_submodule(direction.writer)
         whole = getattr(module, "weight", None)
-        if not isinstance(whole, Tensor) or whole.dtype not in _FLOATING:
+        if not isinstance(whole, Tensor) or whole.dtype not in PLAIN.values():
             return None
         transposed = isinstance(module, Conv1D)
         column = whole[direction.index] if transposed else whole[:, direction.index]
