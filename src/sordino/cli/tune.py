@@ -50,7 +50,7 @@ def tune(
     Parameters
     ----------
     model
-        Hub id, transformers folder, .gguf file, kit:smollm2 or kit:gemma3.
+        Hub id, transformers folder, .gguf file or model of the kit, such as kit:smollm2.
     output
         The folder for the page, the figures, the chosen intervention and the work.
     budget

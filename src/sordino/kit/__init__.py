@@ -24,7 +24,7 @@ def model_file(name: str) -> Path:
     """The GGUF file of a model of the kit, fetched if it is not cached.
 
     Args:
-        name: "smollm2" or "gemma3".
+        name: "smollm2", "gemma3", "qwen2.5-coder-0.5b" or "qwen2.5-coder-1.5b".
 
     Raises:
         UserError: There is no such model, or it cannot be fetched.

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import zipfile
 from ast import literal_eval
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +50,7 @@ def fetch_item(item: Item, items: list[Item]) -> None:
             # Whoever held the lock before may have fetched it.
             missing = [each for each in neighbours if not each.cached]
             if missing:
-                local = {archive: _download(archive, item.folder) for archive in archives}
+                local = _download_all(item, archives)
                 for each in missing:
                     _extract(each, local)
                 for path in local.values():
@@ -79,9 +79,27 @@ def _alone(item: Item) -> Iterator[None]:
         yield
 
 
-def _download(archive: Archive, folder: Path) -> Path:
-    """Download an archive into the folder and check it; an earlier attempt is continued."""
-    path = drop_link(staging_path(folder / archive.filename))
+def _download_all(item: Item, archives: list[Archive]) -> dict[Archive, Path]:
+    """Download the archives of an item and check them; an earlier attempt is continued."""
+    local = {each: drop_link(staging_path(item.folder / each.filename)) for each in archives}
+    of_how_many = f", {len(archives)} archives" if len(archives) > 1 else ""
+    label = f"Fetching {item.name}{of_how_many}"
+    total = sum(archive.size for archive in archives)
+    had = sum(min(path.stat().st_size, a.size) for a, path in local.items() if path.exists())
+    with track(label, total / _MB, "MB", done=had / _MB) as advance:
+        for archive, path in local.items():
+            _download(archive, path, lambda size: advance(size / _MB))
+    return local
+
+
+def _download(archive: Archive, path: Path, advance: Callable[[int], None]) -> None:
+    """Download an archive to the path and check it; what is there of it already is kept.
+
+    Args:
+        archive: The archive.
+        path: Where it is wanted.
+        advance: Told of the bytes that came, and with a minus of those that are thrown away.
+    """
     index = _pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
         client.s.mount("https://", _SystemTrust())
@@ -92,12 +110,13 @@ def _download(archive: Archive, folder: Path) -> Path:
         for _ in range(_ATTEMPTS):
             resumed = path.exists() and path.stat().st_size > 0
             try:
-                sha256 = _stream(client.s, url, archive, path)
+                sha256 = _stream(client.s, url, archive, path, advance)
             except requests.RequestException as error:
                 broken = error
                 continue
             if sha256 == archive.sha256:
-                return path
+                return
+            advance(-min(path.stat().st_size, archive.size))
             path.unlink()
             # What a crash left behind may be torn: only a download in one go accuses the index.
             if not resumed:
@@ -137,7 +156,13 @@ def _address(client: PyPISimple, archive: Archive, index: str) -> str:
     )
 
 
-def _stream(session: requests.Session, url: str, archive: Archive, path: Path) -> str:
+def _stream(
+    session: requests.Session,
+    url: str,
+    archive: Archive,
+    path: Path,
+    advance: Callable[[int], None],
+) -> str:
     """Bring what is missing of the archive into `path` and return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with path.open("a+b") as file:
@@ -155,19 +180,18 @@ def _stream(session: requests.Session, url: str, archive: Archive, path: Path) -
             if have and response.status_code != requests.codes.partial_content:
                 # The server does not continue: begin again.
                 file.truncate(0)
+                advance(-have)
                 if response.status_code == requests.codes.requested_range_not_satisfiable:
                     raise requests.HTTPError(response=response)
-                return _stream(session, url, archive, path)
+                return _stream(session, url, archive, path, advance)
             response.raise_for_status()
-            label = f"Fetching {archive.filename}"
-            with track(label, archive.size / _MB, "MB", done=have / _MB) as advance:
-                for piece in response.iter_content(_CHUNK):
-                    file.write(piece)
-                    digest.update(piece)
-                    advance(len(piece) / _MB)
-                    have += len(piece)
-                    if have > archive.size:
-                        break  # not the archive that is wanted, and perhaps without an end
+            for piece in response.iter_content(_CHUNK):
+                file.write(piece)
+                digest.update(piece)
+                have += len(piece)
+                advance(len(piece) - max(have - archive.size, 0))
+                if have > archive.size:
+                    break  # not the archive that is wanted, and perhaps without an end
     return digest.hexdigest()
 
 

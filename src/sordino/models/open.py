@@ -124,7 +124,7 @@ def open_model(
     """Load a model and its tokenizer.
 
     Args:
-        spec: A hub id, a transformers folder, a ".gguf" file, "kit:smollm2" or "kit:gemma3"; a
+        spec: A hub id, a transformers folder, a ".gguf" file, or the kit's ("kit:smollm2"); a
             model that is open already is given back as it is.
         device: "auto" (a GPU if there is one), "all" (every GPU of the machine, some of the layers
             on each), or a torch device such as "cpu" or "cuda:1".

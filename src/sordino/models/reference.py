@@ -92,7 +92,7 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
     """Find a model's files, downloading them if they are the hub's or the kit's.
 
     Args:
-        spec: A hub id ("org/name"), a folder, a ".gguf" file, "kit:smollm2" or "kit:gemma3".
+        spec: A hub id ("org/name"), a folder, a ".gguf" file, or the kit's ("kit:smollm2").
         revision: A branch, tag or commit of the hub.
 
     Raises:
