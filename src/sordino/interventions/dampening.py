@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from sordino.errors import UserError
 from sordino.files import fingerprint, is_regular, new_file, printable
 from sordino.hub import local
+from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
 from sordino.models.reference import ModelRef
@@ -197,6 +198,31 @@ class Dampening:
             site: (strength * values).astype(np.float32) for site, values in self.shifts.items()
         }
         return replace(self, factors=factors, shifts=shifts, strength=self.strength * strength)
+
+    def limited(self, rows: int) -> "Dampening":
+        """The same with at most so many neurons of each site: those that it changes most.
+
+        They are those whose factor is farthest from 1 and, among equal ones, whose shift is
+        largest; the others stay as they are.
+
+        Args:
+            rows: The most of each site.
+
+        Raises:
+            UserError: It is below 1.
+        """
+        factors, shifts = dict(self.factors), dict(self.shifts)
+        for site, values in self.factors.items():
+            moved = np.abs(self.shifts[site]) if site in self.shifts else np.zeros_like(values)
+            by_change = np.lexsort((moved, np.abs(1 - values)))
+            rank = np.empty(values.size)
+            rank[by_change] = np.arange(values.size)
+            kept = AtMost(rows, (values.size,)).largest(rank)
+            factors[site] = np.where(kept, values, np.float32(1))
+            if site in self.shifts:
+                shifts[site] = np.where(kept, self.shifts[site], np.float32(0))
+        settings = {**self.settings, "rows": rows}
+        return replace(self, factors=factors, shifts=shifts, settings=settings)
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
         """The linear layers (and MoE experts' matrices) that are this dampening's sites, by path.

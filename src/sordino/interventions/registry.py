@@ -35,6 +35,8 @@ class Rule:
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs beside scaling them.
         foretells: Whether the dial is itself a divergence, by the rule's own estimate.
+        limits: Whether the rule itself heeds `rows`, the most neurons of each site that it may
+            change; of the others, `Dampening.limited` keeps what changes most.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Rule:
     in_attention: bool = False
     shifts: bool = False
     foretells: bool = False
+    limits: bool = False
 
     def __post_init__(self) -> None:
         if self.needs not in get_args(Needs):
@@ -64,7 +67,7 @@ class Rule:
             UserError: A setting is missing, unknown or of the wrong kind, or is the dial that
                 something else sets.
         """
-        known = ", ".join(self.settings) or "none"
+        known = ", ".join(self.settings)
         for name in settings:
             if name not in self.settings:
                 raise UserError(
@@ -80,6 +83,22 @@ class Rule:
                 raise UserError(f"The intervention {self.name} needs --set {name}=NUMBER.")
         return {name: self._value(name, given) for name, given in settings.items()}
 
+    def dampening(
+        self, expertise: Expertise, *, rows: int | None = None, **settings: Any
+    ) -> Dampening:
+        """What the rule gives for an expertise.
+
+        Args:
+            expertise: What was measured.
+            rows: The most neurons of each site that may change; all where it is None.
+            settings: The rule's own settings, as `read` gives them.
+        """
+        if rows is None:
+            return self.make(expertise, **settings)
+        if self.limits:
+            return self.make(expertise, rows=rows, **settings)
+        return self.make(expertise, **settings).limited(rows)
+
     def _value(self, name: str, given: Any) -> Any:
         setting = self.settings[name]
         try:
@@ -89,6 +108,9 @@ class Rule:
                 f"The intervention {self.name} takes {setting.values} for {name}, not '{given}'."
             ) from None
 
+
+ROWS = Setting("rows", int, optional=True)
+"""A setting of every rule: the most neurons of each site that it may change."""
 
 RULES: Registry[Rule] = Registry("intervention", "rules", "sordino.interventions.rules")
 """Rules by name."""
@@ -131,6 +153,8 @@ def intervention(
             bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
             bound.apply_defaults()
             settings = dict(list(bound.arguments.items())[1:])
+            if settings.get(ROWS.name, 0) is None:  # no limit is nothing to tell of
+                del settings[ROWS.name]
             given = rule(expertise, *args, **kwargs)
             if isinstance(given, Affine) and not shifts:
                 raise TypeError(f"{name} gives shifts: declare it with shifts=True")
@@ -141,16 +165,18 @@ def intervention(
         dampening.__name__ = dampening.__qualname__ = name
         dampening.__doc__ = rule.__doc__
         dampening.__wrapped__ = rule  # type: ignore[attr-defined]
+        own = settings_of(rule)
         RULES[name] = Rule(
             name,
             (inspect.getdoc(rule) or "").partition("\n")[0],
             dampening,
-            settings_of(rule),
+            {**own, ROWS.name: ROWS},
             needs,
             dial,
             in_attention,
             shifts,
             foretells,
+            ROWS.name in own,
         )
         return dampening
 
@@ -232,13 +258,14 @@ def dampen(
         expertise: What was measured.
         rule: The rule's name; see `RULES`.
         strength: See `Dampening.scaled`.
-        settings: The rule's own settings; text is read as the setting's type.
+        settings: The rule's own settings, and `rows`, the most neurons of each site that may
+            change; text is read as the setting's type.
 
     Raises:
         UserError: There is no such rule, or a setting is missing, unknown or of the wrong kind.
     """
     chosen = RULES.named(rule)
-    return chosen.make(expertise, **chosen.read(settings, sized=False)).scaled(strength)
+    return chosen.dampening(expertise, **chosen.read(settings, sized=False)).scaled(strength)
 
 
 def dampening_from(

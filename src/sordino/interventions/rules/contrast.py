@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.interventions.registry import Factors, intervention
+from sordino.interventions.rows import AtMost
 from sordino.interventions.shrinkage import shrunk
 
 BySite = dict[str, NDArray[np.float64]]
@@ -14,7 +15,9 @@ _HALVINGS = 200
 
 
 @intervention("attribution", dial="budget", in_attention=True, foretells=True)
-def contrast(expertise: Expertise, budget: float = 0.05, amplify: float = 0.0) -> Factors:
+def contrast(
+    expertise: Expertise, budget: float = 0.05, amplify: float = 0.0, rows: int | None = None
+) -> Factors:
     """Dampen by benefit over cost, as far as a divergence of `budget` (nats a token) goes.
 
     With a neuron's benefit b, its attribution to positive less that to negative text, and its cost
@@ -32,6 +35,8 @@ def contrast(expertise: Expertise, budget: float = 0.05, amplify: float = 0.0) -
         budget: Nats a token.
         amplify: Neurons that serve negative text more are amplified, by at most this share of
             their response; 0 leaves them alone.
+        rows: The most neurons of each site that are changed: those that together gain most under
+            the budget, see `amounts`.
 
     Raises:
         UserError: A setting is out of range.
@@ -42,7 +47,11 @@ def contrast(expertise: Expertise, budget: float = 0.05, amplify: float = 0.0) -
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
     benefit, cost = benefit_and_cost(expertise)
     flat = amounts(
-        np.concatenate([*benefit.values()]), np.concatenate([*cost.values()]), budget, amplify
+        np.concatenate([*benefit.values()]),
+        np.concatenate([*cost.values()]),
+        budget,
+        amplify,
+        None if rows is None else AtMost(rows, tuple(part.size for part in cost.values())),
     )
     return {site: 1 - part for site, part in by_site(flat, cost).items()}
 
@@ -84,15 +93,23 @@ def by_site(values: NDArray[np.float64], like: BySite) -> BySite:
 
 
 def amounts(
-    benefit: NDArray[np.float64], cost: NDArray[np.float64], budget: float, amplify: float = 0.0
+    benefit: NDArray[np.float64],
+    cost: NDArray[np.float64],
+    budget: float,
+    amplify: float = 0.0,
+    at_most: AtMost | None = None,
 ) -> NDArray[np.float64]:
     """D = clip(λ·benefit/cost, −amplify, 1), with the largest λ that keeps ½·Σ d²·cost in budget.
+
+    Where a site may change in so many neurons only, these are the neurons that gain most at that
+    λ, by Lagrange's d·benefit − ½·d²·cost/λ: for a neuron that is not silenced, as benefit²/cost.
 
     Args:
         benefit: float64 [neurons].
         cost: float64 [neurons], not negative.
         budget: Nats a token, by the diagonal estimate.
         amplify: Above 0, neurons with a negative benefit are amplified, by at most so much.
+        at_most: How many neurons of each site may change; all where it is None.
     """
     useful = benefit > 0 if amplify == 0 else benefit != 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -100,7 +117,12 @@ def amounts(
         ratio = np.where(useful, benefit / cost, 0.0)
 
     def sized(log_multiplier: float) -> NDArray[np.float64]:
-        return np.clip(np.exp(log_multiplier) * ratio, -amplify, 1)
+        multiplier = np.exp(log_multiplier)
+        found = np.clip(multiplier * ratio, -amplify, 1)
+        if at_most is None:
+            return found
+        gain = found * benefit - found**2 * cost / (2 * multiplier)
+        return np.where(at_most.largest(gain), found, 0)
 
     def divergence(log_multiplier: float) -> float:
         return float(0.5 * (sized(log_multiplier) ** 2 * cost).sum())
@@ -111,4 +133,9 @@ def amounts(
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if divergence(middle) <= budget else (low, middle)
-    return sized(low)
+    if at_most is None:
+        return sized(low)
+    # Where the choice of neurons changes at λ, the divergence jumps: either choice may be better.
+    choices = [np.where(sized(side) != 0, benefit, 0) for side in (low, high)]
+    found = [amounts(chosen, cost, budget, amplify) for chosen in choices]
+    return max(found, key=lambda changes: float(changes @ benefit))
