@@ -99,6 +99,22 @@ def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
     assert "--divergence" in call("inspect", file, "--divergence", "0.01")[2]
 
 
+def test_an_expertise_is_evaluated_like_its_hooks(found, tmp_path):
+    opened, expertise, file = found
+    measure = sordino.Perplexity(prose(tmp_path / "prose.txt", 7), max_texts=6)
+    folder, half = opened.ref.path, sordino.aura(expertise).scaled(0.5)
+    arm = sordino.hooked(folder, half)
+    by_hand = sordino.evaluate(arm, folder, measures=[measure])
+    for given, source in ((folder, file), (opened, expertise)):
+        ready = sordino.evaluate(given, folder, measures=[measure], dampening=source, strength=0.5)
+        assert ready.measures == by_hand.measures
+        assert ready.after.fingerprint == by_hand.after.fingerprint
+    with pytest.raises(sordino.UserError, match="dampened already"):
+        sordino.evaluate(arm, measures=[measure], dampening=expertise)
+    with pytest.raises(sordino.UserError, match="strength"):
+        sordino.evaluate(folder, measures=[measure], strength=0.5)
+
+
 def test_what_a_dampening_is_made_of(found, tmp_path):
     opened, expertise, file = found
     whole = sordino.aura(expertise)

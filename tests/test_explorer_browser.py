@@ -12,7 +12,6 @@ from families import tiny_folder
 from sordino.concepts.concept import Concept
 from sordino.expertise import find_experts
 from sordino.expertise.artefact import Expertise
-from sordino.interventions import dampen
 from sordino.report.explorer import explore
 from sordino.report.summary import place
 
@@ -30,7 +29,8 @@ def made(tmp_path_factory) -> tuple[Expertise, Path]:
         expertise,
         other,
         output=folder.parent / "page.html",
-        rule=lambda found: dampen(found, "det_zero", k=2),
+        intervention="det_zero",
+        settings={"k": 2},
         concept=CALM,
         top=5,
     )

@@ -29,7 +29,7 @@ if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
 if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import diff, undo, verify
-    from sordino.evaluation import Evaluation, Perplexity, Toxicity, evaluate, hooked
+    from sordino.evaluation import Evaluation, Perplexity, Toxicity, hooked
     from sordino.examination import Finding, doctor
     from sordino.expertise import (
         AttributionSettings,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         stratified,
     )
     from sordino.jobs.chat import chat
+    from sordino.jobs.evaluate import evaluate
     from sordino.jobs.inspect import Inspection, inspect
     from sordino.jobs.replay import ReplayResult, replay
     from sordino.jobs.study import StudyResult, study
@@ -132,7 +133,7 @@ __all__ = [
 _HOMES = {
     "concepts": ("Concept", "load_concept"),
     "edits": ("diff", "undo", "verify"),
-    "evaluation": ("Evaluation", "Perplexity", "Toxicity", "evaluate", "hooked"),
+    "evaluation": ("Evaluation", "Perplexity", "Toxicity", "hooked"),
     "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts", "plan_find"),
     "interventions": (
         *("Affine", "Dampening", "aura", "compose", "contrast", "damp", "dampen", "det_zero"),
@@ -140,6 +141,7 @@ _HOMES = {
     ),
     "examination": ("Finding", "doctor"),
     "jobs.chat": ("chat",),
+    "jobs.evaluate": ("evaluate",),
     "jobs.inspect": ("Inspection", "inspect"),
     "jobs.replay": ("ReplayResult", "replay"),
     "jobs.study": ("StudyResult", "study"),

@@ -1,13 +1,12 @@
 """`sordino chat`."""
 
 import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sordino.cli.options import InterventionOptions, ModelOptions, clean_texts
+from sordino.cli.options import InterventionOptions, ModelOptions, clean_texts, open_in_browser
 
 if TYPE_CHECKING:
     from sordino.chatting import Settings
@@ -114,10 +113,8 @@ def chat(
 
     def ready(address: str) -> None:
         print(f"{address}  (Ctrl-C ends it)", flush=True)
-        if browser.open and _has_windows():
-            import webbrowser
-
-            webbrowser.open(address)
+        if browser.open:
+            open_in_browser(address)
 
     busy = talk(
         original,
@@ -142,10 +139,3 @@ def chat(
     )
     if busy:  # nobody waits for the token that is being made
         os._exit(0)
-
-
-def _has_windows() -> bool:
-    """Whether a browser would open a window, and not take over this terminal."""
-    if sys.platform in ("win32", "darwin"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

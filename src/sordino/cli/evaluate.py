@@ -1,6 +1,6 @@
 """`sordino evaluate`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,8 +19,7 @@ from sordino.cli.options import (
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
-    from sordino.evaluation import Access, Evaluation, Measure
-    from sordino.evaluation.evaluator import Subject
+    from sordino.evaluation import Access, Endpoint, Evaluation, Measure
 
 WRITING = "Evaluation: what the model writes"
 JUDGING = "Evaluation: how that is judged"
@@ -155,15 +154,14 @@ class EndpointOptions(AccessOptions):
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
 
-    def subject(self, model: str | None, revision: str | None) -> "Subject":
+    def subject(self, model: str | None) -> "str | Endpoint":
         """The server, or else the model of that name."""
         from sordino.evaluation import Endpoint
-        from sordino.models.reference import resolve
 
         if self.endpoint is None:
             if model is None:
                 raise UserError("There is nothing to evaluate: give a MODEL, or --endpoint.")
-            return resolve(model, revision)
+            return model
         if model is not None:
             raise UserError(f"Give the model {model} or --endpoint, not both.")
         access = self.access(self.api_key_env)
@@ -208,55 +206,34 @@ def evaluate(
     batch_tokens
         How many tokens are in memory at a time.
     """
-    from sordino import evaluation
     from sordino.expertise.ranks import sharing
-    from sordino.files import is_private, private_files
-    from sordino.models.reference import ModelRef
-    from sordino.outputs import EVALUATION, claim_output, named_files
+    from sordino.jobs.evaluate import evaluate as measure
 
-    # What was measured holds the prompts, and is as private as their file.
-    private = any(map(is_private, named_files(*vars(how).values())))
-    with (
-        printing.in_force(),
-        private_files(private),
-        sharing(opening.device) as (ranks, device),
-    ):
-        if dampening and server.endpoint is not None:
-            raise UserError("--dampening is put on a MODEL, and an --endpoint is none.")
-        if rule != InterventionOptions() and not dampening:
-            raise UserError(
-                "--intervention, --strength, --divergence and --set say what is made of an "
-                "expertise: give its file with --dampening."
-            )
-        read = [model, against, *named_files(dampening, *vars(how).values())]
-        output = claim_output(output, EVALUATION, force=printing.force, inputs=read)
-        ready = evaluation.prepare(
-            how.measures(server.access(None)),
-            compared=against is not None,
-            served=server.endpoint is not None,
-            device=device,
-            seed=seed,
+    if dampening and server.endpoint is not None:
+        raise UserError(
+            "--dampening changes a model in this process, not one on a server: leave out "
+            "--endpoint and give the MODEL."
         )
-        subject = server.subject(model, opening.revision)
-        if dampening and isinstance(subject, ModelRef):
-            factors = rule.dampening(
-                subject,
-                dampening,
-                texts=how.texts,
-                seed=seed,
-                opening=replace(opening, device=device),
-            )
-            subject = evaluation.hooked(subject, factors, device=device, dtype=opening.dtype)
-        result = evaluation.evaluate(
-            subject,
+    with printing.in_force(), sharing(opening.device) as (ranks, device):
+        result = measure(
+            server.subject(model),
             against,
-            measures=ready,
+            measures=how.measures(server.access(None)),
+            dampening=dampening,
+            intervention=rule.intervention,
+            strength=rule.strength,
+            settings=rule.settings(),
+            divergence=rule.divergence,
+            texts=how.clean_texts,
             device=device,
             dtype=opening.dtype,
+            revision=opening.revision,
+            sites=opening.sites,
             seed=seed,
             batch_tokens=batch_tokens,
             output=output,
             force=printing.force,
+            inputs=vars(how).values(),
         )
     if not ranks.first:
         return

@@ -1,8 +1,8 @@
 """`sordino explore`."""
 
-import os
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +12,15 @@ from sordino.cli.options import (
     ConceptOptions,
     InterventionOptions,
     OutputOptions,
+    open_in_browser,
     print_json,
     print_lines,
 )
-from sordino.cli.recipe import read
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
-    from sordino.report.explorer import Explored, Subject
+    from sordino.report.explorer import Explored
 
 
 @Parameter(name="*", group="Concept")
@@ -31,6 +31,17 @@ class FoundWith(ConceptOptions):
     concept: str = ""
     """What it was found with, as for find; without it, the built-in concept that the file names,
     or what the recipe says that sordino run left."""
+
+    def given(self, seed: int) -> "Callable[[], Concept] | None":
+        """What loads these sentences; None where none are named."""
+        if self.concept:
+            return lambda: self.load(seed)
+        if self != FoundWith():
+            raise UserError(
+                "What is said of the sentences (--max-per-class, --label and so on) needs "
+                "--concept beside it."
+            )
+        return None
 
 
 def explore(
@@ -84,93 +95,38 @@ def explore(
     seed
         Seed with which --max-per-class drew the sentences.
     """
-    from sordino.outputs import PAGE, claim_output, named_files
+    from sordino.outputs import named_files
     from sordino.report.explorer import explore as write
-    from sordino.report.explorer import page_beside, read_subject
 
-    with printing.in_force():
-        read = [subject, second, model, *named_files(*vars(concept).values())]
-        target = claim_output(
-            output or page_beside(subject), PAGE, force=printing.force, inputs=read
+    if rule.divergence is not None:
+        raise UserError(
+            "--divergence is measured while a model is baked: explore the folder that sordino run "
+            "--divergence writes, or give the rule's own size with --set."
         )
-        one = read_subject(subject, _rule(rule))
+    with printing.in_force():
         explored = write(
-            one,
+            subject,
             second,
-            output=target,
+            output=output,
+            intervention=rule.intervention,
+            strength=rule.strength,
+            settings=rule.settings(),
             model=model,
-            concept=_concept(subject, one, concept, seed) if top else None,
+            concept=concept.given(seed),
             top=top,
             sentences=sentences,
             device=device,
             dtype=dtype,
             revision=revision,
             force=printing.force,
+            inputs=named_files(*vars(concept).values()),
         )
     if printing.json:
         print_json(_figures(explored))
     else:
         print_lines(*_lines(explored))
-    if open_page or (open_page is None and not printing.json and _has_display()):
-        import webbrowser
-
-        webbrowser.open(explored.page.absolute().as_uri())
-
-
-def _rule(given: InterventionOptions) -> Any:
-    """What gives the factors; None where nothing was said of it."""
-    if given.divergence is not None:
-        raise UserError(
-            "--divergence is measured while a model is baked: explore the folder that sordino run "
-            "--divergence writes, or give the rule's own size with --set."
-        )
-    if given == InterventionOptions():
-        return None
-    from sordino.interventions import dampen
-
-    settings = given.settings()
-    return lambda expertise: dampen(
-        expertise, given.intervention, strength=given.strength, **settings
-    )
-
-
-def _concept(subject: str, one: "Subject", given: FoundWith, seed: int) -> "Concept | None":
-    """The sentences that were asked for, or those of a run's recipe; None for neither."""
-    if given.concept:
-        return given.load(seed)
-    if given != FoundWith():
-        raise UserError(
-            "What is said of the sentences (--max-per-class, --label and so on) needs --concept "
-            "beside it."
-        )
-    from sordino.edits.provenance import extras_of
-    from sordino.files import user_path
-
-    recipe = extras_of(user_path(subject)) / "recipe.toml"
-    if not recipe.is_file():
-        return None
-    written = {key.replace("-", "_"): value for key, value in read(recipe).items()}
-    names = {field.name for field in fields(ConceptOptions)}
-    options = {key: value for key, value in written.items() if key in names}
-    if "negatives" in options:
-        options["negatives"] = Path(options["negatives"])
-    stratify = written.get("stratify")
-    try:
-        found = ConceptOptions(**options).load(
-            int(written.get("seed", 0)), None if stratify == "length" else stratify
-        )
-    except UserError:
-        return None  # the page says that they are not at hand
-    known = one.expertise.metadata["concept_fingerprint"]
-    return found if found.fingerprint == known else None
-
-
-def _has_display() -> bool:
-    """Whether someone sits at a terminal from which a browser can be opened."""
-    shown = sys.platform in ("darwin", "win32") or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
-    return sys.stdout.isatty() and shown
+    if open_page or (open_page is None and not printing.json and sys.stdout.isatty()):
+        open_in_browser(explored.page.absolute().as_uri(), anyway=bool(open_page))
 
 
 def _figures(explored: "Explored") -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Options that several commands share, each described once."""
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -310,6 +312,22 @@ def clean_texts(spec: str) -> str:
     from sordino.evaluation.texts import KIT_PROSE
 
     return KIT_PROSE if spec == "kit" else spec
+
+
+def open_in_browser(address: str, *, anyway: bool = False) -> None:
+    """Open an address in the browser, if it would open a window and not take over this terminal.
+
+    Args:
+        address: What to open.
+        anyway: Open it also where nothing says that there are windows.
+    """
+    import webbrowser
+
+    windows = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if windows or anyway:
+        webbrowser.open(address)
 
 
 def print_lines(*lines: str) -> None:

@@ -1,8 +1,11 @@
 """From an expertise (and what is at hand beside it) to the explorer's page."""
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sordino.concepts import Concept, load_concept
 from sordino.concepts.built_in import BUILT_IN
@@ -11,6 +14,7 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.extras import require
 from sordino.files import has_suffix, new_file, user_path
+from sordino.interventions import dampen
 from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -20,7 +24,13 @@ from sordino.report.exemplars import refuse_other_sentences
 from sordino.report.explorer.comparison import Comparison, compare
 from sordino.report.explorer.insight import Insight, insights
 from sordino.report.explorer.page import Exploration, render
-from sordino.report.explorer.subject import Rule, Subject, read_subject, refuse_foreign
+from sordino.report.explorer.subject import (
+    Rule,
+    Subject,
+    concept_of_run,
+    read_subject,
+    refuse_foreign,
+)
 
 
 @dataclass(frozen=True)
@@ -62,15 +72,18 @@ def explore(
     second: str | Path | Expertise | Subject | None = None,
     *,
     output: str | Path | None = None,
-    rule: Rule | None = None,
+    intervention: str = "aura",
+    strength: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
     model: str | Path | ModelRef | OpenModel | None = None,
-    concept: Concept | None = None,
+    concept: Concept | Callable[[], Concept] | None = None,
     top: int = 24,
     sentences: int = 3,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
     force: bool = False,
+    inputs: Iterable[object] = (),
 ) -> Explored:
     """Write a page on which every neuron of an expertise can be looked at.
 
@@ -79,16 +92,21 @@ def explore(
         second: Another one of the same sites, to compare with: another concept in the same model,
             or another model of the same shape.
         output: The HTML file; beside the subject if None, for which that must be a file or folder.
-        rule: What gives the factors of an expertise; AurA if None. What is baked has its own.
+        intervention: The rule that gives the factors of an expertise; what is baked has its own.
+        strength: See `Dampening.scaled`.
+        settings: The rule's own settings.
         model: The model that the expertise was found on; if None, the one that it names.
-        concept: The sentences that it was found with; if None, the built-in concept that it names.
+        concept: The sentences that it was found with, or what loads them once the output is known
+            to be free; if None, those of the run's recipe or the built-in concept that it names.
         top: How many neurons, from the highest AUROC down, are shown with their sentences; 0 for
             none, for which neither model nor sentences are needed.
-        sentences: How many sentences excite a neuron most, and how many least.
+        sentences: How many of the sentences that excite a neuron most are shown, and how many of
+            those that excite it least.
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`; "auto" is the one that the expertise was found in.
         revision: See `sordino.open_model`.
         force: Replace a page that is there.
+        inputs: Files that were read for this, which the page must not replace.
 
     Returns:
         Where the page is and what it holds. Where no model or no concept is given and what the
@@ -106,12 +124,17 @@ def explore(
     require("report", "The page of an expertise")
     if top < 0 or sentences < 1:
         raise UserError("--top takes 0 or more, and --sentences 1 or more.")
-    read = [given for given in (subject, second, model) if isinstance(given, str | Path)]
+    read = [one for one in (subject, second, model, *inputs) if isinstance(one, str | Path)]
     target = claim_output(output or page_beside(subject), PAGE, force=force, inputs=read)
-    one = read_subject(subject, rule)
+    one = read_subject(subject, _rule(intervention, strength, settings or {}))
     other = None if second is None else read_subject(second, None)
     comparison = None if other is None else compare(one.expertise, other.expertise)
-    look = _Look(model, concept, top, sentences, device, dtype, revision)
+    labelled = None
+    if top:
+        labelled = concept() if callable(concept) else concept
+        if labelled is None and isinstance(subject, str | Path):
+            labelled = concept_of_run(subject, one.expertise)
+    look = _Look(model, labelled, top, sentences, device, dtype, revision)
     found, without = _closer(one.expertise, look)
     page = render(Exploration(one, tuple(found), without, other, comparison))
     with new_file(target, force=force) as stage:
@@ -119,6 +142,13 @@ def explore(
     return Explored(
         target, target.stat().st_size, one.expertise.neurons, len(found), without, comparison
     )
+
+
+def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Rule | None:
+    """What gives the factors; None for the defaults, since what is baked has its own."""
+    if (name, strength, dict(settings)) == ("aura", 1, {}):
+        return None
+    return partial(dampen, rule=name, strength=strength, **settings)
 
 
 def known_concept(expertise: Expertise) -> Concept | None:

@@ -3,13 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
+from pydantic import TypeAdapter
+
+from sordino.concepts import Concept, load_concept
 from sordino.edits import is_dampened, read_provenance
 from sordino.edits.provenance import DAMPENING, extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, dampen
+from sordino.records import check, parse_toml, read_bytes
+
+# The options of a recipe that have another name as an argument of `load_concept`.
+_ARGUMENTS = {
+    "concept": "spec",
+    "concept-config": "config",
+    "concept-revision": "revision",
+    "stratify": "strata_column",
+}
 
 Rule = Callable[[Expertise], Dampening]
 """What gives the factors of an expertise."""
@@ -67,6 +80,39 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
             "factors already: leave them out, or give the expertise file."
         )
     return _baked(path)
+
+
+def concept_of_run(subject: str | Path, expertise: Expertise) -> Concept | None:
+    """The sentences of the recipe that `sordino run` left beside a model.
+
+    Args:
+        subject: What the expertise was read from.
+        expertise: What was found with them.
+
+    Returns:
+        The sentences; None where there is no recipe, or its sentences are no longer those.
+
+    Raises:
+        UserError: The recipe is damaged.
+    """
+    path = extras_of(user_path(subject)) / "recipe.toml"
+    if not path.is_file():
+        return None
+    recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
+    if recipe.get("stratify") == "length":  # which is no column of the data
+        del recipe["stratify"]
+    kinds = get_type_hints(load_concept) | {"spec": str}
+    given = {}
+    for key, value in recipe.items():
+        name = _ARGUMENTS.get(key, key.replace("-", "_"))
+        if name in kinds and key != "revision":  # which is the model's
+            check(TypeAdapter(kinds[name]), value, f"{path}: {key}")
+            given[name] = value
+    try:
+        found = load_concept(**{"spec": "toxicity", **given})
+    except UserError:
+        return None  # the page says that they are not at hand
+    return found if found.fingerprint == expertise.metadata["concept_fingerprint"] else None
 
 
 def refuse_foreign(path: Path) -> None:

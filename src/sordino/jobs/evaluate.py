@@ -1,0 +1,146 @@
+"""Measure a model, also with a dampening on it that has not been baked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sordino import evaluation
+from sordino.errors import UserError
+from sordino.evaluation import Endpoint, Evaluation, Measure, Prepared
+from sordino.evaluation.evaluator import BATCH_TOKENS, Subject
+from sordino.evaluation.texts import KIT_PROSE
+from sordino.files import is_private, private_files
+from sordino.models.open import OpenModel
+from sordino.models.reference import ModelRef, place_of, resolve
+from sordino.outputs import EVALUATION, claim_output, named_files
+from sordino.tuning.baking import make_dampening
+from sordino.tuning.calibration import Source
+
+
+def evaluate(
+    model: Subject,
+    against: Subject | None = None,
+    *,
+    measures: Sequence[str | Measure] | Prepared = ("toxicity", "perplexity"),
+    dampening: Source | Sequence[Source] = (),
+    intervention: str = "aura",
+    strength: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
+    divergence: float | None = None,
+    texts: str = KIT_PROSE,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    sites: str | None = None,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    output: str | Path | None = None,
+    force: bool = False,
+    records: Path | None = None,
+    inputs: Iterable[object] = (),
+) -> Evaluation:
+    """Measure a model and, if given, the one that it is compared with.
+
+    Both see the same prompts and the same random numbers. Models given by name are in memory one at
+    a time, except for measures that need both (`speed`). Processes that torchrun started share the
+    batches and come to the same result; the first writes it. A measure that cannot be taken here is
+    in the result as not run, with the reason. With `output` an evaluation that was killed continues
+    where it was and ends in the same bytes.
+
+    Args:
+        model: The model ("after" in the result): what `sordino.open_model` takes, an open model, a
+            server (`Endpoint`), or what `sordino.hooked` gives.
+        against: The model before, if there is one to compare with.
+        measures: Names of measures, or measures with other settings than their defaults, such as
+            `Toxicity(continuations=25)`; or what `sordino.evaluation.prepare` made of them, with
+            the same device and seed.
+        dampening: Measure the model with this on it, by forward hooks: what
+            `sordino.make_dampening` takes, such as an expertise.
+        intervention: See `sordino.make_dampening`, as for the next four.
+        strength: Of each dampening.
+        settings: The rule's own settings.
+        divergence: The budget that the change may reach, nats per token.
+        texts: Ordinary texts on which that is measured.
+        device: Where models given by name, and text classifiers, run; see `sordino.open_model`.
+        dtype: In which models given by name run; see `sordino.open_model`.
+        revision: Of the model; see `sordino.open_model`.
+        sites: See `sordino.open_model`; for the divergence.
+        seed: Of the choice of prompts and texts, of sampling and of the intervals.
+        batch_tokens: About how many tokens are in memory at once. With another value the batches
+            round differently, which can change single tokens.
+        output: The JSON file to write; the samples go beside it.
+        force: Replace an existing output.
+        records: Where to keep what each model gave, so that further evaluations of one of them need
+            not measure it again.
+        inputs: Files that were read for this, which the output must not replace. If one of them is
+            readable by its owner alone, so is the output.
+
+    Returns:
+        The figures, with the single items as `samples`.
+
+    Raises:
+        UserError: An input cannot be used, or the output exists.
+
+    Example:
+        >>> perplexity = sordino.Perplexity("prose.txt", max_texts=8)
+        >>> found = sordino.evaluate("tiny", measures=[perplexity])
+        >>> found.figure("perplexity", "corpus").after.value > 1
+        True
+    """
+    dampened = isinstance(dampening, Source) or bool(dampening)
+    if dampened and not isinstance(model, str | Path | ModelRef | OpenModel):
+        raise UserError(
+            "A dampening is put on a model that is opened here, and not on a server or on a model "
+            "that is dampened already: give the model itself."
+        )
+    rule = (intervention, strength, dict(settings or {}), divergence)
+    if not dampened and rule != ("aura", 1, {}, None):
+        raise UserError(
+            "intervention, strength, divergence and settings say how an expertise is used: give "
+            "its file as the dampening."
+        )
+    files = tuple(named_files(*inputs))
+    with private_files(any(map(is_private, files))):
+        if output is not None:
+            read = [place_of(model), place_of(against), *named_files(dampening), *files]
+            output = claim_output(output, EVALUATION, force=force, inputs=read)
+        ready = measures
+        if not isinstance(ready, Prepared):
+            ready = evaluation.prepare(
+                ready,
+                compared=against is not None,
+                served=any(isinstance(one, Endpoint) for one in (model, against)),
+                device=device,
+                seed=seed,
+            )
+        if isinstance(model, str | Path):
+            model = resolve(model, revision)
+        if dampened:
+            assert isinstance(model, ModelRef | OpenModel)
+            made = make_dampening(
+                model,
+                dampening,
+                intervention,
+                strength=strength,
+                settings=settings,
+                divergence=divergence,
+                texts=texts,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                sites=sites,
+            )
+            ref = model.ref if isinstance(model, OpenModel) else model
+            model = evaluation.hooked(ref, made, device=device, dtype=dtype)
+        return evaluation.evaluate(
+            model,
+            against,
+            measures=ready,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            batch_tokens=batch_tokens,
+            output=output,
+            force=force,
+            records=records,
+        )
