@@ -19,6 +19,7 @@ from benchmarks.models import SHAPES, random_model
 from sordino.edits import bake
 from sordino.edits.shard import Change, change_
 from sordino.interventions import Dampening
+from sordino.models.open import OpenModel
 
 _WITHIN_S = 300
 _PIECE = 2**19  # weights changed at a time: as many as `bake` takes
@@ -30,6 +31,11 @@ def model_folder(folder: Path, shape: str, shard: str) -> Dampening:
     opened = random_model(shape, SHAPES[shape], dtype=torch.bfloat16)
     opened.model.save_pretrained(folder, max_shard_size=shard)
     opened.tokenizer.save_pretrained(folder)
+    return some_factors(opened)
+
+
+def some_factors(opened: OpenModel) -> Dampening:
+    """Random factors for about half of the neurons, and 1 for the others."""
     generator = np.random.default_rng(0)
     factors = {}
     for site in opened.sites:

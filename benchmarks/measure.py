@@ -138,17 +138,28 @@ def ratio(seconds: Mapping[str, Sequence[float]], slower: str, faster: str) -> f
     return statistics.median(seconds[slower]) / statistics.median(seconds[faster])
 
 
-def command(run: Callable[[Options], Result | None]) -> None:
-    """Run a benchmark from the command line: measure, print, write the record."""
-    parser = argparse.ArgumentParser(description=run.__doc__)
+def command(
+    run: Callable[[Options], Result | None],
+    arguments: Sequence[str] | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
+    """Run a benchmark from the command line: measure, print, write the record.
+
+    Args:
+        run: The benchmark.
+        arguments: The arguments; None for the process's own.
+        parents: Parsers of a benchmark's own options, for the help; it has parsed them before.
+    """
+    description = getattr(run, "func", run).__doc__
+    parser = argparse.ArgumentParser(description=description, parents=list(parents))
     parser.add_argument("--quick", action="store_true", help="everything small, to see it work")
-    parser.add_argument("--repeats", type=int, help="how often each way is timed")
+    parser.add_argument("--rounds", type=int, help="how often each way is timed at most")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="for files")
     parser.add_argument("--output", type=Path, help="the folder of the records")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     # What is quick is no figure to keep.
     usual = given.work / "results" if given.quick else RESULTS
-    options = Options(given.quick, given.repeats, given.work, given.output or usual)
+    options = Options(given.quick, given.rounds, given.work, given.output or usual)
     options.work.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()[0]
     with hushed():

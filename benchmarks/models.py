@@ -10,9 +10,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    MistralConfig,
+    OlmoeConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
 )
 
 from sordino.concepts.concept import Concept
@@ -44,14 +45,24 @@ SHAPES = {
         num_attention_heads=32,
         num_key_value_heads=32,
     ),
-    "Mistral-7B": MistralConfig(
-        vocab_size=32000,
+    "Qwen3-8B": Qwen3Config(
+        vocab_size=151936,
         hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
+        intermediate_size=12288,
+        num_hidden_layers=36,
         num_attention_heads=32,
         num_key_value_heads=8,
-        sliding_window=None,
+        head_dim=128,
+    ),
+    "OLMoE-1B-7B": OlmoeConfig(
+        vocab_size=50304,
+        hidden_size=2048,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        num_experts=64,
+        num_experts_per_tok=8,
     ),
 }
 
