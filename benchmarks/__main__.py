@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-ALL = ("auroc", "find", "rounding", "memory", "bake", "generation", "growth", "device")
+ALL = ("auroc", "find", "rounding", "memory", "bake", "generation", "growth", "busy", "device")
 
 
 def main() -> None:

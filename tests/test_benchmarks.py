@@ -17,11 +17,12 @@ from sordino.models.sites import find_sites
 from sordino.progress import hushed
 
 ROOT = Path(__file__).parents[1]
+SLOW = ("growth", "busy")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name == "growth" else []) for name in ALL],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ALL],
 )
 def test_a_benchmark_runs(name, tmp_path):
     options = Options(quick=True, repeats=None, work=tmp_path, output=tmp_path)

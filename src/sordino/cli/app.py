@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its traceback.
     """
     speak_plainly(sys.stdout, sys.stderr)
+    # Threads that spin while they wait for one another take the cores that other programs, and
+    # these threads themselves, could use. It is read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
     try:
