@@ -29,9 +29,10 @@ from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from benchmarks.models import SHAPES, random_concept, random_model, sentences
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
-from sordino.expertise.attribution import AttributionSettings, attributed
+from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.auroc import auroc, strongest
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import SweepSettings
 from sordino.files import write_json
 from sordino.models.generation import encode_prompts, plan
 from sordino.models.open import OpenModel
@@ -176,20 +177,20 @@ def attribution(bench: Bench, name: str, opened: OpenModel, best: Part) -> Part:
     concept = random_concept(count, opened.model.config.vocab_size)
     sweep = SweepSettings(batch_tokens=_BATCH_TOKENS)
     settings = AttributionSettings(per_class=count // 2)
-    work = attributed(opened, concept, settings, sweep.max_tokens, sweep.batch_tokens)
+    work = passages(opened, concept, settings, sweep.max_tokens, sweep.batch_tokens)
 
     def passes() -> None:
         """A forward for each batch, a backward for its text, one more for drawn tokens."""
         opened.model.requires_grad_(False)
         embed = opened.model.get_input_embeddings()
-        for statistic, batch in work:
-            ids = batch.input_ids.to(opened.device)
+        for passage in work:
+            ids = passage.batch.input_ids.to(opened.device)
             embedded = embed(ids).detach().requires_grad_()
             logits = opened.model(inputs_embeds=embedded, use_cache=False).logits
             chosen = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).sum()
-            twice = statistic == "attribution_negative"
-            for again in range(1 + twice):
-                torch.autograd.grad(chosen, embedded, retain_graph=again < twice)
+            vectors = len(passage.vectors)
+            for again in range(1, vectors + 1):
+                torch.autograd.grad(chosen, embedded, retain_graph=again < vectors)
 
     floor, alone = f"forward and backward, {name} (floor)", f"find without attribution, {name}"
     whole = f"find with attribution, {name}"

@@ -16,7 +16,8 @@ from benchmarks.models import SHAPES, random_concept, random_model
 from sordino.concepts.concept import Concept
 from sordino.concepts.load import load_concept
 from sordino.expertise.auroc import auroc, strongest
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import SweepSettings
 from sordino.models.open import OpenModel, open_model
 from sordino.models.tokenise import encode, equal_length_batches
 

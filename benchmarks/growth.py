@@ -19,8 +19,9 @@ from benchmarks.generation import ours
 from benchmarks.measure import Options, Result, command, in_turns
 from benchmarks.models import random_concept, random_model, sentences
 from sordino.expertise.auroc import auroc
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
 from sordino.expertise.ranks import sharing
+from sordino.expertise.sweep import SweepSettings
 from sordino.models.generation import encode_prompts, plan
 from sordino.progress import hushed
 

@@ -10,8 +10,8 @@ from benchmarks.find import model_and_concept
 from benchmarks.measure import Figure, Options, Result, command
 from sordino.concepts.concept import Concept
 from sordino.expertise.auroc import auroc
-from sordino.expertise.find import SweepSettings
 from sordino.expertise.pooling import Capture
+from sordino.expertise.sweep import SweepSettings
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode, equal_length_batches
 

@@ -14,7 +14,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.expertise.find import find_experts
-from sordino.expertise.passes import layers_run_alone
+from sordino.expertise.passes import why_not_alone
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
@@ -68,7 +68,7 @@ def _row(name: str) -> str:
         for rows, length in ((2, 20), (1, 7))
     ]
     with torch.inference_mode():
-        alone = layers_run_alone(opened, batches)
+        alone = not why_not_alone(opened, batches)
     way = "layer by layer" if alone else "whole forward"
     return f"| {name} | {type(model).__name__} | {', '.join(kinds.values())} | {way} |"
 

@@ -11,7 +11,8 @@ from sordino.errors import UserError
 from sordino.expertise import attribution, find
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import Dampening, contrast
 from sordino.models.tokenise import encode
 
@@ -117,7 +118,7 @@ def test_an_interrupted_attribution_goes_on_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             find_experts(opened, concept, output=target, **options)
     monkeypatch.setattr(attribution.Whole, "run", run)
-    monkeypatch.setattr(find, "_measure", None)  # the sweep itself was over long ago
+    monkeypatch.setattr(find, "Sweep", None)  # the sweep itself was over long ago
     find_experts(opened, concept, output=target, **options)
     assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
@@ -190,7 +191,7 @@ def test_what_costs_nothing_is_free():
 def test_mistakes(open_tiny, concept):
     with pytest.raises(UserError, match="budget above 0"):
         contrast(expertise_of([1], [1]), budget=0)
-    with pytest.raises(UserError, match="--attribution-per-class 5 is too few"):
+    with pytest.raises(UserError, match="is too few for attribution"):
         AttributionSettings(5)
     with pytest.raises(UserError, match="no 'attribution_positive'"):
         contrast(find_experts(open_tiny("llama"), concept))

@@ -449,11 +449,11 @@ def test_no_memory_is_one_sentence(error, call, monkeypatch):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("sordino.expertise.find.sweep", full)
+    monkeypatch.setattr("sordino.expertise.find.measure_expertise", full)
     status, _, said = call("find", "tiny", "--concept", "calm.jsonl", "-o", "m.safetensors")
     assert status == 2
     assert "Memory ran out" in said
-    monkeypatch.setattr("sordino.expertise.find.sweep", lambda *_: 1 / 0)
+    monkeypatch.setattr("sordino.expertise.find.measure_expertise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call("find", "tiny", "--concept", "calm.jsonl", "-o", "m.safetensors")
 

@@ -13,10 +13,11 @@ from families import MIXTURES, everyday, random_factors, tiny_folder, tiny_model
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.errors import UserError
-from sordino.expertise import attribution, find
+from sordino.expertise import attribution, sweep
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
 from sordino.expertise.pooling import NOT_REACHED, Capture
+from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import Dampening, dampen
 from sordino.models.experts import experts_hooked
 from sordino.models.open import open_model
@@ -94,9 +95,9 @@ def test_ranks_that_share_experts_find_the_same(data):
 
     def statistics(share):
         block = torch.from_numpy(responses[:, share].copy())
-        widths = find._widths(site, share)
+        widths = sweep._widths(site, share)
         assert sum(widths) == share.stop - share.start
-        return find._of_experts(block, widths, labels, None, order, SweepSettings())
+        return sweep._of_experts(block, widths, labels, None, order, SweepSettings())
 
     whole = statistics(slice(0, site.neurons))
     ends = [rank * site.neurons // ranks for rank in range(ranks + 1)]

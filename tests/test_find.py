@@ -7,10 +7,11 @@ from sklearn.metrics import roc_auc_score
 
 from families import FAMILIES, SUPPORTED, everyday, tiny_tokenizer
 from sordino.errors import UserError
-from sordino.expertise import find, passes
+from sordino.expertise import find, passes, sweep
 from sordino.expertise.artefact import Expertise
-from sordino.expertise.find import SweepSettings, find_experts
-from sordino.expertise.passes import WholeForward, layers_run_alone
+from sordino.expertise.find import find_experts
+from sordino.expertise.passes import WholeForward, why_not_alone
+from sordino.expertise.sweep import SweepSettings
 from sordino.models.tokenise import encode, equal_length_batches
 
 
@@ -90,7 +91,7 @@ def swept(monkeypatch, opened, concept, **settings):
         in_order[order] = values
 
     with monkeypatch.context() as patch:
-        patch.setattr(find, "_report_non_finite", keep)
+        patch.setattr(sweep, "_report_non_finite", keep)
         expertise = find_experts(opened, concept, settings=chosen)
     return expertise, responses
 
@@ -98,14 +99,14 @@ def swept(monkeypatch, opened, concept, **settings):
 def oracle(labels, column):
     """scikit-learn's AUROC of the sentences that reached the neuron, if there are enough."""
     reached = column != -np.inf
-    if np.bincount(labels[reached], minlength=2).min() < find.FEWEST_SENTENCES:
+    if np.bincount(labels[reached], minlength=2).min() < sweep.FEWEST_SENTENCES:
         return np.nan
     return roc_auc_score(labels[reached], column[reached])
 
 
 def assert_matches_plain(monkeypatch, opened, concept, pool=lambda z: z.amax(1), **settings):
     """The sweep's responses are the plain way's to rounding, and its AUROC is scikit-learn's."""
-    monkeypatch.setattr(find, "FEWEST_SENTENCES", 8)
+    monkeypatch.setattr(sweep, "FEWEST_SENTENCES", 8)
     expertise, responses = swept(monkeypatch, opened, concept, **settings)
     plain = plain_responses(opened, concept, pool, settings.get("max_tokens", 128))
     assert expertise.sites == tuple(responses) == tuple(plain)
@@ -120,7 +121,7 @@ def test_every_family_runs_layer_by_layer(family, open_tiny, concept):
     opened = open_tiny(family)
     batches = equal_length_batches(encode(opened.tokenizer, concept.sentences, 128), 64)
     with torch.inference_mode():
-        assert layers_run_alone(opened, batches)
+        assert not why_not_alone(opened, batches)
 
 
 @pytest.mark.parametrize("family", everyday(SUPPORTED))
@@ -132,7 +133,7 @@ def test_every_family_equals_the_plain_way(family, open_tiny, concept, monkeypat
 def test_the_whole_forward_gives_the_same(family, open_tiny, concept, monkeypatch):
     opened = open_tiny(family)
     by_layer = find_experts(opened, concept)
-    monkeypatch.setattr(find, "layers_run_alone", lambda *_: False)
+    monkeypatch.setattr("sordino.expertise.sweep.why_not_alone", lambda *_: "so")
     # So little room that the forward is run several times.
     monkeypatch.setattr(passes, "_RESPONSE_BYTES", 4 * 55 * 100)
     whole = find_experts(opened, concept)
@@ -217,7 +218,7 @@ def test_a_snapshot_of_other_settings_is_not_used(open_tiny, concept, tmp_path, 
     target = tmp_path / "x.safetensors"
     work = tmp_path / ".x.safetensors.work"
     always_save(monkeypatch)
-    find.sweep(opened, concept, SweepSettings(pooling="mean"), work=work)
+    find.measure_expertise(opened, concept, SweepSettings(pooling="mean"), work=work)
     assert (work / "snapshot.safetensors").exists()
     expertise = find_experts(opened, concept, output=target)
     alone = find_experts(opened, concept)
@@ -252,9 +253,9 @@ def test_the_artefact_says_what_was_measured(open_tiny, concept, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pooling": "median"}, "--pooling median"),
-        ({"max_tokens": 0}, "--max-tokens 0"),
-        ({"batch_tokens": 0}, "--batch-tokens 0"),
+        ({"pooling": "median"}, "pooling=median"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"batch_tokens": 0}, "batch_tokens=0"),
     ],
 )
 def test_bad_settings(settings, message):

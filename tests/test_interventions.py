@@ -90,7 +90,7 @@ def test_rules_by_name():
     [
         ("arua", {}, "did you mean aura"),
         ("nothing_like_it", {}, "There are aura, contrast"),
-        ("damp", {}, "needs --set k="),
+        ("damp", {}, "needs setting `k="),
         ("damp", {"k": "many"}, "takes a whole number for k, not 'many'"),
         ("damp", {"k": 1, "factor": 3}, "from 0 to 1"),
         ("det_zero", {"k": 4}, "not between 0 and the 3 neurons"),

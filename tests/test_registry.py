@@ -190,8 +190,8 @@ def test_a_rule_must_declare_what_it_says_of_itself():
             intervention()(rule)
     with pytest.raises(TypeError, match="dial"):
         intervention(dial="k")(lambda expertise: {})
-    with pytest.raises(TypeError, match="colour"):
-        intervention("colour")(lambda expertise: {})
+    with pytest.raises(ValueError, match="colour"):
+        intervention(["colour"])(lambda expertise: {})
 
 
 def test_annotations_may_be_text():

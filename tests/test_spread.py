@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from families import LAYERS, random_factors, tiny_folder
 from sordino.errors import UserError
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, _buffers, find_experts
+from sordino.expertise.find import find_experts
 from sordino.expertise.passes import LayerByLayer, WholeForward
 from sordino.expertise.pooling import Capture
 from sordino.expertise.ranks import sharing
+from sordino.expertise.sweep import SweepSettings, _buffers
 from sordino.interventions import Dampening
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel, _refuse_offloaded, _spread, fits, open_model

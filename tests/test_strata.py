@@ -7,8 +7,9 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.auroc import auroc
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
 from sordino.expertise.strata import length_classes, stratified_auroc
+from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import aura, selective, stratified
 
 
@@ -63,7 +64,7 @@ def test_length_classes_keep_the_order_and_one_length_together(lengths):
 
 
 def test_strata_without_both_classes_are_an_error():
-    with pytest.raises(UserError, match="--stratify"):
+    with pytest.raises(UserError, match="stratify"):
         stratified_auroc(np.zeros((4, 1), np.float32), np.array([1, 1, 0, 0], bool), np.arange(4))
 
 

@@ -19,8 +19,9 @@ from families import FAMILIES, LAYERS, tiny_folder, tiny_tokenizer
 from sordino.errors import UserError
 from sordino.expertise import attribution, find, passes
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts, plan_find
+from sordino.expertise.find import find_experts, plan_find
 from sordino.expertise.states import InFiles, InMemory
+from sordino.expertise.sweep import SweepSettings
 from sordino.files import sha256_of
 from sordino.models import memory
 from sordino.models.open import fits, open_model
@@ -203,7 +204,7 @@ def test_layers_that_share_state_are_not_streamed(tmp_path, concept, monkeypatch
         return output + left_behind[0] if self.self_attn.layer_idx == 2 else output
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", sharing)
-    with pytest.raises(UserError, match=r"share what they compute .* --no-stream"):
+    with pytest.raises(UserError, match=r"share what they compute .*layer 2.*stream=False"):
         find_experts(folder, concept, stream=True)
 
 

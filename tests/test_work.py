@@ -15,6 +15,7 @@ from sordino.cli.app import main
 from sordino.evaluation.journal import Journal
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles
+from sordino.expertise.statistic import Part, Statistic, Sum
 from sordino.work import WorkFolder
 
 # The journal of an evaluation
@@ -160,6 +161,9 @@ def test_a_file_that_no_step_left_is_not_believed(tmp_path):
 # The snapshots of a sweep
 
 
+SUM = Sum("c.up", Statistic.NEGATIVE, Part.SQUARES)
+
+
 def saved(folder, tokens=(3, 2)):
     """A snapshot with states in files, and what it holds."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -168,7 +172,8 @@ def saved(folder, tokens=(3, 2)):
         for batch, count in enumerate(tokens):
             states.write(name, batch, torch.full((1, count, 4), batch + 0.5))
     now = Progress(
-        *(1, 2, states.secure(), {"a.up": torch.ones(2, 3)}, {"b.up": torch.ones(3)}),
+        *(1, 2, states.secure(), {"a.up": torch.ones(2, 3)}, {SUM: torch.ones(3)}),
+        statistics={"b.up": {Statistic.AUROC: torch.ones(3)}},
         files=states.sums(),
         needed=("2",),
     )
@@ -188,6 +193,8 @@ def test_a_snapshot_is_restored_and_goes_on(tmp_path):
     found = again.restore()
     assert (found.stage, found.batch, found.phase) == (1, 2, now.phase)
     assert torch.equal(found.responses["a.up"], now.responses["a.up"])
+    assert torch.equal(found.sums[SUM], now.sums[SUM])
+    assert torch.equal(found.statistics["b.up"][Statistic.AUROC], torch.ones(3))
     again.save(Progress(1, 2))  # what the process before this one wrote is still looked after
     flip(folder / "states/2")
     assert restored(folder) is None

@@ -34,7 +34,8 @@ from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
 from sordino.files import (
     clear_staging,

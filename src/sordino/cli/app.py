@@ -9,6 +9,7 @@ from cyclopts.exceptions import CycloptsError
 
 from sordino.cli import typed
 from sordino.cli.encoding import speak_plainly
+from sordino.cli.flags import in_flags
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
 from sordino.files import is_disk_full, is_memory_full, today
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         today()  # libraries end in a traceback at a SOURCE_DATE_EPOCH that is no number
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
-        _fail(str(error))
+        _fail(in_flags(str(error)))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See sordino --help.")
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
     from sordino.evaluation import Access
     from sordino.expertise import AttributionSettings, SweepSettings
+    from sordino.expertise.statistic import Asked
     from sordino.interventions import Dampening
     from sordino.models.open import OpenModel
     from sordino.models.reference import ModelRef
@@ -229,24 +230,26 @@ class SweepOptions:
         """The column that --stratify names, if it names one."""
         return None if self.stratify in (None, "length") else self.stratify
 
-    def settings(self, *needs: str) -> "SweepSettings":
+    def settings(self, *asked: "Asked") -> "SweepSettings":
         """The sweep's settings, with what interventions need beside them."""
         from sordino.expertise import SweepSettings
+        from sordino.expertise.statistic import Asked
 
         by_column = "column" if self.strata_column else self.stratify or ""
         return SweepSettings(
             self.max_tokens,
             self.pooling,
             self.batch_tokens,
-            by_column or ("length" if "strata" in needs else ""),
-            self.moments or "moments" in needs,
+            by_column or ("length" if Asked.STRATA in asked else ""),
+            self.moments or Asked.MOMENTS in asked,
         )
 
-    def attributing(self, seed: int, *needs: str) -> "AttributionSettings | None":
+    def attributing(self, seed: int, *asked: "Asked") -> "AttributionSettings | None":
         """How attribution is measured, if it is wanted or an intervention needs it."""
         from sordino.expertise import AttributionSettings
+        from sordino.expertise.statistic import Asked
 
-        wanted = self.attribution or "attribution" in needs
+        wanted = self.attribution or Asked.ATTRIBUTION in asked
         return AttributionSettings(self.attribution_per_class, seed) if wanted else None
 
 

@@ -60,7 +60,7 @@ def run(
         # The recipe's options have come as if they had been typed.
         given = named_files(recipe, *vars(concept).values(), *vars(how).values())
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *given])
-        needed = [RULES.named(name).needs for name in (rule.intervention, *beside)]
+        asked = [one for name in (rule.intervention, *beside) for one in RULES.named(name).asks]
         settings = pipeline.RunSettings(
             intervention=rule.intervention,
             strength=rule.strength,
@@ -68,8 +68,8 @@ def run(
             divergence=rule.divergence,
             clean=how.clean_texts,
             beside=beside,
-            sweep=sweep.settings(*needed),
-            attribution=sweep.attributing(seed, *needed),
+            sweep=sweep.settings(*asked),
+            attribution=sweep.attributing(seed, *asked),
             measures=how.measures(),
             device=opening.device,
             dtype=opening.dtype,

@@ -71,7 +71,9 @@ def _stand_in() -> Concept:
     insults = _insults(None)
     note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
     source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
-    return Concept("toxicity", insults.positive, insults.negative, source)
+    return Concept(
+        "toxicity", insults.positive, insults.negative, source, source_is_substitute=True
+    )
 
 
 def is_from_jigsaw(source: str) -> bool:

@@ -22,6 +22,7 @@ class Concept:
         negative: The sentences that do not.
         source: Where they come from, in words that a reader of a report understands.
         strata: Which stratum each of `sentences` is of, for an AUROC within strata; or ().
+        source_is_substitute: Whether the sentences stand for others that could not be had.
 
     Raises:
         UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
@@ -33,6 +34,7 @@ class Concept:
     negative: tuple[str, ...]
     source: str = field(default="given in Python", compare=False)
     strata: tuple[str, ...] = ()
+    source_is_substitute: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.strata and len(self.strata) != len(self.sentences):
@@ -93,11 +95,11 @@ class Concept:
         """
         if max_per_class is not None and max_per_class < FEWEST_PER_CLASS:
             raise UserError(
-                f"--max-per-class {max_per_class} is too few: at least {FEWEST_PER_CLASS} "
+                f"`max_per_class={max_per_class}` is too few: at least {FEWEST_PER_CLASS} "
                 "sentences of each class are needed."
             )
         if seed < 0:
-            raise UserError(f"--seed {seed} is negative: give 0 or more.")
+            raise UserError(f"`seed={seed}` is negative: give 0 or more.")
         sizes = [len(self.positive), len(self.negative)]
         if balance:
             sizes = [min(sizes)] * 2
@@ -119,4 +121,5 @@ class Concept:
             tuple(self.negative[i] for i in negative),
             self.source,
             tuple(self.strata[i] for i in kept) if self.strata else (),
+            self.source_is_substitute,
         )

@@ -2,6 +2,7 @@
 
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts, plan_find
+from sordino.expertise.find import find_experts, plan_find
+from sordino.expertise.sweep import SweepSettings
 
 __all__ = ["AttributionSettings", "Expertise", "SweepSettings", "find_experts", "plan_find"]

@@ -13,25 +13,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.numpy import save
 
 from sordino.errors import UserError
+from sordino.expertise.statistic import SHARES, STRONGEST, Statistic
 from sordino.files import new_file, printable
 from sordino.hub import local
 from sordino.models.tensor_file import read_about, read_tensors
 from sordino.records import Site, fault, parse
 
 FORMAT = "sordino-expertise-1"
-# How to find what an expertise lacks.
-_WANTED = {
-    "stratified_auroc": " with --stratify length",
-    **dict.fromkeys(
-        ("attribution_positive", "attribution_negative", "attribution_variance", "cost"),
-        " with --attribution",
-    ),
-    **dict.fromkeys(
-        ("mean_positive", "mean_negative", "transport_scale"), " with --moments --pooling mean"
-    ),
-}
-_SHARES = ("auroc", "stratified_auroc")
-_SENTENCES = "strongest_"
 _Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
 
 
@@ -57,28 +45,36 @@ class Expertise:
     """Statistics of every neuron of every site about one concept.
 
     Args:
-        statistics: By site path, then by statistic, an array [neurons]. "auroc" (float32, in
-            [0, 1]; not-a-number where a response was) is always there; "strongest_1" … are the
-            indices (int32) of the sentences that excite the neuron most.
+        statistics: By site path, then by statistic, an array [neurons]. The AUROC (float32, in
+            [0, 1]; not-a-number where a response was) is always there; `STRONGEST` are the indices
+            (int32) of the sentences that excite the neuron most.
         metadata: Strings that say what was measured on what; see `docs/design.md`.
     """
 
-    statistics: Mapping[str, Mapping[str, NDArray[Any]]]
+    statistics: Mapping[str, Mapping[Statistic, NDArray[Any]]]
     metadata: Mapping[str, str]
 
-    def __getitem__(self, statistic: str) -> dict[str, NDArray[Any]]:
+    def __getitem__(self, statistic: Statistic | str) -> dict[str, NDArray[Any]]:
         """One statistic of all sites, by site path.
+
+        Args:
+            statistic: It, or its name.
 
         Raises:
             UserError: A site lacks it.
         """
+        wanted = Statistic(statistic)
         for site, values in self.statistics.items():
-            if statistic not in values:
+            if wanted not in values:
                 raise UserError(
-                    f"This expertise has no '{statistic}' for {site}: find it again"
-                    f"{_WANTED.get(statistic, ' with this version of sordino')}."
+                    f"This expertise has no '{wanted}' for {site}: find it again with "
+                    f"{wanted.asked or 'this version of sordino'}."
                 )
-        return {site: values[statistic] for site, values in self.statistics.items()}
+        return {site: values[wanted] for site, values in self.statistics.items()}
+
+    def holds(self, *statistics: Statistic) -> bool:
+        """Whether every site has all of these."""
+        return all(name in of for of in self.statistics.values() for name in statistics)
 
     def __repr__(self) -> str:
         """In one line: of which concept and model, and how many neurons."""
@@ -109,12 +105,12 @@ class Expertise:
     @cached_property
     def neurons(self) -> int:
         """How many neurons there are in all."""
-        return sum(values["auroc"].size for values in self.statistics.values())
+        return sum(values[Statistic.AUROC].size for values in self.statistics.values())
 
     def top(self, count: int) -> list[tuple[str, int, float]]:
         """The `count` neurons of highest AUROC: site path, index, AUROC; ties in model order."""
         sites = list(self.statistics)
-        values = [self.statistics[site]["auroc"] for site in sites]
+        values = [self.statistics[site][Statistic.AUROC] for site in sites]
         flat = np.nan_to_num(np.concatenate(values), nan=-1.0)
         ends = np.cumsum([v.size for v in values])
         best = np.argsort(-flat, kind="stable")[:count]
@@ -134,8 +130,8 @@ class Expertise:
         target = Path(path)
         tensors = {
             f"{site}.{statistic}": np.ascontiguousarray(values)
-            for site, by_name in self.statistics.items()
-            for statistic, values in by_name.items()
+            for site, of_site in self.statistics.items()
+            for statistic, values in of_site.items()
         }
         # The format keeps no order of its own, and the sites' order is the model's.
         order = json.dumps(list(self.statistics))
@@ -192,36 +188,41 @@ def _plain(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _by_site(
     source: Path, tensors: Mapping[str, NDArray[Any]], sites: list[str], sentences: int
-) -> dict[str, dict[str, NDArray[Any]]]:
-    statistics: dict[str, dict[str, NDArray[Any]]] = {site: {} for site in sites}
+) -> dict[str, dict[Statistic, NDArray[Any]]]:
+    statistics: dict[str, dict[Statistic, NDArray[Any]]] = {site: {} for site in sites}
     if len(statistics) < len(sites):
         raise UserError(f"{source} lists a site twice: it is damaged.")
     for name, values in tensors.items():
-        site, _, statistic = name.rpartition(".")
+        site, _, last = name.rpartition(".")
         if site not in statistics:
             raise UserError(
                 f"{source} holds '{printable(name)}', which belongs to no listed site: it is "
                 "damaged."
             )
+        if last not in set(Statistic):
+            raise UserError(
+                f"{source} holds '{printable(name)}', and this version knows no such statistic: "
+                "read it with the version that wrote it, or find the expertise again."
+            )
+        statistic = Statistic(last)
         _refuse_other_values(
             f"{source} is damaged: '{printable(name)}'", statistic, values, sentences
         )
         statistics[site][statistic] = values
-    for site, by_name in statistics.items():
-        if "auroc" not in by_name or len({v.size for v in by_name.values()}) != 1:
+    for site, of_site in statistics.items():
+        if Statistic.AUROC not in of_site or len({v.size for v in of_site.values()}) != 1:
             raise UserError(
                 f"{source} has no whole set of statistics for {printable(site)}: it is damaged."
             )
     return statistics
 
 
-def _refuse_other_values(what: str, statistic: str, values: NDArray[Any], sentences: int) -> None:
-    indices = statistic.startswith(_SENTENCES)
-    if values.size == 0 or values.dtype != (np.int32 if indices else np.float32):
+def _refuse_other_values(
+    what: str, statistic: Statistic, values: NDArray[Any], sentences: int
+) -> None:
+    if values.size == 0 or values.dtype != statistic.dtype:
         raise UserError(f"{what} has {values.size} values of dtype {values.dtype}.")
-    if indices and not bool(np.all((values >= -1) & (values < sentences))):
+    if statistic in STRONGEST and not bool(np.all((values >= -1) & (values < sentences))):
         raise UserError(f"{what} names sentences beyond the {sentences} that there were.")
-    if statistic in _SHARES and not bool(
-        np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))
-    ):
+    if statistic in SHARES and not bool(np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))):
         raise UserError(f"{what} has an AUROC outside [0, 1].")

@@ -16,9 +16,18 @@ position of a text: their scores have mean zero and are independent given the te
 square of the sum is an unbiased estimate of the sum of the squares (Amari, 1998, "Natural gradient
 works efficiently in learning"; Nanda, 2023, "Attribution patching"; Foster et al., 2024, "Selective
 synaptic dampening", arXiv:2308.07707, for the diagonal's use in an edit).
+
+Of continuations x that the model itself wrote after prompts, and a judge scored, a is that of
+log p(x | prompt), and what counts is
+
+    b = E[(judge(x) − the prompt's mean) · a(x)]
+
+the policy gradient with the prompt's mean as its baseline (Williams, 1992, "Simple statistical
+gradient-following algorithms for connectionist reinforcement learning"): to first order the judge's
+mean score falls by Σ d·b. The weights of `sordino.expertise.own` are the parentheses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +44,13 @@ from sordino.expertise.pooling import FEWEST_SENTENCES
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
+from sordino.expertise.statistic import Part, Statistic, Sum, Sums, Tensors
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode_for, equal_length_batches
 
-POSITIVE, NEGATIVE, COST = "attribution_positive", "attribution_negative", "cost"
-VARIANCE = "attribution_variance"
 OBSERVED, DRAWN = "observed", "drawn"
 
 # Logits of one batch, tokens × vocabulary: at most 256 MiB in float32.
@@ -64,25 +72,53 @@ class AttributionSettings:
     def __post_init__(self) -> None:
         if self.per_class < 20:
             raise UserError(
-                f"--attribution-per-class {self.per_class} is too few: give at least 20."
+                f"`per_class={self.per_class}` is too few for attribution: give at least 20."
             )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A batch of texts that attribution takes.
+
+    Args:
+        of: Of which statistic: `POSITIVE`, `NEGATIVE` or `OWN`.
+        batch: Their tokens.
+        starts: The first token of each text whose likelihood counts: 1, or where a continuation
+            begins.
+        weights: What each text's attribution is multiplied by.
+    """
+
+    of: Statistic
+    batch: Batch
+    starts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def counted(self) -> int:
+        """How many tokens have a likelihood that counts."""
+        return sum(self.batch.input_ids.shape[1] - start for start in self.starts)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Which likelihoods have to be differentiated."""
+        return (OBSERVED, DRAWN) if self.of is Statistic.NEGATIVE else (OBSERVED,)
 
 
 def attribute(
     opened: OpenModel,
-    work: Sequence[tuple[str, Batch]],
+    work: Sequence[Passage],
     seed: int,
     *,
     folder: Path,
     snapshots: Snapshots,
     restored: Progress,
     ranks: Ranks,
-) -> dict[str, torch.Tensor]:
-    """Attribution to both classes and the cost on the negative one, by "site.statistic".
+) -> Tensors:
+    """Attribution to both classes, the cost on the negative one, and attribution to own samples.
 
     Args:
         opened: The model.
-        work: See `attributed`.
+        work: See `passages`, and those of `sordino.expertise.own`.
         seed: Of the tokens that stand for the model's own.
         folder: Where hidden states wait if the model is streamed.
         snapshots: Where the sums so far are kept.
@@ -90,77 +126,110 @@ def attribute(
         ranks: The processes that share the work.
 
     Returns:
-        "attribution_positive" and "attribution_negative": nats a token, the mean of a over the
-        class's tokens; "attribution_variance": nats² a token², the sampling variance of their
-        difference, by the spread of a over texts; "cost": nats a token, F on the negative
-        sentences. float32 [neurons]; not-a-number for neurons of MoE experts that fewer than
-        `FEWEST_SENTENCES` of either class's texts reached.
+        `POSITIVE` and `NEGATIVE`: nats a token, the mean of a over the class's tokens; `VARIANCE`:
+        nats² a token², the sampling variance of their difference, by the spread of a over texts;
+        `COST`: nats a token, F on the negative sentences; with own samples `OWN`: the mean of
+        their weighted a, by how much the judge's mean score falls for d, and `OWN_VARIANCE`, its
+        sampling variance. float32 [neurons]; not-a-number for neurons of MoE experts that fewer
+        than `FEWEST_SENTENCES` of a kind's texts reached.
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
         restored = Progress(statistics=restored.statistics)
-    sums = restored.responses or _zeros(opened.sites)
+    kinds = [of for of in _KINDS if any(passage.of is of for passage in work)]
+    sums = dict(restored.sums) or _zeros(opened, kinds)
     # Each batch has its own draw of tokens, whoever does it.
     seeds = range(seed, seed + len(work))
     with kind.gradients(opened):
         way = kind(opened, ranks.deal(work), ranks.deal(seeds), folder)
         _run(way, work, sums, snapshots, restored, ranks)
-    predicted = {
-        name: sum(batch.tokens - len(batch.indices) for its, batch in work if its == name)
-        for name in (POSITIVE, NEGATIVE)
-    }
-    found: dict[str, torch.Tensor] = {}
-    for site in opened.sites:
+    divisors = {of: _divisor(of, [p for p in work if p.of is of]) for of in kinds}
+    return {site.path: _statistics(site, sums, divisors) for site in opened.sites}
 
-        def mean(name: str, tokens: int, path: str = site.path) -> torch.Tensor:
-            return sums[f"{path}.{name}"] / tokens
 
-        positive, negative = predicted[POSITIVE], predicted[NEGATIVE]
+_KINDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.OWN)
+
+
+def _divisor(of: Statistic, passages: Sequence[Passage]) -> int:
+    """What a sum becomes a mean by: tokens of the corpus, continuations of own samples."""
+    if of is Statistic.OWN:
+        return sum(len(passage.batch.indices) for passage in passages)
+    return sum(passage.counted for passage in passages)
+
+
+def _statistics(
+    site: Site, sums: Sums, divisors: Mapping[Statistic, int]
+) -> dict[Statistic, torch.Tensor]:
+    """What the sums say of a site, by statistic, float32 [neurons]."""
+
+    def mean(of: Statistic, part: Part = Part.TOTAL, *, over: Statistic | None = None) -> Any:
         # Beside their spread the means over texts are so small that they need not be taken away.
-        variance = mean(_squares(POSITIVE), positive**2) + mean(_squares(NEGATIVE), negative**2)
-        of_site = {
-            POSITIVE: mean(POSITIVE, positive).float(),
-            NEGATIVE: mean(NEGATIVE, negative).float(),
-            VARIANCE: variance.float(),
-            COST: mean(COST, negative).float(),
+        divisor = divisors[over or of] ** (2 if part is Part.SQUARES else 1)
+        return sums[Sum(site.path, of, part)] / divisor
+
+    positive, negative, own = _KINDS
+    found: dict[Statistic, torch.Tensor] = {}
+    if positive in divisors:
+        variance = mean(positive, Part.SQUARES) + mean(negative, Part.SQUARES)
+        cost = mean(Statistic.COST, over=negative)
+        known = _masking(site, sums, (positive, negative))
+        found |= {
+            positive: known(mean(positive)),
+            negative: known(mean(negative)),
+            Statistic.VARIANCE: known(variance),
+            Statistic.COST: known(cost),
         }
-        if site.experts:
-            unknown = _not_reached(site, sums)
-            of_site = {name: of.masked_fill(unknown, torch.nan) for name, of in of_site.items()}
-        found |= {f"{site.path}.{name}": of for name, of in of_site.items()}
+    if own in divisors:
+        known = _masking(site, sums, (own,))
+        found |= {own: known(mean(own)), Statistic.OWN_VARIANCE: known(mean(own, Part.SQUARES))}
     return found
 
 
-def _zeros(sites: Sequence[Site]) -> dict[str, torch.Tensor]:
-    """The sums of nothing, by "site.name", float64 [neurons]; of texts reached, [experts]."""
-    names = (POSITIVE, NEGATIVE, COST, _squares(POSITIVE), _squares(NEGATIVE))
-    sizes = {f"{site.path}.{name}": site.neurons for site in sites for name in names}
-    reached = _reached(POSITIVE), _reached(NEGATIVE)
-    sizes |= {f"{site.path}.{n}": site.experts for site in sites if site.experts for n in reached}
-    return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+def _zeros(opened: OpenModel, kinds: Sequence[Statistic]) -> Sums:
+    """The sums of nothing."""
+    found: Sums = {}
+    for site in opened.sites:
+        for of in kinds:
+            sizes = {Part.TOTAL: site.neurons, Part.SQUARES: site.neurons}
+            sizes |= {Part.REACHED: site.experts} if site.experts else {}
+            for part, size in sizes.items():
+                found[Sum(site.path, of, part)] = torch.zeros(size, dtype=torch.float64)
+        if Statistic.NEGATIVE in kinds:
+            cost = Sum(site.path, Statistic.COST, Part.TOTAL)
+            found[cost] = torch.zeros(site.neurons, dtype=torch.float64)
+    return found
 
 
-def _not_reached(site: Site, sums: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Whether too few texts of either class reached a neuron's expert, bool [neurons]."""
-    counts = [sums[f"{site.path}.{_reached(name)}"] for name in (POSITIVE, NEGATIVE)]
-    few = torch.minimum(*counts) < FEWEST_SENTENCES
+def _masking(
+    site: Site, sums: Sums, kinds: Sequence[Statistic]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Makes float32 of a statistic, not-a-number for experts that too few texts of a kind reached.
+
+    Says for how many, once.
+    """
+    if not site.experts:
+        return lambda values: values.float()
+    counts = torch.stack([sums[Sum(site.path, of, Part.REACHED)] for of in kinds])
+    few = counts.amin(dim=0) < FEWEST_SENTENCES
     if few.any():
+        texts = "continuations" if Statistic.OWN in kinds else "of a class's texts"
         show.note(
             f"warning: {site.path}: {int(few.sum())} of {site.experts} experts were reached by "
-            f"fewer than {FEWEST_SENTENCES} of a class's texts that attribution took; their "
-            "neurons stay as they are."
+            f"fewer than {FEWEST_SENTENCES} {texts} that attribution took; their neurons stay as "
+            "they are."
         )
-    return few.repeat_interleave(site.neurons // site.experts)
+    unknown = few.repeat_interleave(site.neurons // site.experts)
+    return lambda values: values.float().masked_fill(unknown, torch.nan)
 
 
-def attributed(
+def passages(
     opened: OpenModel,
     concept: Concept,
     settings: AttributionSettings,
     max_tokens: int,
     batch_tokens: int,
-) -> list[tuple[str, Batch]]:
-    """The batches that attribution takes, each with the name of its statistic.
+) -> list[Passage]:
+    """The sentences that attribution takes.
 
     Args:
         opened: The model.
@@ -168,19 +237,58 @@ def attributed(
         settings: How many sentences, and the seed of their draw.
         max_tokens: Sentences are cut at so many tokens.
         batch_tokens: How many tokens go through the model at a time.
+
+    Raises:
+        UserError: No sentence of a class has a second token.
     """
     drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
+    found = []
+    for of, texts in ((Statistic.POSITIVE, drawn.positive), (Statistic.NEGATIVE, drawn.negative)):
+        encoded = [ids for ids in encode_for(opened, texts, max_tokens) if len(ids) > 1]
+        if not encoded:
+            raise UserError(
+                "No sentence has a second token to predict: attribution needs longer ones."
+            )
+        ones = [1] * len(encoded)
+        found += in_batches(opened, of, encoded, ones, ones, batch_tokens)
+    return found
+
+
+def in_batches(
+    opened: OpenModel,
+    of: Statistic,
+    encoded: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    weights: Sequence[float],
+    batch_tokens: int,
+) -> list[Passage]:
+    """Texts in batches that are small enough for all their logits.
+
+    Args:
+        opened: The model.
+        of: See `Passage`.
+        encoded: The token ids of each text, two at least.
+        starts: See `Passage`, of all texts, as the weights.
+        weights: What each text's attribution is multiplied by.
+        batch_tokens: How many tokens go through the model at a time.
+    """
+    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    most = min(batch_tokens, max(1, _MAX_LOGITS // vocabulary))
     return [
-        (name, batch)
-        for name, texts in ((POSITIVE, drawn.positive), (NEGATIVE, drawn.negative))
-        for batch in _batches(opened, texts, max_tokens, batch_tokens)
+        Passage(
+            of,
+            batch,
+            tuple(starts[index] for index in batch.indices),
+            tuple(weights[index] for index in batch.indices),
+        )
+        for batch in equal_length_batches(encoded, most)
     ]
 
 
 def _run(
     way: "Way",
-    work: Sequence[tuple[str, Batch]],
-    sums: dict[str, torch.Tensor],
+    work: Sequence[Passage],
+    sums: Sums,
     snapshots: Snapshots,
     restored: Progress,
     ranks: Ranks,
@@ -193,16 +301,25 @@ def _run(
     def save(stage: int, batch: int, needed: tuple[str, ...] | None = None) -> None:
         hidden, files = way.states.secure(), way.states.sums()
         snapshots.save(
-            Progress(stage, batch, hidden, sums, restored.statistics, way.phase, files, needed)
+            Progress(
+                stage,
+                batch,
+                hidden,
+                sums=sums,
+                statistics=restored.statistics,
+                phase=way.phase,
+                files=files,
+                needed=needed,
+            )
         )
 
-    tokens = [batch.tokens for _, batch in ranks.deal(work)]
+    tokens = [passage.batch.tokens for passage in ranks.deal(work)]
     done = restored.stage * sum(tokens) + sum(tokens[: restored.batch])
     with show.track("attribution", way.stages * sum(tokens), way.unit, done) as advance:
         for stage in range(restored.stage, way.stages):
             begun = restored.batch if stage == restored.stage else 0
             for index in range(begun, ranks.rounds(len(work))):
-                found: dict[str, torch.Tensor] = {}
+                found: Sums = {}
                 if index < len(tokens):
                     found = {name: more.cpu() for name, more in way.run(stage, index)}
                     advance(tokens[index])
@@ -225,8 +342,13 @@ class Way(Protocol):
     stages: int
     states: States
 
-    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Bring a batch through a stage; gives float64 [neurons] to add to "site.statistic"."""
+    @staticmethod
+    def gradients(opened: OpenModel) -> AbstractContextManager[None]:
+        """Inside the block, gradients are on or off as this way needs them."""
+        ...
+
+    def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
+        """Bring a batch through a stage; gives what is to be added to each sum."""
         ...
 
     def needed(self, stage: int) -> Sequence[str]:
@@ -244,7 +366,7 @@ class Whole:
     def __init__(
         self,
         opened: OpenModel,
-        work: Sequence[tuple[str, Batch]],
+        work: Sequence[Passage],
         seeds: Sequence[int],
         folder: Path,
     ) -> None:
@@ -268,21 +390,21 @@ class Whole:
             for parameter in parameters:
                 parameter.requires_grad_()
 
-    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
         """Everything there is to know of one batch."""
         del stage
-        name, texts = self._work[batch]
+        passage = self._work[batch]
         with _outputs(self._opened, self._opened.sites) as outputs:
-            ids = texts.input_ids.to(self._opened.device)
+            ids = passage.batch.input_ids.to(self._opened.device)
             logits = self._opened.model(input_ids=ids, use_cache=False).logits
-        likelihoods = _likelihoods(logits, texts, name, self._seeds[batch])
+        likelihoods = _likelihoods(logits, passage, self._seeds[batch])
         del logits
         for vector, likelihood in likelihoods.items():
             last = vector == list(likelihoods)[-1]
             gradients = torch.autograd.grad(
                 likelihood, [watched.outputs for watched in outputs], retain_graph=not last
             )
-            yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
+            yield from _sums(outputs, gradients, passage, cost=vector == DRAWN)
 
     def needed(self, stage: int) -> Sequence[str]:
         """Nothing waits."""
@@ -303,12 +425,12 @@ class ThereAndBack:
     def __init__(
         self,
         opened: OpenModel,
-        work: Sequence[tuple[str, Batch]],
+        work: Sequence[Passage],
         seeds: Sequence[int],
         folder: Path,
     ) -> None:
         self._opened, self._work, self._seeds = opened, work, seeds
-        batches = [batch for _, batch in work]
+        batches = [passage.batch for passage in work]
         tokens = [batch.tokens for batch in batches]
         self.states: States = InFiles(folder, tokens, opened.device)
         self._layers = LayerByLayer(opened, batches, self.states)
@@ -321,7 +443,7 @@ class ThereAndBack:
         del opened
         return torch.no_grad()
 
-    def run(self, stage: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
         """One layer there, or the head, or one layer back."""
         if stage < self._count:
             # By the same code as on the way back, which sees what experts put out.
@@ -345,22 +467,20 @@ class ThereAndBack:
 
     def _turn(self, batch: int) -> None:
         """Keep the gradients of the likelihoods by the last layer's output."""
-        name, texts = self._work[batch]
         hidden = self.states.read(str(self._count), batch).requires_grad_()
-        likelihoods = _likelihoods(
-            self._layers.logits(batch, hidden), texts, name, self._seeds[batch]
-        )
+        logits = self._layers.logits(batch, hidden)
+        likelihoods = _likelihoods(logits, self._work[batch], self._seeds[batch])
         for vector, likelihood in likelihoods.items():
             [gradient] = torch.autograd.grad(likelihood, [hidden], retain_graph=True)
             self.states.write(f"{vector}-{self._count}", batch, gradient)
 
-    def _back(self, layer: int, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
-        name, texts = self._work[batch]
+    def _back(self, layer: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
+        passage = self._work[batch]
         hidden = self.states.read(str(layer), batch).requires_grad_()
         with _outputs(self._opened, self._layers.stages[layer]) as outputs:
             # Some layers add to their input in place.
             output = self._layers.layer(layer, batch, hidden.clone(), then=layer - 1)
-        vectors = _vectors(name)
+        vectors = passage.vectors
         for vector in vectors:
             above = self.states.read(f"{vector}-{layer + 1}", batch)
             below, *gradients = torch.autograd.grad(
@@ -370,18 +490,7 @@ class ThereAndBack:
                 retain_graph=vector != vectors[-1],
             )
             self.states.write(f"{vector}-{layer}", batch, below)
-            yield from _sums(outputs, gradients, texts, COST if vector == DRAWN else name)
-
-
-def _batches(
-    opened: OpenModel, texts: Sequence[str], max_tokens: int, batch_tokens: int
-) -> list[Batch]:
-    """Batches of the texts with something to predict, small enough for all their logits."""
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    encoded = [ids for ids in encode_for(opened, texts, max_tokens) if len(ids) > 1]
-    if not encoded:
-        raise UserError("No sentence has a second token to predict: attribution needs longer ones.")
-    return equal_length_batches(encoded, min(batch_tokens, max(1, _MAX_LOGITS // vocabulary)))
+            yield from _sums(outputs, gradients, passage, cost=vector == DRAWN)
 
 
 @dataclass(frozen=True)
@@ -438,37 +547,35 @@ def _seen(_routed: Routed) -> None:
     """A hook that has nothing to do."""
 
 
-def _vectors(statistic: str) -> tuple[str, ...]:
-    """Which likelihoods have to be differentiated for a class."""
-    return (OBSERVED, DRAWN) if statistic == NEGATIVE else (OBSERVED,)
-
-
-def _likelihoods(
-    logits: torch.Tensor, batch: Batch, statistic: str, seed: int
-) -> dict[str, torch.Tensor]:
+def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str, torch.Tensor]:
     """The log-likelihood of the tokens and, on clean text, of tokens that the model draws."""
     log_p = logits[:, :-1].float().log_softmax(dim=-1)
-    targets = {OBSERVED: batch.input_ids[:, 1:].to(log_p.device)}
-    if DRAWN in _vectors(statistic):
+    targets = {OBSERVED: passage.batch.input_ids[:, 1:].to(log_p.device)}
+    if DRAWN in passage.vectors:
         targets[DRAWN] = _drawn(log_p, seed)
+    starts = torch.tensor(passage.starts, device=log_p.device)
+    counts = torch.arange(1, logits.shape[1], device=log_p.device) >= starts[:, None]
     return {
-        vector: log_p.gather(-1, tokens.unsqueeze(-1)).sum() for vector, tokens in targets.items()
+        vector: (log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * counts).sum()
+        for vector, tokens in targets.items()
     }
 
 
 def _sums(
     outputs: Sequence[_Watched],
     gradients: Sequence[torch.Tensor],
-    batch: Batch,
-    statistic: str,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Σ a over a batch's texts and Σ a², or this alone for the cost; by "site.statistic".
+    passage: Passage,
+    *,
+    cost: bool,
+) -> Iterator[tuple[Sum, torch.Tensor]]:
+    """Σ w·a over a passage's texts and Σ (w·a)², or Σ a² alone for the cost.
 
     Of sites of experts also how many of the texts reached each.
     """
-    found: dict[str, torch.Tensor] = {}
+    found: Sums = {}
+    batch = passage.batch
 
-    def put(name: str, size: int, first: int, values: torch.Tensor) -> None:
+    def put(name: Sum, size: int, first: int, values: torch.Tensor) -> None:
         whole = found.setdefault(name, values.new_zeros(size, dtype=torch.float64))
         whole[first : first + len(values)] = values
 
@@ -483,28 +590,21 @@ def _sums(
             belongs = watched.tokens // batch.input_ids.shape[1] == each[:, None]
             a = belongs.float() @ products
             reached = belongs.any(dim=1).sum(dim=0, keepdim=True)
-            if statistic != COST:
-                name = f"{site.path}.{_reached(statistic)}"
+            if not cost:
+                name = Sum(site.path, passage.of, Part.REACHED)
                 put(name, site.experts, watched.expert, where_float64(reached))
         a = where_float64(a)
-        squares, first = a.square().sum(dim=0, dtype=torch.float64), watched.expert * width
-        if statistic == COST:
-            put(f"{site.path}.{COST}", site.neurons, first, squares)
-        else:
-            total = a.sum(dim=0, dtype=torch.float64)
-            put(f"{site.path}.{statistic}", site.neurons, first, total)
-            put(f"{site.path}.{_squares(statistic)}", site.neurons, first, squares)
+        first = watched.expert * width
+        if cost:
+            squares = a.square().sum(dim=0, dtype=torch.float64)
+            put(Sum(site.path, Statistic.COST, Part.TOTAL), site.neurons, first, squares)
+            continue
+        a = a * a.new_tensor(passage.weights)[:, None]
+        total = a.sum(dim=0, dtype=torch.float64)
+        squares = a.square().sum(dim=0, dtype=torch.float64)
+        put(Sum(site.path, passage.of, Part.TOTAL), site.neurons, first, total)
+        put(Sum(site.path, passage.of, Part.SQUARES), site.neurons, first, squares)
     yield from found.items()
-
-
-def _squares(statistic: str) -> str:
-    """The name of the sum of a statistic's squares."""
-    return f"{statistic}_squares"
-
-
-def _reached(statistic: str) -> str:
-    """The name of the number of texts, of those of a statistic, that reached each expert."""
-    return f"{statistic}_reached"
 
 
 def _drawn(log_p: torch.Tensor, seed: int) -> torch.Tensor:

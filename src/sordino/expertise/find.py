@@ -1,10 +1,8 @@
 """Find a concept's neurons: the sweep from sentences to expertise."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,61 +14,23 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.expertise.attribution import AttributionSettings, attribute, attributed
-from sordino.expertise.auroc import STRONGEST, auroc, strongest
-from sordino.expertise.moments import moments
-from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, layers_run_alone
+from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.plan import Plan, make_plan, measured, size
-from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
-from sordino.expertise.states import InFiles, InMemory, States
-from sordino.expertise.strata import LENGTH, length_classes, stratified_auroc
+from sordino.expertise.states import InFiles, InMemory
+from sordino.expertise.strata import LENGTH, length_classes
+from sordino.expertise.sweep import Sentences, Sweep, SweepSettings
 from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, place_of, resolve
-from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, encode_for, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
 # Hidden states wait in files if they took more than one part in so many of the free memory.
 _SHARE_OF_STATES = 4
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """What the responses depend on beside the model and the sentences.
-
-    Args:
-        max_tokens: Sentences are cut at so many tokens.
-        pooling: "max" (the paper's), "mean" or "last".
-        batch_tokens: A batch holds sentences of one length, at most so many tokens together.
-        stratify: Also take the AUROC within strata: "length" (in tokens) or "column" (the concept's
-            own strata); "" for no strata.
-        moments: Also take the classes' means and the affine map between them.
-    """
-
-    max_tokens: int = 128
-    pooling: str = "max"
-    batch_tokens: int = 2048
-    stratify: str = ""
-    moments: bool = False
-
-    def __post_init__(self) -> None:
-        pooling_named(self.pooling)
-        if self.stratify not in ("", LENGTH, "column"):
-            raise ValueError(f"stratify is '', 'length' or 'column', not '{self.stratify}'")
-        if self.moments and self.pooling != "mean":
-            # A map between the classes' largest outputs lies far off at most tokens.
-            raise UserError(
-                "Shifts are made from mean responses, not from the largest: give --pooling mean."
-            )
-        if self.max_tokens < 1:
-            raise UserError(f"--max-tokens {self.max_tokens} leaves nothing: give at least 1.")
-        if self.batch_tokens < 1:
-            raise UserError(f"--batch-tokens {self.batch_tokens} is too small: give at least 1.")
 
 
 def find_experts(
@@ -121,12 +81,12 @@ def find_experts(
         )
 
     if output is None:
-        return sweep(opened(), concept, chosen, attribution)
+        return measure_expertise(opened(), concept, chosen, attribution)
     ranks = Ranks()
     target = claim_output(output, EXPERTISE, force=force, inputs=[place_of(model)])
     with only_one(target) if ranks.first else nullcontext(), ranks.together():
         work = drop_link(staging_path(target).with_suffix(".work")) / ranks.name
-        expertise = sweep(opened(), concept, chosen, attribution, work)
+        expertise = measure_expertise(opened(), concept, chosen, attribution, work)
         if ranks.first:
             expertise.save(target, force=force)
         ranks.wait()  # nobody forgets what it has before the result is safe
@@ -170,7 +130,7 @@ def plan_find(
     return measured(plan, opened, batches, attributing)
 
 
-def sweep(
+def measure_expertise(
     opened: OpenModel,
     concept: Concept,
     settings: SweepSettings,
@@ -226,14 +186,18 @@ def sweep(
             tokens = [batch.tokens for batch in mine]
             states = InFiles(folder / "states", tokens, opened.device) if in_files else InMemory()
             with torch.inference_mode():
-                statistics = _measure(
-                    *(opened, concept.labels, strata, batches, settings),
-                    *(states, snapshots, restored, ranks),
+                run = Sweep(
+                    opened,
+                    Sentences(concept.labels, strata, batches),
+                    settings,
+                    states=states,
+                    snapshots=snapshots,
+                    ranks=ranks,
                 )
-            restored = Progress(statistics=statistics)
-        statistics = dict(restored.statistics)
+                restored = Progress(statistics=run.run(restored))
+        statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
         if attribution is not None:
-            statistics |= attribute(
+            more = attribute(
                 opened,
                 attributing,
                 attribution.seed,
@@ -242,9 +206,15 @@ def sweep(
                 restored=restored,
                 ranks=ranks,
             )
+            for path, found in more.items():
+                statistics[path] |= found
     if opened.streamed is not None:
         opened.streamed.release()
-    return Expertise(_by_site(opened.sites, statistics), metadata)
+    arrays = {
+        path: {name: values.numpy() for name, values in found.items()}
+        for path, found in statistics.items()
+    }
+    return Expertise(arrays, metadata)
 
 
 @contextmanager
@@ -261,14 +231,14 @@ def _batches(
     concept: Concept,
     settings: SweepSettings,
     attribution: AttributionSettings | None,
-) -> tuple[list[list[int]], list[Batch], list[tuple[str, Batch]]]:
-    """The sentences' tokens, the sweep's batches, and those of attribution by its statistics."""
+) -> tuple[list[list[int]], list[Batch], list[Passage]]:
+    """The sentences' tokens, the sweep's batches, and what attribution takes of them."""
     encoded = encode_for(opened, concept.sentences, settings.max_tokens)
     batches = equal_length_batches(encoded, settings.batch_tokens)
     if attribution is None:
         return encoded, batches, []
     limits = settings.max_tokens, settings.batch_tokens
-    return encoded, batches, attributed(opened, concept, attribution, *limits)
+    return encoded, batches, passages(opened, concept, attribution, *limits)
 
 
 def _are_many(opened: OpenModel, batches: Sequence[Batch]) -> bool:
@@ -288,240 +258,10 @@ def _strata(
         return length_classes([len(ids) for ids in encoded])
     if not concept.strata:
         raise UserError(
-            f"The concept '{concept.name}' has no strata: give --stratify length, or a column of "
-            "its data."
+            f"The concept '{concept.name}' has no strata: give `stratify=\"length\"`, or load it "
+            "with a column of its data as strata."
         )
     return np.unique(concept.strata, return_inverse=True)[1]
-
-
-def _measure(
-    opened: OpenModel,
-    labels: NDArray[np.bool_],
-    strata: NDArray[np.int64] | None,
-    batches: Sequence[Batch],
-    settings: SweepSettings,
-    states: States,
-    snapshots: Snapshots,
-    restored: Progress,
-    ranks: Ranks,
-) -> dict[str, torch.Tensor]:
-    """The sweep itself; statistics by "site.statistic"."""
-    mine = ranks.deal(batches)
-    way = _choose_pass(opened, mine, len(labels), states)
-    # Responses lie in the batches' order, so that a batch fills consecutive rows.
-    order = np.array([index for batch in batches for index in batch.indices])
-    rows = ranks.rows([len(batch.indices) for batch in batches])
-    starts = np.cumsum([0, *(len(batch.indices) for batch in mine)])
-    for index, state in enumerate(restored.hidden):
-        # Those that have passed the running stage are before the next one.
-        before = restored.stage + (index < restored.batch)
-        way.states.write(str(before), index, state.to(opened.device))
-    statistics = dict(restored.statistics)
-    capture = Capture(settings.pooling)
-    per_stage = sum(batch.tokens for batch in mine)
-    before = restored.stage * per_stage + sum(b.tokens for b in mine[: restored.batch])
-    total = len(way.stages) * per_stage
-    with show.track(_label(way), total, "tokens·layers", before) as advance:
-        for stage in range(restored.stage, len(way.stages)):
-            buffers = _buffers(way.stages[stage], int(starts[-1]), opened)
-            first = 0
-            if stage == restored.stage and restored.responses:
-                first = restored.batch
-                for site, buffer in buffers.items():
-                    buffer.copy_(restored.responses[site.path])
-            with capture.hooked(opened.model, buffers):
-                for index in range(first, ranks.rounds(len(batches))):
-                    if index < len(mine):  # the last round may have too few for all
-                        capture.rows(int(starts[index]), *mine[index].input_ids.shape)
-                        way.run(stage, index)
-                        capture.check()
-                        advance(mine[index].tokens)
-                    if ranks.all(snapshots.due()):
-                        responses = {site.path: buffer for site, buffer in buffers.items()}
-                        hidden, files = way.states.secure(), way.states.sums()
-                        snapshots.save(
-                            Progress(stage, index + 1, hidden, responses, statistics, files=files)
-                        )
-            for site, buffer in buffers.items():
-                responses_here = ranks.exchange(buffer, rows)
-                _report_non_finite(site, responses_here)
-                if site.experts:
-                    widths = _widths(site, ranks.share(site.neurons))
-                    found = _of_experts(responses_here, widths, labels, strata, order, settings)
-                else:
-                    found = _statistics(responses_here, labels, strata, order, settings)
-                joined = ranks.joined(found)
-                _report_not_reached(site, joined["auroc"])
-                statistics |= {f"{site.path}.{name}": value for name, value in joined.items()}
-            if isinstance(way.states, InFiles):
-                # A snapshot that needs them could still be there: it is replaced first.
-                needed = (str(stage + 1),) if stage + 1 < len(way.stages) else ()
-                hidden, files = way.states.secure(), way.states.sums()
-                snapshots.save(
-                    Progress(
-                        *(stage + 1, 0, hidden),
-                        statistics=statistics,
-                        files=files,
-                        needed=needed,
-                    )
-                )
-                way.states.keep(*needed)
-    way.states.keep()
-    return statistics
-
-
-def _choose_pass(
-    opened: OpenModel, batches: Sequence[Batch], sentences: int, states: States
-) -> Pass:
-    if layers_run_alone(opened, batches):
-        return LayerByLayer(opened, batches, states)
-    if opened.streamed is not None:
-        raise UserError(
-            f"{type(opened.model).__name__}: its layers share what they compute and cannot be run "
-            "one by one, so that it cannot be streamed: use a machine whose memory holds the "
-            "whole model, with --no-stream."
-        )
-    show.note(
-        f"{type(opened.model).__name__}: its layers cannot be run one by one, so the whole "
-        "forward is used."
-    )
-    return WholeForward(opened, batches, sentences)
-
-
-def _label(way: Pass) -> str:
-    return "find, layer by layer" if isinstance(way, LayerByLayer) else "find"
-
-
-def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[Site, torch.Tensor]:
-    """Responses are kept in float32 whatever the model's dtype: coarser ones make false ties."""
-    return {
-        site: torch.empty(
-            sentences, site.neurons, dtype=torch.float32, device=opened.device_of(site.path)
-        )
-        for site in sites
-    }
-
-
-def _statistics(
-    responses: torch.Tensor,
-    labels: NDArray[np.bool_],
-    strata: NDArray[np.int64] | None,
-    order: NDArray[np.int64],
-    settings: SweepSettings,
-) -> dict[str, torch.Tensor]:
-    """What one site's responses say of each of its neurons, by statistic.
-
-    Args:
-        responses: float32 [sentences, neurons], in the batches' order, on the model's device.
-        labels: bool [sentences], in the concept's order, as the strata are.
-        strata: int64 [sentences], or None.
-        order: Which sentence of the concept each row is.
-        settings: Which statistics are wanted.
-    """
-    ranked = labels[order]
-    found: dict[str, NDArray[np.generic]] = {"auroc": auroc(responses, ranked).astype(np.float32)}
-    if strata is not None:
-        within = stratified_auroc(responses, ranked, strata[order])
-        found["stratified_auroc"] = within.astype(np.float32)
-    if settings.moments:
-        found |= moments(responses, ranked)
-    best = strongest(responses)
-    sentences = np.where(best >= 0, order[best], -1).astype(np.int32)
-    found |= {f"strongest_{rank + 1}": sentences[rank].copy() for rank in range(STRONGEST)}
-    return {name: torch.from_numpy(values) for name, values in found.items()}
-
-
-def _widths(site: Site, share: slice) -> list[int]:
-    """How many of these neurons of MoE experts belong to one expert, to the next, and so on."""
-    width = site.neurons // site.experts
-    ends = [*range(share.start // width * width + width, share.stop, width), share.stop]
-    return [end - start for start, end in pairwise([share.start, *ends])]
-
-
-def _of_experts(
-    responses: torch.Tensor,
-    widths: Sequence[int],
-    labels: NDArray[np.bool_],
-    strata: NDArray[np.int64] | None,
-    order: NDArray[np.int64],
-    settings: SweepSettings,
-) -> dict[str, torch.Tensor]:
-    """The same for MoE experts, each by the sentences that reached it alone.
-
-    An expert that was reached by fewer than `FEWEST_SENTENCES` of a class gets no statistics
-    (not-a-number), so that its neurons stay as they are.
-
-    Args:
-        responses: As for `_statistics`, `NOT_REACHED` where a sentence did not reach the expert.
-        widths: How many neurons belong to each expert.
-        labels: As for `_statistics`, as the rest.
-    """
-    parts: list[dict[str, torch.Tensor]] = []
-    for block in responses.split(list(widths), dim=1):
-        reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
-        if not _are_enough(order[reached], labels, strata):
-            # Of any two sentences, for their names and types.
-            any_two = np.array([np.argmax(labels), np.argmin(labels)])
-            one = None if strata is None else np.zeros_like(strata)
-            found = _statistics(torch.zeros_like(block[:2]), labels, one, any_two, settings)
-            parts.append({name: _nothing(values) for name, values in found.items()})
-            continue
-        rows = torch.from_numpy(reached).to(block.device)
-        parts.append(_statistics(block[rows], labels, strata, order[reached], settings))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _are_enough(
-    sentences: NDArray[np.int64], labels: NDArray[np.bool_], strata: NDArray[np.int64] | None
-) -> bool:
-    """Whether these sentences can tell anything of an expert that only they reached."""
-    classes = [sentences[labels[sentences] == label] for label in (True, False)]
-    if min(map(len, classes)) < FEWEST_SENTENCES:
-        return False
-    return strata is None or bool(np.intersect1d(*(strata[of_class] for of_class in classes)).size)
-
-
-def _nothing(values: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
-
-
-def _by_site(
-    sites: Sequence[Site], statistics: Mapping[str, torch.Tensor]
-) -> dict[str, dict[str, NDArray[np.generic]]]:
-    found: dict[str, dict[str, NDArray[np.generic]]] = {site.path: {} for site in sites}
-    for name, values in statistics.items():
-        site, _, statistic = name.rpartition(".")
-        found[site][statistic] = values.numpy()
-    return found
-
-
-def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
-    """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
-    if not site.experts and bool(torch.stack(responses.aminmax()).isfinite().all()):
-        return
-    bad = ~responses.isfinite()
-    if site.experts:
-        bad &= responses != NOT_REACHED
-        if not bad.any():
-            return
-    nan = int(responses.isnan().any(dim=0).sum())
-    fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
-    show.note(
-        f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
-        f"are not finite{fate}."
-    )
-
-
-def _report_not_reached(site: Site, aurocs: torch.Tensor) -> None:
-    """Say how many MoE experts saw too little to be judged."""
-    if not site.experts:
-        return
-    lacking = int(aurocs.view(site.experts, -1).isnan().all(dim=1).sum())
-    if lacking:
-        show.note(
-            f"warning: {site.path}: {lacking} of {site.experts} experts were reached by fewer than "
-            f"{FEWEST_SENTENCES} sentences of a class; their neurons stay as they are."
-        )
 
 
 def _metadata(

@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 from sordino.compiled import compiled
 from sordino.expertise import on_device
 from sordino.expertise.auroc import Responses, as_tensor
+from sordino.expertise.statistic import Statistic
 
 # Neurons sorted at a time, so that float64 copies stay small.
 _BLOCK = 128
-_NAMES = ("mean_positive", "mean_negative", "transport_scale")
+_NAMES = (Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE, Statistic.TRANSPORT_SCALE)
 
 
-def moments(responses: Responses, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+def moments(
+    responses: Responses, labels: NDArray[np.bool_]
+) -> dict[Statistic, NDArray[np.float32]]:
     """What `mean_shift` and `linear_transport` need to know of each neuron.
 
     Args:
@@ -36,8 +39,8 @@ def moments(responses: Responses, labels: NDArray[np.bool_]) -> dict[str, NDArra
         labels: bool [sentences], true for the positive class; both classes must occur.
 
     Returns:
-        By statistic, float32 [neurons]: "mean_positive" and "mean_negative"; and
-        "transport_scale", the ω above, which is never negative, and 1 where the positive responses
+        By statistic, float32 [neurons]: `MEAN_POSITIVE` and `MEAN_NEGATIVE`; and
+        `TRANSPORT_SCALE`, the ω above, which is never negative, and 1 where the positive responses
         are all the same. A neuron with a response that is no finite number has not-a-number in one
         of them at least, or an infinite mean.
     """
@@ -61,8 +64,8 @@ def moments(responses: Responses, labels: NDArray[np.bool_]) -> dict[str, NDArra
             means = p.mean(axis=1), q.mean(axis=1)
             p -= means[0][:, None]
             q -= means[1][:, None]
-            found["mean_positive"][here], found["mean_negative"][here] = means
-            found["transport_scale"][here] = _scale(p, q)
+            found[_NAMES[0]][here], found[_NAMES[1]][here] = means
+            found[_NAMES[2]][here] = _scale(p, q)
     return found
 
 

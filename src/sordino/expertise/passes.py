@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sordino.expertise.states import InMemory, States
+from sordino.files import printable
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site, decoder_layers
 from sordino.models.streaming import INPUT, OUTPUT
@@ -25,8 +26,13 @@ from sordino.models.tokenise import Batch
 # How many bytes of responses the whole forward may hold before it is run again for other layers.
 _RESPONSE_BYTES = 2 << 30
 
-# What layers raise that need what only the whole forward gives them.
-NOT_ALONE = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
+# What the code of a model, which is not ours, raises where a layer needs what only the whole
+# forward gives it. Caught around the calls of that code alone.
+_FOREIGN = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
+
+
+class NotAloneError(Exception):
+    """A model's layers cannot be run one by one; the message says which and why."""
 
 
 class Pass(Protocol):
@@ -82,6 +88,17 @@ class LayerByLayer:
             self._streamed.hold(stage, then if then in range(len(self.stages)) else None)
         args, kwargs = self._calls[batch][stage]
         return _first(self._layers[stage](hidden, *args, **kwargs))
+
+    def tried(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
+        """The same, before it is known whether layers can be run like that.
+
+        Raises:
+            NotAloneError: This one cannot.
+        """
+        try:
+            return self.layer(stage, batch, hidden, then)
+        except _FOREIGN as error:
+            raise NotAloneError(f"layer {stage}: {_of(error)}") from error
 
     def logits(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
         """The model's logits for this output of the last layer, [sentences, tokens, vocabulary]."""
@@ -142,33 +159,45 @@ def layers_that_run(opened: OpenModel) -> Iterator[None]:
         yield
 
 
-def layers_run_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
-    """Whether running layer by layer gives the ordinary forward's hidden states, bit for bit.
+def why_not_alone(opened: OpenModel, batches: Sequence[Batch]) -> str:
+    """Why running layer by layer would not give the ordinary forward's hidden states, bit for bit.
 
     Tried on two small batches, so that a layer which leaves something behind for a later one is
     found out: layer by layer, it would be another batch's. What layers are called with, and what
     they leave behind, does not depend on what they know, so that made-up weights will do.
+
+    Returns:
+        Which layer, and the reason; "" where it does give them.
     """
     with layers_that_run(opened):
-        return _same_alone(opened, batches)
+        try:
+            _compare_alone(opened, batches)
+        except NotAloneError as error:
+            return str(error)
+    return ""
 
 
-def _same_alone(opened: OpenModel, batches: Sequence[Batch]) -> bool:
+def _compare_alone(opened: OpenModel, batches: Sequence[Batch]) -> None:
+    """Raise `NotAloneError` where a layer by itself does otherwise."""
     probes = [Batch((0, 1), batches[0].input_ids[:2]), Batch((0,), batches[-1].input_ids[-1:])]
     expected = [_hidden_states(opened, probe) for probe in probes]
-    try:
-        alone = LayerByLayer(opened, probes)
-        for stage in range(len(alone.stages)):
-            for index in range(len(probes)):
-                alone.run(stage, index)
-            for index, states in enumerate(expected):
-                hidden = alone.states.read(str(stage + 1), index)
-                # A hidden state that is not a number passes here: it is reported elsewhere.
-                if not torch.equal(hidden.nan_to_num(), states[stage].nan_to_num()):
-                    return False
-    except NOT_ALONE:
-        return False
-    return True
+    alone = LayerByLayer(opened, probes)
+    for stage in range(len(alone.stages)):
+        for index in range(len(probes)):
+            hidden = alone.tried(stage, index, alone.states.read(str(stage), index), stage + 1)
+            alone.states.write(str(stage + 1), index, hidden)
+        for index, states in enumerate(expected):
+            hidden = alone.states.read(str(stage + 1), index)
+            if len(states) != len(alone.stages):
+                raise NotAloneError(f"of {len(alone.stages)} layers {len(states)} were called")
+            # A hidden state that is not a number passes here: it is reported elsewhere.
+            if not torch.equal(hidden.nan_to_num(), states[stage].nan_to_num()):
+                raise NotAloneError(f"layer {stage} gives something else by itself")
+
+
+def _of(error: Exception) -> str:
+    """An exception of foreign code, for a note."""
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
@@ -237,6 +266,8 @@ def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> li
             stack.callback(handle.remove)
         ids = batch.input_ids[:1, :2].to(opened.device)
         opened.model.get_decoder()(input_ids=ids, use_cache=False)
+    if len(forms) != len(layers):
+        raise NotAloneError(f"of {len(layers)} layers {len(forms)} were called")
     return forms
 
 
@@ -246,13 +277,16 @@ def _dry_run(
     """The first layer's input, and what each layer is called with beside the hidden state."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     inputs: list[torch.Tensor] = []
+    ids = batch.input_ids.to(opened.device)
 
     def stand_in(index: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if args:
                 hidden, args = args[0], args[1:]
-            else:
+            elif "hidden_states" in kwargs:
                 hidden = kwargs.pop("hidden_states")
+            else:
+                raise NotAloneError(f"layer {index} is not called with a hidden state")
             inputs.append(hidden)
             calls.append((args, kwargs))
             return _in_form(hidden, forms[index])
@@ -260,7 +294,12 @@ def _dry_run(
         return forward
 
     with _replaced_forwards(layers, stand_in):
-        opened.model.get_decoder()(input_ids=batch.input_ids.to(opened.device), use_cache=False)
+        try:
+            opened.model.get_decoder()(input_ids=ids, use_cache=False)
+        except _FOREIGN as error:
+            raise NotAloneError(f"the decoder without its layers: {_of(error)}") from error
+    if len(calls) != len(layers):
+        raise NotAloneError(f"of {len(layers)} layers {len(calls)} were called")
     return inputs[0], calls
 
 

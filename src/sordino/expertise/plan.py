@@ -8,9 +8,14 @@ import numpy as np
 import psutil
 import torch
 
-from sordino.expertise.attribution import NEGATIVE
+from sordino.expertise.attribution import Passage
 from sordino.expertise.auroc import auroc, strongest
-from sordino.expertise.passes import NOT_ALONE, LayerByLayer, layers_that_run, sites_by_layer
+from sordino.expertise.passes import (
+    LayerByLayer,
+    NotAloneError,
+    layers_that_run,
+    sites_by_layer,
+)
 from sordino.models.memory import available
 from sordino.models.open import OpenModel
 from sordino.models.sites import decoder_layers
@@ -86,7 +91,7 @@ def size(count: float) -> str:
 def make_plan(
     opened: OpenModel,
     batches: Sequence[Batch],
-    attributed: Sequence[tuple[str, Batch]],
+    attributed: Sequence[Passage],
     *,
     streamed: bool,
     in_files: bool,
@@ -96,11 +101,11 @@ def make_plan(
     Args:
         opened: The model, opened in either way.
         batches: The sweep's batches.
-        attributed: What attribution takes, as its statistic and its batch; empty without it.
+        attributed: What attribution takes, empty without it.
         streamed: Whether the sweep reads the weights layer by layer.
         in_files: Whether hidden states wait in files.
     """
-    own = [batch for _, batch in attributed]
+    own = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
     tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
     state = _width(opened) * opened.model.dtype.itemsize
@@ -133,7 +138,7 @@ def measured(
     plan: Plan,
     opened: OpenModel,
     batches: Sequence[Batch],
-    attributed: Sequence[tuple[str, Batch]],
+    attributed: Sequence[Passage],
 ) -> Plan:
     """The plan with a time, from one layer's run of one batch and the AUROC of a few neurons."""
     middle = sorted(batches, key=lambda batch: batch.tokens)[len(batches) // 2]
@@ -146,15 +151,15 @@ def measured(
         with layers_that_run(opened):
             try:
                 layer = LayerByLayer(opened, [middle])
-                seconds = _shortest(lambda: layer.layer(0, 0, layer.states.read("0", 0), 0))
-            except NOT_ALONE:
+                seconds = _shortest(lambda: layer.tried(0, 0, layer.states.read("0", 0), 0))
+            except NotAloneError:
                 return plan
     _, stack = decoder_layers(opened.model)
     a_token = seconds / middle.tokens * len(stack)
     # Forward and back, once or (clean text) twice; layer by layer, forward once more.
     again = 1 if plan.streamed else 0
     passes = sum(
-        batch.tokens * (again + (3 if name == NEGATIVE else 2)) for name, batch in attributed
+        passage.batch.tokens * (again + 1 + len(passage.vectors)) for passage in attributed
     )
     # The head by its size, as if it were a layer.
     head = opened.model.config.get_text_config(decoder=True).vocab_size * _width(opened)
@@ -170,7 +175,7 @@ def measured(
 
     statistics()  # compiles
     neurons = sum(site.neurons for site in opened.sites)
-    computing = a_token * (plan.tokens + passes + share * sum(b.tokens for _, b in attributed))
+    computing = a_token * (plan.tokens + passes + share * sum(p.batch.tokens for p in attributed))
     computing += _shortest(statistics) * neurons / _SAMPLE_NEURONS
     # Layers are read while others compute; a whole model before.
     files = reading * plan.to_read

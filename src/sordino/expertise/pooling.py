@@ -41,7 +41,7 @@ def pooling_named(name: str) -> Pooling:
         UserError: There is none.
     """
     if name not in POOLINGS:
-        raise UserError(f"--pooling {name} is unknown: choose {', '.join(POOLINGS)}.")
+        raise UserError(f"`pooling={name}` is unknown: choose {', '.join(POOLINGS)}.")
     return POOLINGS[name]
 
 
@@ -101,7 +101,7 @@ class Capture:
             if calls != 1 and not (calls and path in self._of_experts):
                 raise UserError(
                     f"{path} ran {calls} times on one batch, not once on all of its tokens: leave "
-                    "it out with --sites."
+                    "it out with `sites`."
                 )
 
     def _hook(self, path: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
@@ -114,7 +114,7 @@ class Capture:
             if output.dim() != 3 or output.shape[:2] != expected:
                 raise UserError(
                     f"{path} gave outputs of shape {list(output.shape)} for {expected[0]} "
-                    f"sentences of {expected[1]} tokens: leave it out with --sites."
+                    f"sentences of {expected[1]} tokens: leave it out with `sites`."
                 )
             rows = self._buffers[path][self._start : self._start + self._sentences]
             rows.copy_(self._pooling(output))
@@ -127,7 +127,7 @@ class Capture:
             if routed.of != self._sentences * self._tokens:
                 raise UserError(
                     f"{path} was given {routed.of} tokens of {self._sentences} sentences of "
-                    f"{self._tokens} tokens: leave it out with --sites."
+                    f"{self._tokens} tokens: leave it out with `sites`."
                 )
             order = routed.tokens.argsort()
             sentences, counts = (routed.tokens[order] // self._tokens).unique_consecutive(

@@ -21,6 +21,7 @@ from sordino.errors import UserError
 from sordino.models.open import ALL_GPUS, choose_device
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 _PATIENCE = timedelta(minutes=30)
 
@@ -57,7 +58,7 @@ class Ranks:
         if len(things) < self.size:
             raise UserError(
                 f"There are only {len(things)} batches for {self.size} processes: start fewer, or "
-                "give a smaller --batch-tokens."
+                "give a smaller `batch_tokens`."
             )
         return things[self.rank :: self.size]
 
@@ -112,11 +113,11 @@ class Ranks:
         whole[order] = received.view(-1, width)
         return whole
 
-    def each(self, values: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
+    def each(self, values: Mapping[K, torch.Tensor]) -> list[Mapping[K, torch.Tensor]]:
         """What each rank has to give, in the order of the ranks."""
         return [values] if self.size == 1 else self._gathered(values)
 
-    def joined(self, statistics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def joined(self, statistics: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
         """Each statistic of all neurons, from each rank's share [its neurons]."""
         parts = self.each(statistics)
         return {name: torch.cat([part[name] for part in parts]) for name in statistics}
@@ -200,7 +201,7 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         return
     if device == ALL_GPUS:
         raise UserError(
-            f"--device {ALL_GPUS} spreads one process's model, and this run has "
+            f"`device={ALL_GPUS}` spreads one process's model, and this run has "
             f"{os.environ['WORLD_SIZE']}, each with a GPU: leave it out, or start one process."
         )
     on_gpus = choose_device(device).type == "cuda"
@@ -209,7 +210,7 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         if local >= gpus:
             raise UserError(
                 f"This machine has fewer GPUs ({gpus}) than processes of this run: start one for "
-                "each, or give --device cpu."
+                "each, or give `device=cpu`."
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)

@@ -19,11 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sordino.errors import UserError
-from sordino.expertise.states import Sums
+from sordino.expertise.states import Sums as FileSums
+from sordino.expertise.statistic import Part, Statistic, Sum, Tensors
 from sordino.files import fingerprint
 from sordino.progress import note
 from sordino.records import Count, parse
 
+# Of another layout, a snapshot is another sweep's.
+_LAYOUT = "2"
 _Slots = tuple[tuple[Count, Count], ...]
 # Which bytes, by first byte and size, of which all together have a sum. One sum a file: there can
 # be a hundred layers of ten thousand batches.
@@ -44,9 +47,10 @@ class Progress:
         batch: The next batch of that stage.
         hidden: Each batch's hidden state (empty where the pass carries none, or files do).
         responses: The running stage's responses so far, by site path.
-        statistics: The finished sites' statistics, by "site.statistic".
+        sums: The running attribution's sums so far: their site, statistic and part.
+        statistics: The finished sites' statistics.
         phase: What runs: the sweep, or a way of attribution, to which the stage and the batch
-            belong then, and of which `responses` are the sums so far.
+            belong then.
         files: The sums of states that lie in files.
         needed: The names of those files that are still needed; None for all that are there.
     """
@@ -55,9 +59,10 @@ class Progress:
     batch: int = 0
     hidden: list[torch.Tensor] = field(default_factory=list)
     responses: dict[str, torch.Tensor] = field(default_factory=dict)
-    statistics: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: Mapping[Sum, torch.Tensor] = field(default_factory=dict)
+    statistics: Tensors = field(default_factory=dict)
     phase: str = SWEEP
-    files: Sums = field(default_factory=dict)
+    files: FileSums = field(default_factory=dict)
     needed: tuple[str, ...] | None = None
 
 
@@ -71,10 +76,10 @@ class Snapshots:
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path = path
-        self._key = key
+        self._key = fingerprint(_LAYOUT, key)
         self._last = time.monotonic()
         self._pause = _EVERY_S
-        self._files: Sums = {}
+        self._files: FileSums = {}
 
     def restore(self) -> Progress | None:
         """The progress of an interrupted sweep of the same key, or None."""
@@ -96,12 +101,21 @@ class Snapshots:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         hidden = group("hidden/")
+        sums = {}
+        for name, values in group("sums/").items():
+            site, statistic, part = name.split("/")
+            sums[Sum(site, Statistic(statistic), Part(part))] = values
+        statistics: Tensors = {}
+        for name, values in group("statistics/").items():
+            site, _, statistic = name.partition("/")
+            statistics.setdefault(site, {})[Statistic(statistic)] = values
         return Progress(
             int(metadata["stage"]),
             int(metadata["batch"]),
             [hidden[str(index)] for index in range(len(hidden))],
             group("responses/"),
-            group("statistics/"),
+            sums,
+            statistics,
             metadata["phase"],
         )
 
@@ -115,7 +129,9 @@ class Snapshots:
             return
         tensors = {f"hidden/{index}": state for index, state in enumerate(now.hidden)}
         tensors |= {f"responses/{site}": values for site, values in now.responses.items()}
-        tensors |= {f"statistics/{name}": values for name, values in now.statistics.items()}
+        tensors |= {"/".join(("sums", *name)): values for name, values in now.sums.items()}
+        for site, found in now.statistics.items():
+            tensors |= {f"statistics/{site}/{name}": values for name, values in found.items()}
         tensors = {name: values.cpu().contiguous() for name, values in tensors.items()}
         started = time.monotonic()
         self._files = {

@@ -6,7 +6,6 @@ nothing is copied that the disk's cache holds already.
 
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -124,13 +123,6 @@ class InFiles:
                 if path.name in self._open:
                     self._open.pop(path.name).close()
                 path.unlink()
-
-    def discard(self) -> None:
-        """Remove all files."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / name

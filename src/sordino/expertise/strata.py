@@ -57,6 +57,6 @@ def stratified_auroc(
     if not largest:
         raise UserError(
             "No stratum has sentences of both classes, so that nothing can be compared: choose "
-            "another --stratify."
+            "another `stratify`."
         )
     return total / largest

@@ -172,7 +172,7 @@ class Dampening:
                 raise UserError(
                     f"The expertise was found on other weights ({found.get('model', '?')}) than "
                     f"those of {ref.name}: find it on this model, or bake it with "
-                    "--allow-other-weights if it is a sibling (a fine-tuned copy)."
+                    "`allow_other_weights` if it is a sibling (a fine-tuned copy)."
                 )
 
     def scaled(self, strength: float) -> "Dampening":
@@ -189,7 +189,7 @@ class Dampening:
             UserError: The strength is below 0, or not finite.
         """
         if not 0 <= strength < np.inf:
-            raise UserError(f"--strength {strength:g} is out of range: it must be 0 or more.")
+            raise UserError(f"`strength={strength:g}` is out of range: it must be 0 or more.")
         factors = {
             site: np.maximum(1 - strength * (1 - values), np.minimum(values, 0)).astype(np.float32)
             for site, values in self.factors.items()

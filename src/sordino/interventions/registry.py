@@ -4,20 +4,20 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, get_args
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Asked, Statistic
 from sordino.interventions.dampening import Affine, Dampening
 from sordino.interventions.settings import Setting, settings_of
 from sordino.models.sites import ATTENTION
 from sordino.registry import Registry
 
 Factors = Mapping[str, NDArray[np.floating[Any]]]
-Needs = Literal["", "strata", "moments", "attribution"]
 P = ParamSpec("P")
 
 
@@ -30,7 +30,7 @@ class Rule:
         sentence: What it does.
         make: Gives the dampening for an expertise and the rule's settings.
         settings: Its settings, by name.
-        needs: What the expertise must hold beside the AUROC; "" for nothing.
+        needs: What the expertise must hold beside the AUROC.
         dial: The setting that says how much the rule changes; "" where that is the strength.
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs beside scaling them.
@@ -43,7 +43,7 @@ class Rule:
     sentence: str
     make: Callable[..., Dampening]
     settings: Mapping[str, Setting]
-    needs: Needs = ""
+    needs: tuple[Statistic, ...] = ()
     dial: str = ""
     in_attention: bool = False
     shifts: bool = False
@@ -51,10 +51,13 @@ class Rule:
     limits: bool = False
 
     def __post_init__(self) -> None:
-        if self.needs not in get_args(Needs):
-            raise TypeError(f"{self.name} needs '{self.needs}', which no expertise holds")
         if self.dial and getattr(self.settings.get(self.dial), "kind", None) not in (int, float):
             raise TypeError(f"the dial {self.dial} of {self.name} is no number among its settings")
+
+    @property
+    def asks(self) -> frozenset[Asked]:
+        """What asks `find_experts` for what it needs."""
+        return frozenset(statistic.asked for statistic in self.needs)
 
     def read(self, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
         """Its settings as values of their types, before there is any expertise.
@@ -76,11 +79,11 @@ class Rule:
         dial = self.dial
         if sized and dial in settings:
             raise UserError(
-                f"--set {dial}={settings[dial]} and --divergence say two sizes: give one."
+                f"The setting `{dial}={settings[dial]}` and `divergence` say two sizes: give one."
             )
         for name, setting in self.settings.items():
             if setting.needed and name not in settings and not (sized and name == dial):
-                raise UserError(f"The intervention {self.name} needs --set {name}=NUMBER.")
+                raise UserError(f"The intervention {self.name} needs setting `{name}=NUMBER`.")
         return {name: self._value(name, given) for name, given in settings.items()}
 
     def dampening(
@@ -117,7 +120,7 @@ RULES: Registry[Rule] = Registry("intervention", "rules", "sordino.interventions
 
 
 def intervention(
-    needs: Needs = "",
+    needs: Iterable[Statistic] = (),
     dial: str = "",
     *,
     in_attention: bool = False,
@@ -142,6 +145,7 @@ def intervention(
 
     Raises:
         TypeError: A setting has no type that a setting can have, or the dial is no setting.
+        ValueError: It needs what no expertise holds.
     """
 
     def register(
@@ -171,7 +175,7 @@ def intervention(
             (inspect.getdoc(rule) or "").partition("\n")[0],
             dampening,
             {**own, ROWS.name: ROWS},
-            needs,
+            tuple(map(Statistic, needs)),
             dial,
             in_attention,
             shifts,

@@ -15,6 +15,7 @@ from sordino.evaluation.judged import TOXIC_SCORE
 from sordino.evaluation.scorers import LINEAR, open_scorer
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.passes import LayerByLayer
+from sordino.expertise.statistic import STRONGEST
 from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Batch, encode_for, equal_length_batches
@@ -78,7 +79,7 @@ def exemplars(
 ) -> list[Exemplar]:
     """The top neurons, each with the sentences that excite it most and its response at each token.
 
-    Which sentences these are, the sweep wrote down ("strongest_1" …); only those are run again,
+    Which sentences these are, the sweep wrote down (`STRONGEST`); only those are run again,
     through the decoder without the LM head.
 
     Args:
@@ -95,7 +96,7 @@ def exemplars(
     """
     refuse_other_sentences(concept, expertise)
     top = expertise.top(neurons)
-    strongest = [expertise[f"strongest_{rank}"] for rank in range(1, sentences + 1)]
+    strongest = [expertise[name] for name in STRONGEST[:sentences]]
     wanted = [
         [int(by_site[site][index]) for by_site in strongest if by_site[site][index] >= 0]
         for site, index, _ in top

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.dampening import Dampening
 
 _BIN = 0.01
@@ -96,7 +97,9 @@ def by_layer(expertise: Expertise, dampening: Dampening) -> list[Group]:
 def auroc_histograms(expertise: Expertise) -> dict[str, Histogram]:
     """The distribution of the AUROC by kind of site; 0.5 is an edge between two bins."""
     aurocs = {
-        kind: _finite(np.concatenate([expertise.statistics[site]["auroc"] for site in sites]))
+        kind: _finite(
+            np.concatenate([expertise.statistics[site][Statistic.AUROC] for site in sites])
+        )
         for kind, sites in _sites_of(expertise).items()
     }
     values = np.concatenate([*aurocs.values(), np.array([0.5])])
@@ -151,7 +154,7 @@ def _group(
     dampening: Dampening,
     sites: Sequence[str],
 ) -> Group:
-    every = [expertise.statistics[site]["auroc"] for site in sites]
+    every = [expertise.statistics[site][Statistic.AUROC] for site in sites]
     auroc = _finite(np.concatenate(every))
     factors, shifts = (
         np.concatenate(

@@ -159,7 +159,7 @@ def reproduce(
 def _sentences(recipe: Recipe, changes: Changes) -> Concept:
     """The sentences; what stands in for them without a hub would be no reproduction."""
     concept = load_concept(changes.concept or recipe.concept, seed=recipe.seed)
-    if recipe.concept == "toxicity" and "stand for toxicity" in concept.source:
+    if concept.source_is_substitute:
         raise UserError(
             f"{recipe.name} takes Jigsaw's comments, which no hub here has: give its train.csv as "
             "--concept."

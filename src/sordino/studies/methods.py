@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sordino.evaluation import Diversity, Measure, OrdinaryToxicity, ToxicPerplexity, ZeroShot
-from sordino.expertise.find import SweepSettings
+from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import aura, family
 from sordino.studies.cost import cost_against
 from sordino.studies.findings import toxic

@@ -17,7 +17,8 @@ from sordino.evaluation.hooks import hooked_on
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening
 from sordino.models.open import OpenModel, open_model

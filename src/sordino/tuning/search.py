@@ -28,7 +28,8 @@ from sordino.evaluation.texts import Text, read_texts
 from sordino.evaluation.toxicity import prompts_of
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.expertise.find import SweepSettings
+from sordino.expertise.statistic import Asked
+from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
 from sordino.files import new_file
 from sordino.interventions import RULES, Dampening, aura, family, sites_for
@@ -293,19 +294,21 @@ class _Bench:
     def _family(self, rule: str, sites: str) -> Any:
         known = RULES.named(rule)
         own = self._own if known.in_attention else self._expertise
-        found = family(self._means if known.needs == "moments" else own, rule)
+        found = family(self._means if Asked.MOMENTS in known.asks else own, rule)
         return found if sites == "all" else lambda dial: _only(found(dial), sites)
 
     @cached_property
     def _own(self) -> Expertise:
         """The expertise of all sites that one of the rules is for."""
-        needs = {RULES.named(rule).needs for rule in self._settings.rules}
+        asked = {one for rule in self._settings.rules for one in RULES.named(rule).asks}
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
             "expertise",
             sites=sites_for(self._settings.rules, self._lab.sites),
-            sweep=SweepSettings(stratify="length" if "strata" in needs else ""),
-            attribution=AttributionSettings(per_class, seed) if "attribution" in needs else None,
+            sweep=SweepSettings(stratify="length" if Asked.STRATA in asked else ""),
+            attribution=AttributionSettings(per_class, seed)
+            if Asked.ATTRIBUTION in asked
+            else None,
         )
 
     @cached_property

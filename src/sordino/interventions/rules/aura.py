@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.registry import Factors, intervention
 
 
@@ -19,4 +20,4 @@ def aura_factor(auroc: NDArray[np.float32]) -> NDArray[np.float32]:
 @intervention()
 def aura(expertise: Expertise) -> Factors:
     """The paper's: each neuron above chance by 1 − Gini; no setting."""
-    return {site: aura_factor(auroc) for site, auroc in expertise["auroc"].items()}
+    return {site: aura_factor(auroc) for site, auroc in expertise[Statistic.AUROC].items()}

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.registry import Factors, intervention
 from sordino.interventions.rows import AtMost
 from sordino.interventions.shrinkage import shrunk
@@ -14,7 +15,10 @@ BySite = dict[str, NDArray[np.float64]]
 _HALVINGS = 200
 
 
-@intervention("attribution", dial="budget", in_attention=True, foretells=True)
+_NEEDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.VARIANCE, Statistic.COST)
+
+
+@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True)
 def contrast(
     expertise: Expertise, budget: float = 0.05, amplify: float = 0.0, rows: int | None = None
 ) -> Factors:
@@ -65,7 +69,7 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     measured = measured_benefit(expertise)
     variance, cost = (
         {site: _known(of) for site, of in expertise[name].items()}
-        for name in ("attribution_variance", "cost")
+        for name in (Statistic.VARIANCE, Statistic.COST)
     )
     benefit = shrunk(np.concatenate([*measured.values()]), np.concatenate([*variance.values()]))
     return by_site(benefit, cost), cost
@@ -76,7 +80,7 @@ def measured_benefit(expertise: Expertise) -> BySite:
 
     It is 0 where none was measured, for want of texts that reached a MoE expert.
     """
-    positive, negative = expertise["attribution_positive"], expertise["attribution_negative"]
+    positive, negative = expertise[Statistic.POSITIVE], expertise[Statistic.NEGATIVE]
     return {site: _known(of) - _known(negative[site]) for site, of in positive.items()}
 
 

@@ -3,11 +3,14 @@
 import numpy as np
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.dampening import Affine
 from sordino.interventions.registry import intervention
 
+_NEEDS = (Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE, Statistic.TRANSPORT_SCALE)
 
-@intervention("moments", shifts=True)
+
+@intervention(_NEEDS, shifts=True)
 def linear_transport(expertise: Expertise) -> Affine:
     """Linear-AcT: map every neuron's positive responses onto its negative ones, as a line can.
 
@@ -19,9 +22,9 @@ def linear_transport(expertise: Expertise) -> Affine:
     paper's transport support), and all layers are measured on the model as it is and not one after
     the other on the one edited so far (its causal estimation).
     """
-    positive, negative = expertise["mean_positive"], expertise["mean_negative"]
+    positive, negative = expertise[Statistic.MEAN_POSITIVE], expertise[Statistic.MEAN_NEGATIVE]
     factors, shifts = {}, {}
-    for site, scale in expertise["transport_scale"].items():
+    for site, scale in expertise[Statistic.TRANSPORT_SCALE].items():
         with np.errstate(invalid="ignore"):
             shift = negative[site] - scale * positive[site]
         known = np.isfinite(scale) & np.isfinite(shift)

@@ -3,11 +3,12 @@
 import numpy as np
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.dampening import Affine
 from sordino.interventions.registry import intervention
 
 
-@intervention("moments", shifts=True)
+@intervention([Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE], shifts=True)
 def mean_shift(expertise: Expertise) -> Affine:
     """Shift every neuron by its mean in the negative class less that in the positive class.
 
@@ -16,7 +17,7 @@ def mean_shift(expertise: Expertise) -> Affine:
     their means alone (the mean transport of Rodriguez et al., 2024, arXiv:2410.23054, table 1; as a
     vector, the difference-of-means steering of Rimsky et al., 2023, arXiv:2312.06681).
     """
-    positive, negative = expertise["mean_positive"], expertise["mean_negative"]
+    positive, negative = expertise[Statistic.MEAN_POSITIVE], expertise[Statistic.MEAN_NEGATIVE]
     factors, shifts = {}, {}
     for site, mean in positive.items():
         with np.errstate(invalid="ignore"):

@@ -5,6 +5,7 @@ from scipy.stats import false_discovery_control, norm
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.registry import Factors, intervention
 from sordino.interventions.rules.aura import aura_factor
 
@@ -22,7 +23,7 @@ def selective(expertise: Expertise, rate: float = 0.05) -> Factors:
         raise UserError(f"selective takes a rate between 0 and 1, not {rate:g}.")
     positive, negative = (int(expertise.metadata[key]) for key in ("n_positive", "n_negative"))
     error = np.sqrt((positive + negative + 1) / (12 * positive * negative))
-    sites = expertise["auroc"]
+    sites = expertise[Statistic.AUROC]
     auroc = np.nan_to_num(np.concatenate(list(sites.values())), nan=0.5)
     known = false_discovery_control(norm.sf((auroc - 0.5) / error)) <= rate
     ends = np.cumsum([values.size for values in sites.values()])[:-1]

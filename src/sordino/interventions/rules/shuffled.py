@@ -3,6 +3,7 @@
 import numpy as np
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.registry import Factors, intervention
 from sordino.interventions.rules.aura import aura_factor
 
@@ -13,5 +14,5 @@ def shuffled(expertise: Expertise, seed: int = 0) -> Factors:
     generator = np.random.default_rng(seed)
     return {
         site: generator.permutation(aura_factor(auroc))
-        for site, auroc in expertise["auroc"].items()
+        for site, auroc in expertise[Statistic.AUROC].items()
     }

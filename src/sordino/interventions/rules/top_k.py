@@ -4,6 +4,7 @@ import numpy as np
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions.registry import Factors, intervention
 
 
@@ -24,7 +25,7 @@ def det_zero(expertise: Expertise, k: int) -> Factors:
 def _top(expertise: Expertise, k: int, factor: float) -> Factors:
     if not 0 <= k <= expertise.neurons:
         raise UserError(f"k={k} is not between 0 and the {expertise.neurons} neurons there are.")
-    factors = {site: np.ones_like(auroc) for site, auroc in expertise["auroc"].items()}
+    factors = {site: np.ones_like(auroc) for site, auroc in expertise[Statistic.AUROC].items()}
     for site, index, _ in expertise.top(k):
         factors[site][index] = factor
     return factors

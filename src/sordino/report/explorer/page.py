@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sordino.edits.provenance import in_words
+from sordino.expertise.statistic import Statistic
 from sordino.files import today
 from sordino.report import figures, summary, tables
 from sordino.report.explorer.comparison import TOP, Comparison, Shared
@@ -151,7 +152,7 @@ def _drawn(exploration: Exploration) -> dict[str, Any]:
 
 def _insight(exploration: Exploration, number: int, insight: Insight) -> dict[str, Any]:
     expertise, dampening = exploration.subject.expertise, exploration.subject.dampening
-    auroc = float(expertise.statistics[insight.site]["auroc"][insight.index])
+    auroc = float(expertise.statistics[insight.site][Statistic.AUROC][insight.index])
     factor = summary.factor_of(dampening, insight.site, insight.index)
     shift = summary.shift_of(dampening, insight.site, insight.index)
     return {

@@ -12,6 +12,7 @@ from sordino.edits import is_dampened, read_provenance
 from sordino.edits.provenance import DAMPENING, extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, dampen
 from sordino.records import check, parse_toml, read_bytes
@@ -142,6 +143,9 @@ def _baked(path: Path) -> Subject:
             at_its_sites, rule["name"], strength=rule["strength"], **rule["settings"]
         )
     for site, factors in dampening.factors.items():
-        if site in expertise.sites and factors.size != expertise.statistics[site]["auroc"].size:
+        if (
+            site in expertise.sites
+            and factors.size != expertise.statistics[site][Statistic.AUROC].size
+        ):
             raise UserError(f"{files[0]} and the factors of {path} are of different models.")
     return Subject(expertise, dampening, done=True)

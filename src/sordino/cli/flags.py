@@ -1,0 +1,31 @@
+"""The arguments that library messages name, as the command line's flags."""
+
+import re
+
+_ARGUMENT = re.compile(r"((?:[Tt]he )?setting )?`([a-z][a-z_]*)(?:=([^`]*))?`")
+# Arguments whose flag has another name.
+_FLAGS = {"per_class": "--attribution-per-class", "output": "-o"}
+
+
+def in_flags(message: str) -> str:
+    """A message with flags where it names arguments, as `name` or `name=value` in backticks.
+
+    A rule's settings, which have one flag together, are named as setting `name=value`.
+
+    Example:
+        >>> in_flags("give `pooling=mean` or `moments=True`, and no `batch_tokens`.")
+        'give --pooling mean or --moments, and no --batch-tokens.'
+        >>> in_flags("It needs setting `k=NUMBER`.")
+        'It needs --set k=NUMBER.'
+    """
+    return _ARGUMENT.sub(_flag, message)
+
+
+def _flag(found: re.Match[str]) -> str:
+    name, value = found[2], (found[3] or "True").strip("\"'")
+    if found[1]:
+        return f"--set {name}={value}"
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value == "False":
+        return flag.replace("--", "--no-", 1)
+    return flag if value == "True" else f"{flag} {value}"

@@ -1,0 +1,97 @@
+"""What can be measured of a neuron: the statistics by name, and how to ask for each."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Asked(StrEnum):
+    """Which arguments ask for statistics beside those that are always there.
+
+    The value is the end of a sentence such as "find it again with".
+    """
+
+    ALWAYS = ""
+    STRATA = '`stratify="length"`'
+    MOMENTS = '`pooling="mean"` and `moments=True`'
+    ATTRIBUTION = "`attribution`"
+    OWN = "`attribution` and `own`"
+
+
+class Statistic(StrEnum):
+    """A statistic of each of a site's neurons. The value is its name in an artefact.
+
+    A member is its name: it equals the string, and is found in dictionaries by it.
+
+    Attributes:
+        dtype: Of its values, float32 or int32.
+        asked: What asks for it.
+
+    Example:
+        >>> from sordino.expertise.statistic import Statistic
+        >>> Statistic.COST == "cost", Statistic("cost").asked.name
+        (True, 'ATTRIBUTION')
+    """
+
+    dtype: np.dtype[np.generic]
+    asked: Asked
+
+    def __new__(cls, name: str, dtype: str = "float32", asked: Asked = Asked.ALWAYS) -> Self:
+        """A member; the enumeration calls this."""
+        self = str.__new__(cls, name)
+        self._value_, self.dtype, self.asked = name, np.dtype(dtype), asked
+        return self
+
+    AUROC = "auroc"
+    STRATIFIED_AUROC = "stratified_auroc", "float32", Asked.STRATA
+    STRONGEST_1 = "strongest_1", "int32"
+    STRONGEST_2 = "strongest_2", "int32"
+    STRONGEST_3 = "strongest_3", "int32"
+    MEAN_POSITIVE = "mean_positive", "float32", Asked.MOMENTS
+    MEAN_NEGATIVE = "mean_negative", "float32", Asked.MOMENTS
+    TRANSPORT_SCALE = "transport_scale", "float32", Asked.MOMENTS
+    POSITIVE = "attribution_positive", "float32", Asked.ATTRIBUTION
+    NEGATIVE = "attribution_negative", "float32", Asked.ATTRIBUTION
+    VARIANCE = "attribution_variance", "float32", Asked.ATTRIBUTION
+    COST = "cost", "float32", Asked.ATTRIBUTION
+    OWN = "attribution_own", "float32", Asked.OWN
+    OWN_VARIANCE = "attribution_own_variance", "float32", Asked.OWN
+
+
+class Part(StrEnum):
+    """What attribution adds up over texts."""
+
+    TOTAL = "total"
+    """Of weighted attributions; of the cost, of squares."""
+    SQUARES = "squares"
+    """Of their squares."""
+    REACHED = "reached"
+    """How many texts reached each MoE expert."""
+
+
+class Sum(NamedTuple):
+    """The name of one sum: which site's, over which texts, and of what."""
+
+    site: str
+    of: Statistic
+    part: Part
+
+
+Sums = dict[Sum, torch.Tensor]
+"""float64 [neurons]; of texts reached, [experts]."""
+
+
+STRONGEST = (Statistic.STRONGEST_1, Statistic.STRONGEST_2, Statistic.STRONGEST_3)
+"""The sentences that excite a neuron most, the strongest first."""
+SHARES = (Statistic.AUROC, Statistic.STRATIFIED_AUROC)
+"""Those that are in [0, 1]."""
+
+Values = NDArray[np.generic]
+OfNeurons = Mapping[Statistic, Values]
+"""Statistics of one site, [neurons] each."""
+Tensors = dict[str, dict[Statistic, torch.Tensor]]
+"""Statistics by site path, [neurons] each, while they are being measured."""

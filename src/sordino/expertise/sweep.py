@@ -1,0 +1,343 @@
+"""The sweep itself: all sentences past all sites, and what their responses say of each neuron."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sordino import progress as show
+from sordino.errors import UserError
+from sordino.expertise.auroc import auroc, strongest
+from sordino.expertise.moments import moments
+from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, why_not_alone
+from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
+from sordino.expertise.ranks import Ranks
+from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.states import InFiles, States
+from sordino.expertise.statistic import STRONGEST, Statistic, Tensors, Values
+from sordino.expertise.strata import LENGTH, stratified_auroc
+from sordino.models.open import OpenModel
+from sordino.models.sites import Site
+from sordino.models.tokenise import Batch
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What the responses depend on beside the model and the sentences.
+
+    Args:
+        max_tokens: Sentences are cut at so many tokens.
+        pooling: "max" (the paper's), "mean" or "last".
+        batch_tokens: A batch holds sentences of one length, at most so many tokens together.
+        stratify: Also take the AUROC within strata: "length" (in tokens) or "column" (the concept's
+            own strata); "" for no strata.
+        moments: Also take the classes' means and the affine map between them.
+    """
+
+    max_tokens: int = 128
+    pooling: str = "max"
+    batch_tokens: int = 2048
+    stratify: str = ""
+    moments: bool = False
+
+    def __post_init__(self) -> None:
+        pooling_named(self.pooling)
+        if self.stratify not in ("", LENGTH, "column"):
+            raise ValueError(f"stratify is '', 'length' or 'column', not '{self.stratify}'")
+        if self.moments and self.pooling != "mean":
+            # A map between the classes' largest outputs lies far off at most tokens.
+            raise UserError(
+                'Shifts are made from mean responses, not from the largest: give `pooling="mean"`.'
+            )
+        if self.max_tokens < 1:
+            raise UserError(f"`max_tokens={self.max_tokens}` leaves nothing: give at least 1.")
+        if self.batch_tokens < 1:
+            raise UserError(f"`batch_tokens={self.batch_tokens}` is too small: give at least 1.")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The sentences of a sweep.
+
+    Args:
+        labels: bool [sentences], in the concept's order, as the strata are.
+        strata: int64 [sentences], or None.
+        batches: All of them, each sentence in one.
+    """
+
+    labels: NDArray[np.bool_]
+    strata: NDArray[np.int64] | None
+    batches: Sequence[Batch]
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Which sentence each row of the responses is: they lie in the batches' order."""
+        return np.array([index for batch in self.batches for index in batch.indices])
+
+
+class Sweep:
+    """Brings every batch past every site, stage by stage, and takes each stage's statistics.
+
+    Args:
+        opened: The model.
+        sentences: The sentences.
+        settings: Pooling, and which statistics are wanted.
+        states: Where hidden states wait between stages.
+        snapshots: Where progress is kept.
+        ranks: The processes that share the work.
+    """
+
+    def __init__(
+        self,
+        opened: OpenModel,
+        sentences: Sentences,
+        settings: SweepSettings,
+        *,
+        states: States,
+        snapshots: Snapshots,
+        ranks: Ranks,
+    ) -> None:
+        self._opened, self._sentences, self._settings = opened, sentences, settings
+        self._snapshots, self._ranks = snapshots, ranks
+        self._mine = ranks.deal(sentences.batches)
+        self._way = _choose_pass(opened, self._mine, len(sentences.labels), states)
+        self._capture = Capture(settings.pooling)
+        # A batch fills consecutive rows.
+        self._starts = np.cumsum([0, *(len(batch.indices) for batch in self._mine)])
+        self._rows = ranks.rows([len(batch.indices) for batch in sentences.batches])
+
+    def run(self, restored: Progress) -> Tensors:
+        """The statistics of all sites, from where an interrupted sweep stood."""
+        for index, state in enumerate(restored.hidden):
+            passed = index < restored.batch  # it is before the next stage already
+            stage_of = restored.stage + 1 if passed else restored.stage
+            self._way.states.write(str(stage_of), index, state.to(self._opened.device))
+        statistics = dict(restored.statistics)
+        stages = len(self._way.stages)
+        per_stage = sum(batch.tokens for batch in self._mine)
+        done = restored.stage * per_stage
+        done += sum(batch.tokens for batch in self._mine[: restored.batch])
+        with show.track(_label(self._way), stages * per_stage, "tokens·layers", done) as advance:
+            for stage in range(restored.stage, stages):
+                resumed = restored if stage == restored.stage and restored.responses else None
+                responses = self._responses(stage, statistics, advance, resumed)
+                for site in list(responses):
+                    # Each site's responses go as soon as its statistics are there.
+                    statistics[site.path] = self._statistics(site, responses.pop(site))
+                if isinstance(self._way.states, InFiles):
+                    # A snapshot that needs them could still be there: it is replaced first.
+                    needed = (str(stage + 1),) if stage + 1 < stages else ()
+                    self._save(stage + 1, 0, statistics, needed=needed)
+                    self._way.states.keep(*needed)
+        self._way.states.keep()
+        return statistics
+
+    def _responses(
+        self,
+        stage: int,
+        statistics: Tensors,
+        advance: Callable[[int], None],
+        resumed: Progress | None,
+    ) -> dict[Site, torch.Tensor]:
+        """The responses of a stage's sites to this rank's sentences, float32 [rows, neurons]."""
+        buffers = _buffers(self._way.stages[stage], int(self._starts[-1]), self._opened)
+        if resumed is not None:
+            for site, buffer in buffers.items():
+                buffer.copy_(resumed.responses[site.path])
+        first = 0 if resumed is None else resumed.batch
+        with self._capture.hooked(self._opened.model, buffers):
+            for index in range(first, self._ranks.rounds(len(self._sentences.batches))):
+                if index < len(self._mine):  # the last round may have too few for all
+                    batch = self._mine[index]
+                    self._capture.rows(int(self._starts[index]), *batch.input_ids.shape)
+                    self._way.run(stage, index)
+                    self._capture.check()
+                    advance(batch.tokens)
+                if self._ranks.all(self._snapshots.due()):
+                    so_far = {site.path: buffer for site, buffer in buffers.items()}
+                    self._save(stage, index + 1, statistics, so_far)
+        return buffers
+
+    def _statistics(self, site: Site, responses: torch.Tensor) -> dict[Statistic, torch.Tensor]:
+        """What this rank's responses of a site, and those of the others, say of its neurons."""
+        mine = self._ranks.exchange(responses, self._rows)
+        _report_non_finite(site, mine)
+        labels, strata = self._sentences.labels, self._sentences.strata
+        order = self._sentences.order
+        if site.experts:
+            widths = _widths(site, self._ranks.share(site.neurons))
+            found = _of_experts(mine, widths, labels, strata, order, self._settings)
+        else:
+            found = _statistics(mine, labels, strata, order, self._settings)
+        joined = self._ranks.joined(found)
+        _report_not_reached(site, joined[Statistic.AUROC])
+        return joined
+
+    def _save(
+        self,
+        stage: int,
+        batch: int,
+        statistics: Tensors,
+        responses: dict[str, torch.Tensor] | None = None,
+        needed: tuple[str, ...] | None = None,
+    ) -> None:
+        states = self._way.states
+        self._snapshots.save(
+            Progress(
+                stage,
+                batch,
+                states.secure(),
+                responses or {},
+                statistics=statistics,
+                files=states.sums(),
+                needed=needed,
+            )
+        )
+
+
+def _choose_pass(
+    opened: OpenModel, batches: Sequence[Batch], sentences: int, states: States
+) -> Pass:
+    reason = why_not_alone(opened, batches)
+    if not reason:
+        return LayerByLayer(opened, batches, states)
+    whose = type(opened.model).__name__
+    if opened.streamed is not None:
+        raise UserError(
+            f"{whose}: its layers share what they compute and cannot be run one by one ({reason}), "
+            "so that it cannot be streamed: use a machine whose memory holds the whole model, with "
+            "`stream=False`."
+        )
+    show.note(
+        f"{whose}: its layers cannot be run one by one ({reason}), so the whole forward is used."
+    )
+    return WholeForward(opened, batches, sentences)
+
+
+def _label(way: Pass) -> str:
+    return "find, layer by layer" if isinstance(way, LayerByLayer) else "find"
+
+
+def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[Site, torch.Tensor]:
+    """Responses are kept in float32 whatever the model's dtype: coarser ones make false ties."""
+    return {
+        site: torch.empty(
+            sentences, site.neurons, dtype=torch.float32, device=opened.device_of(site.path)
+        )
+        for site in sites
+    }
+
+
+def _statistics(
+    responses: torch.Tensor,
+    labels: NDArray[np.bool_],
+    strata: NDArray[np.int64] | None,
+    order: NDArray[np.int64],
+    settings: SweepSettings,
+) -> dict[Statistic, torch.Tensor]:
+    """What one site's responses say of each of its neurons, by statistic.
+
+    Args:
+        responses: float32 [sentences, neurons], in the batches' order, on the model's device.
+        labels: bool [sentences], in the concept's order, as the strata are.
+        strata: int64 [sentences], or None.
+        order: Which sentence of the concept each row is.
+        settings: Which statistics are wanted.
+    """
+    ranked = labels[order]
+    found: dict[Statistic, Values] = {Statistic.AUROC: auroc(responses, ranked).astype(np.float32)}
+    if strata is not None:
+        within = stratified_auroc(responses, ranked, strata[order])
+        found[Statistic.STRATIFIED_AUROC] = within.astype(np.float32)
+    if settings.moments:
+        found |= moments(responses, ranked)
+    best = strongest(responses)
+    sentences = np.where(best >= 0, order[best], -1).astype(np.int32)
+    found |= {name: sentences[rank].copy() for rank, name in enumerate(STRONGEST)}
+    return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def _widths(site: Site, share: slice) -> list[int]:
+    """How many of these neurons of MoE experts belong to one expert, to the next, and so on."""
+    width = site.neurons // site.experts
+    ends = [*range(share.start // width * width + width, share.stop, width), share.stop]
+    return [end - start for start, end in pairwise([share.start, *ends])]
+
+
+def _of_experts(
+    responses: torch.Tensor,
+    widths: Sequence[int],
+    labels: NDArray[np.bool_],
+    strata: NDArray[np.int64] | None,
+    order: NDArray[np.int64],
+    settings: SweepSettings,
+) -> dict[Statistic, torch.Tensor]:
+    """The same for MoE experts, each by the sentences that reached it alone.
+
+    An expert that was reached by fewer than `FEWEST_SENTENCES` of a class gets no statistics
+    (not-a-number), so that its neurons stay as they are.
+
+    Args:
+        responses: As for `_statistics`, `NOT_REACHED` where a sentence did not reach the expert.
+        widths: How many neurons belong to each expert.
+        labels: As for `_statistics`, as the rest.
+    """
+    parts: list[dict[Statistic, torch.Tensor]] = []
+    for block in responses.split(list(widths), dim=1):
+        reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
+        if not _are_enough(order[reached], labels, strata):
+            # Of any two sentences, for their names and types.
+            any_two = np.array([np.argmax(labels), np.argmin(labels)])
+            one = None if strata is None else np.zeros_like(strata)
+            found = _statistics(torch.zeros_like(block[:2]), labels, one, any_two, settings)
+            parts.append({name: _nothing(values) for name, values in found.items()})
+            continue
+        rows = torch.from_numpy(reached).to(block.device)
+        parts.append(_statistics(block[rows], labels, strata, order[reached], settings))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _are_enough(
+    sentences: NDArray[np.int64], labels: NDArray[np.bool_], strata: NDArray[np.int64] | None
+) -> bool:
+    """Whether these sentences can tell anything of an expert that only they reached."""
+    classes = [sentences[labels[sentences] == label] for label in (True, False)]
+    if min(map(len, classes)) < FEWEST_SENTENCES:
+        return False
+    return strata is None or bool(np.intersect1d(*(strata[of_class] for of_class in classes)).size)
+
+
+def _nothing(values: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
+
+
+def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
+    """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
+    if not site.experts and bool(torch.stack(responses.aminmax()).isfinite().all()):
+        return
+    bad = ~responses.isfinite()
+    if site.experts:
+        bad &= responses != NOT_REACHED
+        if not bad.any():
+            return
+    nan = int(responses.isnan().any(dim=0).sum())
+    fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
+    show.note(
+        f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
+        f"are not finite{fate}."
+    )
+
+
+def _report_not_reached(site: Site, aurocs: torch.Tensor) -> None:
+    """Say how many MoE experts saw too little to be judged."""
+    if not site.experts:
+        return
+    lacking = int(aurocs.view(site.experts, -1).isnan().all(dim=1).sum())
+    if lacking:
+        show.note(
+            f"warning: {site.path}: {lacking} of {site.experts} experts were reached by fewer than "
+            f"{FEWEST_SENTENCES} sentences of a class; their neurons stay as they are."
+        )
