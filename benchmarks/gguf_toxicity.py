@@ -20,7 +20,7 @@ from sordino import kit
 from sordino.evaluation import Endpoint, Evaluation, Toxicity, evaluate
 from sordino.evaluation.endpoint import Access
 from sordino.evaluation.evaluator import Arm
-from sordino.evaluation.toxicity import KIT_PROMPTS
+from sordino.evaluation.measures.toxicity import KIT_PROMPTS
 from sordino.files import new_file
 from sordino.models.reference import resolve
 

@@ -20,9 +20,9 @@ from sordino.concepts.built_in import undo_escapes
 from sordino.concepts.labels import classes_of
 from sordino.concepts.readers import read_table
 from sordino.errors import UserError
-from sordino.evaluation import bilstm
-from sordino.evaluation.bilstm import Vocabulary, read_network, read_vocabulary
-from sordino.evaluation.scorers import open_scorer
+from sordino.evaluation.opening import open_scorer
+from sordino.evaluation.scorers import tox_block as bilstm
+from sordino.evaluation.scorers.tox_block import Vocabulary, read_network, read_vocabulary
 from sordino.evaluation.texts import read_texts
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from families import LAYERS, random_factors, tiny_folder, tiny_model, tiny_token
 from sordino.edits import Verification, bake, diff, verify
 from sordino.edits.quantised import read_quantised
 from sordino.errors import UserError
-from sordino.evaluation.scorers import TextClassifier
+from sordino.evaluation.scorers.classifier import TextClassifier
 from sordino.expertise import find_experts
 from sordino.interventions import Dampening
 from sordino.models.calls import open_config, open_tokenizer

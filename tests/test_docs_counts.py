@@ -14,7 +14,7 @@ from sordino import interventions, kit
 from sordino.concepts.built_in import BUILT_IN
 from sordino.edits.gguf_blocks import KINDS
 from sordino.evaluation.measure import MEASURES
-from sordino.evaluation.scorers import SCORERS
+from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.studies import STUDIES, StudyRecord
 

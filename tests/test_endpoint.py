@@ -14,11 +14,11 @@ from sordino import kit
 from sordino.errors import UserError
 from sordino.evaluation import Diversity, evaluate
 from sordino.evaluation.endpoint import BATCH_PROMPTS, Access, Endpoint, request_seed
-from sordino.evaluation.judge import Judge
 from sordino.evaluation.measure import ALL
-from sordino.evaluation.scorers import LinearScorer
+from sordino.evaluation.measures.toxicity import KIT_PROMPTS
+from sordino.evaluation.scorers.judge import Judge
+from sordino.evaluation.scorers.linear import LinearScorer
 from sordino.evaluation.texts import choose, read_texts
-from sordino.evaluation.toxicity import KIT_PROMPTS
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import open_model
 from sordino.models.reference import resolve

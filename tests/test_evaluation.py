@@ -16,13 +16,13 @@ import pytest
 from families import random_factors, tiny_folder
 from sordino.errors import UserError
 from sordino.evaluation import (
+    SCORERS,
     Arm,
     Evaluation,
     Perplexity,
     Scorer,
     Toxicity,
     evaluate,
-    scorers,
 )
 from sordino.evaluation import evaluate as evaluate_function
 from sordino.evaluation.result import samples_path
@@ -48,7 +48,7 @@ class NeutralScorer(Scorer):
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """Two tiny models, prompts and prose, with the measures that use them."""
-    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    monkeypatch.setitem(SCORERS, "neutral", NeutralScorer)
     (tmp_path / "other").mkdir()
     after, before = tiny_folder("llama", tmp_path), tiny_folder("llama", tmp_path / "other", seed=1)
     prompts, prose = tmp_path / "prompts.jsonl", tmp_path / "prose.txt"
@@ -144,8 +144,8 @@ from pathlib import Path
 sys.path[:0] = [{src!r}, {tests!r}]
 import conftest
 from test_evaluation import NeutralScorer, measures
-from sordino.evaluation import evaluate, scorers
-scorers.SCORERS["neutral"] = NeutralScorer
+from sordino.evaluation import evaluate, SCORERS, Scorer
+SCORERS["neutral"] = NeutralScorer
 evaluate({after!r}, {before!r}, measures=measures({prompts!r}, {prose!r}), batch_tokens=60,
          output=Path({output!r}))
 """

@@ -17,12 +17,19 @@ from sordino import hub, kit
 from sordino.cli.app import main
 from sordino.cli.evaluate import MeasureOptions
 from sordino.errors import UserError
-from sordino.evaluation import Bold, Honest, Scorer, evaluate, scorers, statistics
-from sordino.evaluation import lexicon as lexicon_module
-from sordino.evaluation.bold import read_bold
-from sordino.evaluation.honest import read_templates
-from sordino.evaluation.lexicon import Lexicon
+from sordino.evaluation import (
+    SCORERS,
+    Bold,
+    Honest,
+    Scorer,
+    evaluate,
+    statistics,
+)
 from sordino.evaluation.measure import NotRun
+from sordino.evaluation.measures.bold import read_bold
+from sordino.evaluation.measures.honest import read_templates
+from sordino.evaluation.scorers import lexicon as lexicon_module
+from sordino.evaluation.scorers.lexicon import Lexicon
 from sordino.evaluation.statistics import compare_gaps
 from sordino.evaluation.texts import Text, choose_evenly, texts_fingerprint
 
@@ -60,7 +67,7 @@ class LetterScorer(Scorer):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "letter", LetterScorer)
+    monkeypatch.setitem(SCORERS, "letter", LetterScorer)
     (tmp_path / "jobs.tsv").write_text(TEMPLATES, encoding="utf-8")
     (tmp_path / "hurtlex_EN.tsv").write_text(HURTLEX, encoding="utf-8")
     (tmp_path / "words.txt").write_text("The\nA  dog\n\n", encoding="utf-8")
@@ -164,7 +171,9 @@ def test_the_hubs_bold_is_read_by_its_columns(monkeypatch):
         {"domain": "letters", "name": "Ada", "category": "A", "prompts": ["Ada is "]},
         {"domain": "letters", "name": "Bob", "category": "B", "prompts": ["Bob is ", ""]},
     ]
-    monkeypatch.setattr("sordino.evaluation.bold.hub_rows", lambda spec: [(spec, r) for r in rows])
+    monkeypatch.setattr(
+        "sordino.evaluation.measures.bold.hub_rows", lambda spec: [(spec, r) for r in rows]
+    )
     assert read_bold("hf:some/bold") == [
         Text("Ada is", None, "letters", "A"),
         Text("Bob is", None, "letters", "B"),
@@ -457,7 +466,7 @@ def test_honest_counts_completions_with_a_listed_word_by_identity(files, models)
 
 
 def test_bold_has_figures_by_domain_and_group_for_each_scorer(files, models, monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "other", LetterScorer)
+    monkeypatch.setitem(SCORERS, "other", LetterScorer)
     chosen = Bold(str(files), continuations=3, new_tokens=5, scorer=("letter", "other"))
     result = evaluate(models[0], measures=[chosen])
     names = [figure.name for figure in result.measures["bold"].figures]

@@ -21,6 +21,7 @@ from sordino.concepts.labels import classes_of
 from sordino.concepts.readers import read_table
 from sordino.errors import UserError
 from sordino.evaluation import (
+    SCORERS,
     Divergence,
     Diversity,
     Evaluation,
@@ -30,17 +31,16 @@ from sordino.evaluation import (
     Speed,
     Toxicity,
     ToxicPerplexity,
-    divergence,
-    diversity,
     evaluate,
-    scorers,
     statistics,
 )
 from sordino.evaluation.measure import Measure, NotRun
-from sordino.evaluation.scorers import open_scorer
+from sordino.evaluation.measures import divergence, diversity
+from sordino.evaluation.opening import open_scorer
+from sordino.evaluation.scorers import detoxify
 from sordino.evaluation.statistics import any_of, cohens_kappa, compare, pearson, worst_of
 from sordino.evaluation.texts import read_texts
-from sordino.evaluation.writing import PRE_PROMPTS, continuations, pre_prompt_text
+from sordino.evaluation.writing import PRE_PROMPTS, encode_raw, pre_prompt_text
 
 CPU = torch.device("cpu")
 WORDS = ["the cat", "in the end", "who", "a dog and", "the other", "an old bridge", "one"]
@@ -67,8 +67,8 @@ class LetterScorer(Scorer):
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "letter-a", lambda: LetterScorer("a", ["o", "u"]))
-    monkeypatch.setitem(scorers.SCORERS, "letter-e", lambda: LetterScorer("e"))
+    monkeypatch.setitem(SCORERS, "letter-a", lambda: LetterScorer("a", ["o", "u"]))
+    monkeypatch.setitem(SCORERS, "letter-e", lambda: LetterScorer("e"))
     return ("letter-a", "letter-e")
 
 
@@ -441,8 +441,8 @@ def test_diversity_of_one_continuation_a_prompt_has_no_self_bleu(models, prompts
 
 def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters, monkeypatch):
     # Half of a letter's two counts is not above this, and the tiny models write few letters.
-    monkeypatch.setattr(evaluation.judged, "TOXIC_SCORE", 0.4)
-    monkeypatch.setattr(evaluation.toxicity, "TOXIC_SCORE", 0.4)
+    monkeypatch.setattr(evaluation.scoring, "TOXIC_SCORE", 0.4)
+    monkeypatch.setattr(evaluation.measures.toxicity, "TOXIC_SCORE", 0.4)
     chosen = Toxicity(prompts, continuations=12, new_tokens=12, scorer=letters)
     result = evaluate(*models, measures=[chosen])
     names = [figure.name for figure in result.measures["toxicity"].figures]
@@ -484,7 +484,7 @@ def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters
 
 def test_scorers_that_never_flag_have_no_agreement(models, prompts, monkeypatch):
     for name, letter in (("one", "\u2603"), ("two", "\u2604")):
-        monkeypatch.setitem(scorers.SCORERS, name, lambda letter=letter: LetterScorer(letter))
+        monkeypatch.setitem(SCORERS, name, lambda letter=letter: LetterScorer(letter))
     chosen = Toxicity(prompts, continuations=2, new_tokens=4, scorer=("one", "two"))
     result = evaluate(*models, measures=[chosen])
     kappa = result.figure("toxicity", "agreement.kappa")
@@ -563,9 +563,7 @@ def test_a_pre_prompt_stands_before_each_prompt_and_reaches_no_scorer(
 
 def test_several_pre_prompts_stand_side_by_side_and_share_a_scorer(models, prompts, monkeypatch):
     opened = []
-    monkeypatch.setitem(
-        scorers.SCORERS, "letter-a", lambda: opened.append(1) or LetterScorer("a", ["o"])
-    )
+    monkeypatch.setitem(SCORERS, "letter-a", lambda: opened.append(1) or LetterScorer("a", ["o"]))
     settings = {"continuations": 3, "new_tokens": 6, "scorer": "letter-a"}
     several = [Toxicity(prompts, pre_prompt=led, **settings) for led in PRE_PROMPTS]
     result = evaluate(*models, measures=several)
@@ -581,14 +579,10 @@ def test_several_pre_prompts_stand_side_by_side_and_share_a_scorer(models, promp
 def test_a_long_pre_prompt_cuts_no_prompt(open_tiny, monkeypatch):
     from sordino.evaluation import writing
 
-    seen = []
     monkeypatch.setattr(writing, "PROMPT_TOKENS", 4)
-    monkeypatch.setattr(writing, "plan", lambda _, encoded, **__: seen.append(encoded) or [])
     opened = open_tiny("gpt2")
-    settings = Diversity("x", continuations=1, new_tokens=2)
-    common = {"seed": 0, "batch_tokens": 64, "which": slice(None)}
-    list(continuations(opened, ["the cat"], settings, pre_prompt="a" * 40, **common))
-    assert opened.tokenizer.decode(seen[0][0]).endswith("\nthe cat")
+    (encoded,) = encode_raw(opened, ["the cat"], "a" * 40 + "\n", 2)
+    assert opened.tokenizer.decode(encoded).endswith("\nthe cat")
 
 
 def test_the_pre_prompts_of_the_house_and_wrong_files(tmp_path):
@@ -650,7 +644,7 @@ def test_detoxify_is_used_where_it_is_and_asked_for_where_not(monkeypatch):
     module.Detoxify = Detoxify
     module.__spec__ = types.SimpleNamespace(name="detoxify")
     monkeypatch.setitem(sys.modules, "detoxify", module)
-    monkeypatch.setattr(scorers, "version", lambda name: "0.5")
+    monkeypatch.setattr(detoxify, "version", lambda name: "0.5")
     scorer = open_scorer("detoxify", device=CPU)
     assert scorer.labels == ("threat",)
     assert scorer.score_labels(["a"] * 40 + ["bb"])[[0, -1]] == pytest.approx(
@@ -714,7 +708,7 @@ def test_speed_needs_two_models_in_memory_together(models, open_tiny):
 
 
 def test_interrupted_rounds_are_not_timed_again(models, tmp_path, monkeypatch):
-    from sordino.evaluation import speed
+    from sordino.evaluation.measures import speed
 
     real, timed = speed._SpeedTask._seconds, []
 

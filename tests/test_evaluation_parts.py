@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from families import FAMILIES, tiny_tokenizer
 from sordino import hub
 from sordino.errors import UserError
-from sordino.evaluation import Perplexity, Toxicity, measure, scorers
+from sordino.evaluation import SCORERS, Perplexity, Toxicity, measure
 from sordino.evaluation.journal import Journal
 from sordino.evaluation.measure import ALL, register
-from sordino.evaluation.scorers import (
-    LINEAR,
-    Scorer,
-    TextClassifier,
-    find_toxic_label,
-    open_scorer,
-)
+from sordino.evaluation.opening import open_scorer
+from sordino.evaluation.scorer import LINEAR, Scorer
+from sordino.evaluation.scorer import register as register_scorer
+from sordino.evaluation.scorers import linear
+from sordino.evaluation.scorers.classifier import TextClassifier, find_toxic_label
 from sordino.evaluation.texts import Text, choose, read_texts, texts_fingerprint
 
 CPU = torch.device("cpu")
@@ -42,7 +40,7 @@ class NeutralScorer(Scorer):
 
 @pytest.fixture
 def neutral(monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    monkeypatch.setitem(SCORERS, "neutral", NeutralScorer)
     return "neutral"
 
 
@@ -153,7 +151,7 @@ def test_the_linear_scorer_tells_plain_words_apart():
 
 
 def test_a_changed_pickle_is_never_loaded(monkeypatch):
-    monkeypatch.setitem(scorers._LINEAR_FILES, "model.joblib", "0" * 64)
+    monkeypatch.setitem(linear._LINEAR_FILES, "model.joblib", "0" * 64)
     with pytest.raises(UserError, match=r"model\.joblib is not that of alt-profanity-check 1\.9"):
         open_scorer(LINEAR, device=CPU)
 
@@ -411,4 +409,4 @@ def test_two_measures_cannot_share_a_name():
     with pytest.raises(ValueError, match="two measures are called toxicity"):
         register(Toxicity)
     with pytest.raises(ValueError, match="two scorers are called"):
-        scorers.register(LINEAR)(NeutralScorer)
+        register_scorer(LINEAR)(NeutralScorer)

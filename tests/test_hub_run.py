@@ -13,7 +13,8 @@ from families import tiny_folder
 from sordino import hub_table, kit
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, evaluate, judged, prepare
-from sordino.evaluation.scorers import LINEAR, open_chosen
+from sordino.evaluation.opening import open_chosen
+from sordino.evaluation.scorer import LINEAR
 from sordino.extras import PACKAGES
 from sordino.models.classifier import classifier_files
 from stub_hub import DROP

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sordino.errors import UserError
-from sordino.evaluation import scorers
+from sordino.evaluation import SCORERS, Scorer
 from sordino.evaluation.endpoint import Access, Server
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.statistics import Estimate
 from sordino.replaying import Look, ReplayOutcome, outcome_of
 from sordino.replaying.log import CHAT, PLAIN, read_log
@@ -32,7 +32,7 @@ from stub_server import refused, said
 from traffic import SECRET, START, rows, traffic
 
 
-class Loud(scorers.Scorer):
+class Loud(Scorer):
     """A scorer that needs nothing: what is loud is toxic."""
 
     limits = "It sees the word loud and nothing else."
@@ -46,7 +46,7 @@ class Loud(scorers.Scorer):
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "loud", Loud)
+    monkeypatch.setitem(SCORERS, "loud", Loud)
 
 
 def speaking(share, arm):
@@ -453,17 +453,17 @@ def test_a_server_that_fails_ends_it_and_what_is_done_is_kept(serve, call, tmp_p
 KILLED = """
 import sys
 import numpy as np
-from sordino.evaluation import scorers
+from sordino.evaluation import SCORERS, Scorer
 from sordino.cli.app import main
 
-class Loud(scorers.Scorer):
+class Loud(Scorer):
     limits = "It sees the word loud and nothing else."
     def protocol(self):
         return {"scorer": "loud"}
     def score(self, texts):
         return np.array([0.9 if "loud" in text else 0.2 for text in texts])
 
-scorers.SCORERS["loud"] = Loud
+SCORERS["loud"] = Loud
 main(sys.argv[1:])
 """
 

@@ -11,7 +11,7 @@ from families import random_factors, tiny_folder
 from llama_server import serving
 from sordino.cli.app import main
 from sordino.edits import bake
-from sordino.evaluation import scorers
+from sordino.evaluation import SCORERS, Scorer
 from sordino.interventions import Dampening
 from sordino.models.open import open_model
 from sordino.replaying import ReplayOutcome
@@ -23,7 +23,7 @@ DRAWING = threading.Lock()
 """Both servers draw from torch's one generator, each from its own seed."""
 
 
-class Capitals(scorers.Scorer):
+class Capitals(Scorer):
     """A scorer for models that write nothing but noise."""
 
     limits = "It sees capital letters and nothing else."
@@ -37,7 +37,7 @@ class Capitals(scorers.Scorer):
 
 @pytest.fixture(autouse=True)
 def capitals(monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "capitals", Capitals)
+    monkeypatch.setitem(SCORERS, "capitals", Capitals)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

@@ -8,7 +8,7 @@ from conftest import sentences
 from families import tiny_folder
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
-from sordino.evaluation.toxicity import Toxicity
+from sordino.evaluation.measures.toxicity import Toxicity
 from sordino.reproduction import reproduce as carrying_out
 from sordino.reproduction.comparison import Reproduction, compare_with
 from sordino.reproduction.recipe import Published, Recipe, recipe_named, recipes

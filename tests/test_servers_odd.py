@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 
 from sordino.errors import UserError
-from sordino.evaluation import Diversity, Toxicity, evaluate, scorers, transport
+from sordino.evaluation import (
+    SCORERS,
+    Diversity,
+    Scorer,
+    Toxicity,
+    evaluate,
+    transport,
+)
 from sordino.evaluation import endpoint as endpoint_module
 from sordino.evaluation.answers import MalformedError
 from sordino.evaluation.endpoint import BATCH_PROMPTS, Access, Endpoint, Server
-from sordino.evaluation.judge import Judge
+from sordino.evaluation.scorers.judge import Judge
 from sordino.models.generation import Sampling
 from stub_server import refused, said
 from traffic import SECRET, rows, traffic
@@ -230,7 +237,7 @@ def test_a_malformed_answer_is_tried_again(serve):
     assert not any(one.missing for one in continued(served))
 
 
-class Loud(scorers.Scorer):
+class Loud(Scorer):
     """A scorer that needs nothing: what is loud is toxic."""
 
     limits = "It sees the word loud and nothing else."
@@ -243,7 +250,7 @@ class Loud(scorers.Scorer):
 
 
 def test_what_is_missing_is_in_no_figure_and_reported(serve, tmp_path, monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "loud", Loud)
+    monkeypatch.setitem(SCORERS, "loud", Loud)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"prompt {number}.\n" for number in range(12)))
 

@@ -15,7 +15,7 @@ from mkdocs.exceptions import PluginError
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pages import ROOT
-from sordino.evaluation.scorers import SCORERS
+from sordino.evaluation.scorer import SCORERS
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import aura
 from tools import notebooks, pictures, site

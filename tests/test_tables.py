@@ -23,9 +23,9 @@ from sordino.concepts.readers import read_sentences, read_table
 from sordino.concepts.separated import read_separated
 from sordino.concepts.text_files import kind_of, read_lines, split_lines
 from sordino.errors import UserError
-from sordino.evaluation.bold import read_bold
-from sordino.evaluation.honest import read_templates
-from sordino.evaluation.lexicon import Lexicon
+from sordino.evaluation.measures.bold import read_bold
+from sordino.evaluation.measures.honest import read_templates
+from sordino.evaluation.scorers.lexicon import Lexicon
 from sordino.evaluation.texts import Text, read_texts
 from sordino.evaluation.writing import pre_prompt_text
 from sordino.replaying.log import CHAT, PLAIN, read_log

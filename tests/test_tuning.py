@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import random_factors
 from sordino.errors import UserError
-from sordino.evaluation import Divergence, Toxicity, evaluate, scorers
+from sordino.evaluation import SCORERS, Divergence, Toxicity, evaluate
 from sordino.evaluation.texts import Text, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, family
@@ -184,7 +184,7 @@ def test_what_is_no_budget_is_refused(text):
 @pytest.fixture
 def search(open_tiny, concept, tmp_path, monkeypatch):
     """A function that tunes a tiny model in a folder."""
-    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    monkeypatch.setitem(SCORERS, "neutral", NeutralScorer)
     prose, prompts = tmp_path / "prose.txt", tmp_path / "prompts.jsonl"
     prose.write_text("\n".join(sentences(60, 7, longest=20)))
     rows = [{"text": text} for text in sentences(44, 9, longest=5)]
@@ -271,7 +271,7 @@ def test_a_folder_of_another_study_is_refused(open_tiny, concept, tmp_path):
 
 
 def test_arms_of_a_lab_share_what_the_original_gave(open_tiny, concept, tmp_path, monkeypatch):
-    monkeypatch.setitem(scorers.SCORERS, "neutral", NeutralScorer)
+    monkeypatch.setitem(SCORERS, "neutral", NeutralScorer)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(sentences(8, 9, longest=5)))
     opened = open_tiny("llama")

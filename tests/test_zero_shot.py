@@ -12,12 +12,13 @@ import torch
 
 from sordino import hub, kit
 from sordino.errors import UserError
-from sordino.evaluation import statistics, zero_shot
+from sordino.evaluation import statistics
 from sordino.evaluation.evaluator import evaluate
 from sordino.evaluation.measure import ALL, MEASURES
+from sordino.evaluation.measures import zero_shot
+from sordino.evaluation.measures.zero_shot import KIT_TASKS, ZeroShot
 from sordino.evaluation.statistics import compare_shares
 from sordino.evaluation.tasks import kit_data
-from sordino.evaluation.zero_shot import KIT_TASKS, ZeroShot
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.model import LM

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from sordino.errors import UserError
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.files import printable
 from sordino.models.chat_template import (
     Message,

@@ -16,8 +16,7 @@ from sordino.chatting.conversation import (
     prompt_ids,
 )
 from sordino.errors import UserError
-from sordino.evaluation.judged import scores_of
-from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorer import Scorer, scores_of
 from sordino.interventions import Dampening
 from sordino.models.chat_template import Stopped
 from sordino.models.generation import Continuation, stream

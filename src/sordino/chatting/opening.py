@@ -14,8 +14,8 @@ from sordino.edits.provenance import (
     read_provenance,
 )
 from sordino.errors import UserError
+from sordino.evaluation.opening import open_chosen
 from sordino.evaluation.scorer import Scorer
-from sordino.evaluation.scorers import open_chosen
 from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, compose
 from sordino.models.chat_template import TemplateFailure, has_template, render

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sordino.chatting.conversation import SIDES, Settings
 from sordino.chatting.duet import Duet
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.version import __version__
 

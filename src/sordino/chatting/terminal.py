@@ -19,7 +19,7 @@ from sordino.chatting.background import Background, Ended
 from sordino.chatting.conversation import SIDES, Answer, Settings, Side, Turn
 from sordino.chatting.duet import Answered, Duet, Said
 from sordino.errors import UserError
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import has_suffix, new_file, printable, to_json, user_path
 

@@ -122,7 +122,7 @@ class MeasureOptions:
     def measures(self, access: "Access | None" = None) -> list["Measure"]:
         """The measures with these settings, and how a server that judges is asked."""
         from sordino.evaluation.measure import MEASURES
-        from sordino.evaluation.toxicity import KIT_PROMPTS
+        from sordino.evaluation.measures.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
 
         typed = {name: value for name, value in vars(self).items() if value is not None}

@@ -14,7 +14,6 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.journal import Journal
-from sordino.evaluation.judged import JudgedTask
 from sordino.evaluation.measure import (
     JointTask,
     Measure,
@@ -31,6 +30,7 @@ from sordino.evaluation.result import (
     ModelRecord,
     samples_path,
 )
+from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
@@ -110,7 +110,7 @@ class Prepared:
         scorers = {
             scorer.name: scorer
             for task in self.tasks.values()
-            if isinstance(task, JudgedTask)
+            if isinstance(task, ScoredTask)
             for scorer in task.scorers.values()
         }
         for name, scorer in scorers.items():

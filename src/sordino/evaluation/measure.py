@@ -39,6 +39,9 @@ class Column:
 class Measure(ABC):
     """A measure with its settings: a frozen dataclass whose fields are the settings.
 
+    Settings that several measures have come from parts: `Writing`, `Reading` and `Scoring`, any of
+    which can be a base beside others.
+
     Attributes:
         name: By which it is asked for.
         version: Raised whenever the same settings would give other figures.
@@ -57,6 +60,9 @@ class Measure(ABC):
     options: ClassVar[Mapping[str, str]] = {}
     budget: ClassVar[Literal["<=", ">=", ""]] = ""
     columns: ClassVar[tuple[Column, ...]] = ()
+
+    def __post_init__(self) -> None:  # noqa: B027 - for parts that check their settings
+        """Check the settings; a part calls its neighbour's as well."""
 
     @property
     def key(self) -> str:
@@ -160,7 +166,7 @@ class JointTask(ABC):
         """Figures, with intervals, from all records."""
 
 
-MEASURES: Registry[type[Measure]] = Registry("measure", "measures", "sordino.evaluation")
+MEASURES: Registry[type[Measure]] = Registry("measure", "measures", "sordino.evaluation.measures")
 """Measures by name."""
 
 

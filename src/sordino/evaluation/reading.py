@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import ALL, Measure, Task
+from sordino.evaluation.measure import ALL, Measure
 from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
@@ -20,7 +20,7 @@ _PIECE = 2**21
 
 @dataclass(frozen=True)
 class Reading(Measure):
-    """A measure of what a model makes of texts, each from its second token on.
+    """The settings of a measure of what a model makes of texts, each from its second token on.
 
     Args:
         texts: Where the texts come from; see `sordino.evaluation.texts.read_texts`.
@@ -38,6 +38,7 @@ class Reading(Measure):
     max_tokens: int = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_texts is not None and self.max_texts < 1:
             raise UserError(f"--max-texts {self.max_texts} is out of range: it must be at least 1.")
         if self.max_tokens < 2:
@@ -47,32 +48,44 @@ class Reading(Measure):
             )
 
 
-class ReadingTask(Task):
-    """A measure of reading that is ready: its texts are read and chosen."""
+class Reader:
+    """Texts that are read and chosen, and what models make of them.
 
-    unit = "texts"
+    Args:
+        settings: Which texts, and how long.
+        seed: Of the choice of texts and of the intervals.
+
+    Raises:
+        UserError: The texts cannot be read.
+    """
 
     def __init__(self, settings: Reading, seed: int) -> None:
-        texts = choose(read_texts(settings.texts), settings.max_texts, seed)
-        self._settings, self._seed = settings, seed
-        self._texts = [text.text for text in texts]
-        self.records = len(texts)
-        self.protocol = {
-            **asdict(settings),
-            "n_texts": len(texts),
-            "texts_fingerprint": texts_fingerprint(texts),
+        self.settings, self.seed = settings, seed
+        self.texts = choose(read_texts(settings.texts), settings.max_texts, seed)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that decides what is read, as JSON values."""
+        return {
+            **asdict(self.settings),
+            "n_texts": len(self.texts),
+            "texts_fingerprint": texts_fingerprint(self.texts),
         }
 
-    def _logits(
-        self, opened: OpenModel, batch_tokens: int, which: slice
+    def read(
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
-        """What the model makes of the texts; see `text_logits`."""
+        """What the model makes of the texts, batch by batch; see `text_logits`."""
         return text_logits(
-            opened, self._texts, self._settings.max_tokens, batch_tokens=batch_tokens, which=which
+            opened,
+            [text.text for text in self.texts],
+            self.settings.max_tokens,
+            batch_tokens=batch_tokens,
+            which=which,
         )
 
-    def _no_place(self) -> UserError:
-        return UserError(f"No text of {self._settings.texts} has two tokens or more.")
+    def nothing(self) -> UserError:
+        """What is said where no text has a token that is scored."""
+        return UserError(f"No text of {self.settings.texts} has two tokens or more.")
 
 
 def text_logits(

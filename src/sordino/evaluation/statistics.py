@@ -76,7 +76,8 @@ def bootstrap(
         The figures [figures], and their replicates [RESAMPLES, figures].
     """
     items = len(columns)
-    drawn = _kept_resamples(items, seed) if items <= _KEPT else _resamples(items, seed)
+    draw = _kept_resamples if items <= _KEPT else _resamples
+    drawn = draw(items, seed, RESAMPLES)
     endless = ~np.isfinite(columns)
     finite = np.where(endless, 0, columns).T.copy()
     pieces = []
@@ -92,12 +93,12 @@ def bootstrap(
         return statistic(columns.mean(axis=0)), statistic(np.concatenate(pieces))
 
 
-def _resamples(items: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+def _resamples(items: int, seed: int, resamples: int) -> Iterator[NDArray[np.uint16]]:
     """How often each resample has each item, [some resamples, items], all resamples in pieces."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _PIECE // items)
-    for start in range(0, RESAMPLES, at_once):
-        rows = min(at_once, RESAMPLES - start)
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
         chosen = generator.integers(items, size=(rows, items))
         chosen += items * np.arange(rows)[:, None]
         counts = np.bincount(chosen.ravel(), minlength=rows * items).reshape(rows, items)
@@ -105,9 +106,9 @@ def _resamples(items: int, seed: int) -> Iterator[NDArray[np.uint16]]:
 
 
 @lru_cache(maxsize=2)
-def _kept_resamples(items: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+def _kept_resamples(items: int, seed: int, resamples: int) -> tuple[NDArray[np.uint16], ...]:
     """The same, kept: most figures of an evaluation are over the same prompts."""
-    return tuple(_resamples(items, seed))
+    return tuple(_resamples(items, seed, resamples))
 
 
 def percentile_interval(replicates: Floats) -> tuple[float, float]:

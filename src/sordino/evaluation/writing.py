@@ -1,9 +1,9 @@
 """What models write after prompts, for the measures that look at it."""
 
 import os
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from sordino.concepts.text_files import input_path, read_lines
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import Endpoint
-from sordino.evaluation.measure import Measure, Record, Task
+from sordino.evaluation.measure import Measure, Record
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Comparison, Floats, compare_shares
 from sordino.evaluation.texts import Text, texts_fingerprint
@@ -42,7 +42,7 @@ PRE_PROMPTS = {
 
 @dataclass(frozen=True)
 class Writing(Measure):
-    """A measure of what a model writes after prompts.
+    """The settings of a measure of what a model writes after prompts.
 
     Args:
         prompts: Where the prompts come from; see `sordino.evaluation.texts.read_texts`.
@@ -79,6 +79,7 @@ class Writing(Measure):
     pre_prompt: str = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for flag, value in (
             ("--max-prompts", self.max_prompts),
             ("--continuations", self.continuations),
@@ -105,55 +106,129 @@ class Writing(Measure):
         )
 
 
-class WritingTask(Task):
-    """A measure of writing that is ready: it has its prompts and continues them.
+Encode = Callable[[OpenModel, Sequence[str], str, int], list[list[int]]]
+"""Gives the token ids of prompts, for a model, a pre-prompt and a number of new tokens."""
+
+
+def encode_raw(
+    opened: OpenModel, prompts: Sequence[str], lead: str, new_tokens: int
+) -> list[list[int]]:
+    """Token ids of prompts that are continued as they are.
 
     Args:
-        settings: The measure.
+        opened: The model.
+        prompts: The prompts.
+        lead: What stands before each of them; "" for nothing. It counts beside `PROMPT_TOKENS`, so
+            that it does not push a prompt's end out.
+        new_tokens: The most tokens of a continuation.
+
+    Raises:
+        UserError: A prompt says nothing, or the model has no room for the continuation.
+    """
+    most = PROMPT_TOKENS + (len(opened.tokenizer(lead)["input_ids"]) if lead else 0)
+    texts = [lead + prompt for prompt in prompts]
+    return encode_prompts(opened, texts, max_tokens=most, new_tokens=new_tokens)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Prompts, how models continue them, and how figures of the continuations are made.
+
+    Args:
+        settings: How many continuations of each prompt, and how they are sampled.
         prompts: The prompts that were chosen.
         seed: Of the sampling and of the intervals.
+        encode: Gives a model's token ids of the prompts.
     """
 
-    unit = "continuations"
+    settings: Writing
+    prompts: Sequence[Text]
+    seed: int
+    encode: Encode = encode_raw
 
-    def __init__(self, settings: Writing, prompts: Sequence[Text], seed: int) -> None:
-        self._settings, self._prompts, self._seed = settings, prompts, seed
-        self._before = pre_prompt_text(settings.pre_prompt)
-        self.records = len(prompts) * settings.continuations
-        self.protocol: Mapping[str, Any] = {
-            **asdict(settings),
-            "pre_prompt_text": self._before,
+    @property
+    def records(self) -> int:
+        """How many continuations there are of all prompts."""
+        return len(self.prompts) * self.settings.continuations
+
+    @cached_property
+    def pre_prompt(self) -> str:
+        """The text that stands before each prompt."""
+        return pre_prompt_text(self.settings.pre_prompt)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that decides what a model writes, as JSON values."""
+        return {
+            **asdict(self.settings),
+            "pre_prompt_text": self.pre_prompt,
             "max_prompt_tokens": PROMPT_TOKENS,
-            "prompts_fingerprint": texts_fingerprint(list(prompts)),
+            "prompts_fingerprint": texts_fingerprint(list(self.prompts)),
         }
 
-    @abstractmethod
-    def notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
-        """What is noted of each continuation beside its text, as JSON values."""
+    def write(
+        self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Continuation]]:
+        """Continue the prompts, and yield the continuations batch by batch.
+
+        Args:
+            opened: The model, or the endpoint that has it.
+            batch_tokens: About how many tokens are in memory at once.
+            which: Which of the batches.
+        """
+        asked = self.settings
+        lead = f"{self.pre_prompt}\n" if self.pre_prompt else ""
+        prompts = [prompt.text for prompt in self.prompts]
+        if isinstance(opened, Endpoint):
+            return opened.generate(
+                [lead + prompt for prompt in prompts],
+                asked.sampling,
+                seed=self.seed,
+                continuations=asked.continuations,
+                which=which,
+            )
+        batches = plan(
+            opened,
+            self.encode(opened, prompts, lead, asked.new_tokens),
+            continuations=asked.continuations,
+            new_tokens=asked.new_tokens,
+            batch_tokens=batch_tokens,
+        )
+        return generate(opened, batches[which], asked.sampling, seed=self.seed)
 
     def collect(
-        self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
+        self,
+        opened: OpenModel | Endpoint,
+        notes: Callable[[Sequence[Continuation]], list[list[Any]]],
+        *,
+        batch_tokens: int,
+        which: slice,
     ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, and what `notes` gives].
+        """Continue the prompts and note something of each continuation, as JSON values.
 
-        Where there is no text, {"missing": why} stands for it.
+        Yields:
+            Records: [prompt, continuation, text, and what `notes` gives]. Where there is no text,
+            {"missing": why} stands for it.
         """
-        for written in continuations(
-            opened,
-            [prompt.text for prompt in self._prompts],
-            self._settings,
-            pre_prompt=self._before,
-            seed=self._seed,
-            batch_tokens=batch_tokens,
-            which=which,
-        ):
-            noted = self.notes(written)
+        for written in self.write(opened, batch_tokens=batch_tokens, which=which):
             yield [
                 [one.prompt, one.number, said, *note]
-                for one, said, note in zip(written, map(_said, written), noted, strict=True)
+                for one, said, note in zip(
+                    written, map(_said, written), notes(written), strict=True
+                )
             ]
 
-    def _missing(self, shares: Mapping[str, Floats]) -> Figure | None:
+    def figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
+        """A figure of so many of the prompts; a pre-prompt is part of its label.
+
+        It is a share of which less is better, unless told otherwise.
+        """
+        led = self.settings.pre_prompt_name
+        n = {"prompts": prompts, "continuations": prompts * self.settings.continuations}
+        label += f", pre-prompt {led}" if led else ""
+        share = {"unit": "share", "better": "lower", "ratio_of": "before/after"}
+        return Figure.of(comparison, label=label, n=n, **share | about)
+
+    def missing(self, shares: Mapping[str, Floats]) -> Figure | None:
         """The figure of the continuations that are in no other one; None where there are none.
 
         Args:
@@ -167,73 +242,19 @@ class WritingTask(Task):
             return None
         if (arms > 0).any(axis=0).all():
             raise UserError(
-                f"{self._settings.key}: no prompt has all its continuations, with a score for "
+                f"{self.settings.key}: no prompt has all its continuations, with a score for "
                 "each; ask for fewer --continuations, or another server."
             )
-        return self._figure(
-            compare_shares(shares.get("before"), shares["after"], self._seed),
+        return self.figure(
+            compare_shares(shares.get("before"), shares["after"], self.seed),
             arms.shape[1],
             name="missing",
             label="Continuations without a text or a score; their prompts are left out",
-            unit="share",
-            better="lower",
-            ratio_of="before/after",
         )
-
-    def _figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
-        """A figure of so many of the prompts; a pre-prompt is part of its label."""
-        led = self._settings.pre_prompt_name
-        n = {"prompts": prompts, "continuations": prompts * self._settings.continuations}
-        label += f", pre-prompt {led}" if led else ""
-        return Figure.of(comparison, label=label, n=n, **about)
 
 
 def _said(one: Continuation) -> str | dict[str, str]:
     return {"missing": one.missing} if one.missing else one.text
-
-
-def continuations(
-    opened: OpenModel | Endpoint,
-    prompts: Sequence[str],
-    settings: Writing,
-    *,
-    pre_prompt: str,
-    seed: int,
-    batch_tokens: int,
-    which: slice,
-) -> Iterator[list[Continuation]]:
-    """Continue prompts, and yield the continuations batch by batch.
-
-    Args:
-        opened: The model, or the endpoint that has it.
-        prompts: The prompts.
-        settings: How many continuations of each, and how they are sampled.
-        pre_prompt: What stands before each prompt; "" for nothing.
-        seed: Of the sampling.
-        batch_tokens: About how many tokens are in memory at once.
-        which: Which of the batches.
-    """
-    lead = f"{pre_prompt}\n" if pre_prompt else ""
-    prompts = [lead + prompt for prompt in prompts]
-    if isinstance(opened, Endpoint):
-        return opened.generate(
-            prompts,
-            settings.sampling,
-            seed=seed,
-            continuations=settings.continuations,
-            which=which,
-        )
-    # What stands before a prompt must not push its end out.
-    most = PROMPT_TOKENS + (len(opened.tokenizer(lead)["input_ids"]) if lead else 0)
-    encoded = encode_prompts(opened, prompts, max_tokens=most, new_tokens=settings.new_tokens)
-    batches = plan(
-        opened,
-        encoded,
-        continuations=settings.continuations,
-        new_tokens=settings.new_tokens,
-        batch_tokens=batch_tokens,
-    )
-    return generate(opened, batches[which], settings.sampling, seed=seed)
 
 
 def pre_prompt_text(spec: str) -> str:

@@ -21,9 +21,8 @@ from sordino.evaluation.endpoint import (
     Server,
     request_seed,
 )
-from sordino.evaluation.judged import scores_of
-from sordino.evaluation.scorer import Scorer
-from sordino.evaluation.scorers import AUTO, open_chosen
+from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.scorer import Scorer, scores_of
 from sordino.progress import note, track
 from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replaying.store import ARMS, Answer, Store
@@ -43,7 +42,7 @@ class ReplaySettings:
         max_tokens: The longest answer, in tokens; a request of the log can ask for a shorter one.
         fraction: Which share of the requests is replayed, from above 0 to 1, drawn by seed.
         chat: Ask plain prompts as messages of a chat, for servers that have nothing else.
-        scorer: Who judges; see `sordino.evaluation.scorers.open_scorer`, or "auto".
+        scorer: Who judges; see `sordino.evaluation.opening.open_scorer`, or "auto".
         toxic_label: The label of a text classifier that means toxic.
         judge_refusal: What a text counts as that a server's model will not judge.
         seed: Of the draw and of the servers' sampling.

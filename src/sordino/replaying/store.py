@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.statistics import Floats
 from sordino.extras import require
 from sordino.files import private_files, publish, staging_path

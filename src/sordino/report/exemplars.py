@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
-from sordino.evaluation.judged import TOXIC_SCORE
-from sordino.evaluation.scorers import LINEAR, open_scorer
+from sordino.evaluation.opening import open_scorer
+from sordino.evaluation.scorer import LINEAR, TOXIC_SCORE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.statistic import STRONGEST

@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
-from sordino.evaluation.judged import TOXIC_SCORE
-from sordino.evaluation.toxicity import TOXIC_PROMPT
+from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.interventions.dampening import Dampening
 
 CAPTION = (

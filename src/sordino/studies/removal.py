@@ -3,7 +3,7 @@
 import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation
-from sordino.evaluation.judged import TOXIC_SCORE
+from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 
 TWICE = 2.0

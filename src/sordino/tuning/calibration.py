@@ -11,7 +11,7 @@ import torch
 
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.evaluation.divergence import against, keep
+from sordino.evaluation.measures.divergence import against, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
@@ -41,7 +41,8 @@ Source = Expertise | Dampening | str | Path
 class Yardstick:
     """Measures the divergence of an open model from itself with an intervention.
 
-    What the original says of each place is kept as `sordino.evaluation.divergence` keeps it.
+    What the original says of each place is kept as `sordino.evaluation.measures.divergence` keeps
+    it.
 
     Args:
         opened: The original.

@@ -24,8 +24,8 @@ from sordino.evaluation import (
     Toxicity,
     prepare,
 )
+from sordino.evaluation.measures.toxicity import prompts_of
 from sordino.evaluation.texts import Text, read_texts
-from sordino.evaluation.toxicity import prompts_of
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.statistic import Asked

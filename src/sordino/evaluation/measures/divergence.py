@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sordino.errors import UserError
 from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
-from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
+from sordino.evaluation.reading import Reader, Reading, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
 from sordino.models.generation import uniforms
@@ -50,10 +50,10 @@ class Divergence(Reading):
 
     def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
         """Read and choose the texts."""
-        return _DivergenceTask(self, seed)
+        return _DivergenceTask(Reader(self, seed))
 
 
-class _DivergenceTask(ReadingTask, PairedTask):
+class _DivergenceTask(PairedTask):
     """The models are in memory one after the other, so the first leaves something for the second.
 
     Whole distributions would be gigabytes. Of each place are kept the likeliest tokens and some
@@ -62,10 +62,12 @@ class _DivergenceTask(ReadingTask, PairedTask):
     draws: without bias, and with an error that is part of what the interval covers.
     """
 
-    def __init__(self, settings: Divergence, seed: int) -> None:
-        super().__init__(settings, seed)
+    unit = "texts"
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.records = reader, len(reader.texts)
         self.protocol = {
-            **self.protocol,
+            **reader.protocol(),
             "direction": "KL(before ‖ after)",
             "likeliest": LIKELIEST,
             "draws": DRAWS,
@@ -76,9 +78,9 @@ class _DivergenceTask(ReadingTask, PairedTask):
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
-        for batch in self._logits(opened, batch_tokens, which):
+        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
             yield [
-                [index, ids.tolist(), *map(_packed, keep(logits, self._seed, index))]
+                [index, ids.tolist(), *map(_packed, keep(logits, self._reader.seed, index))]
                 for index, ids, logits in batch
             ]
 
@@ -88,7 +90,7 @@ class _DivergenceTask(ReadingTask, PairedTask):
     ) -> Iterator[list[Record]]:
         """Records: [text, summed divergence in nats, places of the same first choice, places]."""
         kept = {record[0]: record[1:] for record in before}
-        for batch in self._logits(opened, batch_tokens, which):
+        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
             records: list[Record] = []
             for index, ids, logits in batch:
                 expected, tokens, log_p = kept[index]
@@ -107,10 +109,11 @@ class _DivergenceTask(ReadingTask, PairedTask):
         table = np.array(sorted(after), dtype=np.float64)
         table = table[table[:, 3] > 0]
         if not len(table):
-            raise self._no_place()
+            raise self._reader.nothing()
         n = {"texts": len(table), "tokens": int(table[:, 3].sum())}
         nats, same = (
-            compare(None, table[:, [column, 3]], ratio_of_means, self._seed) for column in (1, 2)
+            compare(None, table[:, [column, 3]], ratio_of_means, self._reader.seed)
+            for column in (1, 2)
         )
         return Summary(
             (

@@ -1,7 +1,7 @@
 """How varied what a model writes is: whether an edit makes it repeat itself or fall silent."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any, ClassVar, Literal
@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import Column, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare, compare_shares
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
-from sordino.evaluation.writing import Writing, WritingTask
+from sordino.evaluation.writing import Writer, Writing
 from sordino.models.generation import Continuation
+from sordino.models.open import OpenModel
 
 _BLEU_ORDER = 4
 _REPEATED = 4
@@ -43,7 +45,8 @@ class Diversity(Writing):
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the prompts."""
-        return _DiversityTask(self, seed)
+        prompts = choose(read_texts(self.prompts), self.max_prompts, seed)
+        return _DiversityTask(Writer(self, prompts, seed))
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,24 @@ _Written = tuple[str | dict[str, str], int | None]
 """A continuation (or why there is none) and how many tokens it is; None where nobody knows."""
 
 
-class _DiversityTask(WritingTask):
-    def __init__(self, settings: Diversity, seed: int) -> None:
-        prompts = choose(read_texts(settings.prompts), settings.max_prompts, seed)
-        super().__init__(settings, prompts, seed)
-        self.protocol = {**self.protocol, "n_prompts": len(prompts)}
+class _DiversityTask(Task):
+    unit = "continuations"
 
-    def notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
-        """Of each the number of tokens; None from a server, which gives text."""
-        return [[None if one.ids is None else len(one.ids)] for one in written]
+    def __init__(self, writer: Writer) -> None:
+        self._writer, self.records = writer, writer.records
+        self.protocol = {**writer.protocol(), "n_prompts": len(writer.prompts)}
+
+    def collect(
+        self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Record]]:
+        """Records: [prompt, continuation, text, tokens]; a server gives text alone, so None."""
+        return self._writer.collect(opened, _lengths, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
         arms = {"before": before, "after": after}
         texts = {name: self._by_prompt(arm) for name, arm in arms.items() if arm is not None}
-        missing = self._missing(
+        missing = self._writer.missing(
             {
                 name: np.array([np.mean([not isinstance(t, str) for t, _ in one]) for one in arm])
                 for name, arm in texts.items()
@@ -91,28 +97,37 @@ class _DiversityTask(WritingTask):
         rows = [
             {"prompt": prompt.text}
             | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
-            for index, prompt in enumerate(self._prompts)
+            for index, prompt in enumerate(self._writer.prompts)
         ]
         return Summary((*figures, *([missing] if missing else [])), rows)
 
     def _kind_figure(self, kind: _Kind, values: Floats) -> Figure:
         """One figure from its values, float64 [arms, prompts]."""
         before, after = values[0] if len(values) == 2 else None, values[-1]
+        seed = self._writer.seed
         if kind.unit == "share":
-            comparison, ratio_of = compare_shares(before, after, self._seed), "before/after"
+            comparison, ratio_of = compare_shares(before, after, seed), "before/after"
         else:
             columns = None if before is None else before[:, None]
-            comparison = compare(columns, after[:, None], lambda means: means[..., 0], self._seed)
+            comparison = compare(
+                columns, after[:, None], lambda means: means[..., 0], self._writer.seed
+            )
             ratio_of = "after/before"
         about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "ratio_of": ratio_of}
-        return self._figure(comparison, len(after), name=kind.name, label=kind.label, **about)
+        return self._writer.figure(
+            comparison, len(after), name=kind.name, label=kind.label, **about
+        )
 
     def _by_prompt(self, records: Sequence[Record]) -> list[list[_Written]]:
         """Each prompt's continuations in order: text and number of tokens."""
-        found: list[list[_Written]] = [[] for _ in self._prompts]
+        found: list[list[_Written]] = [[] for _ in self._writer.prompts]
         for prompt, _, text, tokens in sorted(records, key=lambda record: record[:2]):
             found[prompt].append((text, tokens))
         return found
+
+
+def _lengths(written: Sequence[Continuation]) -> list[list[Any]]:
+    return [[None if one.ids is None else len(one.ids)] for one in written]
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:

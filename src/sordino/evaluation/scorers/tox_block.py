@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sordino import kit
 from sordino.errors import UserError
-from sordino.evaluation.scorer import LabelScorer
+from sordino.evaluation.scorer import LabelScorer, register
 from sordino.extras import require
 from sordino.files import sha256_of
 
@@ -39,6 +39,7 @@ _LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hat
 _BATCH = 256
 
 
+@register(TOX_BLOCK)
 class BiLstmScorer(LabelScorer):
     """The probability of six kinds of toxicity; "toxic" is the score, the others are labels.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sordino.evaluation.measure import Column, Record, Summary, Task, register
-from sordino.evaluation.reading import Reading, ReadingTask, next_log_p
+from sordino.evaluation.reading import Reader, Reading, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
 from sordino.evaluation.texts import KIT_INSULTING
@@ -37,7 +37,7 @@ class Perplexity(Reading):
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the texts."""
-        return _PerplexityTask(self, seed)
+        return _PerplexityTask(Reader(self, seed), self.subject, self.better)
 
 
 @register
@@ -63,15 +63,19 @@ class ToxicPerplexity(Perplexity):
     texts: str = KIT_INSULTING
 
 
-class _PerplexityTask(ReadingTask):
-    _settings: Perplexity
+class _PerplexityTask(Task):
+    unit = "texts"
+
+    def __init__(self, reader: Reader, subject: str, better: Literal["lower", "higher"]) -> None:
+        self._reader, self._subject, self._better = reader, subject, better
+        self.records, self.protocol = len(reader.texts), reader.protocol()
 
     @torch.inference_mode()
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
-        for batch in self._logits(opened, batch_tokens, which):
+        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
             yield [[index, _nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
@@ -81,25 +85,24 @@ class _PerplexityTask(ReadingTask):
         tables = [np.array(sorted(arm), dtype=np.float64) for arm in arms]
         scored = np.all([table[:, 2] > 0 for table in tables], axis=0)
         if not scored.any():
-            raise self._no_place()
+            raise self._reader.nothing()
         columns: list[tuple[Floats, Floats]] = [
             (table[scored, 1], table[scored, 2]) for table in tables
         ]
         mean, corpus = compare_perplexities(
-            None if before is None else columns[0], columns[-1], self._seed
+            None if before is None else columns[0], columns[-1], self._reader.seed
         )
         n = {"texts": int(scored.sum()), "tokens": int(columns[-1][1].sum())}
         about = {
             "unit": "perplexity",
-            "better": self._settings.better,
+            "better": self._better,
             "ratio_of": "after/before",
             "n": n,
         }
-        subject = self._settings.subject
         return Summary(
             (
-                Figure.of(mean, name="mean", label=f"{subject}, mean over texts", **about),
-                Figure.of(corpus, name="corpus", label=f"{subject} of the corpus", **about),
+                Figure.of(mean, name="mean", label=f"{self._subject}, mean over texts", **about),
+                Figure.of(corpus, name="corpus", label=f"{self._subject} of the corpus", **about),
             )
         )
 

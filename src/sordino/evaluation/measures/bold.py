@@ -12,11 +12,12 @@ import torch
 from sordino import kit
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
-from sordino.evaluation.grouped import GroupedTask, first_found
-from sordino.evaluation.judged import Judged
+from sordino.evaluation.groups import EVERYONE, first_found, group_figures, group_sizes
 from sordino.evaluation.measure import Task, register
-from sordino.evaluation.scorers import AUTO
-from sordino.evaluation.texts import Text, hub_rows
+from sordino.evaluation.opening import AUTO
+from sordino.evaluation.scoring import ScoredTask, Scoring
+from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable, read_json, user_path
 from sordino.hub_table import BOLD
 
@@ -26,12 +27,13 @@ _SUFFIX = "_prompt"
 
 @register
 @dataclass(frozen=True)
-class Bold(Judged):
+class Bold(Scoring, Writing):
     """Toxicity after BOLD's prompts, by group (Dhamala et al. 2021, arXiv 2101.11718).
 
     The prompts are beginnings of Wikipedia's sentences about people and ideas of 43 groups in five
     domains. They are many, so that one continuation of each does; the choice is spread evenly over
-    the groups. Otherwise as `Judged`, with prompts "auto" for the demo kit's or else the hub's.
+    the groups. The settings are those of `Writing` and `Scoring`, with prompts "auto" for the demo
+    kit's or else the hub's.
     """
 
     name: ClassVar[str] = "bold"
@@ -40,7 +42,11 @@ class Bold(Judged):
     sentence: ClassVar[str] = (
         "Toxicity after beginnings of sentences about people and ideas, by group."
     )
-    options: ClassVar[Mapping[str, str]] = {**Judged.options, "prompts": "bold_prompts"}
+    options: ClassVar[Mapping[str, str]] = {
+        **Writing.options,
+        **Scoring.options,
+        "prompts": "bold_prompts",
+    }
 
     prompts: str = AUTO
     max_prompts: int | None = 2000
@@ -53,11 +59,15 @@ class Bold(Judged):
             ("kit", BOLD.spec) if self.prompts == AUTO else (self.prompts,),
             "--bold-prompts",
         )
-        return _BoldTask(self, prompts, source, self.judges(source, device), seed)
-
-
-class _BoldTask(GroupedTask):
-    subject = "Toxic continuations"
+        chosen = choose_evenly(prompts, self.max_prompts, seed)
+        return ScoredTask(
+            Writer(self, chosen, seed),
+            self.open_scorers(source, device),
+            group_figures("Toxic continuations"),
+            source=source,
+            everyone=EVERYONE,
+            n_prompts=group_sizes(chosen),
+        )
 
 
 def read_bold(spec: str) -> list[Text]:

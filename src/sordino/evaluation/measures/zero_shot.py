@@ -48,7 +48,7 @@ METRICS = {
 }
 """The harness's metrics that are right or wrong for each question, and what they are called."""
 
-_CONFIGS = Path(__file__).parent / "tasks"
+_CONFIGS = Path(__file__).parents[1] / "tasks"
 # Questions between two entries of the journal.
 _CHUNK = 32
 # numpy's global generator takes no larger seeds.

@@ -11,12 +11,13 @@ from sordino import hub, kit
 from sordino.concepts.readers import read_table
 from sordino.concepts.text_files import input_path, whole_text
 from sordino.errors import UserError
-from sordino.evaluation.grouped import GroupedTask, first_found
-from sordino.evaluation.lexicon import Lexicon
+from sordino.evaluation.groups import EVERYONE, first_found, group_figures, group_sizes
 from sordino.evaluation.measure import Task, register
-from sordino.evaluation.scorers import AUTO
-from sordino.evaluation.texts import Text
-from sordino.evaluation.writing import Writing
+from sordino.evaluation.opening import AUTO
+from sordino.evaluation.scorers.lexicon import Lexicon
+from sordino.evaluation.scoring import ScoredTask
+from sordino.evaluation.texts import Text, choose_evenly
+from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable
 from sordino.hub_table import HONEST
 
@@ -39,7 +40,7 @@ class Honest(Writing):
     Args:
         prompts: Where the templates come from; see `read_templates`. "auto" for the demo kit's, or
             else the hub's.
-        lexicon: See `sordino.evaluation.lexicon.Lexicon`.
+        lexicon: See `sordino.evaluation.scorers.lexicon.Lexicon`.
     """
 
     name: ClassVar[str] = "honest"
@@ -63,13 +64,16 @@ class Honest(Writing):
             ("kit", HONEST.spec) if self.prompts == AUTO else (self.prompts,),
             "--templates",
         )
-        # The last, for this one may say that the measure cannot be taken, whatever else is wrong.
-        scorers = {"lexicon": Lexicon(self.lexicon)}
-        return _HonestTask(self, templates, source, scorers, seed)
-
-
-class _HonestTask(GroupedTask):
-    subject = "Hurtful completions"
+        chosen = choose_evenly(templates, self.max_prompts, seed)
+        return ScoredTask(
+            Writer(self, chosen, seed),
+            # The last, for it may say that the measure cannot be taken, whatever else is wrong.
+            {"lexicon": Lexicon(self.lexicon)},
+            group_figures("Hurtful completions"),
+            source=source,
+            everyone=EVERYONE,
+            n_prompts=group_sizes(chosen),
+        )
 
 
 def read_templates(spec: str) -> list[Text]:

@@ -1,0 +1,92 @@
+"""Scorers, opened by what a user names."""
+
+import torch
+
+from sordino import hub
+from sordino.errors import UserError
+from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
+from sordino.evaluation.scorer import LINEAR, SCORERS, Scorer
+from sordino.evaluation.scorers.classifier import NoSuchLabelError, TextClassifier
+from sordino.evaluation.scorers.judge import Judge
+from sordino.files import user_path
+from sordino.hub_table import AUTO_SCORERS
+from sordino.progress import note
+
+AUTO = "auto"
+
+
+def open_chosen(
+    spec: str,
+    *,
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    device: torch.device,
+    access: Access = DEFAULT_ACCESS,
+) -> Scorer:
+    """Open a scorer, or for "auto" the first that is available, and name it.
+
+    "auto" is a classifier of the hub, or one from its cache where no hub answers; else another one;
+    else the linear scorer. Which one could not be had, and why, is said, and is in the record.
+
+    Args:
+        spec: As for `open_scorer`, or "auto".
+        toxic_label: See `open_scorer`, as for the rest.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        device: Where a text classifier runs.
+        access: How a server that judges is asked.
+
+    Raises:
+        UserError: It is not available.
+    """
+    candidates = (
+        (*(repository.spec for repository in AUTO_SCORERS), LINEAR) if spec == AUTO else (spec,)
+    )
+    for number, name in enumerate(candidates):
+        try:
+            scorer = open_scorer(
+                name,
+                toxic_label=toxic_label,
+                judge_refusal=judge_refusal,
+                device=device,
+                access=access,
+            )
+        except NoSuchLabelError:
+            raise
+        except UserError as error:
+            if name == candidates[-1]:
+                raise
+            if hub.reachable():
+                note(f"{name} cannot judge here: {error}")
+        else:
+            scorer.name, scorer.instead_of = name, candidates[:number]
+            return scorer
+    raise AssertionError("the last candidate either opens or raises")
+
+
+def open_scorer(
+    spec: str,
+    *,
+    toxic_label: str | None = None,
+    judge_refusal: float | None = None,
+    device: torch.device,
+    access: Access = DEFAULT_ACCESS,
+) -> Scorer:
+    """Open a scorer.
+
+    Args:
+        spec: A name of the registry, "hf:org/name" for a text classifier of the hub, the folder of
+            one, or the address of a server whose chat model judges
+            (`sordino.evaluation.scorers.judge`).
+        toxic_label: The label of a text classifier that means toxic.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        device: Where a text classifier runs.
+        access: How a server that judges is asked.
+
+    Raises:
+        UserError: There is no such scorer, it cannot be loaded, or its toxic label is not plain.
+    """
+    if spec.startswith(("http://", "https://")):
+        return Judge(spec, refusal_score=judge_refusal, access=access)
+    if spec not in SCORERS and (hub.is_shared(spec) or user_path(spec).is_dir()):
+        return TextClassifier(spec, toxic_label, device)
+    return SCORERS.named(spec)()

@@ -1,0 +1,1 @@
+"""One file a scorer; each says what it is blind to."""

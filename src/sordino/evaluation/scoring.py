@@ -1,0 +1,293 @@
+"""What models write, scored text by text, for the measures that count what a scorer objects to."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Endpoint
+from sordino.evaluation.measure import Measure, Record, Summary, Task
+from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.result import Figure
+from sordino.evaluation.scorer import SCORERS, TOXIC_SCORE, Scorer, scores_of
+from sordino.evaluation.statistics import Floats, cohens_kappa, compare, compare_shares, pearson
+from sordino.evaluation.writing import Writer
+from sordino.models.generation import Continuation
+from sordino.models.open import OpenModel
+from sordino.progress import note
+
+_NOT_PROTOCOL = ("scorer", "toxic_label", "access")
+"""Settings that the scorers' own protocols tell, or that decide nothing."""
+
+# The measures of one evaluation share a scorer: several copies of a classifier might not fit.
+_OPEN: WeakValueDictionary[tuple[Any, ...], Scorer] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Scoring(Measure):
+    """The settings of a measure that has texts scored for toxicity.
+
+    Args:
+        scorer: See `sordino.evaluation.opening.open_scorer`; two of them are compared as well.
+            "auto" is a classifier of the hub, else alt-profanity-check
+            (`sordino.evaluation.opening.open_chosen`).
+        toxic_label: The label of a text classifier that means toxic, where it is not plain.
+        judge_refusal: What a text counts as that a server's model will not judge.
+        access: How that server is asked.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("scorer", "toxic_label", "judge_refusal", "access")
+    }
+
+    scorer: str | tuple[str, ...] = AUTO
+    toxic_label: str | None = None
+    judge_refusal: float | None = None
+    access: Access = DEFAULT_ACCESS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= len(self.scorers) <= 2:
+            raise UserError(f"--scorer is given {len(self.scorers)} times: give one or two.")
+        if len(set(self.scorers)) < len(self.scorers):
+            raise UserError(f"--scorer {self.scorers[0]} is given twice: give another one.")
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorers' names."""
+        return (self.scorer,) if isinstance(self.scorer, str) else self.scorer
+
+    def open_scorers(self, prompts: str, device: torch.device) -> dict[str, Scorer]:
+        """Open the scorers, by their names, and say which they are.
+
+        Args:
+            prompts: Where the prompts come from.
+            device: Where text classifiers run.
+
+        Raises:
+            UserError: A scorer cannot be had, or both are the same one.
+        """
+        found = {scorer.name: scorer for scorer in (self._opened(n, device) for n in self.scorers)}
+        if len(found) < len(self.scorers):
+            raise UserError(f"--scorer auto is {', '.join(found)} here, which is given as well.")
+        note(f"{self.key.capitalize()}: prompts from {prompts}, scored by {' and '.join(found)}.")
+        return found
+
+    def _opened(self, name: str, device: torch.device) -> Scorer:
+        how = (self.toxic_label, self.judge_refusal, self.access)
+        key = (SCORERS.get(name), name, *how, str(device))
+        scorer = _OPEN.get(key)
+        if scorer is None:
+            scorer = _OPEN[key] = open_chosen(
+                name,
+                toxic_label=self.toxic_label,
+                judge_refusal=self.judge_refusal,
+                device=device,
+                access=self.access,
+            )
+        return scorer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one scorer says of continuations.
+
+    Args:
+        writer: The prompts, all of which have their scores in both arms.
+        tables: By arm, float64 [prompts, continuations].
+        by: What is put behind a label to tell the scorer from the other one; may be "".
+    """
+
+    writer: Writer
+    tables: Mapping[str, Floats]
+    by: str = ""
+
+    def each(self, of: Callable[[Floats], Floats]) -> dict[str, Floats]:
+        """A value of each prompt, float64 [prompts] in each arm."""
+        return {arm: of(table) for arm, table in self.tables.items()}
+
+    def mean(self, values: Mapping[str, Floats], members: Sequence[int], **about: Any) -> Figure:
+        """A figure of the mean of some prompts' values, float64 [prompts] in each arm."""
+        chosen = {arm: each[members] for arm, each in values.items()}
+        compared = compare_shares(chosen.get("before"), chosen["after"], self.writer.seed)
+        return self.writer.figure(compared, len(members), **about)
+
+
+Figures = Callable[[Scores], Iterator[Figure]]
+"""Makes one scorer's figures, without those of its labels."""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A column of scores: what one scorer says of its subject, or of one of its other labels."""
+
+    scorer: str
+    label: str | None
+
+
+class ScoredTask(Task):
+    """What a writer writes, as scorers see it.
+
+    Args:
+        writer: The prompts and how they are continued.
+        scorers: One or two, by name.
+        figures: Makes the measure's figures from one scorer's scores.
+        source: Where the prompts come from.
+        everyone: What all the prompts are, in words.
+        about: What else belongs into the protocol.
+
+    Attributes:
+        scorers: The scorers.
+    """
+
+    unit = "continuations"
+
+    def __init__(
+        self,
+        writer: Writer,
+        scorers: Mapping[str, Scorer],
+        figures: Figures,
+        *,
+        source: str,
+        everyone: str,
+        **about: Any,
+    ) -> None:
+        self._writer, self.scorers, self._of = writer, scorers, figures
+        self._everyone = everyone
+        self._verdicts = [
+            _Verdict(name, label)
+            for name, scorer in scorers.items()
+            for label in (None, *scorer.labels)
+        ]
+        protocols = [scorer.record() for scorer in scorers.values()]
+        limits = dict.fromkeys(scorer.limits for scorer in scorers.values())
+        self.records = writer.records
+        self.protocol = {
+            **{k: v for k, v in writer.protocol().items() if k not in _NOT_PROTOCOL},
+            "prompts": source,
+            **about,
+            "toxic_above": TOXIC_SCORE,
+            **dict(zip(("scorer", "second_scorer"), protocols, strict=False)),
+            "limits": " ".join(limits),
+        }
+
+    def collect(
+        self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Record]]:
+        """Records: [prompt, continuation, text, and a score for each scorer and label]."""
+        return self._writer.collect(opened, self._notes, batch_tokens=batch_tokens, which=which)
+
+    def _notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
+        """Of each a score for each scorer and label; None where there is no text or no score."""
+        texts = [one.text for one in written]
+        columns = np.hstack([scores_of(scorer, texts) for scorer in self.scorers.values()])
+        columns[[bool(one.missing) for one in written]] = np.nan
+        return [[None if math.isnan(score) else score for score in row] for row in columns.tolist()]
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """The figures of each scorer and label, and the agreement of two scorers.
+
+        A prompt that lacks a score in an arm is left out.
+        """
+        arms = {"before": before, "after": after}
+        tables = {name: self._table(arm) for name, arm in arms.items() if arm is not None}
+        lacking = {n: np.isnan(table).any(axis=-1).mean(axis=1) for n, table in tables.items()}
+        missing = self._writer.missing(lacking)
+        writer = self._writer
+        if missing is not None:
+            whole = np.flatnonzero(np.stack([s == 0 for s in lacking.values()]).all(axis=0))
+            writer = replace(writer, prompts=[writer.prompts[i] for i in whole.tolist()])
+            tables = {name: table[whole] for name, table in tables.items()}
+        figures = (*self._figures(writer, tables), *([missing] if missing else []))
+        return Summary(figures, self._samples(arms))
+
+    def _figures(self, writer: Writer, tables: Mapping[str, Floats]) -> Iterator[Figure]:
+        """From scores, float64 [prompts, continuations, verdicts] in each arm."""
+        first = next(iter(self.scorers))
+        for column, verdict in enumerate(self._verdicts):
+            prefix = "" if verdict.scorer == first else f"{verdict.scorer}:"
+            by = f" ({verdict.scorer})" if len(self.scorers) == 2 else ""
+            scores = Scores(writer, {n: table[..., column] for n, table in tables.items()}, by)
+            if verdict.label is None:
+                for figure in self._of(scores):
+                    yield figure.model_copy(update={"name": f"{prefix}{figure.name}"})
+                continue
+            yield scores.mean(
+                scores.each(toxic_share),
+                range(len(writer.prompts)),
+                name=f"{prefix}continuations.all.{verdict.label}",
+                label=f"Continuations with “{verdict.label}”, {self._everyone}{by}",
+                detail=True,
+            )
+        if len(self.scorers) == 2:
+            second = next(i for i, v in enumerate(self._verdicts) if i and v.label is None)
+            yield from self._agreement(
+                writer, {name: table[..., [0, second]] for name, table in tables.items()}
+            )
+
+    def _agreement(self, writer: Writer, tables: Mapping[str, Floats]) -> Iterator[Figure]:
+        """How far two scorers agree, from float64 [prompts, continuations, 2] in each arm."""
+        names = " and ".join(self.scorers)
+        for name, label, columns, statistic in (
+            ("kappa", "Cohen’s kappa", _verdict_moments, cohens_kappa),
+            ("correlation", "Correlation of scores", _score_moments, pearson),
+        ):
+            moments = {arm: columns(table) for arm, table in tables.items()}
+            yield writer.figure(
+                compare(moments.get("before"), moments["after"], statistic, writer.seed),
+                len(writer.prompts),
+                name=f"agreement.{name}",
+                label=f"{label}, {names}",
+                unit=name,
+                better="higher",
+                ratio_of="after/before",
+            )
+
+    def _table(self, records: Sequence[Record]) -> Floats:
+        """The scores, float64 [prompts, continuations, verdicts]."""
+        writer = self._writer
+        table = np.empty((len(writer.prompts), writer.settings.continuations, len(self._verdicts)))
+        for prompt, number, _, *scores in records:
+            table[prompt, number] = scores
+        return table
+
+    def _samples(self, arms: Mapping[str, Sequence[Record] | None]) -> list[dict[str, Any]]:
+        """A row a prompt, with both arms' continuations and scores side by side."""
+        rows: list[dict[str, Any]] = [
+            {"prompt": prompt.text, "prompt_toxicity": prompt.toxicity}
+            | ({"domain": prompt.domain, "group": prompt.group} if prompt.group else {})
+            | {name: [] for name, arm in arms.items() if arm is not None}
+            for prompt in self._writer.prompts
+        ]
+        others = [": ".join(filter(None, (v.scorer, v.label))) for v in self._verdicts[1:]]
+        for name, arm in arms.items():
+            for prompt, _, text, score, *rest in sorted(arm or [], key=lambda record: record[:2]):
+                more = {"scores": dict(zip(others, rest, strict=True))} if rest else {}
+                said = {"text": text} if isinstance(text, str) else {"text": "", **text}
+                rows[prompt][name].append({**said, "score": score, **more})
+        return rows
+
+
+def toxic_share(scores: Floats) -> Floats:
+    """Each prompt's share of toxic continuations, from scores [prompts, continuations]."""
+    return np.asarray((scores > TOXIC_SCORE).mean(axis=1), dtype=np.float64)
+
+
+def _verdict_moments(scores: Floats) -> Floats:
+    """Each prompt's means of (a, b, a·b) of two scorers' verdicts, for `cohens_kappa`."""
+    a, b = np.moveaxis((scores > TOXIC_SCORE).astype(np.float64), -1, 0)
+    return np.stack([a, b, a * b], axis=-1).mean(axis=1)
+
+
+def _score_moments(scores: Floats) -> Floats:
+    """Each prompt's means of (x, y, x·x, y·y, x·y) of two scorers' scores, for `pearson`."""
+    x, y = np.moveaxis(scores, -1, 0)
+    return np.stack([x, y, x * x, y * y, x * y], axis=-1).mean(axis=1)
