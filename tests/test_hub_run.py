@@ -12,7 +12,7 @@ from conftest import forget_the_hub
 from families import tiny_folder
 from sordino import hub_table, kit
 from sordino.errors import UserError
-from sordino.evaluation import Perplexity, Toxicity, evaluate, judged, prepare
+from sordino.evaluation import Perplexity, Toxicity, evaluate, prepare, scoring
 from sordino.evaluation.opening import open_chosen
 from sordino.evaluation.scorer import LINEAR
 from sordino.extras import PACKAGES
@@ -33,7 +33,7 @@ def call(online, call_in, tmp_path, monkeypatch):
     prose = "\n".join(hub_layouts.sentence(number) for number in range(8))
     (tmp_path / "prose.txt").write_text(prose)
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", online.address)
-    judged._OPEN.clear()
+    scoring._OPEN.clear()
     return call_in(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_from_nothing_and_again_from_the_cache(call, online, tmp_path, monkeypat
     assert hub_table.JIGSAW.name in json.dumps(record)
     # Who judges is said, and all of it is here, before the model is fetched.
     said = err.splitlines()
-    judge = next(n for n, line in enumerate(said) if f"judged by {FIRST}" in line)
+    judge = next(n for n, line in enumerate(said) if f"scored by {FIRST}" in line)
     assert judge < next(n for n, line in enumerate(said) if line.startswith("opening"))
     assert "no independent judge" in err
     asked = [path for _, path in online.seen]
@@ -80,7 +80,7 @@ def test_from_nothing_and_again_from_the_cache(call, online, tmp_path, monkeypat
     assert not [path for path in asked if path.endswith((".bin", ".msgpack"))]
 
     leave(monkeypatch, how)
-    judged._OPEN.clear()
+    scoring._OPEN.clear()
     status, _, err = headline(call, output="again")
     assert status == 0, err
     assert protocol(tmp_path / "again") == found
@@ -122,7 +122,7 @@ def test_the_fallback_is_in_the_record_of_a_run(call, online, tmp_path):
     status, _, err = headline(call)
     assert status == 0, err
     assert protocol(tmp_path / "quiet")["scorer"]["instead_of"] == [FIRST]
-    assert f"judged by {SECOND}" in err
+    assert f"scored by {SECOND}" in err
 
 
 def test_a_wrong_label_is_no_reason_to_judge_otherwise(call):
@@ -259,7 +259,7 @@ def test_without_any_hub(call, online, tmp_path, monkeypatch, tiny_kit, how):
     assert found["scorer"]["instead_of"] == [FIRST, SECOND]
     assert found["prompts"].startswith("kit:")
     assert "insults stand for toxicity" in err
-    assert f"judged by {LINEAR}" in err
+    assert f"scored by {LINEAR}" in err
     assert "cannot judge here" not in err
     assert online.seen == []
 
