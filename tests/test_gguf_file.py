@@ -203,7 +203,7 @@ def test_shifts_without_biases_in_llama_cpp_are_refused(tmp_path):
     source = tiny_of("gemma3", tmp_path / "model.gguf")
     factors = wide_dampening(source).factors
     shifts = {site: np.ones_like(values) for site, values in factors.items()}
-    with pytest.raises(UserError, match=r"llama.cpp reads none there for gemma3.*--hooks"):
+    with pytest.raises(UserError, match=r"llama.cpp reads none there for gemma3.*--format hooks"):
         bake(source, Dampening(factors, "mean_shift", shifts=shifts), tmp_path / "quiet.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 

@@ -13,13 +13,14 @@ from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from sordino import hub, kit
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
-from sordino.version import __version__
+from sordino.version import TESTED_TRANSFORMERS, __version__
 
 _ROOM = 5 * 2**30
 _NOT_FOR_USERS = ("all", "dev", "dist", "docs", "fuzz")  # "all" is the sum of the others
@@ -64,6 +65,7 @@ def examine() -> Iterator[Finding]:
     """Look at everything, what takes longest last."""
     yield Finding("sordino", "good", f"{__version__}, Python {platform.python_version()}")
     yield from _packages()
+    yield from _transformers()
     yield from _devices()
     yield from _room()
     yield _kit()
@@ -98,6 +100,23 @@ def _packages() -> Iterator[Finding]:
             yield Finding(f"extra {extra}", "good", "installed")
 
 
+def _transformers() -> Iterator[Finding]:
+    """Whether transformers is of a tested version, if it is there."""
+    try:
+        found = version("transformers")
+    except PackageNotFoundError:
+        return  # the packages' finding says so
+    if SpecifierSet(TESTED_TRANSFORMERS).contains(found, prereleases=True):
+        yield Finding("transformers", "good", f"{found}, of {TESTED_TRANSFORMERS}")
+    else:
+        yield Finding(
+            "transformers",
+            "optional",
+            f"{found}, with which Sordino has not been tested ({TESTED_TRANSFORMERS} is)",
+            f'pip install "transformers{TESTED_TRANSFORMERS}"',
+        )
+
+
 def _with_parts(extra: str, by_extra: Mapping[str, list[Requirement]]) -> Iterator[Requirement]:
     """What an extra asks for, with what the extras ask for that it names."""
     for requirement in by_extra.get(extra, []):
@@ -120,7 +139,10 @@ def _is_there(requirement: Requirement) -> bool:
         found = version(requirement.name)
     except PackageNotFoundError:
         return False
-    return requirement.specifier.contains(found, prereleases=True)
+    # Of transformers another version may do: it is a finding of its own.
+    return requirement.name == "transformers" or requirement.specifier.contains(
+        found, prereleases=True
+    )
 
 
 def _devices() -> Iterator[Finding]:

@@ -414,8 +414,8 @@ class _Steps:
             raise UserError(
                 f"{rule} shifts outputs, and {self._ref.name} has no biases to hold that and no "
                 "setting that makes some: choose a rule without shifts, such as aura, or use "
-                "`sordino find` and then `sordino bake --hooks`, which writes the shifts to a file "
-                "of their own."
+                "`sordino find` and then `sordino bake --format hooks`, which writes the shifts to "
+                "a file of their own."
             )
 
     def _original(self) -> OpenModel:

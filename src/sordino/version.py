@@ -1,3 +1,6 @@
-"""The one place that holds the version."""
+"""The one place that holds the version, and the versions of transformers that it is tested with."""
 
 __version__ = "0.1.0"
+
+TESTED_TRANSFORMERS = ">=5.23,<5.25"
+"""The same as in pyproject.toml; `make compatibility` tests both ends."""

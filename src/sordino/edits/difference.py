@@ -6,7 +6,6 @@ what dampening leaves behind.
 """
 
 import json
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from safetensors import safe_open
 from sordino import hub
 from sordino.errors import UserError
 from sordino.files import has_suffix, parse_json, read_json
+from sordino.models import gguf_header
 from sordino.models.dtypes import TORCH_DTYPES, rounding_unit, smallest_error
 from sordino.models.folder import list_files
 from sordino.models.reference import ModelRef, refuse_adapter, resolve
@@ -265,38 +265,29 @@ class _Gguf(_Source):
     files: Mapping[str, Path] = {}
 
     def __init__(self, name: str, path: Path) -> None:
-        from gguf import GGUFReader
-
         self.name = name
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, LookupError, OverflowError, struct.error, OSError) as error:
-            raise UserError(f"{path} is damaged or no GGUF file ({error}).") from None
+        self._header = header = gguf_header.read_header(path)
         self.metadata = {
-            key: json.dumps(field.contents(), ensure_ascii=False)
-            for key, field in reader.fields.items()
-            if not key.startswith("GGUF.")  # the format's own counts
-        }
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.tensors = {
-            tensor.name: _Entry(
-                tensor.tensor_type.name,
-                tuple(int(size) for size in reversed(tensor.shape)),
-                int(tensor.n_bytes),
+            key: json.dumps(
+                header.read(value) if isinstance(value, gguf_header.Array) else value,
+                ensure_ascii=False,
             )
-            for tensor in reader.tensors
+            for key, value in header.metadata.items()
+        }
+        self.tensors = {
+            tensor.name: _Entry(tensor.kind, tensor.shape, tensor.size)
+            for tensor in header.tensors.values()
         }
 
     def rows(self, name: str, first: int, count: int) -> NDArray[Any]:
-        data = self._tensors[name].data
-        rows = data.reshape(self.tensors[name].rows, -1)[first : first + count]
-        return np.ascontiguousarray(rows).view(np.uint8)
+        data = self._header.rows(self._header.tensors[name])
+        return data.reshape(self.tensors[name].rows, -1)[first : first + count]
 
     def values(self, name: str, rows: NDArray[Any]) -> Array | None:
-        from gguf import dequantize
+        from gguf import GGMLQuantizationType, dequantize
 
         try:
-            found = dequantize(rows, self._tensors[name].tensor_type)
+            found = dequantize(rows, GGMLQuantizationType[self.tensors[name].dtype])
         except NotImplementedError:
             return None
         return np.asarray(found, np.float64)

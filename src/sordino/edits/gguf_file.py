@@ -198,8 +198,8 @@ def _new_biases(
         site = without_bias(model, dampening)[0]
         raise UserError(
             f"{site} has no bias to hold its shifts, and llama.cpp reads none there for "
-            f"{header.architecture}: export them as hooks with --hooks, or choose an intervention "
-            "without shifts."
+            f"{header.architecture}: export them as hooks with --format hooks, or choose an "
+            "intervention without shifts."
         )
     biases = new_biases(model.config, model.config.to_dict(), without_bias(model, dampening))
     wanted = parameter_shifts(biases.model, dampening)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from math import prod
 
 import numpy as np
-import torch
 from gguf import (
     MODEL_ARCH_NAMES,
     MODEL_TENSOR,
@@ -21,18 +20,12 @@ from gguf import (
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import Concatenate, WeightRenaming, rename_source_key
-from transformers.integrations.gguf import get_gguf_conversion_mapping, is_gguf_arch_supported
-from transformers.integrations.gguf.gguf_conversion_mapping import (
-    PermuteInputFeatures,
-    PermuteRows,
-    Unsqueeze,
-)
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import Header, Stored
-from sordino.models.gguf_loading import holds_experts, parameter_names, processor_of
+from sordino.models.gguf_loading import holds_experts, table_of
+from sordino.models.transformers_internals import GgufTable
 
 # The feed-forward part's matrices, whose rows no converter reorders.
 _PLAIN = {
@@ -78,9 +71,10 @@ def by_rows(
     Raises:
         UserError: A parameter is in no tensor, or its neurons are not rows there.
     """
-    names = parameter_names(header, model)
+    table = table_of(header, model)
+    names = table.parameters(header.tensors)
     found = {
-        tensor: _carried(header, model, names, header.tensors[tensor], parameter, values[parameter])
+        tensor: _carried(header, table, header.tensors[tensor], parameter, values[parameter])
         for tensor, parameter in names.items()
         if parameter in values
     }
@@ -133,7 +127,7 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
                 if bias not in header.tensors:
                     raise UserError(
                         f"{site} has no bias in {header.path} to hold its shifts: export them as "
-                        "hooks with --hooks."
+                        "hooks with --format hooks."
                     )
                 shifts[bias] = shift[neurons]
     return scales, shifts
@@ -222,16 +216,11 @@ def _refuse_other_size(header: Header, name: str, rows: int, site: str, factors:
 
 
 def _carried(
-    header: Header,
-    model: PreTrainedModel,
-    names: Mapping[str, str],
-    stored: Stored,
-    parameter: str,
-    values: Tensor,
+    header: Header, table: GgufTable, stored: Stored, parameter: str, values: Tensor
 ) -> Values:
     """A parameter's values by the rows of one of its tensors, float32 [rows]."""
     wanted = values.numpy()
-    for landed in _landings(header, model, names, stored, parameter):
+    for landed in _landings(table, stored):
         if wanted.ndim != landed.ndim or np.broadcast(wanted, landed).shape != landed.shape:
             continue
         rows = landed.ravel() - 1
@@ -248,13 +237,7 @@ def _carried(
     )
 
 
-def _landings(
-    header: Header,
-    model: PreTrainedModel,
-    names: Mapping[str, str],
-    stored: Stored,
-    parameter: str,
-) -> Iterator[NDArray[np.int64]]:
+def _landings(table: GgufTable, stored: Stored) -> Iterator[NDArray[np.int64]]:
     """Where in a parameter the rows of a tensor, numbered from 1, come to lie.
 
     First each row is stood for by one weight, which is enough for most loaders; then, for those
@@ -263,56 +246,11 @@ def _landings(
     inside = stored.shape if len(stored.shape) == 1 else stored.shape[:-1]
     numbers = np.arange(1, 1 + prod(inside)).reshape(inside)
     if len(stored.shape) == 1:
-        yield _landed(header, model, names, stored.name, parameter, numbers)
+        yield table.convert(stored.name, numbers)
         return
     for width in (1, stored.shape[-1]):
         weights = np.broadcast_to(numbers[..., None], (*inside, width))
         try:
-            yield _landed(header, model, names, stored.name, parameter, weights)
+            yield table.convert(stored.name, weights)
         except ValueError:
             continue  # one weight a row is too few for it
-
-
-def _landed(
-    header: Header,
-    model: PreTrainedModel,
-    names: Mapping[str, str],
-    tensor: str,
-    parameter: str,
-    weights: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """What transformers' loader makes of a tensor with these weights."""
-    if is_gguf_arch_supported(header.architecture):
-        return _converted(header, model, tensor, torch.from_numpy(weights.copy())).numpy()
-    loaded: dict[str, dict[str, Tensor]] = {"tensors": {}}
-    short = {name.removesuffix(".weight"): target for name, target in names.items()}
-    found = processor_of(header, model).process(
-        weights=weights,
-        name=tensor,
-        tensor_key_mapping={**names, **short},
-        parsed_parameters=loaded,
-    )
-    if found.name is None:  # it was put into a larger parameter
-        return loaded["tensors"][parameter].numpy()
-    return np.asarray(found.weights)
-
-
-def _converted(header: Header, model: PreTrainedModel, tensor: str, weights: Tensor) -> Tensor:
-    """The same for the architectures that have conversion tables."""
-    conversions = get_gguf_conversion_mapping(header.architecture, model.config)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
-    _, pattern = rename_source_key(tensor, renamings, converters)
-    if pattern is None:
-        return weights
-    converter = next(entry for entry in converters if pattern in entry.source_patterns)
-    sources, targets = converter.source_patterns, converter.target_patterns
-    for operation in converter.operations:
-        if isinstance(operation, PermuteInputFeatures):
-            continue  # it reorders columns
-        if not isinstance(operation, PermuteRows | Unsqueeze | Concatenate):
-            raise ValueError(type(operation).__name__)
-        given = {source: torch.zeros_like(weights) for source in sources} | {pattern: weights}
-        [weights] = operation.convert(given, sources, targets).values()
-        sources = [pattern := targets[0]]
-    return weights

@@ -5,36 +5,22 @@ were renamed since, and some tensors are fused or split while they are loaded.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Chunk,
-    Concatenate,
-    Interleave,
-    MergeModulelist,
-    SplitModulelist,
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    apply_converters,
-    dot_natural_key,
-    rename_source_key,
-    revert_weight_conversion,
-)
 
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_bias, by_neuron
 from sordino.models.experts import ExpertMatrix
+from sordino.models.transformers_internals import Conversions
 
 # Conversions that only move whole rows and matrices, so that a scale with one value a neuron (and
 # dimensions of size 1 for the rest) can be sent through them in place of the weight.
-_ROW_MOVES = (Chunk, Concatenate, Interleave, MergeModulelist, SplitModulelist)
+_ROW_MOVES = {"Chunk", "Concatenate", "Interleave", "MergeModulelist", "SplitModulelist"}
 
 
 def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
@@ -104,13 +90,12 @@ def on_disk(
     Raises:
         UserError: A parameter's tensor is not in the checkpoint, or cannot be traced to it.
     """
-    names = sorted(set(names), key=dot_natural_key)  # the order in which transformers loads
-    conversions = get_model_conversion_mapping(model)
-    sources = _sources(model, conversions, names)
+    names, conversions = set(names), Conversions(model)
+    sources = _sources(conversions, names)
     found = {name: value for target, value in values.items() for name in sources[target]}
     converted = {name: value for name, value in values.items() if not sources[name]}
     if converted:
-        found |= _through_converters(model, conversions, converted, set(names), rest)
+        found |= _through_converters(model, conversions, converted, names, rest)
     return found
 
 
@@ -131,17 +116,17 @@ def names_beside(
     Raises:
         UserError: No such name would be loaded into the bias.
     """
-    ordered = sorted(set(names), key=dot_natural_key)
-    sources = _sources(model, get_model_conversion_mapping(model), ordered)
+    names = set(names)
+    sources = _sources(Conversions(model), names)
     beside = {
         bias: {name: f"{name.removesuffix('weight')}bias" for name in sources[_weight_of(bias)]}
         for bias in biases
     }
     new = [name for of_bias in beside.values() for name in of_bias.values()]
-    loaded = _sources(biased, get_model_conversion_mapping(biased), new)
+    loaded = _sources(Conversions(biased), new)
     found: dict[str, str] = {}
     for bias, of_bias in beside.items():
-        if not of_bias or loaded[bias] != list(of_bias.values()) or set(new) & set(ordered):
+        if not of_bias or loaded[bias] != list(of_bias.values()) or names & set(new):
             raise UserError(
                 f"{_weight_of(bias)} is stored in a way of its own in this checkpoint, so that no "
                 "bias can be put beside it: export the shifts as hooks with --format hooks."
@@ -154,45 +139,33 @@ def _weight_of(bias: str) -> str:
     return f"{bias.removesuffix('bias')}weight"
 
 
-def _sources(
-    model: PreTrainedModel, conversions: list[WeightTransform], names: list[str]
-) -> defaultdict[str, list[str]]:
+def _sources(conversions: Conversions, names: Iterable[str]) -> defaultdict[str, list[str]]:
     """By parameter, the tensors that are loaded into it as they are (renamed at most)."""
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    prefix, expected = model.base_model_prefix, model.state_dict()
     sources: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
-        if target not in expected and name in expected:  # an already converted checkpoint
-            target, pattern = rename_source_key(name, [], [], prefix, expected)
-        if pattern is None:
-            sources[target].append(name)
+    for name, placement in conversions.place(names).items():
+        if not placement.operations:
+            sources[placement.parameter].append(name)
     return sources
 
 
 def _through_converters(
     model: PreTrainedModel,
-    conversions: list[WeightTransform],
+    conversions: Conversions,
     values: Mapping[str, Tensor],
-    names: set[str],
+    names: Collection[str],
     rest: float,
 ) -> dict[str, Tensor]:
     """Send values the way that `save_pretrained` sends weights, back to the tensors on disk."""
-    used = [conversion for conversion in conversions if conversion.was_used()]
-    reverse = [c.reverse_transform() for c in reversed(used) if isinstance(c, WeightConverter)]
-    group_of = {name: apply_converters(name, reverse) for name in model.state_dict()}
-    for name in values:
-        _refuse_unmovable(name, group_of[name][1], reverse)
-    groups = {group_of[name][0] for name in values}
     # A tensor on disk can hold several parameters: those without a value take part all the same.
+    together = conversions.companions(values)
+    for name in values:
+        _refuse_unmovable(name, together[name])
+    parameters = model.state_dict()
     complete = {
-        name: values[name] if name in values else torch.full(_one_a_row(parameter), rest)
-        for name, parameter in model.state_dict().items()
-        if group_of[name][0] in groups
+        name: values[name] if name in values else torch.full(_one_a_row(parameters[name]), rest)
+        for name in together
     }
-    model._weight_conversions = used
-    found = revert_weight_conversion(model, complete)
+    found = conversions.revert(complete)
     for name in found:
         if name not in names:
             raise _not_found(name, ", ".join(values))
@@ -203,16 +176,15 @@ def _one_a_row(parameter: Tensor) -> tuple[int, ...]:
     return (*parameter.shape[:-1], 1) if parameter.dim() > 1 else tuple(parameter.shape)
 
 
-def _refuse_unmovable(name: str, pattern: str | None, reverse: list[WeightConverter]) -> None:
-    if pattern is None:
+def _refuse_unmovable(name: str, operations: tuple[str, ...]) -> None:
+    if not operations:
         raise _not_found(name, name)
-    converter = next(entry for entry in reverse if pattern in entry.source_patterns)
-    for operation in converter.operations:
-        if not isinstance(operation, _ROW_MOVES):
+    for operation in operations:
+        if operation not in _ROW_MOVES:
             raise UserError(
-                f"{name} is stored in another shape in this checkpoint "
-                f"({type(operation).__name__} while loading), which cannot be baked: load the "
-                "model, use Dampening.bake_into and save it."
+                f"{name} is stored in another shape in this checkpoint ({operation} while "
+                "loading), which cannot be baked: load the model, use Dampening.bake_into and save "
+                "it."
             )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from safetensors.numpy import save
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D
 
 from sordino.errors import UserError
 from sordino.files import fingerprint, is_regular, new_file, printable

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from sordino.models.transformers_internals import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def make_room(cache: Any, steps: int) -> None:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
 from sordino.files import is_memory_full, printable, read_json
+from sordino.models.transformers_internals import attention_of, use_own_attention
 from sordino.progress import note
 
 _ORDINARY = (None, "eager", "sdpa")
@@ -98,7 +99,7 @@ def open_config(folder: Path, name: str) -> PretrainedConfig:
         )
     with quiet_transformers(), library_errors(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    wanted = getattr(config, "_attn_implementation", None)
+    wanted = attention_of(config)
     if wanted not in _ORDINARY and not (
         wanted == "flash_attention_2" and is_flash_attn_2_available()
     ):
@@ -106,7 +107,7 @@ def open_config(folder: Path, name: str) -> PretrainedConfig:
             f"{name} asks for the attention {printable(str(wanted), 60)}, which is not here: "
             "torch's own is used."
         )
-        config._attn_implementation = None
+        use_own_attention(config)
     return config
 
 

@@ -14,19 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
-from transformers.modeling_utils import LoadStateDictConfig
 
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.models.calls import quiet_transformers, read_settings
 from sordino.models.dtypes import PLAIN
+from sordino.models.transformers_internals import Conversions, compare
 from sordino.progress import note
 
 # Where a config.json has the settings of quantisation: the first of these.
@@ -112,24 +105,15 @@ def refuse_unfit(name: str, model: PreTrainedModel, tensors: Mapping[str, Tensor
         tensors: By their names in the files, on the "meta" device.
     """
     _refuse_codes(name, model, tensors)
-    plan = LoadStateDictConfig(
-        device_map={"": torch.device("meta")},
-        dtype=model.dtype,
-        dtype_plan=model._get_dtype_plan(model.dtype),
-        weight_mapping=get_model_conversion_mapping(model),
-    )
     with quiet_transformers():
-        found, _ = convert_and_load_state_dict_in_model(model, dict(tensors), plan)
-        model.tie_weights(missing_keys=found.missing_keys, recompute_mapping=False)
-        model._adjust_missing_and_unexpected_keys(found)
-    mismatched = {entry[0]: tuple(map(tuple, entry[1:])) for entry in found.mismatched_keys}
-    old = {key for key in found.unexpected_keys if key in tensors and _is_old(key, tensors[key])}
+        found = compare(model, tensors)
+    old = {key for key in found.left_over if key in tensors and _is_old(key, tensors[key])}
     refuse_differences(
         name,
         model,
-        missing={*found.missing_keys, *found.conversion_errors},
-        left_over=found.unexpected_keys - old,
-        mismatched=mismatched,
+        missing=found.missing | found.failed,
+        left_over=found.left_over - old,
+        mismatched=found.mismatched,
         stored=tensors,
     )
 
@@ -214,12 +198,8 @@ def _refuse_codes(name: str, model: PreTrainedModel, tensors: Mapping[str, Tenso
     odd = [key for key, tensor in tensors.items() if tensor.dtype not in PLAIN.values()]
     if not odd:
         return
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     wanted = model.state_dict()
-    for key in odd:
-        target, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
+    for key, (target, _) in Conversions(model).place(odd).items():
         if target in wanted and wanted[target].is_floating_point():
             stored = str(tensors[key].dtype).removeprefix("torch.")
             raise UserError(

@@ -1,6 +1,11 @@
 """Which of transformers' classes a configuration is opened as."""
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+)
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
@@ -12,6 +17,6 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     models is the text part alone, of most there is none.
     """
     has_text_part = config.get_text_config(decoder=True) is not config
-    if has_text_part and type(config) in AutoModelForImageTextToText._model_mapping:
+    if has_text_part and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM

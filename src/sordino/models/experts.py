@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from sordino.models.transformers_internals import apply_gate, experts_kind, register_experts
 
 _IMPLEMENTATION = "sordino"
 _NAMES = ("gate_up_proj", "up_proj", "down_proj")
@@ -66,9 +67,10 @@ class ExpertMatrix(NamedTuple):
 
 def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
     """The matrices of a module of fused experts by parameter name; none if it is no such module."""
-    if _is_llama4(module):
+    kind = experts_kind(module)
+    if kind == "llama4":
         transposed, biased = True, False
-    elif "is_transposed" in vars(module) and "_is_expert_parallel" in vars(module):
+    elif kind == "interface":
         transposed, biased = bool(module.is_transposed), bool(module.has_bias)
     else:
         return {}
@@ -121,7 +123,7 @@ _hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictiona
 
 
 def _is_llama4(module: nn.Module) -> bool:
-    return type(module).__name__ == "Llama4TextExperts"
+    return experts_kind(module) == "llama4"
 
 
 def _shown(
@@ -149,7 +151,7 @@ def _forward(
         places, tokens = torch.where((top_k_index == expert).T)
         outputs = _linear(hidden_states[tokens], matrices[first], expert)
         outputs = _shown(self, first, expert, tokens, outputs, count)
-        inner = self._apply_gate(outputs) if self.has_gate else self.act_fn(outputs)
+        inner = apply_gate(self, outputs) if self.has_gate else self.act_fn(outputs)
         outputs = _linear(inner, matrices["down_proj"], expert)
         outputs = _shown(self, "down_proj", expert, tokens, outputs, count)
         if self.has_post_expert_norm:
@@ -159,7 +161,7 @@ def _forward(
     return result
 
 
-ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _forward)
+register_experts(_IMPLEMENTATION, _forward)
 
 
 def _linear(inputs: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:

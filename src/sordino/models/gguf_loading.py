@@ -1,20 +1,11 @@
-"""A GGUF file opened through transformers, which sees it through our own checked header.
-
-transformers reads a file's metadata three times with a reader that makes an array of every token,
-and makes the table of tensor names anew for every module of the model; between them they cost ten
-times what de-quantising costs. For the length of a load both are replaced: the reader by one over a
-header that is read once, the table by itself remembered.
-"""
+"""A GGUF file opened through transformers, which sees it through our own checked header."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import gguf
 import torch
 from transformers import (
     AutoConfig,
@@ -24,24 +15,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.integrations.gguf import (
-    GGUF_CONFIG_ARCHS,
-    get_gguf_conversion_mapping,
-    is_gguf_arch_supported,
-)
-from transformers.modeling_gguf_pytorch_utils import (
-    GGUF_SUPPORTED_ARCHITECTURES,
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-)
 
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.models.calls import library_errors, quiet_transformers
-from sordino.models.gguf_header import Array, Header, read_header
+from sordino.models.gguf_header import Header, read_header
 from sordino.models.reference import ModelRef
+from sordino.models.transformers_internals import (
+    GgufTable,
+    forget_quantisation,
+    gguf_table,
+    knows_gguf,
+    reading_through,
+)
 
 # Sizes that transformers does not read, but takes the defaults of.
 _EXPERTS_SIZES = {
@@ -62,9 +48,7 @@ def is_loadable(header: Header) -> bool:
     """Whether transformers loads models of a GGUF file's architecture."""
     if header.architecture in _WITHOUT_EXPERTS and holds_experts(header):
         return False
-    name = header.architecture.replace("-", "_")
-    names = {header.architecture, name, f"{name.removesuffix('moe')}_moe"}
-    return not names.isdisjoint({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS})
+    return knows_gguf(header.architecture)
 
 
 def holds_experts(header: Header) -> bool:
@@ -82,16 +66,8 @@ def reading(path: Path) -> Iterator[Header]:
     header = read_header(path)
     _refuse_pieces(header)
     _refuse_other_blocks(header)
-    reader, original = _Reader(header), gguf.GGUFReader
-    table = gguf.get_tensor_name_map
-    gguf.GGUFReader = lambda file, *rest: (
-        reader if Path(file).resolve() == path.resolve() else original(file, *rest)
-    )
-    gguf.get_tensor_name_map = cache(table)
-    try:
+    with reading_through(header):
         yield header
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = original, table
 
 
 def load(
@@ -111,7 +87,7 @@ def load(
         with quiet_transformers(), library_errors(ref.name):
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, config=config, **options)
-    _forget(model)
+    forget_quantisation(model)
     return model, tokenizer
 
 
@@ -167,93 +143,10 @@ def module_tree(header: Header) -> PreTrainedModel:
     return model
 
 
-def parameter_names(header: Header, model: PreTrainedModel) -> dict[str, str]:
-    """By tensor name, the parameter that transformers loads a tensor into.
-
-    Of tensors that are loaded into no parameter there is no entry; of several that are loaded into
-    one parameter, each has one.
-    """
-    if is_gguf_arch_supported(header.architecture):
-        return _by_conversions(header, model)
+def table_of(header: Header, model: PreTrainedModel) -> GgufTable:
+    """How the tensors of a GGUF file become its model's parameters, inside `reading`."""
     with library_errors(str(header.path)):
-        table = get_gguf_hf_weights_map(model, processor_of(header, model))
-    found = {}
-    for name in header.tensors:
-        # Experts' matrices are parameters by themselves, whose names do not end in ".weight".
-        parameter = table.get(name) or table.get(name.removesuffix(".weight"))
-        if parameter is not None:
-            found[name] = parameter
-    return found
-
-
-def processor_of(header: Header, model: PreTrainedModel) -> TensorProcessor:
-    """What transformers sends this architecture's de-quantised tensors through."""
-    kind: type[TensorProcessor] = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
-    return kind(config=model.config.to_dict())
-
-
-class _Reader:
-    """As much of `gguf.GGUFReader` as transformers uses.
-
-    Args:
-        header: The file's header.
-    """
-
-    def __init__(self, header: Header) -> None:
-        self._header = header
-        self.fields = {key: _Field(header, key) for key in header.metadata}
-
-    @property
-    def tensors(self) -> list[SimpleNamespace]:
-        header = self._header
-        return [
-            SimpleNamespace(
-                name=tensor.name,
-                tensor_type=gguf.GGMLQuantizationType[tensor.kind],
-                data=header.rows(tensor).reshape(*tensor.shape[:-1], -1),
-            )
-            for tensor in header.tensors.values()
-        ]
-
-
-class _Field:
-    """A pair of key and value, as `gguf.GGUFReader` gives it, with the values as they are.
-
-    Args:
-        header: The file's header.
-        key: The key.
-    """
-
-    types = (None,)  # no number of the format's: transformers then leaves the parts as they are
-
-    def __init__(self, header: Header, key: str) -> None:
-        self._header, self._key = header, key
-
-    @cached_property
-    def parts(self) -> list[Any]:
-        value = self._header.metadata[self._key]
-        if not isinstance(value, Array):
-            return [value]
-        values = self._header.read(value)
-        # Of a list with one element transformers takes that element: so the whole array is one.
-        return values if len(values) == 1 else [values]
-
-    @property
-    def data(self) -> range:
-        return range(len(self.parts))
-
-
-def _by_conversions(header: Header, model: PreTrainedModel) -> dict[str, str]:
-    """The names by transformers' conversion tables, for the architectures that have them."""
-    conversions = get_gguf_conversion_mapping(header.architecture, model.config)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
-    expected = model.state_dict()
-    found = {
-        name: rename_source_key(name, renamings, converters, model.base_model_prefix, expected)[0]
-        for name in header.tensors
-    }
-    return {name: parameter for name, parameter in found.items() if parameter in expected}
+        return gguf_table(header.architecture, model)
 
 
 def _refuse_pieces(header: Header) -> None:
@@ -279,7 +172,7 @@ def _refuse_other_blocks(header: Header) -> None:
 def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
     """What the file lacks, transformers would fill with random numbers without a word."""
     stored: defaultdict[str, int] = defaultdict(int)
-    names = parameter_names(header, model)
+    names = table_of(header, model).parameters(header.tensors)
     for tensor, target in names.items():
         stored[target] += header.tensors[tensor].elements
     for name, parameter in model.named_parameters():
@@ -301,13 +194,3 @@ def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
             f"place for ({', '.join(map(printable, left_over[:3]))}{more}): it is of a variant of "
             f"{header.architecture} that transformers does not load from GGUF files."
         )
-
-
-def _forget(model: PreTrainedModel) -> None:
-    """Drop the marks of the GGUF source: the weights are plain now and can be saved as such."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for mark in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, mark):
-            delattr(model, mark)
-    model.is_quantized = False

@@ -38,6 +38,7 @@ from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
 from sordino.models.sites import Site, find_sites
 from sordino.models.streaming import StoredTensors, StreamedWeights
+from sordino.models.transformers_internals import is_quantised, note_untested_version
 from sordino.progress import note
 
 ALL_GPUS = "all"
@@ -140,6 +141,7 @@ def open_model(
     """
     if isinstance(spec, OpenModel):
         return spec
+    note_untested_version()
     ref = resolve(spec, revision)
     devices = choose_devices(device)
     target = devices[0]
@@ -156,7 +158,7 @@ def open_model(
         model = _placed(ref, model, target)
     else:
         model, tokenizer = _open_folder(ref, target, options)
-        if quantisation_of(ref.path) and dtype != "auto" and not _is_quantised(model):
+        if quantisation_of(ref.path) and dtype != "auto" and not is_quantised(model):
             model = model.to(COMPUTE_DTYPES[dtype])  # the loader gives it to some weights alone
     refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
     return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
@@ -200,10 +202,6 @@ def _placed(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreT
         _refuse_offloaded(ref, model)
         return model
     return model.to(target)
-
-
-def _is_quantised(model: PreTrainedModel) -> bool:
-    return getattr(model, "quantization_method", None) is not None
 
 
 def _mend_not_finite(model: PreTrainedModel) -> str:
@@ -325,6 +323,7 @@ def empty_model(ref: ModelRef) -> PreTrainedModel:
         UserError: The files do not hold the model that they describe. Of quantised weights only
             the number of layers is checked.
     """
+    note_untested_version()
     if ref.kind == "gguf":
         with gguf_loading.reading(ref.path) as header:
             return gguf_loading.module_tree(header)

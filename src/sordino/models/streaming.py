@@ -24,14 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
-from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
@@ -41,6 +33,7 @@ from sordino.models.dtypes import torch_dtype
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.models.sites import decoder_layers
+from sordino.models.transformers_internals import Conversions, finish_loading, load_tensors
 
 Part = int
 INPUT: Part = -1
@@ -131,7 +124,7 @@ class StreamedWeights:
     ) -> None:
         self.device = device
         self._ref, self._stored, self._model = ref, stored, model
-        self._conversions = get_model_conversion_mapping(model)
+        self._conversions = Conversions(model)
         # A thread loads parts into a second tree; the model gets them from there.
         self._vessel = copy.deepcopy(model)
         self._finish_model()
@@ -224,20 +217,8 @@ class StreamedWeights:
         """What `from_pretrained` does beside reading: check names and shapes, tie, fill buffers."""
         refuse_unfit(self._ref.name, self._model, self._stored.empty)
         with quiet_transformers():
-            found, _ = convert_and_load_state_dict_in_model(
-                self._model, self._stored.empty, self._loading(torch.device("meta"))
-            )
-            PreTrainedModel._finalize_model_loading(self._model, self._loading(self.device), found)
+            finish_loading(self._model, self._stored.empty, self._conversions, self.device)
         self._model.eval()
-
-    def _loading(self, device: torch.device) -> LoadStateDictConfig:
-        dtype = self._model.dtype
-        return LoadStateDictConfig(
-            device_map={"": device},
-            dtype=dtype,
-            dtype_plan=self._model._get_dtype_plan(dtype),
-            weight_mapping=self._conversions,
-        )
 
     def _parts(self) -> dict[Part, list[str]]:
         """The names of each part's weights, those that share another's included."""
@@ -259,18 +240,12 @@ class StreamedWeights:
 
     def _sources(self) -> tuple[dict[Part, list[str]], set[str]]:
         """The names in the files by part, and which weights are made of them in another form."""
-        renamings = [entry for entry in self._conversions if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
-        prefix, expected = self._model.base_model_prefix, self._vessel.state_dict()
         found: defaultdict[int, list[str]] = defaultdict(list)
         converted: set[str] = set()
-        for name in self._stored.empty:
-            target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
-            if target not in expected and name in expected:  # an already converted checkpoint
-                target, pattern = rename_source_key(name, [], [], prefix, expected)
+        for name, (target, operations) in self._conversions.place(self._stored.empty).items():
             if target in self._empty:
                 found[id(self._empty[target])].append(name)
-                converted |= {target} if pattern is not None else set()
+                converted |= {target} if operations else set()
         names = {
             part: list(
                 chain.from_iterable(found[key] for key in {id(self._empty[n]): n for n in weights})
@@ -290,11 +265,8 @@ class StreamedWeights:
         """A part's weights by name, read from the files."""
         try:
             with _no_bars():
-                found, _ = convert_and_load_state_dict_in_model(
-                    self._vessel,
-                    {name: self._stored[name] for name in self._names[part]},
-                    self._loading(self.device),
-                )
+                tensors = {name: self._stored[name] for name in self._names[part]}
+                found = load_tensors(self._vessel, tensors, self._conversions, self.device)
         except OSError as error:
             raise UserError(
                 f"The weights of {self._ref.name} could not be read ({error}): see that its files "
@@ -305,7 +277,7 @@ class StreamedWeights:
             _put(self._vessel, name, self._empty[name])
         values = {id(self._empty[n]): tensor.requires_grad_(False) for n, tensor in loaded.items()}
         lacking = [n for n in self._parameters[part] if id(self._empty[n]) not in values]
-        if failed := [*found.conversion_errors, *lacking]:
+        if failed := [*found.failed, *lacking]:
             raise UserError(
                 f"{failed[0]} of {self._ref.name} cannot be read without other layers: use a "
                 "machine whose memory holds the whole model, with --no-stream."

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D, PreTrainedModel
 
 from sordino.edits.quantised.awq import Awq
 from sordino.edits.quantised.bitsandbytes import bitsandbytes

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D
 
 from sordino.expertise.passes import LayerByLayer
 from sordino.models.dtypes import PLAIN
@@ -23,6 +23,7 @@ from sordino.models.experts import ExpertMatrix, expert_matrix
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site, decoder_layers, is_feed_forward, is_linear, neurons_of
 from sordino.models.tokenise import Batch, equal_length_batches
+from sordino.models.transformers_internals import apply_gate, has_gate_step
 
 _WORDS = 12
 
@@ -131,15 +132,15 @@ def _of_expert(model: nn.Module, path: str, matrix: ExpertMatrix, index: int) ->
         return Direction(writer, place, True, expert)
     if expert_matrix(model, writer) is None:
         return None
-    module: Any = model.get_submodule(owner)
+    module = model.get_submodule(owner)
     if name == "up_proj":
         return Direction(writer, place, False, expert)
-    if not hasattr(module, "_apply_gate"):
+    if not has_gate_step(module):
         return Direction(writer, place % (width // 2), False, expert)
     # How gate and up are laid out, the module's own code knows.
     probe = torch.ones(2, width)
     probe[1, place] = 2
-    one, other = module._apply_gate(probe)
+    one, other = apply_gate(module, probe)
     moved = (one != other).nonzero().flatten().tolist()
     return Direction(writer, moved[0], False, expert) if len(moved) == 1 else None
 
