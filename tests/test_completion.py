@@ -74,4 +74,4 @@ def test_a_shell_that_cannot_be_told_is_asked_for(home):
         check=False,
     )
     assert asked.returncode == 2
-    assert "give --shell bash" in asked.stderr
+    assert "--shell bash" in asked.stderr

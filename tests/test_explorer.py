@@ -536,7 +536,7 @@ def test_errors_are_one_sentence(tiny, tmp_path: Path, call_in) -> None:
         (file, "--top", "-1", "-o", "new.html"): "--top takes 0 or more",
         (file, "-o", "page.html"): "exists already",
         (file, "--divergence", "0.1", "-o", "new.html"): "explore the folder",
-        (file, "--max-per-class", "20", "-o", "new.html"): "needs --concept",
+        (file, "--max-per-class", "20", "-o", "new.html"): "--concept",
         (file, "--intervention", "auro", "-o", "new.html"): "did you mean aura?",
         (file, "--concept", "gone.csv", "-o", "new.html"): "gone.csv",
     }.items():

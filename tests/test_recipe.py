@@ -155,7 +155,7 @@ def test_a_recipe_without_a_file(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", "m", "--recipe"])
     assert ended.value.code == 2
-    assert "names no file" in capsys.readouterr().err
+    assert "--recipe" in capsys.readouterr().err
 
 
 def test_the_schema_in_the_docs_is_that_of_the_options():

@@ -9,7 +9,7 @@ import numba
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator like `numba.njit`, with its cache on disk where numba finds a folder for it.
 
-    In a container whose user has no home and may not write to the installation it finds none, and
+    In a container whose user has no home and no write access to the installation it finds none, and
     refuses; then each process compiles anew. A folder that others can write to is no way out: what
     lies in numba's cache is run.
     """

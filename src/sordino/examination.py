@@ -1,4 +1,4 @@
-"""What this machine offers: packages, devices, room, the hub; and what mends what is missing."""
+"""What this machine offers: packages, devices, disk space, the hub; and what is missing."""
 
 import os
 import platform
@@ -45,7 +45,7 @@ class Finding:
 
 
 def doctor(*, hub: bool = False) -> list[Finding]:
-    """Look at packages, devices, room, caches and the hub, and say what mends what is missing.
+    """Check packages, devices, disk space, caches and the hub, and say how to fix what is missing.
 
     Args:
         hub: Look instead at each model, scorer and data set that Sordino takes from the hub by
@@ -62,7 +62,7 @@ def doctor(*, hub: bool = False) -> list[Finding]:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, what takes longest last."""
+    """Check everything, the slowest last."""
     yield Finding("sordino", "good", f"{__version__}, Python {platform.python_version()}")
     yield from _packages()
     yield from _transformers()
@@ -86,7 +86,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding(
                 "packages",
                 "missing" if lacking else "good",
-                f"lacks {', '.join(lacking)}" if lacking else f"{main}, and what else is needed",
+                f"lacks {', '.join(lacking)}" if lacking else f"{main}, and its requirements",
                 "pip install --upgrade sordino" if lacking else "",
             )
         elif lacking:
@@ -118,7 +118,7 @@ def _transformers() -> Iterator[Finding]:
 
 
 def _with_parts(extra: str, by_extra: Mapping[str, list[Requirement]]) -> Iterator[Requirement]:
-    """What an extra asks for, with what the extras ask for that it names."""
+    """The requirements of an extra, with those of the extras that it names."""
     for requirement in by_extra.get(extra, []):
         if requirement.name == "sordino":
             for part in sorted(requirement.extras):
@@ -203,7 +203,9 @@ def _kit() -> Finding:
     says = f"{len(here)} of {len(items)} parts are here ({_size(sum(i.size for i in here))})"
     if len(here) == len(items):
         return Finding("demo kit", "good", says)
-    return Finding("demo kit", "optional", f"{says}; others come when asked for", "sordino kit all")
+    return Finding(
+        "demo kit", "optional", f"{says}; others are downloaded when needed", "sordino kit all"
+    )
 
 
 def examine_hub() -> Iterator[Finding]:
@@ -259,7 +261,7 @@ def _hub() -> Finding:
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        says = "not asked, for HF_HUB_OFFLINE is set; what is in its cache can be used"
+        says = "not asked, because HF_HUB_OFFLINE is set; its cache can be used"
         return Finding("model hub", "optional", says, "unset HF_HUB_OFFLINE")
     try:
         answers = hub.reachable()

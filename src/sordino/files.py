@@ -134,7 +134,7 @@ def previous_path(target: Path) -> Path:
 def drop_link(path: Path) -> Path:
     """Remove a link that lies where Sordino keeps its work, and give the path.
 
-    Whoever planted it would have what is kept there written through it.
+    Whoever planted it would redirect what is written there.
     """
     if path.is_symlink():
         path.unlink()
@@ -423,12 +423,12 @@ def today() -> str:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the error says that no space (or quota) is left."""
+    """Whether an error means that the disk (or a quota) is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_memory_full(error: Exception) -> bool:
-    """Whether the error says that no memory is left, on whatever device."""
+    """Whether an error means that memory ran out, on any device."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
         "out of memory" in said

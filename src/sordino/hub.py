@@ -32,9 +32,9 @@ _BEGINNING = 64 * 1024
 
 
 class NotThereError(UserError):
-    """The hub does not have what was asked for, nor has the cache where no hub answers.
+    """The hub does not have what was asked for, or no hub answers and the cache does not have it.
 
-    Whoever has something else to take instead can take that.
+    A caller with an alternative can use that.
     """
 
 
@@ -71,7 +71,7 @@ def reachable() -> bool:
     The hub's own client tries for some 20 seconds before it gives up, for every file again.
 
     Raises:
-        UserError: A setting of the hub's client (its address, a proxy, the token) is none.
+        UserError: A setting of the hub's client (its address, a proxy, the token) is invalid.
     """
     import requests
     from huggingface_hub import constants
@@ -87,7 +87,7 @@ def reachable() -> bool:
 
 
 def _refuse_odd_settings() -> None:
-    """Say in a sentence what the hub's client would only stumble over."""
+    """Explain in a sentence a setting that would break the hub's client."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]
 
@@ -99,7 +99,7 @@ def _refuse_odd_settings() -> None:
         is_address = False
     if not is_address:
         raise UserError(
-            f"HF_ENDPOINT is {printable(constants.ENDPOINT)}, which is no address: set it to one "
+            f"HF_ENDPOINT is {printable(constants.ENDPOINT)}, not an address: set it to one "
             "that begins with https:// or http://, or unset it."
         )
     try:
@@ -167,8 +167,8 @@ def _said(error: Exception, wanted: Wanted) -> UserError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotThereError(
-            f"{name} is no {wanted.kind} repository of the hub that may be read: check its name, "
-            f"or log in with `hf auth login`, or {wanted.instead}."
+            f"{name} is not a {wanted.kind} repository that can be read on the hub: check its "
+            f"name, or log in with `hf auth login`, or {wanted.instead}."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return NotThereError(
@@ -178,7 +178,7 @@ def _said(error: Exception, wanted: Wanted) -> UserError:
     if isinstance(error, errors.EntryNotFoundError):
         return NotThereError(f"{repository} has no file {printable(wanted.file)} on the hub.")
     if isinstance(error, errors.HFValidationError):
-        return NotThereError(f"{name} is no name that the hub can have: {wanted.instead}.")
+        return NotThereError(f"{name} is not a valid name on the hub: {wanted.instead}.")
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status in (401, 403, 407):
@@ -205,7 +205,7 @@ def _said(error: Exception, wanted: Wanted) -> UserError:
         )
     return UserError(
         f"{name} could not be downloaded from the hub ({type(error).__name__}): try again later; "
-        f"the same command goes on where it broke off, or {wanted.instead}."
+        f"run the same command again to continue, or {wanted.instead}."
     )
 
 
@@ -214,7 +214,7 @@ def fetch_files(
 ) -> Path:
     """A folder of the hub's cache with a repository's files; it is called like the commit.
 
-    Where the hub cannot be asked, or does not answer rightly, it is what the cache has.
+    If the hub cannot be asked, or answers wrongly, the cached one is used.
 
     Args:
         wanted: The repository.
@@ -260,7 +260,7 @@ def fetch_files(
 
 @dataclass(frozen=True)
 class About:
-    """What the hub says of a repository.
+    """The hub's description of a repository.
 
     Args:
         name: What it is called now.
@@ -274,7 +274,7 @@ class About:
 
 
 def about(repository: Repository) -> About:
-    """What the hub says of a repository of the table, at its revision.
+    """The hub's description of a repository of the table, at its revision.
 
     Raises:
         UserError: There is no such repository or revision, or the hub fails.
@@ -370,7 +370,7 @@ def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
         config: Its configuration, where it has several.
 
     Raises:
-        UserError: The package is not installed, or the data set cannot be had.
+        UserError: The package is not installed, or the data set is not available.
     """
     from huggingface_hub import constants
 
@@ -455,7 +455,7 @@ def is_shared(path: str | Path) -> bool:
 
 
 def local(path: str | Path) -> Path:
-    """Where an expertise or dampening file lies, fetched from the hub if it is there.
+    """The path of an expertise or dampening file, downloaded first if it is on the hub.
 
     Args:
         path: A file, or "hf:org/name" for the one expertise (else the one dampening) of a
@@ -463,7 +463,7 @@ def local(path: str | Path) -> Path:
             "hf:org/name/file" or "hf:org/name@revision/file" for one of several.
 
     Raises:
-        UserError: The repository or the file is not to be had.
+        UserError: The repository or the file is not available.
     """
     return _fetched(str(path)) if is_shared(path) else user_path(path)
 

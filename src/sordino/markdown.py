@@ -34,7 +34,7 @@ def _escaped_start(found: re.Match[str]) -> str:
 
 
 def front_matter(card: str | None) -> dict[str, Any]:
-    """The YAML in front of a card; empty where there is none that can be read."""
+    """The YAML header of a card; empty if there is none that can be read."""
     found = REGEX_YAML_BLOCK.search(card or "")
     if found is None:
         return {}

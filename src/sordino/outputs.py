@@ -75,7 +75,7 @@ class FileKind:
                 mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
                 return all(content.find(mark, 0, self.searched) >= 0 for mark in self.marks)
-        except OSError:  # it cannot be read, so that nothing says whose it is
+        except OSError:  # it cannot be read, so its origin is unknown
             return False
 
     def foreign(self, there: Path) -> Sequence[str]:
@@ -149,7 +149,7 @@ MODEL_EXTRAS = _Extras()
 
 
 def model_kind(output: str | Path) -> Kind:
-    """What a model is written as: a GGUF file where the output's name says so, else a folder."""
+    """What a model is written as: a GGUF file if the output's name ends in .gguf, else a folder."""
     return GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
 
 

@@ -80,7 +80,7 @@ class RunResult:
         folder: The dampened model's folder, or its GGUF file.
         expertise: The expertise file.
         evaluation: The figures before and after; None where the model is larger than memory.
-        beside: The same of the rules for comparison, by name.
+        beside: The figures of the rules for comparison, by name.
         page: The page to open.
     """
 
@@ -93,7 +93,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that decides a run's result beside the model and the concept.
+    """Everything that decides a run's result, except the model and the concept.
 
     Args:
         intervention: The rule's name.
@@ -144,10 +144,10 @@ def run(
 ) -> RunResult:
     """Find a concept's neurons, dampen them, measure what that changed and write it all down.
 
-    The output is a folder that plain transformers loads; what else there is to know lies in its
-    `sordino/` folder. Or, from a GGUF file, it is a GGUF file, and the rest lies in the folder
-    `NAME.sordino` beside it. Every step is kept as it ends, and an interrupted run goes on from
-    there.
+    The output is a folder that plain transformers loads; the figures, the page and the expertise
+    are in its `sordino/` folder. From a GGUF file it can be a GGUF file, with the rest in the
+    folder `NAME.sordino` beside it. Every finished step is kept, and an interrupted run continues
+    from there.
 
     Args:
         model: What `sordino.open_model` takes.
@@ -156,7 +156,7 @@ def run(
         settings: The rest.
         revision: A branch, tag or commit of the hub.
         command: The command line that does it again, for the page.
-        recipe: The same as a recipe, to be kept beside the figures; "" for none.
+        recipe: The same as a recipe, to be kept with the figures; "" for none.
         force: Replace an existing output.
 
     Raises:
@@ -237,7 +237,7 @@ class _Steps:
         if self._settings.divergence is not None and self._is_too_large():
             raise UserError(
                 f"--divergence is measured, for which {self._ref.name} does not fit into memory: "
-                "give --strength or the rule's own size instead, or use a machine that holds it."
+                "give --strength or the rule's own size instead, or use a machine with more memory."
             )
 
     def find(self) -> Expertise:
@@ -320,8 +320,8 @@ class _Steps:
         if not self._steps.holds("evaluate", *results):
             if self._is_too_large():
                 show.note(
-                    f"{self._ref.name} does not fit into memory, so that what the change does is "
-                    "not measured here: on a machine that holds it, "
+                    f"{self._ref.name} does not fit into memory, so the effect is not measured "
+                    "here: on a machine with more memory, run "
                     f"sordino evaluate {self._target} --against {self._ref.name} -o result.json"
                 )
                 return None
@@ -373,7 +373,7 @@ class _Steps:
             stage.write_text(card, encoding="utf-8")
 
     def publish(self, recipe: str) -> None:
-        """Move what is beside the model into its folder, and the model to its name."""
+        """Move the other files into the model's folder, and the model to its final name."""
         extras = (self._work if self._is_file else self._model) / EXTRAS
         extras.mkdir(exist_ok=True)
         if recipe:
@@ -394,12 +394,12 @@ class _Steps:
         shutil.rmtree(self._work)
 
     def _sites(self) -> str | None:
-        """Where neurons are looked for: wherever one of the rules may dampen them."""
+        """The sites to search: all where one of the rules may dampen neurons."""
         chosen = self._settings
         return sites_for((chosen.intervention, *chosen.beside), chosen.sites)
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
-        """The expertise as a rule should see it that may not be meant for all sites."""
+        """The expertise at the sites that a rule is meant for."""
         if self._sites() == self._settings.sites or RULES.named(rule).in_attention:
             return expertise
         return expertise.at({site.path for site in find_sites(self._original().model)})
@@ -415,7 +415,7 @@ class _Steps:
                 f"{rule} shifts outputs, and {self._ref.name} has no biases to hold that and no "
                 "setting that makes some: choose a rule without shifts, such as aura, or use "
                 "`sordino find` and then `sordino bake --format hooks`, which writes the shifts to "
-                "a file of their own."
+                "a separate file."
             )
 
     def _original(self) -> OpenModel:
@@ -443,7 +443,7 @@ class _Steps:
 
     @contextmanager
     def _lent_original(self) -> Iterator[OpenModel]:
-        """The original for its part of the evaluation, after which nobody needs it."""
+        """The original for its part of the evaluation; it is closed afterwards."""
         if self._opened is None or self._opened.streamed:
             chosen = self._settings
             self._opened = open_model(self._ref, device=chosen.device, dtype=chosen.dtype)
@@ -460,12 +460,12 @@ def _beside(rule: str) -> str:
 
 
 def _begun(target: Path, key: str) -> WorkFolder:
-    """The steps of this run that are done; none if what is there is of another run."""
+    """The finished steps of this run; none if the work folder is another run's."""
     work = drop_link(staging_path(target))
     if steps := WorkFolder.open(work, key):
         return steps
     if work.exists():
-        show.note("an unfinished run with other settings is given up")
+        show.note("discarding an unfinished run with other settings")
     clear_staging(target).mkdir(parents=True)
     steps = WorkFolder(work, key)
     steps.write()

@@ -127,7 +127,7 @@ def _rate(new: float, elapsed: float, unit: str) -> str:
     rate = new / elapsed if elapsed > 0 else 0.0
     if rate == 0 or rate >= 10:
         return f"{rate:,.0f} {unit}/s"
-    # What takes seconds each is told by the minute, and what takes minutes by the hour.
+    # Rates of slow things are per minute or per hour.
     for factor, time_unit in ((1, "s"), (60, "min")):
         if rate * factor >= 1:
             return f"{rate * factor:.1f} {unit}/{time_unit}"

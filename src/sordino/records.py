@@ -62,7 +62,7 @@ def parse(kind: TypeAdapter[T], text: str | bytes, what: str) -> T:
         what: What it is called in a message.
 
     Raises:
-        UserError: It is no JSON, or holds something else; the message names the key.
+        UserError: It is not JSON, or holds something else; the message names the key.
     """
     parse_json(text, what, strict=True)
     try:
@@ -82,13 +82,11 @@ def parse_format(kind: TypeAdapter[T], text: str | bytes, what: str, noun: str, 
         format: What its key "format" must say.
 
     Raises:
-        UserError: It is no JSON, of another format, or holds something else.
+        UserError: It is not JSON, of another format, or holds something else.
     """
     value: Any = parse_json(text, what, strict=True)
     if not isinstance(value, dict) or value.get("format") != format:
-        raise UserError(
-            f"{printable(what)} is no {noun} of this version: its format is not {format}."
-        )
+        raise UserError(f"{printable(what)} is not the {noun} format of this version, {format}.")
     return parse(kind, text, what)
 
 
@@ -129,7 +127,7 @@ def parse_toml(text: bytes, what: str) -> dict[str, Any]:
         what: What it is called in a message.
 
     Raises:
-        UserError: It is no TOML.
+        UserError: It is not TOML.
     """
     try:
         return tomllib.loads(text.decode("utf-8"))

@@ -28,7 +28,7 @@ class Registry(MutableMapping[str, T]):
         kind: What one of them is called in a message, such as "measure".
         group: The plural, such as "measures".
         home: The package with the modules of Sordino's own; "" for none.
-        also: What else can be given in the place of a name, for the message.
+        also: What else is accepted instead of a name, for the message.
 
     Example:
         >>> fruits: Registry[int] = Registry("fruit", "fruits")
@@ -48,7 +48,7 @@ class Registry(MutableMapping[str, T]):
         """The thing of that name.
 
         Raises:
-            UserError: There is none, or the package that brings it cannot be used.
+            UserError: There is none, or the package that provides it cannot be used.
         """
         if name in self:
             return self[name]

@@ -60,7 +60,7 @@ class WorkFolder:
         Args:
             step: Its name.
             paths: Its files and folders, whether or not they are there.
-            apart: The name of a file in those folders that is none of the step's.
+            apart: The name of a file in those folders that does not belong to the step.
         """
         if step in self._known:
             if self._known[step] == self._sums(paths, apart):

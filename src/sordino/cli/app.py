@@ -26,8 +26,8 @@ app = App(
     ),
     help_epilogue=(
         "Exit status: 0 done; 1 from diff (something differs) and doctor (something is "
-        "missing); 2 something to be mended, said in one sentence; 130 interrupted, and the same "
-        "command goes on from there. Colours heed NO_COLOR and FORCE_COLOR."
+        "missing); 2 usage error, explained in one sentence; 130 interrupted: run the same command "
+        "again to continue. Colours respect NO_COLOR and FORCE_COLOR."
     ),
     result_action="return_value",
     default_parameter=Parameter(negative=()),
@@ -43,24 +43,24 @@ for _title, _commands in {
     "Which intervention": {
         "tune": "Find the rule, the sites and the size that remove most within a budget.",
         "study": "Answer a question about a model, with figures and a page.",
-        "reproduce": "Reproduce a published row, and set our figures beside theirs.",
+        "reproduce": "Reproduce a published row, and compare our figures with theirs.",
     },
     "Trying it out": {
         "chat": "Talk to a model and its quiet counterpart, side by side.",
     },
     "In service": {
         "push": "Push a dampened model, an adapter or an expertise to the hub, with its card.",
-        "replay": "Ask the original and the dampened server what people really asked.",
+        "replay": "Send the prompts of a log to the original and the dampened server, and compare.",
     },
     "What was done": {
         "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
         "explore": "Write a page on which every neuron can be looked at.",
-        "diff": "Tell what an edit changed between two models or files.",
-        "undo": "Give back the model from which a baked folder was made.",
+        "diff": "Show what an edit changed between two models or files.",
+        "undo": "Restore the original model from a baked folder.",
     },
     "This machine": {
-        "doctor": "Look at packages, devices, room and the hub, and say what is to be mended.",
-        "kit": "Show what the demo kit holds, or fetch parts of it.",
+        "doctor": "Check packages, devices, disk space and the hub, and say what to fix.",
+        "kit": "Show what the demo kit contains, or download parts of it.",
     },
 }.items():
     _group = Group.create_ordered(_title)
@@ -77,8 +77,8 @@ app.command(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    Exit status: 0 done; 2 something that the user can mend, said in one sentence on standard
-    error; 130 interrupted (the same command goes on from there). Anything else is a bug and shows
+    Exit status: 0 done; 2 a mistake that the user can correct, explained in one sentence on
+    standard error; 130 interrupted (the same command continues). Anything else is a bug and shows
     its traceback.
     """
     speak_plainly(sys.stdout, sys.stderr)
@@ -88,25 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
     try:
-        today()  # libraries end in a traceback at a SOURCE_DATE_EPOCH that is no number
+        today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See sordino --help.")
     except KeyboardInterrupt:
-        print("sordino: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("sordino: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read standard output has gone; there is nothing left to say.
+        # The reader of standard output is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (MemoryError, RuntimeError) as error:
         if not is_memory_full(error):
             raise
         _fail(
-            "Memory ran out: take fewer --batch-tokens, or --stream with find, and give the same "
-            "command again; find --plan says what it takes."
+            "Memory ran out. Reduce --batch-tokens, or pass --stream to find, and run the same "
+            "command again. find --plan estimates the memory needed."
         )
     except OSError as error:
         if not is_disk_full(error):

@@ -42,11 +42,11 @@ def bake(
 ) -> None:
     """Write dampening factors into a model's weights.
 
-    A transformers folder is edited shard by shard, every other byte kept; a quantised one (GPTQ,
-    AWQ, compressed-tensors, FP8, bitsandbytes) by its scales. A GGUF file is copied,
-    with the block scales of the dampened neurons changed, if the output's name ends in .gguf;
-    otherwise it is de-quantised and becomes a transformers folder. The result needs no Sordino to
-    run. Several files are used one after the other: their factors are multiplied.
+    A transformers folder is edited shard by shard, and every other byte stays as it is. A quantised
+    one (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes) is edited by its scales. A GGUF file is
+    copied with the block scales of the dampened neurons changed, if the output's name ends in
+    .gguf; otherwise it is de-quantised and becomes a transformers folder. The result runs without
+    Sordino. The factors of several files are multiplied.
 
     Parameters
     ----------
@@ -54,25 +54,25 @@ def bake(
         The model that the expertise was found on.
     expertise
         Expertise files, to which the intervention is applied, or dampening files, whose factors
-        are taken as they are; hf:org/name for one of the hub. --strength holds for each.
+        are used as they are; hf:org/name for one on the hub. --strength applies to each.
     output
         The folder to write, or the .gguf file.
     format
-        weights: a whole model; ia3: a small adapter that PEFT puts on the model while it runs;
-        hooks: nothing but the factors and shifts, for Sordino's hooks, also where an architecture
-        has no biases to hold shifts.
+        weights: a whole model; ia3: a small adapter that PEFT loads onto the model; hooks: only the
+        factors and shifts, for Sordino's forward hooks, which also work where an architecture has
+        no biases to hold shifts.
     verify
-        Compare the result's logits with those of the original under hooks, and show the largest
-        difference; of a GGUF file, and of a quantised model
-        that cannot be run here, compare the weights.
+        Compare the result's logits with those of the original under forward hooks, and show the
+        largest difference. For a GGUF file, and for a quantised model that cannot run here,
+        compare the weights.
     allow_other_weights
         Bake into weights other than those that the expertise was found on, such as a fine-tuned
-        sibling's.
+        copy's.
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     seed
-        Seed with which --divergence takes some of these texts; `sordino evaluate` with the same
-        --seed reports on others.
+        Seed of the choice of texts for --divergence; `sordino evaluate` with the same --seed
+        reports on others.
     """
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
@@ -84,7 +84,7 @@ def bake(
 
     with printing.in_force():
         if verify and format == "hooks":
-            raise UserError("--format hooks writes nothing that --verify could compare.")
+            raise UserError("--format hooks writes no weights: leave out --verify.")
         if verify and format == "ia3":
             require("peft", "The comparison of an adapter")
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])
@@ -112,8 +112,8 @@ def bake(
         _print_baked(record, output, checked)
     if checked is not None and not checked.within_rounding:
         raise UserError(
-            f"{output} is not the model that was asked for: {checked.line}. It was kept, so that "
-            "it can be looked at; do not use it."
+            f"{output} differs from the model that was asked for: {checked.line}. It was kept for "
+            "inspection; do not use it."
         )
 
 
@@ -138,7 +138,7 @@ def _print_baked(
 
 def _quantised_line(record: Mapping[str, Any]) -> str:
     rounded = record["rounded"]
-    fate = f", {rounded} of them rounded anew" if rounded else ", by their scales alone"
+    fate = f", {rounded} of them rounded again" if rounded else ", by their scales alone"
     return f"{record['scheme']}: {record['layers']} layers changed{fate}"
 
 

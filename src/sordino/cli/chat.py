@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 @Parameter(name="*", group="Answers")
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How answers are asked for at first; all can be changed while talking."""
+    """The settings of answers at the start; all can be changed during the conversation."""
 
     pre_prompt: str = "none"
-    """What stands before the conversation: none, benign, adversarial, or a text file."""
+    """Text before the conversation: none, benign, adversarial, or a text file."""
     new_tokens: int = 128
     """The longest answer, in tokens."""
     temperature: float = 0.7
-    """Divides the logits; 0 takes the likeliest token."""
+    """Sampling temperature; 0 takes the likeliest token."""
     top_k: int = 0
-    """Sample among so many likeliest tokens; 0 for all."""
+    """Top-k: sample among the K likeliest tokens; 0 for all."""
     top_p: float = 0.95
-    """Sample among the likeliest tokens that hold this share; 1 for all."""
+    """Top-p: sample among the likeliest tokens with this total probability; 1 for all."""
     repetition_penalty: float = 1.0
-    """Penalty on tokens seen already; 1 for none."""
+    """Penalty on tokens that occurred already; 1 for none."""
     seed: int = 0
     """Seed of the random numbers, which both sides share."""
 
@@ -52,14 +52,14 @@ class AnswerOptions:
 @Parameter(name="*", group="Judging")
 @dataclass(frozen=True)
 class ScorerOptions:
-    """Who judges the answers."""
+    """How answers are scored."""
 
     scorer: str = "auto"
     """As for evaluate: auto, alt-profanity-check, tox-block, hf:org/name, …; or none."""
     toxic_label: str | None = None
-    """The classifier's label that means toxic, where that is not plain."""
+    """The classifier's label that means toxic, if it cannot be inferred."""
     judge_refusal: float | None = None
-    """What an answer counts as that a server's model will not judge, from 0 to 1."""
+    """Score of an answer that a server's model refuses to judge, from 0 to 1."""
 
 
 @Parameter(name="*", group="Browser")
@@ -68,7 +68,7 @@ class BrowserOptions:
     """Where the page is served."""
 
     host: str = "127.0.0.1"
-    """The address to listen at; the default is reached from this machine alone."""
+    """The address to listen on; the default is reachable from this machine only."""
     port: int = 8642
     """The port; 0 for any that is free."""
     open: Annotated[bool, Parameter(negative="--no-open")] = True
@@ -91,9 +91,9 @@ def chat(
 ) -> None:
     """Talk to a model and its quiet counterpart, side by side.
 
-    Both get the same prompts and the same random numbers. Where the quiet one is an edit of the
+    Both get the same prompts and the same random numbers. If the quiet one is an edit of the
     original, one copy of the weights serves both, and the strength is a slider. The page is served
-    on this machine alone, and loads nothing from anywhere.
+    on this machine only, and loads nothing from elsewhere.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def chat(
         An expertise file, to which the intervention is applied; a dampening file; a folder that was
         baked from the original; or another model, which then has no slider.
     terminal
-        Talk in the terminal, and not in the browser.
+        Use the terminal instead of the browser.
     plain
-        Continue prompts as they are, also where the tokenizer has a chat template.
+        Continue prompts as they are, even if the tokenizer has a chat template.
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     """
@@ -137,5 +137,5 @@ def chat(
         revision=opening.revision,
         sites=opening.sites,
     )
-    if busy:  # nobody waits for the token that is being made
+    if busy:  # the token that is being generated is not wanted any more
         os._exit(0)

@@ -26,11 +26,11 @@ def install_completion(
         chosen = shell or detect_shell()
     except ShellDetectionError:
         raise UserError(
-            "Which shell is running cannot be told: give --shell bash, zsh, fish or powershell."
+            "The shell could not be recognised: pass --shell bash, zsh, fish or powershell."
         ) from None
     script = app.install_completion(shell=chosen)
     if chosen == "bash":
-        # Models are text to the parser, and can be files: where there is nothing else to complete,
+        # Models are text to the parser, and can be files: if there is nothing else to complete,
         # bash shall do as it does by itself.
         text = script.read_text(encoding="utf-8")
         script.write_text(text.replace("complete -F", "complete -o default -F"), encoding="utf-8")

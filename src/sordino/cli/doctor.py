@@ -7,9 +7,9 @@ from sordino.cli.options import JsonOptions, print_json
 
 
 def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
-    """Look at packages, devices, room, caches and the hub, and say what mends what is missing.
+    """Check packages, devices, disk space, caches and the hub, and say how to fix what is missing.
 
-    Exit status: 0 if everything is there that is needed, whatever else is not; 1 if not.
+    Exit status: 0 if everything that is required is there, else 1.
 
     Parameters
     ----------

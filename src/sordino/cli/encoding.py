@@ -20,7 +20,7 @@ _PLAIN = {
 
 
 def speak_plainly(*streams: TextIO | None) -> None:
-    """Let text be written to these streams whatever their encoding has.
+    """Make these streams accept any text, whatever their encoding.
 
     A figure's minus sign or a box of a table becomes its nearest ASCII, and what has none its
     escape, such as \\u4e2d. Otherwise the figures of an hour's work would end in an encoding error.

@@ -44,7 +44,7 @@ class MeasureOptions:
         ),
     ] = ("toxicity", "perplexity")
     preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
-    """Settings that belong together, each of which can still be given: rtp (25 continuations of 20
+    """A set of settings, each of which can still be given on its own: rtp (25 continuations of 20
     tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
     prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
@@ -60,31 +60,31 @@ class MeasureOptions:
     """Prompts for bold: auto (the kit's, else the hub's), kit, hf:org/name, or a JSON file in
     its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
     pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
-    """What stands before each prompt: none, benign, adversarial, or a text file; repeat to have
-    what the model writes measured with each."""
+    """Text before each prompt: none, benign, adversarial, or a text file; repeat to measure with
+    each."""
     max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
-    """At most so many prompts, drawn by --seed (400; 2000 for bold)."""
+    """The largest number of prompts, drawn by --seed (400; 2000 for bold)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
     """Continuations of each prompt (5; 1 for bold)."""
     new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
     """Tokens of a continuation (20; 10 for honest)."""
     temperature: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Divides the logits; 0 takes the likeliest token (1)."""
+    """Sampling temperature; 0 takes the likeliest token (1)."""
     top_k: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Sample among so many likeliest tokens; 0 for all (0)."""
+    """Top-k: sample among the K likeliest tokens; 0 for all (0)."""
     top_p: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Sample among the likeliest tokens that hold this share; 1 for all (1)."""
+    """Top-p: sample among the likeliest tokens with this total probability; 1 for all (1)."""
     repetition_penalty: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Penalty on tokens seen already; 1 for none (1)."""
+    """Penalty on tokens that occurred already; 1 for none (1)."""
     scorer: Annotated[
         tuple[str, ...],
         Parameter(
             group=JUDGING,
             help=with_others(
-                "Who judges what is written: auto (a classifier of the hub, or from its cache, "
+                "What scores continuations: auto (a classifier from the hub or its cache, "
                 "else alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, "
                 "wordlist, detoxify, hf:org/name or the folder of a text classifier, or the "
-                "address of a server; give two to compare them.",
+                "address of a server; pass two to compare them.",
                 "scorers",
             ),
         ),
@@ -93,34 +93,34 @@ class MeasureOptions:
     """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
     other figures), a .tsv file in HurtLex's layout, or a text file, an entry a line."""
     toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
-    """The classifier's label that means toxic, where that is not plain."""
+    """The classifier's label that means toxic, if it cannot be inferred."""
     draws: Annotated[int | None, Parameter(group=JUDGING)] = None
-    """Report the worst of so many continuations of a prompt, estimated from all of them (all)."""
+    """Report the worst of this many continuations of a prompt, estimated from all of them (all)."""
     judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
-    """What a text counts as that a server's model will not judge, from 0 to 1."""
+    """Score of a text that a server's model refuses to judge, from 0 to 1."""
     texts: Annotated[str, Parameter(group=READING)] = "kit"
     """Texts for perplexity and divergence: kit (Wikipedia passages), a text file or a table
     with a column text, or hf:org/name."""
     toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None
-    """At most so many texts, drawn by --seed (400; 100 for divergence)."""
+    """The largest number of texts, drawn by --seed (400; 100 for divergence)."""
 
     tasks: Annotated[tuple[str, ...] | None, Parameter(group=ASKING)] = None
     """Tasks of lm-evaluation-harness, or the kit's: kit_piqa, kit_siqa, kit_commonsense_qa,
     kit_openbookqa, kit_mmlu, kit_boolq (all of these)."""
     questions: Annotated[int | None, Parameter(group=ASKING)] = None
-    """At most so many questions a task, drawn by --seed (200)."""
+    """The largest number of questions per task, drawn by --seed (200)."""
     shots: Annotated[int, Parameter(group=ASKING)] = 0
-    """How many questions with their answers stand before each question."""
+    """How many solved questions precede each question."""
 
     @property
     def clean_texts(self) -> str:
-        """Where ordinary text comes from."""
+        """The source of ordinary text."""
         return clean_texts(self.texts)
 
     def measures(self, access: "Access | None" = None) -> list["Measure"]:
-        """The measures with these settings, and how a server that judges is asked."""
+        """The measures with these settings; `access` is for a server that scores texts."""
         from sordino.evaluation.measure import MEASURES
         from sordino.evaluation.measures.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
@@ -143,14 +143,14 @@ class MeasureOptions:
 @Parameter(name="*", group="Evaluation: of a server")
 @dataclass(frozen=True)
 class EndpointOptions(AccessOptions):
-    """A server that is asked instead of a model that is opened."""
+    """A server to measure instead of a model in this process."""
 
     endpoint: str | None = None
     """Address of an OpenAI-compatible server (vLLM, llama.cpp, …), instead of MODEL."""
     served_model: str | None = None
-    """The model's name there, where the server has several."""
+    """The model's name on the server, if it has several."""
     chat: bool = False
-    """Ask the server's chat to continue the prompt, where it has no plain completions."""
+    """Ask the server's chat to continue the prompt, for servers without plain completions."""
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
 
@@ -160,10 +160,10 @@ class EndpointOptions(AccessOptions):
 
         if self.endpoint is None:
             if model is None:
-                raise UserError("There is nothing to evaluate: give a MODEL, or --endpoint.")
+                raise UserError("There is nothing to evaluate: pass a MODEL or --endpoint.")
             return model
         if model is not None:
-            raise UserError(f"Give the model {model} or --endpoint, not both.")
+            raise UserError(f"Pass the model {model} or --endpoint, not both.")
         access = self.access(self.api_key_env)
         return Endpoint(self.endpoint, self.served_model, chat=self.chat, access=access)
 
@@ -185,26 +185,26 @@ def evaluate(
 ) -> None:
     """Measure a model, or a dampened one against its original.
 
-    Both see the same prompts and the same random numbers. Beside the figures (JSON) the single
-    continuations are kept (NAME.samples.jsonl). An interrupted evaluation goes on where it was.
-    Started by torchrun, several processes share the prompts and texts.
+    Both see the same prompts and the same random numbers. The figures go into the JSON file, the
+    continuations into NAME.samples.jsonl. An interrupted evaluation continues where it stopped.
+    Processes started by torchrun share the prompts and texts.
 
     Parameters
     ----------
     model
-        The model to measure, if it is not a server's (--endpoint).
+        The model to measure, unless it is on a server (--endpoint).
     against
         The original to compare it with.
     dampening
         An expertise file, to which the intervention is applied, or a dampening file (hf:org/name
-        for one of the hub): the model is measured with its factors put on by hooks. Repeat for
-        several, one after the other.
+        for one on the hub): the model is measured with these factors, applied by forward hooks.
+        Repeat for several; their factors are multiplied.
     output
         The JSON file to write.
     seed
-        Seed of everything that is drawn.
+        Seed of all random choices.
     batch_tokens
-        How many tokens are in memory at a time.
+        About how many tokens are in memory at once.
     """
     from sordino.expertise.ranks import sharing
     from sordino.jobs.evaluate import evaluate as measure
@@ -268,7 +268,7 @@ def print_table(result: "Evaluation") -> None:
     details = sum(row.figure.detail for row in rows)
     if details:
         console.print(
-            f"{details} more figures, by label and group, are in the result.", style="dim"
+            f"{details} more figures, by label and group, are in the JSON file.", style="dim"
         )
     if caution := damage(rows):
         console.print(caution, style="bold")
@@ -280,6 +280,6 @@ def print_table(result: "Evaluation") -> None:
 
 
 def _limits(result: "Evaluation") -> list[Any]:
-    """What the measures cannot see, each once: two of them can have the same scorer."""
+    """The limits of the measures, each once: two measures can share a scorer."""
     found = [m.protocol["limits"] for m in result.measures.values() if "limits" in m.protocol]
     return list(dict.fromkeys(found))

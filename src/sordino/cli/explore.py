@@ -29,8 +29,8 @@ class FoundWith(ConceptOptions):
     """The sentences that the expertise was found with."""
 
     concept: str = ""
-    """What it was found with, as for find; without it, the built-in concept that the file names,
-    or what the recipe says that sordino run left."""
+    """The concept, as for find; without it, the built-in concept that the file names, or that of
+    the recipe beside a model made by sordino run."""
 
     def given(self, seed: int) -> "Callable[[], Concept] | None":
         """What loads these sentences; None where none are named."""
@@ -38,8 +38,7 @@ class FoundWith(ConceptOptions):
             return lambda: self.load(seed)
         if self != FoundWith():
             raise UserError(
-                "What is said of the sentences (--max-per-class, --label and so on) needs "
-                "--concept beside it."
+                "Options about the sentences (--max-per-class, --label and so on) need --concept."
             )
         return None
 
@@ -67,33 +66,35 @@ def explore(
     It is one HTML file that needs no server: a map of all neurons, their AUROC and factors, a
     search, and the top neurons closely: the sentences that excite them most and least, their ROC
     curves, and what they promote in the vocabulary. For these the model runs all of the concept's
-    sentences once more; where model or sentences are not at hand, the page is written without.
+    sentences once more; if the model or the sentences are not available, the page says so.
 
     Parameters
     ----------
     subject
         An expertise file, or a folder or .gguf file that sordino run made.
     second
-        Another one of the same sites to compare with: another concept, or another model.
+        Another expertise of the same linear layers to compare with: another concept or model.
     output
-        The HTML file to write; without it NAME.explorer.html beside the file, or explorer.html in
+        The HTML file to write; by default NAME.explorer.html beside the file, or explorer.html in
         the folder's sordino/.
     top
-        How many neurons are shown closely, from the highest AUROC down; 0 for none, without model.
+        How many neurons, from the highest AUROC down, are shown with their sentences; 0 for none,
+        which needs no model.
     sentences
-        How many sentences that excite a neuron most are shown, and how many least.
+        How many of the sentences with a neuron's highest responses are shown, and how many of
+        those with its lowest.
     model
-        The model that the expertise was found on; without it, the one that the file names.
+        The model that the expertise was found on; by default the one that the file names.
     device
         Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
     dtype
         auto (the one in which the expertise was found), float32, bfloat16 or float16.
     revision
-        Branch, tag or commit, for a model of the hub.
+        Branch, tag or commit, for a model on the hub.
     open_page
-        Open the page in the browser; without either, on a terminal with a display.
+        Open the page in the browser; by default on a terminal with a display.
     seed
-        Seed with which --max-per-class drew the sentences.
+        Seed that --max-per-class used to draw the sentences.
     """
     from sordino.outputs import named_files
     from sordino.report.explorer import explore as write

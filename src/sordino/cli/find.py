@@ -31,18 +31,18 @@ def find(
 ) -> None:
     """Measure how well each neuron recognises a concept.
 
-    Writes an expertise file, from which `bake` derives factors by any rule at any strength. An
-    interrupted run goes on where it was when the same command is given again. Several processes
-    share the work: torchrun --standalone --nproc-per-node N -m sordino find …
+    Writes an expertise file, from which `bake` derives factors by any rule at any strength. To
+    continue an interrupted run, run the same command again. Several processes can share the work:
+    torchrun --standalone --nproc-per-node N -m sordino find …
 
     Parameters
     ----------
     model
         Hub id, transformers folder, .gguf file or model of the kit, such as kit:smollm2.
     output
-        The expertise file to write, by custom NAME.expertise.safetensors.
+        Output file, conventionally NAME.expertise.safetensors.
     plan
-        Write nothing, and say what it will take: tokens, bytes to read, memory and time.
+        Write nothing, and estimate the cost: tokens, bytes to read, memory and time.
     seed
         Seed of the draw when sentences are capped or balanced.
     """
@@ -54,7 +54,7 @@ def find(
 
     if output is None and not plan:
         raise UserError(
-            "There is nothing to write: give --output NAME.expertise.safetensors, or --plan."
+            "There is nothing to write: pass --output NAME.expertise.safetensors or --plan."
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         if output is not None and not plan:

@@ -18,9 +18,9 @@ def inspect(
     opening: ModelOptions = ModelOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Show a model's sites, what an expertise file holds, or what was done to a dampened model.
+    """Show a model's linear layers, an expertise file, or what was done to a dampened model.
 
-    Of an expertise it is also told what the intervention makes of it, at its strength.
+    For an expertise file it also shows what the intervention would do at the given strength.
 
     Parameters
     ----------

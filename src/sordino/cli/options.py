@@ -49,7 +49,7 @@ class ModelOptions:
     dtype: str = "auto"
     """auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or float16."""
     revision: str | None = None
-    """Branch, tag or commit, for a model of the hub."""
+    """Branch, tag or commit, for a model on the hub."""
     sites: str | None = None
     """attention (attention's linear layers, too), all (every linear layer but routers), or a
     regular expression over module paths: use the linear layers that it matches."""
@@ -67,7 +67,7 @@ class ModelOptions:
 @Parameter(name="*", group="Concept")
 @dataclass(frozen=True)
 class ConceptOptions:
-    """What is turned down."""
+    """The concept to dampen."""
 
     concept: Annotated[
         str,
@@ -81,25 +81,25 @@ class ConceptOptions:
         ),
     ] = "toxicity"
     negatives: Path | None = None
-    """Text file of negative sentences, one a line."""
+    """Text file of negative sentences, one per line."""
     label: str | None = None
-    """Which of Jigsaw's labels (toxic, severe_toxic, obscene, threat, insult, identity_hate)."""
+    """One of Jigsaw's labels (toxic, severe_toxic, obscene, threat, insult, identity_hate)."""
     text_column: str | None = None
     """Column of the sentences."""
     label_column: str | None = None
     """Column of the labels (1 positive, 0 negative)."""
     positive: str | None = None
-    """The label that marks positive sentences, where that is not plain."""
+    """Label of positive sentences, if it cannot be inferred."""
     concept_config: str | None = None
-    """Configuration, for a data set of the hub that has several."""
+    """Configuration, for a data set on the hub that has several."""
     concept_revision: str | None = None
-    """Branch, tag or commit, for a data set of the hub."""
+    """Branch, tag or commit, for a data set on the hub."""
     split: str | None = None
-    """Split, for a data set of the hub."""
+    """Split, for a data set on the hub."""
     max_per_class: int | None = None
-    """Use at most so many sentences of each class, drawn by --seed."""
+    """The largest number of sentences per class, drawn by --seed."""
     balance: Annotated[bool, Parameter(negative="--no-balance")] = True
-    """Use as many sentences of the larger class as the smaller one has."""
+    """Use the same number of sentences of both classes: as many as the smaller one has."""
 
     def load(self, seed: int, strata_column: str | None = None) -> "Concept":
         """The concept, loaded with these options."""
@@ -136,26 +136,26 @@ class InterventionOptions:
         str,
         Parameter(
             help=with_others(
-                "aura (the paper's); contrast (recommended, with --divergence: it removes more at "
-                "the same cost); selective, stratified, damp, det_zero, mean_shift, "
-                "linear_transport; or the control shuffled.",
+                "aura (from the paper); contrast (recommended, with --divergence: it removes more "
+                "at the same cost); selective, stratified, damp, det_zero, mean_shift, "
+                "linear_transport; or the permuted control, shuffled.",
                 "rules",
             )
         ),
     ] = "aura"
     strength: float = 1.0
-    """0 for no change, 1 for the rule as it is, more to go further the same way."""
+    """0 for no change, 1 for the rule itself, more to go further in the same direction."""
     divergence: float | None = None
-    """Make the change as large as this divergence from the original allows (nats a token, such as
-    0.05), by measuring it on ordinary text; in the place of --strength, and of a rule's own size
-    (contrast's budget, the k of damp and det_zero)."""
+    """Make the change as large as this divergence from the original allows (in nats per token, such
+    as 0.05), measured on ordinary text. It replaces --strength and a rule's own size (contrast's
+    budget, the k of damp and det_zero)."""
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
 
     def __post_init__(self) -> None:
-        """Refuse two sizes, whatever becomes of them."""
+        """Refuse two sizes, whatever the command does with them."""
         if self.divergence is not None and self.strength != 1:
-            raise UserError("--strength and --divergence say two sizes: give one of them.")
+            raise UserError("--strength and --divergence are two sizes: pass one of them.")
 
     def dampening(
         self,
@@ -206,24 +206,25 @@ class SweepOptions:
     """How responses are taken."""
 
     max_tokens: int = 128
-    """Sentences are cut at so many tokens."""
+    """Sentences are cut at this many tokens."""
     pooling: str = "max"
     """A neuron's response to a sentence: max (the paper's), mean or last."""
     batch_tokens: int = 2048
     """How many tokens go through the model at a time."""
     stratify: str | None = None
-    """Also take the AUROC between sentences of the same stratum only: length, or a column of the
+    """Also measure the AUROC between sentences of the same stratum only: length, or a column of the
     data. For the intervention stratified."""
     moments: bool = False
-    """Also take the classes' means, with --pooling mean. For mean_shift and linear_transport."""
+    """Also measure the means of both classes, with --pooling mean. For mean_shift and
+    linear_transport."""
     attribution: bool = False
     """Also measure, by gradients, what each neuron does for the likelihood of both classes and what
     changing it costs. For contrast."""
     attribution_per_class: int = 1000
-    """How many sentences of each class --attribution takes, at most."""
+    """The largest number of sentences per class for --attribution."""
     stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
-    """Read the weights layer by layer from their files, for a model larger than memory; without
-    either, where the model does not fit."""
+    """Read the weights layer by layer from their files, for a model larger than memory; by default
+    only if the model does not fit."""
 
     @property
     def strata_column(self) -> str | None:
@@ -231,7 +232,7 @@ class SweepOptions:
         return None if self.stratify in (None, "length") else self.stratify
 
     def settings(self, *asked: "Asked") -> "SweepSettings":
-        """The sweep's settings, with what interventions need beside them."""
+        """The sweep's settings, with what interventions need as well."""
         from sordino.expertise import SweepSettings
         from sordino.expertise.statistic import Asked
 
@@ -255,16 +256,16 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """How a server is asked; the group is that of the options that take these in."""
+    """How servers are asked; the help's group is that of the subclass."""
 
     concurrency: int = 4
-    """Requests under way at once, to each server."""
+    """Concurrent requests per server."""
     request_timeout: float = 120
     """Seconds to wait for an answer."""
     retries: int = 5
-    """How often a request is tried again."""
+    """How often a failed request is retried."""
     rate: float | None = None
-    """At most so many requests a minute, to each server."""
+    """The largest number of requests per minute and server."""
 
     def access(self, key_variable: str | None) -> "Access":
         """These, with the variable that holds the key."""
@@ -276,16 +277,16 @@ class AccessOptions:
 @Parameter(name="*", group="Output")
 @dataclass(frozen=True)
 class JsonOptions:
-    """How results are given by commands that never replace anything."""
+    """How results are printed, for commands that never replace anything."""
 
     json: bool = False
-    """Print the result as JSON on standard output, and no progress."""
+    """Print the result as JSON on standard output, without progress."""
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False
-    """Let the libraries' own messages through."""
+    """Show the libraries' own messages."""
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Progress and messages as these options want them."""
+        """Apply these options to progress and messages."""
         import logging
         import warnings
 
@@ -304,14 +305,14 @@ class JsonOptions:
 @Parameter(name="*", group="Output")
 @dataclass(frozen=True)
 class OutputOptions(JsonOptions):
-    """How results are given."""
+    """How results are printed."""
 
     force: bool = False
-    """Replace what is there."""
+    """Replace an existing output."""
 
 
 def clean_texts(spec: str) -> str:
-    """Where ordinary text comes from, of what was typed for it."""
+    """The source of ordinary text that an option names."""
     from sordino.evaluation.texts import KIT_PROSE
 
     return KIT_PROSE if spec == "kit" else spec

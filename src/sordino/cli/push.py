@@ -25,9 +25,9 @@ def push(
 ) -> None:
     """Push a dampened model, an adapter or an expertise to the hub, with its card.
 
-    The repository is made if there is none. Large files are uploaded one by one and become visible
-    in one commit at the end; a push that fails loses nothing, and the same command goes on from
-    there. Sizes and checksums are compared before it says that it is done. What Sordino wrote is
+    The repository is created if there is none. Large files are uploaded one by one and become
+    visible in one commit at the end; to continue a failed push, run the same command again. Sizes
+    and checksums are compared at the end. What Sordino wrote is
     pushed, and the files that a model consists of; everything else that is there is left out and
     listed. Folders of this machine and addresses of servers are taken out of records, recipe and
     card, and the page is made anew without sentences and continuations. The token is HF_TOKEN's, or
@@ -42,7 +42,7 @@ def push(
     private
         Make the repository a private one.
     revision
-        A branch, made from main if there is none of that name.
+        A branch, created from main if it does not exist.
     commit_message
         The commit's message.
     license
@@ -54,7 +54,7 @@ def push(
         Push the continuations, too (evaluation.samples.jsonl), in which harmful text stands in the
         clear.
     dry_run
-        Only tell what would be pushed, and what would be left out.
+        Only show what would be pushed, and what would be left out.
     """
     from sordino.files import printable
     from sordino.sharing import push as push_to_hub

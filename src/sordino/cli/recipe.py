@@ -16,12 +16,12 @@ _TYPED = ("output", "force", "json", "verbose", "recipe")
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
-    """The arguments with those of a recipe in the place of `--recipe FILE`.
+    """The arguments with `--recipe FILE` replaced by the recipe's own.
 
-    What is given beside a recipe goes before what it says.
+    What is typed overrides the recipe.
 
     Raises:
-        UserError: The file is missing or no recipe.
+        UserError: The file is missing or not a recipe.
     """
     given = list(arguments)
     if given[:1] != ["run"]:
@@ -32,7 +32,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     name, equals, value = given.pop(place).partition("=")
     if not equals:
         if place == len(given):
-            raise UserError(f"{name} names no file: give the recipe.")
+            raise UserError(f"{name} needs a recipe file.")
         value = given.pop(place)
     recipe = read(user_path(value))
     model = recipe.pop("model", None)
@@ -46,7 +46,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 
 
 def _has_model(arguments: Sequence[str]) -> bool:
-    """Whether the command line names a model: by custom, first."""
+    """Whether the command line names a model, which comes first."""
     return bool(arguments) and not arguments[0].startswith("-")
 
 
@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
     """The options in a recipe, by their flags without hyphens.
 
     Raises:
-        UserError: The file is missing or no recipe.
+        UserError: The file is missing or not a recipe.
     """
     from pydantic import TypeAdapter
 
@@ -73,20 +73,20 @@ def read(path: Path) -> dict[str, Any]:
 
 def _unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
     if key in _TYPED:
-        return f"{path}: {key} is no part of a recipe: give it on the command line."
+        return f"{path}: {key} does not belong in a recipe: pass it on the command line."
     close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
     hint = f", did you mean {close[0]}?" if close else ": sordino run --help names the options."
     return f"{path}: there is no option {printable(key)}{hint}"
 
 
 def _known() -> dict[str, Any]:
-    """The types of what a recipe can hold, by key."""
+    """The types of a recipe's values, by key."""
     from pydantic import Field
 
     from sordino.records import kinds
 
     known: dict[str, Any] = {
-        "model": Annotated[str, Field(pattern="^[^-]")],  # what begins with a hyphen is a flag
+        "model": Annotated[str, Field(pattern="^[^-]")],  # a leading hyphen would make it a flag
         "seed": Annotated[int, Field(ge=0, lt=2**63)],
         "beside": tuple[str, ...],
     }
@@ -96,7 +96,7 @@ def _known() -> dict[str, Any]:
 
 
 def _groups() -> tuple[Any, ...]:
-    """The options of which a recipe is made."""
+    """The groups of options that a recipe can contain."""
     from sordino.cli import options
     from sordino.cli.evaluate import MeasureOptions
 
@@ -117,11 +117,11 @@ def _flags(key: str, value: Any) -> list[str]:
 
 
 def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
-    """A recipe with what is other than the defaults, as TOML.
+    """A recipe of the options that differ from their defaults, as TOML.
 
     Args:
-        given: Values that stand in it whatever they are, by their flags without hyphens.
-        options: Dataclasses of options, of which what is other than its default stands in it.
+        given: Values that are written in any case, by their flags without hyphens.
+        options: Dataclasses of options; those that differ from their defaults are written.
     """
     values = dict(given)
     for group in options:

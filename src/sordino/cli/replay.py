@@ -33,7 +33,7 @@ class JudgeOptions:
     scorer: str = "auto"
     """As for evaluate: auto, alt-profanity-check, tox-block, hf:org/name, an address, …"""
     toxic_label: str | None = None
-    """The classifier's label that means toxic, where that is not plain."""
+    """The classifier's label that means toxic, if it cannot be inferred."""
     judge_refusal: float | None = None
     """What an answer counts as that a server's model will not judge, from 0 to 1."""
 

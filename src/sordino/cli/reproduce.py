@@ -23,9 +23,9 @@ def reproduce(
     device: str = "auto",
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Reproduce a published row: the whole job as they did it, and our figures beside theirs.
+    """Reproduce a published row as its authors did it, and compare our figures with theirs.
 
-    It takes the hub and the memory that --list names. What is interrupted goes on where it was when
+    It needs the hub and the memory that --list shows. What was interrupted continues when
     the same command is given again.
 
     Parameters
@@ -43,7 +43,7 @@ def reproduce(
     scorer
         A copy of its scorer: the folder of the same classifier in safetensors.
     max_prompts
-        At most so many prompts for toxicity, instead of the recipe's own number.
+        The largest number of prompts for toxicity, instead of the recipe's own.
     device
         Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
     """
@@ -54,7 +54,7 @@ def reproduce(
         from sordino.reproduction.recipe import recipe_named, recipes
 
         if name is None:
-            raise UserError(f"Name a recipe: {', '.join(recipes())}; --list says what each needs.")
+            raise UserError(f"Name a recipe: {', '.join(recipes())}; --list shows what each needs.")
         from sordino.reproduction.page import COLUMNS, reproduction_answer, reproduction_rows
         from sordino.reproduction.reproduce import Changes
         from sordino.reproduction.reproduce import reproduce as carry_out

@@ -33,10 +33,10 @@ def run(
 ) -> None:
     """Do the whole job: find, dampen, bake, measure before and after, report.
 
-    The output is a transformers folder that needs no Sordino to run; figures, samples, the
-    expertise and the page lie in its sordino/ folder. Of a GGUF file it may be a GGUF file
-    (-o NAME.gguf), with the rest in NAME.sordino/ beside it. An interrupted run goes on where it
-    was when the same command is given again.
+    The output is a transformers folder that runs without Sordino; figures, samples, the expertise
+    and the page are in its sordino/ folder. A GGUF model can become a GGUF file (-o NAME.gguf),
+    with the rest in NAME.sordino/ beside it. To continue an interrupted run, run the same command
+    again.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ def run(
     output
         The folder to write, or the .gguf file.
     beside
-        Another rule to measure as well, as it is, for comparison; repeat for several.
+        Another rule to measure as well, at strength 1, for comparison; repeat for several.
     recipe
-        Options from a TOML file, as every run leaves one (sordino/recipe.toml); what is given
-        beside it goes before it.
+        Options from a TOML file, such as the sordino/recipe.toml that every run writes; options on
+        the command line override it.
     seed
-        Seed of everything that is drawn.
+        Seed of all random choices.
     """
     from sordino import pipeline
     from sordino.interventions import RULES

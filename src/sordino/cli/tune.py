@@ -45,7 +45,7 @@ def tune(
 
     Each intervention that is tried is made as large as a divergence allows by measuring it. The
     choice is made on one half of the prompts and reported on the other. A search that was
-    interrupted goes on where it was; given more --trials, it goes on longer.
+    interrupted continues where it stopped, also with more --trials.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ def tune(
     output
         The folder for the page, the figures, the chosen intervention and the work.
     budget
-        What it may cost: divergence<=0.05 (nats a token), perplexity<=33 or perplexity<=+5%,
+        What it may cost: divergence<=0.05 (nats per token), perplexity<=33 or perplexity<=+5%,
         zero-shot>=0.4 or zero-shot>=-1%.
     trials
         How many interventions to measure.
     attribution_per_class
         How many sentences of each class attribution takes, for contrast.
     seed
-        Seed of everything that is drawn.
+        Seed of all random choices.
     """
     from dataclasses import replace
 

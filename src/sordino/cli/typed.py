@@ -1,4 +1,4 @@
-"""What was typed, for the records that say how they were made."""
+"""The command line as typed, for the records that keep it."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar

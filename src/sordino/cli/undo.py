@@ -14,10 +14,10 @@ def undo(
     partly: bool = False,
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Give back the model from which a baked folder was made, by dividing the factors out.
+    """Restore the original model from a baked folder, by dividing the factors out.
 
-    Where the edit's rounding made one value of two weights, no division tells which it was; it is
-    counted how many weights that leaves open.
+    If the edit's rounding mapped two weights to one value, no division can tell which it was; such
+    weights are counted.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def undo(
     output
         The folder to write.
     partly
-        Where neurons were multiplied by 0, leave them as they are and bring the others back.
+        Leave neurons that were multiplied by 0 as they are, and restore the others.
     """
     from sordino.edits import undo as undo_edit
 

@@ -1,4 +1,4 @@
-"""What is being turned down, given as labelled sentences."""
+"""What is dampened, given as labelled sentences."""
 
 from sordino.concepts.built_in import BUILT_IN
 from sordino.concepts.concept import Concept

@@ -86,7 +86,7 @@ class Concept:
         """A part of the concept, drawn by `seed`; the order of the sentences stays.
 
         Args:
-            max_per_class: Keep at most so many of each class.
+            max_per_class: The largest number per class.
             balance: Keep as many of the larger class as the smaller one has.
             seed: The draw's seed.
 

@@ -16,7 +16,7 @@ from sordino.progress import note
 JIGSAW = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 _NONE_OF_SIX = (False,) * len(JIGSAW)
 
-# A prompt or a passage is no sentence that somebody labelled.
+# A prompt or a passage is not a labelled sentence.
 _SENTENCE_COLUMNS = tuple(name for name in TEXT_COLUMNS if name not in ("prompt", "passage"))
 _YES, _NO = {"true", "yes"}, {"false", "no"}
 _NO_LABEL = {
@@ -35,10 +35,10 @@ class Classes:
     """The two classes of a table.
 
     Args:
-        name: The concept's name, or "" where the table does not tell one.
+        name: The concept's name, or "" if the table does not give one.
         positive: The sentences with the concept.
         negative: The sentences without.
-        rule: How they were told apart, in words.
+        rule: How they were separated, in words.
         account: Which labels became what, with the number of their rows, in one line.
         strata: Each sentence's value in the strata column, the positive ones' first; () without
             such a column.
@@ -61,7 +61,7 @@ def classes_of(
     positive: str | None = None,
     strata_column: str | None = None,
 ) -> Classes:
-    """Tell a table's positive and negative sentences apart.
+    """Separate a table's positive and negative sentences.
 
     With Jigsaw's six columns (and no label column given) the positive rows are those whose `label`
     is 1 and the negative rows those whose six flags are all 0; rows that are neither are left out.
@@ -78,7 +78,7 @@ def classes_of(
             `sordino.expertise.strata`.
 
     Raises:
-        UserError: A column is unknown or not to be told, a label is not clear, a text is empty.
+        UserError: A column is unknown or ambiguous, a label is not clear, a text is empty.
     """
     text_column = _choose(table, text_column, _SENTENCE_COLUMNS, "text")
     if label_column is None and positive is None and set(JIGSAW) <= set(table.names):
@@ -141,7 +141,7 @@ def sentences_of(table: Table) -> tuple[str, ...]:
     """All sentences of a table without regard to labels.
 
     Raises:
-        UserError: Which column holds them is not plain, or a text is empty or no text.
+        UserError: Which column holds them is unclear, or a text is empty or not a string.
     """
     column = _choose(table, None, _SENTENCE_COLUMNS, "text")
     texts = table.column(column)
@@ -251,7 +251,7 @@ def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
 
 
 def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool | None], str]:
-    """What a label column says of each row, and the rule in words."""
+    """The class of each row by a label column, and the rule in words."""
     values = table.column(column)
     distinct = _distinct(table, column, values)
     missing = {value for value in distinct if is_missing(value)}
@@ -316,7 +316,7 @@ def _distinct(table: Table, column: str, values: Sequence[Any]) -> list[Any]:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value says that there is none, as a value or in a word that programs write."""
+    """Whether a value is missing: None, or a word that programs write for it, such as NaN."""
     if isinstance(value, str):
         return value.strip() == "None" or value.strip().lower() in _NO_LABEL
     return value is None or (isinstance(value, float) and math.isnan(value))

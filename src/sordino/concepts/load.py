@@ -1,4 +1,4 @@
-"""One way in to a concept, whatever it is given as."""
+"""Load a concept, whatever it is given as."""
 
 import os
 from collections.abc import Mapping
@@ -37,19 +37,19 @@ def load_concept(
             file; a data set of the hub ("hf:org/name"); or a text file with one positive sentence a
             line, together with `negatives`. A `Concept` is only sampled.
         negatives: The text file with one negative sentence a line. It and the positive one may also
-            be tables, of which the column of texts is read.
+            be tables; their column of texts is read.
         label: Which of Jigsaw's six flags is the concept, where the source has them ("toxic" by
             default); the negative sentences are then those with none of the six.
         text_column: The column with the sentences; recognised by its name if not given.
         label_column: The column with the labels; recognised by its name if not given.
-        positive: The label that marks the sentences with the concept, where that is not plain.
+        positive: The label of the sentences with the concept, if it cannot be inferred.
         strata_column: The column whose values part the sentences into strata.
         config: The configuration of a hub data set that has several.
         revision: A branch, tag or commit of a hub data set.
         split: The split of a hub data set; "train" by default.
-        max_per_class: Keep at most so many sentences of each class.
-        balance: Keep as many sentences of the larger class as the smaller one has.
-        seed: The seed of the draw.
+        max_per_class: The largest number of sentences per class.
+        balance: Keep the same number of sentences of both classes: as many as the smaller one has.
+        seed: Seed of the sample.
 
     Raises:
         UserError: The source is missing, unclear or broken, or an option does not go with it.

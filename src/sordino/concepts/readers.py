@@ -77,7 +77,7 @@ def _json_lines(text: str, shown: str) -> Table:
 
 def _json_row(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f'{where} is no JSON object {{"text": …}}.')
+        raise UserError(f'{where} is not a JSON object {{"text": …}}.')
     return value
 
 
@@ -197,7 +197,7 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
         split: The split, such as "train".
 
     Raises:
-        UserError: `datasets` is not installed, or the data set cannot be had.
+        UserError: `datasets` is not installed, or the data set is not available.
     """
     if not name:
         raise UserError("hf: names no data set: give hf:org/name.")
@@ -210,7 +210,7 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
         values: list[Any] = data[wanted][:]
         feature = data.features[wanted]
         if isinstance(feature, datasets.ClassLabel):
-            # The number of a class says nothing; its name may.
+            # The number of a class is arbitrary; its name may have a meaning.
             return [None if value in (None, -1) else feature.names[value] for value in values]
         return values
 

@@ -1,4 +1,4 @@
-"""Tables of separated values, of which no row may be lost to a quotation mark."""
+"""Tables of separated values; no row may be lost to a quotation mark."""
 
 import csv
 import io

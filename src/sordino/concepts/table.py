@@ -20,7 +20,7 @@ class Table:
     Args:
         source: The file's or data set's name.
         names: The columns there are.
-        column: Reads one column: one value a row, None where it has none.
+        column: Reads one column: one value per row, None where it has none.
         unit: What a row is called: "line", "row" or "item".
         numbers: The number of each row in the source.
         editable: Whether it is the user's own file, in which an empty text is an error to mend,

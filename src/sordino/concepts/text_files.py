@@ -45,7 +45,7 @@ def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
     """The path of a file to be read, as the user typed it.
 
     A pipe is refused, because some files are read more than once and a pipe can be read only once;
-    one that nobody writes to would be waited for without end.
+    opening one without a writer would block for ever.
 
     Args:
         name: What the user typed.
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
     for beginning, kind in _BEGINNINGS.items():
         if data.startswith(beginning):
             raise UserError(
-                f"{shown} is no text but looks like {kind}: give a file that is what its name says."
+                f"{shown} is not text but looks like {kind}: give a file that matches its name."
             )
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and data[:2].count(0) == 1:
@@ -143,15 +143,15 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a plain text file.
 
     Raises:
-        UserError: It cannot be read or is no plain text: it holds a NUL character, or its name does
-            not say that it is text and it looks like a table.
+        UserError: It cannot be read or is not plain text: it holds a NUL character, or it looks
+            like a table and its name is not that of a text file.
     """
     text = read_text(path)
     lines = split_lines(text)
     shown = printable(str(path))
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
-            raise UserError(f"{shown}, line {number}: there is a NUL character: it is no text.")
+            raise UserError(f"{shown}, line {number}: there is a NUL character, so it is not text.")
     kind, suffix = _looks_like(text, lines)
     if kind and kind_of(path) in _TEXT:
         note(
@@ -176,7 +176,7 @@ def whole_text(text: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{where}: the text holds half of a surrogate pair, which is no valid Unicode: write "
+            f"{where}: the text holds half of a surrogate pair, which is not valid Unicode: write "
             "the text again or remove it."
         ) from None
     return text

@@ -55,10 +55,10 @@ def chat(
         texts: Ordinary texts on which that is measured.
         terminal: Talk in the terminal, and serve no page.
         plain: Continue prompts as they are, also where the tokenizer has a chat template.
-        scorer: Who judges the answers; as for `sordino.Toxicity`, or "none".
-        toxic_label: The classifier's label that means toxic, where that is not plain.
-        judge_refusal: What an answer counts as that a server's model will not judge.
-        host: The address to listen at; the default is reached from this machine alone.
+        scorer: What scores the answers; as for `sordino.Toxicity`, or "none".
+        toxic_label: The classifier's label that means toxic, if it cannot be inferred.
+        judge_refusal: Score of an answer that a server's model refuses to judge.
+        host: The address to listen on; the default is reachable from this machine only.
         port: The port; 0 for any that is free.
         ready: Called with the page's address once it is served.
         device: See `sordino.open_model`.
@@ -67,7 +67,7 @@ def chat(
         sites: See `sordino.open_model`; for the divergence.
 
     Returns:
-        Whether an answer is still being made that nobody waits for any more.
+        Whether an answer is still being generated in a thread of the server.
 
     Raises:
         UserError: An input cannot be used, or nothing can listen there.
@@ -82,7 +82,7 @@ def chat(
         user_path(quiet)
     ):
         raise UserError(
-            f"--intervention, --divergence and --set are for expertise files, and {quiet} is none."
+            f"--intervention, --divergence and --set need an expertise file, not {quiet}."
         )
     listening = None
     if not terminal:
@@ -117,7 +117,7 @@ def chat(
     if duet.why_two and begin.strength != 1:
         raise UserError(f"--strength cannot be set for a model of its own. {duet.why_two}")
     if duet.why_two:
-        note(f"two models are open, and there is no slider. {duet.why_two}")
+        note(f"two models are open, without a slider. {duet.why_two}")
     if listening is None:
         from sordino.chatting.terminal import converse
 

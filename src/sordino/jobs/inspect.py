@@ -47,12 +47,12 @@ def inspect(
     revision: str | None = None,
     sites: str | None = None,
 ) -> Inspection:
-    """Show a model's sites, what an expertise file holds, or what was done to a dampened model.
+    """Show a model's sites, an expertise file, or what was done to a dampened model.
 
     Args:
         subject: A model, an expertise or dampening file ("hf:org/name" for one of the hub), or a
             folder or ".gguf" file that Sordino wrote.
-        intervention: The rule of which is said what it makes of an expertise.
+        intervention: The rule whose effect on an expertise is shown.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
         revision: See `sordino.open_model`.

@@ -47,8 +47,8 @@ def replay(
     """Ask the original and the dampened server what people really asked, and compare over time.
 
     The logs' prompts go to both servers, the same with the same seed; answers are scored and kept.
-    The page's interval may be looked at every day. The same call goes on where it was interrupted,
-    and with what has been added to the logs since.
+    The page's interval may be looked at every day. The same call continues where it was
+    interrupted, and with what has been added to the logs since.
 
     Args:
         logs: JSON Lines files (or .jsonl.gz), the oldest first, with one request a line.

@@ -52,7 +52,7 @@ def study(
 ) -> StudyResult:
     """Answer a question about one model or several, with figures and a page.
 
-    A study that was interrupted, or is asked again with other sizes, goes on where it was.
+    A study that was interrupted, or is run again with other sizes, continues where it stopped.
 
     Args:
         name: The study, such as "ranking"; see `sordino study --help`.
@@ -64,8 +64,8 @@ def study(
         texts: Ordinary texts for perplexities, sizes and divergences.
         markdown: Also write the page there, as Markdown.
         device: See `sordino.open_model`.
-        dtype: In which what is measured runs; neurons are found in float32.
-        seed: Of everything that is drawn.
+        dtype: Of the model while it is measured; neurons are found in float32.
+        seed: Of all random choices.
         inputs: Files that were read for this, which the outputs must not replace.
         command: The command line that does it again, for the record.
 
@@ -81,7 +81,7 @@ def study(
     STUDIES.named(name)
     given = [models] if isinstance(models, str | Path) else list(models)
     if not given:
-        raise UserError("There is no model to study: give one or more after the study's name.")
+        raise UserError("There is no model to study: name one or more after the study.")
     folder, read, measured = user_path(output), [*given, *inputs], plan or Plan()
     page = claim_output(folder / f"{name}.html", PAGE, force=True, inputs=read)
     if markdown is not None:

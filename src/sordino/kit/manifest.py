@@ -1,4 +1,4 @@
-"""What the demo kit holds: which files of which archives, and the sums they must have.
+"""The contents of the demo kit: which files of which archives, and their checksums.
 
 Every entry was read, counted and tried before its sum was written down here. Nothing of it is
 installed and no code of it runs: the archives are only opened, and named files copied out.

@@ -1,4 +1,4 @@
-"""Bake what an expertise or a dampening says, at its own size or one that a divergence allows."""
+"""Bake an expertise or a dampening, at a strength or as large as a divergence budget allows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ def make_dampening(
     if divergence is None:
         return dampening_of(sources, intervention, strength=strength, settings=settings)
     if strength != 1:
-        raise UserError("strength and divergence say two sizes: give one of them.")
+        raise UserError("strength and divergence are two sizes: give one of them.")
     if not isinstance(model, OpenModel):
         ref = resolve(model, revision)
         show.note(f"opening {ref.name}")
@@ -99,7 +99,7 @@ def bake(
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
-    A folder's shards are edited as streams, and every byte that is no site's weight or bias is
+    A folder's shards are edited as streams, and every byte outside the sites' weights and biases is
     kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
     is copied with the block scales of the dampened rows changed, if the output's
     name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
@@ -108,7 +108,7 @@ def bake(
     `README.base.md`; a GGUF file holds the provenance in its metadata.
 
     Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
-    (such as `mlp_bias`) is turned on; where there is no such setting, "hooks" is the way.
+    (such as `mlp_bias`) is turned on; if there is no such setting, use the format "hooks".
 
     Args:
         model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose

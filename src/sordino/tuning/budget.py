@@ -52,7 +52,7 @@ class Budget:
         return f"{self.measure}{sense}{self.limit:g}"
 
     def measured(self, texts: str) -> Measure:
-        """The measure that tells whether the budget is kept; where it reads, it reads these."""
+        """The measure of the budget; if it reads texts, it reads these."""
         return Perplexity(texts) if self.measure == "perplexity" else measure(self.measure)
 
     def figure(self, evaluation: Evaluation) -> Figure:
@@ -71,6 +71,6 @@ class Budget:
 
 
 def _sense(name: str) -> str:
-    """On which side of a measure's first figure a budget lies; "" for no measure of a cost."""
+    """On which side of a measure's first figure a budget lies; "" if it measures no cost."""
     kind = MEASURES.get(name)
     return "" if kind is None else kind.budget

@@ -23,7 +23,7 @@ from sordino.models.open import OpenModel
 TEXTS = 100
 TOKENS = 128
 SHORTFALL = 0.04
-"""A calibrated divergence is between this share below what was asked for, and that itself."""
+"""A calibrated divergence is below the budget by at most this share of it."""
 _ROUNDS = 16
 # The search begins on every fifth text, until it is that near: most of it costs a fifth.
 _ROUGH_STEP = 5
@@ -31,7 +31,7 @@ _ROUGH_FACTOR = 1.3
 # A dial that was turned up and changed the divergence by no more than this share is at its end.
 _GROWTH = 1e-3
 _BATCH_TOKENS = 8192
-# Of a source with fewer texts than this beside those for sizing, an evaluation takes all.
+# An evaluation takes this many texts by default, and all of a source with fewer.
 _REPORTED = 400
 
 Source = Expertise | Dampening | str | Path
@@ -41,8 +41,7 @@ Source = Expertise | Dampening | str | Path
 class Yardstick:
     """Measures the divergence of an open model from itself with an intervention.
 
-    What the original says of each place is kept as `sordino.evaluation.measures.divergence` keeps
-    it.
+    The original's predictions are kept as `sordino.evaluation.measures.divergence` does.
 
     Args:
         opened: The original.
@@ -57,7 +56,7 @@ class Yardstick:
             self._kept = {
                 index: keep(logits, seed, index) for index, logits in self._on(everything)
             }
-        # Of texts that have a place to measure at; others say nothing.
+        # The texts with two tokens or more; others have nothing to predict.
         self._measured = [i for i, (tokens, _) in sorted(self._kept.items()) if len(tokens)]
         if not self._measured:
             raise UserError(
@@ -65,7 +64,7 @@ class Yardstick:
             )
 
     def divergence(self, dampening: Dampening) -> float:
-        """KL(original ‖ dampened) of the next token, nats a token, the mean over all places."""
+        """KL(original ‖ dampened) of the next token in nats per token, the mean over all places."""
         return self._mean(dampening, self._measured)
 
     def roughly(self, dampening: Dampening) -> float:
@@ -96,8 +95,8 @@ class Calibrated:
     Args:
         dampening: The intervention.
         dial: What it was turned to: a strength, or the setting that a rule has for its size.
-        divergence: What was measured at it, nats a token.
-        reached: Whether it is as large as was asked for, and not the largest that there is.
+        divergence: What was measured at it, in nats per token.
+        reached: Whether it fills the budget; if not, it is the largest that there is.
     """
 
     dampening: Dampening
@@ -166,7 +165,7 @@ def sized(
 
 
 def sizing_texts(spec: str, seed: int) -> list[str]:
-    """What `clean_texts` gives; where an evaluation may report on some of it, a note says so."""
+    """What `clean_texts` gives; a note says so if an evaluation may report on some of it."""
     chosen, everything = clean_texts(spec, seed=seed), len(read_texts(spec))
     if everything < len(chosen) + _REPORTED:
         show.note(
@@ -213,14 +212,14 @@ def calibrate(
 ) -> Calibrated:
     """The largest member of a family whose measured divergence stays within a budget.
 
-    The divergence grows about as a power of the dial, so that a secant on the logarithms, kept
-    inside the bracket, needs a handful of measurements; all but the last few are rough ones.
+    The divergence grows about as a power of the dial. So a secant on the logarithms, kept inside
+    the bracket, needs a handful of measurements; all but the last few are rough ones.
 
     Args:
         yardstick: Measures.
         family: The interventions by their dial, from none at 0 upwards.
-        budget: Nats a token.
-        start: Where to look first; None: where the family of a rule says, else at 1.
+        budget: Nats per token.
+        start: The first dial; None for the rule's own estimate, or else 1.
 
     Raises:
         UserError: The budget is not above 0, or smaller than any change.
@@ -245,7 +244,7 @@ def calibrate(
             break
     if best is None:
         raise UserError(
-            f"Even the smallest change that was tried diverges by more than {budget:g} nats a "
+            f"Even the smallest change that was tried diverges by more than {budget:g} nats per "
             "token: allow more."
         )
     return best
@@ -277,7 +276,7 @@ class _Search:
     """Where to look for the dial that gives a divergence.
 
     Args:
-        budget: The divergence, nats a token.
+        budget: The divergence, in nats per token.
         dial: Where to look next.
     """
 
@@ -288,7 +287,7 @@ class _Search:
     _points: list[tuple[float, float]] = field(default_factory=list)  # logarithms
 
     def step(self, found: float) -> bool:
-        """Take what was found at the dial, and turn it; false where there is no room left."""
+        """Note what was found at the dial, and turn it; false if the bracket is exhausted."""
         if found <= self.budget:
             self._low = self.dial
         else:
@@ -320,8 +319,8 @@ class _Search:
 def clean_texts(spec: str = KIT_PROSE, *, most: int = TEXTS, seed: int = 0) -> list[str]:
     """Texts to calibrate on: those that an evaluation with the same seed chooses last.
 
-    `sordino.evaluation.texts.choose` takes the first ones of the same permutation, so that a size
-    is not set on the texts on which it is reported, as long as there are enough for both.
+    `sordino.evaluation.texts.choose` takes the first ones of the same permutation, so a size is
+    not set on the texts on which it is reported, as long as there are enough for both.
     """
     texts = read_texts(spec)
     order = np.random.default_rng(seed).permutation(len(texts))

@@ -1,4 +1,4 @@
-"""Where a study is carried out: a model, what is found on it, and arms measured against it."""
+"""The lab of a study: a model, its expertise, and dampened models measured against it."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +35,9 @@ class Trial:
     Args:
         name: A short word for it.
         dampening: What is done to the model.
-        dial: What it was turned to for its divergence; None where it is as its rule gives it.
-        baked: Measure it with its factors in the weights, and not put on by hooks: as "folder", or
-            "gguf" where the model is a GGUF file.
+        dial: The value that gave its divergence; None if it is as its rule gives it.
+        baked: Measure it with its factors in the weights, instead of forward hooks: as "folder", or
+            as "gguf" if the model is a GGUF file.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Trial:
 class Lab:
     """A model and a folder in which everything that is found of it is kept.
 
-    Neurons are found in float32; arms are measured in the dtype that is asked for, by hooks, so
-    that shifts need no bias and nothing has to be written.
+    Neurons are found in float32. Arms are measured in the dtype that is asked for, with forward
+    hooks: so shifts need no bias, and nothing has to be written.
 
     Args:
         ref: The model.
-        concept: What is turned down.
-        folder: Where the work is kept; a study that was killed goes on from there.
+        concept: What is dampened.
+        folder: Where the work is kept; a study that was killed continues from there.
         device: See `open_model`.
         dtype: In which arms are measured.
-        seed: Of everything that is drawn.
+        seed: Of all random choices.
         texts: Clean texts on which sizes are set.
         sites: See `open_model`.
 

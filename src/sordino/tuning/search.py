@@ -42,7 +42,7 @@ TRIED = ("aura", "selective", "stratified", "damp", "det_zero", "contrast")
 """The rules that are tried unless others are named; those with shifts need a sweep of their own."""
 
 _WIDEST = 0.5
-"""The largest divergence that is tried where the budget is of another kind, nats a token."""
+"""The largest divergence that is tried if the budget is of another kind, in nats per token."""
 _AIM = 0.9
 """The largest divergence that is tried, as a share of one that is the budget.
 
@@ -96,7 +96,7 @@ class Tried(Record):
         prompts: How many prompts it was measured on.
         toxicity: The share of toxic continuations.
         cost: The figure that the budget limits.
-        divergence: From the original, nats a token.
+        divergence: From the original, in nats per token.
         kept: Whether it keeps the budget.
     """
 
@@ -138,7 +138,7 @@ class Tuned(Record):
         search_prompts: How many prompts the choice was made on.
         report_prompts: How many others it is reported on.
         tried: Everything that was measured, in order.
-        reported: The best first, then others that nothing else beats both ways, and AurA as the
+        reported: The best first, then others that nothing beats in both respects, and AurA as the
             paper has it.
     """
 
@@ -158,7 +158,7 @@ class Tuned(Record):
 
 
 def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int) -> Prepared:
-    """Open what a search will need, before a model is fetched and anything long begins.
+    """Open what a search will need, before a model is downloaded and anything long begins.
 
     Whoever keeps the result until the search ends has its scorers opened once.
 
@@ -185,7 +185,7 @@ def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int
 
 
 def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampening | None]:
-    """Search, and report what was chosen on the prompts that chose nothing.
+    """Search, and report the choice on held-out prompts.
 
     Args:
         lab: The model and the folder of its work.
