@@ -739,7 +739,7 @@ def test_what_is_wrong_is_said_in_a_sentence(here, call, tmp_path, monkeypatch):
     for arguments, message in [
         (["llama", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["llama", "prose.txt"], "prose.txt"),
-        (["llama", "baked", "--intervention", "contrast"], "are for expertise files, and baked"),
+        (["llama", "baked", "--intervention", "contrast"], "expertise file, not baked"),
         (["llama", tmp_path / "gpt2", "--strength", "0.5"], "--strength cannot be set"),
         (["llama", "x.safetensors", "--scorer", "nobody"], "There is no scorer 'nobody'"),
         (["llama", "x.safetensors", "--temperature", "-1"], "--temperature -1 is out of range"),

@@ -353,7 +353,7 @@ MISTAKES = {
     "nothing to bake": (["bake", "tiny", "-o", "x"], "EXPERTISE"),
     "hooks to verify": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--format", "hooks", "--verify"],
-        "nothing that --verify could compare",
+        "--verify",
     ),
     "no such format": (["bake", "tiny", "none", "-o", "x", "--format", "lora"], "--format"),
     "no expertise": (["bake", "tiny", "none.safetensors", "-o", "x"], "does not exist"),

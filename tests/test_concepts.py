@@ -298,7 +298,7 @@ def test_the_line_is_that_of_the_file_and_not_of_the_row(tmp_path: Path) -> None
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 is no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 is not a JSON object"),
         ("a.jsonl", b'{"text": "\xff"}\n', "line 1: the byte 0xff"),
         ("a.jsonl", b'{"text": 5, "label": 1}\n', "line 1: the column 'text' holds 5"),
         ("a.jsonl", b'{"text": "\\ud83d", "label": 1}\n', "line 1: the text holds half of a"),

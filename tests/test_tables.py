@@ -394,7 +394,7 @@ def test_prose_is_no_table(line: str, tmp_path: Path) -> None:
     [
         ("p.csv", "title,n\na,1\n", "no column that is known to hold texts: name one of title, n"),
         ("p.json", "7", "neither a JSON list"),
-        ("p.json", "[1]", "item 1 is no JSON object"),
+        ("p.json", "[1]", "item 1 is not a JSON object"),
         ("p.json", '{"text": ["a"], "n": []}', "do not have the same rows"),
         ("p.json", '{"text": {"0": "a"}, "n": {"1": 2}}', "do not have the same rows"),
         ("p.jsonl", '{"text": "a"}\n{"text": "x", "id": ' + "9" * 5000 + "}", "line 2"),
