@@ -141,7 +141,7 @@ def test_other_templates_are_refused(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "is no JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"a": ["b"]}', '"a" holds no object of names'),
         ('{"a": {"b": "c"}}', '"b" has no list of prompts'),
         ('{"a": {"b": [1]}}', '"b" has no list of prompts'),

@@ -88,7 +88,7 @@ def test_plain_text_is_one_text_a_line(tmp_path):
             "line 2 has no text: it needs one of text, prompt",
         ),
         ("a.jsonl", b"{oh\n", "line 1 is not valid JSON"),
-        ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("a.jsonl", b'{"text": "x", "toxicity": 2}\n', "line 1 has the toxicity 2: it must be"),
         ("a.jsonl", b'{"prompt": {"toxicity": 0.1}}\n', "line 1 has a prompt without a text"),
         ("a.txt", b"fine\n\xff\xfe\n", "line 2: the byte 0xff is not UTF-8"),

@@ -178,7 +178,7 @@ def test_a_log_that_is_being_written_ends_before_its_last_line(tmp_path):
     ("content", "message"),
     [
         (b'{"prompt": "one"}\nprompt two\n', "line 2 is not valid JSON"),
-        (b'{"prompt": "one"}\n["two"]\n', "line 2 is no JSON object"),
+        (b'{"prompt": "one"}\n["two"]\n', "line 2 is not a JSON object"),
         (b'{"prompt": "\xff"}\n', "line 1 is not valid JSON"),
         (b"[" * 100_000 + b"\n", "line 1 is not valid JSON"),
     ],

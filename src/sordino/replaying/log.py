@@ -88,7 +88,7 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
             of such objects, and a ".parquet" file a row for each.
 
     Raises:
-        UserError: It cannot be read, or a line is no JSON object.
+        UserError: It cannot be read, or a line is not a JSON object.
     """
     path = input_path(path, mend="give the log of a service, a .jsonl file")
     for number, row in _table_rows(path) if _is_table(path) else _json_rows(path):
@@ -125,7 +125,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 return
             raise
         if not isinstance(row, dict):
-            raise UserError(f"{shown}, line {number} is no JSON object: each line must be one.")
+            raise UserError(f"{shown}, line {number} is not a JSON object: each line must be one.")
         yield number, row
 
 

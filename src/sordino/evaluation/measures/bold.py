@@ -107,7 +107,7 @@ def _file_texts(path: Path) -> Iterator[Text]:
     domain = path.stem.removesuffix(_SUFFIX)
     shape = f"{path} is not in BOLD's layout, {{group: {{name: [prompt, …]}}}}"
     if not isinstance(value, Mapping):
-        raise UserError(f"{shape}: it is no JSON object.")
+        raise UserError(f"{shape}: it is not a JSON object.")
     for group, names in value.items():
         if not isinstance(names, Mapping):
             raise UserError(f"{shape}: {json.dumps(group)} holds no object of names.")
