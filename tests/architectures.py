@@ -167,9 +167,9 @@ transformers' experts interface, which computes the same as the model's own code
 that interface, so a hook computes its experts again. Attribution sums over the tokens that were
 routed to an MoE expert. If fewer than 30 texts of either class reached it, its neurons have no
 attribution, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies the outputs of modules, and
-experts whose matrices are parameters are not modules, so `--format ia3` refuses them (bake the
-weights, or use `--format hooks`). Baking a shift needs a bias, and of these only GPT-OSS's experts
-have biases.
+experts whose matrices are parameters are not modules, so `--format ia3` and `--format lora` refuse
+them (bake the weights, or use `--format hooks`). Baking a shift needs a bias, and of these only
+GPT-OSS's experts have biases.
 """  # noqa: E501
 
 

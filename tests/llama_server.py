@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,9 @@ def llama_cpp() -> tuple[str, str] | None:
 
 
 @contextmanager
-def serving(model: Path, alias: str, log: Path, context: int = 1024) -> Iterator[str]:
+def serving(
+    model: Path, alias: str, log: Path, context: int = 1024, adapters: Sequence[Path] = ()
+) -> Iterator[str]:
     """Serve a GGUF file by one thread and give the address; a test without llama.cpp is skipped.
 
     Args:
@@ -41,11 +43,15 @@ def serving(model: Path, alias: str, log: Path, context: int = 1024) -> Iterator
         alias: What it is called.
         log: Where the server's output goes.
         context: Tokens that a request can have.
+        adapters: LoRA adapters, at scale 0 unless a request says otherwise; xllamacpp alone takes
+            them, and a test is skipped without it.
     """
     found = llama_cpp()
     if found is None:
         pytest.skip("there is no llama.cpp here, nor does SORDINO_LLAMA_PYTHON name one")
     python, package = found
+    if adapters and package == "llama_cpp":
+        pytest.skip("llama-cpp-python's server knows no adapters: install xllamacpp")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,6 +63,7 @@ def serving(model: Path, alias: str, log: Path, context: int = 1024) -> Iterator
     else:
         script = Path(__file__).with_name("xllama_server.py")
         command = [python, str(script), str(model), str(port), alias, str(context)]
+        command += map(str, adapters)
     with log.open("wb") as stream:
         server = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:

@@ -171,6 +171,24 @@ def test_several_files_are_baked_one_after_the_other(call, here):
         np.testing.assert_array_equal(first.factors[site], values * second.factors[site])
 
 
+def test_an_adapter_for_servers_is_as_wide_as_its_rank(call, here):
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors", "--force")
+    asked = ("bake", "tiny", "c.expertise.safetensors", "-o", "low", "--format", "lora")
+    status, out, error = call(*asked, "--rank", "5", "--verify")
+    assert status == 0, error
+    assert "(aura, strength 1)" in out
+    config = json.loads((here / "low/adapter_config.json").read_text())
+    assert config["r"] == 5
+    record = json.loads((here / "low/sordino.json").read_text())
+    assert record["intervention"]["settings"] == {"rows": 5}
+    status, _, error = call(*asked, "--rank", "5", "--set", "rows=6", "--force")
+    assert status == 2
+    assert "--set rows=5" in error
+    status, _, error = call(*asked[:-1], "hooks", "--rank", "5", "--force")
+    assert status == 2
+    assert "--format hooks has no rank" in error
+
+
 def test_diff_and_undo(call, here):
     if not (here / "c.expertise.safetensors").exists():
         call("find", "tiny", "--concept", "calm.jsonl", "-o", "c.expertise.safetensors")

@@ -366,8 +366,10 @@ def test_shifts_of_experts_without_biases_are_refused(tmp_path):
 def test_there_is_no_adapter_for_experts(tmp_path):
     folder = tiny_folder("mixtral", tmp_path)
     sites = {path: site.neurons for path, site in expert_sites(tiny_model("mixtral")).items()}
-    with pytest.raises(UserError, match="--format hooks"):
-        bake(folder, Dampening(random_factors(sites), "aura"), tmp_path / "x", format="ia3")
+    dampening = Dampening(random_factors(sites), "aura").limited(5)
+    for form in ("ia3", "lora"):
+        with pytest.raises(UserError, match="--format hooks"):
+            bake(folder, dampening, tmp_path / "x", format=form)
 
 
 def test_experts_of_another_number_are_refused():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Format = str
 else:
-    Format = Literal["weights", "ia3", "hooks", *brought("formats")]
+    Format = Literal["weights", "ia3", "lora", "hooks", *brought("formats")]
 
 
 def bake(
@@ -32,6 +32,7 @@ def bake(
     *expertise: Annotated[Path, Parameter(required=True)],
     output: Output,
     format: Format = "weights",
+    rank: int | None = None,
     verify: bool = False,
     allow_other_weights: bool = False,
     texts: str = "kit",
@@ -58,9 +59,13 @@ def bake(
     output
         The folder to write, or the .gguf file.
     format
-        weights: a whole model; ia3: a small adapter that PEFT loads onto the model; hooks: only the
-        factors and shifts, for Sordino's forward hooks, which also work where an architecture has
-        no biases to hold shifts.
+        weights: a whole model; lora: an adapter that servers switch and scale for each request (of
+        a GGUF file, llama.cpp's); ia3: a small adapter that PEFT loads onto the model; hooks: only
+        the factors and shifts, for Sordino's forward hooks, which also work where an architecture
+        has no biases to hold shifts.
+    rank
+        Of --format lora: the most neurons of each linear layer that change (64). It is the rule's
+        --set rows, too, unless that is given.
     verify
         Compare the result's logits with those of the original under forward hooks, and show the
         largest difference. For a GGUF file, and for a quantised model that cannot run here,
@@ -81,15 +86,25 @@ def bake(
     from sordino.models.reference import resolve
     from sordino.outputs import claim_output, model_kind
     from sordino.progress import note
+    from sordino.tuning.baking import within_rank
 
     with printing.in_force():
         if verify and format == "hooks":
             raise UserError("--format hooks writes no weights: leave out --verify.")
-        if verify and format == "ia3":
+        if verify and format in ("ia3", "lora"):
             require("peft", "The comparison of an adapter")
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
-        dampening = rule.dampening(ref, expertise, texts=texts, seed=seed, opening=opening)
+        if verify and format == "lora" and ref.kind == "gguf":
+            raise UserError("--verify runs no adapter of llama.cpp: leave it out.")
+        dampening = rule.dampening(
+            ref,
+            expertise,
+            settings=within_rank(format, rank, rule.settings()),
+            texts=texts,
+            seed=seed,
+            opening=opening,
+        )
         record = bake_model(
             ref,
             dampening,
@@ -98,6 +113,7 @@ def bake(
             dtype=opening.dtype,
             allow_other_weights=allow_other_weights,
             format=format,
+            rank=rank,
         )
         checked: Verification | FileVerification | RowVerification | None = None
         if verify and has_suffix(output, ".gguf"):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +162,7 @@ class InterventionOptions:
         model: "ModelRef",
         files: Sequence[Path],
         *,
+        settings: Mapping[str, Any] | None = None,
         texts: str = "kit",
         seed: int = 0,
         opening: ModelOptions = ModelOptions(),
@@ -171,6 +172,7 @@ class InterventionOptions:
         Args:
             model: On which a divergence is measured.
             files: Expertise or dampening files.
+            settings: The rule's, in the place of those that were given.
             texts: Ordinary text for that.
             seed: Of the choice among it.
             opening: How the model is opened for that.
@@ -182,7 +184,7 @@ class InterventionOptions:
             files,
             self.intervention,
             strength=self.strength,
-            settings=self.settings(),
+            settings=self.settings() if settings is None else settings,
             divergence=self.divergence,
             texts=clean_texts(texts),
             seed=seed,

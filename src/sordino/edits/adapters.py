@@ -25,7 +25,7 @@ from sordino.models.open import empty_model, open_model
 from sordino.models.reference import ModelRef
 
 CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def write_adapter(
@@ -70,7 +70,7 @@ def write_adapter(
         for site, values in changed.items()
     }
     # `save_file` would make it readable to its owner alone.
-    (target / _WEIGHTS).write_bytes(save(vectors, metadata={"format": "pt"}))
+    (target / WEIGHTS).write_bytes(save(vectors, metadata={"format": "pt"}))
     config: dict[str, Any] = {
         "peft_type": "IA3",
         "task_type": "CAUSAL_LM",
@@ -110,5 +110,5 @@ model = PeftModel.from_pretrained(model, "this folder")
 """
 
 FORMATS["ia3"] = Format(
-    "as an (IA)³ adapter for PEFT (no weights are here)", write_adapter, card, (_WEIGHTS,)
+    "as an (IA)³ adapter for PEFT (no weights are here)", write_adapter, card, (WEIGHTS,)
 )

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sordino.edits import gguf_file, gguf_source, safetensors_folder
-from sordino.edits.formats import FORMATS, Format
+from sordino.edits.formats import FORMATS, RANK, Format
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
@@ -40,6 +40,7 @@ def bake(
     revision: str | None = None,
     allow_other_weights: bool = False,
     format: str = "weights",
+    rank: int | None = None,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
@@ -55,6 +56,7 @@ def bake(
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights.
         format: The name of one of `sordino.edits.formats.FORMATS`.
+        rank: The most rows of each matrix that may change, in a format that has a rank.
         finish: Called with what was written and the provenance before it takes its name.
 
     Returns:
@@ -67,6 +69,7 @@ def bake(
     target = claim_model(ref, output, force=force)
     to_file = has_suffix(target, GGUF)
     written = FORMATS.named(format)
+    _refuse_rank(format, rank, dampening)
     if to_file and (format != "weights" or dtype != "auto"):
         wanted = f"--format {format} writes a folder"
         reason = f"--dtype {dtype} is for folders" if format == "weights" else wanted
@@ -94,6 +97,21 @@ def bake(
         if finish is not None:
             finish(stage, record)
     return record
+
+
+def _refuse_rank(format: str, rank: int | None, dampening: Dampening) -> None:
+    if not FORMATS.named(format).is_ranked:
+        if rank is not None:
+            raise UserError(f"--rank {rank} is for --format lora: --format {format} has no rank.")
+        return
+    most = RANK if rank is None else rank
+    site, rows = max(dampening.rows.items(), key=lambda item: item[1], default=("", 0))
+    if rows > most:
+        raise UserError(
+            f"{site} changes in {rows:,} rows, more than a rank of {most} holds: limit the rule by "
+            f"--set rows={most} where the factors are made from an expertise, or give --rank "
+            f"{rows}."
+        )
 
 
 def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str) -> dict[str, Any]:

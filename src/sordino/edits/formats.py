@@ -19,8 +19,9 @@ class Format:
         write: Fills an empty folder, given the model, the dampening, the folder and the dtype
             ("auto" unless the format is a model); returns what `provenance` takes of that.
         card: Makes the README.md of the record of an edit; None for the plain one.
-        files: The names of the files that hold what is loaded, unless it is a model.
+        files: The names that files with what is loaded can have, unless it is a model.
         is_model: Whether the folder is a model that can be run as it is.
+        is_ranked: Whether its size is a rank, the most rows of each matrix that it can change.
     """
 
     where: str
@@ -28,7 +29,11 @@ class Format:
     card: Callable[[Mapping[str, Any]], str] | None = None
     files: tuple[str, ...] = ()
     is_model: bool = False
+    is_ranked: bool = False
 
 
 FORMATS: Registry[Format] = Registry("format", "formats", "sordino.edits")
 """Formats by name, which is what `--format` takes."""
+
+RANK = 64
+"""The rank of a format that has one, where none is given: servers take that much without ado."""

@@ -120,6 +120,11 @@ class Dampening:
         )
 
     @property
+    def rows(self) -> dict[str, int]:
+        """How many rows of its weight change, by site: neurons with a factor other than 1."""
+        return {site: int(np.count_nonzero(f != 1)) for site, f in self.factors.items()}
+
+    @property
     def neurons(self) -> int:
         """How many neurons have a factor at all."""
         return sum(factors.size for factors in self.factors.values())

@@ -220,7 +220,7 @@ class _Output:
         """
         if self._is_file:
             return set()
-        names = set(self._written.files)
+        names = self._here.keys() & set(self._written.files) or set(self._written.files)
         if self._written.is_model:
             names = {f.name for f in ModelRef("", "folder", self._source).weight_files}
         for name in sorted(names - self._here.keys()):

@@ -6,9 +6,11 @@ from typing import Any
 
 from sordino import progress as show
 from sordino.edits import baking
+from sordino.edits.formats import FORMATS, RANK
 from sordino.errors import UserError
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.interventions import Dampening
+from sordino.interventions.registry import ROWS
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.tuning.calibration import Source, dampening_of, sized
@@ -95,6 +97,7 @@ def bake(
     revision: str | None = None,
     allow_other_weights: bool = False,
     format: str = "weights",
+    rank: int | None = None,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
@@ -129,9 +132,12 @@ def bake(
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
-        format: "weights"; "ia3", an adapter for PEFT (docs/adapters.md); or "hooks", nothing but
-            factors and shifts, for `Dampening.load(path).applied(model)` (docs/shifts.md); or one
-            that another package brings.
+        format: "weights"; "lora", an adapter for servers, and "ia3", one for PEFT
+            (docs/adapters.md); or "hooks", nothing but factors and shifts, for
+            `Dampening.load(path).applied(model)` (docs/shifts.md); or one that another package
+            brings.
+        rank: Of "lora": the most rows of each matrix that may change (64). It is the rule's own
+            limit `rows`, too, unless `settings` say another.
         finish: Called with the folder (or the file) and the provenance before it takes its name,
             to add to it, such as a README.md with an evaluation.
 
@@ -155,7 +161,7 @@ def bake(
         dampening,
         intervention,
         strength=strength,
-        settings=settings,
+        settings=within_rank(format, rank, settings or {}),
         divergence=divergence,
         texts=texts,
         seed=seed,
@@ -171,5 +177,19 @@ def bake(
         dtype=dtype,
         allow_other_weights=allow_other_weights,
         format=format,
+        rank=rank,
         finish=finish,
     )
+
+
+def within_rank(format: str, rank: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule's settings, with the rank as the most rows that it may change, unless they say it.
+
+    Args:
+        format: In which the edit is to be written; one without a rank sets no limit.
+        rank: Its rank, where one was given.
+        settings: The rule's.
+    """
+    if not FORMATS.named(format).is_ranked:
+        return dict(settings)
+    return {ROWS.name: RANK if rank is None else rank, **settings}
