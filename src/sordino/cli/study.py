@@ -80,7 +80,7 @@ def study(
     one factor for the best? ingredients: what does contrast need? attention: attention's sites too?
     data: how many sentences? concepts: does one concept take others along? prompting: behind
     pre-prompts? diversity: poorer text? dtype: 16 bits, quantised? overhead: slower? transfer: on a
-    sibling (--sibling)?
+    sibling (--sibling)? rank: in how few rows of each matrix?
 
     Neurons are found in float32; --dtype is for the measurements. A study that was interrupted, or
     is run again with other sizes, continues where it stopped.
