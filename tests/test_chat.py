@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.chatting import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
 from sordino.chatting.conversation import Answer, Conversation, prompt_ids
+from sordino.chatting.duet import judged
 from sordino.chatting.terminal import HELP, _printable
 from sordino.edits import bake
 from sordino.errors import UserError
@@ -317,14 +318,14 @@ class Longest(Scorer):
 
 
 def test_each_answer_has_its_verdict(duet):
-    judged = replace(duet, scorer=Longest(), scorer_name="longest")
+    with_scorer = replace(duet, scorer=Longest(), scorer_name="longest")
     for length in (3, 100):
-        for one in answered(judged, settings=Settings(new_tokens=length)).values():
+        for one in answered(with_scorer, settings=Settings(new_tokens=length)).values():
             assert one.score == min(len(one.text), 100) / 100
             word = "toxic" if one.score > 0.5 else "not toxic"
             assert one.verdict == f"{word}, {one.score:.2f}"
-    assert judged._judged("it sat") == (None, "it would not judge a text")
-    assert judged._judged(" ") == (None, "")
+    assert judged(Longest(), "it sat") == (None, "it would not judge a text")
+    assert judged(Longest(), " ") == (None, "")
 
 
 def test_a_conversation_comes_back_from_json(duet, told):

@@ -357,8 +357,8 @@ def test_ctrl_c_ends_the_page_while_nothing_can_be_stopped(here, tmp_path):
     script = tmp_path / "stuck.py"
     script.write_text(
         "import time\n"
-        "from sordino.chatting import Duet\n"
-        "Duet._judged = lambda *_: time.sleep(999)\n"
+        "import sordino.chatting.duet as duet\n"
+        "duet.judged = lambda *_: time.sleep(999)\n"
         "from sordino.cli.app import main\n"
         "main()\n"
     )

@@ -51,7 +51,7 @@ OTHERS = {
     ),
     **dict.fromkeys(("duckdb", "ulimit", "echo"), "not ours"),
 }
-OTHER_MODULES = {"llama_cpp.server"}
+OTHER_MODULES = {"llama_cpp.server", "sglang.launch_server"}
 # Python that is only held against what can be imported.
 PYTHON_NOT_RUN = {
     "docs/endpoints.md": "asks a server: tests/test_endpoint.py",
@@ -64,6 +64,7 @@ FOREIGN_FLAGS = {
     *("--only", "--quick", "--per-class"),  # benchmarks
     *("--multi", "--num", "--module"),  # accelerate
     *("--quantization", "--merge"),  # vllm, llama-gguf-split
+    *("--lora", "--lora-init-without-apply"),  # llama-server
 }
 # Statuses other than 0: what `diff` has to say of two that differ.
 STATUS = {r"diff ": 1}

@@ -279,8 +279,8 @@ def test_what_it_cannot_be_is_refused(tmp_path):
 def test_the_lines_in_the_docs_work(tmp_path, monkeypatch):
     folder, model = tiny_folder("qwen2", tmp_path), tiny_model("qwen2")
     first, second = dampening_of(model, 1), dampening_of(model, 2)
-    bake(folder, first, tmp_path / "insults", format="lora")
-    bake(folder, second, tmp_path / "threats", format="lora")
+    bake(folder, first, tmp_path / "insults-lora", format="lora")
+    bake(folder, second, tmp_path / "threats-lora", format="lora")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         tf.AutoModelForCausalLM, "from_pretrained", classmethod(lambda *_: tiny_model("qwen2"))
@@ -288,7 +288,10 @@ def test_the_lines_in_the_docs_work(tmp_path, monkeypatch):
     page = (Path(__file__).parent.parent / "docs/adapters.md").read_text()
     page = page.partition("## LoRA")[2].partition("## (IA)³")[0]
     load, dial, several = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(load, scope := {"tokenizer": tiny_tokenizer()})
+    monkeypatch.setattr(
+        tf.AutoTokenizer, "from_pretrained", classmethod(lambda *_: tiny_tokenizer())
+    )
+    exec(load, scope := {})
     torch.testing.assert_close(logits(scope["model"]), logits(model, first), **CLOSE)
     exec(dial, scope)
     assert scope["ids"].shape[1] > len(tiny_tokenizer()("The weather")["input_ids"])

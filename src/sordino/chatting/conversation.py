@@ -253,18 +253,11 @@ def prompt_ids(
         UserError: The last prompt alone is too long, says nothing, or the template fails.
         Stopped: `stopped` has said yes.
     """
-    if not turns or not turns[-1].prompt.strip():
-        raise UserError("There is nothing to answer: write something.")
-    if len(turns) > MOST_TURNS:
-        raise UserError(
-            f"The conversation has {len(turns):,} turns, and {MOST_TURNS:,} is the most: save it, "
-            "and clear it."
-        )
+    refuse_empty(turns)
     pre_prompt = settings.pre_prompt.strip()
     room = prompt_room(opened, settings.new_tokens)
     most = _MOST_CHARACTERS if room is None else min(_MOST_CHARACTERS, room * _CHARACTERS_A_TOKEN)
-    # What has no answer of this side was never part of its conversation.
-    told = [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
+    told = _told_to(turns, side)
 
     @cache
     def tokens(left_out: int) -> list[int] | None:
@@ -300,6 +293,27 @@ def prompt_ids(
         f"The prompt has {has}, and {opened.ref.name} has room for {room:,} tokens before an "
         f"answer of {settings.new_tokens:,}: shorten it, or ask for fewer --new-tokens."
     )
+
+
+def refuse_empty(turns: Sequence[Turn]) -> None:
+    """Refuse a conversation that asks nothing, or that is too long for anyone."""
+    if not turns or not turns[-1].prompt.strip():
+        raise UserError("There is nothing to answer: write something.")
+    if len(turns) > MOST_TURNS:
+        raise UserError(
+            f"The conversation has {len(turns):,} turns, and {MOST_TURNS:,} is the most: save it, "
+            "and clear it."
+        )
+
+
+def said_before(turns: Sequence[Turn], side: Side) -> list[Message]:
+    """The conversation as one side has had it, its last prompt included."""
+    return _messages(_told_to(turns, side), side)
+
+
+def _told_to(turns: Sequence[Turn], side: Side) -> list[Turn]:
+    """What has no answer of this side was never part of its conversation."""
+    return [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
 
 
 def advised(failure: TemplateFailure) -> UserError:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isnan
+from typing import Protocol
 
 from sordino.chatting.conversation import (
     SIDES,
@@ -51,6 +52,44 @@ class Answered:
     answer: Answer
 
 
+class Voices(Protocol):
+    """What the page and the terminal need of the two sides.
+
+    Attributes:
+        names: What each side is, in words.
+        plain: Whether prompts are continued as they are.
+        scorer: Who judges the answers, if anyone does.
+        scorer_name: The scorer's name.
+        has_dial: Whether the strength can be set.
+        fixed: Why it cannot be, in a sentence; "" where it can.
+    """
+
+    @property
+    def names(self) -> dict[Side, str]: ...  # noqa: D102
+    @property
+    def plain(self) -> bool: ...  # noqa: D102
+    @property
+    def scorer(self) -> Scorer | None: ...  # noqa: D102
+    @property
+    def scorer_name(self) -> str: ...  # noqa: D102
+    @property
+    def has_dial(self) -> bool: ...  # noqa: D102
+    @property
+    def fixed(self) -> str: ...  # noqa: D102
+
+    def answers(
+        self,
+        turns: Sequence[Turn],
+        settings: Settings,
+        sides: Sequence[Side] = SIDES,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Generator[Said | Answered]:
+        """Answer the last turn, and tell what there is."""
+
+    def conversation(self, turns: Sequence[Turn]) -> Conversation:
+        """These turns, as they are saved."""
+
+
 @dataclass(frozen=True)
 class Duet:
     """The two sides of a conversation.
@@ -74,6 +113,17 @@ class Duet:
     plain: bool = False
     scorer: Scorer | None = None
     scorer_name: str = ""
+
+    @property
+    def has_dial(self) -> bool:
+        """Whether the strength can be set."""
+        return self.dampening is not None
+
+    @property
+    def fixed(self) -> str:
+        """Why it cannot be, in a sentence; "" where it can."""
+        told = f"Two models are open, and the strength cannot be changed. {self.why_two}"
+        return "" if self.has_dial else told
 
     def answers(
         self,
@@ -151,7 +201,7 @@ class Duet:
         return Conversation(
             models=self.names,
             form="plain" if self.plain else "chat",
-            hooks=self.dampening is not None,
+            hooks=self.has_dial,
             scorer=self.scorer_name,
             turns=tuple(turns),
         )
@@ -169,7 +219,7 @@ class Duet:
         ended: Ended = (
             "stopped" if early else "length" if len(ids) == settings.new_tokens else "end"
         )
-        score, trouble = self._judged(one.text)
+        score, trouble = judged(self.scorer, one.text)
         return Answer(
             text=one.text,
             ids=ids,
@@ -180,12 +230,13 @@ class Duet:
             settings=settings,
         )
 
-    def _judged(self, text: str) -> tuple[float | None, str]:
-        """The score of an answer, and why there is none if its scorer failed."""
-        if self.scorer is None or not text.strip():
-            return None, ""
-        try:
-            score = float(scores_of(self.scorer, [text])[0, 0])
-        except UserError as error:  # such as a judge that will not judge
-            return None, str(error)
-        return (None, "the judge's answer cannot be read") if isnan(score) else (score, "")
+
+def judged(scorer: Scorer | None, text: str) -> tuple[float | None, str]:
+    """The score of an answer, and why there is none if its scorer failed."""
+    if scorer is None or not text.strip():
+        return None, ""
+    try:
+        score = float(scores_of(scorer, [text])[0, 0])
+    except UserError as error:  # such as a judge that will not judge
+        return None, str(error)
+    return (None, "the judge's answer cannot be read") if isnan(score) else (score, "")

@@ -57,7 +57,7 @@ def open_duet(
     Raises:
         UserError: One of them cannot be had, or the file is of other weights than the original's.
     """
-    judge = _scorer(scorer, toxic_label, judge_refusal, device)
+    judge = open_judge(scorer, toxic_label, judge_refusal, device)
     ref = resolve(original, revision)
     file = user_path(quiet)
     dampening, why_two, other = None, "", None
@@ -149,7 +149,7 @@ def _hooks_folder(path: Path) -> bool:
     return (path / DAMPENING).is_file() and not (path / "config.json").is_file()
 
 
-def _scorer(
+def open_judge(
     name: str, toxic_label: str | None, judge_refusal: float | None, device: str
 ) -> Scorer | None:
     """The scorer, which is opened before models are."""

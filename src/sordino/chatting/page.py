@@ -8,13 +8,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sordino.chatting.conversation import SIDES, Settings
-from sordino.chatting.duet import Duet
+from sordino.chatting.duet import Voices
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.version import __version__
 
 
-def render(duet: Duet, start: Settings, nonce: str) -> str:
+def render(duet: Voices, start: Settings, nonce: str) -> str:
     """The page as HTML.
 
     Args:
@@ -45,7 +45,7 @@ def render(duet: Duet, start: Settings, nonce: str) -> str:
     )
 
 
-def _facts(duet: Duet, start: Settings) -> Markup:
+def _facts(duet: Voices, start: Settings) -> Markup:
     """What the script needs to know, as JSON that can stand inside a script."""
     facts: dict[str, Any] = {
         "start": start.model_dump(mode="json"),

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sordino.chatting.background import Background, Ended
 from sordino.chatting.connections import Connection
 from sordino.chatting.conversation import Settings, Side, Turn
-from sordino.chatting.duet import Answered, Duet, Said
+from sordino.chatting.duet import Answered, Said, Voices
 from sordino.chatting.page import render
 from sordino.errors import UserError
 from sordino.files import printable
@@ -79,7 +79,7 @@ class Service:
         ending: Whether the server is to end, so that what is under way stops.
     """
 
-    duet: Duet
+    duet: Voices
     ending: Callable[[], bool] = lambda: False
     _background: Background = field(default_factory=Background)
     _under_way: dict[str, threading.Event] = field(default_factory=dict)
@@ -359,7 +359,7 @@ class Server(uvicorn.Server):
         host: The name or the address that it is served at.
     """
 
-    def __init__(self, duet: Duet, start: Settings, host: str) -> None:
+    def __init__(self, duet: Voices, start: Settings, host: str) -> None:
         self._service = Service(duet, lambda: self.should_exit)
         super().__init__(
             uvicorn.Config(

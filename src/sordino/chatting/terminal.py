@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sordino.chatting.background import Background, Ended
 from sordino.chatting.conversation import SIDES, Answer, Settings, Side, Turn
-from sordino.chatting.duet import Answered, Duet, Said
+from sordino.chatting.duet import Answered, Said, Voices
 from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
@@ -57,7 +57,7 @@ class Session:
         console: Where it is shown.
     """
 
-    def __init__(self, duet: Duet, settings: Settings, console: Console) -> None:
+    def __init__(self, duet: Voices, settings: Settings, console: Console) -> None:
         self._duet, self._settings, self._console = duet, settings, console
         self._turns: list[Turn] = []
         self._background = Background()
@@ -66,8 +66,8 @@ class Session:
         """Say who is who, and how to go on."""
         for side in SIDES:
             self._say(f"{side}: {self._duet.names[side]}")
-        if self._duet.why_two:
-            self._say(f"Two models are open, and there is no strength. {self._duet.why_two}")
+        if self._duet.fixed:
+            self._say(self._duet.fixed)
         if self._duet.plain:
             self._say("Prompts are continued as they are.")
         if self._duet.scorer is not None:
@@ -157,7 +157,7 @@ class Session:
 
     def _head(self, side: Side, answer: Answer | None) -> Text:
         head = Text(side.capitalize(), style="bold cyan")
-        if side == "quiet" and self._duet.dampening is not None:
+        if side == "quiet" and self._duet.has_dial:
             head.append(f"  strength {self._settings.strength:g}", style="not bold")
         if answer is not None and answer.verdict:
             toxic = answer.score is not None and answer.score > TOXIC_SCORE
@@ -166,8 +166,8 @@ class Session:
 
     def _set_number(self, command: str, given: str) -> None:
         name, kind = _NUMBERS[command]
-        if name == "strength" and self._duet.dampening is None:
-            raise UserError(f"There is no strength to set. {self._duet.why_two}")
+        if name == "strength" and self._duet.fixed:
+            raise UserError(f"There is no strength to set. {self._duet.fixed}")
         try:
             value = kind(given)
         except ValueError:
@@ -222,7 +222,7 @@ class Session:
             signal.signal(signal.SIGINT, before)
 
 
-def converse(duet: Duet, settings: Settings) -> None:
+def converse(duet: Voices, settings: Settings) -> None:
     """Read prompts and commands from standard input until it ends or /quit."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text ends nothing

@@ -75,11 +75,25 @@ class BrowserOptions:
     """Open the page in the browser."""
 
 
+@Parameter(name="*", group="Server")
+@dataclass(frozen=True)
+class ServedOptions:
+    """A server that speaks for both sides, in the place of models here."""
+
+    endpoint: str | None = None
+    """A server's address, such as http://127.0.0.1:8080/v1."""
+    adapter: str | None = None
+    """Its LoRA adapter: for llama.cpp the name of its file or folder, elsewhere of its model."""
+    api_key_env: str | None = None
+    """Environment variable with the key (OPENAI_API_KEY)."""
+
+
 def chat(
-    original: str,
-    quiet: str,
+    original: str | None = None,
+    quiet: str | None = None,
     /,
     *,
+    served: ServedOptions = ServedOptions(),
     terminal: bool = False,
     plain: bool = False,
     texts: str = "kit",
@@ -109,6 +123,7 @@ def chat(
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     """
+    from sordino.evaluation import Access
     from sordino.jobs.chat import chat as talk
 
     def ready(address: str) -> None:
@@ -120,6 +135,9 @@ def chat(
         original,
         quiet,
         answers.settings(1.0 if rule.divergence else rule.strength),
+        endpoint=served.endpoint,
+        adapter=served.adapter,
+        access=Access(served.api_key_env),
         intervention=rule.intervention,
         settings=rule.settings(),
         divergence=rule.divergence,

@@ -82,6 +82,24 @@ def read_choices(data: bytes) -> list[Choice]:
     return read
 
 
+def read_adapters(data: bytes) -> dict[int, str]:
+    """The files of llama.cpp's LoRA adapters by number.
+
+    Raises:
+        MalformedError: It is no such list.
+    """
+    value = _json(data.decode("utf-8-sig", "replace"))
+    if not isinstance(value, list):
+        raise MalformedError("it is no list of adapters", words_of(data))
+    found = {}
+    for one in value:
+        number, path = (one.get("id"), one.get("path")) if isinstance(one, dict) else (None, None)
+        if type(number) is not int or not isinstance(path, str):
+            raise MalformedError("it is no list of adapters", words_of(data))
+        found[number] = path
+    return found
+
+
 def read_models(data: bytes) -> tuple[list[str], bool]:
     """The names of the models that a server lists, each once, and whether the list is plain.
 

@@ -35,6 +35,7 @@ from sordino.evaluation.answers import (
     FILTERED,
     Choice,
     MalformedError,
+    read_adapters,
     read_choices,
     read_models,
     without_key,
@@ -210,7 +211,7 @@ class Server:
         """
         self._pace.wait()
         body = json.dumps({"model": self._asked_for, **request}).encode()
-        reply, choices = self._send("POST", path, read_choices, body)
+        reply, choices = self._send("POST", f"{self.address}/{path}", read_choices, body)
         if reply.status in (400, 422):
             raise RefusedError(self._words(reply))
         if reply.status in (404, 405):
@@ -225,6 +226,15 @@ class Server:
         with self._lock:
             self.repaired += any(choice.repaired for choice in choices)
         return choices
+
+    def adapters(self) -> dict[int, str] | None:
+        """The files of the LoRA adapters that it has loaded, by number.
+
+        Only llama.cpp's server has such a list, beside OpenAI's protocol; None of any other.
+        """
+        url = f"{self.address.removesuffix('/v1')}/lora-adapters"
+        _, found = self._send("GET", url, read_adapters)
+        return None if isinstance(found, MalformedError) else found
 
     def each(
         self, work: Callable[[_Item], _Result], items: Iterable[_Item]
@@ -252,7 +262,7 @@ class Server:
         return UserError(f"{self._where}, model {self.model}: {what}")
 
     def _choose_model(self, wanted: str | None, model_flag: str) -> str:
-        reply, found = self._send("GET", "models", read_models)
+        reply, found = self._send("GET", f"{self.address}/models", read_models)
         if reply.status in (401, 403, *_TRY_AGAIN, *_REDIRECTS):
             self._check(reply)
         if reply.status != 200:
@@ -296,7 +306,7 @@ class Server:
         return wanted
 
     def _send(
-        self, method: str, path: str, read: Callable[[bytes], _Result], body: bytes | None = None
+        self, method: str, url: str, read: Callable[[bytes], _Result], body: bytes | None = None
     ) -> tuple[Reply, _Result | MalformedError]:
         """Send a request, again where that may help; the last reply, and what was read in it.
 
@@ -310,7 +320,7 @@ class Server:
                 reply = exchange(
                     self._pools,
                     method,
-                    f"{self.address}/{path}",
+                    url,
                     body=body,
                     headers=headers,
                     timeout_s=self._access.timeout_s,
@@ -615,23 +625,7 @@ class Endpoint:
     def _ask(
         self, prompt: str, sampling: Sampling, seed: int, count: int, dialect: _Dialect
     ) -> list[Choice]:
-        request: dict[str, Any] = {
-            "max_tokens": sampling.new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "n": count,
-            "seed": seed,
-        }
-        if dialect.extras:
-            # Where a request is silent, servers sample by settings of their own: llama.cpp among
-            # the 40 likeliest tokens without the unlikely ones, vLLM as the model's
-            # generation_config.json says. The penalty has one name in vLLM and another in
-            # llama.cpp, where it looks back 64 tokens unless told otherwise.
-            penalty = sampling.repetition_penalty
-            request |= {"top_k": sampling.top_k, "min_p": 0.0}
-            request |= {"repetition_penalty": penalty, "repeat_penalty": penalty}
-            if penalty != 1:
-                request["repeat_last_n"] = -1
+        request = {"n": count, **sampling_request(sampling, seed, extras=dialect.extras)}
         if self._chat:
             request["messages"] = one_message(CHAT_INSTRUCTION, prompt)
         else:
@@ -649,6 +643,33 @@ class Endpoint:
         if choice.content is None:
             return "", self._server.without_text(choice)
         return choice.content, ""
+
+
+def sampling_request(sampling: Sampling, seed: int, *, extras: bool) -> dict[str, Any]:
+    """How a server is asked to sample.
+
+    Args:
+        sampling: The settings.
+        seed: Of this request.
+        extras: Whether to send what is not OpenAI's own. Where a request is silent, servers sample
+            by settings of their own: llama.cpp among the 40 likeliest tokens without the unlikely
+            ones, vLLM as the model's generation_config.json says.
+    """
+    request: dict[str, Any] = {
+        "max_tokens": sampling.new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    if extras:
+        # The penalty has one name in vLLM and another in llama.cpp, where it looks back 64 tokens
+        # unless told otherwise.
+        penalty = sampling.repetition_penalty
+        request |= {"top_k": sampling.top_k, "min_p": 0.0}
+        request |= {"repetition_penalty": penalty, "repeat_penalty": penalty}
+        if penalty != 1:
+            request["repeat_last_n"] = -1
+    return request
 
 
 def request_seed(seed: int, prompt: int, number: int) -> int:

@@ -2,12 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sordino.chatting import Settings
-from sordino.chatting.opening import is_edit_file, open_duet
+from sordino.chatting.duet import Voices
+from sordino.chatting.opening import is_edit_file, open_duet, open_judge
+from sordino.chatting.served import open_served
 from sordino.errors import UserError
+from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.extras import require
 from sordino.files import user_path
@@ -18,10 +22,13 @@ from sordino.tuning.baking import make_dampening
 
 
 def chat(
-    original: str,
-    quiet: str,
+    original: str | None = None,
+    quiet: str | None = None,
     answers: Settings | None = None,
     *,
+    endpoint: str | None = None,
+    adapter: str | None = None,
+    access: Access = DEFAULT_ACCESS,
     intervention: str = "aura",
     settings: Mapping[str, Any] | None = None,
     divergence: float | None = None,
@@ -45,10 +52,15 @@ def chat(
     original, one copy of the weights serves both, and the strength is a slider.
 
     Args:
-        original: The original model.
+        original: The original model; with `endpoint`, its name there, if it has several.
         quiet: An expertise file, to which the intervention is applied; a dampening file; a folder
             that was baked from the original; or another model, which then has no slider.
         answers: How answers are asked for at first, and the strength at which the slider begins.
+        endpoint: The address of a server that speaks for both sides, instead of models here.
+        adapter: Its LoRA adapter, which the quiet side has and the original has not: the name of
+            its file or folder for llama.cpp, whose scale is the strength; elsewhere that of its
+            model.
+        access: How the server is asked.
         intervention: The rule, for an expertise file.
         settings: The rule's own settings.
         divergence: The budget that the change may reach at strength 1, nats per token.
@@ -78,46 +90,67 @@ def chat(
     if not terminal:
         require("chat", "The page (--terminal does without)")
     begin = answers or Settings()
-    if (intervention, settings or {}, divergence) != ("aura", {}, None) and not is_edit_file(
-        user_path(quiet)
-    ):
+    changed = (intervention, settings or {}, divergence) != ("aura", {}, None)
+    open_both: Callable[[], Voices]
+    if endpoint is not None or adapter is not None:
+        if endpoint is None or adapter is None:
+            raise UserError("--endpoint and --adapter go together: give both.")
+        if quiet is not None:
+            raise UserError(f"Pass {quiet} or --endpoint, not both.")
+        if changed:
+            raise UserError(
+                "--intervention, --divergence and --set need an expertise file, and with "
+                "--endpoint there is none."
+            )
+        judge = open_judge(scorer, toxic_label, judge_refusal, device)
+        open_both = partial(
+            open_served, endpoint, adapter, original, access, plain=plain, scorer=judge
+        )
+    elif original is None or quiet is None:
         raise UserError(
-            f"--intervention, --divergence and --set need an expertise file, not {quiet}."
+            "There is nothing to talk to: pass ORIGINAL and QUIET, or --endpoint and --adapter."
+        )
+    else:
+        if changed and not is_edit_file(user_path(quiet)):
+            raise UserError(
+                f"--intervention, --divergence and --set need an expertise file, not {quiet}."
+            )
+
+        def make(opened: OpenModel, file: Path) -> Dampening:
+            return make_dampening(
+                opened,
+                file,
+                intervention,
+                settings=settings,
+                divergence=divergence,
+                texts=texts,
+                seed=begin.seed,
+                sites=sites,
+            )
+
+        open_both = partial(
+            open_duet,
+            original,
+            quiet,
+            make=make,
+            plain=plain,
+            scorer=scorer,
+            toxic_label=toxic_label,
+            judge_refusal=judge_refusal,
+            device=device,
+            dtype=dtype,
+            revision=revision,
         )
     listening = None
     if not terminal:
         from sordino.chatting import server  # needs what only the page needs
 
         listening = server.listen(host, port)
-
-    def make(opened: OpenModel, file: Path) -> Dampening:
-        return make_dampening(
-            opened,
-            file,
-            intervention,
-            settings=settings,
-            divergence=divergence,
-            texts=texts,
-            seed=begin.seed,
-            sites=sites,
-        )
-
-    duet = open_duet(
-        original,
-        quiet,
-        make=make,
-        plain=plain,
-        scorer=scorer,
-        toxic_label=toxic_label,
-        judge_refusal=judge_refusal,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-    )
-    if duet.why_two and begin.strength != 1:
-        raise UserError(f"--strength cannot be set for a model of its own. {duet.why_two}")
-    if duet.why_two:
-        note(f"two models are open, without a slider. {duet.why_two}")
+    duet = open_both()
+    if duet.fixed and begin.strength != 1:
+        raise UserError(f"--strength cannot be set. {duet.fixed}")
+    if duet.fixed:
+        note(f"there is no slider. {duet.fixed}")
     if listening is None:
         from sordino.chatting.terminal import converse
 

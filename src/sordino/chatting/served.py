@@ -1,0 +1,223 @@
+"""Two sides that a server speaks for: without its LoRA adapter, and with it."""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import PurePath
+from typing import Any
+
+from sordino.chatting.conversation import (
+    SIDES,
+    Answer,
+    Conversation,
+    Settings,
+    Side,
+    Turn,
+    refuse_empty,
+    said_before,
+)
+from sordino.chatting.duet import Answered, Said, judged
+from sordino.errors import UserError
+from sordino.evaluation.answers import Choice, MalformedError
+from sordino.evaluation.endpoint import (
+    Access,
+    RefusedError,
+    Server,
+    request_seed,
+    sampling_request,
+)
+from sordino.evaluation.scorer import Scorer
+from sordino.files import printable
+
+_LOOK_S = 0.02
+"""How often it is asked whether an answer has come."""
+
+_FIXED = (
+    "The server only switches the adapter on and off: its strength is fixed. (llama.cpp's server "
+    "scales adapters for each request.)"
+)
+
+
+@dataclass(frozen=True)
+class ServedDuet:
+    """The two sides of a conversation with a server; see `Voices`.
+
+    Answers come whole. The random numbers are the server's, from the same seed for both sides.
+
+    Args:
+        servers: By side, the server and the model that is asked there.
+        adapter: The number of the adapter, where the server scales it for each request; else None.
+        names: What each side is, in words.
+        plain: Whether prompts are continued as they are, without the server's chat.
+        scorer: Who judges the answers, if anyone does.
+        scorer_name: The scorer's name.
+    """
+
+    servers: Mapping[Side, Server]
+    adapter: int | None
+    names: dict[Side, str]
+    plain: bool = False
+    scorer: Scorer | None = None
+    scorer_name: str = ""
+
+    @property
+    def has_dial(self) -> bool:
+        """Whether the strength can be set."""
+        return self.adapter is not None
+
+    @property
+    def fixed(self) -> str:
+        """Why it cannot be, in a sentence; "" where it can."""
+        return "" if self.has_dial else _FIXED
+
+    def conversation(self, turns: Sequence[Turn]) -> Conversation:
+        """These turns, as they are saved."""
+        return Conversation(
+            models=self.names,
+            form="plain" if self.plain else "chat",
+            hooks=self.has_dial,
+            scorer=self.scorer_name,
+            turns=tuple(turns),
+        )
+
+    def answers(
+        self,
+        turns: Sequence[Turn],
+        settings: Settings,
+        sides: Sequence[Side] = SIDES,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Generator[Said | Answered]:
+        """Have the server answer the last turn on both sides, and tell each answer as it comes.
+
+        Args:
+            turns: The conversation, whose last turn is to be answered.
+            settings: How; the strength is the adapter's scale.
+            sides: Who answers.
+            stopped: Asked all the while; where it says yes, what has not come is not waited for.
+
+        Raises:
+            UserError: There is nothing to answer, or the server does not answer.
+        """
+        refuse_empty(turns)
+        pool = ThreadPool(len(sides))
+        try:
+            coming = {side: pool.apply_async(self._ask, (turns, side, settings)) for side in sides}
+            while coming and not stopped():
+                for side in [side for side, result in coming.items() if result.ready()]:
+                    answer = self._answer(coming.pop(side).get(), settings)
+                    yield Said(side, answer.text)
+                    yield Answered(side, answer)
+                time.sleep(_LOOK_S)
+            for side in coming:
+                yield Answered(side, Answer(text="", ids=(), ended="stopped", settings=settings))
+        finally:
+            pool.terminate()
+
+    def _ask(self, turns: Sequence[Turn], side: Side, settings: Settings) -> Choice:
+        server = self.servers[side]
+        path, asked = self._conversation(turns, side, settings.pre_prompt.strip())
+        if self.adapter is not None:
+            scale = settings.strength if side == "quiet" else 0.0
+            asked["lora"] = [{"id": self.adapter, "scale": scale}]
+        sampling = settings.sampling
+        seed = request_seed(settings.seed, len(turns) - 1, 0)
+        refusal = ""
+        # Not every server takes more than OpenAI's own settings.
+        needed = bool(sampling.top_k) or sampling.repetition_penalty != 1
+        for extras in (True,) if needed or self.has_dial else (True, False):
+            try:
+                return server.ask(path, asked | sampling_request(sampling, seed, extras=extras))[0]
+            except RefusedError as error:
+                refusal = str(error)
+            except MalformedError as error:
+                raise server.problem(f"its answer cannot be read: {error}.") from None
+        raise server.problem(f"it refuses the conversation: {refusal}.")
+
+    def _conversation(
+        self, turns: Sequence[Turn], side: Side, pre_prompt: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Where the server is asked, and the conversation as it is asked there."""
+        messages = said_before(turns, side)
+        if not self.plain:
+            lead = [{"role": "system", "content": pre_prompt}] if pre_prompt else []
+            return "chat/completions", {"messages": [*lead, *messages]}
+        text = f"{pre_prompt}\n" if pre_prompt else ""
+        for number, message in enumerate(messages):
+            new_line = "\n" if number and message["role"] == "user" else ""
+            text += new_line + message["content"]
+        return "completions", {"prompt": text}
+
+    def _answer(self, choice: Choice, settings: Settings) -> Answer:
+        text = choice.content or ""
+        score, trouble = judged(self.scorer, text)
+        return Answer(
+            text=text,
+            ids=(),
+            ended="length" if choice.ended == "length" else "end",
+            score=score,
+            trouble=trouble,
+            settings=settings,
+        )
+
+
+def open_served(
+    address: str,
+    adapter: str,
+    model: str | None,
+    access: Access,
+    *,
+    plain: bool,
+    scorer: Scorer | None,
+) -> ServedDuet:
+    """Find out how a server speaks with an adapter and without it.
+
+    llama.cpp's server has adapters by number and takes their scales with each request; elsewhere
+    (vLLM, SGLang) an adapter is asked for as a model of its own.
+
+    Args:
+        address: The server's.
+        adapter: Its adapter: the name of its file or folder, or the name of its model.
+        model: The name of the original there; None where it has no other.
+        access: How it is asked.
+        plain: Whether prompts are continued as they are.
+        scorer: Who judges the answers.
+
+    Raises:
+        UserError: Nothing answers there, or it has no such adapter.
+    """
+    flags = {"flag": "--endpoint", "model_flag": "ORIGINAL"}
+    original = Server(address, model, access, **flags)
+    loaded = original.adapters()
+    if loaded is None:
+        quiet = Server(address, adapter, access, flag="--endpoint", model_flag="--adapter")
+        number, about = None, quiet.model
+    else:
+        quiet, number = original, _number_of(adapter, loaded, original)
+        about = f"{original.model} with {access.name_shown(PurePath(loaded[number]).name)}"
+    return ServedDuet(
+        {"original": original, "quiet": quiet},
+        number,
+        {"original": original.model, "quiet": f"{about}, at {original.address}"},
+        plain,
+        scorer,
+        scorer.name if scorer else "",
+    )
+
+
+def _number_of(adapter: str, loaded: Mapping[int, str], server: Server) -> int:
+    def called(path: str) -> set[str]:
+        file = PurePath(path)
+        return {path, file.name, file.stem, file.parent.name}
+
+    found = [number for number, path in loaded.items() if adapter in called(path)]
+    if len(found) == 1:
+        return found[0]
+    if not loaded:
+        raise server.problem("it has no adapters: start it with --lora FILE.")
+    names = server.quoted(", ".join(loaded.values()))
+    how_many = "several adapters" if found else "no adapter"
+    raise UserError(
+        f"The server has {how_many} called '{printable(adapter)}': it has {names}; name one by its "
+        "whole path with --adapter."
+    )
