@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import requests
 from rich.console import Console
 
 from families import random_factors
@@ -219,3 +220,11 @@ def test_a_real_server_says_what_hooks_say(tmp_path):
             if strength == 0:
                 assert found["quiet"].text == found["original"].text
         assert len(texts) > 1
+        # By the server's own chat template, too.
+        asked = {"messages": [{"role": "user", "content": turns[0].prompt}]}
+        told = requests.post(f"{address}/apply-template", json=asked, timeout=60).json()["prompt"]
+        found = answered(opened(address), turns)
+        ours = answered(here, [Turn(prompt=told)])
+        assert {side: one.text for side, one in found.items()} == {
+            side: one.text for side, one in ours.items()
+        }
