@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies bench test test-slow fuzz lint format docs notebooks pictures screenshots dist clean
+.PHONY: demo results studies bench test test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -46,6 +46,11 @@ test-slow: $(BIN)/.dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout 1800 docs/notebooks
 
+TRANSFORMERS ?= oldest newest
+
+compatibility: $(BIN)/.dev  ## both ends of the tested range of transformers; TRANSFORMERS=released for the newest there is
+	$(BIN)/python -m tools.compatibility $(TRANSFORMERS)
+
 fuzz: $(BIN)/.dev  ## a million inputs for each reader of foreign files; RUNS=1000 for fewer
 	$(INSTALL) --editable ".[fuzz]"
 	for target in gguf safetensors index; do $(BIN)/python tests/fuzz $$target $(RUNS) || exit 1; done
@@ -81,4 +86,4 @@ dist: $(BIN)/.dev  ## the wheel and the source archive, checked
 	$(BIN)/python tests/distribution.py dist
 
 clean:
-	rm -rf .venv $(OUT) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .compatibility $(OUT) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

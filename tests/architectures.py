@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import transformers as tf
 
 import families
 from families import SITES, VOCABULARY, tiny_model, tiny_tokenizer
@@ -20,6 +19,7 @@ from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
 from sordino.models.sites import find_sites
 from sordino.models.tokenise import Batch
+from sordino.version import TESTED_TRANSFORMERS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architectures.md"
 
@@ -45,7 +45,7 @@ def document() -> str:
     reasons |= {name: f"(Transformers:) {_broken(name)}" for name in families.BROKEN}
     refused = "\n".join(f"| {name} | {reason} |" for name, reason in reasons.items())
     return (
-        f"{_HEAD.format(count=len(families.SUPPORTED), version=tf.__version__)}\n{supported}\n"
+        f"{_HEAD.format(count=len(families.SUPPORTED), version=TESTED_TRANSFORMERS)}\n{supported}\n"
         f"## Not supported\n\n| family | what Sordino says |\n|---|---|\n{refused}\n{_TAIL}"
     )
 
@@ -115,10 +115,10 @@ def _broken(name: str) -> str:
 _HEAD = """# Architectures
 
 Any decoder in transformers works if Sordino can find its linear layers, called *sites* here, whatever
-its name. These {count} families are tested with transformers {version}, each as a tiny random model.
-The tests check that the sites are found, that the sweep gives the responses of the ordinary forward
-pass, and that the baked folder, loaded by transformers, computes the same as the model with forward
-hooks.
+its name. These {count} families are tested with the oldest and the newest transformers that Sordino
+takes ({version}), each as a tiny random model. The tests check that the sites are found, that the sweep
+gives the responses of the ordinary forward pass, and that the baked folder, loaded by transformers,
+computes the same as the model with forward hooks.
 
 `python tests/architectures.py` writes this page from what it finds, and a test compares.
 
