@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D, PreTrainedModel
 
 from sordino.edits import gguf_lora
 from sordino.edits.adapters import CONFIG, WEIGHTS
