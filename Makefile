@@ -31,7 +31,7 @@ STUDY = $(BIN)/sordino study $$study kit:smollm2 $(1) --concept insults --dtype 
 		--max-prompts 300 --output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
 
 studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
-	for study in ranking soft-or-hard attention concepts; do $(call STUDY,kit:gemma3); done
+	for study in ranking soft-or-hard attention concepts rank; do $(call STUDY,kit:gemma3); done
 	for study in ingredients layers subset data prompting diversity dtype overhead; do $(STUDY); done
 	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
 	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import quantised_folders as q
 from families import FAMILIES, random_factors, tiny_folder, tiny_model, tiny_tokenizer
-from sordino.edits import bake, read_provenance, verify
+from sordino.edits import bake, read_provenance, verification, verify
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model, open_model
@@ -256,6 +256,19 @@ def test_rows_of_quantised_models_are_de_quantised(name, family, tmp_path):
         expected = (factors[:, None] - 1) * rows
         np.testing.assert_allclose(b @ a, expected, rtol=1e-3, atol=1e-3 * np.abs(rows).max())
         assert len(a) == RANK
+
+
+def test_an_adapter_of_a_model_that_cannot_be_opened_is_not_compared(tmp_path, monkeypatch):
+    folder = q.quantised_folder_of(q.gptq(4, 32), tmp_path, family="llama")
+    dampening = dampening_of(empty_model(resolve(folder)))
+    bake(folder, dampening, tmp_path / "adapter", format="lora")
+    monkeypatch.setattr(verification, "open_model", refuse)
+    with pytest.raises(UserError, match="a package is missing"):
+        verify(folder, dampening, tmp_path / "adapter", device="cpu")
+
+
+def refuse(*_, **__):
+    raise UserError("a package is missing")
 
 
 def test_what_it_cannot_be_is_refused(tmp_path):

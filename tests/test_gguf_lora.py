@@ -144,6 +144,9 @@ def test_a_server_runs_each_request_at_its_own_scale(architecture, tmp_path):
                 {s: f + second.factors[s] - 1 for s, f in first.factors.items()}, "both"
             )
             assert distance(served(address, ids, scales(1, 1)), expected(model, ids, both)) < bound
+            # An adapter that a request does not name is off.
+            alone_second = served(address, ids, [{"id": 1, "scale": 1}])
+            assert distance(alone_second, expected(model, ids, second)) < bound
             assert served(address, ids, None) == base
 
 

@@ -270,7 +270,7 @@ def tiny_study(tmp_path, monkeypatch):
 OWN = {"concepts": ["--concepts", "one", "--concepts", "two"], "transfer": ["--sibling", "tiny"]}
 
 
-LONGEST = {"ingredients", "layers"}  # several times as many trials as the others
+LONGEST = {"ingredients", "layers", "rank"}  # several times as many trials as the others
 
 
 @pytest.mark.parametrize(
