@@ -76,11 +76,6 @@ def _stand_in() -> Concept:
     )
 
 
-def is_from_jigsaw(source: str) -> bool:
-    """Whether a concept's sentences, by its `source`, are Jigsaw's comments."""
-    return "jigsaw" in source.casefold() and "no hub has Jigsaw" not in source
-
-
 def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:
     """A subject of the beginnings of sentences in BOLD, against its other subjects."""
 

@@ -45,22 +45,7 @@ def bake(
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
-    `sordino.bake` is this function for whatever a dampening is made of, and says all of it.
-
-    Args:
-        model: The model.
-        dampening: Factors for its sites.
-        output: The folder to make, or the ".gguf" file.
-        force: Whether an existing model there is replaced.
-        dtype: Of the weights of a folder written from a GGUF file.
-        revision: A branch, tag or commit of the hub.
-        allow_other_weights: Whether the factors may come from other weights.
-        format: The name of one of `sordino.edits.formats.FORMATS`.
-        rank: The most rows of each matrix that may change, in a format that has a rank.
-        finish: Called with what was written and the provenance before it takes its name.
-
-    Returns:
-        The provenance.
+    `sordino.bake` explains the parameters; here the dampening is one already.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.

@@ -177,40 +177,11 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
-    Models given by name are in memory one at a time, except for measures that say that they need
-    both (`speed`). Several processes (`sordino.expertise.ranks`) share the batches, each with the
-    models in its memory, and come to the same result; the first writes it. A measure that cannot be
-    taken here is in the result as not run, with the reason. With `output` the work is journalled
-    beside it, so that an evaluation that was killed goes on from there and ends in the same bytes.
-
-    Args:
-        model: The model ("after" in the result): a name as for `open_model`, an open model, or an
-            `Arm` (which is how a model edited in memory is evaluated with a journal).
-        against: The model before, if there is one to compare with.
-        measures: Names of measures, or measures with other settings than their defaults, such as
-            `Toxicity(continuations=25)`; or what `prepare` made of them, with the same device and
-            seed.
-        device: Where models given by name, and text classifiers, run; as for `open_model`.
-        dtype: In which models given by name run; as for `open_model`.
-        seed: Of the choice of prompts and texts, of sampling and of the intervals.
-        batch_tokens: About how many tokens are in memory at once. On another value the batches
-            round differently, which can change single tokens.
-        output: Where to write the result (JSON) and, beside it, the samples.
-        force: Replace an existing output.
-        records: Where to keep what each arm gave, so that further evaluations which share an arm
-            (the same model before, compared with another after) need not take it again.
-
-    Returns:
-        The figures, with the single items as `samples`.
+    `sordino.evaluate` is this function for a model with a dampening, and explains the parameters.
+    A model can also be an `Arm` here; a model edited in memory is journalled that way.
 
     Raises:
-        UserError: A model, measure, prompt file, device or output cannot be had.
-
-    Example:
-        >>> perplexity = sordino.Perplexity("prose.txt", max_texts=8)
-        >>> found = sordino.evaluate("tiny", measures=[perplexity])
-        >>> found.figure("perplexity", "corpus").after.value > 1
-        True
+        UserError: A model, measure, prompt file, device or output is not available.
     """
     ranks = Ranks()
     if output is None:
