@@ -1,3 +1,4 @@
+import gc
 import os
 
 # One thread a test process: the tests run side by side, and what they compare must not depend on
@@ -25,6 +26,12 @@ from tools.screenshots import find_chromium
 torch.set_num_threads(1)
 settings.register_profile("sordino", deadline=None)
 settings.load_profile("sordino")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: collecting garbage, which evaluations do, skips it."""
+    gc.freeze()
+
 
 _WORDS = ["quiet", "river", "turned", "under", "an", "old", "bridge", "nobody", "heard", "sing"]
 
