@@ -256,7 +256,7 @@ def test_a_damaged_result_is_said(work, tmp_path):
     evaluate(after, measures=chosen, output=output)
     good = json.loads(output.read_text())
     output.write_text(json.dumps(good | {"format": "other"}))
-    with pytest.raises(UserError, match=r"r\.json is no evaluation"):
+    with pytest.raises(UserError, match=r"r\.json .*evaluation format"):
         Evaluation.load(output)
     output.write_text(json.dumps(good | {"seed": "many"}))
     with pytest.raises(UserError, match=r"r\.json is damaged: seed"):

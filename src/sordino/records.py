@@ -86,7 +86,7 @@ def parse_format(kind: TypeAdapter[T], text: str | bytes, what: str, noun: str, 
     """
     value: Any = parse_json(text, what, strict=True)
     if not isinstance(value, dict) or value.get("format") != format:
-        raise UserError(f"{printable(what)} is not the {noun} format of this version, {format}.")
+        raise UserError(f"{printable(what)} is not in the {noun} format of this version, {format}.")
     return parse(kind, text, what)
 
 
