@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from sordino.cli.options import (
+    ChatOptions,
     ConceptOptions,
     ModelOptions,
     OutputOptions,
@@ -27,6 +28,7 @@ def find(
     concept: ConceptOptions = ConceptOptions(),
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
+    chat: ChatOptions = ChatOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure how well each neuron recognises a concept.
@@ -66,7 +68,7 @@ def find(
             "revision": opening.revision,
             "sites": opening.sites,
             "stream": sweep.stream,
-            "settings": sweep.settings(),
+            "settings": sweep.settings(chat),
             "attribution": sweep.attributing(seed),
         }
         sentences = concept.load(seed, sweep.strata_column)

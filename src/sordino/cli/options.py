@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.expertise.statistic import Asked
     from sordino.interventions import Dampening
+    from sordino.models.chat import Chat
     from sordino.models.open import OpenModel
     from sordino.models.reference import ModelRef
 
@@ -202,6 +203,30 @@ class InterventionOptions:
         return {name: value for name, _, value in pairs}
 
 
+@Parameter(name="*", group="Chat template")
+@dataclass(frozen=True)
+class ChatOptions:
+    """How a model's chat template is used."""
+
+    chat: str = "auto"
+    """on: texts stand in the template; off: as they are; auto: conversations stand in it, and
+    prompts are asked both ways where the model has a template."""
+    role: str = "assistant"
+    """Whose turn a sentence of the concept is: assistant or user."""
+    system: str = ""
+    """What the system says first: the text, or a text file."""
+    thinking: bool = False
+    """Count what a model thinks before its reply as part of it, instead of cutting it off."""
+
+    def settings(self) -> "Chat":
+        """These options as a value."""
+        from sordino.concepts.text_files import text_or_file
+        from sordino.models.chat import Chat, Role, Use
+
+        system = text_or_file(self.system, "--system") if self.system else ""
+        return Chat(cast("Use", self.chat), cast("Role", self.role), system, self.thinking)
+
+
 @Parameter(name="*", group="Responses")
 @dataclass(frozen=True)
 class SweepOptions:
@@ -233,7 +258,7 @@ class SweepOptions:
         """The column that --stratify names, if it names one."""
         return None if self.stratify in (None, "length") else self.stratify
 
-    def settings(self, *asked: "Asked") -> "SweepSettings":
+    def settings(self, chat: ChatOptions, *asked: "Asked") -> "SweepSettings":
         """The sweep's settings, with what interventions need as well."""
         from sordino.expertise import SweepSettings
         from sordino.expertise.statistic import Asked
@@ -245,6 +270,7 @@ class SweepOptions:
             self.batch_tokens,
             by_column or ("length" if Asked.STRATA in asked else ""),
             self.moments or Asked.MOMENTS in asked,
+            chat.settings(),
         )
 
     def attributing(self, seed: int, *asked: "Asked") -> "AttributionSettings | None":

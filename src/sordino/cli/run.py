@@ -5,6 +5,7 @@ from pathlib import Path
 from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions, print_table
 from sordino.cli.options import (
+    ChatOptions,
     ConceptOptions,
     InterventionOptions,
     ModelOptions,
@@ -29,6 +30,7 @@ def run(
     how: MeasureOptions = MeasureOptions(),
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
+    chat: ChatOptions = ChatOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Do the whole job: find, dampen, bake, measure before and after, report.
@@ -68,7 +70,7 @@ def run(
             divergence=rule.divergence,
             clean=how.clean_texts,
             beside=beside,
-            sweep=sweep.settings(*asked),
+            sweep=sweep.settings(chat, *asked),
             attribution=sweep.attributing(seed, *asked),
             measures=how.measures(),
             device=opening.device,
@@ -86,7 +88,7 @@ def run(
             command=typed.command(),
             recipe=recipe_of(
                 {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
-                *(concept, rule, how, opening, sweep),
+                *(concept, rule, how, opening, sweep, chat),
             ),
             force=printing.force,
         )

@@ -1,5 +1,7 @@
 """A concept: labelled sentences, those that have it and those that do not."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +12,9 @@ from sordino.errors import UserError
 from sordino.files import fingerprint, printable
 
 FEWEST_PER_CLASS = 20
+
+Context = tuple[tuple[tuple[str, str], ...], str]
+"""What was said before a sentence, as (role, text), and the role of who says the sentence."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,12 @@ class Concept:
         source: Where they come from, in words that a reader of a report understands.
         strata: Which stratum each of `sentences` is of, for an AUROC within strata; or ().
         source_is_substitute: Whether the sentences stand for others that could not be had.
+        contexts: The conversation that each of `sentences` is the last turn of; or (), where they
+            stand for themselves.
 
     Raises:
         UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
-        ValueError: There are strata, but not one a sentence.
+        ValueError: There are strata or contexts, but not one a sentence.
     """
 
     name: str
@@ -35,10 +42,12 @@ class Concept:
     source: str = field(default="given in Python", compare=False)
     strata: tuple[str, ...] = ()
     source_is_substitute: bool = field(default=False, compare=False)
+    contexts: tuple[Context, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.strata and len(self.strata) != len(self.sentences):
-            raise ValueError(f"{len(self.strata)} strata for {len(self.sentences)} sentences")
+        for what, each in (("strata", self.strata), ("contexts", self.contexts)):
+            if each and len(each) != len(self.sentences):
+                raise ValueError(f"{len(each)} {what} for {len(self.sentences)} sentences")
         for label, sentences in (("positive", self.positive), ("negative", self.negative)):
             if not sentences:
                 raise UserError(
@@ -77,8 +86,9 @@ class Concept:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over both classes' sentences in their order, and their strata."""
-        return fingerprint(str(len(self.positive)), *self.sentences, *self.strata)
+        """SHA-256 over both classes' sentences in their order, their strata and contexts."""
+        said = [json.dumps(self.contexts)] if self.contexts else []
+        return fingerprint(str(len(self.positive)), *self.sentences, *self.strata, *said)
 
     def sampled(
         self, *, max_per_class: int | None = None, balance: bool = True, seed: int = 0
@@ -112,8 +122,15 @@ class Concept:
             generator = np.random.default_rng([seed, stream])
             return sorted(int(i) for i in generator.choice(among, size, replace=False))
 
-        positive = draw(len(self.positive), sizes[0], 0)
-        negative = draw(len(self.negative), sizes[1], 1)
+        return self.at(draw(len(self.positive), sizes[0], 0), draw(len(self.negative), sizes[1], 1))
+
+    def at(self, positive: Sequence[int], negative: Sequence[int]) -> "Concept":
+        """The concept of these of its sentences, in this order.
+
+        Args:
+            positive: Indices into the positive sentences.
+            negative: Indices into the negative ones.
+        """
         kept = [*positive, *(len(self.positive) + i for i in negative)]
         return Concept(
             self.name,
@@ -122,4 +139,5 @@ class Concept:
             self.source,
             tuple(self.strata[i] for i in kept) if self.strata else (),
             self.source_is_substitute,
+            tuple(self.contexts[i] for i in kept) if self.contexts else (),
         )

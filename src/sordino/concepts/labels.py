@@ -1,17 +1,22 @@
 """From a table's columns to the two classes of a concept."""
 
+import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from sordino.concepts.concept import Context
 from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS, Table
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.progress import note
+from sordino.records import fault
 
 JIGSAW = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 _NONE_OF_SIX = (False,) * len(JIGSAW)
@@ -28,6 +33,16 @@ _NO_LABEL = {
 "none" is not among them, because it also names a class, such as that of comments in which nothing
 was found; it counts only as Python writes it, "None"."""
 _FEW = 5
+MESSAGES = "messages"
+"""The column of conversations."""
+
+
+class _Said(BaseModel):
+    role: str = Field(min_length=1)
+    content: str
+
+
+_CONVERSATION = TypeAdapter(Annotated[list[_Said], Field(min_length=1)])
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,8 @@ class Classes:
         account: Which labels became what, with the number of their rows, in one line.
         strata: Each sentence's value in the strata column, the positive ones' first; () without
             such a column.
+        contexts: The conversation that each sentence is the last turn of, in the same order; ()
+            where sentences stand for themselves.
     """
 
     name: str
@@ -50,6 +67,7 @@ class Classes:
     rule: str
     account: str
     strata: tuple[str, ...] = ()
+    contexts: tuple[Context, ...] = ()
 
 
 def classes_of(
@@ -65,7 +83,8 @@ def classes_of(
 
     With Jigsaw's six columns (and no label column given) the positive rows are those whose `label`
     is 1 and the negative rows those whose six flags are all 0; rows that are neither are left out.
-    Otherwise one label column decides. Rows without a label, or without a value in the strata
+    Otherwise one label column decides. A column "messages" has conversations, whose last turns are
+    the sentences. Rows without a label, or without a value in the strata
     column, are left out.
 
     Args:
@@ -80,7 +99,8 @@ def classes_of(
     Raises:
         UserError: A column is unknown or ambiguous, a label is not clear, a text is empty.
     """
-    text_column = _choose(table, text_column, _SENTENCE_COLUMNS, "text")
+    talks = text_column is None and MESSAGES in table.names
+    text_column = MESSAGES if talks else _choose(table, text_column, _SENTENCE_COLUMNS, "text")
     if label_column is None and positive is None and set(JIGSAW) <= set(table.names):
         label = label or JIGSAW[0]
         if label not in JIGSAW:
@@ -108,6 +128,9 @@ def classes_of(
         shown = [words[value] for value in values]
         name = ""
     texts = table.column(text_column)
+    turns = last_turns(table, texts) if talks else []
+    if talks:
+        texts = [turn and turn[0] for turn in turns]
     strata = _strata(table, strata_column)
     if strata:
         truths = [
@@ -134,7 +157,38 @@ def classes_of(
         rule,
         _account(table, truths, shown),
         tuple(strata[i] or "" for i in positives + negatives) if strata else (),
+        tuple(turn[1] for i in positives + negatives if (turn := turns[i])) if talks else (),
     )
+
+
+def last_turns(table: Table, values: Sequence[Any]) -> list[tuple[str, Context] | None]:
+    """The last turn of each conversation, and what it stands in; None where there is none.
+
+    Args:
+        table: Where they are from, for messages.
+        values: Of each row a list of {"role": …, "content": …}.
+
+    Raises:
+        UserError: A value is something else.
+    """
+    return [
+        None if value is None else _last_turn(table, row, value) for row, value in enumerate(values)
+    ]
+
+
+def _last_turn(table: Table, row: int, value: Any) -> tuple[str, Context]:
+    try:
+        messages = _CONVERSATION.validate_python(value)
+    except ValidationError as error:
+        raise UserError(
+            f"{table.where(row)}: its {MESSAGES} {fault(error)}: write a list of "
+            '{"role": "user", "content": "…"}.'
+        ) from None
+    said = tuple((message.role, message.content) for message in messages)
+    for part in itertools.chain.from_iterable(said):
+        whole_text(part, table.where(row))
+    role, text = said[-1]
+    return text, (said[:-1], role)
 
 
 def sentences_of(table: Table) -> tuple[str, ...]:

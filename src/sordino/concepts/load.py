@@ -35,7 +35,8 @@ def load_concept(
     Args:
         spec: A built-in concept ("toxicity", "insults"); a CSV, TSV, JSON, JSON Lines or Parquet
             file; a data set of the hub ("hf:org/name"); or a text file with one positive sentence a
-            line, together with `negatives`. A `Concept` is only sampled.
+            line, together with `negatives`. A `Concept` is only sampled. Where a table has a column
+            "messages", it is of conversations, whose last turns are the sentences.
         negatives: The text file with one negative sentence a line. It and the positive one may also
             be tables; their column of texts is read.
         label: Which of Jigsaw's six flags is the concept, where the source has them ("toxic" by
@@ -99,6 +100,7 @@ def load_concept(
             classes.negative,
             f"{table.source}: {classes.rule}",
             classes.strata,
+            contexts=classes.contexts,
         )
     return concept.sampled(max_per_class=max_per_class, balance=balance, seed=seed)
 

@@ -69,6 +69,25 @@ def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
     return path
 
 
+def text_or_file(given: str, what: str) -> str:
+    """A text that was typed, or the file's whose name was.
+
+    Args:
+        given: The text, or the file.
+        what: What it is for, such as "--system", for messages.
+
+    Raises:
+        UserError: The file cannot be read, or is empty.
+    """
+    if not os.path.exists(user_path(given)):  # noqa: PTH110 - unlike Path's, it raises nothing
+        return whole_text(given, what).strip()
+    shown = f"{what} {printable(given)}"
+    text = "\n".join(read_lines(input_path(given, what=shown, mend="give a text file"))).strip()
+    if not text:
+        raise UserError(f"{shown} is empty: write the text into it.")
+    return text
+
+
 def kind_of(path: Path) -> str:
     """The suffix that tells a file's kind, in small letters: ".jsonl" for `P.JSONL.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

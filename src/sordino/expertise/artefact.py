@@ -35,6 +35,9 @@ class _Metadata(BaseModel):
     n_negative: _Number
     pooling: Literal["max", "mean", "last"] = "max"
     max_tokens: Annotated[str, Field(pattern="^[1-9][0-9]{0,14}$")] = "128"
+    chat_role: Literal["assistant", "user"] = "assistant"
+    chat_thinking: Literal["skipped", "kept"] = "skipped"
+    chat_template: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
 
 
 _SITES = TypeAdapter(Annotated[list[Site], Field(min_length=1)])

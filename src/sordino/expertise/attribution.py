@@ -42,14 +42,16 @@ from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.pooling import FEWEST_SENTENCES
 from sordino.expertise.ranks import Ranks
+from sordino.expertise.sentences import encode_sentences
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.statistic import Part, Statistic, Sum, Sums, Tensors
+from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
 from sordino.models.sites import Site
-from sordino.models.tokenise import Batch, encode_for, equal_length_batches
+from sordino.models.tokenise import Batch, equal_length_batches
 
 OBSERVED, DRAWN = "observed", "drawn"
 
@@ -228,6 +230,7 @@ def passages(
     settings: AttributionSettings,
     max_tokens: int,
     batch_tokens: int,
+    chat: Chat | None = None,
 ) -> list[Passage]:
     """The sentences that attribution takes.
 
@@ -237,20 +240,24 @@ def passages(
         settings: How many sentences, and the seed of their draw.
         max_tokens: Sentences are cut at so many tokens.
         batch_tokens: How many tokens go through the model at a time.
+        chat: How the sentences stand in the chat template, where only the likelihood of their own
+            tokens counts; None for as they are.
 
     Raises:
         UserError: No sentence of a class has a second token.
     """
     drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
+    placed = encode_sentences(opened, drawn, max_tokens, chat)
+    classes = placed[: len(drawn.positive)], placed[len(drawn.positive) :]
     found = []
-    for of, texts in ((Statistic.POSITIVE, drawn.positive), (Statistic.NEGATIVE, drawn.negative)):
-        encoded = [ids for ids in encode_for(opened, texts, max_tokens) if len(ids) > 1]
-        if not encoded:
+    for of, texts in zip((Statistic.POSITIVE, Statistic.NEGATIVE), classes, strict=True):
+        kept = [text for text in texts if len(text.ids) > 1]
+        if not kept:
             raise UserError(
                 "No sentence has a second token to predict: attribution needs longer ones."
             )
-        ones = [1] * len(encoded)
-        found += in_batches(opened, of, encoded, ones, ones, batch_tokens)
+        encoded, starts = [text.ids for text in kept], [max(text.start, 1) for text in kept]
+        found += in_batches(opened, of, encoded, starts, [1] * len(kept), batch_tokens)
     return found
 
 

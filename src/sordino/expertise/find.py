@@ -17,6 +17,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.plan import Plan, make_plan, measured, size
 from sordino.expertise.ranks import Ranks
+from sordino.expertise.sentences import chat_for, encode_sentences
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.strata import LENGTH, length_classes
@@ -25,7 +26,7 @@ from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, place_of, resolve
-from sordino.models.tokenise import Batch, encode_for, equal_length_batches
+from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
@@ -231,14 +232,15 @@ def _batches(
     concept: Concept,
     settings: SweepSettings,
     attribution: AttributionSettings | None,
-) -> tuple[list[list[int]], list[Batch], list[Passage]]:
+) -> tuple[list[Placed], list[Batch], list[Passage]]:
     """The sentences' tokens, the sweep's batches, and what attribution takes of them."""
-    encoded = encode_for(opened, concept.sentences, settings.max_tokens)
+    chat = chat_for(opened, concept, settings.chat)
+    encoded = encode_sentences(opened, concept, settings.max_tokens, chat)
     batches = equal_length_batches(encoded, settings.batch_tokens)
     if attribution is None:
         return encoded, batches, []
     limits = settings.max_tokens, settings.batch_tokens
-    return encoded, batches, passages(opened, concept, attribution, *limits)
+    return encoded, batches, passages(opened, concept, attribution, *limits, chat)
 
 
 def _are_many(opened: OpenModel, batches: Sequence[Batch]) -> bool:
@@ -250,12 +252,12 @@ def _are_many(opened: OpenModel, batches: Sequence[Batch]) -> bool:
 
 
 def _strata(
-    concept: Concept, settings: SweepSettings, encoded: Sequence[Sequence[int]]
+    concept: Concept, settings: SweepSettings, encoded: Sequence[Placed]
 ) -> NDArray[np.int64] | None:
     if not settings.stratify:
         return None
     if settings.stratify == LENGTH:
-        return length_classes([len(ids) for ids in encoded])
+        return length_classes([len(one.ids) - one.start for one in encoded])
     if not concept.strata:
         raise UserError(
             f"The concept '{concept.name}' has no strata: give `stratify=\"length\"`, or load it "
@@ -271,6 +273,8 @@ def _metadata(
     attribution: AttributionSettings | None,
 ) -> dict[str, str]:
     more = {"stratify": settings.stratify} if settings.stratify else {}
+    if chat := chat_for(opened, concept, settings.chat):
+        more |= chat.record(opened)
     if attribution is not None:
         more |= {
             "attribution_per_class": str(attribution.per_class),

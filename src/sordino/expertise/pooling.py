@@ -1,6 +1,6 @@
 """From a neuron's outputs at each token to its one response to the sentence."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from sordino.errors import UserError
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.sites import Site
+from sordino.models.tokenise import Batch
 
 Pooling = Callable[[torch.Tensor], torch.Tensor]
 
@@ -19,6 +20,22 @@ POOLINGS: dict[str, Pooling] = {
     "mean": lambda outputs: outputs.float().mean(dim=1),
     "last": lambda outputs: outputs[:, -1],
 }
+
+
+def pool(outputs: torch.Tensor, starts: Sequence[int], pooling: Pooling) -> torch.Tensor:
+    """The responses at the sentences' own tokens alone, [sentences, neurons].
+
+    Args:
+        outputs: [sentences, tokens, neurons].
+        starts: Where each sentence's own tokens begin; () for all tokens.
+        pooling: Of `POOLINGS`.
+    """
+    if len(set(starts)) <= 1:
+        return pooling(outputs[:, starts[0] :] if starts else outputs)
+    return torch.cat(
+        [pooling(row[start:][None]) for row, start in zip(outputs, starts, strict=True)]
+    )
+
 
 # The same for the outputs of one MoE expert, [tokens that came to it, neurons], sorted by sentence,
 # where each sentence has so many of them; at least one. Responses are [sentences, neurons].
@@ -63,6 +80,7 @@ class Capture:
         self._of_experts: dict[str, int] = {}
         self._calls: dict[str, int] = {}
         self._start = self._sentences = self._tokens = 0
+        self._starts: tuple[int, ...] = ()
 
     @contextmanager
     def hooked(self, model: nn.Module, buffers: Mapping[Site, torch.Tensor]) -> Iterator[None]:
@@ -88,9 +106,11 @@ class Capture:
             for handle in handles:
                 handle.remove()
 
-    def rows(self, start: int, sentences: int, tokens: int) -> None:
-        """Say which rows the next batch fills, and how many tokens a sentence of it has."""
-        self._start, self._sentences, self._tokens = start, sentences, tokens
+    def rows(self, start: int, batch: Batch) -> None:
+        """Say which rows the next batch fills, from `start` on."""
+        self._start, self._starts = start, batch.starts
+        sentences, self._tokens = batch.input_ids.shape
+        self._sentences = sentences
         self._calls = dict.fromkeys(self._buffers, 0)
         for path in self._of_experts:
             self._buffers[path][start : start + sentences] = NOT_REACHED
@@ -117,7 +137,7 @@ class Capture:
                     f"sentences of {expected[1]} tokens: leave it out with `sites`."
                 )
             rows = self._buffers[path][self._start : self._start + self._sentences]
-            rows.copy_(self._pooling(output))
+            rows.copy_(pool(output, self._starts, self._pooling))
 
         return hook
 
@@ -130,6 +150,12 @@ class Capture:
                     f"{self._tokens} tokens: leave it out with `sites`."
                 )
             order = routed.tokens.argsort()
+            if self._starts:
+                starts = torch.tensor(self._starts, device=order.device)
+                places = routed.tokens[order]
+                order = order[places % self._tokens >= starts[places // self._tokens]]
+            if not len(order):
+                return
             sentences, counts = (routed.tokens[order] // self._tokens).unique_consecutive(
                 return_counts=True
             )

@@ -19,6 +19,7 @@ from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, States
 from sordino.expertise.statistic import STRONGEST, Statistic, Tensors, Values
 from sordino.expertise.strata import LENGTH, stratified_auroc
+from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch
@@ -35,6 +36,9 @@ class SweepSettings:
         stratify: Also take the AUROC within strata: "length" (in tokens) or "column" (the concept's
             own strata); "" for no strata.
         moments: Also take the classes' means and the affine map between them.
+        chat: Whether sentences stand in the model's chat template, where only their own tokens
+            count. "auto" is for conversations alone: other sentences are read as they are, as was
+            published.
     """
 
     max_tokens: int = 128
@@ -42,6 +46,7 @@ class SweepSettings:
     batch_tokens: int = 2048
     stratify: str = ""
     moments: bool = False
+    chat: Chat = AS_SEES_FIT
 
     def __post_init__(self) -> None:
         pooling_named(self.pooling)
@@ -152,7 +157,7 @@ class Sweep:
             for index in range(first, self._ranks.rounds(len(self._sentences.batches))):
                 if index < len(self._mine):  # the last round may have too few for all
                     batch = self._mine[index]
-                    self._capture.rows(int(self._starts[index]), *batch.input_ids.shape)
+                    self._capture.rows(int(self._starts[index]), batch)
                     self._way.run(stage, index)
                     self._capture.check()
                     advance(batch.tokens)

@@ -76,6 +76,7 @@ def render(
     *,
     system: str = "",
     add_generation_prompt: bool = True,
+    variables: Mapping[str, bool] | None = None,
     stopped: Callable[[], bool] = _never,
 ) -> str:
     """The text that a model's chat template makes of a conversation.
@@ -88,6 +89,7 @@ def render(
         system: What the system says at the beginning. Where the template refuses or drops a
             system's message, it stands before the first message; "" for nothing.
         add_generation_prompt: Whether the assistant's next message is begun.
+        variables: What else the template is told, such as {"enable_thinking": False}.
         stopped: Asked while the template is being filled in.
 
     Raises:
@@ -97,7 +99,7 @@ def render(
     """
 
     def filled(given: Sequence[Message]) -> str:
-        return _fill_in(opened, given, add_generation_prompt, stopped)
+        return _fill_in(opened, given, add_generation_prompt, variables or {}, stopped)
 
     if not system:
         return filled(messages)
@@ -111,6 +113,18 @@ def render(
         return text
     first = {**messages[0], "content": f"{system}\n\n{messages[0]['content']}"}
     return filled([first, *messages[1:]])
+
+
+def template_text(opened: OpenModel) -> str:
+    """The model's chat template.
+
+    Raises:
+        TemplateFailure: There is none, or none among several that could be taken.
+    """
+    try:
+        return _template(opened.tokenizer)
+    except _Failed as failed:
+        raise TemplateFailure(opened.ref.name, str(failed), endless=False) from None
 
 
 def text_ids(opened: OpenModel, text: str) -> list[int]:
@@ -131,6 +145,7 @@ def _fill_in(
     opened: OpenModel,
     messages: Sequence[Message],
     add_generation_prompt: bool,
+    variables: Mapping[str, bool],
     stopped: Callable[[], bool],
 ) -> str:
     if stopped():
@@ -141,7 +156,7 @@ def _fill_in(
                 "template": _template(opened.tokenizer),
                 "messages": [dict(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
-                "variables": opened.tokenizer.special_tokens_map,
+                "variables": {**opened.tokenizer.special_tokens_map, **variables},
             },
             stopped,
         )

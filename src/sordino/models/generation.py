@@ -7,7 +7,7 @@ continuations and narrows the interval of the difference between them.
 """
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -239,18 +239,30 @@ def _even(items: Any, largest: int) -> list[Any]:
 
 
 def generate(
-    opened: OpenModel, batches: Sequence[GenerationBatch], sampling: Sampling, *, seed: int
+    opened: OpenModel,
+    batches: Sequence[GenerationBatch],
+    sampling: Sampling,
+    *,
+    seed: int,
+    ends: Collection[int] = (),
 ) -> Iterator[list[Continuation]]:
     """Sample the continuations of each batch, and yield them batch by batch.
 
     Within a batch they come in the order of its prompts and, within a prompt, of its numbers.
+
+    Args:
+        opened: The model.
+        batches: The prompts, see `plan`.
+        sampling: How tokens are chosen.
+        seed: Of the sampling.
+        ends: Tokens that end a continuation beside those that end the model's texts.
 
     Raises:
         UserError: The model's logits are not numbers.
     """
     for batch in batches:
         owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
-        *_, written = _steps(opened, batch, owners, sampling, seed)
+        *_, written = _steps(opened, batch, owners, sampling, seed, ends)
         rows = written.tolist()
         yield [_continuation(opened, owner, row) for owner, row in zip(owners, rows, strict=True)]
 
@@ -263,6 +275,7 @@ def stream(
     seed: int,
     prompt: int = 0,
     number: int = 0,
+    ends: Collection[int] = (),
 ) -> Generator[Continuation]:
     """Sample one continuation, and yield what there is of it after each token.
 
@@ -276,13 +289,14 @@ def stream(
         seed: Of the sampling.
         prompt: Which of the prompts it is, for its random numbers.
         number: Which of the prompt's continuations it is.
+        ends: As for `generate`.
 
     Raises:
         UserError: The model's logits are not numbers.
     """
     batch = GenerationBatch((prompt,), range(number, number + 1), (tuple(ids),))
     owner = (prompt, number)
-    for written in _steps(opened, batch, [owner], sampling, seed):
+    for written in _steps(opened, batch, [owner], sampling, seed, ends):
         so_far = _continuation(opened, owner, written[0].tolist())
         yield replace(so_far, text=so_far.text.rstrip("\N{REPLACEMENT CHARACTER}"))
     yield so_far
@@ -344,6 +358,7 @@ def _steps(
     owners: Sequence[tuple[int, int]],
     sampling: Sampling,
     seed: int,
+    more_ends: Collection[int],
 ) -> Iterator[torch.Tensor]:
     """Sample a batch, and yield after each step the tokens that there are.
 
@@ -353,7 +368,7 @@ def _steps(
     device, steps = opened.device, sampling.new_tokens
     draws = torch.from_numpy(np.stack([uniforms(seed, *owner, steps) for owner in owners]))
     draws = draws.to(device) if has_float64(device) else draws
-    ends = torch.tensor(sorted(_end_ids(opened)), dtype=torch.int64, device=device)
+    ends = torch.tensor(sorted(_end_ids(opened).union(more_ends)), dtype=torch.int64, device=device)
     processors = sampling.processors()
 
     # One forward over what all prompts have of tokens; its last logits and its cache then serve

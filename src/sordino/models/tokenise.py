@@ -14,16 +14,31 @@ from sordino.progress import note
 
 
 @dataclass(frozen=True)
+class Placed:
+    """The tokens of a text, with those that stand before it.
+
+    Args:
+        ids: All tokens.
+        start: Where the text's own begin; they go to the end.
+    """
+
+    ids: tuple[int, ...]
+    start: int = 0
+
+
+@dataclass(frozen=True)
 class Batch:
     """Sequences of one length.
 
     Args:
         indices: Which of the texts these are.
         input_ids: int64 [len(indices), length].
+        starts: Where the own tokens of each begin; () where all tokens of all are their own.
     """
 
     indices: tuple[int, ...]
     input_ids: torch.Tensor
+    starts: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -102,20 +117,24 @@ def refuse_unknown(opened: OpenModel, encoded: Sequence[Sequence[int]]) -> None:
         )
 
 
-def equal_length_batches(encoded: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
+def equal_length_batches(
+    encoded: Sequence[Sequence[int] | Placed], batch_tokens: int
+) -> list[Batch]:
     """Group sequences of equal length into batches of at most `batch_tokens` tokens.
 
     Longest first, so that the largest use of memory comes at once; within a length in the order
     given. A sequence longer than `batch_tokens` makes a batch by itself.
     """
+    placed = [one if isinstance(one, Placed) else Placed(tuple(one)) for one in encoded]
     by_length: dict[int, list[int]] = {}
-    for index, ids in enumerate(encoded):
-        by_length.setdefault(len(ids), []).append(index)
+    for index, one in enumerate(placed):
+        by_length.setdefault(len(one.ids), []).append(index)
     batches = []
     for length in sorted(by_length, reverse=True):
         rows = max(1, batch_tokens // length)
-        for start in range(0, len(by_length[length]), rows):
-            indices = tuple(by_length[length][start : start + rows])
-            rows_ids = torch.tensor([list(encoded[i]) for i in indices], dtype=torch.int64)
-            batches.append(Batch(indices, rows_ids))
+        for first in range(0, len(by_length[length]), rows):
+            indices = tuple(by_length[length][first : first + rows])
+            ids = torch.tensor([placed[i].ids for i in indices], dtype=torch.int64)
+            starts = tuple(placed[i].start for i in indices)
+            batches.append(Batch(indices, ids, starts if any(starts) else ()))
     return batches

@@ -15,10 +15,11 @@ from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR, TOXIC_SCORE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.passes import LayerByLayer
+from sordino.expertise.sentences import chat_of, encode_sentences
 from sordino.expertise.statistic import STRONGEST
 from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
-from sordino.models.tokenise import Batch, encode_for, equal_length_batches
+from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.progress import track
 
 Place = tuple[str, int]
@@ -102,8 +103,9 @@ def exemplars(
         for site, index, _ in top
     ]
     needed = sorted({sentence for row in wanted for sentence in row})
-    texts = [concept.sentences[sentence] for sentence in needed]
-    encoded = dict(zip(needed, encode_for(model, texts, max_tokens), strict=True))
+    chat = chat_of(model, expertise.metadata)
+    placed = encode_sentences(model, concept, max_tokens, chat, needed)
+    encoded = dict(zip(needed, placed, strict=True))
     responses = outputs_at_tokens(model, encoded, [(site, index) for site, index, _ in top])
     found = excerpts(model, concept, encoded)
     return [
@@ -127,7 +129,7 @@ def refuse_other_sentences(concept: Concept, expertise: Expertise) -> None:
 
 
 def excerpts(
-    model: OpenModel, concept: Concept, encoded: Mapping[int, list[int]]
+    model: OpenModel, concept: Concept, encoded: Mapping[int, Placed]
 ) -> Callable[[int, torch.Tensor], Excerpt]:
     """A function that gives one neuron's excerpt of one of these sentences.
 
@@ -149,7 +151,10 @@ def excerpts(
         sentence: bool(labels[sentence] or score > TOXIC_SCORE)
         for sentence, score in zip(encoded, scores, strict=True)
     }
-    spans = {sentence: _pieces(model.tokenizer, ids) for sentence, ids in encoded.items()}
+    spans = {
+        sentence: _pieces(model.tokenizer, placed.ids[placed.start :])
+        for sentence, placed in encoded.items()
+    }
 
     def excerpt(sentence: int, outputs: torch.Tensor) -> Excerpt:
         reached = outputs[~outputs.isnan()]
@@ -171,7 +176,7 @@ def excerpts(
 @torch.inference_mode()
 def outputs_at_tokens(
     model: OpenModel,
-    encoded: Mapping[int, list[int]],
+    encoded: Mapping[int, Placed],
     places: Sequence[Place],
     *,
     of: Literal["outputs", "inputs"] = "outputs",
@@ -187,8 +192,8 @@ def outputs_at_tokens(
         label: What is being done, for a bar of progress; "" for none.
 
     Returns:
-        By key, float32 [places, tokens]; not-a-number at tokens that were not routed to a MoE
-        expert.
+        By key, float32 [places, tokens], of the sentence's own tokens; not-a-number at those that
+        were not routed to a MoE expert.
     """
     batches = equal_length_batches(list(encoded.values()), _BATCH_TOKENS)
     run, stages = _decoder(model, batches), 1
@@ -210,7 +215,8 @@ def outputs_at_tokens(
         # Of an expert that none of the batch's tokens came to there is nothing.
         nothing = torch.full(batch.input_ids.shape, torch.nan)
         stacked = torch.stack([by_place.get(place, nothing) for place in places], dim=1)
-        found |= {keys[i]: rows for i, rows in zip(batch.indices, stacked, strict=True)}
+        for i, rows in zip(batch.indices, stacked, strict=True):
+            found[keys[i]] = rows[:, encoded[keys[i]].start :]
     return found
 
 

@@ -64,16 +64,12 @@ def data(lab: Lab, plan: Plan) -> Iterator[Group]:
 def halves(concept: Concept, seed: int) -> tuple[Concept, Concept]:
     """Two halves of a concept, in the order of a draw, without a sentence in common."""
     generator = np.random.default_rng(seed)
-    drawn: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
-    for texts in (concept.positive, concept.negative):
-        order = generator.permutation(len(texts))
-        middle = len(texts) // 2
-        first, second = (tuple(texts[i] for i in half) for half in (order[:middle], order[middle:]))
-        drawn.append((first, second))
-    (positive, other_positive), (negative, other_negative) = drawn
+    orders = [
+        generator.permutation(len(of)).tolist() for of in (concept.positive, concept.negative)
+    ]
     return (
-        Concept(concept.name, positive, negative, concept.source),
-        Concept(concept.name, other_positive, other_negative, concept.source),
+        concept.at(*(order[: len(order) // 2] for order in orders)),
+        concept.at(*(order[len(order) // 2 :] for order in orders)),
     )
 
 
@@ -91,4 +87,6 @@ def agreement(one: Expertise, other: Expertise) -> dict[str, float]:
 
 
 def _first(concept: Concept, count: int) -> Concept:
-    return Concept(concept.name, concept.positive[:count], concept.negative[:count], concept.source)
+    return concept.at(
+        range(min(count, len(concept.positive))), range(min(count, len(concept.negative)))
+    )

@@ -11,9 +11,10 @@ from sklearn.metrics import roc_curve
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.sentences import chat_of, encode_sentences
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site
-from sordino.models.tokenise import encode_for
+from sordino.models.tokenise import Placed
 from sordino.report.exemplars import (
     Excerpt,
     Place,
@@ -121,7 +122,8 @@ def insights(
     if not top:
         return []
     longest = int(expertise.metadata.get("max_tokens", 128))
-    encoded = dict(enumerate(encode_for(opened, concept.sentences, longest)))
+    chat = chat_of(opened, expertise.metadata)
+    encoded = dict(enumerate(encode_sentences(opened, concept, longest, chat)))
     outputs = outputs_at_tokens(opened, encoded, top, label="responses of the top neurons")
     responses = _pooled(outputs, expertise.metadata.get("pooling", "max"))
     ranked = [_ends(responses[:, number], sentences) for number in range(len(top))]
@@ -198,7 +200,7 @@ def _ends(responses: NDArray[np.float32], count: int) -> tuple[list[int], list[i
 def _lenses(
     opened: OpenModel,
     neurons: Sequence[tuple[Site, int]],
-    encoded: dict[int, list[int]],
+    encoded: dict[int, Placed],
     outputs: dict[int, torch.Tensor],
     most: Sequence[list[int]],
 ) -> list[tuple[Lens | None, str]]:
@@ -235,7 +237,7 @@ def _known(direction: Direction | None) -> Direction:
 def _signs(
     opened: OpenModel,
     directions: Sequence[Direction | None],
-    encoded: dict[int, list[int]],
+    encoded: dict[int, Placed],
     outputs: dict[int, torch.Tensor],
     most: Sequence[list[int]],
 ) -> dict[int, list[int]]:
