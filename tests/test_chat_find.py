@@ -212,9 +212,7 @@ def test_conversations_come_from_json_lines(tmp_path):
     plain = Concept("talk", concept.positive, concept.negative)
     assert plain.fingerprint != concept.fingerprint
     opened = opened_with(folder=tmp_path / "m")
-    with pytest.raises(
-        UserError, match="is of conversations, which need a chat template: `chat=off`"
-    ):
+    with pytest.raises(UserError, match="is of conversations, which need a chat template: `chat"):
         find_experts(opened, concept, settings=SweepSettings(chat=Chat("off")))
     opened.tokenizer.chat_template = None
     with pytest.raises(UserError, match="tiny has no chat template"):
@@ -239,9 +237,9 @@ def test_experts_are_judged_by_the_own_tokens_that_reached_them(talks, tmp_path)
     site = next(site for site in opened.sites if site.experts)
     placed = dict(enumerate(encode_sentences(opened, concept, 128, Chat("on"))))
     places = [(site.path, index) for index in range(0, site.neurons, 7)]
-    outputs = outputs_at_tokens(opened, placed, places)
+    rows = sorted(outputs_at_tokens(opened, placed, places).items())
     for number, (path, index) in enumerate(places):
-        responses = np.array([float(np.nanmax([-np.inf, *of[number]])) for of in outputs.values()])
+        responses = np.array([float(np.nanmax([-np.inf, *of[number]])) for _, of in rows])
         reached = np.isfinite(responses)
         counts = [np.count_nonzero(concept.labels[reached] == label) for label in (True, False)]
         judged = found["auroc"][path][index]

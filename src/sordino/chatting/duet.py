@@ -19,6 +19,7 @@ from sordino.chatting.conversation import (
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer, scores_of
 from sordino.interventions import Dampening
+from sordino.models.chat import Chat, replies
 from sordino.models.chat_template import Stopped
 from sordino.models.generation import Continuation, stream
 from sordino.models.open import OpenModel
@@ -161,6 +162,8 @@ class Duet:
             for side in sides:
                 yield Answered(side, self._answer(_NOTHING, 0, settings, early=True))
             return
+        form = Chat("on", system=settings.pre_prompt.strip(), thinking=True)
+        forms = {} if self.plain else {side: replies(models[side], form) for side in sides}
         voices = {
             side: stream(
                 models[side],
@@ -168,6 +171,7 @@ class Duet:
                 settings.sampling,
                 seed=settings.seed,
                 prompt=len(turns) - 1,
+                ends=forms[side].ends if forms else (),
             )
             for side, (ids, _) in prompts.items()
         }
@@ -175,9 +179,8 @@ class Duet:
         latest = dict.fromkeys(sides, _NOTHING)
 
         def whole(side: Side, *, early: bool) -> Answered:
-            return Answered(
-                side, self._answer(latest[side], prompts[side][1], settings, early=early)
-            )
+            said = forms[side].cut(models[side], latest[side]) if forms else latest[side]
+            return Answered(side, self._answer(said, prompts[side][1], settings, early=early))
 
         try:
             while voices and not stopped():

@@ -17,7 +17,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.plan import Plan, make_plan, measured, size
 from sordino.expertise.ranks import Ranks
-from sordino.expertise.sentences import chat_for, encode_sentences
+from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.strata import LENGTH, length_classes
@@ -151,6 +151,7 @@ def measure_expertise(
             removes it when the result is safe.
     """
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
+    say_how_read(opened, chat_for(opened, concept, settings.chat))
     strata = _strata(concept, settings, encoded)
     ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)
