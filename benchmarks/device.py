@@ -29,18 +29,20 @@ from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from benchmarks.models import SHAPES, random_concept, random_model, sentences
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
+from sordino.evaluation.evaluator import BATCH_TOKENS
 from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.auroc import auroc, strongest
 from sordino.expertise.find import find_experts
+from sordino.expertise.sweep import BATCH_TOKENS as SWEEP_TOKENS
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import write_json
 from sordino.models.generation import encode_prompts, plan
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode
 
 ON_GPU = ("Llama-2-7B", "Qwen3-8B", "OLMoE-1B-7B")
 _MATMUL = 8192
-_BATCH_TOKENS = 16384  # a GPU is idle on the processor's 2,048
 _CONTINUATIONS = 25
 _NEW_TOKENS = 20
 _WITHIN_S = 110  # seconds for the rounds of a shape, all its parts together
@@ -140,14 +142,16 @@ def find(bench: Bench, name: str, opened: OpenModel, best: Part) -> Part:
     """The sweep against the decoder alone, and in the processor's batches."""
     count = 40 if bench.quick else 2000
     concept = random_concept(count, opened.model.config.vocab_size)
-    settings = SweepSettings(batch_tokens=_BATCH_TOKENS)
+    settings = SweepSettings()
     bare, sweep = f"bare decoder, {name} (floor)", f"sordino find, {name}"
-    usual = f"{sweep}, batches of {SweepSettings.batch_tokens:,} tokens"
+    usual = f"{sweep}, the processor's batches"
     seconds, _ = bench.timed(
         {
             bare: bare_decoder(opened, concept, settings),
             sweep: partial(find_experts, opened, concept, settings=settings),
-            usual: partial(find_experts, opened, concept, settings=SweepSettings()),
+            usual: partial(
+                find_experts, opened, concept, settings=SweepSettings(batch_tokens=SWEEP_TOKENS)
+            ),
         }
     )
     done, [speed, _] = flop(opened, concept), best.figures
@@ -175,9 +179,9 @@ def attribution(bench: Bench, name: str, opened: OpenModel, best: Part) -> Part:
     del best
     count = 40 if bench.quick else 800
     concept = random_concept(count, opened.model.config.vocab_size)
-    sweep = SweepSettings(batch_tokens=_BATCH_TOKENS)
+    sweep = SweepSettings()
     settings = AttributionSettings(per_class=count // 2)
-    work = passages(opened, concept, settings, sweep.max_tokens, sweep.batch_tokens)
+    work = passages(opened, concept, settings, sweep.max_tokens, SWEEP_TOKENS)
 
     def passes() -> None:
         """A forward for each batch, a backward for its text, one more for drawn tokens."""
@@ -215,7 +219,7 @@ def generation(bench: Bench, name: str, opened: OpenModel, best: Part) -> Part:
         prompts,
         continuations=_CONTINUATIONS,
         new_tokens=_NEW_TOKENS,
-        batch_tokens=_BATCH_TOKENS,
+        batch_tokens=for_device(BATCH_TOKENS, opened.device),
     )
     floor, sordino = f"matrix products alone, {name}", f"sordino generation, {name}"
     padded, single = f"generate, 8 prompts padded, {name}", f"generate, one prompt, {name}"

@@ -41,7 +41,7 @@ def bare_decoder(
     encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
     inputs = [
         batch.input_ids.to(opened.device)
-        for batch in equal_length_batches(encoded, settings.batch_tokens)
+        for batch in equal_length_batches(encoded, settings.at_once(opened.device))
     ]
     decoder = opened.model.get_decoder()
 

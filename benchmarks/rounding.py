@@ -21,7 +21,7 @@ def responses_of(opened: OpenModel, concept: Concept) -> dict[str, torch.Tensor]
     """By site, float32 [sentences, neurons] in the concept's order, from the ordinary forward."""
     settings = SweepSettings()
     encoded = encode(opened.tokenizer, concept.sentences, settings.max_tokens)
-    batches = equal_length_batches(encoded, settings.batch_tokens)
+    batches = equal_length_batches(encoded, settings.at_once(opened.device))
     buffers = {site: torch.empty(len(encoded), site.neurons) for site in opened.sites}
     capture = Capture(settings.pooling)
     start = 0

@@ -238,7 +238,7 @@ def test_an_output_is_replaced_only_with_force(work, tmp_path):
     ("options", "message"),
     [
         ({"seed": -1}, "--seed -1 is negative"),
-        ({"batch_tokens": 0}, "--batch-tokens 0 is out of range"),
+        ({"batch_tokens": 0}, "`batch_tokens=0` is out of range"),
         ({"measures": []}, "no measure to take"),
         ({"measures": ["perplexity", "perplexity"]}, "given twice"),
         ({"measures": ["perplexty"]}, "did you mean perplexity"),

@@ -176,7 +176,7 @@ def evaluate(
     against: str | None = None,
     dampening: tuple[Path, ...] = (),
     seed: int = 0,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     rule: InterventionOptions = InterventionOptions(),
     how: MeasureOptions = MeasureOptions(),
     server: EndpointOptions = EndpointOptions(),
@@ -204,7 +204,7 @@ def evaluate(
     seed
         Seed of all random choices.
     batch_tokens
-        About how many tokens are in memory at once.
+        About how many tokens are in memory at once; by default 8,192, on a GPU more.
     """
     from sordino.expertise.ranks import sharing
     from sordino.jobs.evaluate import evaluate as measure

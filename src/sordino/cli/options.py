@@ -236,8 +236,8 @@ class SweepOptions:
     """Sentences are cut at this many tokens."""
     pooling: str = "max"
     """A neuron's response to a sentence: max (the paper's), mean or last."""
-    batch_tokens: int = 2048
-    """How many tokens go through the model at a time."""
+    batch_tokens: int | None = None
+    """How many tokens go through the model at a time; by default 2,048, on a GPU more."""
     stratify: str | None = None
     """Also measure the AUROC between sentences of the same stratum only: length, or a column of the
     data. For the intervention stratified."""

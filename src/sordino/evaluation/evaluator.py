@@ -34,6 +34,7 @@ from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, SAMPLES, claim_output
@@ -41,6 +42,7 @@ from sordino.progress import note, track
 from sordino.version import __version__
 
 BATCH_TOKENS = 8192
+"""About how many tokens suit the processor."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     output: Path | None = None,
     force: bool = False,
     records: Path | None = None,
@@ -215,7 +217,7 @@ def evaluate_each(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     records: Path | None = None,
 ) -> list[Evaluation]:
     """Compare each of several models with the same one before, which is measured once.
@@ -227,7 +229,7 @@ def evaluate_each(
         device: Where models given by name, and text classifiers, run.
         dtype: In which models given by name run.
         seed: Of all that is random.
-        batch_tokens: About how many tokens are in memory at once.
+        batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more.
         records: Where to keep what each arm gave; with it, a call that was killed goes on.
 
     Raises:
@@ -247,11 +249,11 @@ def _evaluate(
     device: str,
     dtype: str,
     seed: int,
-    batch_tokens: int,
+    batch_tokens: int | None,
     journal_file: Path | None,
 ) -> tuple[list[Evaluation], Journal]:
-    if batch_tokens < 1:
-        raise UserError(f"--batch-tokens {batch_tokens} is out of range: it must be at least 1.")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UserError(f"`batch_tokens={batch_tokens}` is out of range: it must be at least 1.")
     compared = against is not None
     if isinstance(measures, Prepared):
         ready = measures
@@ -268,14 +270,15 @@ def _evaluate(
     ranks = Ranks()
     journal = Journal(journal_file if ranks.first else None, __version__)
     journal.take(ranks.from_first(journal.steps))
-    settings = [str(target), dtype, seed, batch_tokens]
+    at_once = batch_tokens or for_device(BATCH_TOKENS, target)
+    settings = [str(target), dtype, seed, at_once]
     results = []
     try:
         for arm in after:
             arms = before | {"after": arm}
             steps = _steps(arms, chosen, tasks, settings)
             for label, one in arms.items():
-                _collect(label, one, tasks, steps, journal, batch_tokens, ranks)
+                _collect(label, one, tasks, steps, journal, at_once, ranks)
                 gc.collect()  # this model goes before the next one comes: two may not fit
             _collect_jointly(arms, tasks, steps, journal, ranks)
             results.append(_result(ready, arms, steps, journal))

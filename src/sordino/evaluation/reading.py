@@ -10,6 +10,7 @@ from sordino.errors import UserError
 from sordino.evaluation.measure import ALL, Measure
 from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode_for, equal_length_batches
 
@@ -112,7 +113,8 @@ def text_logits(
     config = opened.model.config.get_text_config(decoder=True)
     encoded = encode_for(opened, texts, max_tokens)
     # The logits, tokens × vocabulary, are what takes the memory.
-    fitting = max(1, min(batch_tokens, MAX_LOGITS // config.vocab_size))
+    most_logits = for_device(MAX_LOGITS, opened.device)
+    fitting = max(1, min(batch_tokens, most_logits // config.vocab_size))
     for batch in equal_length_batches(encoded, fitting)[which]:
         ids = batch.input_ids.to(opened.device)
         logits = opened.model(input_ids=ids, use_cache=False).logits

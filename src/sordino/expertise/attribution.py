@@ -48,6 +48,7 @@ from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.statistic import Part, Statistic, Sum, Sums, Tensors
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
 from sordino.models.sites import Site
@@ -280,7 +281,7 @@ def in_batches(
         batch_tokens: How many tokens go through the model at a time.
     """
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    most = min(batch_tokens, max(1, _MAX_LOGITS // vocabulary))
+    most = min(batch_tokens, max(1, for_device(_MAX_LOGITS, opened.device) // vocabulary))
     return [
         Passage(
             of,

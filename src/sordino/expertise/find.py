@@ -21,7 +21,7 @@ from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.strata import LENGTH, length_classes
-from sordino.expertise.sweep import Sentences, Sweep, SweepSettings
+from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
 from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
@@ -237,10 +237,10 @@ def _batches(
     """The sentences' tokens, the sweep's batches, and what attribution takes of them."""
     chat = chat_for(opened, concept, settings.chat)
     encoded = encode_sentences(opened, concept, settings.max_tokens, chat)
-    batches = equal_length_batches(encoded, settings.batch_tokens)
+    batches = equal_length_batches(encoded, settings.at_once(opened.device))
     if attribution is None:
         return encoded, batches, []
-    limits = settings.max_tokens, settings.batch_tokens
+    limits = settings.max_tokens, settings.batch_tokens or BATCH_TOKENS
     return encoded, batches, passages(opened, concept, attribution, *limits, chat)
 
 

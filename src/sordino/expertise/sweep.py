@@ -20,9 +20,13 @@ from sordino.expertise.states import InFiles, States
 from sordino.expertise.statistic import STRONGEST, Statistic, Tensors, Values
 from sordino.expertise.strata import LENGTH, stratified_auroc
 from sordino.models.chat import AS_SEES_FIT, Chat
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch
+
+BATCH_TOKENS = 2048
+"""How many tokens at a time suit the processor."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class SweepSettings:
     Args:
         max_tokens: Sentences are cut at so many tokens.
         pooling: "max" (the paper's), "mean" or "last".
-        batch_tokens: A batch holds sentences of one length, at most so many tokens together.
+        batch_tokens: A batch holds sentences of one length, at most so many tokens together; None:
+            2,048, on a GPU more, except for attribution, which keeps what all layers give.
         stratify: Also take the AUROC within strata: "length" (in tokens) or "column" (the concept's
             own strata); "" for no strata.
         moments: Also take the classes' means and the affine map between them.
@@ -43,7 +48,7 @@ class SweepSettings:
 
     max_tokens: int = 128
     pooling: str = "max"
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     stratify: str = ""
     moments: bool = False
     chat: Chat = AS_SEES_FIT
@@ -59,8 +64,12 @@ class SweepSettings:
             )
         if self.max_tokens < 1:
             raise UserError(f"`max_tokens={self.max_tokens}` leaves nothing: give at least 1.")
-        if self.batch_tokens < 1:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"`batch_tokens={self.batch_tokens}` is too small: give at least 1.")
+
+    def at_once(self, device: torch.device) -> int:
+        """How many tokens go through a model on that device at a time."""
+        return self.batch_tokens or for_device(BATCH_TOKENS, device)
 
 
 @dataclass(frozen=True)

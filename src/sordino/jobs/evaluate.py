@@ -7,7 +7,7 @@ from typing import Any
 from sordino import evaluation
 from sordino.errors import UserError
 from sordino.evaluation import Endpoint, Evaluation, Measure, Prepared
-from sordino.evaluation.evaluator import BATCH_TOKENS, Subject
+from sordino.evaluation.evaluator import Subject
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.files import is_private, private_files
 from sordino.models.open import OpenModel
@@ -33,7 +33,7 @@ def evaluate(
     revision: str | None = None,
     sites: str | None = None,
     seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     output: str | Path | None = None,
     force: bool = False,
     records: Path | None = None,
@@ -66,8 +66,8 @@ def evaluate(
         revision: Of the model; see `sordino.open_model`.
         sites: See `sordino.open_model`; for the divergence.
         seed: Of the choice of prompts and texts, of sampling and of the intervals.
-        batch_tokens: About how many tokens are in memory at once. With another value the batches
-            round differently, which can change single tokens.
+        batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more. With
+            another value the batches round differently, which can change single tokens.
         output: The JSON file to write; the samples go beside it.
         force: Replace an existing output.
         records: Where to keep what each model gave, so that further evaluations of one of them need

@@ -25,6 +25,7 @@ from transformers import (
 
 from sordino.errors import UserError
 from sordino.models.cache import make_room
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
 from sordino.models.tokenise import encode, positions, refuse_unknown
@@ -194,16 +195,17 @@ def plan(
     """Group prompts into batches that fit in memory, longest first.
 
     A batch's rows are its prompts times `continuations`; rows × (longest prompt + new tokens) is at
-    most `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`. Prompts of one length are
-    together; where they alone would be few rows, those of the next shorter ones join them, as long
-    as no more than `new_tokens` shorter. Batches of the same lengths are as even as can be. A
-    prompt whose continuations do not fit together is given several batches.
+    most `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`, on a GPU more. Prompts of one
+    length are together; where they alone would be few rows, those of the next shorter ones join
+    them, as long as no more than `new_tokens` shorter. Batches of the same lengths are as even as
+    can be. A prompt whose continuations do not fit together is given several batches.
     """
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    most_logits = for_device(MAX_LOGITS, opened.device)
     batches = []
     for together in _of_like_length(prompts, continuations, new_tokens):
         longest = len(prompts[together[0]])
-        rows = max(1, min(batch_tokens // (longest + new_tokens), MAX_LOGITS // vocabulary))
+        rows = max(1, min(batch_tokens // (longest + new_tokens), most_logits // vocabulary))
         for indices in _even(together, max(1, rows // continuations)):
             ids = tuple(tuple(prompts[index]) for index in indices)
             batches += [

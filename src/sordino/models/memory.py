@@ -8,6 +8,30 @@ import psutil
 import torch
 
 _GROUPS = Path("/sys/fs/cgroup")
+_GIB = 1 << 30
+_PART_OF_GPU, _MOST_PARTS = 8 * _GIB, 8
+
+
+def for_device(count: int, device: torch.device) -> int:
+    """How much to have in memory at once on a device, from what suits the processor.
+
+    A GPU is idle on a processor's batches. It takes as many times more as its memory has pieces of
+    8 GiB, at most eight times. That depends on the kind of GPU and not on what is free, so that the
+    same command rounds in the same way again.
+
+    Args:
+        count: How many tokens or logits suit the processor.
+        device: Where they will be.
+
+    Example:
+        >>> for_device(2048, torch.device("cpu"))
+        2048
+    """
+    if device.type != "cuda":
+        return count
+    total = torch.cuda.get_device_properties(device).total_memory
+    # An "80 GB" card has a little less; the driver takes a part.
+    return count * min(max(round(total / _PART_OF_GPU), 1), _MOST_PARTS)
 
 
 def available(device: torch.device) -> int:

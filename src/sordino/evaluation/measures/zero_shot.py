@@ -36,6 +36,7 @@ from sordino.extras import require
 from sordino.files import fingerprint
 from sordino.models.calls import quiet_transformers
 from sordino.models.generation import MAX_LOGITS
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 
 KIT_TASKS = tuple(FILES)
@@ -258,7 +259,7 @@ def _harness_model(opened: OpenModel, batch_size: int | None, batch_tokens: int)
     from lm_eval.models.huggingface import HFLM
 
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    room = min(batch_tokens, MAX_LOGITS // vocabulary)
+    room = min(batch_tokens, for_device(MAX_LOGITS, opened.device) // vocabulary)
 
     class Fitted(HFLM):
         """As many requests at once as fit, which the harness itself finds out by running out."""
