@@ -257,8 +257,8 @@ def _tell(
     least = min(change.rank for change in changes.values())
     if least < rank:
         note(
-            f"the matrices take ranks from {least} to {rank} (rank_pattern): PEFT and vLLM heed "
-            "that; SGLang and TGI want one rank for all."
+            f"the matrices take ranks from {least} to {rank} (rank_pattern): PEFT heeds that, and "
+            "not every server does (SGLang and TGI want one rank for all)."
         )
     if biased:
         note("biases change, which only PEFT's own LoRA can hold (lora_bias): no server takes it.")
