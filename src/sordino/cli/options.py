@@ -151,7 +151,8 @@ class InterventionOptions:
     as 0.05), measured on ordinary text. It replaces --strength and a rule's own size (contrast's
     budget, the k of damp and det_zero)."""
     set: tuple[str, ...] = ()
-    """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero."""
+    """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero; every rule has
+    rows, the most neurons of each linear layer that it may change."""
 
     def __post_init__(self) -> None:
         """Refuse two sizes, whatever the command does with them."""
