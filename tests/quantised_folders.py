@@ -325,6 +325,125 @@ def fp8(block: tuple[int, int] | None = (16, 32), scales: torch.dtype = torch.fl
     return Made(settings, quantise, reference)
 
 
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def fp4(kind: str) -> Made:
+    """4-bit floats: compressed-tensors' two ("nvfp4", "mxfp4"), ModelOpt's, DeepSeek V4's."""
+    powers = kind in ("mxfp4", "deepseek")
+    size = 32 if powers else 16
+    codes_at = "weight" if kind in ("modelopt", "deepseek") else "weight_packed"
+    scales_at = "scale" if kind == "deepseek" else "weight_scale"
+    shared_at = {"nvfp4": "weight_global_scale", "modelopt": "weight_scale_2"}.get(kind)
+
+    def quantise(weight: torch.Tensor) -> Tensors:
+        blocks = weight.double().reshape(len(weight), -1, size)
+        tops = blocks.abs().amax(2).clamp(min=1e-9)
+        found: Tensors = {}
+        if powers:
+            exponents = torch.floor(torch.log2(tops)) - 2
+            steps = torch.exp2(exponents)
+            stored = (exponents + 127).to(torch.uint8)
+            if kind == "deepseek":
+                stored = stored.view(torch.float8_e8m0fnu)
+        else:
+            whole = float(blocks.abs().max()) / (448 * 6)
+            shared = torch.tensor(whole if kind == "modelopt" else 1 / whole)
+            found[shared_at] = shared if kind == "modelopt" else shared.reshape(1)
+            stored = (tops / 6 / whole).float().to(torch.float8_e4m3fn)
+            steps = stored.double() * whole
+        ratio = blocks / steps[..., None].clamp(min=1e-30)
+        nearest = (ratio.abs()[..., None] - torch.tensor(E2M1)).abs().argmin(-1)
+        codes = (nearest + 8 * (ratio < 0)).reshape(len(weight), -1, 2).to(torch.uint8)
+        packed = codes[..., 0] | codes[..., 1] << 4
+        packed = packed.view(torch.int8) if kind == "deepseek" else packed
+        return {codes_at: packed, scales_at: stored, **found}
+
+    def reference(tensors: Tensors) -> np.ndarray:
+        values = []
+        for byte in tensors[codes_at].contiguous().view(torch.uint8).flatten().tolist():
+            codes = byte & 15, byte >> 4
+            values.extend(-E2M1[code & 7] if code & 8 else E2M1[code] for code in codes)
+        steps = fp4_steps(tensors[scales_at])
+        if shared_at:
+            shared = tensors[shared_at].double().item()
+            steps = steps / shared if kind == "nvfp4" else steps * shared
+        weights = np.array(values).reshape(*steps.shape, size) * steps[..., None]
+        return weights.reshape(len(steps), -1)
+
+    group = {"num_bits": 4, "type": "float", "symmetric": True, "group_size": size}
+    settings: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": f"{kind}-pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": group
+                | {"strategy": "group" if powers else "tensor_group", "dynamic": False},
+                "input_activations": None,
+            }
+        },
+    }
+    if kind == "modelopt":
+        settings = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
+    elif kind == "deepseek":
+        settings = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    return Made(settings, quantise, reference, ("compressed_tensors",))
+
+
+def fp4_steps(scales: torch.Tensor) -> np.ndarray:
+    """What block scales stand for."""
+    if scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
+        return 2.0 ** (scales.view(torch.uint8).double().numpy() - 127)
+    return scales.double().numpy()
+
+
+def fp4_grid(tensors: Tensors) -> tuple[int, np.ndarray]:
+    """How many weights share a scale, and every scale that one could have."""
+    scales = tensors.get("weight_scale", tensors.get("scale"))
+    assert scales is not None
+    if scales.dtype != torch.float8_e4m3fn:
+        return 32, 2.0 ** np.arange(-127, 128)
+    every = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
+    if "weight_scale_2" in tensors:
+        return 16, every * tensors["weight_scale_2"].double().item()
+    return 16, every / tensors["weight_global_scale"].double().item()
+
+
+def gpt_oss_folder(tmp_path: Path) -> Path:
+    """A tiny gpt-oss with its experts as the published checkpoints have them."""
+    folder = tiny_folder(
+        "gpt_oss", tmp_path, dtype=torch.bfloat16, hidden_size=64, intermediate_size=96
+    )
+    tensors: Tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if tensor.dim() == 3:
+            made = fp4("mxfp4").quantise(tensor.float().transpose(1, 2).flatten(0, 1))
+            experts, inputs, neurons = tensor.shape
+            blocks = experts, neurons, inputs // 32
+            tensors[f"{name}_blocks"] = made["weight_packed"].reshape(*blocks, 16)
+            tensors[f"{name}_scales"] = made["weight_scale"].reshape(blocks)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def gpt_oss_reference(tensors: Tensors, site: str) -> np.ndarray:
+    """A matrix of experts as what it stands for: float64 [neurons of all experts, inputs]."""
+    scales = tensors[f"{site}_scales"]
+    codes = tensors[f"{site}_blocks"].flatten(2).flatten(0, 1)
+    return fp4("mxfp4").reference({"weight_packed": codes, "weight_scale": scales.flatten(0, 1)})
+
+
 def int8() -> Made:
     """bitsandbytes of 8 bits."""
 

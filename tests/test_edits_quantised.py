@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import quantised_folders as q
 from families import random_factors
-from sordino.edits import RowVerification, Verification, bake, verification, verify
+from sordino.edits import RowVerification, Verification, bake, undo, verification, verify
 from sordino.edits.quantised import edit_quantised, quantised_folder
+from sordino.edits.quantised.fp4 import MOST
 from sordino.edits.quantised.fp8 import power_at_least
 from sordino.edits.shard import Change, copy_rewritten
 from sordino.errors import UserError
@@ -38,8 +39,9 @@ def damped(made: q.Made, tensors: q.Tensors, factors: np.ndarray, folder: Path) 
     source, target = folder / "model.safetensors", folder / "out.safetensors"
     target.unlink(missing_ok=True)
     save_file({f"a.b.{name}": tensor for name, tensor in tensors.items()}, source)
-    config = {"quantization_config": made.settings}
-    found = quantised_folder(folder, config, {PurePosixPath(source.name): read_header(source)})
+    found = quantised_folder(
+        folder, made.settings, {PurePosixPath(source.name): read_header(source)}
+    )
     rows = found.scheme.rows(found.layers["a.b.weight"])
     change = Change(torch.from_numpy(factors)[:, None])
     edit = edit_quantised(found, {"a.b.weight": change})
@@ -162,6 +164,52 @@ def test_blocks_are_rounded_to_the_nearest_and_undamped_rows_stay(tmp_path_facto
     assert not np.isnan(found).any()
 
 
+FP4 = st.builds(q.fp4, st.sampled_from(["nvfp4", "mxfp4", "modelopt", "deepseek"]))
+
+
+@settings(max_examples=40)
+@given(cases(FP4, down=2))
+def test_no_scale_with_any_codes_of_four_bits_comes_nearer(tmp_path_factory, case):
+    """By trying every scale that there is, under each the nearest codes."""
+    made, weight, factors = case
+    tensors = made.quantise(weight)
+    before = made.reference(tensors)
+    exact = factors[:, None].astype(np.float64) * before
+    size, steps = q.fp4_grid(tensors)
+    blocks = exact.reshape(-1, 1, size, 1)
+    best = np.full(len(blocks), np.inf)
+    for step in steps:
+        near = np.abs(blocks - step * np.array([*q.E2M1, *(-v for v in q.E2M1)])).min(axis=3)
+        best = np.minimum(best, (near**2).sum(axis=(1, 2)))
+    changed = factors != 1
+    squares = (exact**2).reshape(-1, size).sum(axis=1)
+    of_changed = np.repeat(changed, weight.shape[1] // size)
+    cost = np.sqrt(best[of_changed].sum() / max(squares[of_changed].sum(), 1e-300))
+    too_large = np.abs(exact).max() > steps.max() * q.E2M1[-1]
+    if too_large or cost > MOST:
+        with pytest.raises(UserError, match="too large" if too_large else "would be off by"):
+            damped(made, tensors, factors, tmp_path_factory.getbasetemp())
+        return
+    after, rows, edit = damped(made, tensors, factors, tmp_path_factory.getbasetemp())
+    np.testing.assert_allclose(rows, before, rtol=2e-6)
+    found = made.reference(after)
+    assert {n: (t.dtype, t.shape) for n, t in after.items()} == {
+        n: (t.dtype, t.shape) for n, t in tensors.items()
+    }
+    errors = ((found - exact) ** 2).reshape(-1, size).sum(axis=1)
+    assert np.all(errors <= best + 1e-9 * squares)
+    np.testing.assert_array_equal(found[~changed], before[~changed])
+    assert not found[factors == 0].any()
+    if changed.any():
+        assert edit.record["error"] == pytest.approx(cost, rel=1e-5, abs=1e-9)
+        largest = np.abs(exact[changed]).reshape(-1, size).max(axis=1)
+        off = np.abs((found - exact)[changed]).reshape(-1, size).max(axis=1)
+        relative = off[largest > 0] / largest[largest > 0]
+        assert edit.record["largest_error"] == pytest.approx(
+            relative.max(initial=0), rel=1e-5, abs=1e-9
+        )
+
+
 @given(st.floats(2.0**-120, 2.0**120, width=32))
 def test_powers_of_two(value):
     power = float(power_at_least(torch.tensor([value]))[0])
@@ -181,6 +229,9 @@ FOLDERS = {
     "int8": q.int8(),
     "nf4": q.four_bit(32),
     "nf4, nested": q.four_bit(32, nested=True),
+    "nvfp4": q.fp4("nvfp4"),
+    "mxfp4": q.fp4("mxfp4"),
+    "modelopt": q.fp4("modelopt"),
 }
 
 
@@ -205,6 +256,8 @@ def test_a_whole_folder(tmp_path, name):
         expected = factors[:, None] * made.reference(old)
         bound = 2.0**-4 if record["quantised"]["rounded"] else 2.0**-8
         error = np.abs(made.reference(new) - expected)
+        if "error" in record["quantised"]:  # of 4-bit floats, against a row's largest
+            bound, expected = 2.0**-2, np.abs(expected).max(axis=1, keepdims=True)
         assert np.all(error <= bound * np.abs(expected) + 1e-6), site
     for tensor in set(before) | set(after):
         if tensor.rsplit(".mlp.", 1)[0] == tensor and (
@@ -345,9 +398,16 @@ def _state(**values):
         ("channels", _nan("weight_scale"), "not finite"),
         ("channels", _settings(config_groups=[]), "no config_groups"),
         ("channels", _settings(format="marlin-24"), "marlin-24"),
-        ("channels", _group(format="nvfp4-pack-quantized"), "nvfp4"),
+        ("channels", _group(format="marlin-24"), "marlin-24"),
+        ("nvfp4", _drop("weight_packed"), "weight is missing"),
+        ("nvfp4", _set("weight_global_scale", torch.ones(2)), r"weight_global_scale .* \[2\]"),
+        ("nvfp4", _set("weight_scale", torch.ones(64, 8)), "weight_scale is F32"),
+        ("mxfp4", _set("weight_packed", torch.zeros(64, 9, dtype=torch.uint8)), r"\[64, 9\]"),
+        ("mxfp4", _set("weight_scale", torch.full((64, 4), 255, dtype=torch.uint8)), "no scales"),
+        ("modelopt", _settings(quant_algo="FP8"), "FP8"),
+        ("modelopt", _drop("weight"), "weight is missing"),
         ("groups", _set("weight_shape", torch.tensor([64, 9999])), "weight_shape says"),
-        ("groups", _set("weight_packed", torch.zeros(64, 64, dtype=torch.uint8)), "FP4"),
+        ("groups", _set("weight_packed", torch.zeros(64, 64, dtype=torch.uint8)), "shape|type"),
         ("fp8 blocks", _set("weight_scale_inv", torch.ones(9, 9)), r"\[9, 9\]"),
         ("fp8 blocks", _settings(weight_block_size=[0, 3]), "two sizes"),
         ("fp8 blocks", _set("weight", torch.zeros(64, 128).to(torch.float8_e5m2)), "E5M2"),
@@ -418,7 +478,86 @@ def test_rows_are_compared_where_the_model_cannot_be_run(tmp_path, monkeypatch):
     assert other.largest_difference > 0.1 * found.largest_weight
 
 
-@pytest.mark.parametrize("name", sorted(FOLDERS.keys() - {"fp8 rows"}))
+FOUR_BITS = ("nvfp4", "mxfp4", "modelopt")
+
+
+def four_bit_folder(name: str, tmp_path: Path) -> Path:
+    if name == "gpt-oss":
+        return q.gpt_oss_folder(tmp_path)
+    return q.quantised_folder_of(FOLDERS[name], tmp_path)
+
+
+def weight_at(model, site: str) -> np.ndarray:
+    """A site's weight as a model has it, [neurons, inputs]."""
+    if isinstance(found := model.get_submodule(site.rpartition(".")[0]), torch.nn.Module) and (
+        isinstance(matrix := getattr(found, site.rpartition(".")[2]), torch.nn.Parameter)
+    ):
+        return matrix.detach().transpose(1, 2).flatten(0, 1).numpy()
+    return model.get_submodule(site).weight.detach().numpy()
+
+
+def rows_at(folder: Path, name: str, site: str) -> np.ndarray:
+    """The same from the folder's tensors, by a reference that shares no code."""
+    tensors = q.tensors_of(folder)
+    if name == "gpt-oss":
+        return q.gpt_oss_reference(tensors, site)
+    return FOLDERS[name].reference(q.layer_of(tensors, site))
+
+
+@pytest.mark.parametrize("name", [*FOUR_BITS, "gpt-oss"])
+def test_weights_of_four_bits_are_read_dampened_and_compared(tmp_path, name):
+    folder = four_bit_folder(name, tmp_path)
+    opened = open_model(folder, device="cpu", dtype="float32")
+    dampening = Dampening(random_factors({s.path: s.neurons for s in opened.sites}), "aura")
+    record = bake(folder, dampening, tmp_path / "out")
+    again = open_model(tmp_path / "out", device="cpu", dtype="float32")
+    for site, factors in dampening.factors.items():
+        before, after = rows_at(folder, name, site), rows_at(tmp_path / "out", name, site)
+        # Transformers de-quantises to 16 bits.
+        np.testing.assert_allclose(weight_at(opened.model, site), before, rtol=2.0**-8, atol=1e-9)
+        np.testing.assert_allclose(weight_at(again.model, site), after, rtol=2.0**-8, atol=1e-9)
+        expected = factors[:, None] * before
+        off = np.linalg.norm(after - expected) / np.linalg.norm(expected)
+        assert off < 0.13, site
+        np.testing.assert_array_equal(after[factors == 1], before[factors == 1])
+    assert 0 < record["quantised"]["error"] < 0.12
+    found = verify(folder, dampening, tmp_path / "out")
+    assert isinstance(found, RowVerification)
+    assert found.within_rounding
+    assert found.rows == sum(f.size for f in dampening.factors.values())
+    halves = {site: np.full_like(f, 0.25) for site, f in dampening.factors.items()}
+    assert not verify(folder, Dampening(halves, "aura"), tmp_path / "out").within_rounding
+    with pytest.raises(UserError, match="cannot be undone"):
+        undo(tmp_path / "out", tmp_path / "undone")
+
+
+def test_settings_in_a_file_of_their_own_are_read_or_refused(tmp_path):
+    folder = q.quantised_folder_of(FOLDERS["modelopt"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="codes of quantised weights"):
+        open_model(folder)
+    inner = {key: value for key, value in settings.items() if key != "quant_method"}
+    apart = {"producer": {"name": "modelopt"}, "quantization": inner}
+    (folder / "hf_quant_config.json").write_text(json.dumps(apart))
+    dampening = dampening_of(folder)
+    bake(folder, dampening, tmp_path / "out")
+    assert verify(folder, dampening, tmp_path / "out").within_rounding
+    (folder / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no settings under 'quantization'"):
+        open_model(folder)
+
+
+def test_products_that_run_out_of_scales_are_refused(tmp_path):
+    folder = q.quantised_folder_of(FOLDERS["nvfp4"], tmp_path)
+    factors = {site: np.full_like(f, 2.0**-19) for site, f in dampening_of(folder).factors.items()}
+    with pytest.raises(UserError, match=r"would be off by \d+% of the product, and 20% is allowed"):
+        bake(folder, Dampening(factors, "aura"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS.keys() - {"fp8 rows", *FOUR_BITS}))
 def test_transformers_own_loading_has_the_last_word(tmp_path, name):
     made = FOLDERS[name]
     for package in made.needs:

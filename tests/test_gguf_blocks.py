@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sordino.edits.gguf_blocks import COARSE, KINDS, scale_rows_
+from sordino.edits.fp4 import COARSE
+from sordino.edits.gguf_blocks import KINDS, scale_rows_
 from tiny_gguf import random_rows
 
 HALF = 2.0**-11  # the rounding of a normal half-precision number

@@ -12,15 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.edits.fp4 import COARSE, E8M0, rescale_
 from sordino.models.dtypes import PLAIN
-
-COARSE = 0.01
-"""A scale that rounding moves by more than this, relative to its exact value, is reported."""
-
-_NAN_EXPONENT = 255
-# The sixteen values of a 4-bit float (one sign, two exponent bits, one mantissa bit), doubled.
-_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float64)
-_FINER = 5  # exponents that are tried: the largest code is less than 2 ** 4 times the smallest
 
 Rows = NDArray[np.uint8]
 Factors = NDArray[np.float32]
@@ -142,7 +135,7 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
     if kind == "IQ1_M":
         return _scale_iq1_m_(rows, factors, changed)
     if kind == "MXFP4":
-        return _scale_mxfp4_(rows, factors, changed)
+        return _scale_mxfp4_(rows, factors)
     raise ValueError(f"{kind} cannot be scaled")
 
 
@@ -201,43 +194,14 @@ def _scale_iq1_m_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> R
     return rounding
 
 
-def _scale_mxfp4_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> Rounding:
+def _scale_mxfp4_(rows: Rows, factors: Factors) -> Rounding:
     blocks = rows.reshape(len(rows), -1, _MXFP4_SIZE)
-    rounding = Rounding(damaged=int(np.count_nonzero(blocks[:, :, 0] == _NAN_EXPONENT)))
-    for row in np.flatnonzero(changed):
-        rounding += _scale_mxfp4_row_(blocks[row], float(factors[row]))
-    return rounding
-
-
-def _scale_mxfp4_row_(blocks: Rows, factor: float) -> Rounding:
-    """One row's blocks [blocks, 17]: all have the same factor, so that a table does for them."""
-    codes = np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], axis=1)  # [blocks, 32]
-    if factor == 0:
-        blocks[:] = 0
-        return Rounding()
-    mantissa, power = np.frexp(factor)  # the factor is mantissa * 2 ** power, 0.5 <= mantissa < 1
-    powers = power - np.arange(_FINER)
-    wanted = _FP4 * mantissa * 2.0 ** np.arange(_FINER)[:, None]  # [powers, codes], in code units
-    nearest = np.abs(wanted[..., None] - _FP4).argmin(axis=-1).astype(np.uint8)
-    error = (_FP4[nearest] - wanted) * 2.0 ** powers[:, None]  # in units of the old scale
-    exponents = blocks[:, :1].astype(np.int64) + powers  # [blocks, powers]
-    costs = np.stack([(error[p] ** 2)[codes].sum(axis=1) for p in range(_FINER)], axis=1)
-    possible = (exponents >= 0) & (exponents < _NAN_EXPONENT)
-    best = np.where(possible, costs, np.inf).argmin(axis=1)
-    lost = ~possible.any(axis=1)  # too small (or too large) for any of the exponents
-    each = np.arange(len(blocks))
-    blocks[:, 0] = np.where(lost, 0, exponents[each, best])
-    new = np.where(lost[:, None], 0, nearest[best[:, None], codes]).astype(np.uint8)
-    blocks[:, 1:] = new[:, :16] | new[:, 16:] << 4
-    size = np.abs(_FP4[codes]).max(axis=1) * abs(factor)
-    there = size > 0
-    worst = np.where(lost, size, np.abs(error[best[:, None], codes]).max(axis=1))
-    errors = worst[there] / size[there]
-    overflowed = lost & there & (exponents > 0).all(axis=1)
+    found = rescale_(blocks[:, :, 1:], blocks[:, :, 0], factors, E8M0)
     return Rounding(
-        scales=int(np.count_nonzero(there)),
-        largest=float(errors.max(initial=0)),
-        coarse=int(np.count_nonzero(errors > COARSE)),
-        zeroed=int(np.count_nonzero(lost & there & ~overflowed)),
-        overflowed=int(np.count_nonzero(overflowed)),
+        scales=found.blocks,
+        largest=found.largest,
+        coarse=found.coarse,
+        zeroed=found.zeroed,
+        overflowed=found.overflowed,
+        damaged=found.damaged,
     )

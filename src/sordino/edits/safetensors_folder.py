@@ -37,6 +37,7 @@ from sordino.edits.shard import (
 from sordino.errors import UserError
 from sordino.files import create_file, printable, read_json
 from sordino.interventions import Dampening
+from sordino.models.checkpoint import quantisation_of
 from sordino.models.dtypes import PLAIN
 from sordino.models.folder import OUTSIDE, FolderFiles, is_of_model, list_files
 from sordino.models.open import empty_model
@@ -170,7 +171,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     }
     shards: Headers = {file: tensors for file, tensors in headers.items() if _is_shard(file)}
     raw = read_json(ref.path / _CONFIG)
-    quantised = quantised_folder(ref.path, raw, shards)
+    quantised = quantised_folder(ref.path, quantisation_of(ref.path), shards)
     names = {name for tensors in shards.values() for name in tensors}
     if quantised:
         refuse_unfit_layers(ref.name, model, quantised)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import printable, read_json
 from sordino.models.calls import quiet_transformers, read_settings
 from sordino.models.dtypes import PLAIN
 from sordino.models.transformers_internals import Conversions, compare
@@ -27,8 +27,10 @@ _PLACES = (
     *(("quantization_config",), ("compression_config",)),
     *(("text_config", "quantization_config"), ("llm_config", "quantization_config")),
 )
-# Files of their own, for which AutoGPTQ, AutoAWQ and ModelOpt used to have them.
-_APART = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+# Files of their own, which AutoGPTQ and AutoAWQ used to have for them.
+_APART = ("quantize_config.json", "quant_config.json")
+# NVIDIA Model Optimizer's, which its older exports have alone.
+_MODELOPT = "hf_quant_config.json"
 
 # How many modules of a kind there are, as configurations call it.
 _COUNT = re.compile(r"(layers?|blocks?|experts?|depth)$", re.IGNORECASE)
@@ -60,10 +62,14 @@ def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def quantisation_of(folder: Path) -> Mapping[str, Any] | None:
     """The quantisation settings of a model's folder; None if its weights are plain.
 
+    Those that Model Optimizer writes into a file of their own are read from there.
+
     Raises:
-        UserError: They are in a file of their own, where most readers would not see them.
+        UserError: They are in a file of another kind, where most readers would not see them.
     """
     found = quantisation(read_settings(folder))
+    if found is None and (folder / _MODELOPT).exists():
+        return _of_modelopt(folder / _MODELOPT)
     apart = next((name for name in _APART if (folder / name).exists()), None)
     if found is None and apart:
         raise UserError(
@@ -72,6 +78,18 @@ def quantisation_of(folder: Path) -> Mapping[str, Any] | None:
             "move the file away if the weights are plain."
         )
     return found
+
+
+def _of_modelopt(file: Path) -> Mapping[str, Any]:
+    """The settings in Model Optimizer's own file, as config.json would have them."""
+    found = read_json(file)
+    inner = found.get("quantization") if isinstance(found, dict) else None
+    if not isinstance(inner, dict):
+        raise UserError(
+            f"{file} has no settings under 'quantization', which say how the weights are "
+            "quantised: get it again, or move it away if the weights are plain."
+        )
+    return {"quant_method": "modelopt", **inner}
 
 
 def refuse_counts(name: str, settings: Mapping[str, Any], tensors: Iterable[str]) -> None:

@@ -10,13 +10,14 @@ import psutil
 import torch
 from transformers import (
     CompressedTensorsConfig,
+    Mxfp4Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from sordino.errors import UserError
-from sordino.models import gguf_loading
+from sordino.models import gguf_loading, modelopt
 from sordino.models.calls import (
     library_errors,
     open_config,
@@ -173,6 +174,8 @@ def _open_folder(
     if settings is None:
         refuse_unfit(ref.name, model, StoredTensors(ref).empty)
     tokenizer = open_tokenizer(ref.path, ref.name)
+    if settings is not None and settings.get("quant_method") == "modelopt":
+        return _placed(ref, _dequantised(ref, config, model, settings, options), target), tokenizer
     quantised = {} if settings is None else _quantised_options(config, settings, target)
     with quiet_transformers(), library_errors(ref.name, _WITHOUT_PACKAGES if quantised else ""):
         model, found = auto_class(config).from_pretrained(
@@ -194,6 +197,37 @@ def _open_folder(
     if quantised:
         return model, tokenizer  # its layers are made where they stay
     return _placed(ref, model, target), tokenizer
+
+
+def _dequantised(
+    ref: ModelRef,
+    config: PretrainedConfig,
+    empty: PreTrainedModel,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> PreTrainedModel:
+    """The model of a checkpoint that transformers does not know how to read.
+
+    Args:
+        ref: The folder.
+        config: Its configuration, which loses its quantisation settings.
+        empty: Its module tree on the "meta" device.
+        settings: The quantisation settings.
+        options: What loading it takes beside the rest.
+    """
+    modelopt.refuse_other_algorithms(settings)
+    note(f"De-quantising {ref.name} …")
+    given = options["dtype"]
+    dtype = given if isinstance(given, torch.dtype) else empty.dtype
+    tensors = dict(modelopt.plain_tensors(StoredTensors(ref), dtype))
+    refuse_unfit(ref.name, empty, {name: value.to("meta") for name, value in tensors.items()})
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with quiet_transformers(), library_errors(ref.name):
+        model: PreTrainedModel = type(empty).from_pretrained(
+            None, config=config, state_dict=tensors, **{**options, "dtype": dtype}
+        )
+    return model
 
 
 def _placed(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreTrainedModel:
@@ -310,9 +344,13 @@ def _quantised_options(
         config.quantization_config = dict(settings)
         del config.compression_config
     options: dict[str, Any] = {"device_map": {"": target}}
-    if settings.get("quant_method") == "compressed-tensors":
-        # Otherwise the layers have no weights before the whole model has run once.
-        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    match settings.get("quant_method"):
+        case "compressed-tensors":
+            # Otherwise the layers have no weights before the whole model has run once.
+            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        case "mxfp4":
+            # Otherwise the experts have no outputs of their own that could be seen.
+            options["quantization_config"] = Mxfp4Config(dequantize=True)
     return options
 
 

@@ -24,6 +24,10 @@ the rounding of a product to the type of the scales.
 are repeated n times where nothing is dampened), since servers fuse layers and want them alike.
 
 **Blocks** of FP8 are rounded anew, by the rule in `fp8.py`.
+
+**4-bit floats** (the formats "nvfp4-pack-quantized" and "mxfp4-pack-quantized") have their codes in
+weight_packed, uint8 [n, i / 2], their scales in weight_scale and, in NVFP4, weight_global_scale,
+which divides. They are rounded anew, by the rule in `fp4.py`.
 """
 
 import copy
@@ -34,17 +38,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
 from sordino.edits.quantised.fp8 import block_changes, block_of, fp8_shape, spread
 from sordino.edits.quantised.gptq import SCALES
-from sordino.edits.quantised.layer import Changes, Edit, Layer, Scheme
+from sordino.edits.quantised.layer import Changes, Edit, Fp4Places, Layer, Scheme
 from sordino.edits.quantised.packing import WORD, unpack, words_for
 from sordino.edits.shard import Change, New
 from sordino.errors import UserError
 
 _FORMATS = (
     *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
-    *("mixed-precision", "dense"),
+    *("mixed-precision", "dense", "nvfp4-pack-quantized", "mxfp4-pack-quantized"),
 )
+_PACKED, _SCALE, _SHARED = "weight_packed", "weight_scale", "weight_global_scale"
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class CompressedTensors(Scheme):
     def shape(self, layer: Layer) -> tuple[int, int]:
         """From the weight, or its packed codes; the scales must fit it."""
         self._refuse_formats()
+        if places := self.fp4(layer):
+            return fp4_shape(layer, places)
         if "weight_packed" in layer.tensors:
             neurons, inputs = self._packed_shape(layer)
         elif layer.dtype("weight") == "F8_E4M3":
@@ -88,6 +96,8 @@ class CompressedTensors(Scheme):
 
     def changes(self, layer: Layer, factors: Tensor) -> Changes:
         """By the strategy that the shape of the scales shows."""
+        if places := self.fp4(layer):
+            return fp4_changes(layer, places, factors)
         scales = layer.shape("weight_scale")
         if self._single(layer):
             if "weight_zero_point" in layer.tensors:
@@ -97,8 +107,16 @@ class CompressedTensors(Scheme):
             return {"weight_scale": Change(factors[:, None] if len(scales) == 2 else factors)}
         return block_changes(layer, "weight_scale", factors, self._block_in(layer))
 
+    def fp4(self, layer: Layer) -> Fp4Places | None:
+        """Layers whose packed codes are bytes."""
+        if _PACKED not in layer.tensors or layer.dtype(_PACKED) != "U8":
+            return None
+        return Fp4Places(_PACKED, _SCALE, _SHARED if _SHARED in layer.tensors else "", divides=True)
+
     def rows(self, layer: Layer) -> Tensor:
         """By the formula above."""
+        if places := self.fp4(layer):
+            return fp4_rows(layer, places)
         neurons, inputs = self.shape(layer)
         scales = layer.read("weight_scale").float()
         groups = scales.shape[1] if scales.dim() == 2 else 1
@@ -139,15 +157,16 @@ class CompressedTensors(Scheme):
 
     def _single(self, layer: Layer) -> bool:
         """Whether a layer has a single scale, and that not because it is a single block."""
-        return _is_single(layer.shape("weight_scale")) and self._block is None
+        return (
+            _is_single(layer.shape("weight_scale")) and self._block is None and not self.fp4(layer)
+        )
 
     def _packed_shape(self, layer: Layer) -> tuple[int, int]:
         packed = layer.shape("weight_packed")
         if layer.dtype("weight_packed") != "I32" or len(packed) != 2:
             raise layer.unfit(
-                f"its codes are {layer.dtype('weight_packed')} of the shape {list(packed)}; "
-                "integers in words of 32 bits can be baked, FP4 cannot, whose scales are too "
-                "coarse for a factor"
+                f"its codes are {layer.dtype('weight_packed')} of the shape {list(packed)}, where "
+                "integers in words of 32 bits or pairs of 4-bit floats belong"
             )
         layer.expect("weight_shape", ("I64", "I32"), (2,))
         neurons, inputs = layer.read("weight_shape").tolist()
@@ -260,6 +279,7 @@ def _kind(weights: Mapping[str, Any]) -> str:
         "tensor": "one scale a weight",
         "channel": "a scale a neuron",
         "group": f"groups of {weights.get('group_size')}",
+        "tensor_group": f"groups of {weights.get('group_size')} under one scale",
         "block": f"blocks of {' × '.join(map(str, weights.get('block_structure') or []))}",
     }.get(strategy, strategy)
     kind = "FP" if weights.get("type") == "float" else "INT"

@@ -1,7 +1,7 @@
 """Which family a folder of quantised weights is of, and what its layers are."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from transformers import Conv1D, PreTrainedModel
 
+from sordino.edits.fp4 import Rescaled
 from sordino.edits.quantised.awq import Awq
 from sordino.edits.quantised.bitsandbytes import bitsandbytes
 from sordino.edits.quantised.compressed_tensors import CompressedTensors
+from sordino.edits.quantised.fp4 import fp4_rounding
 from sordino.edits.quantised.fp8 import Fp8
 from sordino.edits.quantised.gptq import Gptq
 from sordino.edits.quantised.layer import Changes, Layer, Scheme
 from sordino.edits.quantised.losses import losses
+from sordino.edits.quantised.modelopt import ModelOpt
+from sordino.edits.quantised.mxfp4 import Mxfp4
 from sordino.edits.shard import Change
 from sordino.errors import UserError
-from sordino.models.calls import read_settings
 from sordino.models.checkpoint import quantisation, quantisation_of, refuse_unfit
 from sordino.models.dtypes import torch_dtype
 from sordino.models.safetensors_header import Stored, read_header
@@ -43,6 +46,11 @@ class QuantisedFolder:
     def names(self) -> frozenset[str]:
         """Of all tensors, and of what the weights would be called."""
         return frozenset(self.stored.keys() | self.layers.keys())
+
+    @property
+    def is_fp4(self) -> bool:
+        """Whether a layer is of 4-bit floats."""
+        return any(self.scheme.fp4(layer) for layer in self.layers.values())
 
     def with_weights(
         self, shards: Mapping[PurePosixPath, Mapping[str, Stored]], dtype: str
@@ -71,7 +79,7 @@ def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFold
         folder: Its quantised layers.
     """
     parts = {
-        f"{layer.name}.{suffix}"
+        layer.tensor(suffix)
         for layer in folder.layers.values()
         for suffix in layer.tensors
         if suffix != "bias"
@@ -83,9 +91,10 @@ def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFold
         if key not in parts and not key.endswith(("_scale", "_zero_point"))
     }
     # A quantised layer knows its neurons and inputs, and not that a Conv1D has the inputs first.
-    turned = -1 if any(isinstance(module, Conv1D) for module in model.modules()) else 1
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
     for weight, layer in folder.layers.items():
-        tensors[weight] = torch.empty(folder.scheme.shape(layer)[::turned], device="meta")
+        shape = folder.scheme.weight_shape(layer, transposed=turned)
+        tensors[weight] = torch.empty(shape, device="meta")
     refuse_unfit(name, model, tensors)
 
 
@@ -124,12 +133,26 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
                     f"it has {neurons} neurons, and the dampening {len(values)} factors for it"
                 )
             factors[weight] = values
+    four_bits = {
+        weight: fp4_rounding(folder.layers[weight], places, values)
+        for weight, values in factors.items()
+        if (places := folder.scheme.fp4(folder.layers[weight]))
+    }
     edit = folder.scheme.edit(folder.layers, factors)
-    lost = losses((folder.layers[weight] for weight in factors), edit)
-    if edit.rounded:
+    lost = losses((folder.layers[weight] for weight in factors.keys() - four_bits.keys()), edit)
+    rounded = set(edit.rounded) - four_bits.keys()
+    if rounded:
         note(
-            f"{len(edit.rounded)} layers hold neurons that share scales: their codes are rounded "
+            f"{len(rounded)} layers hold neurons that share scales: their codes are rounded "
             "anew to the nearest FP8 (docs/quantised.md)."
+        )
+    whole = sum(four_bits.values(), Rescaled())
+    if four_bits:
+        note(
+            f"{len(four_bits)} layers are 4-bit floats, whose scales and codes are rounded anew: "
+            f"dampened weights are off by {whole.relative:.1%} of what they should be (root mean "
+            f"square), at most by {whole.largest:.1%} of the largest of their block "
+            "(docs/quantised.md)."
         )
     if lost.vanished or lost.coarse:
         note(
@@ -139,36 +162,36 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
     record = {
         "scheme": folder.scheme.label,
         "layers": len(factors),
-        "rounded": len(edit.rounded),
-        "scales_vanished": lost.vanished,
+        "rounded": len(rounded) + len(four_bits),
+        "scales_vanished": lost.vanished + whole.zeroed,
         "scales_coarse": lost.coarse,
+        **({"error": whole.relative, "largest_error": whole.largest} if four_bits else {}),
     }
     return QuantisedEdit(edit.changes, edit.settings, record)
 
 
 def quantised_folder(
     folder: Path,
-    config: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
     shards: Mapping[PurePosixPath, Mapping[str, Stored]],
 ) -> QuantisedFolder | None:
     """A folder's quantised layers; None if its weights are plain.
 
     Args:
         folder: The model's folder.
-        config: Its config.json.
+        settings: Its quantisation settings; see `quantisation_of`.
         shards: The headers of its shards.
 
     Raises:
         UserError: It is quantised in a way that is not known here.
     """
-    settings = quantisation(config)
     if settings is None:
         return None
     scheme = _scheme(folder, settings)
-    layers = _layers(folder, shards, scheme.marks)
+    layers = _layers(folder, shards, scheme)
     if not layers:
         raise UserError(
-            f"{folder} is quantised ({settings.get('quant_method')}) by its config.json, but no "
+            f"{folder} is quantised ({settings.get('quant_method')}) by its settings, but no "
             "layer in its safetensors is: get it again."
         )
     stored = {name: found for tensors in shards.values() for name, found in tensors.items()}
@@ -181,11 +204,13 @@ def read_quantised(folder: Path) -> QuantisedFolder | None:
     Raises:
         UserError: It is quantised in a way that is not known here, or damaged.
     """
-    if quantisation_of(folder) is None:
+    settings = quantisation_of(folder)
+    if settings is None:
         return None
-    config = read_settings(folder)
     files = sorted(folder.glob("*.safetensors"))
-    return quantised_folder(folder, config, {PurePosixPath(f.name): read_header(f) for f in files})
+    return quantised_folder(
+        folder, settings, {PurePosixPath(f.name): read_header(f) for f in files}
+    )
 
 
 def with_quantisation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +232,8 @@ def _scheme(folder: Path, settings: Mapping[str, Any]) -> Scheme:
         "fp8": Fp8,
         "fbgemm_fp8": Fp8,
         "bitsandbytes": bitsandbytes,
+        "mxfp4": Mxfp4,
+        "modelopt": ModelOpt,
     }
     method = settings.get("quant_method")
     if method is None and {"load_in_8bit", "load_in_4bit"} & settings.keys():
@@ -233,10 +260,11 @@ def _auto_round(settings: Mapping[str, Any]) -> Scheme:
 
 
 def _layers(
-    folder: Path, shards: Mapping[PurePosixPath, Mapping[str, Stored]], marks: Iterable[str]
+    folder: Path, shards: Mapping[PurePosixPath, Mapping[str, Stored]], scheme: Scheme
 ) -> dict[str, Layer]:
     everything = [(name, file) for file, tensors in shards.items() for name in tensors]
-    ends = tuple(f".{mark}" for mark in marks)
+    joint = scheme.joint
+    ends = tuple(f"{joint}{mark}" for mark in scheme.marks)
     found: dict[str, tuple[dict[str, Stored], dict[str, Path]]] = {
         name.removesuffix(end): ({}, {})
         for name, _ in everything
@@ -244,13 +272,12 @@ def _layers(
         if name.endswith(end)
     }
     for name, file in everything:
-        at = name.find(".")
+        at = name.find(joint)
         while at >= 0:
             if name[:at] in found:
                 tensors, files = found[name[:at]]
                 tensors[name[at + 1 :]] = shards[file][name]
                 files[name[at + 1 :]] = folder / file
-            at = name.find(".", at + 1)
-    return {
-        f"{name}.weight": Layer(name, tensors, files) for name, (tensors, files) in found.items()
-    }
+            at = name.find(joint, at + 1)
+    layers = (Layer(name, *parts, joint) for name, parts in found.items())
+    return {layer.weight: layer for layer in layers}

@@ -20,6 +20,9 @@ rounded to the nearest E4M3. So rows whose factor is a power of two keep their v
 in any other row is off by at most one part in 16 (half of E4M3's last place; below 2⁻⁶ of the
 scale, by 2⁻¹⁰ of it), as it was when the checkpoint was made. Factors of 1 are powers of two: what
 is not dampened stays.
+
+**MoE experts of 4-bit floats** (DeepSeek V4) stand in such checkpoints as weights of bytes, int8
+[n, i / 2], under scales that are powers of two, [n, i / 32]; see `fp4.py`.
 """
 
 from dataclasses import dataclass
@@ -28,12 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sordino.edits.quantised.layer import Changes, Layer, Scheme
+from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
+from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, Scheme
 from sordino.edits.shard import Change
 from sordino.errors import UserError
 
 BLOCK_SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _SCALE_NAMES = ("weight_scale_inv", "weight_scale")
+_SHORT_NAME = "scale"  # DeepSeek V4's, whose scales are powers of two
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Fp8(Scheme):
     @property
     def marks(self) -> tuple[str, ...]:
         """A layer has scales."""
-        return _SCALE_NAMES
+        short = (_SHORT_NAME,) if self.settings.get("scale_fmt") == "ue8m0" else ()
+        return (*_SCALE_NAMES, *short)
 
     @property
     def label(self) -> str:
@@ -55,18 +61,31 @@ class Fp8(Scheme):
 
     def shape(self, layer: Layer) -> tuple[int, int]:
         """The weight's; the scales must fit it."""
+        if places := self.fp4(layer):
+            return fp4_shape(layer, places)
         return fp8_shape(layer, _scale(layer), block_of(self.settings.get("weight_block_size")))
 
     def changes(self, layer: Layer, factors: Tensor) -> Changes:
         """A row of scales is a neuron; where neurons share one, the rule for blocks."""
+        if places := self.fp4(layer):
+            return fp4_changes(layer, places, factors)
         name = _scale(layer)
         if _has_rows(layer, name):
             return {name: Change(factors.view(layer.shape(name)))}
         return block_changes(layer, name, factors, self._block(layer))
 
+    def fp4(self, layer: Layer) -> Fp4Places | None:
+        """Layers whose weight is bytes, under powers of two."""
+        scale = _scale(layer)
+        if scale not in layer.tensors or layer.dtype(scale) not in ("F8_E8M0", "U8"):
+            return None
+        return Fp4Places("weight", scale) if layer.dtype("weight") in ("I8", "U8") else None
+
     def rows(self, layer: Layer) -> Tensor:
         """The product of weight and scales."""
         self.shape(layer)
+        if places := self.fp4(layer):
+            return fp4_rows(layer, places)
         scales = layer.read(_scale(layer)).float()
         if _has_rows(layer, _scale(layer)):
             return layer.read("weight").float() * scales.view(-1, 1)
@@ -154,7 +173,8 @@ def spread(scales: Tensor, shape: tuple[int, ...], block: tuple[int, int]) -> Te
 
 
 def _scale(layer: Layer) -> str:
-    return next((name for name in _SCALE_NAMES if name in layer.tensors), _SCALE_NAMES[0])
+    names = (*_SCALE_NAMES, _SHORT_NAME)
+    return next((name for name in names if name in layer.tensors), _SCALE_NAMES[0])
 
 
 def _has_rows(layer: Layer, scale: str) -> bool:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,16 +30,23 @@ class Layer:
         name: What its tensors' names begin with, such as "model.layers.3.mlp.up_proj".
         tensors: By the rest of their names, such as "qweight" or "weight.absmax".
         files: The shard of each, by the same.
+        joint: What stands between the two parts of a tensor's name; where it is no dot, the weight
+            is a parameter of the layer's own name (as those of fused MoE experts are).
     """
 
     name: str
     tensors: Mapping[str, Stored]
     files: Mapping[str, Path]
+    joint: str = "."
 
     @property
     def weight(self) -> str:
         """What its weight would be called if it were not quantised."""
-        return f"{self.name}.weight"
+        return f"{self.name}.weight" if self.joint == "." else self.name
+
+    def tensor(self, suffix: str) -> str:
+        """The whole name of one of its tensors."""
+        return f"{self.name}{self.joint}{suffix}"
 
     def shape(self, suffix: str) -> tuple[int, ...]:
         """A tensor's dimensions.
@@ -57,23 +64,32 @@ class Layer:
         """
         return self._stored(suffix).dtype
 
+    def torch_dtype(self, suffix: str) -> torch.dtype:
+        """A tensor's type as torch calls it.
+
+        Raises:
+            UserError: There is no such tensor, or its type is unknown here.
+        """
+        dtype = self.dtype(suffix)
+        if dtype not in TORCH_DTYPES:
+            raise self.unfit(f"{suffix} has the type {dtype}")
+        return TORCH_DTYPES[dtype]
+
     def read(self, suffix: str) -> Tensor:
         """A tensor's values.
 
         Raises:
             UserError: There is no such tensor, or its type is unknown here.
         """
-        stored = self._stored(suffix)
-        if stored.dtype not in TORCH_DTYPES:
-            raise self.unfit(f"{suffix} has the type {stored.dtype}")
+        stored, dtype = self._stored(suffix), self.torch_dtype(suffix)
         with self.files[suffix].open("rb") as file:
             file.seek(stored.start)
             data = bytearray(file.read(stored.end - stored.start))
         if len(data) != stored.end - stored.start:
             raise self.unfit(f"{suffix} became shorter while it was read")
         if not data:
-            return torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[stored.dtype]).view(stored.shape)
+            return torch.empty(stored.shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(stored.shape)
 
     def expect(self, suffix: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raise `UserError` unless a tensor has one of the types, and the shape."""
@@ -98,6 +114,22 @@ class Layer:
         if suffix not in self.tensors:
             raise self.unfit(f"{suffix} is missing beside {', '.join(sorted(self.tensors))}")
         return self.tensors[suffix]
+
+
+class Fp4Places(NamedTuple):
+    """By what suffixes the tensors of a layer of 4-bit floats go.
+
+    Args:
+        codes: Of the codes.
+        scales: Of the scales of blocks.
+        shared: Of the number for the whole weight; "" where there is none.
+        divides: Whether that divides.
+    """
+
+    codes: str
+    scales: str
+    shared: str = ""
+    divides: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +167,11 @@ class Scheme(ABC):
     def marks(self) -> tuple[str, ...]:
         """Each quantised layer has a tensor that is called like one of these."""
 
+    @property
+    def joint(self) -> str:
+        """What stands in front of those in a tensor's name; see `Layer`."""
+        return "."
+
     @abstractmethod
     def shape(self, layer: Layer) -> tuple[int, int]:
         """A layer's numbers of neurons and of inputs.
@@ -142,6 +179,15 @@ class Scheme(ABC):
         Raises:
             UserError: Its tensors do not fit together.
         """
+
+    def weight_shape(self, layer: Layer, *, transposed: bool) -> tuple[int, ...]:
+        """What shape its weight has in the model.
+
+        Args:
+            layer: The layer.
+            transposed: Whether the model's linear layers have the inputs first.
+        """
+        return self.shape(layer)[:: -1 if transposed else 1]
 
     @abstractmethod
     def changes(self, layer: Layer, factors: Tensor) -> Changes:
@@ -154,6 +200,10 @@ class Scheme(ABC):
         Raises:
             UserError: The format cannot hold the product.
         """
+
+    def fp4(self, layer: Layer) -> Fp4Places | None:  # noqa: ARG002
+        """Where a layer has its parts, if it is of 4-bit floats; None otherwise."""
+        return None
 
     @abstractmethod
     def rows(self, layer: Layer) -> Tensor:
@@ -170,7 +220,7 @@ class Scheme(ABC):
             UserError: The format cannot hold the product.
         """
         changes = {
-            f"{layers[weight].name}.{suffix}": change
+            layers[weight].tensor(suffix): change
             for weight, values in factors.items()
             for suffix, change in self.changes(layers[weight], values).items()
         }

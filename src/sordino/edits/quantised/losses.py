@@ -34,9 +34,9 @@ def losses(layers: Iterable[Layer], edit: Edit) -> Losses:
     found = Losses()
     for layer in layers:
         here = {
-            suffix: edit.changes[f"{layer.name}.{suffix}"]
+            suffix: edit.changes[layer.tensor(suffix)]
             for suffix in layer.tensors
-            if suffix != "weight" and f"{layer.name}.{suffix}" in edit.changes
+            if suffix != "weight" and layer.tensor(suffix) in edit.changes
         }
         found += _of(layer, here)
     return found

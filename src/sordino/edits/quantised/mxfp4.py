@@ -1,0 +1,63 @@
+"""MXFP4 checkpoints of MoE experts, as OpenAI's gpt-oss has them.
+
+The matrices of all experts of a layer are one parameter. A matrix P of e experts with n neurons
+and i inputs has
+
+    P_blocks  uint8 [e, n, i / 32, 16]
+    P_scales  uint8 [e, n, i / 32]
+
+which are read and dampened as `fp4.py` says. The model itself has the inputs first: [e, i, n].
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
+from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, Scheme
+
+_PLACES = Fp4Places("blocks", "scales")
+
+
+@dataclass(frozen=True)
+class Mxfp4(Scheme):
+    """MXFP4 in tensors of blocks and of scales."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """A matrix has blocks."""
+        return ("blocks",)
+
+    @property
+    def joint(self) -> str:
+        """The matrices are parameters themselves."""
+        return "_"
+
+    @property
+    def label(self) -> str:
+        """There is one kind."""
+        return "MXFP4, 4-bit floats in blocks of 32"
+
+    def shape(self, layer: Layer) -> tuple[int, int]:
+        """The neurons of all experts together."""
+        if len(layer.shape("scales")) != 3:
+            raise layer.unfit(f"scales has the shape {list(layer.shape('scales'))}")
+        return fp4_shape(layer, _PLACES)
+
+    def weight_shape(self, layer: Layer, *, transposed: bool) -> tuple[int, ...]:  # noqa: ARG002
+        """Experts, inputs, neurons."""
+        _, inputs = self.shape(layer)
+        experts, neurons, _ = layer.shape("scales")
+        return experts, inputs, neurons
+
+    def changes(self, layer: Layer, factors: Tensor) -> Changes:
+        """The nearest scales and codes."""
+        return fp4_changes(layer, _PLACES, factors)
+
+    def fp4(self, layer: Layer) -> Fp4Places:  # noqa: ARG002
+        """All layers are."""
+        return _PLACES
+
+    def rows(self, layer: Layer) -> Tensor:
+        """One expert's neurons after the other's."""
+        return fp4_rows(layer, _PLACES)
