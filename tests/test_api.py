@@ -68,7 +68,11 @@ def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
     divergence = ["--divergence", "0.01", "--texts", texts, "--seed", "3"]
     measured = ["--measure", "divergence"]
     assert (
-        call("run", model, "--concept", "calm.jsonl", "-o", "ran", *divergence, *measured)[0] == 0
+        call(
+            *("run", model, "--concept", "calm.jsonl", "-o", "ran", "--intervention", "aura"),
+            *(*divergence, *measured),
+        )[0]
+        == 0
     )
     file = "ran/sordino/calm.expertise.safetensors"
     status, _, error = call("bake", model, file, "-o", "baked", *divergence)

@@ -49,6 +49,7 @@ EVALUATION = [
     *("--prompts", "prompts.txt", "--texts", "prose.txt", "--scorer", "alt-profanity-check"),
     *("--continuations", "2", "--new-tokens", "6"),
 ]
+AURA = ["run", "tiny", "--concept", "calm.jsonl", "--intervention", "aura"]
 
 
 def test_find_bake_evaluate_inspect(call, here):
@@ -228,7 +229,7 @@ def test_diff_and_undo(call, here):
 
 
 def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
-    status, out, _ = call("run", "tiny", "--concept", "calm.jsonl", "-o", "all", *EVALUATION)
+    status, out, _ = call(*AURA, "-o", "all", *EVALUATION)
     assert status == 0
     page = here / "all/sordino/report.html"
     assert str(page.relative_to(here)) in out
@@ -288,8 +289,63 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
         assert (here / "sized").exists()
 
 
+def test_a_run_does_what_we_recommend_and_says_what_comes_next(call, here):
+    arguments = ["run", "tiny", "--concept", "calm.jsonl", *EVALUATION]
+    arguments += ["--attribution-per-class", "20", "--measure", "divergence", "-o"]
+    status, out, _ = call(*arguments, "advised")
+    assert status == 0
+    record = json.loads((here / "advised/sordino.json").read_text())
+    assert record["intervention"]["name"] == "contrast"
+    figures = json.loads((here / "advised/sordino/evaluation.json").read_text())["measures"]
+    # Twelve texts are too few to be dealt out: they set the size and measure it.
+    measured = figures["divergence"]["figures"][0]["after"]["value"]
+    assert measured == pytest.approx(0.05, rel=0.05)
+    for line in ("sordino chat tiny advised", "vllm serve advised", "sordino push advised YOU/"):
+        assert line in out
+    recipe = (here / "advised/sordino/recipe.toml").read_text()
+    assert 'intervention = "contrast"' in recipe
+    assert "divergence = 0.05" in recipe
+    # What is named is taken as it is.
+    for more, strength in (((), 1.0), (("--strength", "0.5"), 0.5)):
+        name = f"paper{strength}"
+        status, *_ = call(*AURA, "-o", name, *EVALUATION, "--measure", "perplexity", *more)
+        assert status == 0
+        intervention = json.loads((here / name / "sordino.json").read_text())["intervention"]
+        assert (intervention["name"], intervention["strength"]) == ("aura", strength)
+
+
+def test_a_run_plans_and_writes_nothing(call, here):
+    before = sorted(here.iterdir())
+    arguments = ["run", "tiny", "--concept", "calm.jsonl", *EVALUATION, "--plan"]
+    status, out, _ = call(*arguments)
+    assert status == 0
+    for word in (
+        "peak memory",
+        "attribution takes",
+        "contrast at a divergence of 0.05",
+        "toxicity",
+    ):
+        assert word in out
+    status, out, _ = call(*arguments, "--intervention", "aura", "--json")
+    assert status == 0
+    planned = json.loads(out)
+    assert planned["intervention"] == "aura"
+    assert planned["attributed_tokens"] == 0
+    assert sorted(here.iterdir()) == before
+    status, _, error = call("run", "tiny", "--concept", "calm.jsonl")
+    assert status == 2
+    assert "--output FOLDER or --plan" in error
+
+
+def test_alone_it_says_what_to_begin_with(call):
+    status, out, _ = call()
+    assert status == 0
+    assert 5 <= len(out.splitlines()) <= 10
+    assert "sordino run kit:smollm2" in out
+
+
 def test_a_run_of_a_model_larger_than_memory(call, here, monkeypatch):
-    arguments = ["tiny", "--concept", "calm.jsonl", *EVALUATION]
+    arguments = [*AURA[1:], *EVALUATION]
     assert call("run", *arguments, "-o", "fits")[0] == 0
     for place in ("sordino.pipeline", "sordino.models.open"):
         monkeypatch.setattr(f"{place}.fits", lambda *_: False)
@@ -313,9 +369,7 @@ def test_a_run_of_a_model_larger_than_memory(call, here, monkeypatch):
 
 
 def test_a_model_that_is_streamed_though_it_fits_is_measured(call, here):
-    status, out, _ = call(
-        "run", "tiny", "--concept", "calm.jsonl", "--stream", "-o", "s", *EVALUATION
-    )
+    status, out, _ = call(*AURA, "--stream", "-o", "s", *EVALUATION)
     assert status == 0
     assert "Perplexity" in out
     assert (here / "s/sordino/evaluation.json").exists()
@@ -338,7 +392,7 @@ def test_a_plan_writes_nothing(call, here):
 
 def test_the_same_command_gives_the_same_bytes(call, here):
     for name in ("one", "two"):
-        assert call("run", "tiny", "--concept", "calm.jsonl", "-o", name, *EVALUATION)[0] == 0
+        assert call(*AURA, "-o", name, *EVALUATION)[0] == 0
     for file in ("model.safetensors", "sordino/calm.expertise.safetensors", "sordino.json"):
         assert (here / "one" / file).read_bytes() == (here / "two" / file).read_bytes()
     figures = [(here / name / "sordino/evaluation.json").read_text() for name in ("one", "two")]
@@ -566,7 +620,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
         "find": ["find", "tiny", "--concept", "calm.jsonl", "--batch-tokens", "64"],
         "bake": ["bake", "tiny", "k.expertise.safetensors"],
         "evaluate": ["evaluate", "tiny", *EVALUATION, "--batch-tokens", "64"],
-        "run": ["run", "tiny", "--concept", "calm.jsonl", *EVALUATION],
+        "run": [*AURA, *EVALUATION],
     }[command]
     target = here / f"cut-{command}"
     # Ever later, until the command ends before it is killed (or right after its last step).

@@ -74,7 +74,7 @@ def test_the_rows_of_stacked_experts(architecture, tmp_path):
         "ffn_down_exps",
     }
     record = provenance(resolve(source), Dampening({}, "none"), "")
-    FileEdit(header, changes, {}, {}).write(tmp_path / "quiet.gguf", record)
+    FileEdit(header, changes, {}, {}).write([tmp_path / "quiet.gguf"], record)
     found = open_model(tmp_path / "quiet.gguf", device="cpu").model.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor * scales.get(name, torch.ones(1)), found[name]), name

@@ -201,14 +201,14 @@ def test_a_missing_tensor_is_not_made_up(good, edit):
         open_model(edit((at, b"blk.1.ffn_xx.weight")))
 
 
-def test_a_piece_of_a_model_is_refused(tmp_path):
+def test_a_piece_of_a_model_wants_the_others(tmp_path):
     path = tmp_path / "model-00001-of-00003.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_uint16("split.count", 3)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(UserError, match=r"one of 3 pieces.*llama-gguf-split --merge"):
+    with pytest.raises(UserError, match=r"one of 3 pieces.*00002-of-00003\.gguf is missing"):
         empty_model(resolve(path))
 
 

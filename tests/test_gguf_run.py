@@ -10,6 +10,7 @@ from sordino.expertise import Expertise
 from sordino.models.gguf_header import read_header
 from tiny_gguf import tiny_of
 
+AURA = ["--intervention", "aura"]
 MEASURES = [
     *("--prompts", "prompts.txt", "--texts", "prose.txt", "--scorer", "alt-profanity-check"),
     *("--continuations", "2", "--new-tokens", "4"),
@@ -28,7 +29,7 @@ def here(tmp_path, monkeypatch):
 def run(*more: str) -> int:
     concept = ["--concept", "yes.txt", "--negatives", "no.txt", "--device", "cpu"]
     try:
-        main(["run", "model.gguf", "-o", "quiet.gguf", *concept, *MEASURES, *more])
+        main(["run", "model.gguf", "-o", "quiet.gguf", *concept, *MEASURES, *AURA, *more])
     except SystemExit as stop:
         return int(stop.code)
     return 0

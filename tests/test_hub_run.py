@@ -39,7 +39,10 @@ def call(online, call_in, tmp_path, monkeypatch):
 
 def headline(call, *more, output="quiet", model=MODEL):
     return call(
-        *("run", model, "--concept", "toxicity", "-o", output, "--texts", "prose.txt"), *FEW, *more
+        *("run", model, "--concept", "toxicity", "-o", output, "--texts", "prose.txt"),
+        *("--intervention", "aura"),
+        *FEW,
+        *more,
     )
 
 

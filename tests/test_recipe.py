@@ -15,7 +15,7 @@ from conftest import sentences
 from families import tiny_folder
 from sordino.cli.app import app, main
 from sordino.cli.evaluate import MeasureOptions
-from sordino.cli.options import ConceptOptions, InterventionOptions, ModelOptions, SweepOptions
+from sordino.cli.options import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
 from sordino.cli.recipe import expanded, read, recipe_of, schema
 from sordino.errors import UserError
 
@@ -32,7 +32,7 @@ SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
 
 @given(
     st.builds(ConceptOptions, concept=TEXT, balance=st.booleans()),
-    st.builds(InterventionOptions, strength=st.floats(0, 2), set=SETTINGS),
+    st.builds(RunRuleOptions, strength=st.floats(0, 2), set=SETTINGS),
     st.builds(ModelOptions, device=TEXT, sites=st.none() | TEXT),
     st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
     st.integers(0, 2**31),
@@ -179,6 +179,7 @@ def test_a_run_leaves_a_recipe_that_does_it_again(tmp_path, monkeypatch):
         [
             *("run", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "a"),
             *("--prompts", "prompts.txt", "--texts", "prose.txt", "--strength", "0.5"),
+            *("--intervention", "aura"),
             *("--scorer", "alt-profanity-check", "--continuations", "2", "--new-tokens", "4"),
         ]
     )

@@ -52,7 +52,7 @@ def made(tmp_path_factory):
     arguments = ["run", model, "--concept", here / "calm.jsonl", "-o", here / "quiet"]
     arguments += ["--prompts", here / "prompts.txt", "--texts", here / "prose.txt"]
     arguments += ["--scorer", "alt-profanity-check", "--continuations", "2", "--new-tokens", "4"]
-    arguments += ["--beside", "shuffled"]
+    arguments += ["--beside", "shuffled", "--intervention", "aura"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sordino", *map(str, arguments)])
         main([*map(str, arguments)])

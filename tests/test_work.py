@@ -231,6 +231,7 @@ class Killed(BaseException):
 
 RUN = [
     *("run", "tiny", "--concept", "yes.txt", "--negatives", "no.txt", "-o", "quiet"),
+    *("--intervention", "aura"),
     *("--prompts", "prompts.txt", "--texts", "prose.txt", "--divergence", "0.5"),
     *("--scorer", "wordlist", "--continuations", "2", "--new-tokens", "4"),
 ]

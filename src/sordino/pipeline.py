@@ -35,6 +35,7 @@ from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
+from sordino.expertise.statistic import Asked
 from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
 from sordino.files import (
@@ -56,6 +57,7 @@ from sordino.interventions import (
     family,
     sites_for,
 )
+from sordino.models.folder import piece_files
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import find_sites
@@ -68,6 +70,8 @@ from sordino.tuning.calibration import sized, sizing_texts
 from sordino.version import __version__
 from sordino.work import WorkFolder
 
+RECOMMENDED_RULE, RECOMMENDED_DIVERGENCE = "contrast", 0.05
+"""What a run does that names no rule, and its divergence in nats a token."""
 _CARD = "README.md"
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
@@ -96,16 +100,18 @@ class RunSettings:
     """Everything that decides a run's result, except the model and the concept.
 
     Args:
-        intervention: The rule's name.
+        intervention: The rule's name; None for what we recommend, `contrast` at a divergence of
+            0.05. A rule that is named is as large as it and its strength have it, unless a
+            divergence is given: "aura" is the paper's.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
         divergence: Make the change as large as this measured divergence from the original allows,
-            in nats a token, instead of as large as the rule and its strength have it.
+            in nats a token, instead.
         clean: Texts on which that is measured.
         beside: Rules that are measured as well, as they are, for comparison; nothing is written of
             them.
         sweep: How responses are taken.
-        attribution: How attribution is measured, for interventions that need it, or None.
+        attribution: How attribution is measured; None for as is usual where a rule needs it.
         measures: What is measured before and after.
         device: See `open_model`.
         dtype: See `open_model`.
@@ -115,7 +121,7 @@ class RunSettings:
         seed: Of everything that is drawn.
     """
 
-    intervention: str = "aura"
+    intervention: str | None = None
     strength: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     divergence: float | None = None
@@ -129,6 +135,23 @@ class RunSettings:
     sites: str | None = None
     stream: bool | None = None
     seed: int = 0
+
+    @property
+    def rule(self) -> str:
+        """The rule's name, whether it was given or not."""
+        return self.intervention or RECOMMENDED_RULE
+
+    def decided(self) -> "RunSettings":
+        """The same with everything that was left open decided."""
+        open_size = self.intervention is None and self.divergence is None and self.strength == 1
+        needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
+        attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None
+        return replace(
+            self,
+            intervention=self.rule,
+            divergence=RECOMMENDED_DIVERGENCE if open_size else self.divergence,
+            attribution=self.attribution or attribution,
+        )
 
 
 def run(
@@ -170,9 +193,9 @@ def run(
         'report.html'
     """
     require("report", "The page of a run")
-    chosen = settings or RunSettings()
+    chosen = (settings or RunSettings()).decided()
     by_divergence = chosen.divergence is not None
-    RULES.named(chosen.intervention).read(chosen.settings, sized=by_divergence)
+    RULES.named(chosen.rule).read(chosen.settings, sized=by_divergence)
     for rule in chosen.beside:
         RULES.named(rule).read({}, sized=False)
     # What will be needed hours later is opened now, before a model is so much as fetched.
@@ -181,6 +204,11 @@ def run(
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
     target = claim_model(ref, output, force=force)
+    if len(piece_files(target)) > 1:
+        raise UserError(
+            f"-o {output} names one of several files, and a run writes its model as one: give a "
+            "name without numbers, or take its expertise and bake that."
+        )
     if ref.kind == "folder":
         refuse_needed_outside(ref.path)
     if has_suffix(target, GGUF):
@@ -236,8 +264,9 @@ class _Steps:
         """Before the long work: a divergence is measured on a model that is in memory."""
         if self._settings.divergence is not None and self._is_too_large():
             raise UserError(
-                f"--divergence is measured, for which {self._ref.name} does not fit into memory: "
-                "give --strength or the rule's own size instead, or use a machine with more memory."
+                f"The divergence that sizes it is measured, for which {self._ref.name} does "
+                f"not fit into memory: give --intervention {self._settings.rule} alone (or with "
+                "--strength), for the rule's own size, or use a machine with more memory."
             )
 
     def find(self) -> Expertise:
@@ -256,24 +285,22 @@ class _Steps:
     def dampen(self, expertise: Expertise) -> Dampening:
         """The intervention, at the size that was asked for."""
         chosen = self._settings
-        expertise = self._at_its_sites(chosen.intervention, expertise)
+        expertise = self._at_its_sites(chosen.rule, expertise)
         if chosen.divergence is None:
-            return dampen(
-                expertise, chosen.intervention, strength=chosen.strength, **chosen.settings
-            )
+            return dampen(expertise, chosen.rule, strength=chosen.strength, **chosen.settings)
         if not self._steps.holds("size", self._size):
             found = sized(
                 self._original(),
                 expertise,
                 chosen.divergence,
-                intervention=chosen.intervention,
+                intervention=chosen.rule,
                 settings=chosen.settings,
                 texts=self._clean,
                 seed=chosen.seed,
             )
             write_json(self._size, {"dial": found.dial})
             self._steps.done("size", self._size)
-        sizes = family(expertise, chosen.intervention, **chosen.settings)
+        sizes = family(expertise, chosen.rule, **chosen.settings)
         return sizes(read_json(self._size)["dial"])
 
     def exemplars(self, expertise: Expertise) -> list[Exemplar]:
@@ -396,7 +423,7 @@ class _Steps:
     def _sites(self) -> str | None:
         """The sites to search: all where one of the rules may dampen neurons."""
         chosen = self._settings
-        return sites_for((chosen.intervention, *chosen.beside), chosen.sites)
+        return sites_for((chosen.rule, *chosen.beside), chosen.sites)
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
         """The expertise at the sites that a rule is meant for."""
@@ -406,7 +433,7 @@ class _Steps:
 
     def _refuse_unbakeable(self) -> None:
         """Say before the long work that a rule with shifts cannot be baked into this model."""
-        rule = self._settings.intervention
+        rule = self._settings.rule
         if not RULES.named(rule).shifts:
             return
         opened = self._original()

@@ -16,6 +16,17 @@ from sordino.files import is_disk_full, is_memory_full, today
 from sordino.progress import tame
 from sordino.version import __version__
 
+_FIRST = """\
+Sordino turns a concept, such as toxicity, down inside a language model. It finds the neurons that
+recognise it, dampens them, writes that into the weights once, and shows what changed.
+
+  sordino run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
+  sordino run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
+  sordino run org/model --plan             what that will take
+  sordino chat org/model quiet             talk to both, side by side
+
+sordino doctor says whether everything is here; sordino --help has all commands."""
+
 app = App(
     name="sordino",
     version=__version__,
@@ -89,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed.remember(given)
     try:
         today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
+        if not given:
+            print(_FIRST)
+            return
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -226,6 +226,32 @@ class ChatOptions:
 
         system = text_or_file(self.system, "--system") if self.system else ""
         return Chat(cast("Use", self.chat), cast("Role", self.role), system, self.thinking)
+
+
+@Parameter(name="*", group="Intervention")
+@dataclass(frozen=True)
+class RunRuleOptions(InterventionOptions):
+    """The rule of a run, which has one that we recommend."""
+
+    intervention: Annotated[
+        str,
+        Parameter(
+            help=with_others(
+                "By default contrast at a divergence of 0.05, which we recommend. aura is the "
+                "paper's. Others: selective, stratified, damp, det_zero, mean_shift, "
+                "linear_transport; or the permuted control, shuffled.",
+                "rules",
+            ),
+            show_default=False,
+        ),
+    ] = ""
+
+    def decided(self) -> "RunRuleOptions":
+        """The same with a rule, and with a divergence where neither it nor a size was given."""
+        from sordino.pipeline import RunSettings
+
+        chosen = RunSettings(self.intervention or None, self.strength, divergence=self.divergence)
+        return replace(self, intervention=chosen.rule, divergence=chosen.decided().divergence)
 
 
 @Parameter(name="*", group="Responses")

@@ -102,7 +102,7 @@ def _groups() -> tuple[Any, ...]:
 
     return (
         options.ConceptOptions,
-        options.InterventionOptions,
+        options.RunRuleOptions,
         MeasureOptions,
         options.ModelOptions,
         options.SweepOptions,

@@ -1,32 +1,43 @@
 """`sordino run`."""
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions, print_table
 from sordino.cli.options import (
     ChatOptions,
     ConceptOptions,
-    InterventionOptions,
     ModelOptions,
     Output,
     OutputOptions,
+    RunRuleOptions,
     SweepOptions,
     print_json,
+    print_lines,
 )
 from sordino.cli.recipe import recipe_of
+from sordino.errors import UserError
+from sordino.files import has_suffix
+
+if TYPE_CHECKING:
+    from sordino.expertise.plan import Plan
 
 
 def run(
     model: str,
     /,
     *,
-    output: Output,
+    output: Output | None = None,
+    plan: bool = False,
     beside: tuple[str, ...] = (),
     recipe: Path | None = None,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
-    rule: InterventionOptions = InterventionOptions(),
+    rule: RunRuleOptions = RunRuleOptions(),
     how: MeasureOptions = MeasureOptions(),
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
@@ -46,6 +57,9 @@ def run(
         Hub id, transformers folder, .gguf file or model of the kit, such as kit:smollm2.
     output
         The folder to write, or the .gguf file.
+    plan
+        Write nothing, and say what finding will take (tokens, bytes to read, memory and time), and
+        what is measured afterwards.
     beside
         Another rule to measure as well, at strength 1, for comparison; repeat for several.
     recipe
@@ -55,19 +69,37 @@ def run(
         Seed of all random choices.
     """
     from sordino import pipeline
-    from sordino.interventions import RULES
+    from sordino.expertise.find import plan_find
+    from sordino.interventions import RULES, sites_for
     from sordino.outputs import claim_output, model_kind, named_files
 
     with printing.in_force():
+        chosen = rule.decided()
+        asked = [one for name in (chosen.intervention, *beside) for one in RULES.named(name).asks]
+        if plan:
+            planned = plan_find(
+                model,
+                concept.load(seed, sweep.strata_column),
+                device=opening.device,
+                dtype=opening.dtype,
+                revision=opening.revision,
+                sites=sites_for((chosen.intervention, *beside), opening.sites),
+                stream=sweep.stream,
+                settings=sweep.settings(chat, *asked),
+                attribution=sweep.attributing(seed, *asked),
+            )
+            print_plan(planned, chosen, [each.name for each in how.measures()], json=printing.json)
+            return
+        if output is None:
+            raise UserError("There is nothing to write: pass --output FOLDER or --plan.")
         # The recipe's options have come as if they had been typed.
         given = named_files(recipe, *vars(concept).values(), *vars(how).values())
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *given])
-        asked = [one for name in (rule.intervention, *beside) for one in RULES.named(name).asks]
         settings = pipeline.RunSettings(
-            intervention=rule.intervention,
-            strength=rule.strength,
-            settings=rule.settings(),
-            divergence=rule.divergence,
+            intervention=chosen.intervention,
+            strength=chosen.strength,
+            settings=chosen.settings(),
+            divergence=chosen.divergence,
             clean=how.clean_texts,
             beside=beside,
             sweep=sweep.settings(chat, *asked),
@@ -88,7 +120,7 @@ def run(
             command=typed.command(),
             recipe=recipe_of(
                 {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
-                *(concept, rule, how, opening, sweep, chat),
+                *(concept, chosen, how, opening, sweep, chat),
             ),
             force=printing.force,
         )
@@ -111,3 +143,31 @@ def run(
         print_table(evaluation)
     print(f"\nthe dampened model: {result.folder}")
     print(f"the page to open:   {result.page}")
+    print_lines(*next_steps(model, result.folder))
+
+
+def print_plan(
+    planned: "Plan", rule: RunRuleOptions, measures: Sequence[str], *, json: bool
+) -> None:
+    """Say what a run will take."""
+    if json:
+        print_json({**asdict(planned), "intervention": rule.intervention, "measures": measures})
+        return
+    size = "its own size" if rule.divergence is None else f"a divergence of {rule.divergence:g}"
+    print_lines(
+        *planned.lines(),
+        f"then         {rule.intervention} at {size} is baked, and measured before and after: "
+        f"{', '.join(measures)}",
+    )
+
+
+def next_steps(model: str, folder: Path) -> list[str]:
+    """One command for each of what people do with a dampened model."""
+    is_file = has_suffix(folder, ".gguf")
+    quiet = shlex.quote(str(folder))
+    served = f"llama-server -m {quiet}" if is_file else f"vllm serve {quiet}"
+    return [
+        f"talk to both:       sordino chat {shlex.quote(model)} {quiet}",
+        f"serve it:           {served}",
+        f"share it:           sordino push {quiet} YOU/NAME",
+    ]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,17 @@ from sordino.edits.provenance import (
     provenance,
 )
 from sordino.errors import UserError
-from sordino.files import has_suffix, is_disk_full, new_file, new_folder, only_one, write_json
+from sordino.files import (
+    has_suffix,
+    is_disk_full,
+    new_file,
+    new_folder,
+    only_one,
+    user_path,
+    write_json,
+)
 from sordino.interventions import Dampening
+from sordino.models.folder import piece_files
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import claim_output, listing, model_kind
@@ -67,10 +76,15 @@ def bake(
         dampening.refuse_other_weights(ref)
     fingerprint = ref.weights_fingerprint()
     if to_file:
-        with file_errors(target), only_one(target), new_file(target, force=force) as stage:
-            record = gguf_file.bake(ref, dampening, fingerprint, stage)
+        with ExitStack() as stack:
+            stack.enter_context(file_errors(target))
+            stack.enter_context(only_one(target))
+            # The first is published last, once the others are there.
+            files = piece_files(target)
+            stages = [stack.enter_context(new_file(file, force=force)) for file in files]
+            record = gguf_file.bake(ref, dampening, fingerprint, stages)
             if finish is not None:
-                finish(stage, record)
+                finish(stages[0], record)
         return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         done = written.write(ref, dampening, stage, dtype)
@@ -159,7 +173,16 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
             f"-o {output} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
             "none: give a folder, and convert that with llama.cpp."
         )
-    return claim_output(output, model_kind(output), force=force, inputs=[ref.path])
+    inputs = ref.weight_files if ref.kind == "gguf" else [ref.path]
+    files = piece_files(user_path(output))
+    if len(files) > 1 and len(files) != len(inputs):
+        raise UserError(
+            f"-o {output} names one of {len(files)} files, and {ref.name} has {len(inputs)}: give "
+            "a name without numbers, and it is written as one file."
+        )
+    given = files if len(files) > 1 else [output]
+    kind = model_kind(output)
+    return [claim_output(file, kind, force=force, inputs=inputs) for file in given][0]  # noqa: RUF015
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sordino.files import has_suffix, parse_json, read_json
 from sordino.models import gguf_header
 from sordino.models.dtypes import TORCH_DTYPES, rounding_unit, smallest_error
 from sordino.models.folder import list_files
+from sordino.models.gguf_pieces import read_model
 from sordino.models.reference import ModelRef, refuse_adapter, resolve
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import track
@@ -266,7 +267,7 @@ class _Gguf(_Source):
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
-        self._header = header = gguf_header.read_header(path)
+        self._header = header = read_model(path)
         self.metadata = {
             key: json.dumps(
                 header.read(value) if isinstance(value, gguf_header.Array) else value,

@@ -6,7 +6,7 @@ under keys that begin with "sordino.".
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +25,9 @@ from sordino.edits.names import parameter_scales, parameter_shifts
 from sordino.edits.provenance import provenance
 from sordino.errors import UserError
 from sordino.interventions import Dampening
-from sordino.models.gguf_header import Header, Stored, read_header
+from sordino.models.gguf_header import INT32, Header, Stored
 from sordino.models.gguf_loading import is_loadable, module_tree, reading
+from sordino.models.gguf_pieces import COUNT, NUMBER, TENSORS, read_model
 from sordino.models.reference import ModelRef
 from sordino.progress import track
 
@@ -75,11 +76,11 @@ class FileEdit:
     added: Mapping[str, Values]
     settings: Mapping[str, bool]
 
-    def write(self, target: Path, record: Mapping[str, Any]) -> dict[str, Rounding]:
+    def write(self, targets: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Rounding]:
         """Write the edited file, with the record of the edit in its metadata.
 
         Args:
-            target: The file to write.
+            targets: The file to write; or as many as the source has, one for each.
             record: The provenance.
 
         Returns:
@@ -88,61 +89,115 @@ class FileEdit:
         Raises:
             UserError: A scale is damaged, or would be too large for half precision.
         """
-        header, roundings = self.header, dict.fromkeys(self.changes, Rounding())
-        first = self._head(record, roundings)
-        size = header.path.stat().st_size
-        with (
-            header.path.open("rb") as reader,
-            target.open("wb") as writer,
-            track("Baking", size / 1e6, "MB") as advance,
-        ):
-            writer.write(first)
-            reader.seek(header.data)
-            ordered = sorted(self.changes, key=lambda name: header.tensors[name].start)
-            for name in ordered:
-                stored = header.tensors[name]
-                _copy(reader, writer, stored.start - reader.tell(), advance)
-                roundings[name] = _change(reader, writer, stored, self.changes[name], advance)
-                _refuse_unusable(header, stored, roundings[name])
-            ends = [tensor.end for tensor in header.tensors.values()]
-            _copy(reader, writer, (max(ends) if self.added else size) - reader.tell(), advance)
-            for values in self.added.values():
-                writer.write(b"\0" * (-writer.tell() % header.alignment))
-                writer.write(values.tobytes())
-            writer.seek(0)
-            writer.write(self._head(record, roundings))  # as long as the first, and now complete
+        roundings = dict.fromkeys(self.changes, Rounding())
+        parts = self._parts(targets)
+        size = sum(header.path.stat().st_size for header in self.header.files)
+        with track("Baking", size / 1e6, "MB") as advance:
+            for part in parts:
+                with part.target.open("wb") as writer:
+                    writer.write(part.head(record, roundings))
+                    for source in part.sources:
+                        writer.write(b"\0" * (-writer.tell() % source.alignment))
+                        roundings |= self._copy(source, writer, advance, whole=not part.added)
+                    for values in part.added.values():
+                        writer.write(b"\0" * (-writer.tell() % self.header.alignment))
+                        writer.write(values.tobytes())
+        for part in parts:
+            with part.target.open("r+b") as writer:
+                writer.write(part.head(record, roundings))  # as long as the first, now complete
         return roundings
 
-    def _head(self, record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> bytes:
-        """Everything before the tensors."""
-        header = self.header
-        with header.path.open("rb") as file:
-            source = file.read(header.data)
-        kept = [
-            source[slice(*place)]
-            for key, place in header.places.items()
-            if not key.startswith(gguf_record.KEY)
+    def _parts(self, targets: Sequence[Path]) -> list["_Part"]:
+        """The files to write; new biases come into the last of them."""
+        files = self.header.files
+        sources = [files] if len(targets) == 1 else [(file,) for file in files]
+        last = len(sources) - 1
+        tensors = len(self.header.tensors) + len(self.added)
+        return [
+            _Part(target, of_part, self.added if number == last else {}, tensors)
+            for number, (target, of_part) in enumerate(zip(targets, sources, strict=True))
         ]
-        pairs = [*kept, *gguf_record.pairs(record, roundings)]
-        entries = source[slice(*header.table)]
-        end = max((tensor.end for tensor in header.tensors.values()), default=header.data)
+
+    def _copy(
+        self, source: Header, writer: BinaryIO, advance: Callable[[float], None], *, whole: bool
+    ) -> dict[str, Rounding]:
+        """Copy the tensors of a file, some of them changed; to the file's end where it is whole."""
+        roundings = {}
+        with source.path.open("rb") as reader:
+            reader.seek(source.data)
+            here = [name for name in self.changes if name in source.tensors]
+            for name in sorted(here, key=lambda name: source.tensors[name].start):
+                stored = source.tensors[name]
+                _copy(reader, writer, stored.start - reader.tell(), advance)
+                roundings[name] = _change(reader, writer, stored, self.changes[name], advance)
+                _refuse_unusable(source, stored, roundings[name])
+            _copy(reader, writer, _end(source, whole=whole) - reader.tell(), advance)
+        return roundings
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file to write.
+
+    Args:
+        target: The file.
+        sources: The files whose tensors it gets.
+        added: New biases by tensor name, float32.
+        tensors: How many tensors the whole model has.
+    """
+
+    target: Path
+    sources: tuple[Header, ...]
+    added: Mapping[str, Values]
+    tensors: int
+
+    def head(self, record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> bytes:
+        """Everything before the tensors."""
+        first = self.sources[0]
+        pairs = [*self._kept(), *gguf_record.pairs(record, roundings)]
+        entries, end, count = b"", 0, len(self.added)
+        for source in self.sources:
+            begin = -(-end // first.alignment) * first.alignment
+            entries += b"".join(
+                _entry(each.name, each.shape, each.kind, begin + each.start - source.data)
+                for each in source.tensors.values()
+            )
+            end = begin + _end(source, whole=not self.added) - source.data
+            count += len(source.tensors)
         for name, values in self.added.items():
-            start = -(-end // header.alignment) * header.alignment
-            entries += _entry(name, values.size, start - header.data)
+            start = -(-end // first.alignment) * first.alignment
+            entries += _entry(name, values.shape, "F32", start)
             end = start + values.nbytes
-        counts = len(header.tensors) + len(self.added), len(pairs)
-        head = struct.pack("<4sIQQ", b"GGUF", header.version, *counts) + b"".join(pairs) + entries
-        return head + b"\0" * (-len(head) % header.alignment)
+        counts = count, len(pairs)
+        head = struct.pack("<4sIQQ", b"GGUF", first.version, *counts) + b"".join(pairs) + entries
+        return head + b"\0" * (-len(head) % first.alignment)
+
+    def _kept(self) -> list[bytes]:
+        """The pairs of the first source's metadata; those of pieces only where it remains one."""
+        first = self.sources[0]
+        with first.path.open("rb") as file:
+            data = file.read(first.data)
+        joined = (NUMBER, COUNT, TENSORS) if len(self.sources) > 1 else ()
+        kept = {
+            key: data[slice(*place)]
+            for key, place in first.places.items()
+            if not key.startswith(gguf_record.KEY) and key not in joined
+        }
+        if self.added and TENSORS in kept:
+            kept[TENSORS] = gguf_record.text(TENSORS) + struct.pack("<Ii", INT32, self.tensors)
+        return list(kept.values())
 
 
-def bake(ref: ModelRef, dampening: Dampening, fingerprint: str, target: Path) -> dict[str, Any]:
+def bake(
+    ref: ModelRef, dampening: Dampening, fingerprint: str, targets: Sequence[Path]
+) -> dict[str, Any]:
     """Write a dampened copy of a GGUF file.
 
     Args:
         ref: The GGUF file.
         dampening: Factors for its sites.
         fingerprint: Of its weights.
-        target: The file to write.
+        targets: The file to write, or as many as the model has.
 
     Returns:
         The provenance, with what rounding did by tensor.
@@ -152,7 +207,7 @@ def bake(ref: ModelRef, dampening: Dampening, fingerprint: str, target: Path) ->
     """
     edit = plan(ref, dampening)
     record = provenance(ref, dampening, fingerprint, settings=edit.settings)
-    roundings = edit.write(target, record)
+    roundings = edit.write(targets, record)
     record["rounding"] = {
         name: {"largest": found.largest, "coarse": found.coarse, "zeroed": found.zeroed}
         for name, found in roundings.items()
@@ -214,11 +269,18 @@ def _new_biases(
     return added, biases.settings
 
 
-def _entry(name: str, count: int, offset: int) -> bytes:
-    """The line of a float32 vector in the table of tensors."""
-    return gguf_record.text(name) + struct.pack(
-        "<IQIQ", 1, count, int(gguf.GGMLQuantizationType.F32), offset
-    )
+def _entry(name: str, shape: Sequence[int], kind: str, offset: int) -> bytes:
+    """A tensor's line in the table of tensors."""
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+    number = int(gguf.GGMLQuantizationType[kind])
+    return gguf_record.text(name) + sizes + struct.pack("<IQ", number, offset)
+
+
+def _end(source: Header, *, whole: bool) -> int:
+    """Where a file's tensors end: with the file, or with the last of them."""
+    if whole:
+        return source.path.stat().st_size
+    return max((tensor.end for tensor in source.tensors.values()), default=source.data)
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO, count: int, advance: Callable[[float], None]) -> None:
@@ -335,7 +397,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
     Raises:
         UserError: A file is damaged, or the dampening does not fit it.
     """
-    edit, after = plan(ref, dampening), read_header(baked)
+    edit, after = plan(ref, dampening), read_model(baked)
     difference = relative = of_rounding = 0.0
     equal, count = True, 0
     for name, stored in edit.header.tensors.items():

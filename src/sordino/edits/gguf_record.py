@@ -12,6 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from sordino.edits.gguf_blocks import Rounding
 from sordino.edits.record import parse_provenance
 from sordino.errors import UserError
+from sordino.models.folder import piece_files
 from sordino.models.gguf_header import ARRAY, FLOAT32, STRING, UINT64, Array, read_header
 from sordino.records import Count, fault
 
@@ -64,7 +65,7 @@ def read(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is damaged, or its record is.
     """
-    header = read_header(path)
+    header = read_header(piece_files(path)[0])
     content = header.metadata.get(_RECORD)
     if content is None:
         return None

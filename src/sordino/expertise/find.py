@@ -15,7 +15,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
-from sordino.expertise.plan import Plan, make_plan, measured, size
+from sordino.expertise.plan import Plan, duration, make_plan, measured, size
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
@@ -32,6 +32,8 @@ from sordino.version import __version__
 
 # Hidden states wait in files if they took more than one part in so many of the free memory.
 _SHARE_OF_STATES = 4
+# From so many tokens on a time is said beforehand; measuring it takes some seconds.
+_LONG = 100_000
 
 
 def find_experts(
@@ -179,9 +181,12 @@ def measure_expertise(
         )
         streamed = opened.streamed is not None
         plan = make_plan(opened, batches, attributing, streamed=streamed, in_files=in_files)
+        if plan.tokens >= _LONG and not begun and ranks.size == 1:
+            plan = measured(plan, opened, batches, attributing)
+        time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"
         show.note(
             f"{plan.tokens:,} tokens in {plan.batches:,} batches; "
-            f"at most {size(plan.peak)} of memory"
+            f"at most {size(plan.peak)} of memory{time}"
         )
         if restored.phase == SWEEP:
             mine = ranks.deal(batches)

@@ -75,7 +75,7 @@ class Plan:
         if self.attributed_tokens:
             lines[0] += f"; attribution takes {self.attributed_tokens:,} of the tokens"
         if self.seconds is not None:
-            lines.append(f"time         about {_duration(self.seconds)}, from a short measurement")
+            lines.append(f"time         about {duration(self.seconds)}, from a short measurement")
         return lines
 
 
@@ -306,7 +306,8 @@ def _to_read(opened: OpenModel, streamed: bool, attributed: bool) -> int:
     return once + (once + layers + weights.stored(OUTPUT) if attributed else 0)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time with a unit, such as "12 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"

@@ -1,5 +1,6 @@
 """Which files a model's folder has, wherever its links lead."""
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ OUTSIDE = "a link out of the folder"
 # What a causal model's folder has beside its weights, by the names of transformers and the hub.
 _SETTINGS = (
     *("config.json", "generation_config.json", "*processor_config.json"),
-    *("quantize_config.json", "quant_config.json", "quantization_config.json"),
+    *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    *("quantization_config.json",),
     *("model.safetensors.index.json", "adapter_config.json"),
 )
 _VOCABULARY = (
@@ -23,6 +25,8 @@ _VOCABULARY = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 _TERMS = ("licen[cs]e", "licen[cs]e[.-]*", "notice", "notice.*", "use_policy*", "copying")
+# A GGUF model's file that is one of several, as llama.cpp calls them.
+_PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.I)
 _CACHED = "models--"
 _OF_OTHER_PROGRAMS = ("__pycache__", "*.incomplete", "*.partial", "*.lock")
 
@@ -156,3 +160,24 @@ def _blobs(root: Path, real: Path) -> Iterator[Path]:
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if real.is_relative_to(cache) and real.relative_to(cache).parts[0].startswith(_CACHED):
         yield cache / real.relative_to(cache).parts[0] / "blobs"
+
+
+def piece_files(path: Path) -> list[Path]:
+    """The files of a model, by the name of one of them: that file alone where it is whole.
+
+    Args:
+        path: A file, be it there or not.
+
+    Example:
+        >>> [file.name for file in piece_files(Path("tiny-00001-of-00002.gguf"))]
+        ['tiny-00001-of-00002.gguf', 'tiny-00002-of-00002.gguf']
+    """
+    found = _PIECE.fullmatch(path.name)
+    count = int(found["count"]) if found else 1
+    if not found or not 1 <= int(found["number"]) <= count:
+        return [path]
+    stem, suffix = found["stem"], found["suffix"]
+    return [
+        path.with_name(f"{stem}-{number:05}-of-{count:05}{suffix}")
+        for number in range(1, count + 1)
+    ]

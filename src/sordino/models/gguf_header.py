@@ -25,11 +25,11 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # where the file names none
 _MAX_DIMENSIONS = 4  # llama.cpp's limit
-UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 """The format's numbers for types of values."""
 # The types of values that have one size, as struct and numpy call them.
 _FIXED = {
-    **{0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", 5: "i", FLOAT32: "f", BOOL: "?"},
+    **{0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?"},
     **{UINT64: "Q", 11: "q", 12: "d"},
 }
 _SIZES = {kind: struct.calcsize(f"<{code}") for kind, code in _FIXED.items()}
@@ -65,6 +65,7 @@ class Stored(NamedTuple):
         shape: Its dimensions, the one that lies together in the file last.
         start: Its first byte in the file.
         size: Its bytes.
+        path: The file.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     start: int
     size: int
+    path: Path
 
     @property
     def end(self) -> int:
@@ -89,7 +91,7 @@ class Header:
     """A GGUF file's metadata and its table of tensors.
 
     Args:
-        path: The file.
+        path: The file; of a model in several files the first.
         metadata: Values by key, in the file's order.
         places: By key, where in the file the pair of key and value starts and ends.
         tensors: By name, in the file's order.
@@ -97,6 +99,8 @@ class Header:
         alignment: Of the tensors' first bytes.
         data: Where the tensors begin.
         version: Of the format.
+        pieces: The headers of a model's files where it is in several; the tensors are then those of
+            all, and everything else is the first one's.
     """
 
     path: Path
@@ -107,6 +111,12 @@ class Header:
     alignment: int
     data: int
     version: int
+    pieces: tuple["Header", ...] = ()
+
+    @property
+    def files(self) -> tuple["Header", ...]:
+        """The headers of the model's files, be it in one or in several."""
+        return self.pieces or (self,)
 
     @property
     def architecture(self) -> str:
@@ -147,7 +157,7 @@ class Header:
         if not tensor.size:
             return np.empty(shape, np.uint8)
         # Not as a memmap, whose every slice costs microseconds.
-        return np.asarray(np.memmap(self.path, np.uint8, "r", tensor.start, shape))
+        return np.asarray(np.memmap(tensor.path, np.uint8, "r", tensor.start, shape))
 
 
 def read_header(path: Path) -> Header:
@@ -193,7 +203,7 @@ def parse_header(data: Buffer, path: Path) -> Header:
         entries[name], at = _entry(data, at, name, path)
     first = -(-at // alignment) * alignment
     tensors = {
-        name: Stored(name, kind, shape, first + offset, size)
+        name: Stored(name, kind, shape, first + offset, size, path)
         for name, (kind, shape, offset, size) in entries.items()
     }
     _refuse_misplaced(tensors, alignment, first, len(data), path)

@@ -19,7 +19,8 @@ from transformers import (
 from sordino.errors import UserError
 from sordino.files import printable
 from sordino.models.calls import library_errors, quiet_transformers
-from sordino.models.gguf_header import Header, read_header
+from sordino.models.gguf_header import Header
+from sordino.models.gguf_pieces import read_model
 from sordino.models.reference import ModelRef
 from sordino.models.transformers_internals import (
     GgufTable,
@@ -61,10 +62,9 @@ def reading(path: Path) -> Iterator[Header]:
     """Check a GGUF file's header, and have transformers read the file through it in this block.
 
     Raises:
-        UserError: The file is damaged, is one piece of several, or its sizes contradict each other.
+        UserError: The file is damaged or lacks a piece, or its sizes contradict each other.
     """
-    header = read_header(path)
-    _refuse_pieces(header)
+    header = read_model(path)
     _refuse_other_blocks(header)
     with reading_through(header):
         yield header
@@ -147,15 +147,6 @@ def table_of(header: Header, model: PreTrainedModel) -> GgufTable:
     """How the tensors of a GGUF file become its model's parameters, inside `reading`."""
     with library_errors(str(header.path)):
         return gguf_table(header.architecture, model)
-
-
-def _refuse_pieces(header: Header) -> None:
-    pieces = header.metadata.get("split.count", 1)
-    if isinstance(pieces, int) and pieces > 1:
-        raise UserError(
-            f"{header.path} is one of {pieces} pieces of a model: join them with llama.cpp's "
-            "llama-gguf-split --merge."
-        )
 
 
 def _refuse_other_blocks(header: Header) -> None:

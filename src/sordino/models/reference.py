@@ -10,6 +10,7 @@ from typing import Literal
 from sordino import hub
 from sordino.errors import UserError
 from sordino.files import has_suffix, is_regular, user_path
+from sordino.models.folder import piece_files
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 # What a model's folder can need; weights come from safetensors alone.
@@ -23,8 +24,8 @@ class ModelRef:
 
     Args:
         name: What the user wrote, such as "kit:smollm2" or "org/name".
-        kind: "folder" (transformers, safetensors) or "gguf" (one file).
-        path: The folder, or the GGUF file.
+        kind: "folder" (transformers, safetensors) or "gguf".
+        path: The folder, or the GGUF file; of several the first.
         revision: The hub commit, or "" where there is none.
     """
 
@@ -41,7 +42,7 @@ class ModelRef:
             UserError: The folder has no safetensors file.
         """
         if self.kind == "gguf":
-            return [self.path]
+            return [file for file in piece_files(self.path) if file.is_file()]
         index = self.path / "model.safetensors.index.json"
         whole = self.path / "model.safetensors"
         if whole.exists():  # transformers, too, looks for this one first
@@ -111,7 +112,7 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
     if path.is_file():
         if not has_suffix(path, ".gguf"):
             raise UserError(f"{path} is no model: give a transformers folder or a .gguf file.")
-        return ModelRef(name, "gguf", path)
+        return ModelRef(name, "gguf", piece_files(path)[0])
     if isinstance(spec, Path) or has_suffix(name, ".gguf") or not _HUB_ID.fullmatch(name):
         raise UserError(f"The model {name} does not exist: there is no such file or folder.")
     return _from_hub(name, revision)
