@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -613,3 +614,60 @@ def test_an_attempt_leaves_no_staging_files(made, tmp_path, monkeypatch):
 )
 def test_more_ways_to_name_a_place(text, left):
     assert Folders([text]).without(text) == left
+
+
+def test_figures_on_data_sets_of_the_hub_are_listed_there(made, tmp_path, capsys):
+    """By the hub's own reader; those on a file of somebody's are not, and that is said."""
+    folder = tmp_path / "quiet"
+    shutil.copytree(made / "quiet", folder)
+    file = folder / "sordino/evaluation.json"
+    record = json.loads(file.read_text())
+    record["measures"]["toxicity"]["protocol"]["prompts"] = "hf:allenai/real-toxicity-prompts:train"
+    file.write_text(json.dumps(record))
+    with bundle(folder, "org/quiet", license="mit") as found:
+        listed = {n: data for n, data in found.files.items() if n.startswith(".eval_results/")}
+    assert set(listed) == {".eval_results/toxicity.yaml"}
+    assert "not those of perplexity" in capsys.readouterr().err
+    entries = parse_eval_result_entries(yaml.safe_load(listed[".eval_results/toxicity.yaml"]))
+    figures = [f for f in record["measures"]["toxicity"]["figures"] if not f["detail"]]
+    assert [entry.value for entry in entries] == [f["after"]["value"] for f in figures]
+    assert len({entry.task_id for entry in entries}) == len(entries) > 1
+    for entry, figure in zip(entries, figures, strict=True):
+        assert entry.dataset_id == "allenai/real-toxicity-prompts"
+        assert entry.source_url.startswith("https://huggingface.co/org/quiet/")
+        assert entry.date == record["created"]
+        for said in (
+            figure["label"],
+            "scorer alt-profanity-check",
+            "seed 0",
+            "split train",
+            "n = ",
+        ):
+            assert said in entry.notes
+
+
+def test_somebody_s_run_is_done_again_and_gives_the_same_figures(made, online, call_in):
+    push(made / "quiet", "org/quiet", license="mit")
+    call = call_in(made)  # where the recipe's files are
+    status, out, error = call("reproduce", "hf:org/quiet", "-o", "mine")
+    assert status == 0, error
+    assert "apart" not in out
+    found = json.loads((made / "mine/again.json").read_text())
+    assert {each["verdict"] for each in found["figures"]} == {"same"}
+    assert found["differences"] == []
+    theirs = json.loads((made / "quiet/sordino/evaluation.json").read_text())["measures"]
+    assert len(found["figures"]) == sum(len(m["figures"]) for m in theirs.values())
+    # A folder does as well; what is there is only compared, and what differs is said.
+    file = made / "mine/model/sordino/evaluation.json"
+    record = json.loads(file.read_text())
+    figure = record["measures"]["perplexity"]["figures"][0]
+    figure["after"]["value"] *= 100
+    record["measures"]["toxicity"]["figures"].pop()
+    file.write_text(json.dumps(record))
+    status, out, _ = call("reproduce", "quiet", "-o", "mine", "--json")
+    assert status == 0
+    verdicts = [each["verdict"] for each in json.loads(out)["figures"]]
+    assert (verdicts.count("apart"), verdicts.count("missing")) == (1, 1)
+    status, _, error = call("reproduce", "tiny")
+    assert status == 2
+    assert "no run that can be done again" in error

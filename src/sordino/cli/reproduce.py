@@ -1,13 +1,19 @@
 """`sordino reproduce`."""
 
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from sordino.cli import typed
 from sordino.cli.options import JsonOptions, print_json
 from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.evaluation.statistics import Estimate
 
 
 def reproduce(
@@ -23,15 +29,16 @@ def reproduce(
     device: str = "auto",
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Reproduce a published row as its authors did it, and compare our figures with theirs.
+    """Reproduce a published row, or somebody's run, and compare our figures with theirs.
 
-    It needs the hub and the memory that --list shows. What was interrupted continues when
-    the same command is given again.
+    A row needs the hub and the memory that --list shows; a run needs what it needed before. What
+    was interrupted continues when the same command is given again.
 
     Parameters
     ----------
     name
-        A recipe's name (see --list), or a .toml file of the same form.
+        A recipe's name (see --list), or a .toml file of the same form; or a run: hf:org/name, or
+        the folder that sordino run wrote.
     output
         The folder for the dampened model, the figures (JSON) and the page (NAME).
     list_
@@ -55,10 +62,14 @@ def reproduce(
 
         if name is None:
             raise UserError(f"Name a recipe: {', '.join(recipes())}; --list shows what each needs.")
+        from sordino.reproduction.again import is_run
         from sordino.reproduction.page import COLUMNS, reproduction_answer, reproduction_rows
         from sordino.reproduction.reproduce import Changes
         from sordino.reproduction.reproduce import reproduce as carry_out
 
+        if is_run(name):
+            _again(name, output, _overrides(model, concept, scorer, max_prompts, device), printing)
+            return
         recipe = recipe_named(name)
         changes = Changes(model, concept, scorer, max_prompts, device)
         found, page = carry_out(recipe, output, changes, typed.command())
@@ -69,6 +80,66 @@ def reproduce(
     for sentence in (*reproduction_answer(found), *recipe.notes):
         print(sentence)
     print(f"\nthe page to open: {page}")
+
+
+def _overrides(
+    model: str | None, concept: str | None, scorer: str | None, max_prompts: int | None, device: str
+) -> list[str]:
+    """What is done otherwise than the run, as arguments of `sordino run`."""
+    flags = {"concept": concept, "scorer": scorer, "max-prompts": max_prompts}
+    given = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
+    given += [] if device == "auto" else [f"--device={device}"]
+    return [*([] if model is None else [model]), *given]
+
+
+def _again(name: str, output: Path | None, overrides: Sequence[str], printing: JsonOptions) -> None:
+    """Do somebody's run again from its recipe, and print theirs beside ours."""
+    from sordino.cli.app import app
+    from sordino.cli.recipe import expanded
+    from sordino.files import write_json
+    from sordino.outputs import REPRODUCTION, claim_output
+    from sordino.progress import note
+    from sordino.reproduction.again import compare_runs, figures_of, pushed_run
+
+    theirs = pushed_run(name)
+    called = name.removeprefix("hf:").partition("@")[0].rstrip("/").rpartition("/")[2]
+    place = output or Path(f"{called}-again")
+    target = place / theirs.output
+    results = claim_output(place / "again.json", REPRODUCTION, force=True)
+    if figures_of(target).is_file():
+        note(f"{target} is there already, and is only compared.")
+    else:
+        place.mkdir(parents=True, exist_ok=True)
+        typed_ = ["run", *overrides, f"--recipe={theirs.recipe}", f"--output={target}"]
+        quiet = ["--json"] if printing.json else []
+        with redirect_stdout(sys.stderr):
+            app([*expanded(typed_), *quiet], exit_on_error=False, print_error=False)
+    found = compare_runs(theirs, target)
+    write_json(results, found.model_dump(mode="json"))
+    if printing.json:
+        print_json(found.model_dump(mode="json"))
+        return
+    rows = [
+        [each.measure, each.label, _shown(each.theirs), _shown(each.ours), each.verdict]
+        for each in found.figures
+    ]
+    _print(("measure", "figure", "theirs", "ours", "verdict"), rows)
+    for difference in found.differences:
+        print(f"not as theirs: {difference}")
+    same = sum(each.verdict == "same" for each in found.figures)
+    inside = sum(each.verdict == "inside" for each in found.figures)
+    print(
+        f"\nof {len(found.figures)} figures {same} are the same and {inside} inside each other's "
+        f"95 % intervals; written: {results}"
+    )
+
+
+def _shown(estimate: "Estimate | None") -> str:
+    if estimate is None or estimate.value is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 
 def _list(device: str, *, as_json: bool) -> None:

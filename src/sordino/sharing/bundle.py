@@ -34,12 +34,21 @@ from sordino.files import (
 )
 from sordino.folders import Folders, is_path, of_this_machine, texts
 from sordino.interventions import Dampening
-from sordino.models.folder import OUTSIDE, is_of_model, is_settings, is_terms, list_files
+from sordino.models.folder import (
+    OUTSIDE,
+    is_of_model,
+    is_settings,
+    is_terms,
+    list_files,
+    piece_files,
+)
 from sordino.models.reference import ModelRef
+from sordino.progress import note
 from sordino.report.card import without_own_words
 from sordino.report.page import render
 from sordino.report.record import RunRecord
 from sordino.sharing import cards
+from sordino.sharing.eval_results import eval_results, not_listed
 
 CARD = "README.md"
 EXPERTISE = ".expertise.safetensors"
@@ -196,7 +205,8 @@ class _Output:
     def bundle(self) -> Bundle:
         """All files, each as it is to be pushed."""
         if self._is_file:
-            self._found.files[self._source.name] = self._gguf()
+            for file in piece_files(self._source):
+                self._found.files[file.name] = self._gguf(file)
         weights = self._weights()
         for name, file in sorted(self._here.items()):
             if name.startswith(f"{EXTRAS}/"):
@@ -206,11 +216,24 @@ class _Output:
             elif name != CARD:
                 self._take(file, name)
         self._found.files[CARD] = self._card().encode()
+        self._list_results()
         # Only now is it known what is pushed.
         if FILE_NAME in self._found.files:
             record = {**self._record, "files": sorted(self._found.files)}
             self._found.files[FILE_NAME] = to_json(_published(record)).encode()
         return self._found
+
+    def _list_results(self) -> None:
+        """Figures for the hub's own lists."""
+        if self._evaluation is None:
+            return
+        evaluation = self._cleaned(self._evaluation)
+        self._found.files |= eval_results(evaluation, self._about.repository)
+        if unlisted := not_listed(evaluation):
+            note(
+                f"The hub lists results by its data sets, and so not those of "
+                f"{', '.join(unlisted)}, which were measured on other texts."
+            )
 
     def _weights(self) -> set[str]:
         """The names of the files that hold the weights.
@@ -321,17 +344,17 @@ class _Output:
                     "push again."
                 )
 
-    def _gguf(self) -> Path:
-        """The file, or a copy whose record names no folders."""
-        whole = gguf_record.read(self._source)
+    def _gguf(self, file: Path) -> Path:
+        """The file (of several each has the record), or a copy whose record names no folders."""
+        whole = gguf_record.read(file)
         if whole == self._published_gguf(whole):
-            return self._source
-        copy = self._stage / self._source.name
+            return file
+        copy = self._stage / file.name
         try:
-            shutil.copyfile(self._source, copy)
+            shutil.copyfile(file, copy)
         except OSError as error:
             raise UserError(
-                f"{self._source} could not be copied to {copy.parent}, to take folders out of its "
+                f"{file} could not be copied to {copy.parent}, to take folders out of its "
                 f"record ({error.strerror}): make room there, or set TMPDIR."
             ) from None
         gguf_record.rewrite(copy, self._published_gguf)
