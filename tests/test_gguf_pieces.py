@@ -125,7 +125,7 @@ def test_pieces_are_baked_to_as_many_or_to_one(tmp_path, whole, target):
     read = [tensor for file in written for tensor in gguf.GGUFReader(file).tensors]
     assert len(read) == len(read_header(whole).tensors)
     changes = diff(files[0], written[0])
-    assert {change.name for change in changes.tensors} == {
+    assert {change.name for change in changes.changed} == {
         f"blk.{layer}.ffn_{kind}.weight" for layer in range(4) for kind in ("gate", "up", "down")
     }
 
