@@ -183,7 +183,7 @@ class _Part:
             for key, place in first.places.items()
             if not key.startswith(gguf_record.KEY) and key not in joined
         }
-        if self.added and TENSORS in kept:
+        if TENSORS in kept and first.metadata[TENSORS] != self.tensors:
             kept[TENSORS] = gguf_record.text(TENSORS) + struct.pack("<Ii", INT32, self.tensors)
         return list(kept.values())
 

@@ -52,11 +52,16 @@ def _refuse_unlike(pieces: tuple[Header, ...]) -> None:
     first = pieces[0]
     names: set[str] = set()
     for number, piece in enumerate(pieces):
-        said = piece.metadata.get(NUMBER), piece.metadata.get(COUNT), piece.metadata.get(TENSORS)
-        if said != (number, len(pieces), first.metadata.get(TENSORS)):
+        said = piece.metadata.get(NUMBER), piece.metadata.get(COUNT)
+        if said != (number, len(pieces)):
             raise UserError(
                 f"{piece.path} says that it is piece {_shown(said[0])} of {said[1]}, and it is "
                 f"called piece {number + 1} of {len(pieces)}: it belongs to another model."
+            )
+        if piece.metadata.get(TENSORS) != first.metadata.get(TENSORS):
+            raise UserError(
+                f"{piece.path} says of {piece.metadata.get(TENSORS)} tensors in all, and "
+                f"{first.path} of {first.metadata.get(TENSORS)}: it belongs to another model."
             )
         if piece.alignment != first.alignment:
             raise UserError(
