@@ -50,6 +50,7 @@ OTHERS = {
         ("llama-server", "curl"), "a server that is not here: tests/test_gguf_llama.py"
     ),
     **dict.fromkeys(("duckdb", "ulimit", "echo"), "not ours"),
+    **dict.fromkeys(("uvx", "pipx"), "installs everything anew, from an index"),
 }
 OTHER_MODULES = {"llama_cpp.server", "sglang.launch_server"}
 # Python that is only held against what can be imported.
