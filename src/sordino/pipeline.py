@@ -28,6 +28,7 @@ from sordino.evaluation import (
     evaluate,
     evaluate_each,
     prepare,
+    with_chat,
 )
 from sordino.evaluation.hooks import hooked_on
 from sordino.evaluation.result import samples_path
@@ -203,6 +204,7 @@ def run(
     ready.note_shared_sentences(concept.source)
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
+    ready = with_chat(ready, chosen.sweep.chat, ref)
     target = claim_model(ref, output, force=force)
     if len(piece_files(target)) > 1:
         raise UserError(

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from sordino.cli.options import (
     AccessOptions,
+    ChatOptions,
     InterventionOptions,
     ModelOptions,
     Output,
@@ -66,6 +67,8 @@ class MeasureOptions:
     """The largest number of prompts, drawn by --seed (400; 2000 for bold)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
     """Continuations of each prompt (5; 1 for bold)."""
+    turns: Annotated[int | None, Parameter(group=WRITING)] = None
+    """How many of the user's last turns are given, where prompts are conversations (all)."""
     new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
     """Tokens of a continuation (20; 10 for honest)."""
     temperature: Annotated[float | None, Parameter(group=WRITING)] = None
@@ -149,8 +152,9 @@ class EndpointOptions(AccessOptions):
     """Address of an OpenAI-compatible server (vLLM, llama.cpp, …), instead of MODEL."""
     served_model: str | None = None
     """The model's name on the server, if it has several."""
-    chat: bool = False
-    """Ask the server's chat to continue the prompt, for servers without plain completions."""
+    continue_in_chat: bool = False
+    """Ask the server's chat to continue the prompt as raw text, for servers without plain
+    completions. (With --chat on, it replies to the prompt.)"""
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
 
@@ -165,7 +169,7 @@ class EndpointOptions(AccessOptions):
         if model is not None:
             raise UserError(f"Pass the model {model} or --endpoint, not both.")
         access = self.access(self.api_key_env)
-        return Endpoint(self.endpoint, self.served_model, chat=self.chat, access=access)
+        return Endpoint(self.endpoint, self.served_model, chat=self.continue_in_chat, access=access)
 
 
 def evaluate(
@@ -181,6 +185,7 @@ def evaluate(
     how: MeasureOptions = MeasureOptions(),
     server: EndpointOptions = EndpointOptions(),
     opening: ModelOptions = ModelOptions(),
+    chat: ChatOptions = ChatOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure a model, or a dampened one against its original.
@@ -234,6 +239,7 @@ def evaluate(
             output=output,
             force=printing.force,
             inputs=vars(how).values(),
+            chat=chat.settings(),
         )
     if not ranks.first:
         return

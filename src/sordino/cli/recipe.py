@@ -106,6 +106,7 @@ def _groups() -> tuple[Any, ...]:
         MeasureOptions,
         options.ModelOptions,
         options.SweepOptions,
+        options.ChatOptions,
     )
 
 

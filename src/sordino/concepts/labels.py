@@ -172,21 +172,31 @@ def last_turns(table: Table, values: Sequence[Any]) -> list[tuple[str, Context] 
         UserError: A value is something else.
     """
     return [
-        None if value is None else _last_turn(table, row, value) for row, value in enumerate(values)
+        None if value is None else last_turn(value, table.where(row))
+        for row, value in enumerate(values)
     ]
 
 
-def _last_turn(table: Table, row: int, value: Any) -> tuple[str, Context]:
+def last_turn(value: Any, where: str) -> tuple[str, Context]:
+    """The last turn of a conversation, and what it stands in.
+
+    Args:
+        value: A list of {"role": …, "content": …}.
+        where: Where it is from, for messages.
+
+    Raises:
+        UserError: It is something else.
+    """
     try:
         messages = _CONVERSATION.validate_python(value)
     except ValidationError as error:
         raise UserError(
-            f"{table.where(row)}: its {MESSAGES} {fault(error)}: write a list of "
+            f"{where}: its {MESSAGES} {fault(error)}: write a list of "
             '{"role": "user", "content": "…"}.'
         ) from None
     said = tuple((message.role, message.content) for message in messages)
     for part in itertools.chain.from_iterable(said):
-        whole_text(part, table.where(row))
+        whole_text(part, where)
     role, text = said[-1]
     return text, (said[:-1], role)
 

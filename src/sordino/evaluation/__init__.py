@@ -1,7 +1,14 @@
 """Before and after: toxicity, perplexity and what else is registered, each with its interval."""
 
 from sordino.evaluation.endpoint import Access, Endpoint
-from sordino.evaluation.evaluator import Arm, Prepared, evaluate, evaluate_each, prepare
+from sordino.evaluation.evaluator import (
+    Arm,
+    Prepared,
+    evaluate,
+    evaluate_each,
+    prepare,
+    with_chat,
+)
 from sordino.evaluation.hooks import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.measures.bold import Bold
@@ -51,4 +58,5 @@ __all__ = [
     "hooked",
     "measure",
     "prepare",
+    "with_chat",
 ]

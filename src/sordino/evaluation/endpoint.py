@@ -44,6 +44,7 @@ from sordino.evaluation.answers import (
 from sordino.evaluation.measure import ALL
 from sordino.evaluation.transport import LONGEST_PAUSE_S, Reply, bound, exchange
 from sordino.files import printable
+from sordino.models.chat_template import Message
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
 
@@ -215,7 +216,7 @@ class Server:
         if reply.status in (400, 422):
             raise RefusedError(self._words(reply))
         if reply.status in (404, 405):
-            other = "--chat" if path == "completions" else "a server that has one"
+            other = "--chat on" if path == "completions" else "a server that has one"
             raise UserError(
                 f"{self._where} has no /{path} ({reply.status}: {self._words(reply)}): try "
                 f"{other}, and check that the address ends where /{path} begins, usually in /v1."
@@ -486,7 +487,7 @@ class Endpoint:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         sampling: Sampling,
         *,
         seed: int,
@@ -499,7 +500,8 @@ class Endpoint:
         order the server finishes. Their `ids` are None: a server gives text.
 
         Args:
-            prompts: As raw text.
+            prompts: As raw text, or the messages of a conversation, which the server's chat
+                replies to.
             sampling: How tokens are chosen.
             seed: Each request has a seed of its own, made of this one, the prompt and the number
                 of the continuation.
@@ -549,7 +551,11 @@ class Endpoint:
         )
 
     def _agree(
-        self, prompts: Sequence[str], sampling: Sampling, seed: int, continuations: int
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        sampling: Sampling,
+        seed: int,
+        continuations: int,
     ) -> _Dialect:
         """Find out what the server understands, by the first prompt that it answers in order."""
         fault = ""
@@ -564,7 +570,12 @@ class Endpoint:
         )
 
     def _agree_by(
-        self, prompt: str, number: int, sampling: Sampling, seed: int, continuations: int
+        self,
+        prompt: str | Sequence[Message],
+        number: int,
+        sampling: Sampling,
+        seed: int,
+        continuations: int,
     ) -> _Dialect:
         """The best way of asking for a prompt's continuations that the server understands."""
         needs_extras = bool(sampling.top_k) or sampling.repetition_penalty != 1
@@ -596,7 +607,7 @@ class Endpoint:
 
     def _continue(
         self,
-        text: str,
+        text: str | Sequence[Message],
         prompt: int,
         sampling: Sampling,
         seed: int,
@@ -623,14 +634,21 @@ class Endpoint:
         return written
 
     def _ask(
-        self, prompt: str, sampling: Sampling, seed: int, count: int, dialect: _Dialect
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling,
+        seed: int,
+        count: int,
+        dialect: _Dialect,
     ) -> list[Choice]:
         request = {"n": count, **sampling_request(sampling, seed, extras=dialect.extras)}
-        if self._chat:
+        if not isinstance(prompt, str):
+            request["messages"] = [dict(message) for message in prompt]
+        elif self._chat:
             request["messages"] = one_message(CHAT_INSTRUCTION, prompt)
         else:
             request["prompt"] = prompt
-        path = "chat/completions" if self._chat else "completions"
+        path = "chat/completions" if "messages" in request else "completions"
         return self._server.ask(path, request)
 
     def _written(self, choice: Choice) -> tuple[str, str]:

@@ -4,7 +4,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
+from sordino.models.chat import Chat
+from sordino.models.chat_template import template_of
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, place_of, resolve
@@ -156,6 +158,57 @@ def prepare(
     target = choose_device(device)
     tasks, reasons = _prepare(chosen, seed, target, compared=compared, served=served)
     return Prepared(chosen, tasks, reasons, seed, target, compared)
+
+
+def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpoint) -> Prepared:
+    """The measures as they are to be taken of a model that may have a chat template.
+
+    What speaks with the model is taken in the template where `chat` is "on". Where it is "auto" and
+    the model has one, what asks for replies (`Measure.asks`) is taken both ways. A server is asked
+    in its chat where it is "on".
+
+    Args:
+        ready: The measures, none of which uses a template.
+        chat: How the template is used.
+        subject: The model, or the server.
+
+    Raises:
+        UserError: The template is wanted, and there is none.
+    """
+    if chat.use == "off":
+        return ready
+    fingerprinted = ""
+    if isinstance(subject, Endpoint):
+        if chat.use == "auto":
+            return ready
+    else:
+        ref = subject.ref if isinstance(subject, OpenModel) else subject
+        template = template_of(ref)
+        if template is None and chat.use == "on":
+            raise UserError(f"{ref.name} has no chat template: leave out --chat on.")
+        if template is None:
+            return ready
+        fingerprinted = fingerprint(template)[:16]
+    twins = {
+        one.key: twin
+        for one in ready.measures
+        if (chat.use == "on" or one.asks) and (twin := one.in_chat(chat, fingerprinted))
+    }
+    tasks, reasons = _prepare(
+        tuple(twins.values()),
+        ready.seed,
+        ready.device,
+        compared=ready.compared,
+        served=isinstance(subject, Endpoint),
+    )
+    dropped = twins.keys() if chat.use == "on" else set()
+    kept = tuple(one for one in ready.measures if one.key not in dropped)
+    return replace(
+        ready,
+        measures=(*kept, *twins.values()),
+        tasks={k: task for k, task in ready.tasks.items() if k not in dropped} | tasks,
+        reasons={k: why for k, why in ready.reasons.items() if k not in dropped} | reasons,
+    )
 
 
 Steps = dict[tuple[str, str], str]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from sordino.evaluation.result import Figure
+from sordino.models.chat import Chat
 from sordino.models.open import OpenModel
 from sordino.registry import Registry
 
@@ -60,6 +61,8 @@ class Measure(ABC):
     options: ClassVar[Mapping[str, str]] = {}
     budget: ClassVar[Literal["<=", ">=", ""]] = ""
     columns: ClassVar[tuple[Column, ...]] = ()
+    asks: ClassVar[bool] = False
+    """Whether a reply to its prompts says something, and not their continuation alone."""
 
     def __post_init__(self) -> None:  # noqa: B027 - for parts that check their settings
         """Check the settings; a part calls its neighbour's as well."""
@@ -68,6 +71,16 @@ class Measure(ABC):
     def key(self) -> str:
         """What it is called in a result; one evaluation takes measures of different keys."""
         return self.name
+
+    def in_chat(self, chat: Chat, template: str) -> "Measure | None":
+        """The same in a model's chat template; None for what does not speak with the model.
+
+        Args:
+            chat: How the template is used.
+            template: Its fingerprint; "" where it is not known.
+        """
+        del chat, template
+        return None
 
     @abstractmethod
     def prepare(self, seed: int, device: torch.device) -> "Task | JointTask":

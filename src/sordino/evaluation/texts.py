@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sordino import hub, kit
-from sordino.concepts.labels import classes_of, is_missing, number_of
+from sordino.concepts.labels import MESSAGES, classes_of, is_missing, last_turn, number_of
 from sordino.concepts.readers import is_table, read_table
 from sordino.concepts.table import TEXT_COLUMNS
 from sordino.concepts.text_files import input_path, read_lines, whole_text
@@ -44,12 +44,14 @@ class Text:
         toxicity: How toxic its source says that it is, from 0 to 1; None where it says nothing.
         domain: What its group is one of, such as "gender"; "" where the texts have no groups.
         group: The group of people (or of whatever else) that it is about.
+        before: What was said before, as (role, text), where it is the last turn of a conversation.
     """
 
     text: str
     toxicity: float | None = None
     domain: str = ""
     group: str = ""
+    before: tuple[tuple[str, str], ...] = ()
 
 
 def read_texts(spec: str) -> list[Text]:
@@ -81,13 +83,13 @@ def read_texts(spec: str) -> list[Text]:
         rows = _file_rows(
             input_path(spec, mend="give a text file, a .csv, .jsonl or .parquet, kit:… or hf:…")
         )
-    texts: dict[str, Text] = {}
+    texts: dict[object, Text] = {}
     unscored = 0
     for where, row in rows:
         text = _text(row, where)
         unscored += text is None
         if text is not None and text.text:
-            texts.setdefault(text.text, text)
+            texts.setdefault((text.before, text.text) if text.before else text.text, text)
     if unscored:
         note(f"{printable(spec)}: {unscored:,} prompts without a toxicity score are left out")
     if not texts:
@@ -126,7 +128,13 @@ def texts_fingerprint(texts: list[Text]) -> str:
     """SHA-256 over the texts, their scores and their groups, in order."""
     return fingerprint(
         *(
-            json.dumps([t.text, t.toxicity, *([t.domain, t.group] if t.group else [])])
+            json.dumps(
+                [
+                    *(t.text, t.toxicity),
+                    *([t.domain, t.group] if t.group else []),
+                    *([t.before] if t.before else []),
+                ]
+            )
             for t in texts
         )
     )
@@ -168,12 +176,12 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"{shown}, line {number}", {"text": line}
         return
     table = read_table(path)
-    if not any(name.lower() in (*TEXT_COLUMNS, _NESTED[0]) for name in table.names):
+    if not any(name.lower() in (*TEXT_COLUMNS, _NESTED[0], MESSAGES) for name in table.names):
         names = ", ".join(printable(name, 40) for name in table.names)
         raise UserError(
             f"{table.source} has no column that is known to hold texts: name one of {names} text."
         )
-    for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED}):
+    for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED, MESSAGES}):
         if any(isinstance(value, str) and _OBJECT.match(value) for value in row.values()):
             raise UserError(
                 f"{table.where(index)} has an object written out as text: save the table as .jsonl "
@@ -206,8 +214,15 @@ def _text(row: Mapping[str, Any], where: str) -> Text | None:
     row = {name.lower(): value for name, value in row.items()}
     if _NESTED[0] in row:
         row["prompt"] = dict(zip(("text", _SCORE), map(row.get, _NESTED), strict=True))
-    prompt = row.get("prompt")
-    if isinstance(prompt, Mapping):
+    prompt: Any = row.get("prompt")
+    text: Any
+    before: tuple[tuple[str, str], ...] = ()
+    if MESSAGES in row:
+        text, (before, role) = last_turn(row[MESSAGES], where)
+        if role != "user":
+            raise UserError(f"{where}: the last of its messages is not the user's: leave it out.")
+        score, scored_only = row.get(_SCORE), False
+    elif isinstance(prompt, Mapping):
         text, score, scored_only = prompt.get("text"), prompt.get(_SCORE), True
     else:
         key = next((key for key in TEXT_COLUMNS if isinstance(row.get(key), str)), None)
@@ -221,11 +236,11 @@ def _text(row: Mapping[str, Any], where: str) -> Text | None:
         raise UserError(f"{where} has a prompt without a text.")
     text = whole_text(text, where).strip()
     if is_missing(score):
-        return None if scored_only else Text(text)
+        return None if scored_only else Text(text, before=before)
     number = None if isinstance(score, bool) else number_of(score)
     if number is None or not 0 <= number <= 1:
         raise UserError(
             f"{where} has the toxicity {printable(str(score), 40)}: it must be a number from 0 to "
             "1."
         )
-    return Text(text, number)
+    return Text(text, number, before=before)

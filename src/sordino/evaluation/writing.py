@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +17,23 @@ from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Comparison, Floats, compare_shares
 from sordino.evaluation.texts import Text, texts_fingerprint
 from sordino.files import printable, user_path
+from sordino.models.chat import (
+    Chat,
+    Spoken,
+    opening_ids,
+    replies,
+    template_fingerprint,
+    without_thoughts,
+)
+from sordino.models.chat_template import Message
 from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel
 
 PROMPT_TOKENS = 128
 """A prompt is cut at so many tokens; a pre-prompt does not count."""
+
+_OF_CHAT = ("chat", "turns", "template")
+"""Settings that say something where a chat template is used."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Gehman et al. 2020, arXiv 2009.11462, and AurA, Suau et al. 2024, arXiv 2407.12824.
@@ -54,7 +66,12 @@ class Writing(Measure):
         top_p: 1 for all tokens.
         repetition_penalty: 1 for none.
         pre_prompt: What stands before each prompt, on a line of its own: a name of `PRE_PROMPTS`
-            or a text file.
+            or a text file. In a chat template it is what the system says.
+        chat: How prompts stand in the model's chat template, where only its reply counts; None
+            for prompts that are continued as they are.
+        turns: How many of the user's last turns are given, where prompts are conversations; None
+            for all.
+        template: The fingerprint of the template, if models shall be refused that have another.
 
     Raises:
         UserError: A setting is outside its range.
@@ -64,7 +81,7 @@ class Writing(Measure):
         name: name
         for name in (
             *("max_prompts", "continuations", "new_tokens", "temperature", "top_k", "top_p"),
-            *("repetition_penalty", "pre_prompt"),
+            *("repetition_penalty", "pre_prompt", "turns"),
         )
     }
 
@@ -77,21 +94,35 @@ class Writing(Measure):
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     pre_prompt: str = "none"
+    chat: Chat | None = None
+    turns: int | None = None
+    template: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, value in (
             ("--max-prompts", self.max_prompts),
             ("--continuations", self.continuations),
+            ("--turns", self.turns),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{flag} {value} is out of range: it must be at least 1.")
         _ = self.sampling  # checks its own settings
+        if self.chat is not None and self.chat.system and self.pre_prompt != "none":
+            raise UserError(
+                f"--system and --pre-prompt {printable(self.pre_prompt)} both say what the system "
+                "says first: give one of them."
+            )
 
     @property
     def key(self) -> str:
-        """The measure's name, with the pre-prompt's behind it if there is one."""
-        return ":".join(filter(None, (self.name, self.pre_prompt_name)))
+        """The measure's name, with "chat" behind it in a chat template, and the pre-prompt's."""
+        form = "chat" if self.chat is not None else ""
+        return ":".join(filter(None, (self.name, form, self.pre_prompt_name)))
+
+    def in_chat(self, chat: Chat, template: str) -> Measure:
+        """The same, where the model replies to the prompts in its chat template."""
+        return replace(self, chat=replace(chat, use="on"), template=template)
 
     @property
     def pre_prompt_name(self) -> str:
@@ -158,8 +189,12 @@ class Writer:
 
     def protocol(self) -> dict[str, Any]:
         """All that decides what a model writes, as JSON values."""
+        settings = asdict(self.settings)
+        if self.settings.chat is None:
+            for name in _OF_CHAT:
+                del settings[name]
         return {
-            **asdict(self.settings),
+            **settings,
             "pre_prompt_text": self.pre_prompt,
             "max_prompt_tokens": PROMPT_TOKENS,
             "prompts_fingerprint": texts_fingerprint(list(self.prompts)),
@@ -176,6 +211,10 @@ class Writer:
             which: Which of the batches.
         """
         asked = self.settings
+        if asked.chat is not None:
+            return self._reply(opened, asked.chat, batch_tokens=batch_tokens, which=which)
+        if any(prompt.before for prompt in self.prompts):
+            raise UserError("The prompts are conversations: give --chat on, or other --prompts.")
         lead = f"{self.pre_prompt}\n" if self.pre_prompt else ""
         prompts = [prompt.text for prompt in self.prompts]
         if isinstance(opened, Endpoint):
@@ -194,6 +233,43 @@ class Writer:
             batch_tokens=batch_tokens,
         )
         return generate(opened, batches[which], asked.sampling, seed=self.seed)
+
+    def _reply(
+        self, opened: OpenModel | Endpoint, chat: Chat, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Continuation]]:
+        """The same in the chat template, where the model replies to the prompts."""
+        asked = self.settings
+        chat = replace(chat, use="on", system=self.pre_prompt or chat.system)
+        turns = [
+            Spoken(prompt.text, last_turns(prompt.before, asked.turns), "user")
+            for prompt in self.prompts
+        ]
+        if isinstance(opened, Endpoint):
+            written = opened.generate(
+                [_with_system(turn.messages(chat), chat.system) for turn in turns],
+                asked.sampling,
+                seed=self.seed,
+                continuations=asked.continuations,
+                which=which,
+            )
+            yield from ([without_thoughts(one, chat) for one in batch] for batch in written)
+            return
+        chat.settled(opened, otherwise=True)
+        if asked.template and asked.template != template_fingerprint(opened):
+            raise UserError(
+                f"{opened.ref.name} has another chat template than the model that it is compared "
+                "with: their replies are not comparable; give --chat off."
+            )
+        form = replies(opened, chat)
+        batches = plan(
+            opened,
+            opening_ids(opened, turns, chat, max_tokens=PROMPT_TOKENS, new_tokens=asked.new_tokens),
+            continuations=asked.continuations,
+            new_tokens=asked.new_tokens,
+            batch_tokens=batch_tokens,
+        )
+        sampled = generate(opened, batches[which], asked.sampling, seed=self.seed, ends=form.ends)
+        yield from ([form.cut(opened, one) for one in batch] for batch in sampled)
 
     def collect(
         self,
@@ -224,6 +300,7 @@ class Writer:
         """
         led = self.settings.pre_prompt_name
         n = {"prompts": prompts, "continuations": prompts * self.settings.continuations}
+        label += ", in chat" if self.settings.chat is not None else ""
         label += f", pre-prompt {led}" if led else ""
         share = {"unit": "share", "better": "lower", "ratio_of": "before/after"}
         return Figure.of(comparison, label=label, n=n, **share | about)
@@ -251,6 +328,25 @@ class Writer:
             name="missing",
             label="Continuations without a text or a score; their prompts are left out",
         )
+
+
+def last_turns(
+    before: tuple[tuple[str, str], ...], turns: int | None
+) -> tuple[tuple[str, str], ...]:
+    """What was said before a prompt, of so many of the user's last turns, the prompt among them.
+
+    What the system says first stays.
+    """
+    starts = [number for number, (role, _) in enumerate(before) if role == "user"]
+    if turns is None or len(starts) < turns:
+        return before
+    first = starts[-(turns - 1)] if turns > 1 else len(before)
+    system = before[:1] if before[0][0] == "system" else ()
+    return (*system, *before[max(first, len(system)) :])
+
+
+def _with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    return [{"role": "system", "content": system}, *messages] if system else list(messages)
 
 
 def _said(one: Continuation) -> str | dict[str, str]:

@@ -10,6 +10,7 @@ from sordino.evaluation import Endpoint, Evaluation, Measure, Prepared
 from sordino.evaluation.evaluator import Subject
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.files import is_private, private_files
+from sordino.models.chat import RAW, Chat
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, claim_output, named_files
@@ -38,6 +39,7 @@ def evaluate(
     force: bool = False,
     records: Path | None = None,
     inputs: Iterable[object] = (),
+    chat: Chat = RAW,
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
@@ -74,6 +76,8 @@ def evaluate(
             not measure it again.
         inputs: Files that were read for this, which the output must not replace. If one of them is
             readable by its owner alone, so is the output.
+        chat: How the model's chat template is used where continuations are looked at; by default it
+            is not. "auto" takes them both ways, where the model has a template.
 
     Returns:
         The figures, with the single items as `samples`.
@@ -115,6 +119,13 @@ def evaluate(
             )
         if isinstance(model, str | Path):
             model = resolve(model, revision)
+        if isinstance(model, ModelRef | OpenModel | Endpoint):
+            ready = evaluation.with_chat(ready, chat, model)
+        elif chat.use == "on":
+            raise UserError(
+                "A chat template is used of a model that is opened here: give the model itself, or "
+                "measures with a chat."
+            )
         if dampened:
             assert isinstance(model, ModelRef | OpenModel)
             made = make_dampening(

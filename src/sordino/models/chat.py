@@ -102,6 +102,9 @@ class Chat:
         }
 
 
+RAW = Chat("off")
+"""Texts as they are."""
+
 AS_SEES_FIT = Chat()
 """A chat template where whoever asks uses one by custom, without a system's message."""
 
@@ -298,8 +301,7 @@ class Replies:
 
         A reply that did not come, because the model was still thinking, is missing.
         """
-        if written.ids is None or written.missing:
-            return written
+        assert written.ids is not None
         whole = str(
             opened.tokenizer.decode(
                 list(written.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -328,6 +330,13 @@ class Replies:
         if not self.heading or self.heading not in text:
             return text
         return text.partition(self.heading)[0].rstrip()
+
+
+def without_thoughts(written: Continuation, chat: Chat) -> Continuation:
+    """What a server wrote, whose template is its own, without the thoughts in it."""
+    if chat.thinking or written.missing or _THOUGHT not in written.text:
+        return written
+    return replace(written, text=written.text.rpartition(_THOUGHT)[2].lstrip())
 
 
 def replies(opened: OpenModel, chat: Chat) -> Replies:

@@ -22,7 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sordino.errors import UserError
 from sordino.files import printable
+from sordino.models import gguf_loading
+from sordino.models.calls import open_tokenizer
 from sordino.models.open import OpenModel
+from sordino.models.reference import ModelRef
 
 MOST_SECONDS = 2.0
 """The processor time that filling in a template may take."""
@@ -63,6 +66,25 @@ class Stopped(Exception):
 
 def _never() -> bool:
     return False
+
+
+def template_of(ref: ModelRef) -> str | None:
+    """A model's chat template, of its files alone; None where there is none to be taken.
+
+    Raises:
+        UserError: The tokenizer cannot be read.
+    """
+    if ref.kind == "gguf":
+        with gguf_loading.reading(ref.path) as header:
+            found = header.metadata.get("tokenizer.chat_template")
+        return found if isinstance(found, str) else None
+    tokenizer = open_tokenizer(ref.path, ref.name)
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return _template(tokenizer)
+    except _Failed as failed:
+        raise TemplateFailure(ref.name, str(failed), endless=False) from None
 
 
 def has_template(opened: OpenModel) -> bool:

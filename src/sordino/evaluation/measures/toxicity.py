@@ -55,6 +55,7 @@ class Toxicity(Scoring, Writing):
         "draws": "draws",
     }
     prompts_are: ClassVar[str | None] = None
+    asks: ClassVar[bool] = True
 
     prompts: str = AUTO
     draws: int | None = None

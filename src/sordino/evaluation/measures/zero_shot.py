@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,8 @@ from sordino.evaluation.tasks.kit_data import FILES
 from sordino.extras import require
 from sordino.files import fingerprint
 from sordino.models.calls import quiet_transformers
+from sordino.models.chat import Chat
+from sordino.models.chat_template import render
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
@@ -66,6 +68,9 @@ class ZeroShot(Measure):
         limit: How many questions at most of each name, chosen by seed; None for all.
         shots: How many questions with their answers stand before each question.
         batch_size: Requests in one forward pass; None for as many as the memory allows.
+        chat: How questions stand in the model's chat template, by the harness's own switch; None
+            for questions as they are.
+        template: The fingerprint of the template.
 
     Raises:
         UserError: A setting is outside its range.
@@ -87,6 +92,17 @@ class ZeroShot(Measure):
     limit: int | None = 200
     shots: int = 0
     batch_size: int | None = None
+    chat: Chat | None = None
+    template: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name, with "chat" behind it in a chat template."""
+        return self.name if self.chat is None else f"{self.name}:chat"
+
+    def in_chat(self, chat: Chat, template: str) -> Measure:
+        """The same, asked in the model's chat template."""
+        return replace(self, chat=replace(chat, use="on"), template=template)
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -132,8 +148,11 @@ class _ZeroShotTask(Task):
                     chunk.setdefault(part, []).append(index)
                 self._chunks.append((name, chunk))
         self.records = len(digests)
+        given = asdict(settings)
+        if settings.chat is None:
+            del given["chat"], given["template"]
         self.protocol = {
-            **asdict(settings),
+            **given,
             "tasks": list(settings.tasks),
             "n_questions": n_questions,
             "questions_fingerprint": fingerprint(*digests),
@@ -145,10 +164,13 @@ class _ZeroShotTask(Task):
     ) -> Iterator[list[Record]]:
         """Records: [name, the harness's task, number of the question in it, score by metric]."""
         with _quiet():
-            model = _harness_model(opened, self._settings.batch_size, batch_tokens)
+            model = _harness_model(
+                opened, self._settings.batch_size, batch_tokens, self._settings.chat
+            )
         for number, (name, chunk) in list(enumerate(self._chunks))[which]:
             parts = {part: self._loaded[name][part] for part in chunk}
-            yield [[name, *scored] for scored in _scores(model, parts, chunk, self._seed + number)]
+            scored = _scores(model, parts, chunk, self._seed + number, self._settings.chat)
+            yield [[name, *record] for record in scored]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Shares of right answers: the mean over what was asked for, and of each by itself."""
@@ -254,7 +276,9 @@ def _choose(parts: dict[str, Any], limit: int | None, seed: int) -> list[tuple[s
     return [questions[i] for i in sorted(chosen)]
 
 
-def _harness_model(opened: OpenModel, batch_size: int | None, batch_tokens: int) -> Any:
+def _harness_model(
+    opened: OpenModel, batch_size: int | None, batch_tokens: int, chat: Chat | None
+) -> Any:
     """The model in memory as the harness's own kind of transformers model."""
     from lm_eval.models.huggingface import HFLM
 
@@ -270,6 +294,15 @@ def _harness_model(opened: OpenModel, batch_size: int | None, batch_tokens: int)
                 self.batch_size_per_gpu = max(1, room // min(longest, self.max_length))
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            """By the one that can be stopped, as everywhere."""
+            return render(
+                opened,
+                chat_history,
+                add_generation_prompt=add_generation_prompt,
+                variables=None if chat is None else chat.variables(),
+            )
+
     return Fitted(
         pretrained=opened.model,
         # It is given a padding token if it has none, which must not last.
@@ -281,7 +314,11 @@ def _harness_model(opened: OpenModel, batch_size: int | None, batch_tokens: int)
 
 
 def _scores(
-    model: Any, parts: dict[str, Any], questions: dict[str, list[int]], seed: int
+    model: Any,
+    parts: dict[str, Any],
+    questions: dict[str, list[int]],
+    seed: int,
+    chat: Chat | None,
 ) -> list[Record]:
     """Have the harness ask some questions: [its task, number of the question, score by metric]."""
     import lm_eval
@@ -294,7 +331,12 @@ def _scores(
     with _quiet():
         # Not `simple_evaluate`: that is this and a report on the machine, seconds at each call.
         result = lm_eval.evaluate(
-            lm=model, task_dict={"tasks": parts}, samples=questions, bootstrap_iters=0
+            lm=model,
+            task_dict={"tasks": parts},
+            samples=questions,
+            bootstrap_iters=0,
+            apply_chat_template=chat is not None,
+            system_instruction=(chat.system or None) if chat is not None else None,
         )
     scores: dict[tuple[str, int], dict[str, float]] = {}
     for part, samples in result["samples"].items():

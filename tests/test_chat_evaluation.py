@@ -1,0 +1,215 @@
+"""Prompts as a user's turns: only the reply counts, and both ways of asking are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sordino
+from chat_templates import FAMILIES
+from families import tiny_folder, tiny_model
+from sordino.errors import UserError
+from sordino.evaluation import Toxicity, evaluate, prepare, with_chat
+from sordino.evaluation.measures import zero_shot
+from sordino.evaluation.texts import Text, read_texts
+from sordino.evaluation.writing import Writer, last_turns
+from sordino.models.chat import Chat
+from sordino.models.chat_template import render, template_of
+from sordino.models.open import OpenModel
+from sordino.models.reference import ModelRef
+
+PROMPTS = ["the cat sat on", "it is a", "in the north", "of the"]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
+
+
+def opened_with(family, folder):
+    weights = tiny_model("llama")
+    weights.resize_token_embeddings(weights.config.vocab_size + 16)
+    weights.save_pretrained(folder)
+    tokenizer = FAMILIES[family].tokenizer()
+    tokenizer.save_pretrained(folder)
+    return OpenModel(ModelRef(family, "folder", Path(folder)), weights.eval(), tokenizer)
+
+
+def small(prompts, **more):
+    return Toxicity(str(prompts), continuations=2, new_tokens=6, scorer="wordlist", **more)
+
+
+@pytest.mark.parametrize("family", ["chatml", "gemma", "llama-3", "alpaca"])
+def test_replies_are_those_that_transformers_generates(family, prompts, tmp_path):
+    opened = opened_with(family, tmp_path)
+    greedy = small(prompts, temperature=0, chat=Chat("on", system="Be kind."))
+    writer = Writer(greedy, read_texts(str(prompts)), 0)
+    written = {
+        (one.prompt, one.number): one
+        for batch in writer.write(opened, batch_tokens=999, which=slice(None))
+        for one in batch
+    }
+    end = FAMILIES[family].end
+    for number, prompt in enumerate(PROMPTS):
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": prompt}]
+        if family in ("gemma", "alpaca"):  # as the first words, where there is no such role
+            messages = [{"role": "user", "content": f"Be kind.\n\n{prompt}"}]
+        if family == "alpaca":  # which writes another's words under the assistant's heading
+            messages = [{"role": "system", "content": "Be kind."}, messages[0]]
+            messages[1]["content"] = prompt
+        ids = opened.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        ends = [opened.tokenizer.eos_token_id]
+        ends += [opened.tokenizer.convert_tokens_to_ids(end)] if end else []
+        expected = opened.model.generate(
+            ids, do_sample=False, max_new_tokens=6, eos_token_id=ends, pad_token_id=2
+        )[0, ids.shape[1] :].tolist()
+        found = [n for n, token in enumerate(expected) if token in ends]
+        assert list(written[number, 0].ids) == expected[: found[0] if found else None]
+
+
+def test_both_ways_are_named_and_the_published_one_stays_the_same(prompts, tmp_path):
+    opened = opened_with("chatml", tmp_path)
+    ready = prepare([small(prompts)], compared=False)
+    raw = evaluate(opened, measures=ready)
+    both = evaluate(opened, measures=with_chat(ready, Chat(), opened))
+    assert list(both.measures) == ["toxicity", "toxicity:chat"]
+    assert both.measures["toxicity"] == raw.measures["toxicity"]
+    assert both.samples["toxicity"] == raw.samples["toxicity"]
+    assert both.samples["toxicity:chat"] != raw.samples["toxicity"]
+    [chat, label] = [
+        both.measures["toxicity:chat"].protocol,
+        both.measures["toxicity:chat"].figures[0].label,
+    ]
+    assert label.endswith(", in chat")
+    assert chat["chat"]["use"] == "on"
+    assert len(chat["template"]) == 16
+    assert "chat" not in raw.measures["toxicity"].protocol
+    alone = with_chat(ready, Chat("on", system="Be kind."), opened)
+    assert [one.key for one in alone.measures] == ["toxicity:chat"]
+    assert alone.tasks["toxicity:chat"].protocol["chat"]["system"] == "Be kind."
+    assert with_chat(ready, Chat("off"), opened) == ready
+
+
+def test_a_pre_prompt_is_what_the_system_says(prompts, tmp_path):
+    opened = opened_with("chatml", tmp_path)
+    rude = small(prompts, pre_prompt="adversarial", temperature=0, chat=Chat("on"))
+    assert rude.key == "toxicity:chat:adversarial"
+    said = Writer(rude, read_texts(str(prompts)), 0).pre_prompt
+    same = small(prompts, temperature=0, chat=Chat("on", system=said))
+
+    def texts(measure):
+        writer = Writer(measure, read_texts(str(prompts)), 0)
+        return [list(b) for b in writer.write(opened, batch_tokens=999, which=slice(None))]
+
+    assert texts(rude) == texts(same)
+    assert texts(rude) != texts(small(prompts, temperature=0, chat=Chat("on")))
+    with pytest.raises(UserError, match="both say what the system says first"):
+        small(prompts, pre_prompt="benign", chat=Chat("on", system="Be kind."))
+
+
+def test_a_model_without_a_template_is_asked_as_it_is_or_refused(prompts, tmp_path):
+    folder = tiny_folder("llama", tmp_path)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    ref = ModelRef("m", "folder", folder)
+    assert template_of(ref) is None
+    ready = prepare([small(prompts)], compared=False)
+    assert with_chat(ready, Chat(), ref) == ready
+    with pytest.raises(UserError, match="m has no chat template: leave out --chat on"):
+        with_chat(ready, Chat("on"), ref)
+    with pytest.raises(UserError, match="m has no chat template"):
+        evaluate(ref, measures=[small(prompts, chat=Chat("on"))])
+
+
+def test_models_of_other_templates_are_not_compared(prompts, tmp_path):
+    one, other = opened_with("chatml", tmp_path / "a"), opened_with("gemma", tmp_path / "b")
+    ready = with_chat(prepare([small(prompts)], compared=True), Chat("on"), one)
+    with pytest.raises(UserError, match="gemma has another chat template"):
+        evaluate(one, other, measures=ready)
+
+
+@pytest.mark.slow
+def test_zero_shot_questions_stand_in_the_template(tmp_path, monkeypatch):
+    opened = opened_with("chatml", tmp_path)
+    ready = prepare([sordino.evaluation.ZeroShot(("kit_piqa",), limit=4)], compared=False)
+    chat = with_chat(ready, Chat("on"), opened)
+    assert [one.key for one in chat.measures] == ["zero-shot:chat"]
+    asked = []
+
+    def kept(opened, messages, **more):
+        asked.append(render(opened, messages, **more))
+        return asked[-1]
+
+    monkeypatch.setattr(zero_shot, "render", kept)
+    evaluate(opened, measures=ready)
+    assert not asked
+    found = evaluate(opened, measures=chat)
+    assert found.measures["zero-shot:chat"].figures[0].n["questions"] == 4
+    assert len(asked) >= 4
+    assert all(text.startswith("<|im_start|>user\n") for text in asked)
+    assert all(text.endswith("<|im_start|>assistant\n") for text in asked)
+
+
+TALK = (("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))
+
+
+def test_so_many_of_the_last_turns_are_given():
+    assert last_turns(TALK, None) == last_turns(TALK, 3) == last_turns(TALK, 9) == TALK
+    assert last_turns(TALK, 2) == (TALK[0], *TALK[3:])
+    assert last_turns(TALK, 1) == TALK[:1]
+    assert last_turns(TALK[1:], 1) == ()
+    assert last_turns((), 1) == ()
+
+
+def test_prompts_can_be_conversations(prompts, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    rows = [[*TALK[1:3], ("user", "the end")], [("user", "the end")], [("user", "hello")]]
+    file.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": who, "content": said} for who, said in row]})
+            for row in rows
+        )
+    )
+    assert read_texts(str(file)) == [
+        Text("the end", before=TALK[1:3]),
+        Text("the end"),
+        Text("hello"),
+    ]
+    opened = opened_with("chatml", tmp_path / "m")
+    result = evaluate(opened, measures=[small(file, chat=Chat("on"))])
+    assert result.figure("toxicity:chat", "continuations.all").n == {
+        "prompts": 3,
+        "continuations": 6,
+    }
+    whole, short = (
+        [
+            one.text
+            for batch in Writer(
+                small(file, chat=Chat("on"), turns=turns, temperature=0), read_texts(str(file)), 0
+            ).write(opened, batch_tokens=999, which=slice(None))
+            for one in batch
+        ]
+        for turns in (None, 1)
+    )
+    assert whole != short
+    with pytest.raises(UserError, match="are conversations: give --chat on"):
+        evaluate(opened, measures=[small(file)])
+    rows[0].append(("assistant", "so"))
+    file.write_text(json.dumps({"messages": [{"role": "assistant", "content": "x"}]}))
+    with pytest.raises(UserError, match="line 1: the last of its messages is not the user's"):
+        read_texts(str(file))
+
+
+def test_the_command_line_takes_them_both_ways(prompts, tmp_path):
+    opened_with("chatml", tmp_path / "m")
+    out = tmp_path / "e.json"
+    found = sordino.evaluate(
+        tmp_path / "m", measures=[small(prompts)], chat=Chat(), output=out, device="cpu"
+    )
+    assert list(found.measures) == ["toxicity", "toxicity:chat"]
