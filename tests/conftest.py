@@ -1,5 +1,8 @@
 import gc
+import multiprocessing
 import os
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 
 # One thread a test process: the tests run side by side, and what they compare must not depend on
 # how a product was divided.
@@ -28,8 +31,20 @@ settings.register_profile("sordino", deadline=None)
 settings.load_profile("sordino")
 
 
-def pytest_collection_finish():
-    """What is imported by now stays: collecting garbage, which evaluations do, skips it."""
+def forked(act: Callable[[], object]) -> ForkProcess:
+    """Do something in a process of its own that has imported what this one has.
+
+    Not for what differentiates: torch's autograd does not survive a fork.
+    """
+    process = multiprocessing.get_context("fork").Process(target=act, daemon=True)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Collecting garbage, which evaluations do, need not look again at what was imported."""
+    gc.collect()
     gc.freeze()
 
 

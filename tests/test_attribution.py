@@ -62,10 +62,10 @@ def test_the_variance_is_that_of_means_over_texts(open_tiny, concept):
         np.testing.assert_allclose(variance, expected[path], rtol=1e-3, atol=1e-12)
 
 
-def test_cost_predicts_the_divergence(open_tiny, concept, monkeypatch):
+def test_cost_predicts_the_divergence(open_tiny, concept):
     """Averaged over many draws, ½·d²·F is the divergence that dampening by d causes."""
-    opened = open_tiny("llama", dtype=torch.float64)
-    site, neuron, amount = "model.layers.2.mlp.up_proj", 5, 0.05
+    opened = open_tiny("llama", dtype=torch.float64, num_hidden_layers=1)
+    site, neuron, amount = "model.layers.0.mlp.up_proj", 5, 0.05
     drawn = concept.sampled(max_per_class=20, seed=0)
     factors = np.ones(48, np.float32)
     factors[neuron] -= amount
@@ -79,11 +79,9 @@ def test_cost_predicts_the_divergence(open_tiny, concept, monkeypatch):
                 q = opened.model(ids).logits[0, :-1].log_softmax(-1)
             divergence += float((p.exp() * (p - q)).sum())
             tokens += len(p)
-    draw = attribution._drawn
     costs = []
-    for seed in range(60):
-        monkeypatch.setattr(attribution, "_drawn", lambda p, i, s=seed: draw(p, 1000 * s + i))
-        found = find_experts(opened, concept, attribution=AttributionSettings(20))
+    for seed in range(0, 40_000, 1000):
+        found = find_experts(opened, drawn, attribution=AttributionSettings(20, seed))
         costs.append(float(found.statistics[site]["cost"][neuron]))
     predicted = 0.5 * amount**2 * np.mean(costs)
     error = 0.5 * amount**2 * np.std(costs) / np.sqrt(len(costs))

@@ -17,7 +17,7 @@ from sordino.models.sites import find_sites
 from sordino.progress import hushed
 
 ROOT = Path(__file__).parents[1]
-SLOW = ("growth", "busy")
+SLOW = ("growth", "busy", "memory")
 
 
 @pytest.mark.parametrize(

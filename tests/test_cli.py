@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import sentences
+from conftest import forked, sentences
 from families import tiny_model, tiny_tokenizer
+from sordino.cli.app import main
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 
@@ -427,7 +427,7 @@ MISTAKES = {
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--format", "hooks", "--verify"],
         "--verify",
     ),
-    "no such format": (["bake", "tiny", "none", "-o", "x", "--format", "lora"], "--format"),
+    "no such format": (["bake", "tiny", "none", "-o", "x", "--format", "pickle"], "--format"),
     "no expertise": (["bake", "tiny", "none.safetensors", "-o", "x"], "does not exist"),
     "a misspelt intervention": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--intervention", "arua"],
@@ -561,46 +561,40 @@ def test_the_module_runs_as_a_command():
     assert out.stdout.strip()
 
 
-# Each step is slowed down, so that a kill finds it in the middle; snapshots come at every batch.
-SLOWED = """
-import sys, time
-import sordino.expertise.snapshot as snapshot
-snapshot._EVERY_S = snapshot._SHARE = 0
-from sordino.expertise.passes import LayerByLayer
-from sordino.evaluation.journal import Journal
-from sordino.edits import shard
-def slow(owner, name, seconds):
+def slow(owner, name: str, seconds: float) -> None:
     work = getattr(owner, name)
+
     def slowed(*args, **kwargs):
         time.sleep(seconds)
         return work(*args, **kwargs)
+
     setattr(owner, name, slowed)
-slow(LayerByLayer, "run", 0.02)
-slow(Journal, "add", 0.1)
-slow(shard, "change_", 0.05)
-from sordino.cli.app import main
-main(sys.argv[1:])
-"""
+
+
+def run_slowly(here: Path, arguments: list[str]) -> None:
+    """A command, in a process of its own, whose steps are slow; snapshots come at every batch."""
+    from sordino.edits import shard
+    from sordino.evaluation.journal import Journal
+    from sordino.expertise import snapshot
+    from sordino.expertise.passes import LayerByLayer
+
+    os.chdir(here)
+    snapshot._EVERY_S = snapshot._SHARE = 0
+    slow(LayerByLayer, "run", 0.02)
+    slow(Journal, "add", 0.1)
+    slow(shard, "change_", 0.05)
+    main(arguments)
 
 
 def killed_after(seconds: float, here: Path, arguments: list[str]) -> bool:
     """Whether the command was still at work when it was killed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOWED, *arguments],
-        cwd=here,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    started = time.monotonic()
-    while process.poll() is None and time.monotonic() - started < seconds:
-        time.sleep(0.05)
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = forked(lambda: run_slowly(here, arguments))
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
         return True
-    assert process.returncode == 0, process.stderr.read().decode()
+    assert process.exitcode == 0
     return False
 
 
@@ -608,9 +602,8 @@ def killed_after(seconds: float, here: Path, arguments: list[str]) -> bool:
     "command",
     [
         "bake",
-        "run",  # finds and evaluates, too
-        pytest.param("find", marks=pytest.mark.slow),
-        pytest.param("evaluate", marks=pytest.mark.slow),
+        # Their quick tests are in test_find.py, test_evaluation.py and test_work.py.
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("find", "evaluate", "run")),
     ],
 )
 def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
@@ -624,7 +617,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
     }[command]
     target = here / f"cut-{command}"
     # Ever later, until the command ends before it is killed (or right after its last step).
-    seconds, kills, ended = 2.5, 0, False
+    seconds, kills, ended = 0.1, 0, False
     while not ended and not target.exists():
         ended = not killed_after(seconds, here, [*arguments, "-o", target.name])
         kills += not ended
@@ -651,21 +644,15 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(command, call, here):
 
 
 def test_two_at_once_do_not_spoil_each_other(call, here):
-    first = subprocess.Popen(
-        [
-            *(sys.executable, "-c", SLOWED, "find", "tiny", "--concept", "calm.jsonl"),
-            *("--batch-tokens", "64", "-o", "both.safetensors"),
-        ],
-        cwd=here,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    arguments = ["find", "tiny", "--concept", "calm.jsonl", "-o", "both.safetensors"]
+    first = forked(lambda: run_slowly(here, [*arguments, "--batch-tokens", "64"]))
     while not (here / ".both.safetensors.lock").exists():
         time.sleep(0.05)
-    status, _, error = call("find", "tiny", "--concept", "calm.jsonl", "-o", "both.safetensors")
+    status, _, error = call(*arguments)
     assert status == 2
     assert "another sordino process" in error
-    assert first.wait() == 0
+    first.join()
+    assert first.exitcode == 0
 
 
 def test_torch_is_single_threaded_here():

@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import weakref
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import forked
 from families import random_factors, tiny_folder
 from sordino.errors import UserError
 from sordino.evaluation import (
@@ -29,11 +27,9 @@ from sordino.evaluation.result import samples_path
 from sordino.interventions.dampening import Dampening
 from sordino.models.open import open_model
 
-SRC = Path(__file__).parents[1] / "src"
-
 
 class NeutralScorer(Scorer):
-    """Flags continuations in which a neutral letter is; slow on request, so as to be killed."""
+    """Flags continuations in which a neutral letter is."""
 
     limits = "It sees one letter."
 
@@ -41,7 +37,6 @@ class NeutralScorer(Scorer):
         return {"scorer": "neutral", "version": 1}
 
     def score(self, texts):
-        time.sleep(float(os.environ.get("SLOW_SCORER", "0")))
         return np.array([min(1.0, text.count("a") / 2) for text in texts])
 
 
@@ -138,47 +133,26 @@ def test_a_model_dampened_in_memory_is_an_arm_of_its_own(work, tmp_path):
     assert hooked.figure("perplexity", "mean").after == result.figure("perplexity", "mean").after
 
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{src!r}, {tests!r}]
-import conftest
-from test_evaluation import NeutralScorer, measures
-from sordino.evaluation import evaluate, SCORERS, Scorer
-SCORERS["neutral"] = NeutralScorer
-evaluate({after!r}, {before!r}, measures=measures({prompts!r}, {prose!r}), batch_tokens=60,
-         output=Path({output!r}))
-"""
-
-
 @pytest.mark.parametrize("batches", [2, 14])
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(work, tmp_path, monkeypatch, batches):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     after, before, chosen = work
     undisturbed, output = tmp_path / "whole" / "r.json", tmp_path / "killed" / "r.json"
     evaluate(after, before, measures=chosen, batch_tokens=60, output=undisturbed)
-    script = CHILD.format(
-        src=str(SRC),
-        tests=str(Path(__file__).parent),
-        after=str(after),
-        before=str(before),
-        prompts=chosen[0].prompts,
-        prose=chosen[1].texts,
-        output=str(output),
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "SLOW_SCORER": "0.15"}
-    )
+    score, calls = NeutralScorer.score, []
+
+    def score_or_die(self, texts):
+        calls.append(1)
+        if len(calls) > batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score(self, texts)
+
+    monkeypatch.setattr(NeutralScorer, "score", score_or_die)
+    child = forked(lambda: evaluate(after, before, measures=chosen, batch_tokens=60, output=output))
+    child.join()
+    monkeypatch.setattr(NeutralScorer, "score", score)
     journal = output.parent / ".r.json.journal"
-    try:
-        for _ in range(1200):
-            if journal.exists() and journal.read_bytes().count(b"\n") > batches + 1:
-                break
-            assert child.poll() is None
-            time.sleep(0.05)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    assert child.exitcode == -signal.SIGKILL
     assert not output.exists()
     assert journal.exists()
     with journal.open("ab") as stream:

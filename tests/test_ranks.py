@@ -220,6 +220,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_together_they_go_on_to_the_same_bytes(here):
     (here / "slow.py").write_text(SLOW)
     whole = start(here, 1, *FIND, "-o", "whole.safetensors")

@@ -1,7 +1,9 @@
 """Studies: what one intervention removes against another, and the study of all rules."""
 
+import contextlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,10 +248,19 @@ def test_mistakes_are_said_in_a_sentence(arguments, said, tmp_path, monkeypatch,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def tiny_study(tmp_path, monkeypatch):
-    """A tiny model, texts, and the arguments that make a study of it small."""
-    tiny_folder("llama", tmp_path).rename(tmp_path / "tiny")
+ARGUMENTS = [
+    *("tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--prompts", "prompts.txt"),
+    *("--texts", "prose.txt", "--ordinary-prompts", "prompts.txt", "--shuffles", "3"),
+    *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
+    *("--divergence", "0.02", "-o", "out"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder with a tiny model and texts, in which studies share their work."""
+    folder = tmp_path_factory.mktemp("studies")
+    tiny_folder("llama", folder).rename(folder / "tiny")
     files = {
         "yes.txt": sentences(50, 1),
         "no.txt": sentences(50, 2),
@@ -257,14 +268,32 @@ def tiny_study(tmp_path, monkeypatch):
         "prose.txt": sentences(40, 5, longest=20),
     }
     for name, lines in files.items():
-        (tmp_path / name).write_text("\n".join(lines) + "\n")
-    monkeypatch.chdir(tmp_path)
-    return [
-        *("tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--prompts", "prompts.txt"),
-        *("--texts", "prose.txt", "--ordinary-prompts", "prompts.txt", "--shuffles", "3"),
-        *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
-        *("--divergence", "0.02", "-o", "out"),
-    ]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def tiny_study(shared, monkeypatch):
+    """The arguments that make a study in the shared folder small."""
+    monkeypatch.chdir(shared)
+    return ARGUMENTS
+
+
+@pytest.fixture(scope="module")
+def measured(shared, tmp_path_factory):
+    """A folder in which the study of diversity is finished."""
+    folder = tmp_path_factory.mktemp("measured") / "work"
+    shutil.copytree(shared, folder, ignore=shutil.ignore_patterns("out"))
+    with contextlib.chdir(folder), contextlib.redirect_stdout(None):
+        main(["study", "diversity", *ARGUMENTS])
+    return folder
+
+
+@pytest.fixture
+def finished(measured, tmp_path, monkeypatch):
+    """The arguments of a study that is finished, in a copy of its folder."""
+    monkeypatch.chdir(shutil.copytree(measured, tmp_path / "work"))
+    return ARGUMENTS
 
 
 OWN = {"concepts": ["--concepts", "one", "--concepts", "two"], "transfer": ["--sibling", "tiny"]}
@@ -301,10 +330,9 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     assert StudyRecord.model_validate_json(file.read_text()) == record or name == "overhead"
 
 
-def test_a_finished_study_joins_another_page(tiny_study, capsys):
-    main(["study", "diversity", *tiny_study])
+def test_a_finished_study_joins_another_page(finished, capsys):
     [file] = Path("out").glob("*/diversity.json")
-    typed = shlex.join(["sordino", "study", "diversity", *tiny_study])
+    typed = shlex.join(["sordino", "study", "diversity", *finished])
     assert StudyRecord.load(file, "diversity").command == typed
     page = (Path("out") / "diversity.html").read_text()
     capsys.readouterr()
@@ -319,21 +347,20 @@ def test_a_finished_study_joins_another_page(tiny_study, capsys):
         StudyRecord.load(file, "ranking")
 
 
-def test_a_study_in_a_run_s_folder_is_on_its_page(tiny_study, capsys):
+def test_a_study_in_a_run_s_folder_is_on_its_page(finished, capsys):
     """The page has its marks, as `render` leaves them; a study asked again replaces itself."""
     marks = "<!-- studies-link --><!-- /studies-link --><!-- studies --><!-- /studies -->"
     Path("report.html").write_text(f"<p>before</p>{marks}<p>after</p>")
-    Path("out").mkdir()
-    main(["study", "dtype", *tiny_study])
+    main(["study", "diversity", *finished])
     first = Path("report.html").read_text()
     assert first.startswith("<p>before</p>")
     assert first.endswith("<p>after</p>")
-    assert 'data-tab="dtype"' in first
-    assert 'href="out/dtype.html"' in first
+    assert 'data-tab="diversity"' in first
+    assert 'href="out/diversity.html"' in first
     assert first.count('href="#studies"') == 1
     answer = capsys.readouterr().out.splitlines()[0]
     assert escape(answer) in first
-    main(["study", "dtype", *tiny_study])
+    main(["study", "diversity", *finished])
     assert Path("report.html").read_text() == first
 
 
