@@ -11,7 +11,8 @@ from packaging.requirements import Requirement
 
 from conftest import sentences
 from families import tiny_folder
-from sordino.extras import PACKAGES
+from sordino.errors import UserError
+from sordino.extras import PACKAGES, require
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -95,3 +96,19 @@ def test_the_table_in_the_docs_has_every_extra():
         for name in re.findall(r"`([\w-]+)`", line.split("|")[1])
     }
     assert named == {"all", *PACKAGES}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "command"),
+    [
+        ("/home/a/.cache/uv/archive-v0/x1", 'uvx --from "sordino[chat]" sordino …'),
+        ("/home/a/.local/pipx/.cache/x1", 'pipx run --spec "sordino[chat]" sordino …'),
+        ("/home/a/.venv", 'pip install "sordino[chat]"'),
+    ],
+)
+def test_what_is_missing_is_installed_where_sordino_runs(monkeypatch, prefix, command):
+    monkeypatch.setattr("sordino.extras.sys.prefix", prefix)
+    monkeypatch.setattr("sordino.extras.find_spec", lambda _: None)
+    with pytest.raises(UserError) as error:
+        require("chat", "The page")
+    assert str(error.value).endswith(f"{command}.")

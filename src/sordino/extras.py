@@ -1,6 +1,8 @@
 """The optional parts of Sordino, and whether what they need is installed."""
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from sordino.errors import UserError
 
@@ -39,5 +41,19 @@ def require(extra: str, what: str) -> None:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{what} needs {packages} {' and '.join(missing)}, which {verb} not installed: "
-            f'pip install "sordino[{extra}]".'
+            f"{_installing(extra)}."
         )
+
+
+def _installing(extra: str) -> str:
+    """The command that brings an extra to where Sordino runs.
+
+    What `uvx` and `pipx run` make for one command is nothing that could be installed into.
+    """
+    part = f'"sordino[{extra}]"'
+    where = Path(sys.prefix).parts
+    if "archive-v0" in where:  # of uv's cache
+        return f"uvx --from {part} sordino …"
+    if "pipx" in where:
+        return f"pipx run --spec {part} sordino …"
+    return f"pip install {part}"
