@@ -15,7 +15,7 @@ HALF = 2.0**-11  # the rounding of a normal half-precision number
 ONE_HALF_ULP = 2.0**-25  # that of a subnormal one, absolute
 FLOATS = ("F32", "F16", "BF16")
 TWO_SCALES = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
-HALVES = [kind for kind in KINDS if kind not in (*FLOATS, "MXFP4")]
+HALVES = [kind for kind in KINDS if kind not in (*FLOATS, "MXFP4", "NVFP4")]
 
 
 def values_of(kind: str, rows: np.ndarray) -> np.ndarray:
@@ -202,6 +202,32 @@ def test_mxfp4_takes_the_nearest_codes_of_the_nearest_exponent(factors, seed):
     assert rounding.scales == np.count_nonzero(changed)
     relative = errors / np.where(largest > 0, largest, 1)
     assert rounding.largest == pytest.approx(relative.max(), abs=1e-9)
+
+
+@given(factors=factors_of_rows, seed=st.integers(0, 2**32 - 1))
+def test_nvfp4_takes_the_nearest_codes_of_the_nearest_scale(factors, seed):
+    """By trying all scales that there are, as the gguf package reads them."""
+    rows = random_rows("NVFP4", len(factors), 64, seed)
+    factors = np.array(factors, np.float32)
+    edited = rows.copy()
+    rounding = scale_rows_("NVFP4", edited, factors)
+    before, after = values_of("NVFP4", rows), values_of("NVFP4", edited)
+    exact = (before * factors[:, None].astype(np.float64)).reshape(-1, 16)
+    probe = np.zeros((127, 36), np.uint8)
+    probe[:, 0], probe[:, 4] = np.arange(127), 2  # one code that stands for 1
+    sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    best = np.full(len(exact), np.inf)
+    for scale in values_of("NVFP4", probe)[:, 0]:
+        grid = scale * np.concatenate([sizes, -sizes])
+        best = np.minimum(best, (np.abs(exact[..., None] - grid).min(2) ** 2).sum(1))
+    errors = ((after.reshape(-1, 16) - exact) ** 2).sum(1)
+    assert np.all(errors <= best + 1e-9 * (exact**2).sum(1))
+    assert (edited[factors == 1] == rows[factors == 1]).all()
+    largest = np.abs(exact).max(1)
+    off = np.abs(after.reshape(-1, 16) - exact).max(1)
+    assert rounding.largest == pytest.approx(
+        (off[largest > 0] / largest[largest > 0]).max(initial=0), abs=1e-6
+    )
 
 
 def every_code() -> np.ndarray:

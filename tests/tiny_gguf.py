@@ -278,6 +278,8 @@ def random_rows(
     blocks = random.integers(0, 256, (rows, columns // weights, size), np.uint8)
     if kind == "MXFP4":
         blocks[..., 0] = random.integers(118, 130, blocks.shape[:2])
+    elif kind == "NVFP4":  # each has eight steps an octave
+        blocks[..., :4] = random.integers(60, 76, (*blocks.shape[:2], 4))
     else:
         _set_random_scales(kind, blocks, 1.0 if scale is None else scale, random)
     found = blocks.reshape(rows, -1)
@@ -286,6 +288,9 @@ def random_rows(
         if kind == "MXFP4":
             shift = round(np.log2(values.std() / 0.15))
             blocks[..., 0] = blocks[..., 0].astype(int) - shift
+        elif kind == "NVFP4":
+            shift = round(8 * np.log2(values.std() / 0.15))
+            blocks[..., :4] = blocks[..., :4].astype(int) - shift
         else:
             random = np.random.default_rng(seed)
             _set_random_scales(kind, blocks, 0.15 / values.std(), random)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sordino.edits.fp4 import COARSE, E8M0, rescale_
+from sordino.edits.fp4 import COARSE, E4M3, E8M0, Scales, rescale_
 from sordino.models.dtypes import PLAIN
 
 Rows = NDArray[np.uint8]
@@ -25,8 +25,8 @@ class Rounding:
 
     Args:
         scales: How many scales other than 0 were multiplied by a factor other than 0 and 1.
-        largest: The largest error of one, relative to its exact value. For MXFP4, whose codes are
-            rounded, the largest error of a weight relative to the largest one of its block.
+        largest: The largest error of one, relative to its exact value. For 4-bit floats, whose
+            codes are rounded, the largest error of a weight relative to the largest of its block.
         coarse: How many are off by more than 1 %.
         zeroed: How many of those became 0, and their blocks' weights with them.
         overflowed: How many became infinite (also of the weights of F32, F16 and BF16).
@@ -90,9 +90,26 @@ _FLOATS = {kind: PLAIN[kind] for kind in ("F32", "F16", "BF16")}
 # IQ1_M spreads its scale over the highest four bits of four 16-bit words at a block's end.
 _IQ1_M_SIZE, _IQ1_M_WORDS = 56, 48
 _IQ1_M_SHIFTS = np.array([0, 4, 8, 12], np.uint16)
-_MXFP4_SIZE = 17
 
-KINDS = (*_FLOATS, *_HALVES, "IQ1_M", "MXFP4")
+
+@dataclass(frozen=True)
+class _Fp4Layout:
+    """How a block of 4-bit floats is laid out: its scales, then the codes under each of them.
+
+    Args:
+        size: Bytes of a block.
+        scales: How many scales it has.
+        kind: Their type.
+    """
+
+    size: int
+    scales: int
+    kind: Scales
+
+
+_FP4 = {"MXFP4": _Fp4Layout(17, 1, E8M0), "NVFP4": _Fp4Layout(36, 4, E4M3)}
+
+KINDS = (*_FLOATS, *_HALVES, "IQ1_M", *_FP4)
 """The tensor types whose rows can be multiplied."""
 
 
@@ -101,8 +118,8 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
 
     A scale is multiplied exactly (in float64) and rounded once to half precision; a weight of F32,
     F16 or BF16 is multiplied in float32 and rounded once. Rows with a factor of 1 keep their bytes,
-    and those with a factor of 0 become zeros. MXFP4's scales are powers of two: block by block, its
-    rows take the power and the codes that come nearest (in the mean square).
+    and those with a factor of 0 become zeros. 4-bit floats (MXFP4, NVFP4) take, block by block, the
+    scale and the codes that come nearest (in the mean square).
 
     Args:
         kind: The tensor's type, one of `KINDS`.
@@ -134,8 +151,8 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
         return rounding
     if kind == "IQ1_M":
         return _scale_iq1_m_(rows, factors, changed)
-    if kind == "MXFP4":
-        return _scale_mxfp4_(rows, factors)
+    if kind in _FP4:
+        return _scale_fp4_(kind, rows, factors)
     raise ValueError(f"{kind} cannot be scaled")
 
 
@@ -194,9 +211,15 @@ def _scale_iq1_m_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> R
     return rounding
 
 
-def _scale_mxfp4_(rows: Rows, factors: Factors) -> Rounding:
-    blocks = rows.reshape(len(rows), -1, _MXFP4_SIZE)
-    found = rescale_(blocks[:, :, 1:], blocks[:, :, 0], factors, E8M0)
+def _scale_fp4_(kind: str, rows: Rows, factors: Factors) -> Rounding:
+    layout = _FP4[kind]
+    blocks = rows.reshape(len(rows), -1, layout.size)
+    count = layout.scales
+    scales = blocks[:, :, :count].reshape(len(rows), -1)
+    codes = blocks[:, :, count:].reshape(*scales.shape, -1)
+    found = rescale_(codes, scales, factors, layout.kind)
+    blocks[:, :, :count] = scales.reshape(*blocks.shape[:2], count)
+    blocks[:, :, count:] = codes.reshape(*blocks.shape[:2], -1)
     return Rounding(
         scales=found.blocks,
         largest=found.largest,

@@ -33,7 +33,7 @@ from sordino.progress import track
 
 # What rounding explains of a difference, relative to the largest weight of a row, and at least; see
 # `FileVerification`.
-_UNITS = {"BF16": 2.0**-8, "MXFP4": 2.0**-2}
+_UNITS = {"BF16": 2.0**-8, "MXFP4": 2.0**-2, "NVFP4": 2.0**-2}
 _UNIT, _SMALLEST = 2.0**-9, 2.0**-12
 _CHUNK = 8 * 2**20
 # Where llama.cpp's graph takes a bias for each matrix of the feed-forward part, and transformers'
@@ -359,8 +359,8 @@ class FileVerification:
         weights: The number of weights that were compared: those of all changed tensors.
         others_equal: Whether every other tensor has the same bytes in both.
         share_of_rounding: The largest difference in a row as a share of what rounding explains
-            there: 2⁻⁹ (2⁻⁸ for BF16, 2⁻² for MXFP4, whose codes are rounded) of its largest
-            weight, and 2⁻¹² for scales that are too small for all digits.
+            there: 2⁻⁹ (2⁻⁸ for BF16, 2⁻² for MXFP4 and NVFP4, whose codes are rounded) of its
+            largest weight, and 2⁻¹² for scales that are too small for all digits.
     """
 
     largest_difference: float
