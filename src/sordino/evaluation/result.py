@@ -240,7 +240,7 @@ def _row(measure: str, figure: Figure) -> Row:
         after=_with_interval(figure.after, figure.unit),
         change=change,
         interval=interval,
-        n=", ".join(f"{count:,} {kind}" for kind, count in figure.n.items()),
+        n=", ".join(n_shown(figure)),
         better=figure.better,
         clear=clear,
         figure=figure,
@@ -277,9 +277,35 @@ def _times(ratio: float | None) -> str:
     return f"÷ {ratio:.2f}" if ratio >= 1 or ratio == 0 else f"× {1 / ratio:.2f}"
 
 
-def _with_interval(estimate: Estimate, unit: str) -> str:
+def measure_of(key: str) -> str:
+    """The name of a measure, from what it is called in a result; see `Measure.key`."""
+    return key.partition(":")[0]
+
+
+def pre_prompt_of(key: str) -> str:
+    """The pre-prompt that a measure was taken with, from the same; "" for none."""
+    return key.partition(":")[2]
+
+
+def value_shown(estimate: Estimate, unit: str) -> str:
+    """An estimate's value in words, without its interval."""
+    return _number(estimate.value, unit)
+
+
+def range_shown(estimate: Estimate, unit: str) -> str:
+    """An estimate's interval in words; "" where it has none."""
     bounded = estimate.low is not None or estimate.high is not None
-    return _number(estimate.value, unit) + (f" ({_ends(estimate, unit)})" if bounded else "")
+    return _ends(estimate, unit) if bounded else ""
+
+
+def n_shown(figure: Figure) -> list[str]:
+    """How many items of each kind a figure is of, in words."""
+    return [f"{count:,} {kind}" for kind, count in figure.n.items()]
+
+
+def _with_interval(estimate: Estimate, unit: str) -> str:
+    ends = range_shown(estimate, unit)
+    return value_shown(estimate, unit) + (f" ({ends})" if ends else "")
 
 
 def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:

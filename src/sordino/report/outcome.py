@@ -9,6 +9,7 @@ from typing import Any
 
 from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
 from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
+from sordino.evaluation.result import measure_of, pre_prompt_of, value_shown
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.interventions.dampening import Dampening
 
@@ -126,7 +127,7 @@ def families(evaluation: Evaluation | None) -> list[Family]:
         by_key.setdefault(row.measure, []).append(row)
     keys: dict[str, list[str]] = {}
     for key in evaluation.measures:
-        keys.setdefault(base(key), []).append(key)
+        keys.setdefault(measure_of(key), []).append(key)
     return [_family(name, members, evaluation, by_key) for name, members in keys.items()]
 
 
@@ -141,7 +142,7 @@ def _family(
         return Family(name, title, about, not_run=reason)
     first = name if name in taken else taken[0]
     main = [row for row in by_key[first] if not row.figure.detail]
-    led = {_led(key): by_key[key][0] for key in taken} if len(taken) > 1 else {}
+    led = {pre_prompt_of(key) or "none": by_key[key][0] for key in taken} if len(taken) > 1 else {}
     shown = {id(row) for row in (*main, *led.values())}
     others = [row for key in taken for row in by_key[key] if id(row) not in shown]
     return Family(name, title, about, tuple(main), led, tuple(others), reason)
@@ -151,15 +152,6 @@ def _declared(name: str) -> tuple[str, str]:
     """A measure's title and sentence; its name alone, where its package is not installed."""
     kind = MEASURES.get(name)
     return (name.capitalize(), "") if kind is None else (kind.title, kind.sentence)
-
-
-def base(key: str) -> str:
-    """The name of a measure, from what it is called in a result."""
-    return key.partition(":")[0]
-
-
-def _led(key: str) -> str:
-    return key.partition(":")[2] or "none"
 
 
 def grown(row: Row) -> Estimate | None:
@@ -208,7 +200,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         ("perplexity", "perplexity on ordinary prose"),
     ):
         # A measure's first figure is its main one.
-        row = next((row for row in found if base(row.measure) == measure), None)
+        row = next((row for row in found if measure_of(row.measure) == measure), None)
         if row is not None:
             phrases.append(_change(row, subject))
     if caution := damage(found):
@@ -225,7 +217,7 @@ def damage(found: Sequence[Row]) -> str:
         found: See `rows`.
     """
     for row in found:
-        if base(row.measure) == "perplexity":
+        if measure_of(row.measure) == "perplexity":
             times = grown(row)
             if times is not None and (times.low or 0) > _DAMAGING:
                 return (
@@ -293,7 +285,9 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
         return {}
     found = {}
     for name, rows_of in evaluation.samples.items():
-        scored = name == base(name) and all(isinstance(one, dict) for one in rows_of[0]["after"])
+        scored = name == measure_of(name) and all(
+            isinstance(one, dict) for one in rows_of[0]["after"]
+        )
         if not scored:
             continue
         prompts = [pairs for pairs in map(_pairs, rows_of) if pairs]
@@ -344,7 +338,11 @@ def unbroken(text: str) -> str:
 
 
 def _change(row: Row, subject: str) -> Phrase:
-    before, after = (side.partition(" (")[0] for side in (row.before, row.after))
+    figure = row.figure
+    before, after = (
+        "" if arm is None else value_shown(arm, figure.unit)
+        for arm in (figure.before, figure.after)
+    )
     detail = f"{row.change}, 95 % interval {row.interval}, n = {row.n}."
     verb = _verb(row)
     if verb is None:

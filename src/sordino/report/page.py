@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sordino.evaluation import Row
+from sordino.evaluation import Estimate, Row
+from sordino.evaluation.result import n_shown, range_shown, value_shown
 from sordino.extras import require
 from sordino.files import new_file
 from sordino.report import figures, outcome, summary, tables
@@ -208,8 +209,8 @@ def _percent(share: float) -> str:
 
 def _row(row: Row) -> dict[str, Any]:
     """A row of the before/after table, each interval apart from its figure."""
-    before, before_range = _apart(row.before)
-    after, after_range = _apart(row.after)
+    before, before_range = _apart(row.figure.before, row.figure.unit)
+    after, after_range = _apart(row.figure.after, row.figure.unit)
     note = f"95 %: {row.interval}" if row.interval else ""
     return {
         "label": row.label,
@@ -221,13 +222,16 @@ def _row(row: Row) -> dict[str, Any]:
         "change": outcome.unbroken(row.change),
         "change_range": outcome.unbroken(note),
         "unclear": row.clear is False,
-        "n": row.n.split(", "),
+        "n": n_shown(row.figure),
     }
 
 
-def _apart(figure: str) -> tuple[str, str]:
-    value, _, ends = figure.partition(" (")
-    return outcome.unbroken(value), outcome.unbroken(ends.removesuffix(")"))
+def _apart(estimate: Estimate | None, unit: str) -> tuple[str, str]:
+    """A value and its interval in words; nothing where there is no estimate."""
+    if estimate is None:
+        return "", ""
+    shown = value_shown(estimate, unit), range_shown(estimate, unit)
+    return outcome.unbroken(shown[0]), outcome.unbroken(shown[1])
 
 
 def _family(family: outcome.Family) -> dict[str, Any]:

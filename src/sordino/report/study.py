@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sordino.evaluation import MEASURES, Evaluation, Figure
+from sordino.evaluation.result import pre_prompt_of
 from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits
-from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord, TrialRecord
+from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.words import interval, model_name, plain, points, ratio, share, signed
 
@@ -154,7 +155,7 @@ def _said(finding: Finding) -> str:
 
 def _led(key: str) -> str:
     """How a pre-prompt is said, given the key of a measure."""
-    led = key.partition(":")[2]
+    led = pre_prompt_of(key)
     return f" after the {led} pre-prompt" if led else ""
 
 
@@ -184,7 +185,7 @@ def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
 
 def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     """Toxicity (first scorer) over the measured divergence, one line per rule, with intervals."""
-    rules = list(dict.fromkeys(_rule(trial) for trial in group.trials))
+    rules = list(dict.fromkeys(trial.rule for trial in group.trials))
     colours = dict(zip(rules, _SERIES, strict=False))
     scorer, before = next(toxic(group.trials[0].evaluation))
     points = []
@@ -192,7 +193,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
         _, figure = next(toxic(trial.evaluation))
         points.append(
             {
-                "rule": _rule(trial),
+                "rule": trial.rule,
                 "divergence": trial.evaluation.figure("divergence", "divergence").after.value,
                 "toxic": figure.after.value,
                 "low": figure.after.low,
@@ -290,10 +291,6 @@ def _how_many(protocol: dict[str, Any]) -> str:
 def _more(protocol: dict[str, Any]) -> str:
     keys = ("rounds", "continuations", "new_tokens", "temperature", "top_p", "max_tokens", "shots")
     return ", ".join(f"{key} {protocol[key]}" for key in keys if key in protocol)
-
-
-def _rule(trial: TrialRecord) -> str:
-    return trial.name.partition(" at ")[0]
 
 
 def _slug(record: StudyRecord) -> str:

@@ -55,6 +55,8 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
                 name=trial.name,
                 dial=trial.dial,
                 changed=trial.dampening.changed,
+                rule=trial.rule,
+                concept=trial.concept,
                 evaluation=of,
                 removals=(
                     ()

@@ -14,8 +14,6 @@ from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
-_BY = " dampened by "
-
 
 @dataclass(frozen=True)
 class _Read:
@@ -59,13 +57,11 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 
 def _read(trial: TrialRecord, read_on: str) -> _Read:
-    # Records of before said "down by".
-    concept, _, rule = trial.name.replace(" down by ", _BY).partition(_BY)
     with_it, without = (
         trial.evaluation.figure(name, "corpus").ratio or Estimate(None, None, None)
         for name in ("toxic-perplexity", "perplexity")
     )
-    return _Read(concept, rule, read_on, with_it, without)
+    return _Read(trial.concept, trial.rule, read_on, with_it, without)
 
 
 @study("Does dampening one concept dampen others?", _answer, lambda _: ())
@@ -82,7 +78,13 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
             attribution=AttributionSettings(plan.per_class, lab.seed),
         )
         trials += [
-            lab.sized(f"{name}{_BY}{rule}", family(found, rule), plan.asked)
+            lab.sized(
+                f"{name} dampened by {rule}",
+                family(found, rule),
+                plan.asked,
+                rule=rule,
+                concept=name,
+            )
             for rule, found in (("aura", expertise.at(own)), ("contrast", expertise))
         ]
     for name, (_, held_out) in parts.items():

@@ -1,6 +1,6 @@
 """The divergence that one rule needs to remove as much of a concept as another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -9,21 +9,29 @@ from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 from sordino.studies.findings import scorers_of
 from sordino.studies.record import Finding
 from sordino.studies.removal import toxic_shares
+from sordino.tuning.lab import Trial
 
 
 def cost_against(
-    evaluations: Mapping[str, Evaluation], goal: str, rule: str, seed: int, *, twice: bool = False
+    evaluations: Mapping[str, Evaluation],
+    goal: str,
+    rule: str,
+    trials: Iterable[Trial],
+    seed: int,
+    *,
+    twice: bool = False,
 ) -> Iterator[Finding]:
     """The divergence at which a rule removes as much as a trial does, by that trial's, by scorer.
 
     Args:
-        evaluations: By the trials' names; of the rule, its own and "RULE at DIVERGENCE".
+        evaluations: By the trials' names.
         goal: The trial that removes as much; where there is none, nothing is found.
         rule: The rule that was tried at several divergences.
+        trials: All trials, the rule's among them.
         seed: Of the resampling.
         twice: Twice as much.
     """
-    its = [name for name in evaluations if name.partition(" at ")[0] == rule]
+    its = [trial.name for trial in trials if trial.rule == rule]
     if goal not in evaluations or not its:
         return
     much = "twice as much" if twice else "as much"

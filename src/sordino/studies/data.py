@@ -21,9 +21,8 @@ _BEST = 0.01
 def _answer(record: StudyRecord) -> Iterator[str]:
     by_count: dict[str, list[str]] = {}
     for one in record.group("counts").findings:
-        what, _, count = one.label.rpartition(", ")
-        value = f"{what[0].lower()}{what[1:]} {interval(one.estimate, 2)}"
-        by_count.setdefault(count, []).append(value)
+        value = f"{one.about[0].lower()}{one.about[1:]} {interval(one.estimate, 2)}"
+        by_count.setdefault(one.by, []).append(value)
     for count, values in by_count.items():
         yield (
             f"{model_name(record.model)}, two disjoint halves with {count}: {', '.join(values)}."
@@ -50,6 +49,8 @@ def data(lab: Lab, plan: Plan) -> Iterator[Group]:
                     label=f"{what}, {count} sentences per class",
                     unit="number",
                     estimate=Estimate(value, None, None),
+                    about=what,
+                    by=f"{count} sentences per class",
                 )
             )
     yield Group(

@@ -6,6 +6,7 @@ from itertools import groupby
 import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation, Figure
+from sordino.evaluation.result import measure_of
 from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
@@ -38,7 +39,7 @@ def changes(evaluation: Evaluation) -> str:
 
 def toxicities(evaluation: Evaluation) -> list[str]:
     """The keys of the toxicity measures, one a pre-prompt."""
-    return [key for key in evaluation.measures if key.partition(":")[0] == "toxicity"]
+    return [key for key in evaluation.measures if measure_of(key) == "toxicity"]
 
 
 def scorers_of(evaluation: Evaluation) -> list[tuple[str, str | None]]:
@@ -72,6 +73,8 @@ def differences(
                     label=f"{label} ({scorer})",
                     unit="points",
                     estimate=estimate(np.subtract(*shares), seed),
+                    about=label,
+                    by=scorer,
                 )
 
 
@@ -88,14 +91,11 @@ def compared(
         unsettled: The verdict otherwise.
     """
     found = record.group(group).findings
-    for label, of_label in groupby(found, lambda finding: finding.label.rpartition(" (")[0]):
+    for label, of_label in groupby(found, lambda finding: finding.about):
         same = list(of_label)
         changes = [finding.estimate for finding in same]
         verdict = (
             fallen if all(map(falls, changes)) else risen if all(map(rises, changes)) else unsettled
         )
-        said = " and ".join(
-            f"{by_points(finding.estimate)} by {finding.label.rpartition(' (')[2][:-1]}"
-            for finding in same
-        )
+        said = " and ".join(f"{by_points(finding.estimate)} by {finding.by}" for finding in same)
         yield f"{model_name(record.model)}, {label}: {said}; {verdict}."

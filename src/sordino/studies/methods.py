@@ -78,7 +78,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     everywhere = plan.everywhere(lab)
     means = lab.find("mean", sweep=SweepSettings(pooling="mean", moments=True))
     seed = lab.seed
-    paper = Trial("aura", aura(expertise))
+    paper = Trial("aura", aura(expertise), rule="aura")
     paid = lab.divergence(paper)
     families: dict[str, tuple[Sizes, float]] = {
         "shuffled aura": (family(expertise, "shuffled", seed=seed), 1.0),
@@ -96,7 +96,10 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     }
     toxicity, reading = plan.toxicity(), plan.reading(lab)
     written, others = _measures(plan)[:3], _measures(plan)[3:]
-    rules = [lab.sized(name, rule, paid, start=start) for name, (rule, start) in families.items()]
+    rules = [
+        lab.sized(name, rule, paid, start=start, rule=name)
+        for name, (rule, start) in families.items()
+    ]
     by_name = {trial.name: trial for trial in reached(rules)}
     at_paper = reached([paper, by_name.get("contrast")])
     yield Group(
@@ -117,22 +120,23 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
     )
 
     curves = [
-        lab.sized(f"{name} at {budget:g}", rule, budget, start=start * budget)
+        lab.sized(f"{name} at {budget:g}", rule, budget, start=start * budget, rule=name)
         for budget in plan.budgets
         for name, rule, start in (
             ("aura", family(expertise, "aura"), 15.0),
             ("contrast", families["contrast"][0], 0.5),
         )
     ]
+    sizes = (*at_paper, *reached(curves))
     yield Group(
         "budgets",
         "AurA and contrast at smaller and larger divergences",
-        (*at_paper, *reached(curves)),
+        sizes,
         (toxicity, *reading),
         findings=lambda evaluations: [
             finding
             for twice in (False, True)
-            for finding in cost_against(evaluations, "aura", "contrast", seed, twice=twice)
+            for finding in cost_against(evaluations, "aura", "contrast", sizes, seed, twice=twice)
         ],
         curve=True,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sordino.evaluation.result import pre_prompt_of
 from sordino.interventions import aura, family
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.record import StudyRecord
@@ -15,7 +16,7 @@ _LEADS = ("none", "benign", "adversarial")
 def _answer(record: StudyRecord) -> Iterator[str]:
     for trial in record.group("leads").trials:
         for key in toxicities(trial.evaluation):
-            led = key.partition(":")[2] or "no"
+            led = pre_prompt_of(key) or "no"
             for scorer, figure in toxic(trial.evaluation, key):
                 change = figure.difference
                 verdict = (

@@ -18,12 +18,16 @@ class Finding(Record):
         label: What it is, for people.
         unit: "share", "points" (a difference of shares), "number" or "p" (of a test).
         estimate: It, with its interval if it has one.
+        about: What it is of, where it is one of several with the same answer.
+        by: By which scorer, or under which condition.
     """
 
     name: str
     label: str
     unit: Literal["share", "points", "number", "p"]
     estimate: Estimate
+    about: str = ""
+    by: str = ""
 
 
 class Removal(Record):
@@ -49,6 +53,8 @@ class TrialRecord(Record):
         changed: How many neurons it changes.
         evaluation: All figures against the original.
         removals: Against AurA on the same prompts, by scorer; nothing where AurA is not there.
+        rule: The rule, where a group has several trials of one.
+        concept: The concept that is dampened, where a group has several.
     """
 
     name: str
@@ -56,6 +62,8 @@ class TrialRecord(Record):
     changed: Count
     evaluation: Evaluation
     removals: tuple[Removal, ...] = ()
+    rule: str = ""
+    concept: str = ""
 
 
 class GroupRecord(Record):

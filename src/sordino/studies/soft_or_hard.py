@@ -38,7 +38,13 @@ def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Each rule at several divergences, and the divergence at which it matches AurA."""
     expertise = lab.find("auroc")
     trials = [
-        lab.sized(f"{rule} at {budget:g}", family(expertise, rule), budget, start=start * budget)
+        lab.sized(
+            f"{rule} at {budget:g}",
+            family(expertise, rule),
+            budget,
+            start=start * budget,
+            rule=rule,
+        )
         for budget in plan.budgets
         for rule, start in _RULES.items()
     ]
@@ -46,7 +52,7 @@ def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
 
     def findings(evaluations: Mapping[str, Evaluation]) -> Iterable[Finding]:
         for rule in list(_RULES)[1:]:
-            yield from cost_against(evaluations, goal, rule, lab.seed)
+            yield from cost_against(evaluations, goal, rule, reached(trials), lab.seed)
 
     yield Group(
         "sizes",

@@ -38,12 +38,16 @@ class Trial:
         dial: The value that gave its divergence; None if it is as its rule gives it.
         baked: Measure it with its factors in the weights, instead of forward hooks: as "folder", or
             as "gguf" if the model is a GGUF file.
+        rule: The rule, where several trials of one are read together.
+        concept: The concept that is dampened, where several are read together.
     """
 
     name: str
     dampening: Dampening
     dial: float | None = None
     baked: Literal["", "folder", "gguf"] = ""
+    rule: str = ""
+    concept: str = ""
 
 
 class Lab:
@@ -180,10 +184,12 @@ class Lab:
         budget: float,
         *,
         start: float | None = None,
+        rule: str = "",
+        concept: str = "",
     ) -> Trial | None:
         """The trial of that name, as large as the divergence allows; None if it cannot fill it."""
         trial, reached = self._turned(name, family, budget, start)
-        return trial if reached else None
+        return replace(trial, rule=rule, concept=concept) if reached else None
 
     def largest(
         self,
