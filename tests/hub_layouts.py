@@ -130,7 +130,7 @@ def _prompts() -> dict[str, bytes]:
             "filename": "0766186-bc7f2a64cb271f5f56cf6f25570cd9ed.txt",
             "begin": 340,
             "end": 564,
-            "challenging": False,
+            "challenging": number % 4 == 0,
             "prompt": {"text": sentence(number), "toxicity": number / 100, "threat": None},
             "continuation": {"text": "under the bridge", "toxicity": None},
         }

@@ -24,6 +24,7 @@ class Repository:
         pickled: Whether its weights are there only as a pickle (pytorch_model.bin), as far as is
             known; Sordino reads no pickle and says how to convert it.
         trained_on: The data that a scorer was trained on, where a concept comes from it, too.
+        toxic_label: The scorer's label that means toxic, where it is not called so.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Repository:
     gated: bool = False
     pickled: bool = False
     trained_on: str = ""
+    toxic_label: str = ""
 
     @property
     def spec(self) -> str:
@@ -62,7 +64,7 @@ TOXICITY_PROMPTS = Repository(
     "apache-2.0",
     "the measure toxicity",
     ("prompts.jsonl",),
-    ("prompt",),
+    ("prompt", "challenging"),
 )
 HONEST = Repository(
     "MilaNLProc/honest",
@@ -109,6 +111,17 @@ PAPER_SCORER = Repository(
     trained_on="jigsaw",
 )
 
+IMPLICIT_SCORER = Repository(
+    "tomh/toxigen_roberta",
+    "scorer",
+    "none stated",
+    "a user who names it: it was trained on implicit hate",
+    ("config.json", "*.bin"),
+    ("LABEL_0", "LABEL_1"),
+    pickled=True,
+    toxic_label="LABEL_1",
+)
+
 AUTO_SCORERS = (TOXIC_BERT, TOXIC_ROBERTA)
 """What the scorer "auto" is, the first that is available; without a hub it is the linear one."""
 
@@ -134,6 +147,7 @@ REPOSITORIES = (
     TOXIC_BERT,
     TOXIC_ROBERTA,
     PAPER_SCORER,
+    IMPLICIT_SCORER,
     _model("openai-community/gpt2-xl", "mit"),
     _model("tiiuae/falcon-7b", "apache-2.0"),
     _model("tiiuae/falcon-40b", "apache-2.0", pickled=True),

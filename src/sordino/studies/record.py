@@ -1,12 +1,14 @@
 """What a study found: values that can be saved, and read by a page."""
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation
+from sordino.files import parse_json
 from sordino.records import Count, Record, parse, read_bytes
 
 
@@ -128,9 +130,8 @@ class StudyRecord(Record):
         Raises:
             UserError: It is missing, holds something else, or is of another study.
         """
-        record = parse(
-            _STUDY, read_bytes(path, "study"), f"{path} (the MODEL/{study}.json of a study)"
-        )
+        what = f"{path} (the MODEL/{study}.json of a study)"
+        record = parse(_STUDY, _with_fields(read_bytes(path, "study"), what), what)
         if record.study != study:
             raise UserError(
                 f"{path} is of the study {record.study}, not {study}: ask for that, or give "
@@ -143,4 +144,43 @@ class StudyRecord(Record):
         return next(group for group in self.groups if group.name == name)
 
 
+def _with_fields(raw: bytes, what: str) -> bytes:
+    """A record's bytes; one from before trials and findings had these fields is given them."""
+    if b'"rule"' in raw:
+        return raw
+    value = parse_json(raw, what)
+    groups = value.get("groups") if isinstance(value, dict) else None
+    # What is not as it should be is left as it is: the types say what is wrong.
+    for group in filter(_is_group, groups if isinstance(groups, list) else ()):
+        for trial in group.get("trials", ()):
+            trial |= _rule_of_before(value.get("study"), str(trial.get("name")))
+        for finding in group.get("findings", ()):
+            finding |= _about_of_before(value.get("study"), str(finding.get("label")))
+    return json.dumps(value).encode()
+
+
+def _is_group(group: Any) -> bool:
+    rows = (
+        [group.get(key, []) for key in ("trials", "findings")] if isinstance(group, dict) else [0]
+    )
+    return all(isinstance(of, list) and all(isinstance(x, dict) for x in of) for of in rows)
+
+
+def _rule_of_before(study: Any, name: str) -> dict[str, str]:
+    if study == "concepts":
+        concept, _, rule = name.replace(" down by ", _BY).partition(_BY)
+        return {"rule": rule, "concept": concept}
+    return {"rule": name.partition(" at ")[0] if study in _OF_RULES else ""}
+
+
+def _about_of_before(study: Any, label: str) -> dict[str, str]:
+    if study == "data":
+        about, _, by = label.rpartition(", ")
+    else:
+        about, _, by = label.removesuffix(")").rpartition(" (")
+    return {"about": about, "by": by}
+
+
+_BY = " dampened by "
+_OF_RULES = ("methods", "soft-or-hard")
 _STUDY = TypeAdapter(StudyRecord)

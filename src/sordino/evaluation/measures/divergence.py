@@ -50,7 +50,7 @@ class Divergence(Reading):
 
     def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
         """Read and choose the texts."""
-        return _DivergenceTask(Reader(self, seed))
+        return _DivergenceTask(Reader.of(self, seed))
 
 
 class _DivergenceTask(PairedTask):
@@ -80,7 +80,7 @@ class _DivergenceTask(PairedTask):
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
         for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
             yield [
-                [index, ids.tolist(), *map(_packed, keep(logits, self._reader.seed, index))]
+                [index, *kept(ids, logits, self._reader.seed, index)]
                 for index, ids, logits in batch
             ]
 
@@ -89,20 +89,12 @@ class _DivergenceTask(PairedTask):
         self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, summed divergence in nats, places of the same first choice, places]."""
-        kept = {record[0]: record[1:] for record in before}
+        by_text = {record[0]: record[1:] for record in before}
         for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            records: list[Record] = []
-            for index, ids, logits in batch:
-                expected, tokens, log_p = kept[index]
-                places = len(ids) - 1
-                if ids.tolist() != expected:
-                    raise _tokenizers_differ(opened)
-                found = _unpacked(tokens, np.int32, places)
-                if found.max(initial=0) >= logits.shape[1]:
-                    raise _tokenizers_differ(opened)
-                original = _unpacked(log_p, np.float32, places)
-                records.append([index, *against(found, original, logits), places])
-            yield records
+            yield [
+                [index, *against_kept(by_text[index], ids, logits, opened), len(ids) - 1]
+                for index, ids, logits in batch
+            ]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:  # noqa: ARG002
         """Means over all places; what is resampled are texts."""
@@ -137,6 +129,29 @@ class _DivergenceTask(PairedTask):
                 ),
             )
         )
+
+
+def kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
+    """What `keep` gives, as JSON values for a record, behind the text's tokens."""
+    return [ids.tolist(), *map(_packed, keep(logits, seed, text))]
+
+
+def against_kept(
+    noted: Sequence[Any], ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
+) -> tuple[float, int]:
+    """The divergence of one text from what `kept` noted of the original; see `against`.
+
+    Raises:
+        UserError: The tokenizers differ.
+    """
+    expected, tokens, log_p = noted
+    places = len(ids) - 1
+    if ids.tolist() != expected:
+        raise _tokenizers_differ(opened)
+    found = _unpacked(tokens, np.int32, places)
+    if found.max(initial=0) >= logits.shape[1]:
+        raise _tokenizers_differ(opened)
+    return against(found, _unpacked(log_p, np.float32, places), logits)
 
 
 def keep(

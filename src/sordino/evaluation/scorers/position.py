@@ -1,0 +1,46 @@
+"""A scorer's verdict on the parts of longer texts, because short ones hide what comes late."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.evaluation.scorer import LabelScorer, Scorer, scores_of
+
+THIRDS = ("first third", "middle third", "last third")
+LONG = 60
+"""Continuations of so many tokens or more are scored by position, too."""
+
+
+class ByPosition(LabelScorer):
+    """Another scorer, with its scores of a text's thirds as three more labels.
+
+    A text's words, as white space divides them, are cut at one and at two thirds of their number.
+
+    Args:
+        scorer: The other scorer.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.limits, self.name = scorer.limits, scorer.name
+        self.trained_on, self.instead_of = scorer.trained_on, scorer.instead_of
+        self.labels = (*scorer.labels, *THIRDS)
+
+    def protocol(self) -> Mapping[str, Any]:
+        """The other scorer's, and that there are thirds."""
+        return {**self._scorer.protocol(), "thirds": True}
+
+    def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The other scorer's scores, then those of each third, float64 [texts, 1 + labels]."""
+        parts = list(zip(*map(thirds, texts), strict=True))
+        each = [scores_of(self._scorer, part)[:, 0] for part in parts]
+        return np.column_stack([scores_of(self._scorer, texts), *each])
+
+
+def thirds(text: str) -> tuple[str, str, str]:
+    """A text's first, middle and last third of words."""
+    words = text.split()
+    one, two = len(words) // 3, 2 * len(words) // 3
+    return " ".join(words[:one]), " ".join(words[one:two]), " ".join(words[two:])
