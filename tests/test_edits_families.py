@@ -75,12 +75,25 @@ PATTERNS = (None, "attention", "all", ".")
 def test_a_router_is_never_a_site(name, pattern):
     model = tiny_model(name)
     sites = {site.path for site in find_sites(model, pattern)}
-    experts = {site.experts for site in find_sites(model, pattern)} - {0}
-    assert experts == {4}
+    assert 4 in {site.experts for site in find_sites(model, pattern)}
     for path, module in model.named_modules():
         out = getattr(module, "out_features", None)
         if out == 4 or "router" in path or path.endswith((".gate", "shared_expert_gate")):
             assert path not in sites, path
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    ("name", "carriers"),
+    [("gemma3n_text", {"altup", "laurel"}), ("deepseek_v4", {"attn_hc", "ffn_hc"})],
+)
+def test_what_carries_the_residual_stream_is_never_a_site(name, carriers, pattern):
+    model = tiny_model(name)
+    layer = model.model.layers[0]
+    assert carriers <= {child for child, _ in layer.named_children()}
+    kinds = {site.kind for site in find_sites(model, pattern)}
+    assert not [kind for kind in kinds if carriers & set(kind.split("."))]
+    assert any("proj" in kind for kind in kinds)
 
 
 def test_what_has_nothing_but_mixers_says_so():

@@ -7,11 +7,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from families import tiny_folder, tiny_model
+from sordino.edits import bake
 from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
 from sordino.interventions import Dampening
-from sordino.models.open import empty_model
+from sordino.models.open import empty_model, open_model
 from sordino.models.reference import resolve
 
 
@@ -82,6 +83,36 @@ def test_matrices_that_are_split_while_loading(tmp_path):
     assert names == {site.replace("up_proj", "gate_up_proj")}
     for name, expected in _scaled_by_hand(model, scales).items():
         assert torch.equal(loaded[name], expected), name
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_experts_that_are_turned_while_loading_where_their_shape_says_so(turned, tmp_path):
+    folder = tiny_folder("qwen3_vl_moe", tmp_path)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    experts = [name for name in tensors if ".mlp.experts." in name]
+    if turned:  # as the model's makers store them
+        tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in experts}
+        save_file(tensors, path, metadata={"format": "pt"})
+    before = open_model(folder).model.state_dict()
+    site = "model.language_model.layers.1.mlp.experts.gate_up_proj"
+    factors = torch.rand(4, 48)
+    bake(folder, Dampening({site: factors.flatten().numpy()}, "aura"), tmp_path / "baked")
+    after = open_model(tmp_path / "baked").model.state_dict()
+    for name, weight in before.items():
+        expected = weight * factors[:, :, None] if name == site else weight
+        assert torch.equal(after[name], expected), name
+    [changed] = [n for n in experts if n.endswith("layers.1.mlp.experts.gate_up_proj")]
+    assert load_file(tmp_path / "baked" / "model.safetensors")[changed].shape == (
+        (4, 32, 48) if turned else (4, 48, 32)
+    )
+
+
+def test_a_turned_tensor_of_unknown_shape_is_refused():
+    model = tiny_model("qwen3_vl_moe").to("meta")
+    name = "model.language_model.layers.1.mlp.experts.down_proj"
+    with pytest.raises(UserError, match="stored in another shape"):
+        on_disk(model, {name: torch.ones(4, 32, 1)}, model.state_dict())
 
 
 def test_a_shared_weight_is_refused():

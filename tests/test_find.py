@@ -52,6 +52,17 @@ def plain_responses(opened, concept, pool=lambda z: z.amax(1), max_tokens=128):
 
 def expert_outputs(module, states, index=None, weights=None):
     """By matrix, what each expert puts out for the tokens routed to it, from the module's input."""
+    kind = type(module).__name__
+    if kind == "InklingSharedExperts":  # all get every token, each times a factor of its own
+        x, gammas = states.reshape(-1, states.shape[-1]), index.reshape(-1, module.n_shared_experts)
+        found = {"gate_proj": [], "up_proj": [], "down_proj": []}
+        for expert in range(module.n_shared_experts):
+            opened, passed = (x @ getattr(module, f"{n}_proj")[expert].T for n in ("gate", "up"))
+            inner = module.act_fn(opened) * passed * gammas[:, expert : expert + 1]
+            outputs = (opened, passed, inner @ module.down_proj[expert].T)
+            for of_matrix, z in zip(found.values(), outputs, strict=True):
+                of_matrix.append(z)
+        return found
     if index is None:  # Llama 4: every expert's copy of all tokens, 0 where it has none
         copies = states.view(module.num_experts, -1, states.shape[-1])
         of_expert = [tokens[tokens.abs().sum(-1) > 0] for tokens in copies]
@@ -61,6 +72,20 @@ def expert_outputs(module, states, index=None, weights=None):
             opened, passed = z.chunk(2, dim=-1)
             return passed * module.act_fn(opened)
 
+    elif kind in ("LongcatFlashExperts", "Step3p7Experts"):
+        count = module.gate_up_proj.shape[0]
+        of_expert = [states[(index == e).any(dim=1)] for e in range(count)]
+        if kind == "LongcatFlashExperts":  # the last give back what they get, without a matrix
+            real = module.num_routed_experts
+            of_expert[real:] = [states[:0]] * (count - real)
+        first, transposed, biased = "gate_up_proj", False, False
+
+        def gate(z):
+            opened, passed = z.chunk(2, dim=-1)
+            if kind == "Step3p7Experts":
+                return module._apply_gate(z)
+            return module.act_fn(opened) * passed
+
     else:
         of_expert = [states[(index == e).any(dim=1)] for e in range(module.num_experts)]
         gate = module._apply_gate if module.has_gate else module.act_fn
@@ -69,6 +94,8 @@ def expert_outputs(module, states, index=None, weights=None):
     found = {first: [], "down_proj": []}
     for expert, x in enumerate(of_expert):
         for name in found:
+            if expert >= len(getattr(module, name)):
+                continue  # LongCat's have no second matrix
             weight = getattr(module, name)[expert]
             x = torch.einsum("ti,in->tn" if transposed else "ti,ni->tn", x, weight)
             if biased:

@@ -21,6 +21,7 @@ from sordino.files import write_json
 from sordino.interventions import Dampening
 from sordino.markdown import with_front
 from sordino.models.experts import ExpertMatrix
+from sordino.models.norms import NormGain
 from sordino.models.open import empty_model, open_model
 from sordino.models.reference import ModelRef
 
@@ -59,6 +60,11 @@ def write_adapter(
     # A folder's module tree needs no weights; a GGUF file's is made while they are read.
     model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
     modules = dampening.modules(model)
+    if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
+        raise UserError(
+            f"{len(norms)} sites are norms (such as {norms[0]}), for which there is no "
+            "(IA)³ adapter of PEFT's: bake the weights, or export hooks with --format hooks."
+        )
     if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
             f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "

@@ -132,6 +132,7 @@ def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str)
         "rewritten": [str(file) for file in edit.rewritten],
         "not_copied": list(edit.not_copied),
         "linked": [str(file) for file in edit.linked],
+        "drafts": edit.drafts.record,
     }
 
 

@@ -52,7 +52,7 @@ def can_shift(model: PreTrainedModel, sites: Collection[str]) -> bool:
     lacking = [
         site
         for site, matrix in matrices.items()
-        if (matrix or model.get_submodule(site)).bias is None
+        if getattr(matrix or model.get_submodule(site), "bias", None) is None
     ]
     try:
         if lacking:

@@ -229,7 +229,9 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
         if is_loadable(header):
             model = module_tree(header)
             scales = by_rows(header, model, parameter_scales(model, dampening))
-            shifts = by_rows(header, model, parameter_shifts(model, dampening))
+            # Files hold the gains of norms whole, and no weight to which the model adds 1.
+            of_biases = parameter_shifts(model, dampening, gains=False)
+            shifts = by_rows(header, model, of_biases)
             if without_bias(model, dampening):
                 added, settings = _new_biases(header, model, dampening)
         else:
@@ -411,7 +413,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
             )
             continue
         change = edit.changes[name]
-        if name.endswith(".bias"):  # each of its entries is a neuron's
+        if len(stored.shape) == 1:  # each of its entries is a neuron's
             old, new = (rows.reshape(change.scales.size, -1) for rows in (old, new))
         for here in _slices(*old.shape):
             original = _values(stored.kind, old[here])

@@ -32,6 +32,8 @@ _PLAIN = {
     *(MODEL_TENSOR.FFN_GATE, MODEL_TENSOR.FFN_UP, MODEL_TENSOR.FFN_DOWN),
     *(MODEL_TENSOR.FFN_GATE_SHEXP, MODEL_TENSOR.FFN_UP_SHEXP, MODEL_TENSOR.FFN_DOWN_SHEXP),
 }
+# The gains of norms after blocks. What a model's own norms add to them, files have in them.
+_GAINS = {MODEL_TENSOR.ATTN_POST_NORM, MODEL_TENSOR.FFN_POST_NORM}
 # By the name of the experts' matrix: the tensor that has it whole, or those that share it.
 _EXPERTS = {
     "gate_up": (
@@ -74,13 +76,20 @@ def by_rows(
     table = table_of(header, model)
     names = table.parameters(header.tensors)
     found = {
-        tensor: _carried(header, table, header.tensors[tensor], parameter, values[parameter])
+        tensor: values[parameter].numpy()
+        if _is_gain(header, tensor)  # whose order no converter changes
+        else _carried(header, table, header.tensors[tensor], parameter, values[parameter])
         for tensor, parameter in names.items()
         if parameter in values
     }
     for parameter in values.keys() - set(names.values()):
         raise UserError(f"{header.path} has no tensor for {parameter}: it cannot be dampened.")
     return found
+
+
+def _is_gain(header: Header, tensor: str) -> bool:
+    """Whether a tensor is the gain of a norm."""
+    return tensor.endswith(".weight") and len(header.tensors[tensor].shape) == 1
 
 
 def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], dict[str, Values]]:
@@ -142,7 +151,8 @@ def _plain(
         found = table.get_type_and_name(re.sub("^model", "backbone", site))
     kind, name = found or (None, "")
     stored = header.tensors.get(f"{name}.weight")
-    if kind not in _PLAIN or stored is None or len(stored.shape) != 2:
+    dimensions = 2 if kind in _PLAIN else 1
+    if kind not in _PLAIN | _GAINS or stored is None or len(stored.shape) != dimensions:
         raise UserError(
             f"{site} cannot be found in {header.path}: transformers does not load "
             f"{header.architecture} from GGUF files{_WITH_EXPERTS[holds_experts(header)]}, and "

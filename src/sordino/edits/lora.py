@@ -35,6 +35,7 @@ from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_neuron
 from sordino.markdown import with_front
 from sordino.models.experts import ExpertMatrix
+from sordino.models.norms import NormGain
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.streaming import StoredTensors
@@ -141,6 +142,11 @@ def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dic
     modules = dampening.modules(model)
     rows = {site: np.flatnonzero(dampening.factors[site] != 1) for site in modules}
     changed = [site for site in modules if rows[site].size or site in dampening.shifted]
+    if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
+        raise UserError(
+            f"{len(norms)} sites are norms (such as {norms[0]}), for which there is no "
+            "LoRA: bake the weights, or export hooks with --format hooks."
+        )
     if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
             f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "

@@ -16,11 +16,14 @@ from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_bias, by_neuron
 from sordino.models.experts import ExpertMatrix
+from sordino.models.norms import NormGain
 from sordino.models.transformers_internals import Conversions
 
 # Conversions that only move whole rows and matrices, so that a scale with one value a neuron (and
 # dimensions of size 1 for the rest) can be sent through them in place of the weight.
-_ROW_MOVES = {"Chunk", "Concatenate", "Interleave", "MergeModulelist", "SplitModulelist"}
+_ROW_MOVES = {
+    *("Chunk", "Concatenate", "Interleave", "MergeModulelist", "SplitModulelist", "Transpose")
+}
 
 
 def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
@@ -47,20 +50,36 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
     return scales
 
 
-def parameter_shifts(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
-    """What is to be added to the biases of the shifted sites, less those that have none.
+def parameter_shifts(
+    model: PreTrainedModel, dampening: Dampening, *, gains: bool = True
+) -> dict[str, Tensor]:
+    """What is to be added to the biases of shifted sites that have them, and to norms' weights.
+
+    Args:
+        model: The module tree.
+        dampening: Factors and shifts for its sites.
+        gains: Whether norms' weights take part: where a gain is a weight plus 1, scaling it changes
+            the weight by more than a factor; see `NormGain.scaled_by`.
 
     Raises:
         UserError: The dampening does not fit the model.
     """
     modules = dampening.modules(model)
-    return {
+    of_biases = {
         parameters_of(site, modules[site])[1]: by_bias(
             modules[site], torch.from_numpy(dampening.shifts[site])
         )
         for site in dampening.shifted
         if modules[site].bias is not None
     }
+    of_weights = {
+        parameters_of(site, module)[0]: shift
+        for site, module in modules.items()
+        if gains
+        and isinstance(module, NormGain)
+        and (shift := module.scaled_by(torch.from_numpy(dampening.factors[site]))) is not None
+    }
+    return of_biases | of_weights
 
 
 def parameters_of(site: str, module: Any) -> tuple[str, str]:
@@ -75,6 +94,7 @@ def on_disk(
     values: Mapping[str, Tensor],
     names: Iterable[str],
     rest: float = 1.0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Tensor]:
     """Carry scales or shifts from a model's parameters to the tensors of its checkpoint.
 
@@ -83,6 +103,8 @@ def on_disk(
         values: By parameter name, a tensor of the parameter's dimensions that broadcasts to it.
         names: The names of all tensors in the checkpoint.
         rest: The value of the parameters that are not named, where a tensor on disk holds several.
+        shapes: The shapes of the checkpoint's tensors, as far as they are known: some are turned
+            while they are loaded, or not, as their shapes demand.
 
     Returns:
         By the name on disk, a tensor that broadcasts to the tensor on disk.
@@ -95,8 +117,16 @@ def on_disk(
     found = {name: value for target, value in values.items() for name in sources[target]}
     converted = {name: value for name, value in values.items() if not sources[name]}
     if converted:
-        found |= _through_converters(model, conversions, converted, names, rest)
+        through = _through_converters(model, conversions, converted, names, rest)
+        found |= _turned_back(model, conversions, converted, through, shapes or {})
     return found
+
+
+def not_loaded(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """The tensors of a checkpoint that become nothing in the model."""
+    parameters = model.state_dict().keys()
+    places = Conversions(model).place(names)
+    return [name for name, placement in places.items() if placement.parameter not in parameters]
 
 
 def names_beside(
@@ -172,6 +202,27 @@ def _through_converters(
     return found
 
 
+def _turned_back(
+    model: PreTrainedModel,
+    conversions: Conversions,
+    values: Mapping[str, Tensor],
+    through: dict[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Tensor]:
+    """What went through the converters, less the turns that this checkpoint does not need.
+
+    Transformers turns some tensors only where their shape is not that of the parameter already,
+    which it cannot tell from values with one number a row: it turns those always.
+    """
+    parameters = model.state_dict()
+    for name, parameter in conversions.turned_by_shape(through).items():
+        if name not in shapes:
+            raise _in_another_shape(parameter, "Transpose")
+        if tuple(shapes[name]) == tuple(parameters[parameter].shape):
+            through[name] = values[parameter]
+    return through
+
+
 def _one_a_row(parameter: Tensor) -> tuple[int, ...]:
     return (*parameter.shape[:-1], 1) if parameter.dim() > 1 else tuple(parameter.shape)
 
@@ -181,11 +232,14 @@ def _refuse_unmovable(name: str, operations: tuple[str, ...]) -> None:
         raise _not_found(name, name)
     for operation in operations:
         if operation not in _ROW_MOVES:
-            raise UserError(
-                f"{name} is stored in another shape in this checkpoint ({operation} while "
-                "loading), which cannot be baked: load the model, use Dampening.bake_into and save "
-                "it."
-            )
+            raise _in_another_shape(name, operation)
+
+
+def _in_another_shape(name: str, operation: str) -> UserError:
+    return UserError(
+        f"{name} is stored in another shape in this checkpoint ({operation} while loading), which "
+        "cannot be baked: load the model, use Dampening.bake_into and save it."
+    )
 
 
 def _not_found(name: str, parameter: str) -> UserError:

@@ -48,6 +48,7 @@ def provenance(
     rewritten: Sequence[str] = (),
     not_copied: Sequence[str] = (),
     linked: Sequence[str] = (),
+    drafts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of an edit; JSON can hold it.
 
@@ -63,6 +64,7 @@ def provenance(
         rewritten: The files of the configuration that were changed; `BEFORE` has the old ones.
         not_copied: What else was in the source's folder and is no file of a model.
         linked: The weight files that the source's folder has by a link to elsewhere.
+        drafts: What became of draft heads; see `sordino.edits.drafts`.
     """
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -91,6 +93,7 @@ def provenance(
         record["not_copied"] = list(not_copied)
     if linked:
         record["linked"] = list(linked)
+    record |= drafts or {}
     if is_dampened(ref.path):
         record["earlier"] = read_provenance(ref.path)
     return record

@@ -36,6 +36,11 @@ class _Quantised(BaseModel):
     scheme: str
 
 
+class _DraftHeads(BaseModel):
+    names: list[str]
+    dampened: list[str]
+
+
 class Provenance(Origin):
     """The record of an edit; keys of other versions may stand beside these."""
 
@@ -55,6 +60,7 @@ class Provenance(Origin):
     not_copied: list[str] | None = None
     linked: list[str] | None = None
     quantised: _Quantised | None = None
+    draft_heads: _DraftHeads | None = None
     earlier: "Provenance | None" = None
 
 

@@ -7,7 +7,7 @@ shifts need biases that the model lacks, the configuration's setting for them an
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sordino.edits.biases import NewBiases, new_biases, with_settings, without_bias
+from sordino.edits.drafts import Drafts, find_drafts
 from sordino.edits.names import names_beside, on_disk, parameter_scales, parameter_shifts
 from sordino.edits.quantised import (
     Changes,
@@ -72,6 +73,7 @@ class FolderEdit:
         rewritten: The JSON files that tell of what changed, with their new content.
         settings: The settings of the configuration that were changed for new biases.
         quantised: How the weights are quantised and what their edit rounds, if they are.
+        drafts: The draft heads beside the model.
     """
 
     folder: Path
@@ -84,6 +86,7 @@ class FolderEdit:
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
     quantised: Mapping[str, Any] | None = None
+    drafts: Drafts = field(default_factory=Drafts)
 
     def tell(self, name: str) -> None:
         """Say what of the folder, called `name`, is not copied, and what comes from elsewhere."""
@@ -93,6 +96,7 @@ class FolderEdit:
         if self.linked:
             files = [str(file) for file in self.linked]
             note(f"read through links out of {name}, and written whole: {_some(files)}")
+        self.drafts.tell(name)
 
     def write(
         self,
@@ -176,7 +180,10 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     if quantised:
         refuse_unfit_layers(ref.name, model, quantised)
         names |= quantised.names  # planned as if there were weights, translated afterwards
-    changes = _changes(model, dampening, names)
+    shapes = {name: stored.shape for tensors in shards.values() for name, stored in tensors.items()}
+    changes = _changes(model, dampening, names, shapes)
+    drafts = find_drafts(ref.path, model, shards, {} if quantised else changes)
+    changes |= {name: changes[of] for name, of in drafts.copies.items()}
     added: dict[PurePosixPath, dict[str, Tensor]] = {}
     rewritten: dict[PurePosixPath, Any] = {}
     biases = None
@@ -214,6 +221,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         rewritten,
         biases.settings if biases else {},
         edit.record if edit else None,
+        drafts,
     )
 
 
@@ -223,10 +231,15 @@ def _dtype(model: PreTrainedModel) -> str:
     return next((name for name, ours in PLAIN.items() if ours == dtype), "F32")
 
 
-def _changes(model: PreTrainedModel, dampening: Dampening, names: set[str]) -> dict[str, Change]:
+def _changes(
+    model: PreTrainedModel,
+    dampening: Dampening,
+    names: set[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Change]:
     """What becomes of the tensors of the checkpoint, by their names there."""
-    scales = on_disk(model, parameter_scales(model, dampening), names)
-    shifts = on_disk(model, parameter_shifts(model, dampening), names, rest=0.0)
+    scales = on_disk(model, parameter_scales(model, dampening), names, shapes=shapes)
+    shifts = on_disk(model, parameter_shifts(model, dampening), names, 0.0, shapes)
     return {name: Change(scale, shifts.get(name)) for name, scale in scales.items()}
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sordino.expertise.states import InMemory, States
 from sordino.files import printable
 from sordino.models.open import OpenModel
-from sordino.models.sites import Site, decoder_layers
+from sordino.models.sites import Site, decoder_layers, decoder_of
 from sordino.models.streaming import INPUT, OUTPUT
 from sordino.models.tokenise import Batch
 
@@ -123,7 +123,7 @@ class WholeForward:
     """The ordinary forward, as often as the responses of all layers need room."""
 
     def __init__(self, opened: OpenModel, batches: Sequence[Batch], sentences: int) -> None:
-        self._decoder = opened.model.get_decoder()
+        self._decoder = decoder_of(opened.model)
         self._inputs = [batch.input_ids.to(opened.device) for batch in batches]
         self.states: States = InMemory()
         self.stages: list[tuple[Site, ...]] = []
@@ -210,7 +210,7 @@ def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
                 lambda _m, _i, output: states.append(_first(output).clone())
             )
             stack.callback(handle.remove)
-        opened.model.get_decoder()(input_ids=batch.input_ids.to(opened.device), use_cache=False)
+        decoder_of(opened.model)(input_ids=batch.input_ids.to(opened.device), use_cache=False)
     return states
 
 
@@ -265,7 +265,7 @@ def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> li
             )
             stack.callback(handle.remove)
         ids = batch.input_ids[:1, :2].to(opened.device)
-        opened.model.get_decoder()(input_ids=ids, use_cache=False)
+        decoder_of(opened.model)(input_ids=ids, use_cache=False)
     if len(forms) != len(layers):
         raise NotAloneError(f"of {len(layers)} layers {len(forms)} were called")
     return forms
@@ -295,7 +295,7 @@ def _dry_run(
 
     with _replaced_forwards(layers, stand_in):
         try:
-            opened.model.get_decoder()(input_ids=ids, use_cache=False)
+            decoder_of(opened.model)(input_ids=ids, use_cache=False)
         except _FOREIGN as error:
             raise NotAloneError(f"the decoder without its layers: {_of(error)}") from error
     if len(calls) != len(layers):

@@ -22,6 +22,7 @@ from sordino.hub import local
 from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
+from sordino.models.norms import NormGain, is_norm
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
@@ -230,7 +231,7 @@ class Dampening:
         return replace(self, factors=factors, shifts=shifts, settings=settings)
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
-        """The linear layers (and MoE experts' matrices) that are this dampening's sites, by path.
+        """What this dampening's sites are, by path: linear layers, experts' matrices, norms' gains.
 
         Raises:
             UserError: The model lacks a site, or the site has another number of neurons.
@@ -255,7 +256,8 @@ class Dampening:
                 if isinstance(module, ExpertMatrix):
                     of_experts[site] = _expert_hook(module.experts, factors, shifts)
                 else:
-                    handles.append(module.register_forward_hook(_hook(factors, shifts)))
+                    shown = module.module if isinstance(module, NormGain) else module
+                    handles.append(shown.register_forward_hook(_hook(factors, shifts)))
             with experts_hooked(model, of_experts):
                 yield
         finally:
@@ -280,11 +282,9 @@ class Dampening:
         for site, module in modules.items():
             _refuse_quantised(site, module)
         for site in self.shifted:
-            if isinstance(modules[site], ExpertMatrix) and modules[site].bias is None:
-                raise UserError(
-                    f"{site} is a matrix of MoE experts without biases to hold its shifts: use "
-                    "hooks."
-                )
+            if isinstance(modules[site], ExpertMatrix | NormGain) and modules[site].bias is None:
+                kind = "norm" if isinstance(modules[site], NormGain) else "matrix of MoE experts"
+                raise UserError(f"{site} is a {kind} without biases to hold its shifts: use hooks.")
         for site, module in modules.items():
             for name, tensor, factors, shifts in self._products(site, module):
                 _refuse_overflow(name, scaled(tensor, factors, shifts))
@@ -363,7 +363,8 @@ class Dampening:
     ) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
         """The name of each tensor of a site, the tensor, its factors and its shifts."""
         factors, shifts = torch.from_numpy(self.factors[site]), self._shift(site)
-        yield f"{site}.weight", module.weight, by_neuron(module, factors), None
+        of_weight = module.scaled_by(factors) if isinstance(module, NormGain) else None
+        yield f"{site}.weight", module.weight, by_neuron(module, factors), of_weight
         bias = module.bias
         if bias is None and shifts is not None:
             bias = shifts.new_zeros(shifts.shape, dtype=module.weight.dtype)
@@ -423,12 +424,14 @@ def by_neuron(module: Any, values: Tensor) -> Tensor:
     """Values of neurons, [neurons], in a form that broadcasts to their weight.
 
     Args:
-        module: A linear layer, or a matrix of MoE experts.
+        module: A linear layer, a matrix of MoE experts, or a norm's gain.
         values: One value a neuron.
     """
     if isinstance(module, ExpertMatrix):
         of_experts = values.view(module.experts, -1)
         return of_experts[:, None, :] if module.transposed else of_experts[:, :, None]
+    if isinstance(module, NormGain):
+        return values
     return values[None, :] if isinstance(module, Conv1D) else values[:, None]
 
 
@@ -521,6 +524,10 @@ def _module(model: nn.Module, site: str, neurons: int) -> Any:
         raise UserError(
             f"The model has no module {site}: the dampening was found on another architecture."
         ) from None
+    if is_norm(module):
+        gain = NormGain(module)
+        _refuse_other_size(site, gain.neurons, neurons)
+        return gain
     if not is_linear(module):
         raise UserError(f"{site} is a {type(module).__name__}, not a linear layer.")
     _refuse_other_size(site, neurons_of(module), neurons)

@@ -104,6 +104,12 @@ def _edited(path: Path) -> Inspection:
         )
     if "quantised" in record:
         lines.append(f"quantised: {record['quantised']['scheme']}")
+    if "draft_heads" in record:
+        alike = len(record["draft_heads"]["dampened"])
+        lines.append(
+            f"draft heads: {', '.join(record['draft_heads']['names'])}, "
+            + (f"{alike} tensors dampened alike" if alike else "copied as they were")
+        )
     if record["left_out"]:
         lines.append(f"left out, since they hold undampened weights: {record['left_out']}")
     return Inspection(record, tuple(lines))

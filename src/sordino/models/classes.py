@@ -1,6 +1,7 @@
 """Which of transformers' classes a configuration is opened as."""
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -17,6 +18,7 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     models is the text part alone, of most there is none.
     """
     has_text_part = config.get_text_config(decoder=True) is not config
-    if has_text_part and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    is_text_alone = not has_text_part and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_text_alone and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM

@@ -8,6 +8,7 @@ experts are not behind that interface: they are computed again by a hook on the 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 from sordino.models.transformers_internals import apply_gate, experts_kind, register_experts
 
 _IMPLEMENTATION = "sordino"
-_NAMES = ("gate_up_proj", "up_proj", "down_proj")
+_NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Routed(NamedTuple):
@@ -68,8 +69,8 @@ class ExpertMatrix(NamedTuple):
 def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
     """The matrices of a module of fused experts by parameter name; none if it is no such module."""
     kind = experts_kind(module)
-    if kind == "llama4":
-        transposed, biased = True, False
+    if kind in _AGAIN:
+        transposed, biased = kind == "llama4", False
     elif kind == "interface":
         transposed, biased = bool(module.is_transposed), bool(module.has_bias)
     else:
@@ -111,9 +112,10 @@ def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
             among = _hooks.setdefault(module, [])
             among.append(of_module)
             stack.callback(among.remove, of_module)
-            if _is_llama4(module) and len(among) == 1:
-                stack.callback(module.register_forward_hook(_again).remove)
-        if not all(map(_is_llama4, by_module)):
+            again = _again_of(module)
+            if again and len(among) == 1:
+                stack.callback(module.register_forward_hook(again, with_kwargs=True).remove)
+        if not all(map(_again_of, by_module)):
             stack.callback(model.set_experts_implementation, before)
             model.set_experts_implementation(_IMPLEMENTATION)
         yield
@@ -122,8 +124,9 @@ def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
 _hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictionary()
 
 
-def _is_llama4(module: nn.Module) -> bool:
-    return experts_kind(module) == "llama4"
+def _again_of(module: nn.Module) -> Callable[..., Tensor] | None:
+    """What computes experts again that are not behind the interface; None for all others."""
+    return _AGAIN.get(experts_kind(module))
 
 
 def _shown(
@@ -141,24 +144,47 @@ def _forward(
     self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """What transformers' experts compute, expert by expert; `self` is the module."""
-    matrices = expert_matrices(self)
-    first = "gate_up_proj" if self.has_gate else "up_proj"
-    count = len(hidden_states)
-    result = torch.zeros_like(hidden_states)
-    for expert in top_k_index.unique().tolist():
-        if not 0 <= expert < self.num_experts:
+    inner = partial(apply_gate, self) if self.has_gate else self.act_fn
+    last = self.post_expert_norm if self.has_post_expert_norm else _as_it_is
+    return _routed(self, hidden_states, top_k_index, top_k_weights, inner, last)
+
+
+def _routed(
+    module: Any,
+    states: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    inner: Callable[[Tensor], Tensor],
+    last: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The weighted sum of what the experts put out that each token is routed to.
+
+    Args:
+        module: The experts.
+        states: [tokens, size].
+        index: int64 [tokens, chosen], the experts that a token is routed to.
+        weights: [tokens, chosen].
+        inner: What comes between the two matrices.
+        last: What comes after the second.
+    """
+    first, second = expert_matrices(module).items()
+    count = len(states)
+    result = torch.zeros_like(states)
+    for expert in index.unique().tolist():
+        if not 0 <= expert < second[1].experts:
             continue  # what stands for no expert, or another machine's
-        places, tokens = torch.where((top_k_index == expert).T)
-        outputs = _linear(hidden_states[tokens], matrices[first], expert)
-        outputs = _shown(self, first, expert, tokens, outputs, count)
-        inner = apply_gate(self, outputs) if self.has_gate else self.act_fn(outputs)
-        outputs = _linear(inner, matrices["down_proj"], expert)
-        outputs = _shown(self, "down_proj", expert, tokens, outputs, count)
-        if self.has_post_expert_norm:
-            outputs = self.post_expert_norm(outputs)
-        weighted = outputs * top_k_weights[tokens, places, None]
+        places, tokens = torch.where((index == expert).T)
+        outputs = states[tokens]
+        for (name, matrix), then in ((first, inner), (second, last)):
+            outputs = _linear(outputs, matrix, expert)
+            outputs = then(_shown(module, name, expert, tokens, outputs, count))
+        weighted = outputs * weights[tokens, places, None]
         result.index_add_(0, tokens, weighted.to(result.dtype))
     return result
+
+
+def _as_it_is(outputs: Tensor) -> Tensor:
+    return outputs
 
 
 register_experts(_IMPLEMENTATION, _forward)
@@ -170,7 +196,50 @@ def _linear(inputs: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:
     return outputs if matrix.bias is None else outputs + matrix.bias[expert]
 
 
-def _again(module: Any, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
+def _again_step(
+    module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
+) -> Tensor:
+    """Compute Step 3.7's experts anew."""
+    return _routed(module, *inputs, partial(apply_gate, module), _as_it_is)
+
+
+def _again_longcat(
+    module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
+) -> Tensor:
+    """Compute LongCat's experts anew, of which the last give back what they get."""
+    states, index, weights = inputs
+
+    def gated(outputs: Tensor) -> Tensor:
+        gate, up = outputs.chunk(2, dim=-1)
+        return module.act_fn(gate) * up
+
+    unchanged = (weights * (index >= module.num_routed_experts)).sum(-1, keepdim=True)
+    routed = _routed(module, states, index, weights, gated, _as_it_is)
+    return routed + (states * unchanged).to(routed.dtype)
+
+
+def _again_shared(
+    module: Any, inputs: tuple[Tensor], kwargs: Mapping[str, Tensor], output: Tensor
+) -> Tensor:
+    """Compute Inkling's shared experts anew, which all get every token."""
+    states = inputs[0].reshape(-1, inputs[0].shape[-1])
+    gammas = kwargs["gammas"].reshape(-1, module.n_shared_experts)
+    tokens = torch.arange(len(states), device=states.device)
+    matrices = expert_matrices(module)
+
+    def put_out(name: str, expert: int, of: Tensor) -> Tensor:
+        outputs = _linear(of, matrices[name], expert)
+        return _shown(module, name, expert, tokens, outputs, len(states))
+
+    total = torch.zeros_like(states, dtype=torch.float32)
+    for expert in range(module.n_shared_experts):
+        gate, up = (put_out(name, expert, states) for name in ("gate_proj", "up_proj"))
+        inner = module.act_fn(gate) * up * gammas[:, expert, None]
+        total += put_out("down_proj", expert, inner).float()
+    return total.to(output.dtype).view(output.shape)
+
+
+def _again_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Tensor) -> Tensor:
     """Compute Llama 4's experts anew, which get all tokens, each times its score.
 
     The score of a token that was not routed to an expert is 0, and so is all that comes of it.
@@ -192,3 +261,11 @@ def _again(module: Any, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
     gate, up = shown("gate_up_proj", torch.bmm(states, module.gate_up_proj)).chunk(2, dim=-1)
     outputs = shown("down_proj", torch.bmm(up * module.act_fn(gate), module.down_proj))
     return outputs.view(-1, module.hidden_size)
+
+
+_AGAIN: dict[str | None, Callable[..., Tensor]] = {
+    "llama4": _again_llama4,
+    "longcat": _again_longcat,
+    "step": _again_step,
+    "inkling shared": _again_shared,
+}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
-from sordino.models.sites import Site, find_sites
+from sordino.models.sites import Site, decoder_of, find_sites
 from sordino.models.streaming import StoredTensors, StreamedWeights
 from sordino.models.transformers_internals import is_quantised, note_untested_version
 from sordino.progress import note
@@ -327,7 +328,28 @@ def _module_tree(
         model = auto_class(config).from_config(
             config, dtype=dtype or own or otherwise, trust_remote_code=False
         )
+    _refuse_other_inputs(ref.name, model)
     return config, model
+
+
+def _refuse_other_inputs(name: str, model: PreTrainedModel) -> None:
+    """Text alone has to be enough for a model."""
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder-decoder ({kind}), and Sordino dampens decoders alone: choose a "
+            "causal language model."
+        )
+    parameters = signature(decoder_of(model).forward).parameters.values()
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    others = [wanted for wanted in (model.main_input_name, *needed) if wanted != "input_ids"]
+    if others:
+        raise UserError(
+            f"{name} does not take text alone ({kind} wants {others[0]}), and Sordino measures "
+            "with nothing but text: choose a causal language model."
+        )
 
 
 def _quantised_options(

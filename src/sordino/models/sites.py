@@ -9,6 +9,7 @@ from transformers import Conv1D, PreTrainedModel
 
 from sordino.errors import UserError
 from sordino.models.experts import ExpertMatrix, expert_matrices
+from sordino.models.norms import NormGain, norms_after_blocks
 
 # Names as a layer's submodules bear them ("self_attn", "attention", "linear_attn", …) or as their
 # classes do; whatever sits below such a module belongs to attention.
@@ -17,22 +18,30 @@ _ATTENTION = re.compile(
 )
 # What mixes tokens in attention's place: state spaces, recurrences, short convolutions.
 _MIXER = re.compile(
-    r"^(mamba|temporal_block|mlstm_layer)$|Mixer$|MambaLayer$|Mamba$|RecurrentBlock$|ShortConv$|DeltaNet$"
+    r"^(mamba|temporal_block|mlstm_layer)$|Mixer$|MambaLayer$|Mamba$|RecurrentBlock$|DeltaNet$"
+    r"|ShortConv(olution)?$"
 )
 # A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
-_ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|Router$|Gate$|Gating$")
-# Layers that text without pictures passes by (Mllama's), so that their outputs are never seen.
-_ONLY_WITH_PICTURES = re.compile(r"CrossAttentionDecoderLayer$")
+_ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|_router$|Router$|Gate$|Gating$")
+# What carries the residual stream: it mixes several streams (AltUp, hyper-connections), chooses
+# among earlier layers' (attention residuals), adds a learned part to it (LAuReL), or norms it.
+_RESIDUAL = re.compile(r"AltUp$|HyperConnection$|Residual$|LaurelBlock$|layernorm$")
+# Layers and experts that text without pictures passes by (Mllama's, Ernie's), so that their outputs
+# are never seen.
+_ONLY_WITH_PICTURES = re.compile(r"CrossAttentionDecoderLayer$|^vision_moe$")
+_NOT_FEED_FORWARD = (_ATTENTION, _MIXER, _ROUTER, _RESIDUAL, _ONLY_WITH_PICTURES)
 # Layers whose weights are used without their being called, so that they have no outputs.
 _NEVER_CALLED = re.compile(r"^dt_proj$")
 
 ATTENTION, ALL = "attention", "all"
 """The patterns that add attention's linear layers to the feed-forward part's, and all others."""
+NORMS = "norms"
+"""The pattern for the gains of norms after blocks, in place of linear layers."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One linear layer whose outputs are neurons, or one matrix of all MoE experts of a layer.
+    """One linear layer whose outputs are neurons, one matrix of MoE experts, or a norm's gain.
 
     Args:
         path: Module path in the model, such as "model.layers.3.mlp.up_proj"; of experts, whose
@@ -61,7 +70,10 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         UserError: The model has no such list, or several that could be meant.
     """
-    expected = model.config.get_text_config(decoder=True).num_hidden_layers
+    config = model.config.get_text_config(decoder=True)
+    # LongCat's layers hold two sub-layers each, and `num_hidden_layers` counts these.
+    names = ("num_layers", "num_hidden_layers")
+    expected = next((getattr(config, name) for name in names if hasattr(config, name)), 0)
     candidates = {
         path: module
         for path, module in model.named_modules()
@@ -71,8 +83,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         and any(is_linear(inner) for inner in module.modules())
     }
     if len(candidates) > 1:
-        decoder = model.get_decoder()
-        inside = {id(module) for module in decoder.modules()}
+        inside = {id(module) for module in decoder_of(model).modules()}
         candidates = {path: found for path, found in candidates.items() if id(found) in inside}
     if len(candidates) != 1:
         found = ", ".join(candidates) or "none"
@@ -83,15 +94,24 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return next(iter(candidates.items()))
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of the model that turns token ids into hidden states, without the LM head."""
+    decoder: nn.Module = model.get_decoder()
+    # ModernBERT's decoder calls its LM head so.
+    return model.base_model if is_linear(decoder) else decoder
+
+
 def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site, ...]:
     """The model's sites in the order of their layers.
 
     Without a pattern: every linear layer in the decoder's layers that belongs to the feed-forward
     part: neither to attention, nor to what mixes tokens in its place (Mamba, say). "attention" adds
-    those of attention, "all" all others. Any other pattern is a regular expression: the linear
-    layers in the decoder's layers whose module path it matches anywhere (`re.search`). A router is
-    never a site, and no layer has any that text without pictures does not pass. The matrices of MoE
-    experts count as linear layers.
+    those of attention, "all" all others; "norms" are the norms through which a block's output goes
+    before it joins the residual stream, in place of linear layers. Any other pattern is a regular
+    expression: the linear layers in the decoder's layers whose module path it matches anywhere
+    (`re.search`). Neither a router nor what carries the residual stream is ever a site, and no
+    layer has any that text without pictures does not pass. The matrices of MoE experts count as
+    linear layers.
 
     Raises:
         UserError: The pattern is no regular expression or matches nothing; or, without a regular
@@ -99,6 +119,8 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
             is none.
     """
     stack, layers = decoder_layers(model)
+    if pattern == NORMS:
+        return _norm_sites(model, stack, layers)
     sites = [
         _site(f"{stack}.{index}.{kind}", index, kind, module)
         for index, layer in enumerate(layers)
@@ -113,9 +135,23 @@ def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site
     return tuple(sites)
 
 
+def _norm_sites(model: PreTrainedModel, stack: str, layers: nn.ModuleList) -> tuple[Site, ...]:
+    found = [
+        _site(f"{stack}.{index}.{name}", index, name, norm)
+        for index, layer in enumerate(layers)
+        for name, norm in norms_after_blocks(layer)
+    ]
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no norms between its blocks and the residual stream, so "
+            f"that --sites {NORMS} finds none: leave it out."
+        )
+    return tuple(found)
+
+
 def _is_chosen(pattern: str | None, stack: str, index: int, layer: nn.Module, kind: str) -> bool:
     """Whether the linear layer at `kind` in the decoder's layer is a site by this pattern."""
-    if _is_within(layer, kind, _ROUTER):
+    if _is_within(layer, kind, _ROUTER, _RESIDUAL, _ONLY_WITH_PICTURES):
         return False
     mixes = _is_within(layer, kind, _MIXER)
     if mixes and _NEVER_CALLED.search(kind.rpartition(".")[-1]):
@@ -151,7 +187,9 @@ def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module | ExpertMatrix]]
             yield f"{path}.{name}", matrix
 
 
-def _site(path: str, layer: int, kind: str, module: nn.Module | ExpertMatrix) -> Site:
+def _site(path: str, layer: int, kind: str, module: nn.Module | ExpertMatrix | NormGain) -> Site:
+    if isinstance(module, NormGain):
+        return Site(path, layer, kind, module.neurons, False, module.bias is not None)
     if isinstance(module, ExpertMatrix):
         biased = module.bias is not None
         return Site(path, layer, kind, module.neurons, module.transposed, biased, module.experts)
@@ -173,8 +211,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_feed_forward(layer: nn.Module, kind: str) -> bool:
-    """Whether the module at this path in a decoder's layer is neither a router nor mixes tokens."""
-    return not _is_within(layer, kind, _ATTENTION, _MIXER, _ROUTER)
+    """Whether the module at this path in a decoder's layer is of the feed-forward part."""
+    return not _is_within(layer, kind, *_NOT_FEED_FORWARD)
 
 
 def neurons_of(module: nn.Module) -> int:
@@ -218,7 +256,7 @@ def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> N
             if (
                 sum(size > 1 for size in parameter.shape) >= 2
                 and not covered & {path, f"{path}.{leaf}", f"{path}.{leaf.removesuffix('_bias')}"}
-                and not (owner and _is_within(layer, owner, _ATTENTION, _MIXER, _ROUTER))
+                and not (owner and _is_within(layer, owner, *_NOT_FEED_FORWARD))
             ):
                 raise UserError(
                     f"{stack}.{index}.{name} (shape {list(parameter.shape)}) is a matrix of the "

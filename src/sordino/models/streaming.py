@@ -32,7 +32,7 @@ from sordino.models.checkpoint import refuse_not_finite, refuse_unfit
 from sordino.models.dtypes import torch_dtype
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import Stored, read_header
-from sordino.models.sites import decoder_layers
+from sordino.models.sites import decoder_layers, decoder_of
 from sordino.models.transformers_internals import Conversions, finish_loading, load_tensors
 
 Part = int
@@ -223,7 +223,7 @@ class StreamedWeights:
     def _parts(self) -> dict[Part, list[str]]:
         """The names of each part's weights, those that share another's included."""
         stack, layers = decoder_layers(self._model)
-        decoder = {id(tensor) for _, tensor in _tensors(self._model.get_decoder())}
+        decoder = {id(tensor) for _, tensor in _tensors(decoder_of(self._model))}
         head = self._model.get_output_embeddings()
         # Without a module for it the embeddings may serve as the head.
         embeddings = _ids(self._model.get_input_embeddings()) - _ids(head) if head else set()

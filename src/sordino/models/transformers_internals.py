@@ -173,6 +173,24 @@ class Conversions:
     def _converter(self, pattern: str) -> Any:
         return next(entry for entry in self._converters if pattern in entry.source_patterns)
 
+    def turned_by_shape(self, names: Iterable[str]) -> dict[str, str]:
+        """The tensors that are turned only where their shape is another than their parameter's.
+
+        Relied on: `Transpose` says so by `check_dims`.
+
+        Returns:
+            By tensor, its parameter.
+        """
+        prefix, found = self._model.base_model_prefix, {}
+        for name in names:
+            target, pattern = _rename(
+                name, self._renamings, self._converters, prefix, self._parameters
+            )
+            operations = () if pattern is None else self._converter(pattern).operations
+            if any(getattr(operation, "check_dims", False) for operation in operations):
+                found[name] = target
+        return found
+
     def revert(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Send values by parameter the way of `save_pretrained`, back to the tensors in files.
 
@@ -348,14 +366,24 @@ def register_experts(name: str, forward: Callable[..., Tensor]) -> None:
     _experts_functions.register(name, forward)
 
 
-def experts_kind(module: nn.Module) -> Literal["interface", "llama4"] | None:
-    """Whether a module is of fused experts: of the experts interface, or Llama 4's; None if not.
+ExpertsKind = Literal["interface", "llama4", "longcat", "step", "inkling shared"]
+
+_OWN_EXPERTS: dict[str, ExpertsKind] = {
+    "Llama4TextExperts": "llama4",
+    "LongcatFlashExperts": "longcat",
+    "Step3p7Experts": "step",
+    "InklingSharedExperts": "inkling shared",
+}
+
+
+def experts_kind(module: nn.Module) -> ExpertsKind | None:
+    """Whether a module is of fused experts: of the experts interface, or whose own; None if not.
 
     Relied on: the interface leaves `is_transposed`, `has_bias` and `_is_expert_parallel` in the
-    module; Llama 4's class is `Llama4TextExperts`.
+    module; the others' classes have these names.
     """
-    if type(module).__name__ == "Llama4TextExperts":
-        return "llama4"
+    if own := _OWN_EXPERTS.get(type(module).__name__):
+        return own
     marks = vars(module)
     return "interface" if "is_transposed" in marks and "_is_expert_parallel" in marks else None
 

@@ -19,6 +19,7 @@ from sordino.expertise.sentences import chat_of, encode_sentences
 from sordino.expertise.statistic import STRONGEST
 from sordino.models.experts import ExpertMatrix, Hook, Routed, expert_matrix, experts_hooked
 from sordino.models.open import OpenModel
+from sordino.models.sites import decoder_of
 from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.progress import track
 
@@ -222,7 +223,7 @@ def outputs_at_tokens(
 
 def _decoder(model: OpenModel, batches: Sequence[Batch]) -> Callable[[int, int], None]:
     """The whole decoder as a single stage."""
-    decoder = model.model.get_decoder()
+    decoder = decoder_of(model.model)
 
     def run(_stage: int, batch: int) -> None:
         decoder(input_ids=batches[batch].input_ids.to(model.device), use_cache=False)

@@ -21,7 +21,14 @@ from sordino.expertise.passes import LayerByLayer
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, expert_matrix
 from sordino.models.open import OpenModel
-from sordino.models.sites import Site, decoder_layers, is_feed_forward, is_linear, neurons_of
+from sordino.models.sites import (
+    Site,
+    decoder_layers,
+    decoder_of,
+    is_feed_forward,
+    is_linear,
+    neurons_of,
+)
 from sordino.models.tokenise import Batch, equal_length_batches
 from sordino.models.transformers_internals import apply_gate, has_gate_step
 
@@ -130,10 +137,11 @@ def _of_expert(model: nn.Module, path: str, matrix: ExpertMatrix, index: int) ->
     writer = f"{owner}.down_proj"
     if name == "down_proj":
         return Direction(writer, place, True, expert)
-    if expert_matrix(model, writer) is None:
+    after = expert_matrix(model, writer)
+    if after is None or expert >= after.experts:
         return None
     module = model.get_submodule(owner)
-    if name == "up_proj":
+    if name in ("up_proj", "gate_proj"):
         return Direction(writer, place, False, expert)
     if not has_gate_step(module):
         return Direction(writer, place % (width // 2), False, expert)
@@ -254,7 +262,7 @@ def _norm_after(opened: OpenModel, layer: int, writer: str) -> nn.Module | None:
                 layers.run(stage, 0)
         else:
             ids = batch[0].input_ids.to(opened.device)
-            opened.model.get_decoder()(input_ids=ids, use_cache=False)
+            decoder_of(opened.model)(input_ids=ids, use_cache=False)
     return found[0] if found else None
 
 
