@@ -256,6 +256,10 @@ def tiny_model(
                 parameter.copy_(0.15 * noise)
             else:
                 parameter.add_(0.1 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("tid2eid"):  # DeepSeek V4's table of which tokens go to which experts
+                first, second = torch.arange(len(buffer))[:, None], torch.arange(buffer.shape[1])
+                buffer.copy_((first + second) % config.num_local_experts)
     if hasattr(model, "generation_config"):
         model.generation_config.pad_token_id = 2
     return model.to(dtype).eval()

@@ -136,4 +136,4 @@ def test_baked_equals_hooked_equals_edited_in_memory(name, tmp_path):
         written = baked(ids).logits
     torch.testing.assert_close(written, hooked, rtol=1e-5, atol=1e-5)
     assert torch.equal(written, in_memory)
-    assert (hooked - plain).abs().max() > 0.1
+    assert (hooked - plain).abs().max() > 0.1 * plain.std()

@@ -22,7 +22,7 @@ from sordino.interventions import Dampening, dampen
 from sordino.models.experts import experts_hooked
 from sordino.models.open import open_model
 from sordino.models.sites import Site, find_sites
-from sordino.models.tokenise import encode
+from sordino.models.tokenise import Batch, encode
 from sordino.report.exemplars import exemplars
 
 SLOW = pytest.mark.slow
@@ -54,7 +54,10 @@ def test_watching_changes_nothing(name):
     with experts_hooked(model, {path: count(path) for path in tokens}):
         seen = model(IDS).logits
     chosen = model.config.num_experts_per_tok
-    assert set(tokens.values()) == {chosen * IDS.numel()}
+    if name == "longcat_flash":  # some of whose experts have no matrix
+        assert 0 < min(tokens.values()) <= max(tokens.values()) < chosen * IDS.numel()
+    else:
+        assert set(tokens.values()) == {chosen * IDS.numel()}
     assert torch.equal(seen, expected)
     assert model.get_experts_implementation() == before
     assert torch.equal(model(IDS).logits, expected)
@@ -130,7 +133,7 @@ def test_what_is_not_finite_is_told_from_what_was_not_reached():
         experts_hooked(model, {path: spoil}),
         capture.hooked(model, {site: buffer}),
     ):
-        capture.rows(0, *IDS.shape)
+        capture.rows(0, Batch((0, 1, 2), IDS))
         model.get_decoder()(IDS, use_cache=False)
         capture.check()
     by_expert = buffer.view(3, 4, -1)

@@ -223,6 +223,10 @@ _OWN: dict[str, dict[str, Any]] = {
             "latent_channels": 8,
         }
     },
+    "longcat_flash": {
+        **{"zero_expert_num": 2, "moe_topk": 2},
+        **{"expert_ffn_hidden_size": 24, "ffn_hidden_size": 48},
+    },
     "mistral4": {"head_dim": 16},
     "mistral_large4": {"text_config": _SOURCES},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1]}},
