@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from sordino import progress
 from sordino.errors import UserError
+from sordino.files import printable
 from sordino.registry import brought
 
 if TYPE_CHECKING:
@@ -276,6 +277,9 @@ class SweepOptions:
     changing it costs. For contrast."""
     attribution_per_class: int = 1000
     """The largest number of sentences per class for --attribution."""
+    protect: str | None = None
+    """Texts whose likelihood must not fall, for contrast: groups (harmless sentences about people
+    of different gender, descent and religion), a text file or a table with a column text."""
     stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
     """Read the weights layer by layer from their files, for a model larger than memory; by default
     only if the model does not fit."""
@@ -305,8 +309,20 @@ class SweepOptions:
         from sordino.expertise import AttributionSettings
         from sordino.expertise.statistic import Asked
 
-        wanted = self.attribution or Asked.ATTRIBUTION in asked
-        return AttributionSettings(self.attribution_per_class, seed) if wanted else None
+        if not (self.attribution or Asked.ATTRIBUTION in asked):
+            if self.protect is not None:
+                raise UserError(
+                    "--protect says what attribution heeds: give --attribution, or the "
+                    "intervention contrast."
+                )
+            return None
+        most, protected = self.attribution_per_class, list[str]()
+        if self.protect is not None:
+            from sordino.evaluation.measures.bold import protected_texts
+
+            protected = protected_texts(self.protect, most, seed)
+            progress.note(f"protected: {len(protected):,} texts ({printable(self.protect)})")
+        return AttributionSettings(most, seed, tuple(protected))
 
 
 @dataclass(frozen=True)

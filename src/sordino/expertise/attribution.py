@@ -42,7 +42,7 @@ from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.pooling import FEWEST_SENTENCES
 from sordino.expertise.ranks import Ranks
-from sordino.expertise.sentences import encode_sentences
+from sordino.expertise.sentences import encode_sentences, encode_texts
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.statistic import Part, Statistic, Sum, Sums, Tensors
@@ -67,10 +67,13 @@ class AttributionSettings:
     Args:
         per_class: How many sentences of each class at most, drawn by seed.
         seed: Of the draw of sentences and of the tokens that stand for the model's own.
+        protected: Texts whose likelihood must not fall. They join the negative sentences: what a
+            neuron does for them is on the clean side, and changing it costs what it costs there.
     """
 
     per_class: int = 1000
     seed: int = 0
+    protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.per_class < 20:
@@ -249,7 +252,10 @@ def passages(
     """
     drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
     placed = encode_sentences(opened, drawn, max_tokens, chat)
-    classes = placed[: len(drawn.positive)], placed[len(drawn.positive) :]
+    clean = placed[len(drawn.positive) :]
+    if settings.protected:
+        clean += encode_texts(opened, settings.protected, max_tokens, chat)
+    classes = placed[: len(drawn.positive)], clean
     found = []
     for of, texts in zip((Statistic.POSITIVE, Statistic.NEGATIVE), classes, strict=True):
         kept = [text for text in texts if len(text.ids) > 1]

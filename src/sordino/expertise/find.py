@@ -286,6 +286,11 @@ def _metadata(
             "attribution_per_class": str(attribution.per_class),
             "attribution_seed": str(attribution.seed),
         }
+        if attribution.protected:
+            more |= {
+                "n_protected": str(len(attribution.protected)),
+                "protected_fingerprint": fingerprint(*attribution.protected),
+            }
     return {
         "sordino_version": __version__,
         "model": opened.ref.name,

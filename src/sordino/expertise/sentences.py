@@ -46,15 +46,19 @@ def encode_sentences(
         UserError: A sentence cannot be written by the tokenizer or by the template.
     """
     chosen = range(len(concept.sentences)) if which is None else which
-    sentences = [concept.sentences[index] for index in chosen]
-    if chat is None:
-        return [Placed(tuple(ids)) for ids in encode_for(opened, sentences, max_tokens)]
-    turns = (
-        [Spoken(concept.sentences[index], *concept.contexts[index]) for index in chosen]
-        if concept.contexts
-        else [Spoken(sentence) for sentence in sentences]
-    )
+    if chat is None or not concept.contexts:
+        return encode_texts(opened, [concept.sentences[n] for n in chosen], max_tokens, chat)
+    turns = [Spoken(concept.sentences[n], *concept.contexts[n]) for n in chosen]
     return place(opened, turns, chat, max_tokens)
+
+
+def encode_texts(
+    opened: OpenModel, texts: Sequence[str], max_tokens: int, chat: Chat | None
+) -> list[Placed]:
+    """The tokens of texts that stand for themselves; the rest as for `encode_sentences`."""
+    if chat is None:
+        return [Placed(tuple(ids)) for ids in encode_for(opened, texts, max_tokens)]
+    return place(opened, [Spoken(text) for text in texts], chat, max_tokens)
 
 
 def chat_of(opened: OpenModel, metadata: Mapping[str, str]) -> Chat | None:

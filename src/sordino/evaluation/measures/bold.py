@@ -16,7 +16,7 @@ from sordino.evaluation.groups import EVERYONE, first_found, group_figures, grou
 from sordino.evaluation.measure import Task, register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.scoring import ScoredTask, Scoring
-from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.evaluation.texts import Text, choose, choose_evenly, hub_rows, read_texts
 from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable, read_json, user_path
 from sordino.hub_table import BOLD
@@ -68,6 +68,30 @@ class Bold(Scoring, Writing):
             everyone=EVERYONE,
             n_prompts=group_sizes(chosen),
         )
+
+
+PROTECTED = ("gender", "race", "religious_ideology")
+"""The domains of people whom toxic text attacks."""
+
+
+def protected_texts(spec: str, most: int, seed: int) -> list[str]:
+    """Texts whose likelihood an edit must leave, at most so many, chosen by seed.
+
+    Args:
+        spec: "groups" for harmless beginnings of sentences about people of different gender,
+            descent and religion, from BOLD, as many of each group as can be; or as for
+            `sordino.evaluation.texts.read_texts`.
+        most: How many at most.
+        seed: Of the choice.
+
+    Raises:
+        UserError: They cannot be had.
+    """
+    if spec != "groups":
+        return [text.text for text in choose(read_texts(spec), most, seed)]
+    _, texts = first_found(read_bold, ("kit", BOLD.spec), "--protect")
+    about = [text for text in texts if text.domain in PROTECTED]
+    return [text.text for text in choose_evenly(about, most, seed)]
 
 
 def read_bold(spec: str) -> list[Text]:
