@@ -204,7 +204,6 @@ def run(
     ready.note_shared_sentences(concept.source)
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
-    ready = with_chat(ready, chosen.sweep.chat, ref)
     target = claim_model(ref, output, force=force)
     if len(piece_files(target)) > 1:
         raise UserError(
@@ -215,6 +214,7 @@ def run(
         refuse_needed_outside(ref.path)
     if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
+    ready = with_chat(ready, chosen.sweep.chat, ref)
     with only_one(target):
         steps = _Steps(ref, concept, target, chosen, ready, clean)
         steps.refuse_what_needs_memory()
