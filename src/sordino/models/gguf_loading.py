@@ -27,6 +27,7 @@ from sordino.models.transformers_internals import (
     forget_quantisation,
     gguf_table,
     knows_gguf,
+    note_untested_version,
     reading_through,
 )
 
@@ -64,6 +65,7 @@ def reading(path: Path) -> Iterator[Header]:
     Raises:
         UserError: The file is damaged or lacks a piece, or its sizes contradict each other.
     """
+    note_untested_version()
     header = read_model(path)
     _refuse_other_blocks(header)
     with reading_through(header):
