@@ -162,7 +162,8 @@ class Conversation(_Value):
     Args:
         models: What each side is, in words.
         form: "chat" by the tokenizer's template, or "plain" continuation.
-        hooks: Whether the quiet side is hooks on the original, at each answer's strength.
+        hooks: Whether the quiet side is hooks on the original, or a served adapter, at each
+            answer's strength.
         scorer: The scorer's name, "" for none.
         turns: The turns.
     """
