@@ -371,3 +371,17 @@ def random_factors(sites: dict[str, int], seed: int = 0) -> dict[str, Any]:
         keep = torch.rand(neurons, generator=generator) < 0.5
         factors[site] = torch.where(keep, torch.ones(neurons), values).numpy()
     return factors
+
+
+def assert_hooks_equal_baked(opened, dampening, atol: float) -> None:
+    """Logits under forward hooks are those of the changed weights, and the hooks leave no trace."""
+    ids = torch.arange(24).reshape(2, 12) + 3
+    with torch.inference_mode():
+        original = opened.model(ids).logits
+        with dampening.applied(opened.model):
+            hooked = opened.model(ids).logits
+        torch.testing.assert_close(opened.model(ids).logits, original, rtol=0, atol=0)
+        dampening.bake_into(opened.model)
+        baked = opened.model(ids).logits
+    torch.testing.assert_close(baked, hooked, rtol=1e-4, atol=atol)
+    assert (baked - original).abs().max() > 1e-2

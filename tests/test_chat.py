@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import io
-import json
 import os
 import pty
 import re
@@ -11,9 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +23,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerFast
 
+from chat_page import SHORT, events, request, serving
 from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.chatting import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
 from sordino.chatting.conversation import Answer, Conversation, prompt_ids
@@ -41,7 +39,6 @@ from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
 
 ASKED = [Turn(prompt="the cat sat")]
-SHORT = Settings(new_tokens=12, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -359,33 +356,8 @@ def test_in_the_markdown_nothing_of_a_text_is_markup(text):
 # The page's server
 
 
-@contextmanager
-def serving(duet, start=SHORT):
-    listening = server.listen("127.0.0.1", 0)
-    web = server.Server(duet, start, "127.0.0.1")
-    thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield server.address(listening, "127.0.0.1")
-    finally:
-        web.should_exit = True
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-
-
 def wanted(settings=SHORT, key="one", turns=ASKED, sides=SIDES):
-    return {
-        "id": key,
-        "turns": [turn.model_dump(mode="json") for turn in turns],
-        "sides": list(sides),
-        "settings": settings.model_dump(mode="json"),
-    }
-
-
-def events(response):
-    for line in response.iter_lines():
-        if line:
-            yield json.loads(line.removeprefix(b"data: "))
+    return request(turns, settings, key, sides)
 
 
 def test_what_is_streamed_is_the_answer_piece_by_piece(duet):

@@ -1,13 +1,13 @@
 """The page of the chat, driven by clicks and keys in headless Chromium."""
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
 
+from chat_page import serving
 from families import random_factors, tiny_folder
-from sordino.chatting import Settings, open_duet, server
+from sordino.chatting import Settings, open_duet
 from sordino.interventions import Dampening
 from sordino.models.open import open_model
 from sordino.models.sites import find_sites
@@ -23,13 +23,8 @@ def served(tmp_path):
     duet = open_duet(
         str(folder), str(file), make=lambda _, file: Dampening.load(file), scorer="none"
     )
-    listening = server.listen("127.0.0.1", 0)
-    serving = server.Server(duet, Settings(new_tokens=24), "127.0.0.1")
-    running = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
-    running.start()
-    yield server.address(listening, "127.0.0.1")
-    serving.should_exit = True
-    running.join()
+    with serving(duet, Settings(new_tokens=24)) as address:
+        yield address
 
 
 @pytest.fixture

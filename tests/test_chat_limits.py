@@ -1,7 +1,6 @@
 """What holds the chat's page up, or its end: idle and many connections, long work, odd bodies."""
 
 import fcntl
-import json
 import os
 import pty
 import signal
@@ -12,13 +11,14 @@ import sys
 import termios
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 from rich.console import Console
 
+from chat_page import events, request, serving
 from families import random_factors, tiny_folder
 from sordino.chatting import SIDES, Duet, Said, Settings, Turn, connections, open_duet, server
 from sordino.chatting.background import Background, Ended
@@ -51,33 +51,12 @@ def duet(here):
     return open_duet(str(here / "llama"), str(here / "x.safetensors"), make=load, scorer="none")
 
 
-@contextmanager
-def serving(duet):
-    listening = server.listen("127.0.0.1", 0)
-    web = server.Server(duet, SHORT, "127.0.0.1")
-    thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield server.address(listening, "127.0.0.1")
-    finally:
-        web.should_exit = True
-        thread.join(timeout=10)
-        assert not thread.is_alive()
-
-
 def wanted(key="one", turns=(), settings=SHORT):
-    prompts = [*turns, Turn(prompt="the cat sat")]
-    return {
-        "id": key,
-        "turns": [turn.model_dump(mode="json") for turn in prompts],
-        "sides": list(SIDES),
-        "settings": settings.model_dump(mode="json"),
-    }
+    return request([*turns, Turn(prompt="the cat sat")], settings, key)
 
 
 def kinds(response):
-    lines = filter(None, response.iter_lines())
-    return [json.loads(line.removeprefix(b"data: "))["kind"] for line in lines]
+    return [event["kind"] for event in events(response)]
 
 
 def connect(url, said=b""):

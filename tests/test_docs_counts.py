@@ -1,9 +1,11 @@
 """What a page counts is what there is, and every page uses the words of the glossary."""
 
 import csv
+import inspect
 import json
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -11,13 +13,18 @@ import families
 from benchmarks.measure import RESULTS as BENCHMARKS
 from pages import PAGES, ROOT
 from sordino import interventions, kit
+from sordino.cli.evaluate import MeasureOptions
+from sordino.cli.options import ConceptOptions, InterventionOptions
+from sordino.cli.tune import tune
 from sordino.concepts.built_in import BUILT_IN
 from sordino.edits.gguf_blocks import KINDS
 from sordino.evaluation.measure import MEASURES
 from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.studies import STUDIES, StudyRecord
+from sordino.tuning.search import TRIED
 
+KIT_TASKS = [path.stem for path in (ROOT / "src/sordino/evaluation/tasks").glob("kit_*.yaml")]
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -71,6 +78,8 @@ def prompts_of_generation() -> int:
         ("docs/studies.md", r"(\S+) of these pages were measured on a GPU", on_a_gpu),
         ("docs/reproduction.md", r"None of the (\S+) recipes", recipes),
         ("docs/reproduction.md", r"recipes/` has (\w+)\)", recipes),
+        ("CHANGELOG.md", r"study`: (\S+) questions about a model", lambda: len(STUDIES)),
+        ("CHANGELOG.md", r"(\S+) architecture families\s+tested", lambda: len(families.SUPPORTED)),
     ],
 )
 def test_a_sentence_counts_what_there_is(page, sentence, count):
@@ -147,6 +156,26 @@ def test_the_tables_list_what_is_registered():
     assert set(SCORERS) <= in_code(first_cells("docs/evaluation.md", "scorer"))
     for name in BUILT_IN:
         assert f"`{name}`" in text("docs/kit.md")
+
+
+@pytest.mark.parametrize(
+    ("of", "option", "names"),
+    [
+        (ConceptOptions, "concept", BUILT_IN),
+        (InterventionOptions, "intervention", interventions.RULES),
+        (MeasureOptions, "measure", MEASURES),
+        (MeasureOptions, "scorer", SCORERS),
+        (MeasureOptions, "tasks", KIT_TASKS),
+        (tune, "rule", TRIED),
+    ],
+)
+def test_the_help_lists_what_is_registered(of, option, names):
+    """By the text of `--help`; the names of other packages are put behind it."""
+    hints = get_type_hints(of, include_extras=True)
+    said = [part.help for part in getattr(hints[option], "__metadata__", ()) if part.help]
+    documented = inspect.getsource(of).partition(f"    {option}: ")[2].split('"""')[1]
+    words = set(re.findall(r"[\w-]+", said[0] if said else documented))
+    assert set(names) <= words
 
 
 def test_the_page_of_studies_has_their_questions():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from families import FAMILIES
+from families import FAMILIES, assert_hooks_equal_baked
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import RULES, Dampening, aura, damp, dampen, det_zero, shuffled
@@ -121,17 +121,7 @@ def random_dampening(opened, seed=0):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_equal_baked_rows(family, open_tiny):
     opened = open_tiny(family)
-    dampening = random_dampening(opened)
-    ids = torch.arange(24).reshape(2, 12) + 3
-    with torch.inference_mode():
-        original = opened.model(ids).logits
-        with dampening.applied(opened.model):
-            hooked = opened.model(ids).logits
-        torch.testing.assert_close(opened.model(ids).logits, original, rtol=0, atol=0)
-        dampening.bake_into(opened.model)
-        baked = opened.model(ids).logits
-    torch.testing.assert_close(baked, hooked, rtol=1e-4, atol=1e-5)
-    assert (baked - original).abs().max() > 1e-2
+    assert_hooks_equal_baked(opened, random_dampening(opened), atol=1e-5)
 
 
 def test_bfloat16_models_stay_bfloat16(open_tiny):
