@@ -20,6 +20,7 @@ from sordino.models import transformers_internals as door
 from sordino.models.gguf_header import read_header
 from sordino.version import TESTED_TRANSFORMERS
 from tiny_gguf import tiny_of
+from tools.compatibility import TESTS
 
 SOURCE = Path(door.__file__).parents[1]
 # What transformers documents, beside the names of the package itself.
@@ -166,3 +167,9 @@ class TestReadingThrough:
         thread.join()
         assert second_was_in.is_set()
         assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
+def test_the_tests_of_both_ends_are_there():
+    assert [
+        name for name in TESTS if not Path(__file__).with_name(f"test_{name}.py").exists()
+    ] == []

@@ -2,10 +2,10 @@
 
     python -m tools.compatibility oldest newest     # both ends of the tested range
     python -m tools.compatibility released          # the newest release, whatever the range says
-    python -m tools.compatibility oldest --slow     # every family of models, in half an hour
 
-Each end has an environment of its own, `.compatibility/END`: transformers, what that version needs
-otherwise than it is here, and for everything else the environment that runs this script.
+The slow tests are among them, for they have every family of models. Each end has an environment of
+its own, `.compatibility/END`: transformers, what that version needs otherwise than it is here, and for
+everything else the environment that runs this script.
 """
 
 import argparse
@@ -38,19 +38,17 @@ def main() -> None:
     """Run the tests at each end that is named; the exit status counts the ends that failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("ends", nargs="+", choices=ENDS)
-    parser.add_argument("--slow", action="store_true", help="the tests that take minutes, too")
     given = parser.parse_args()
-    sys.exit(sum(not passes(end, given.slow) for end in given.ends))
+    sys.exit(sum(not passes(end) for end in given.ends))
 
 
-def passes(end: str, slow: bool) -> bool:
+def passes(end: str) -> bool:
     """Whether the tests pass at one end; what they say goes to the terminal."""
     python = prepare(end)
     start = time.perf_counter()
     tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
-    marks = ["-m", ""] if slow else []
     ended = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *marks, *tests],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *tests],
         cwd=ROOT,
         check=False,
     )
