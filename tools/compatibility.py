@@ -4,8 +4,8 @@
     python -m tools.compatibility released          # the newest release, whatever the range says
 
 The slow tests are among them, for they have every family of models. Each end has an environment of
-its own, `.compatibility/END`: transformers, what that version needs otherwise than it is here, and for
-everything else the environment that runs this script.
+its own, `.compatibility/END`: transformers, what that version needs otherwise than it is here, and
+for everything else the environment that runs this script.
 """
 
 import argparse
