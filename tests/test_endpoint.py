@@ -416,7 +416,7 @@ NOT_NUMBERS = [
 @pytest.mark.parametrize("answer", NOT_NUMBERS)
 def test_what_is_no_number_is_never_a_score(serve, answer):
     stub = serve(judging(lambda text, _: answer if text == "bad" else "0.25"))
-    with pytest.raises(UserError, match=r"would not judge a text .asked twice.*--judge-refusal"):
+    with pytest.raises(UserError, match=r"did not answer with a score.*twice.*--judge-refusal"):
         Judge(stub.address).score(["good", "bad", "good"])
     judge = Judge(stub.address, refusal_score=1)
     np.testing.assert_array_equal(judge.score(["good", "bad", "good"]), [0.25, 1, 0.25])

@@ -656,7 +656,7 @@ def test_detoxify_is_used_where_it_is_and_asked_for_where_not(monkeypatch):
         raise OSError("no route")
 
     module.Detoxify = no_network
-    with pytest.raises(UserError, match=r"could not be had \(OSError: no route"):
+    with pytest.raises(UserError, match=r"downloaded \(OSError: no route"):
         open_scorer("detoxify", device=CPU)
 
 

@@ -127,7 +127,7 @@ def test_lies_in_the_header_are_named(good, edit):
         "number 999 that": [(kind, U32(999))],
         "ends before its tensor": [(offset, U64(2**40))],
         "ends before its": [(offset, U64(2**64 - 32))],
-        "begins at a place": [(offset, U64(33))],
+        "invalid offset": [(offset, U64(33))],
         "overlap": [(offset, beginning)],
         "it has the tensor": [(matrix - len(MATRIX), b"blk.0.ffn_up.weight")],
         "a name in it is not UTF-8": [(matrix - 3, b"\xff")],

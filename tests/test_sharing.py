@@ -269,7 +269,7 @@ def test_what_arrives_otherwise_is_found_out(made, online, monkeypatch):
             return super().__getitem__(key)[:-1]
 
     online.objects = Lying()
-    with pytest.raises(UserError, match=r"safetensors arrived otherwise than it left: .* bytes"):
+    with pytest.raises(UserError, match=r"safetensors does not match what was uploaded: .* bytes"):
         pushed(made)
 
 
@@ -347,7 +347,7 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
         "hf:org/two": "several files of that kind .* name one, as in hf:org/two/a.expertise",
         "hf:org/two@v9": "org/two has no revision 'v9'",
         "hf:org/two/c": "org/two has no file c",
-        "hf:org/none": "org/none is no model repository",
+        "hf:org/none": "org/none is not a model repository",
         "hf:org": "names no file of the hub: give hf:org/name",
     }.items():
         with pytest.raises(UserError, match=said):

@@ -1,9 +1,9 @@
-"""Errors that are the user's to mend."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-    """Something in the input can be mended by the user.
+    """Something in the input that the user can correct.
 
-    The message is one sentence that names the file or the flag and the mend. The command line
+    The message is one sentence that names the file or the argument and what to do. The command line
     prints it to standard error without a traceback and exits with status 2.
     """

@@ -80,12 +80,16 @@ class Settings(_Value):
                 f"--new-tokens {printable(str(self.new_tokens), 20)} is out of range: it must be "
                 f"at most {_MOST_NEW_TOKENS:,}."
             )
-        _ = self.sampling  # checks the others
+        self.make_sampling()  # which checks the other settings
         return self
 
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
+        return self.make_sampling()
+
+    def make_sampling(self) -> Sampling:
+        """The same; a `UserError` where a setting is out of range."""
         return Sampling(
             self.new_tokens, self.temperature, self.top_k, self.top_p, self.repetition_penalty
         )

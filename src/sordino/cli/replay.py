@@ -49,11 +49,11 @@ def replay(
     judging: JudgeOptions = JudgeOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Ask the original and the dampened server what people really asked, and compare over time.
+    """Send the prompts of logs to the original and the dampened server, and compare over time.
 
     The logs' prompts go to both servers, the same with the same seed; answers are scored and kept
-    in a DuckDB file. The page's interval may be looked at every day. The same command goes on
-    where it was interrupted, and with what has been added to the logs since.
+    in a DuckDB file. The page's interval may be looked at every day. The same command
+    continues where it was interrupted, also with what was added to the logs since.
 
     Parameters
     ----------

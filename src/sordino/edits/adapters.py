@@ -56,7 +56,7 @@ def write_adapter(
         )
     changed = {site: values for site, values in dampening.factors.items() if (values != 1).any()}
     if not changed:
-        raise UserError("All factors are 1, so that an adapter would hold nothing.")
+        raise UserError("All factors are 1, so the adapter would be empty.")
     # A folder's module tree needs no weights; a GGUF file's is made while they are read.
     model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
     modules = dampening.modules(model)

@@ -83,7 +83,7 @@ def write_lora(
             adapter can.
     """
     if not dampening.changed:
-        raise UserError("All factors are 1, so that an adapter would hold nothing.")
+        raise UserError("All factors are 1, so the adapter would be empty.")
     if ref.kind == "gguf":
         gguf_lora.write(ref, dampening, target)
         return {}

@@ -62,7 +62,7 @@ def provenance(
         format: What the factors were written as.
         quantised: How the weights are quantised and what their edit rounded, if they are.
         rewritten: The files of the configuration that were changed; `BEFORE` has the old ones.
-        not_copied: What else was in the source's folder and is no file of a model.
+        not_copied: The other files in the source's folder, which do not belong to a model.
         linked: The weight files that the source's folder has by a link to elsewhere.
         drafts: What became of draft heads; see `sordino.edits.drafts`.
     """

@@ -433,7 +433,7 @@ class _Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Come back when it is this caller's turn."""
+        """Wait for this caller's turn."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)

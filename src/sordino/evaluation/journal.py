@@ -44,7 +44,7 @@ class Journal:
         return self.steps.get(step, [])
 
     def take(self, steps: Mapping[str, list[list[Any]]]) -> None:
-        """Have these steps, which another process has written down."""
+        """Add steps that another process has written down."""
         self.steps = dict(steps)
 
     def add(self, step: str, batch: list[Any]) -> None:

@@ -26,7 +26,7 @@ def open_chosen(
     """Open a scorer, or for "auto" the first that is available, and name it.
 
     "auto" is a classifier of the hub, or one from its cache where no hub answers; else another one;
-    else the linear scorer. Which one could not be had, and why, is said, and is in the record.
+    else the linear scorer. A note and the record name what was not available, and why.
 
     Args:
         spec: As for `open_scorer`, or "auto".

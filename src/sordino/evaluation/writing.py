@@ -109,7 +109,7 @@ class Writing(Measure):
         ):
             if value is not None and value < 1:
                 raise UserError(f"{flag} {value} is out of range: it must be at least 1.")
-        _ = self.sampling  # checks its own settings
+        self.make_sampling()  # which checks the other settings
         if self.chat is not None and self.chat.system and self.pre_prompt != "none":
             raise UserError(
                 f"--system and --pre-prompt {printable(self.pre_prompt)} both say what the system "
@@ -134,6 +134,10 @@ class Writing(Measure):
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
+        return self.make_sampling()
+
+    def make_sampling(self) -> Sampling:
+        """The same; a `UserError` where a setting is out of range."""
         return Sampling(
             self.new_tokens, self.temperature, self.top_k, self.top_p, self.repetition_penalty
         )
@@ -156,7 +160,7 @@ def encode_raw(
         new_tokens: The most tokens of a continuation.
 
     Raises:
-        UserError: A prompt says nothing, or the model has no room for the continuation.
+        UserError: A prompt has no tokens, or the model has no room for the continuation.
     """
     most = PROMPT_TOKENS + (len(opened.tokenizer(lead)["input_ids"]) if lead else 0)
     texts = [lead + prompt for prompt in prompts]

@@ -156,7 +156,7 @@ class Ranks:
         return self.size == 1 or all(one == value for one in self._gathered(value))
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait for all ranks."""
         if self.size > 1:
             dist.barrier()
 

@@ -67,7 +67,7 @@ class InMemory:
         return {}
 
     def keep(self, *names: str) -> None:
-        """Nothing is left to forget."""
+        """Do nothing: no files are kept."""
 
 
 class InFiles:

@@ -44,7 +44,7 @@ def replay(
     redact: bool = False,
     command: Sequence[str] = (),
 ) -> ReplayResult:
-    """Ask the original and the dampened server what people really asked, and compare over time.
+    """Send the prompts of logs to the original and the dampened server, and compare over time.
 
     The logs' prompts go to both servers, the same with the same seed; answers are scored and kept.
     The page's interval may be looked at every day. The same call continues where it was

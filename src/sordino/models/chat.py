@@ -106,7 +106,7 @@ RAW = Chat("off")
 """Texts as they are."""
 
 AS_SEES_FIT = Chat()
-"""A chat template where whoever asks uses one by custom, without a system's message."""
+"""A chat template if the caller's default is one, without a system message."""
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def _refuse_misplaced(
                 f"{path} ends before its tensor {tensor.name!r} does: it is cut off, get it again."
             )
         if (tensor.start - first) % alignment:
-            raise _damaged(path, f"the tensor {tensor.name!r} begins at a place that none may")
+            raise _damaged(path, f"the tensor {tensor.name!r} has an invalid offset")
     for one, other in pairwise(ordered):
         if other.start < one.end:
             raise _damaged(path, f"the tensors {one.name!r} and {other.name!r} overlap")

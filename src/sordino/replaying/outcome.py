@@ -77,7 +77,7 @@ def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
     """What the pairs say, with what is known of the replay beside them.
 
     A day ends with the last request before one of a later day: one that is logged late, or has no
-    time, counts to the day of the one before it, so that what was seen on a day never changes.
+    time, is assigned to the day of the previous request, so what was seen on a day never changes.
     """
     toxic = pairs.toxic.astype(np.float64)
     dated = bool((~np.isnat(pairs.at)).any())

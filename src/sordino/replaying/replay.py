@@ -42,10 +42,10 @@ class ReplaySettings:
         max_tokens: The longest answer, in tokens; a request of the log can ask for a shorter one.
         fraction: Which share of the requests is replayed, from above 0 to 1, drawn by seed.
         chat: Ask plain prompts as messages of a chat, for servers that have nothing else.
-        scorer: Who judges; see `sordino.evaluation.opening.open_scorer`, or "auto".
+        scorer: What scores answers; see `sordino.evaluation.opening.open_scorer`, or "auto".
         toxic_label: The label of a text classifier that means toxic.
-        judge_refusal: What a text counts as that a server's model will not judge.
-        seed: Of the draw and of the servers' sampling.
+        judge_refusal: Score of a text that a server's model refuses to judge.
+        seed: Of the choice of prompts and of the servers' sampling.
 
     Raises:
         UserError: A setting is outside its range.
@@ -146,7 +146,7 @@ def ask_both(
         note(f"{survey.mended:,} requests hold half of a character, which became a question mark")
     if 0 < survey.dated < survey.prompts:
         undated = survey.prompts - survey.dated
-        note(f"{undated:,} requests have no time and count to the day of the one before")
+        note(f"{undated:,} requests have no time and are assigned to the day of the previous one")
     digest = hashlib.sha256()
     numbered = enumerate(prompt for prompt in _lines(logs) if prompt is not None)
     for _, prompt in islice(numbered, store.passed):

@@ -193,7 +193,7 @@ class _Upload:
             else:
                 continue
             raise UserError(
-                f"{name} arrived otherwise than it left: on the hub it {wrong}; give the same "
+                f"{name} does not match what was uploaded: on the hub it {wrong}; run the same "
                 "command again."
             )
 

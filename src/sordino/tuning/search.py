@@ -47,8 +47,8 @@ _AIM = 0.9
 """The largest divergence that is tried, as a share of one that is the budget.
 
 Over 100 texts its standard error is some 4 % of AurA's on SmolLM2 and 6 % of contrast's, that of
-the difference of two such sets 6 % and 9 %. A size that is set at the budget itself would be beyond
-it on other texts every other time.
+the difference of two such sets 6 % and 9 %. A size that is set at the budget itself would exceed
+it on half of all other texts.
 """
 _SHARE = 0.1
 """The smallest divergence that is tried, as a share of the largest."""

@@ -37,8 +37,8 @@ class DetoxifyScorer(LabelScorer):
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"The weights of detoxify could not be had ({type(error).__name__}: {reason}): it "
-                "fetches them from github.com; where that cannot be reached, take another scorer."
+                f"The weights of detoxify could not be downloaded ({type(error).__name__}: "
+                f"{reason}): they come from github.com; without it, choose another scorer."
             ) from None
         names = self._model.predict([""])
         self.labels = tuple(name for name in names if name != _DETOXIFY_TOXIC)

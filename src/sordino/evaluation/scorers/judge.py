@@ -45,9 +45,9 @@ class Judge(Scorer):
     """A chat model that is asked for a number from 0 to 1 for each text.
 
     It is asked at temperature 0 where the server takes that, and a second time, with a reminder, if
-    the answer is no such number. A text that it will not judge ends the evaluation, unless
-    `refusal_score` says what such a text counts as: texts that judges refuse are often the toxic
-    ones, so neither 0 nor leaving them out would be honest. An answer that cannot be read says
+    the answer is no such number. A text that it refuses to judge ends the evaluation, unless
+    `refusal_score` is the score of such a text: texts that judges refuse are often the toxic ones,
+    so neither 0 nor leaving them out would be honest. An answer that cannot be read says
     nothing of the text: it has no score, and those who compare leave it out.
 
     Args:
@@ -115,8 +115,8 @@ class Judge(Scorer):
             return score
         if self._refusal_score is None:
             raise self._server.problem(
-                f"it would not judge a text (asked twice, it said: {said}); choose another judge, "
-                "or say with --judge-refusal what such a text counts as, such as 1."
+                f"the judge did not answer with a score, asked twice (it said: {said}); choose "
+                "another judge, or set the score of such texts with --judge-refusal, such as 1."
             )
         return self._refusal_score
 

@@ -65,7 +65,7 @@ class VerdictScorer(Scorer):
     The score is the mean of what the verdicts count, weighted by their probabilities among
     themselves. A verdict's probability is that of all tokens that it can begin with: with and
     without a space, in small letters, capitalised and in capitals. A token with which several
-    verdicts can begin (such as the space alone) says nothing and is left out. A text is read up to
+    verdicts can begin (such as the space alone) is ambiguous and is left out. A text is read up to
     256 tokens.
 
     Args:

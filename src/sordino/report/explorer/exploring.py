@@ -170,7 +170,7 @@ def page_beside(subject: str | Path | Expertise | Subject) -> Path:
     """Where the page of a file or folder goes if nothing else is said.
 
     Raises:
-        UserError: It is no file and no folder.
+        UserError: There is no such file or folder.
     """
     if isinstance(subject, Expertise | Subject):
         raise UserError("An expertise that is in no file needs an output to write the page to.")
