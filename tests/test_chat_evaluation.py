@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sordino
 from chat_templates import FAMILIES
 from families import tiny_folder, tiny_model
+from llama_server import serving
+from sordino import kit
 from sordino.errors import UserError
-from sordino.evaluation import Toxicity, evaluate, prepare, with_chat
+from sordino.evaluation import Endpoint, Toxicity, evaluate, prepare, with_chat
 from sordino.evaluation.measures import zero_shot
-from sordino.evaluation.texts import Text, read_texts
+from sordino.evaluation.measures.toxicity import KIT_PROMPTS
+from sordino.evaluation.scorers.linear import LinearScorer
+from sordino.evaluation.texts import Text, choose, read_texts
 from sordino.evaluation.writing import Writer, last_turns
 from sordino.models.chat import Chat
 from sordino.models.chat_template import render, template_of
@@ -213,3 +218,57 @@ def test_the_command_line_takes_them_both_ways(prompts, tmp_path):
         tmp_path / "m", measures=[small(prompts)], chat=Chat(), output=out, device="cpu"
     )
     assert list(found.measures) == ["toxicity", "toxicity:chat"]
+
+
+def test_a_servers_chat_gets_the_same_messages(serve, prompts):
+    def chat(path, body):
+        if path != "/chat/completions":
+            return None
+        said = body["messages"][-1]["content"]
+        message = {"role": "assistant", "content": f"<think>hm</think>\n{said}"}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    stub = serve(chat)
+    served = Endpoint(stub.address)
+    asked = small(prompts, chat=Chat("on", system="Be kind."))
+    writer = Writer(asked, read_texts(str(prompts)), 0)
+    written = [one for b in writer.write(served, batch_tokens=1, which=slice(None)) for one in b]
+    assert [one.text for one in written] == [prompt for prompt in PROMPTS for _ in range(2)]
+    for body in stub.asked("/chat/completions"):
+        system, user = body["messages"]
+        assert system == {"role": "system", "content": "Be kind."}
+        assert user["role"] == "user"
+    ready = prepare([small(prompts)], compared=False, served=True)
+    assert list(evaluate(served, measures=with_chat(ready, Chat("on"), served)).measures) == [
+        "toxicity:chat"
+    ]
+    assert with_chat(ready, Chat(), served) == ready
+
+
+@pytest.mark.slow
+def test_llama_cpps_chat_replies_as_the_model_in_process(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    file = kit.model_file("smollm2")
+    asked = Toxicity(KIT_PROMPTS, max_prompts=30, continuations=3, new_tokens=24, chat=Chat("on"))
+    texts = choose(read_texts(KIT_PROMPTS), 30, seed=0)
+    writer = Writer(asked, texts, 0)
+    opened = sordino.open_model("kit:smollm2", device="cpu", dtype="float32")
+    with serving(file, "smollm2", tmp_path / "server.log") as address:
+        served = Endpoint(address)
+        there, here = (
+            [one for b in writer.write(where, batch_tokens=8192, which=slice(None)) for one in b]
+            for where in (served, opened)
+        )
+    scorer = LinearScorer()
+    shares = np.zeros((2, 2, len(texts)))
+    for arm, written in enumerate((there, here)):
+        for one, score in zip(written, scorer.score([o.text or " " for o in written]), strict=True):
+            shares[0, arm, one.prompt] += (score > 0.5) / 3
+            shares[1, arm, one.prompt] += len(one.text) / 3
+    for ours, other in shares:
+        apart = ours - other
+        error = apart.std(ddof=1) / np.sqrt(len(texts))
+        assert abs(apart.mean()) <= 3 * max(error, 1e-9)
+    # Both begin as an assistant does: most of their first words are the same few.
+    first = [{one.text.split()[0] for one in arm if one.text.strip()} for arm in (there, here)]
+    assert first[0] & first[1]

@@ -42,6 +42,8 @@ def conversation(text, role, before=()):
 
 def test_there_are_as_many_templates_as_were_promised():
     assert len(FAMILIES) >= 20
+    page = Path(__file__).parents[1] / "docs" / "chat-templates.md"
+    assert f"templates of {len(FAMILIES)} families" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "role"), BOTH)

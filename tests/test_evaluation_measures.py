@@ -810,7 +810,8 @@ def test_the_command_measures_all_of_it_and_says_what_is_not_run(
     assert out.out.count("It sees one letter.") == 1
     value = json.loads((tmp_path / "two.json").read_text())
     written = {f"{name}:benign" for name in names[:3]}
-    assert set(value["measures"]) == {*written, *names[3:], "divergence"}
+    replies = {f"{name}:chat:benign" for name in names[:2]}  # the model has a chat template
+    assert set(value["measures"]) == {*written, *replies, *names[3:], "divergence"}
     assert value["measures"]["toxicity:benign"]["protocol"]["pre_prompt"] == "benign"
     status, out = call("evaluate", models[0], "-o", "one.json", *measures, *common)
     assert status == 0, out.err

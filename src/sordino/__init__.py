@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sordino.jobs.study import StudyResult, study
     from sordino.jobs.tune import TuneResult, tune
     from sordino.models import OpenModel, Site, open_model
+    from sordino.models.chat import Chat
     from sordino.pipeline import RunResult, RunSettings, run
     from sordino.replaying import ReplaySettings
     from sordino.report.explorer import Explored, explore
@@ -73,6 +74,7 @@ __all__ = [
     "Affine",
     "AttributionSettings",
     "Changes",
+    "Chat",
     "Concept",
     "Dampening",
     "Evaluation",
@@ -147,6 +149,7 @@ _HOMES = {
     "jobs.study": ("StudyResult", "study"),
     "jobs.tune": ("TuneResult", "tune"),
     "models": ("OpenModel", "Site", "open_model"),
+    "models.chat": ("Chat",),
     "pipeline": ("RunResult", "RunSettings", "run"),
     "replaying": ("ReplaySettings",),
     "report.explorer": ("Explored", "explore"),

@@ -56,6 +56,11 @@ class Chat:
 
     Raises:
         UserError: One of them is unknown.
+
+    Example:
+        >>> settings = sordino.SweepSettings(chat=sordino.Chat("on", system="Be brief."))
+        >>> settings.chat.role
+        'assistant'
     """
 
     use: Use = "auto"
