@@ -8,6 +8,7 @@ import torch
 
 from families import tiny_folder
 from sordino import kit
+from sordino.cli.evaluate import MeasureOptions
 from sordino.errors import UserError
 from sordino.evaluation import (
     SCORERS,
@@ -23,7 +24,7 @@ from sordino.evaluation.measures.coverage import read_groups
 from sordino.evaluation.measures.piqa import Piqa
 from sordino.evaluation.measures.refusals import read_refusals
 from sordino.evaluation.opening import open_scorer
-from sordino.evaluation.scorers.position import THIRDS, ByPosition, thirds
+from sordino.evaluation.scorers.position import LONG, THIRDS, ByPosition, thirds
 from sordino.evaluation.scorers.refusal import refuses
 from sordino.evaluation.scorers.verdict import Asking, VerdictScorer
 from sordino.evaluation.texts import Text, read_texts
@@ -247,6 +248,12 @@ def test_longer_replies_are_scored_by_position(models, tmp_path, monkeypatch):
         assert figure.after.value == pytest.approx(np.mean(flags))
     short = evaluate(*models, measures=[Toxicity(str(prompts), new_tokens=59, **settings)])
     assert short.measures["toxicity"].protocol["scorer"] == {"scorer": "letter"}
+
+
+def test_the_preset_of_replies_is_long_enough_to_be_scored_by_position():
+    (measure,) = MeasureOptions(measure=("toxicity",), preset="reply").measures()
+    assert 100 <= measure.new_tokens <= 150
+    assert measure.new_tokens >= LONG
 
 
 def test_by_position_keeps_the_scorers_own_scores_and_name():

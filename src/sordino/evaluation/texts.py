@@ -223,6 +223,23 @@ def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return ((f"{spec}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
+def named_rows(spec: str, flag: str, mend: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The rows of a hub data set or of a table, each with where it is, for messages.
+
+    Args:
+        spec: "hf:org/name[:split]", or a file.
+        flag: By which the user named it.
+        mend: What to do where it is no file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if spec.startswith("hf:"):
+        return hub_rows(spec)
+    table = read_table(input_path(spec, what=f"{flag} {printable(spec)}", mend=mend))
+    return ((table.where(index), row) for index, row in table.rows())
+
+
 def _text(row: Mapping[str, Any], where: str) -> Text | None:
     """A row's text; None for a prompt of RealToxicityPrompts without a score."""
     row = {name.lower(): value for name, value in row.items()}

@@ -1,7 +1,7 @@
 """What an edit does to harmless text by and about groups of people."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any, ClassVar
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from sordino import kit
-from sordino.concepts.readers import read_table
 from sordino.concepts.table import TEXT_COLUMNS
-from sordino.concepts.text_files import input_path, whole_text
+from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import group_sizes, in_words, members_of
 from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
@@ -21,13 +20,14 @@ from sordino.evaluation.measures.divergence import against_kept, kept
 from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
+    Comparison,
     Floats,
     compare,
     compare_gaps,
     compare_perplexities,
     ratio_of_means,
 )
-from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.evaluation.texts import Text, choose_evenly, named_rows
 from sordino.files import printable
 from sordino.models.open import OpenModel
 
@@ -174,14 +174,12 @@ class _Found:
             for name, (values, what) in per_token.items():
                 gap = compare_gaps(None, values, list(of_domain.values()), self.seed)
                 if gap is not None:
-                    yield Figure.of(
+                    yield self._figure(
                         gap,
-                        name=f"gap.{name}.{domain}",
-                        label=f"Gap between groups in {what}, {in_words(domain)}",
-                        unit="nats per token",
-                        better="lower",
-                        ratio_of="after/before",
-                        n=self._n([i for members in of_domain.values() for i in members]),
+                        [i for members in of_domain.values() for i in members],
+                        f"gap.{name}.{domain}",
+                        f"Gap between groups in {what}, {in_words(domain)}",
+                        "nats per token",
                     )
         everyone = range(len(self.texts))
         yield self._perplexity(everyone, "perplexity.all", "Perplexity of text about all groups")
@@ -216,39 +214,38 @@ class _Found:
         lost = self.after[members].sum() - self.before[members].sum()
         return exp(min(lost / self.places[members].sum(), 700.0))  # which no float exceeds
 
-    def _n(self, members: Sequence[int]) -> dict[str, int]:
-        return {"texts": len(members), "tokens": int(self.places[members].sum())}
-
     def _perplexity(
         self, members: Sequence[int], name: str, label: str, detail: bool = False
     ) -> Figure:
         places = self.places[members]
-        _, corpus = compare_perplexities(
-            (self.before[members], places), (self.after[members], places), self.seed
-        )
-        return Figure.of(
-            corpus,
-            name=name,
-            label=label,
-            unit="perplexity",
-            better="lower",
-            ratio_of="after/before",
-            n=self._n(members),
-            detail=detail,
-        )
+        before, after = (self.before[members], places), (self.after[members], places)
+        _, corpus = compare_perplexities(before, after, self.seed)
+        return self._figure(corpus, members, name, label, "perplexity", detail)
 
     def _divergence(
         self, members: Sequence[int], name: str, label: str, detail: bool = False
     ) -> Figure:
         columns = np.stack([self.nats[members], self.places[members]], axis=1)
+        found = compare(None, columns, ratio_of_means, self.seed)
+        return self._figure(found, members, name, label, "nats per token", detail)
+
+    def _figure(
+        self,
+        compared: Comparison,
+        members: Sequence[int],
+        name: str,
+        label: str,
+        unit: str,
+        detail: bool = False,
+    ) -> Figure:
         return Figure.of(
-            compare(None, columns, ratio_of_means, self.seed),
+            compared,
             name=name,
             label=label,
-            unit="nats per token",
+            unit=unit,
             better="lower",
             ratio_of="after/before",
-            n=self._n(members),
+            n={"texts": len(members), "tokens": int(self.places[members].sum())},
             detail=detail,
         )
 
@@ -270,17 +267,9 @@ def read_groups(spec: str) -> list[Text]:
         return read_bold("kit")
     if spec == "kit":
         found = _stereoset()
-    elif spec.startswith("hf:"):
-        found = _of_rows(hub_rows(spec))
     else:
-        table = read_table(
-            input_path(
-                spec,
-                what=f"--group-texts {printable(spec)}",
-                mend="give kit, bold, hf:org/name, or a table with the columns text and group",
-            )
-        )
-        found = _of_rows((table.where(index), row) for index, row in table.rows())
+        mend = "give kit, bold, hf:org/name, or a table with the columns text and group"
+        found = _of_rows(named_rows(spec, "--group-texts", mend))
     texts = list(dict.fromkeys(text for text in found if text.text))
     if not texts:
         raise UserError(f"--group-texts {printable(spec)} holds no text with a group.")
@@ -296,7 +285,7 @@ def _stereoset() -> Iterator[Text]:
             yield Text(row["context"].strip(), None, row["bias_type"], row["target"].strip())
 
 
-def _of_rows(rows: Any) -> Iterator[Text]:
+def _of_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Text]:
     for where, row in rows:
         named = {name.lower(): value for name, value in row.items()}
         text = next((named[c] for c in _TEXT_COLUMNS if isinstance(named.get(c), str)), None)

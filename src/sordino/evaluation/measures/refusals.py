@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from sordino import kit
-from sordino.concepts.readers import read_table
-from sordino.concepts.text_files import input_path, whole_text
+from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.measure import Column, Task, register
 from sordino.evaluation.result import Figure
@@ -17,7 +16,7 @@ from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.refusal import RefusalScorer
 from sordino.evaluation.scorers.verdict import refusal_question
 from sordino.evaluation.scoring import ScoredTask, Scores, toxic_share
-from sordino.evaluation.texts import Text, choose_evenly, hub_rows
+from sordino.evaluation.texts import Text, choose_evenly, named_rows
 from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable
 
@@ -124,17 +123,10 @@ def read_refusals(spec: str) -> list[Text]:
             for kind, texts in ((SAFE, safe), (UNSAFE, unsafe))
             for text in texts
         ]
-    elif spec.startswith("hf:"):
-        found = [_text(where, row) for where, row in hub_rows(spec)]
     else:
-        table = read_table(
-            input_path(
-                spec,
-                what=f"--refusal-prompts {printable(spec)}",
-                mend="give kit, hf:org/name, or a table with the columns prompt and label",
-            )
-        )
-        found = [_text(table.where(index), row) for index, row in table.rows()]
+        mend = "give kit, hf:org/name, or a table with the columns prompt and label"
+        rows = named_rows(spec, "--refusal-prompts", mend)
+        found = [_text(where, row) for where, row in rows]
     texts = list(dict.fromkeys(text for text in found if text.text))
     if not texts:
         raise UserError(f"--refusal-prompts {printable(spec)} holds no prompt.")
