@@ -74,7 +74,8 @@ def test_find_bake_evaluate_inspect(call, here):
     assert "Perplexity" in out
     assert "blind" in out
     result = json.loads((here / "r.json").read_text())
-    assert set(result["measures"]) == {"toxicity", "perplexity"}
+    # The model has a chat template, so that its replies are measured as well.
+    assert set(result["measures"]) == {"toxicity", "toxicity:chat", "perplexity"}
 
     for subject, expected in [
         ("tiny", "LlamaForCausalLM, 4 layers, 512 neurons in 12 sites"),
