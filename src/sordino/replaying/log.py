@@ -34,9 +34,9 @@ _TIMES = (
     *("created_at", "created", "start_time", "startTime"),
 )
 _DEEPEST = 4
-_DEEPEST_VALUE = 64  # what is nested deeper is no request, and not every encoder takes it
+_DEEPEST_VALUE = 64  # no request is nested deeper, and not every encoder accepts it
 _MARK = b"\xef\xbb\xbf"
-_YEARS = range(2000, 2200)  # what is outside is no time
+_YEARS = range(2000, 2200)  # a number outside is not a time
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Prompt:
     Args:
         log: The name of the file that it stands in.
         line: Its line there, from 1.
-        at: When it was made, in UTC without a time zone; None where the log does not say.
+        at: When it was made, in UTC without a time zone; None if the log has no time.
         path: To which of a server's ways it goes: `CHAT` or `PLAIN`.
         request: What is sent, but for the model, the length and the seed.
-        length: How many tokens the log allows the answer; None where it does not say.
+        length: The log's limit on the answer's tokens; None if it has none.
         mended: Whether half of a character was replaced in it.
     """
 
@@ -96,7 +96,7 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the log is no JSON Lines, which is what it is by whatever other name it has."""
+    """Whether the log is not JSON Lines but a table, which other readers take."""
     kind = kind_of(path)
     if kind in (".csv", ".tsv", ".tab"):
         raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
@@ -196,7 +196,7 @@ def _sendable(value: Any, deepest: int) -> Any:
     if isinstance(value, dict):
         return {_sendable(key, 1): _sendable(one, deepest - 1) for key, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no JSON")
+        raise ValueError(f"{value} is not JSON")
     return value
 
 

@@ -43,7 +43,7 @@ class ReplayOutcome(_Value):
     Args:
         format: Names this file format.
         servers: The original's model and address, and the dampened one's.
-        scorer: What identifies the scorer, and what it cannot see (`limits`).
+        scorer: The scorer's protocol, with its `limits`.
         settings: What else decides the figures.
         redacted: Whether no text was kept.
         dated: Whether looks are days.
@@ -98,7 +98,7 @@ def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
 
 
 def leaves_out_0(difference: Estimate) -> bool:
-    """Whether the interval says which way it went."""
+    """Whether the interval excludes zero."""
     low, high = difference.low, difference.high
     return low is not None and high is not None and (low > 0 or high < 0)
 

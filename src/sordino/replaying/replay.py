@@ -1,4 +1,4 @@
-"""Ask two servers what people asked, and keep what they answer."""
+"""Send the prompts of logs to two servers, and keep the answers."""
 
 import hashlib
 import json
@@ -36,12 +36,12 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """Everything that decides what is asked and how it is judged, beside the log and the servers.
+    """The settings of a replay, apart from the log and the servers.
 
     Args:
         max_tokens: The longest answer, in tokens; a request of the log can ask for a shorter one.
         fraction: Which share of the requests is replayed, from above 0 to 1, drawn by seed.
-        chat: Ask plain prompts as messages of a chat, for servers that have nothing else.
+        chat: Send plain prompts as messages of a chat, for servers without plain completions.
         scorer: What scores answers; see `sordino.evaluation.opening.open_scorer`, or "auto".
         toxic_label: The label of a text classifier that means toxic.
         judge_refusal: Score of a text that a server's model refuses to judge.
@@ -68,7 +68,7 @@ class ReplaySettings:
             )
 
     def open_scorer(self, access: Access = DEFAULT_ACCESS) -> Scorer:
-        """The scorer; a text classifier runs on the processor, beside the servers.
+        """The scorer; a text classifier runs on the processor, which the servers leave free.
 
         Args:
             access: How a server that judges is asked.
@@ -102,7 +102,7 @@ class _Survey:
 
 
 def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -> dict[str, str]:
-    """What tells one replay from another: it is kept with what was found."""
+    """The identity of a replay, which is kept with its results."""
     names = [f"{server.model} at {server.address}" for server in servers]
     return {
         **{f"endpoint {arm}": name for arm, name in zip(ARMS, names, strict=True)},

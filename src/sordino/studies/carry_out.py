@@ -13,7 +13,7 @@ from sordino.tuning.lab import Lab
 def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> StudyRecord:
     """Measure everything that a study asks for and save the result.
 
-    The lab keeps finished trials, so an interrupted study, or one with other settings, goes on
+    The lab keeps finished trials, so an interrupted study, or one with other settings, continues
     from there.
 
     Args:

@@ -32,16 +32,16 @@ class Plan:
         other_prompts: Other toxic prompts, for questions whose answers choose nothing that is
             reported on the former.
         ordinary_prompts: Prompts that provoke nothing.
-        toxic_texts: Text of which the perplexity should rise.
+        toxic_texts: Text whose perplexity should rise.
         tasks: Of zero-shot questions; none to leave them out.
         scorers: One or two.
-        most: At most so many toxic prompts.
-        most_other: At most so many of the others.
+        most: The largest number of toxic prompts.
+        most_other: The largest number of the others.
         continuations: Of each toxic prompt.
         most_many: At most so many toxic prompts for the rules whose difference is the question;
             None for all.
         many: Continuations of each of them.
-        ordinary: Ordinary prompts, each of which is continued twice.
+        ordinary: Ordinary prompts, each continued twice.
         questions: Of each zero-shot task.
         texts: For each perplexity; half as many ordinary prompts, for diversity beside other
             measures; and the divergence, which takes no more than its own 100.
@@ -180,7 +180,7 @@ def study(
 
     Args:
         question: It, in a sentence.
-        answer: What the figures say.
+        answer: What the figures mean, in sentences.
         needs: The measures, of those that it takes, that read prompts or ask scorers.
     """
 
@@ -193,7 +193,7 @@ def study(
 
 
 def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) -> Prepared:
-    """Open what a study will need, before a model is fetched and anything long begins.
+    """Open what a study will need, before a model is downloaded and anything long begins.
 
     Whoever keeps the result until the study ends has its scorers opened once.
 
@@ -205,7 +205,7 @@ def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) 
         seed: Of everything that is drawn.
 
     Raises:
-        UserError: There is no such study, or something that it needs cannot be had.
+        UserError: There is no such study, or something that it needs is not available.
     """
     measures = [*STUDIES.named(name).needs(plan), Divergence(texts)]
     return prepare(measures, compared=True, device=device, seed=seed)

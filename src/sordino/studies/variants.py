@@ -1,4 +1,4 @@
-"""Rules that answer a question about a rule, and are none that one would use."""
+"""Variants of rules that answer a question about a rule; they are not meant for use."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -25,7 +25,7 @@ def contrast_of(
 
     Args:
         expertise: With attribution.
-        budget: Nats a token, by the diagonal estimate.
+        budget: Nats per token, by the diagonal estimate.
         benefit: What is made of the benefits, by site path.
         each_site: Each site has the same share of the budget, and so a λ of its own.
     """

@@ -1,4 +1,4 @@
-"""How figures are said, in sentences and in tables."""
+"""How figures are written, in sentences and in tables."""
 
 from sordino.evaluation import Estimate
 
