@@ -213,9 +213,13 @@ def _again_longcat(
         gate, up = outputs.chunk(2, dim=-1)
         return module.act_fn(gate) * up
 
-    unchanged = (weights * (index >= module.num_routed_experts)).sum(-1, keepdim=True)
-    routed = _routed(module, states, index, weights, gated, _as_it_is)
-    return routed + (states * unchanged).to(routed.dtype)
+    result = _routed(module, states, index, weights, gated, _as_it_is)
+    for expert in index.unique().tolist():
+        if expert >= module.num_routed_experts:
+            places, tokens = torch.where((index == expert).T)
+            unchanged = states[tokens] * weights[tokens, places, None]
+            result.index_add_(0, tokens, unchanged.to(result.dtype))
+    return result
 
 
 def _again_shared(
