@@ -612,7 +612,7 @@ def test_experts_are_found_on_the_quantised_model_itself(tmp_path, concept, name
 def test_experts_of_the_model_that_was_quantised_will_do(tmp_path, concept):
     folder = q.quantised_folder_of(FOLDERS["awq"], tmp_path)
     dampening = dampen(find_experts(tmp_path / "llama_biased", concept), "aura")
-    with pytest.raises(UserError, match="--allow-other-weights"):
+    with pytest.raises(UserError, match="allow_other_weights"):
         bake(folder, dampening, tmp_path / "out")
     record = bake(folder, dampening, tmp_path / "out", allow_other_weights=True)
     assert record["quantised"]["layers"] == 12
