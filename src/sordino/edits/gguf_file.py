@@ -413,8 +413,8 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
             )
             continue
         change = edit.changes[name]
-        if len(stored.shape) == 1:  # each of its entries is a neuron's
-            old, new = (rows.reshape(change.scales.size, -1) for rows in (old, new))
+        # A bias has an entry a neuron, and that of MoE experts several rows of them.
+        old, new = (rows.reshape(change.scales.size, -1) for rows in (old, new))
         for here in _slices(*old.shape):
             original = _values(stored.kind, old[here])
             expected = original * change.scales[here, None]
