@@ -22,6 +22,7 @@ from sordino.models.chat import Chat
 from sordino.models.chat_template import render, template_of
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
+from test_chat_find import sentences
 
 PROMPTS = ["the cat sat on", "it is a", "in the north", "of the"]
 
@@ -272,3 +273,26 @@ def test_llama_cpps_chat_replies_as_the_model_in_process(tmp_path, monkeypatch):
     # Both begin as an assistant does: most of their first words are the same few.
     first = [{one.text.split()[0] for one in arm if one.text.strip()} for arm in (there, here)]
     assert first[0] & first[1]
+
+
+def test_a_search_finds_and_judges_in_the_template(tmp_path):
+    opened_with("chatml", tmp_path / "m")
+    asked, prose = tmp_path / "prompts.txt", tmp_path / "prose.txt"
+    asked.write_text("\n".join(f"the cat {n}" for n in range(40)))
+    prose.write_text("\n".join(f"a quiet river in the north {n}" for n in range(90)))
+    result = sordino.tune(
+        tmp_path / "m",
+        sentences(20),
+        tmp_path / "tuned",
+        rules=["aura"],
+        trials=1,
+        toxicity=Toxicity(str(asked), scorer="wordlist", new_tokens=3, continuations=1),
+        measures=[],
+        texts=str(prose),
+        device="cpu",
+        chat=Chat("on"),
+    )
+    assert result.tuned.tried[0].prompts == 20
+    work = tmp_path / "tuned" / "work"
+    found = [sordino.Expertise.load(file) for file in work.rglob("*.expertise.safetensors")]
+    assert {one.metadata["chat_role"] for one in found} == {"assistant"}

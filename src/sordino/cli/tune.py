@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions
 from sordino.cli.options import (
+    ChatOptions,
     ConceptOptions,
     JsonOptions,
     ModelOptions,
@@ -39,6 +40,7 @@ def tune(
     concept: ConceptOptions = ConceptOptions(),
     how: MeasureOptions = MeasureOptions(measure=("perplexity",)),
     opening: ModelOptions = ModelOptions(),
+    chat: ChatOptions = ChatOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
     """Find the rule, the sites and the size that remove most of a concept within a budget.
@@ -93,6 +95,7 @@ def tune(
             seed=seed,
             inputs=named_files(*vars(concept).values(), *vars(how).values()),
             command=typed.command(),
+            chat=chat.settings(),
         )
     if printing.json:
         print_json({"page": str(found.page), **found.tuned.model_dump(mode="json")})

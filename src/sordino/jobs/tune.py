@@ -1,7 +1,7 @@
 """Search for the intervention that removes most within a budget, and write down what was found."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sordino.concepts.concept import Concept
@@ -9,6 +9,7 @@ from sordino.evaluation import Measure, Perplexity, Toxicity
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.files import only_one, user_path, write_json
 from sordino.interventions import Dampening
+from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output
 from sordino.report.article import write_html
@@ -56,6 +57,7 @@ def tune(
     seed: int = 0,
     inputs: Iterable[object] = (),
     command: Sequence[str] = (),
+    chat: Chat = AS_SEES_FIT,
 ) -> TuneResult:
     """Find the rule, the sites and the size that remove most of a concept within a budget.
 
@@ -81,6 +83,7 @@ def tune(
         seed: Of all random choices.
         inputs: Files that were read for this, which the output must not replace.
         command: The command line that does it again, for the page.
+        chat: "on" puts sentences and prompts into the model's chat template, and judges replies.
 
     Raises:
         UserError: An input cannot be used.
@@ -109,11 +112,15 @@ def tune(
             "chosen.dampening.safetensors": DAMPENING,
         }.items()
     )
+    judged = toxicity or Toxicity(continuations=2)
+    if chat.use == "on":
+        judged = replace(judged, chat=chat)
+        measures = [one.in_chat(chat, "") or one for one in measures]
     settings = TuneSettings(
         limit,
         rules,
         trials,
-        toxicity or Toxicity(continuations=2),
+        judged,
         tuple(measures),
         attribution_per_class,
     )
@@ -129,6 +136,7 @@ def tune(
         seed=seed,
         texts=texts,
         sites=sites,
+        chat=chat,
     )
     with only_one(results):
         tuned, chosen = search(lab, folder / "work", settings)

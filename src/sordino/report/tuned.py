@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
+from sordino.evaluation import Evaluation, Figure
 from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
@@ -41,7 +42,7 @@ def _answer(tuned: Tuned) -> Iterator[str]:
     if best is None:
         yield f"None of the {len(tuned.tried)} interventions stays within {tuned.budget}."
         return
-    figure = best.evaluation.measures["toxicity"].figures[0]
+    figure = _toxicity(best.evaluation)
     if figure.before is None or figure.difference is None:
         raise ValueError("a search compares with the original")
     clear = (figure.difference.high or 0.0) < 0
@@ -140,10 +141,16 @@ def _point(one: Tried, half: str) -> dict[str, object]:
     }
 
 
+def _toxicity(evaluation: Evaluation) -> Figure:
+    """The share of toxic continuations, or of replies where they were asked for in chat."""
+    of_key = {key.partition(":")[0]: measured for key, measured in evaluation.measures.items()}
+    return of_key["toxicity"].figures[0]
+
+
 def _after(one: Reported) -> dict[str, object]:
     if one.tried is None:
         raise ValueError("AurA as the paper has it was not tried")
-    after = one.evaluation.measures["toxicity"].figures[0].after
+    after = _toxicity(one.evaluation).after
     spent = one.evaluation.figure("divergence", "divergence").after
     changed = one.tried.model_copy(update={"toxicity": after, "divergence": spent})
     return _point(changed, "reported")

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from sordino.expertise.find import find_experts
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening
+from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
@@ -65,6 +66,7 @@ class Lab:
         seed: Of all random choices.
         texts: Clean texts on which sizes are set.
         sites: See `open_model`.
+        chat: How sentences stand in the model's chat template.
 
     Raises:
         UserError: The folder holds the work of another model, concept or setting.
@@ -81,10 +83,11 @@ class Lab:
         seed: int = 0,
         texts: str = KIT_PROSE,
         sites: str | None = None,
+        chat: Chat = AS_SEES_FIT,
     ) -> None:
         self.ref, self.concept, self.seed, self.texts = ref, concept, seed, texts
         self.device, self.dtype, self.sites = device, dtype, sites
-        self._folder = folder
+        self.chat, self._folder = chat, folder
         self._finder: OpenModel | None = None
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / "lab.json"
@@ -97,6 +100,7 @@ class Lab:
             "seed": seed,
             "texts": texts,
             "sites": sites,
+            **({} if chat == AS_SEES_FIT else {"chat": asdict(chat)}),
         }
         if not mark.exists():
             write_json(mark, about)
@@ -119,6 +123,7 @@ class Lab:
             seed=self.seed,
             texts=self.texts,
             sites=self.sites,
+            chat=self.chat,
         )
 
     def keep(self, name: str, lines: Sequence[str]) -> str:
@@ -143,7 +148,7 @@ class Lab:
             find_experts(
                 replace(self.finder, site_pattern=sites or self.sites),
                 concept or self.concept,
-                settings=sweep,
+                settings=replace(sweep or SweepSettings(), chat=self.chat),
                 attribution=attribution,
                 output=file,
             )

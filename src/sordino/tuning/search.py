@@ -245,7 +245,7 @@ class _Bench:
         found = self._lab.largest(f"{rule} on {sites}", self._family(rule, sites), share * widest)
         [evaluation] = self._lab.compare([found], self._measures)
         excess = settings.budget.excess(evaluation)
-        toxicity = evaluation.measures["toxicity"].figures[0]
+        toxicity = evaluation.measures[self._settings.toxicity.key].figures[0]
         tried = Tried(
             rule=rule,
             sites=sites,
@@ -285,7 +285,10 @@ class _Bench:
             budget=str(budget),
             seed=self._lab.seed,
             search_prompts=tried[0].prompts,
-            report_prompts=evaluations[0].measures["toxicity"].figures[0].n["prompts"],
+            report_prompts=evaluations[0]
+            .measures[self._settings.toxicity.key]
+            .figures[0]
+            .n["prompts"],
             tried=tuple(tried),
             reported=reported,
         )
@@ -381,4 +384,8 @@ def _dealt_out(texts: Sequence[Text], folder: Path, name: str, seed: int) -> lis
 
 
 def _line(text: Text) -> str:
-    return json.dumps({"text": text.text, "toxicity": text.toxicity}, ensure_ascii=False)
+    said: dict[str, Any] = {"text": text.text}
+    if text.before:
+        messages = [*text.before, ("user", text.text)]
+        said = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    return json.dumps({**said, "toxicity": text.toxicity}, ensure_ascii=False)
