@@ -15,6 +15,7 @@ from sordino.errors import UserError
 from sordino.evaluation import Endpoint, Toxicity, evaluate, prepare, with_chat
 from sordino.evaluation.measures import zero_shot
 from sordino.evaluation.measures.toxicity import KIT_PROMPTS
+from sordino.evaluation.result import form_of, pre_prompt_of
 from sordino.evaluation.scorers.linear import LinearScorer
 from sordino.evaluation.texts import Text, choose, read_texts
 from sordino.evaluation.writing import Writer, last_turns
@@ -296,3 +297,17 @@ def test_a_search_finds_and_judges_in_the_template(tmp_path):
     work = tmp_path / "tuned" / "work"
     found = [sordino.Expertise.load(file) for file in work.rglob("*.expertise.safetensors")]
     assert {one.metadata["chat_role"] for one in found} == {"assistant"}
+
+
+@pytest.mark.parametrize(
+    ("key", "form", "pre_prompt"),
+    [
+        ("toxicity", "", ""),
+        ("toxicity:benign", "benign", "benign"),
+        ("toxicity:chat", "in chat", ""),
+        ("toxicity:chat:benign", "in chat, benign", "benign"),
+        ("toxicity:chatty", "chatty", "chatty"),
+    ],
+)
+def test_a_measures_form_is_told_by_its_key(key, form, pre_prompt):
+    assert (form_of(key), pre_prompt_of(key)) == (form, pre_prompt)

@@ -284,7 +284,17 @@ def measure_of(key: str) -> str:
 
 def pre_prompt_of(key: str) -> str:
     """The pre-prompt that a measure was taken with, from the same; "" for none."""
-    return key.partition(":")[2]
+    return ":".join(key.split(":")[2 if _in_chat(key) else 1 :])
+
+
+def form_of(key: str) -> str:
+    """How a measure was taken, in words: its pre-prompt, and whether in chat; "" for neither."""
+    chat = "in chat" if _in_chat(key) else ""
+    return ", ".join(filter(None, (chat, pre_prompt_of(key))))
+
+
+def _in_chat(key: str) -> bool:
+    return key.split(":")[1:2] == ["chat"]
 
 
 def value_shown(estimate: Estimate, unit: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
 from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
-from sordino.evaluation.result import measure_of, pre_prompt_of, value_shown
+from sordino.evaluation.result import form_of, measure_of, value_shown
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.interventions.dampening import Dampening
 
@@ -142,7 +142,7 @@ def _family(
         return Family(name, title, about, not_run=reason)
     first = name if name in taken else taken[0]
     main = [row for row in by_key[first] if not row.figure.detail]
-    led = {pre_prompt_of(key) or "none": by_key[key][0] for key in taken} if len(taken) > 1 else {}
+    led = {form_of(key) or "none": by_key[key][0] for key in taken} if len(taken) > 1 else {}
     shown = {id(row) for row in (*main, *led.values())}
     others = [row for key in taken for row in by_key[key] if id(row) not in shown]
     return Family(name, title, about, tuple(main), led, tuple(others), reason)

@@ -264,7 +264,8 @@ def _changes(family: outcome.Family) -> list[figures.Change]:
         ratio = outcome.grown(row)
         if ratio is None or not ratio.value:
             continue
-        name = family.title + ("" if led == "none" else f", pre-prompt {led}")
+        form = led if led.startswith("in chat") else f"pre-prompt {led}"
+        name = family.title + ("" if led == "none" else f", {form}")
         apart = (ratio.low is not None and ratio.low > 1) or (
             ratio.high is not None and ratio.high < 1
         )
