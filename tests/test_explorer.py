@@ -240,7 +240,11 @@ def runs(model: OpenModel, path: str, of: str) -> list[torch.Tensor]:
     return [one.reshape(9, -1) for one in seen]
 
 
-@pytest.mark.parametrize("family", everyday([f for f in SUPPORTED if f != "bitnet"]))
+# In these a norm, or a layer as wide as another, lies between a neuron and its writer.
+_INDIRECT = {"bitnet", "kosmos-2.5", "muse_spark"}
+
+
+@pytest.mark.parametrize("family", everyday([f for f in SUPPORTED if f not in _INDIRECT]))
 def test_a_neuron_feeds_the_input_that_it_moves(family: str) -> None:
     """Oracle: one output is made larger, and it is seen which inputs of the writer change."""
     model = opened(family)
