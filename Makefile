@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies bench test test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
+.PHONY: demo results studies bench test coverage test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -39,7 +39,10 @@ studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where
 bench: $(BIN)/.dev  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
 	$(BIN)/python -m benchmarks $(BENCH)
 
-test: $(BIN)/.dev  ## the default tests, with coverage
+test: $(BIN)/.dev  ## the default tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+coverage: $(BIN)/.dev  ## the default tests, half as long again, and the lines that none of them reaches
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term:skip-covered
 
 test-slow: $(BIN)/.dev  ## the tests that take minutes each
