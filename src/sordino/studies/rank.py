@@ -53,7 +53,7 @@ def rank(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "scales",
         f"The adapter of rank {RANK} at several scales",
-        # At 1 it is what has been measured already, to the bit.
+        # At 1 it is the dampening itself, without a rounding.
         (*(Trial(f"scale {s:g}", served.scaled(s)) for s in _SCALES), Trial("scale 1", served)),
         (plan.toxicity(), *plan.reading(lab)),
     )
