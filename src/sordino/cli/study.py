@@ -50,6 +50,10 @@ class PlanOptions:
     """Texts for each perplexity (150)."""
     attribution_per_class: int | None = None
     """Sentences of each class for attribution, at most (1,049)."""
+    own_prompts: int | None = None
+    """For own-samples: at most so many prompts that the model continues to learn from (300)."""
+    own_continuations: int | None = None
+    """Continuations of each of them (8)."""
     shuffles: int | None = None
     """How many times ranking deals the factors out by lot (20)."""
     concepts: Annotated[tuple[str, ...] | None, Parameter(name="--concepts")] = None
@@ -77,10 +81,11 @@ def study(
 
     methods: which rule removes most at the same divergence? ranking: is it the ranking of the
     neurons? layers: which layers and kinds of site? subset: how many neurons? soft-or-hard: AurA or
-    one factor for the best? ingredients: what does contrast need? attention: attention's sites too?
-    data: how many sentences? concepts: does one concept take others along? prompting: behind
-    pre-prompts? diversity: poorer text? dtype: 16 bits, quantised? overhead: slower? transfer: on a
-    sibling (--sibling)? rank: in how few rows of each matrix?
+    one factor for the best? ingredients: what does contrast need? own-samples: what the model
+    itself writes, too? attention: attention's sites too? data: how many sentences? concepts: does
+    one concept take others along? prompting: behind pre-prompts? diversity: poorer text? dtype: 16
+    bits, quantised? overhead: slower? transfer: on a sibling (--sibling)? rank: in how few rows of
+    each matrix?
 
     Neurons are found in float32; --dtype is for the measurements. A study that was interrupted, or
     is run again with other sizes, continues where it stopped.
@@ -126,6 +131,8 @@ def study(
         "texts": plan.max_texts,
         "per_class": plan.attribution_per_class,
         "budgets": plan.divergence,
+        "own_prompts": plan.own_prompts,
+        "own_continuations": plan.own_continuations,
         "shuffles": plan.shuffles,
         "concepts": plan.concepts,
         "sibling": plan.sibling,

@@ -15,6 +15,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
+from sordino.expertise.own import OwnSettings, refuse_streamed, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measured, size
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
@@ -47,6 +48,7 @@ def find_experts(
     stream: bool | None = None,
     settings: SweepSettings | None = None,
     attribution: AttributionSettings | None = None,
+    own: OwnSettings | None = None,
     output: str | Path | None = None,
     force: bool = False,
 ) -> Expertise:
@@ -63,6 +65,7 @@ def find_experts(
             memory; None: if the model does not fit into memory.
         settings: Truncation, pooling, batch size, and further statistics of the responses.
         attribution: Also measure attribution and cost (which takes gradients), like this.
+        own: Also measure attribution to what the model itself writes; beside attribution.
         output: Where to save the artefact. With it, an interrupted call loses at most half a
             minute of work: the same call goes on from there.
         force: Replace `output` if it exists.
@@ -84,12 +87,12 @@ def find_experts(
         )
 
     if output is None:
-        return measure_expertise(opened(), concept, chosen, attribution)
+        return measure_expertise(opened(), concept, chosen, attribution, own)
     ranks = Ranks()
     target = claim_output(output, EXPERTISE, force=force, inputs=[place_of(model)])
     with only_one(target) if ranks.first else nullcontext(), ranks.together():
         work = drop_link(staging_path(target).with_suffix(".work")) / ranks.name
-        expertise = measure_expertise(opened(), concept, chosen, attribution, work)
+        expertise = measure_expertise(opened(), concept, chosen, attribution, own, work)
         if ranks.first:
             expertise.save(target, force=force)
         ranks.wait()  # nobody forgets what it has before the result is safe
@@ -138,6 +141,7 @@ def measure_expertise(
     concept: Concept,
     settings: SweepSettings,
     attribution: AttributionSettings | None = None,
+    own: OwnSettings | None = None,
     work: Path | None = None,
 ) -> Expertise:
     """Run all sentences past all sites and keep what their responses say of each neuron.
@@ -149,14 +153,20 @@ def measure_expertise(
         concept: The labelled sentences.
         settings: Truncation, pooling, batch size, and further statistics of the responses.
         attribution: Also measure attribution and cost, like this.
+        own: Also measure attribution to own samples, like this; beside attribution.
         work: The folder where progress is kept, so that an interrupted sweep goes on; the caller
             removes it when the result is safe.
     """
+    if own is not None:
+        refuse_streamed(opened)
+        if attribution is None:
+            raise UserError("Own samples are measured beside attribution: give `attribution`, too.")
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
     say_how_read(opened, chat_for(opened, concept, settings.chat))
     strata = _strata(concept, settings, encoded)
     ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)
+    metadata |= {} if own is None else own.metadata
     key = fingerprint(
         *(f"{k}={v}" for k, v in metadata.items() if k != "created"),
         *(site.path for site in opened.sites),
@@ -203,6 +213,16 @@ def measure_expertise(
                 )
                 restored = Progress(statistics=run.run(restored))
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
+        if own is not None:
+            sampled = sample(
+                opened,
+                own,
+                batch_tokens=settings.batch_tokens,
+                journal=None if work is None else folder / "own.jsonl",
+                ranks=ranks,
+            )
+            attributing = [*attributing, *sampled.passages]
+            metadata |= sampled.metadata
         if attribution is not None:
             more = attribute(
                 opened,

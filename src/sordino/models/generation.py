@@ -452,6 +452,13 @@ def _keeps_last_logits(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
+def ending(opened: OpenModel) -> int | None:
+    """The token that ends a text: where a model has several, the tokenizer's own if it is one."""
+    ends = _end_ids(opened)
+    own = opened.tokenizer.eos_token_id
+    return own if own in ends else min(ends, default=None)
+
+
 def _end_ids(opened: OpenModel) -> set[int]:
     """The tokens that end a text, by the model's generation settings or else by its tokenizer."""
     ends = opened.model.generation_config.eos_token_id

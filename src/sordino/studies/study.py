@@ -48,6 +48,8 @@ class Plan:
         per_class: Sentences of each class for attribution, at most (the kit's insults have as
             many).
         fewer: Smaller numbers of them to compare with.
+        own_prompts: At most so many prompts for own samples.
+        own_continuations: Continuations of each of them.
         budgets: Divergences for curves, in nats per token.
         asked: The divergence at which questions about one rule are asked.
         shuffles: How many times factors are permuted.
@@ -71,6 +73,8 @@ class Plan:
     texts: int = 150
     per_class: int = 1049
     fewer: tuple[int, ...] = (100, 20)
+    own_prompts: int = 300
+    own_continuations: int = 8
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
     shuffles: int = 20

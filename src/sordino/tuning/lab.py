@@ -18,6 +18,7 @@ from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
+from sordino.expertise.own import OwnSettings
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening
@@ -140,6 +141,7 @@ class Lab:
         sites: str | None = None,
         sweep: SweepSettings | None = None,
         attribution: AttributionSettings | None = None,
+        own: OwnSettings | None = None,
     ) -> Expertise:
         """An expertise of the model, found once and kept under this name."""
         file = self._folder / f"{name}.expertise.safetensors"
@@ -150,6 +152,7 @@ class Lab:
                 concept or self.concept,
                 settings=replace(sweep or SweepSettings(), chat=self.chat),
                 attribution=attribution,
+                own=own,
                 output=file,
             )
             self._work.done(name, file)

@@ -1,4 +1,4 @@
-"""A linear model that is trained here, on the demo kit's insulting comments."""
+"""Linear models that are trained here: on a concept's sentences, or the kit's insulting comments."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sordino.concepts.concept import Concept
 from sordino.evaluation.scorer import Scorer, register
 
 TRAINED_LIMITS = (
@@ -19,12 +20,57 @@ TRAINED_LIMITS = (
 TRAINED = "tfidf-insults"
 
 
-@register(TRAINED)
-class TrainedScorer(Scorer):
-    """TF-IDF of pieces of words and a logistic regression, trained on the kit's insults/train.csv.
+class SentencesScorer(Scorer):
+    """TF-IDF of pieces of words and a logistic regression, trained on a concept's sentences.
 
-    On the held-out comments of insults/test.csv its AUROC is 0.90. It is trained when it is opened,
-    in two seconds, so that no weights have to be trusted; nothing in it is random.
+    It is trained when it is opened, in seconds, so that no weights have to be trusted; nothing in
+    it is random.
+
+    Args:
+        concept: The labelled sentences.
+    """
+
+    limits = "It knows the words of the sentences that it was trained on, and no meaning."
+
+    def __init__(self, concept: Concept) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        labels = [1] * len(concept.positive) + [0] * len(concept.negative)
+        self._model = make_pipeline(
+            TfidfVectorizer(
+                analyzer="char_wb",
+                ngram_range=(2, 5),
+                min_df=2,
+                sublinear_tf=True,
+                strip_accents="unicode",
+            ),
+            # Balanced, 0.5 is even odds for both kinds, however many there are of each.
+            LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
+        )
+        self._model.fit(concept.sentences, labels)
+        self._protocol = {
+            "scorer": TRAINED,
+            "scikit_learn": version("scikit-learn"),
+            "trained_on": concept.source,
+            "concept_fingerprint": concept.fingerprint,
+        }
+
+    def protocol(self) -> Mapping[str, Any]:
+        """The sentences that it was trained on, and by what."""
+        return self._protocol
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of the concept, were both kinds equally frequent; float64 [texts]."""
+        return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
+
+
+@register(TRAINED)
+class TrainedScorer(SentencesScorer):
+    """The same, trained on the kit's insults/train.csv: a quarter of the comments are insulting.
+
+    On the held-out comments of insults/test.csv its AUROC is 0.90.
 
     Raises:
         UserError: The kit's comments cannot be fetched.
@@ -34,37 +80,6 @@ class TrainedScorer(Scorer):
     trained_on = "detecting insults"
 
     def __init__(self) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-
         from sordino.concepts.built_in import BUILT_IN
 
-        comments = BUILT_IN["insults"].load(None)
-        labels = [1] * len(comments.positive) + [0] * len(comments.negative)
-        self._model = make_pipeline(
-            TfidfVectorizer(
-                analyzer="char_wb",
-                ngram_range=(2, 5),
-                min_df=2,
-                sublinear_tf=True,
-                strip_accents="unicode",
-            ),
-            # A quarter of the comments are insulting: balanced, 0.5 is even odds for both kinds.
-            LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
-        )
-        self._model.fit([*comments.positive, *comments.negative], labels)
-        self._protocol = {
-            "scorer": TRAINED,
-            "scikit_learn": version("scikit-learn"),
-            "trained_on": comments.source,
-            "concept_fingerprint": comments.fingerprint,
-        }
-
-    def protocol(self) -> Mapping[str, Any]:
-        """The comments that it was trained on, and by what."""
-        return self._protocol
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The probability of an insult, were both kinds equally frequent; float64 [texts]."""
-        return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
+        super().__init__(BUILT_IN["insults"].load(None))

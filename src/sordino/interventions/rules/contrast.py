@@ -1,5 +1,8 @@
 """Contrast: make the concept's text less likely than other text at the least divergence."""
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +21,16 @@ _HALVINGS = 200
 _NEEDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.VARIANCE, Statistic.COST)
 
 
-@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True)
+_OWN = (Statistic.OWN, Statistic.OWN_VARIANCE)
+
+
+@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True, uses=_OWN)
 def contrast(
-    expertise: Expertise, budget: float = 0.05, amplify: float = 0.0, rows: int | None = None
+    expertise: Expertise,
+    budget: float = 0.05,
+    amplify: float = 0.0,
+    rows: int | None = None,
+    evidence: Literal["all", "corpus", "own"] = "all",
 ) -> Factors:
     """Dampen by benefit over cost, as far as a divergence of `budget` (nats a token) goes.
 
@@ -30,6 +40,10 @@ def contrast(
     divergence, by Lagrange's multiplier and kept in [−amplify, 1], is clip(λ·b/F, −amplify, 1); λ
     is found by halving intervals. Of b only that counts which sampling error does not explain
     (`sordino.interventions.shrinkage`).
+
+    Where the expertise has own samples, they are a second benefit: by how much a judge's mean score
+    of what the model writes falls. The two are of different units; each is divided by what it alone
+    could gain at the budget, and the sum takes the place of b.
 
     The divergence is the diagonal estimate, and the real one is larger:
     `sordino.tuning.calibrate` finds the budget that gives a divergence which is measured.
@@ -41,6 +55,8 @@ def contrast(
             their response; 0 leaves them alone.
         rows: The most neurons of each site that are changed: those that together gain most under
             the budget, see `amounts`.
+        evidence: "all" takes own samples and the labelled sentences together, where there are own
+            samples; "corpus" the sentences alone, "own" the samples alone.
 
     Raises:
         UserError: A setting is out of range.
@@ -49,10 +65,11 @@ def contrast(
         raise UserError(f"contrast takes a budget above 0, not {budget:g}.")
     if not amplify >= 0:
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
-    benefit, cost = benefit_and_cost(expertise)
+    cost = _known(expertise[Statistic.COST])
+    flat_cost = _flat(cost)
     flat = amounts(
-        np.concatenate([*benefit.values()]),
-        np.concatenate([*cost.values()]),
+        together(_benefits(expertise, evidence), flat_cost, budget, amplify),
+        flat_cost,
         budget,
         amplify,
         None if rows is None else AtMost(rows, tuple(part.size for part in cost.values())),
@@ -60,18 +77,52 @@ def contrast(
     return {site: 1 - part for site, part in by_site(flat, cost).items()}
 
 
+def _benefits(expertise: Expertise, evidence: str) -> list[NDArray[np.float64]]:
+    """The benefits that are asked for, less what is noise of them, float64 [all neurons] each."""
+    found = []
+    if evidence != "own":
+        found.append(_flat(benefit_and_cost(expertise)[0]))
+    if evidence == "own" or (evidence == "all" and expertise.holds(*_OWN)):
+        own, variance = (_flat(_known(expertise[name])) for name in _OWN)
+        found.append(shrunk(own, variance))
+    return found
+
+
+def together(
+    benefits: Sequence[NDArray[np.float64]],
+    cost: NDArray[np.float64],
+    budget: float,
+    amplify: float = 0.0,
+) -> NDArray[np.float64]:
+    """One benefit of several: their sum, each divided by what it alone could gain at the budget.
+
+    So the best change for the sum is the one for which the reached shares of what each could have
+    are largest together, whatever the units.
+
+    Args:
+        benefits: float64 [neurons] each; one alone stays as it is.
+        cost: See `amounts`, as the rest.
+        budget: Nats a token.
+        amplify: As there.
+    """
+    if len(benefits) == 1:
+        return benefits[0]
+    total = np.zeros_like(cost)
+    for benefit in benefits:
+        gain = float(amounts(benefit, cost, budget, amplify) @ benefit)
+        if gain > 0:
+            total += benefit / gain
+    return total
+
+
 def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
-    """Each neuron's benefit, less what is noise of it, and its cost.
+    """Each neuron's benefit by the labelled sentences, less what is noise of it, and its cost.
 
     Returns:
         Two dictionaries by site path, float64 [neurons], nats a token.
     """
-    measured = measured_benefit(expertise)
-    variance, cost = (
-        {site: _known(of) for site, of in expertise[name].items()}
-        for name in (Statistic.VARIANCE, Statistic.COST)
-    )
-    benefit = shrunk(np.concatenate([*measured.values()]), np.concatenate([*variance.values()]))
+    variance, cost = (_known(expertise[name]) for name in (Statistic.VARIANCE, Statistic.COST))
+    benefit = shrunk(_flat(measured_benefit(expertise)), _flat(variance))
     return by_site(benefit, cost), cost
 
 
@@ -80,14 +131,21 @@ def measured_benefit(expertise: Expertise) -> BySite:
 
     It is 0 where none was measured, for want of texts that reached a MoE expert.
     """
-    positive, negative = expertise[Statistic.POSITIVE], expertise[Statistic.NEGATIVE]
-    return {site: _known(of) - _known(negative[site]) for site, of in positive.items()}
+    positive, negative = (
+        _known(expertise[name]) for name in (Statistic.POSITIVE, Statistic.NEGATIVE)
+    )
+    return {site: of - negative[site] for site, of in positive.items()}
 
 
-def _known(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    """The values, and 0 where there is none."""
-    wide = values.astype(np.float64)
-    return np.where(np.isnan(wide), 0.0, wide)
+def _known(values: Mapping[str, NDArray[np.generic]]) -> BySite:
+    """The values, float64, and 0 where there is none."""
+    wide = {site: of.astype(np.float64) for site, of in values.items()}
+    return {site: np.where(np.isnan(of), 0.0, of) for site, of in wide.items()}
+
+
+def _flat(values: BySite) -> NDArray[np.float64]:
+    """The values of all neurons, float64 [all neurons]."""
+    return np.concatenate([*values.values()])
 
 
 def by_site(values: NDArray[np.float64], like: BySite) -> BySite:

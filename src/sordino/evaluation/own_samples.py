@@ -1,0 +1,121 @@
+"""Which prompts the model continues for own samples, and who judges it: none that measure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.evaluation.evaluator import Prepared
+from sordino.evaluation.measures.toxicity import prompts_of
+from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers.insults import SentencesScorer
+from sordino.evaluation.scoring import ScoredTask
+from sordino.evaluation.texts import choose, read_texts
+from sordino.evaluation.writing import Writer
+from sordino.expertise.own import FEWEST_PROMPTS, OwnSettings
+from sordino.models.open import choose_device
+from sordino.progress import note
+
+CONCEPT = "concept"
+"""The judge that is trained on the concept's own sentences."""
+
+
+@dataclass(frozen=True)
+class OwnPlan:
+    """How own samples are taken.
+
+    Args:
+        prompts: As for the measure toxicity; those that are measured are left out.
+        judge: "concept" for a classifier of the concept's own sentences, or a scorer as for the
+            measure toxicity; none that measures.
+        max_prompts: At most so many prompts, drawn by seed.
+        continuations: Of each.
+        new_tokens: The most tokens of each.
+
+    Example:
+        >>> plan = sordino.OwnPlan("kit:ordinary", max_prompts=20, continuations=2)
+        >>> own = plan.settings(concept)
+        >>> len(own.prompts), own.judge.name
+        (20, 'concept')
+    """
+
+    prompts: str = AUTO
+    judge: str = CONCEPT
+    max_prompts: int | None = 300
+    continuations: int = 8
+    new_tokens: int = 20
+
+    def settings(
+        self,
+        concept: Concept,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        measured: Prepared | None = None,
+        apart: Collection[str] = (),
+    ) -> OwnSettings:
+        """What `find_experts` takes, with prompts and judge apart from what measures.
+
+        Args:
+            concept: The labelled sentences.
+            seed: Of the choice of prompts and of the sampling.
+            device: Where a text classifier runs.
+            measured: The measures that will judge the edit.
+            apart: More prompts that are left out.
+
+        Raises:
+            UserError: Prompts or judge cannot be had, the judge is one of the measures' scorers, or
+                too few prompts are left that are not measured.
+        """
+        source = prompts_of(self.prompts)
+        texts = read_texts(source)
+        used = set(apart) | (set() if measured is None else _prompts(measured))
+        free = [text for text in texts if text.text not in used]
+        if len(free) < FEWEST_PROMPTS:
+            raise UserError(
+                f"Of the {len(texts):,} prompts of {source}, {len(free):,} are not measured, and "
+                f"own samples take at least {FEWEST_PROMPTS} of those: give other prompts as "
+                "`own_prompts`, or measure fewer."
+            )
+        judge = _judge(self.judge, concept, device)
+        if measured is not None:
+            _refuse_same(judge, measured)
+        chosen = choose(free, self.max_prompts, seed)
+        left_out = len(texts) - len(free)
+        source += f", without {left_out:,} prompts that are measured" if left_out else ""
+        note(f"own samples: {len(chosen):,} prompts of {source}; the judge is {judge.name}")
+        return OwnSettings(
+            tuple(text.text for text in chosen),
+            judge,
+            source,
+            self.continuations,
+            self.new_tokens,
+            seed,
+        )
+
+
+def _judge(spec: str, concept: Concept, device: str) -> Scorer:
+    if spec != CONCEPT:
+        return open_chosen(spec, device=choose_device(device))
+    judge = SentencesScorer(concept)
+    judge.name = CONCEPT
+    return judge
+
+
+def _prompts(measured: Prepared) -> set[str]:
+    """All that the measures let the model continue."""
+    writers = [getattr(task, "writer", None) for task in measured.tasks.values()]
+    return {text.text for writer in writers if isinstance(writer, Writer) for text in writer.prompts}
+
+
+def _refuse_same(judge: Scorer, measured: Prepared) -> None:
+    """Raise `UserError` where one of the measures' scorers is the judge, by whatever name."""
+    tasks = [task for task in measured.tasks.values() if isinstance(task, ScoredTask)]
+    for scorer in (scorer for task in tasks for scorer in task.scorers.values()):
+        if scorer.protocol() == judge.protocol():
+            raise UserError(
+                f"The judge of own samples, {judge.name}, is the scorer {scorer.name} that "
+                "measures the edit, so that its figures would flatter it: give another as "
+                "`own_judge`."
+            )

@@ -1,0 +1,258 @@
+"""Own samples: what the model itself writes after prompts, and what a judge says of it.
+
+The weight of a continuation is the judge's score less the mean score of the same prompt's other
+continuations. With it, the mean of weight times attribution is the change of the judge's mean score
+to first order, without bias (`sordino.expertise.attribution`).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino import progress as show
+from sordino.errors import UserError
+from sordino.expertise.attribution import Passage, in_batches
+from sordino.expertise.ranks import Ranks
+from sordino.expertise.statistic import Statistic
+from sordino.files import fingerprint
+from sordino.models.generation import Sampling, encode_prompts, ending, generate, plan
+from sordino.models.open import OpenModel
+
+FEWEST_PROMPTS = 20
+_PROMPT_TOKENS = 128
+# About how many tokens are sampled at once.
+_BATCH_TOKENS = 8192
+
+Row = tuple[int, int, tuple[int, ...], str]
+"""A prompt's number, a continuation's, its token ids and its text."""
+
+
+class Judge(Protocol):
+    """Who scores what the model wrote; a scorer of `sordino.evaluation` is one."""
+
+    name: str
+
+    def record(self) -> Mapping[str, Any]:
+        """What identifies the judge and its version, as JSON values."""
+        ...
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """How much of the concept each text has, float64 [texts] from 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnSettings:
+    """Which own samples are taken, and who judges them.
+
+    Args:
+        prompts: What the model continues; none of them may be used for measuring.
+        judge: Who scores the continuations; it may take no part in measuring either.
+        source: Where the prompts come from, for the record.
+        continuations: Of each prompt.
+        new_tokens: The most tokens of a continuation.
+        seed: Of the sampling.
+
+    Raises:
+        UserError: There are too few prompts or continuations.
+    """
+
+    prompts: tuple[str, ...]
+    judge: Judge
+    source: str = "given in Python"
+    continuations: int = 8
+    new_tokens: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) < FEWEST_PROMPTS:
+            raise UserError(
+                f"There are {len(self.prompts)} prompts for own samples, of {self.source}: at "
+                f"least {FEWEST_PROMPTS} are needed."
+            )
+        if self.continuations < 2:
+            raise UserError(
+                f"`own_continuations={self.continuations}` is too few: the continuations of a "
+                "prompt are compared with each other, so give at least 2."
+            )
+        Sampling(self.new_tokens)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an artefact says of them."""
+        return {
+            "own_judge": self.judge.name,
+            "own_judge_record": json.dumps(self.judge.record(), sort_keys=True),
+            "own_prompts": self.source,
+            "own_prompts_fingerprint": fingerprint(*self.prompts),
+            "own_n_prompts": str(len(self.prompts)),
+            "own_continuations": str(self.continuations),
+            "own_new_tokens": str(self.new_tokens),
+            "own_seed": str(self.seed),
+        }
+
+
+@dataclass(frozen=True)
+class OwnSamples:
+    """What the model wrote, and the judge's scores.
+
+    Args:
+        passages: The continuations with their prompts and weights, for attribution.
+        scores: float64 [prompts, continuations].
+        digest: SHA-256 over the continuations' tokens and scores.
+    """
+
+    passages: list[Passage]
+    scores: NDArray[np.float64]
+    digest: str
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an artefact says of them."""
+        return {"own_mean_score": f"{self.scores.mean():.6g}", "own_samples": self.digest}
+
+
+def sample(
+    opened: OpenModel,
+    settings: OwnSettings,
+    *,
+    batch_tokens: int,
+    journal: Path | None,
+    ranks: Ranks,
+) -> OwnSamples:
+    """Let the model continue the prompts, and the judge score what it wrote.
+
+    Args:
+        opened: The model, in memory as a whole.
+        settings: Which samples.
+        batch_tokens: How many tokens go through the model at a time in attribution.
+        journal: A file in which finished batches are kept, so that an interrupted call goes on.
+        ranks: The processes that share the work.
+
+    Raises:
+        UserError: The model is read layer by layer, or has no room for the continuations; or the
+            judge gave no score.
+    """
+    refuse_streamed(opened)
+    prompts = encode_prompts(
+        opened, settings.prompts, max_tokens=_PROMPT_TOKENS, new_tokens=settings.new_tokens
+    )
+    rows = sorted(ranks.in_turn(iter(_written(opened, settings, prompts, journal, ranks))))
+    texts = [text for *_, text in rows]
+    scores = ranks.from_first(_scores(settings.judge, texts) if ranks.first else np.empty(0))
+    table = scores.reshape(len(prompts), settings.continuations)
+    end = ending(opened)
+    encoded, starts = [], []
+    for prompt, _, ids, _ in rows:
+        # The token that ended it is a part of what the model chose.
+        ended = [end] if end is not None and len(ids) < settings.new_tokens else []
+        encoded.append([*prompts[prompt], *ids, *ended])
+        starts.append(len(prompts[prompt]))
+    passages = in_batches(
+        opened, Statistic.OWN, encoded, starts, weights(table).ravel().tolist(), batch_tokens
+    )
+    digest = fingerprint(json.dumps([row[:3] for row in rows]), scores.tobytes())
+    return OwnSamples(passages, table, digest)
+
+
+def refuse_streamed(opened: OpenModel) -> None:
+    """Raise `UserError` for a model that cannot write."""
+    if opened.streamed is not None:
+        raise UserError(
+            f"Own samples are written by the whole model, and {opened.ref.name} is read layer by "
+            "layer: leave `own` out, or use a machine whose memory holds it, with `stream=False`."
+        )
+
+
+def weights(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each score less the mean of the others of its row, float64 [prompts, continuations].
+
+    Example:
+        >>> weights(np.array([[1.0, 0.0, 0.5]]))
+        array([[ 0.75, -0.75,  0.  ]])
+    """
+    count = scores.shape[1]
+    return (scores - scores.mean(axis=1, keepdims=True)) * count / (count - 1)
+
+
+def _scores(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:
+    """The judge's scores, float64 [texts]; a text without words is 0."""
+    said = [number for number, text in enumerate(texts) if text.strip()]
+    found = np.zeros(len(texts))
+    if said:
+        show.note(f"{judge.name} judges {len(said):,} continuations")
+        found[said] = judge.score([texts[number] for number in said])
+    if not np.isfinite(found).all():
+        missing = int((~np.isfinite(found)).sum())
+        raise UserError(
+            f"The judge {judge.name} gave no score for {missing:,} of {len(texts):,} "
+            "continuations: give another judge of own samples."
+        )
+    return found
+
+
+def _written(
+    opened: OpenModel,
+    settings: OwnSettings,
+    prompts: Sequence[Sequence[int]],
+    journal: Path | None,
+    ranks: Ranks,
+) -> list[Row]:
+    """The continuations that fall to this rank."""
+    batches = ranks.deal(
+        plan(
+            opened,
+            prompts,
+            continuations=settings.continuations,
+            new_tokens=settings.new_tokens,
+            batch_tokens=_BATCH_TOKENS,
+        )
+    )
+    kept = _Journal(journal)
+    rows: list[Row] = []
+    total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
+    sampling = Sampling(settings.new_tokens)
+    done = sum(map(len, kept.found.values()))
+    with show.track("sampling", total, "continuations", done) as advance:
+        for number, batch in enumerate(batches):
+            if number not in kept.found:
+                [written] = generate(opened, [batch], sampling, seed=settings.seed)
+                kept.add(number, [(w.prompt, w.number, w.ids or (), w.text) for w in written])
+                advance(len(written))
+            rows += kept.found[number]
+    return rows
+
+
+class _Journal:
+    """Finished batches of a sampling, a line each; a line that is not whole is none.
+
+    The folder that it lies in is cleared where a sweep is another one.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.found: dict[int, list[Row]] = dict(self._read())
+
+    def add(self, number: int, rows: list[Row]) -> None:
+        self.found[number] = rows
+        if self._path is None:
+            return
+        body = json.dumps([number, rows])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{fingerprint(body)} {body}\n")
+
+    def _read(self) -> Iterator[tuple[int, list[Row]]]:
+        if self._path is None or not self._path.is_file():
+            return
+        for line in self._path.read_text("utf-8").splitlines():
+            digest, _, body = line.partition(" ")
+            if digest != fingerprint(body):
+                continue  # cut short by a kill; the batch is sampled again
+            number, rows = json.loads(body)
+            yield number, [(p, n, tuple(ids), text) for p, n, ids, text in rows]
