@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import diff, undo, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, hooked
+    from sordino.evaluation.own_samples import OwnPlan
     from sordino.examination import Finding, doctor
     from sordino.expertise import (
         AttributionSettings,
         Expertise,
+        OwnSettings,
         SweepSettings,
         find_experts,
         plan_find,
@@ -83,6 +85,8 @@ __all__ = [
     "Finding",
     "Inspection",
     "OpenModel",
+    "OwnPlan",
+    "OwnSettings",
     "Perplexity",
     "Plan",
     "Pushed",
@@ -136,7 +140,11 @@ _HOMES = {
     "concepts": ("Concept", "load_concept"),
     "edits": ("diff", "undo", "verify"),
     "evaluation": ("Evaluation", "Perplexity", "Toxicity", "hooked"),
-    "expertise": ("AttributionSettings", "Expertise", "SweepSettings", "find_experts", "plan_find"),
+    "expertise": (
+        *("AttributionSettings", "Expertise", "OwnSettings", "SweepSettings", "find_experts"),
+        "plan_find",
+    ),
+    "evaluation.own_samples": ("OwnPlan",),
     "interventions": (
         *("Affine", "Dampening", "aura", "compose", "contrast", "damp", "dampen", "det_zero"),
         *("intervention", "linear_transport", "mean_shift", "selective", "shuffled", "stratified"),

@@ -31,11 +31,13 @@ from sordino.evaluation import (
     with_chat,
 )
 from sordino.evaluation.hooks import hooked_on
+from sordino.evaluation.own_samples import OwnPlan
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
+from sordino.expertise.own import OwnSettings
 from sordino.expertise.statistic import Asked
 from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
@@ -113,6 +115,8 @@ class RunSettings:
             them.
         sweep: How responses are taken.
         attribution: How attribution is measured; None for as is usual where a rule needs it.
+        own: How own samples are taken, for interventions that take them along, or None. Prompts
+            that are measured are left out of them, and no scorer that measures is their judge.
         measures: What is measured before and after.
         device: See `open_model`.
         dtype: See `open_model`.
@@ -130,6 +134,7 @@ class RunSettings:
     beside: Sequence[str] = ()
     sweep: SweepSettings = field(default_factory=SweepSettings)
     attribution: AttributionSettings | None = None
+    own: OwnPlan | None = None
     measures: Sequence[str | Measure] = ("toxicity", "perplexity")
     device: str = "auto"
     dtype: str = "auto"
@@ -279,10 +284,23 @@ class _Steps:
                 self._concept,
                 settings=self._settings.sweep,
                 attribution=self._settings.attribution,
+                own=self._own(),
                 output=self.expertise,
             )
             self._steps.done("find", self.expertise)
         return Expertise.load(self.expertise)
+
+    def _own(self) -> OwnSettings | None:
+        chosen = self._settings
+        if chosen.own is None:
+            return None
+        return chosen.own.where_possible(
+            self._concept,
+            seed=chosen.seed,
+            device=chosen.device,
+            measured=self._ready,
+            whole=not self._is_too_large() and self._original().streamed is None,
+        )
 
     def dampen(self, expertise: Expertise) -> Dampening:
         """The intervention, at the size that was asked for."""

@@ -11,6 +11,7 @@ from sordino.cli.options import (
     ConceptOptions,
     ModelOptions,
     OutputOptions,
+    OwnOptions,
     SweepOptions,
     print_json,
     print_lines,
@@ -29,6 +30,7 @@ def find(
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
     chat: ChatOptions = ChatOptions(),
+    own: OwnOptions = OwnOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure how well each neuron recognises a concept.
@@ -72,12 +74,20 @@ def find(
             "attribution": sweep.attributing(seed),
         }
         sentences = concept.load(seed, sweep.strata_column)
+        wanted = own.plan()
         note(f"opening {model}")
         if plan:
+            if wanted is not None:
+                note("the plan is without own samples: what the model will write is not known")
             planned = plan_find(model, sentences, **options)
             value, lines = asdict(planned), planned.lines()
         else:
-            found = find_experts(model, sentences, **options, output=output, force=printing.force)
+            samples = (
+                None if wanted is None else wanted.settings(sentences, seed=seed, device=device)
+            )
+            found = find_experts(
+                model, sentences, **options, own=samples, output=output, force=printing.force
+            )
             value = {"output": str(output), **expertise_summary(found)}
             lines = [*expertise_lines(found), f"written: {output}"]
     if not ranks.first:

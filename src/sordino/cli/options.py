@@ -18,6 +18,7 @@ from sordino.registry import brought
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept
     from sordino.evaluation import Access
+    from sordino.evaluation.own_samples import OwnPlan
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.expertise.statistic import Asked
     from sordino.interventions import Dampening
@@ -323,6 +324,43 @@ class SweepOptions:
             protected = protected_texts(self.protect, most, seed)
             progress.note(f"protected: {len(protected):,} texts ({printable(self.protect)})")
         return AttributionSettings(most, seed, tuple(protected))
+
+
+@Parameter(name="*", group="Own samples")
+@dataclass(frozen=True)
+class OwnOptions:
+    """What the model itself writes, for contrast."""
+
+    own: Annotated[bool | None, Parameter(negative="--no-own")] = None
+    """Also measure, beside --attribution, what each neuron does for what the model itself writes
+    and a judge objects to; without either, run does so for contrast where it can."""
+    own_prompts: str = "auto"
+    """What the model continues for that, as for --prompts; those that are measured are left out."""
+    own_judge: str = "concept"
+    """Who judges it: concept (a classifier that is trained on the concept's sentences), or as for
+    --scorer; never one that measures."""
+    own_max_prompts: int = 300
+    """At most so many prompts, drawn by --seed."""
+    own_continuations: int = 8
+    """Continuations of each."""
+    own_new_tokens: int = 20
+    """Tokens of a continuation."""
+
+    def plan(self, *asked: "Asked") -> "OwnPlan | None":
+        """How own samples are taken, if they are wanted or an intervention takes them along."""
+        from sordino.evaluation.own_samples import OwnPlan
+        from sordino.expertise.statistic import Asked
+
+        if self.own is False or (self.own is None and Asked.OWN not in asked):
+            return None
+        return OwnPlan(
+            self.own_prompts,
+            self.own_judge,
+            self.own_max_prompts,
+            self.own_continuations,
+            self.own_new_tokens,
+            needed=self.own is True,
+        )
 
 
 @dataclass(frozen=True)

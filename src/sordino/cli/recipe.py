@@ -107,6 +107,7 @@ def _groups() -> tuple[Any, ...]:
         options.ModelOptions,
         options.SweepOptions,
         options.ChatOptions,
+        options.OwnOptions,
     )
 
 

@@ -14,6 +14,7 @@ from sordino.cli.options import (
     ModelOptions,
     Output,
     OutputOptions,
+    OwnOptions,
     RunRuleOptions,
     SweepOptions,
     print_json,
@@ -42,6 +43,7 @@ def run(
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
     chat: ChatOptions = ChatOptions(),
+    own: OwnOptions = OwnOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Do the whole job: find, dampen, bake, measure before and after, report.
@@ -104,6 +106,8 @@ def run(
             beside=beside,
             sweep=sweep.settings(chat, *asked),
             attribution=sweep.attributing(seed, *asked),
+            # Rules beside it take what there is.
+            own=own.plan(*RULES.named(rule.intervention).asks),
             measures=how.measures(),
             device=opening.device,
             dtype=opening.dtype,
@@ -120,7 +124,7 @@ def run(
             command=typed.command(),
             recipe=recipe_of(
                 {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
-                *(concept, chosen, how, opening, sweep, chat),
+                *(concept, chosen, how, opening, sweep, chat, own),
             ),
             force=printing.force,
         )
