@@ -1,0 +1,208 @@
+"""Own samples: the policy gradient against an enumeration, resuming, judge and figures apart."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sordino.errors import UserError
+from sordino.evaluation import Perplexity, Toxicity, prepare
+from sordino.evaluation.own_samples import OwnPlan
+from sordino.expertise import AttributionSettings, OwnSettings, attribution, find_experts, own
+from sordino.expertise.statistic import Statistic
+from sordino.interventions import Dampening, contrast, dampen
+from sordino.interventions.rules.contrast import amounts, together
+from sordino.models.generation import encode_prompts
+
+PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
+ATTRIBUTION = AttributionSettings(20)
+
+
+class Vowels:
+    """A judge that needs nothing: the share of vowels."""
+
+    name = "vowels"
+
+    def record(self):
+        return {"scorer": self.name}
+
+    def score(self, texts):
+        return np.array([sum(c in "aeiou" for c in t) / len(t) for t in texts])
+
+
+def own_of(continuations=4, new_tokens=6, **changes):
+    settings = {"judge": Vowels(), "continuations": continuations, "new_tokens": new_tokens}
+    return OwnSettings(PROMPTS, **(settings | changes))
+
+
+def mean_score(opened):
+    """The judge's exact mean score of one token after each prompt, over the whole vocabulary."""
+    texts = [
+        opened.tokenizer.decode(
+            [token], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for token in range(opened.model.config.vocab_size)
+    ]
+    judged = np.array([Vowels().score([text])[0] if text.strip() else 0.0 for text in texts])
+    total = 0.0
+    with torch.no_grad():
+        for ids in encode_prompts(opened, PROMPTS, max_tokens=128, new_tokens=1):
+            p = opened.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+            total += float(p.double() @ torch.from_numpy(judged))
+    return total / len(PROMPTS)
+
+
+def test_own_attribution_is_the_fall_of_the_mean_score(open_tiny, concept):
+    """Within its own sampling error, which is as large as it says."""
+    opened = open_tiny("llama", dtype=torch.float64)
+    settings = own_of(continuations=200, new_tokens=1)
+    expertise = find_experts(opened, concept, attribution=ATTRIBUTION, own=settings)
+    amount, scores = 1e-3, []
+    for site in expertise.sites[:3]:
+        found, variance = (
+            expertise[name][site] for name in (Statistic.OWN, Statistic.OWN_VARIANCE)
+        )
+        for neuron in range(0, found.size, 6):
+            ends = []
+            for change in (amount, -amount):
+                factors = np.ones(found.size, np.float32)
+                factors[neuron] -= change
+                with Dampening({site: factors}, "one").applied(opened.model):
+                    ends.append(mean_score(opened))
+            exact = (ends[1] - ends[0]) / (2 * amount)
+            if variance[neuron] > 0:
+                scores.append((found[neuron] - exact) / np.sqrt(variance[neuron]))
+    assert len(scores) > 12
+    assert 0.3 < np.mean(np.square(scores)) < 3
+
+
+def test_a_continuation_alone_counts_and_not_its_prompt(open_tiny, concept):
+    opened = open_tiny("llama")
+    encoded = [[5, 6, 7, 8, 9]]
+    [passage] = attribution.in_batches(opened, Statistic.OWN, encoded, [3], [0.5], 64)
+    assert passage.counted == 2
+    logits = opened.model(passage.batch.input_ids).logits
+    found = attribution._likelihoods(logits, passage, 0)[attribution.OBSERVED]
+    log_p = logits[0, :-1].log_softmax(-1)
+    torch.testing.assert_close(found, log_p[2, 8] + log_p[3, 9])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+def test_an_interrupted_call_goes_on_to_the_same_bytes(
+    family, open_tiny, concept, tmp_path, monkeypatch
+):
+    opened = open_tiny(family)
+    options = {"attribution": ATTRIBUTION, "own": own_of()}
+    monkeypatch.setattr(own, "_BATCH_TOKENS", 256)
+    find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
+    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    target = tmp_path / "cut.safetensors"
+    taken = []
+    for owner, name, calls in (
+        (own, "generate", 1),
+        (own, "generate", 2),
+        (attribution.Whole, "run", 3),
+    ):
+        run, left = getattr(owner, name), calls
+
+        def failing(*args, _run=run, _name=name, **kwargs):
+            nonlocal left
+            left -= 1
+            taken.append(_name)
+            if left < 0:
+                raise KeyboardInterrupt
+            return _run(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            with pytest.raises(KeyboardInterrupt):
+                find_experts(opened, concept, output=target, **options)
+    journal = next(tmp_path.rglob("own.jsonl"))
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:-1], lines[-1][:-9]]) + "\n")  # as a kill leaves it
+    find_experts(opened, concept, output=target, **options)
+    assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_the_record_says_what_was_sampled_and_who_judged(open_tiny, concept):
+    about = find_experts(
+        open_tiny("llama"), concept, attribution=ATTRIBUTION, own=own_of(seed=3)
+    ).metadata
+    assert about["own_judge"] == "vowels"
+    assert json.loads(about["own_judge_record"]) == {"scorer": "vowels"}
+    assert (about["own_n_prompts"], about["own_continuations"]) == ("20", "4")
+    assert about["own_seed"] == "3"
+    assert 0 < float(about["own_mean_score"]) < 1
+
+
+def test_what_cannot_be_is_refused(open_tiny, concept, tmp_path):
+    opened = open_tiny("llama")
+    with pytest.raises(UserError, match="`attribution`"):
+        find_experts(opened, concept, own=own_of())
+    with pytest.raises(UserError, match="at least 2"):
+        own_of(continuations=1)
+    with pytest.raises(UserError, match="at least 20"):
+        OwnSettings(PROMPTS[:3], Vowels())
+    with pytest.raises(UserError, match="layer by layer"):
+        find_experts(opened.ref.path, concept, attribution=ATTRIBUTION, own=own_of(), stream=True)
+
+    class Mute(Vowels):
+        def score(self, texts):
+            return np.full(len(texts), np.nan)
+
+    with pytest.raises(UserError, match="gave no score"):
+        find_experts(opened, concept, attribution=ATTRIBUTION, own=own_of(judge=Mute()))
+
+
+def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"prompt {number}" for number in range(50)) + "\n")
+    toxicity = Toxicity(str(prompts), max_prompts=20, scorer=("tfidf-insults",))
+    measured = prepare([toxicity, Perplexity(str(prompts))], compared=True)
+    used = {text.text for text in measured.tasks["toxicity"].prompts}
+    found = OwnPlan(str(prompts)).settings(concept, measured=measured)
+    assert len(found.prompts) == 30
+    assert not used & set(found.prompts)
+    assert "without 20 prompts that are measured" in found.source
+    with pytest.raises(UserError, match="tfidf-insults"):
+        OwnPlan(str(prompts), judge="tfidf-insults").settings(concept, measured=measured)
+    all_of_them = prepare([Toxicity(str(prompts), scorer=("wordlist",))], compared=True)
+    with pytest.raises(UserError, match="`own_prompts`"):
+        OwnPlan(str(prompts)).settings(concept, measured=all_of_them)
+    options = {"seed": 0, "device": "cpu", "measured": all_of_them, "whole": True}
+    assert OwnPlan(str(prompts), needed=False).where_possible(concept, **options) is None
+
+
+def test_contrast_takes_own_samples_along(open_tiny, concept):
+    expertise = find_experts(open_tiny("llama"), concept, attribution=ATTRIBUTION, own=own_of())
+    by = {kind: dampen(expertise, "contrast", evidence=kind) for kind in ("all", "corpus", "own")}
+    without = {
+        site: {name: of for name, of in found.items() if "own" not in name}
+        for site, found in expertise.statistics.items()
+    }
+    corpus_alone = contrast(type(expertise)(without, expertise.metadata))
+    for site in expertise.sites:
+        np.testing.assert_array_equal(corpus_alone.factors[site], by["corpus"].factors[site])
+    assert any((by["all"].factors[s] != by["own"].factors[s]).any() for s in expertise.sites)
+    with pytest.raises(UserError, match="attribution_own"):
+        contrast(type(expertise)(without, expertise.metadata), evidence="own")
+
+
+def test_together_is_best_for_the_shares_of_what_each_could_gain():
+    draw = np.random.default_rng(0)
+    cost = draw.uniform(0.1, 2, 40)
+    one, other = draw.normal(size=(2, 40))
+    budget = 0.5
+    alone = [amounts(b, cost, budget) @ b for b in (one, other)]
+
+    def shares(d):
+        return d @ one / alone[0] + d @ other / alone[1]
+
+    best = amounts(together([one, 1000 * other], cost, budget), cost, budget)
+    np.testing.assert_allclose(best, amounts(together([one, other], cost, budget), cost, budget))
+    for _ in range(200):
+        d = np.clip(best + draw.normal(scale=0.2, size=40), 0, 1)
+        d *= min(1, np.sqrt(budget / (0.5 * d**2 @ cost)))
+        assert shares(d) <= shares(best) + 1e-9
