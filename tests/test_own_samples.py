@@ -12,7 +12,7 @@ from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise import AttributionSettings, OwnSettings, attribution, find_experts, own
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
-from sordino.interventions.rules.contrast import amounts, together
+from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
@@ -196,12 +196,17 @@ def test_together_is_best_for_the_shares_of_what_each_could_gain():
     one, other = draw.normal(size=(2, 40))
     budget = 0.5
     alone = [amounts(b, cost, budget) @ b for b in (one, other)]
+    known, scaled, noisy = (Benefit(b, b * k) for b, k in ((one, 1), (other, 1), (other, 0)))
+    larger = Benefit(1000 * other, 1000 * other)
 
     def shares(d):
         return d @ one / alone[0] + d @ other / alone[1]
 
-    best = amounts(together([one, 1000 * other], cost, budget), cost, budget)
-    np.testing.assert_allclose(best, amounts(together([one, other], cost, budget), cost, budget))
+    best = amounts(together([known, scaled], cost, budget), cost, budget)
+    same = amounts(together([known, larger], cost, budget), cost, budget)
+    np.testing.assert_allclose(best, same)  # whatever the units
+    without = amounts(together([known, noisy], cost, budget), cost, budget)
+    np.testing.assert_allclose(without, amounts(one, cost, budget))  # all noise
     for _ in range(200):
         d = np.clip(best + draw.normal(scale=0.2, size=40), 0, 1)
         d *= min(1, np.sqrt(budget / (0.5 * d**2 @ cost)))

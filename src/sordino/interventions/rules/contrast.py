@@ -1,6 +1,7 @@
 """Contrast: make the concept's text less likely than other text at the least divergence."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -42,8 +43,8 @@ def contrast(
     (`sordino.interventions.shrinkage`).
 
     Where the expertise has own samples, they are a second benefit: by how much a judge's mean score
-    of what the model writes falls. The two are of different units; each is divided by what it alone
-    could gain at the budget, and the sum takes the place of b.
+    of what the model writes falls. The two are of different units; see `together`, of which the
+    result takes the place of b.
 
     The divergence is the diagonal estimate, and the real one is larger:
     `sordino.tuning.calibrate` finds the budget that gives a divergence which is measured.
@@ -77,41 +78,58 @@ def contrast(
     return {site: 1 - part for site, part in by_site(flat, cost).items()}
 
 
-def _benefits(expertise: Expertise, evidence: str) -> list[NDArray[np.float64]]:
-    """The benefits that are asked for, less what is noise of them, float64 [all neurons] each."""
+@dataclass(frozen=True)
+class Benefit:
+    """What dampening gains by one kind of evidence, in units of its own.
+
+    Args:
+        measured: As it was measured, sampling error and all, float64 [all neurons].
+        likely: Less what is noise of it, float64 [all neurons].
+    """
+
+    measured: NDArray[np.float64]
+    likely: NDArray[np.float64]
+
+
+def _benefits(expertise: Expertise, evidence: str) -> list[Benefit]:
+    """The benefits that are asked for and known."""
     found = []
     if evidence != "own":
-        found.append(_flat(benefit_and_cost(expertise)[0]))
+        benefit, _ = benefit_and_cost(expertise)
+        found.append(Benefit(_flat(measured_benefit(expertise)), _flat(benefit)))
     if evidence == "own" or (evidence == "all" and expertise.holds(*_OWN)):
         own, variance = (_flat(_known(expertise[name])) for name in _OWN)
-        found.append(shrunk(own, variance))
+        found.append(Benefit(own, shrunk(own, variance)))
     return found
 
 
 def together(
-    benefits: Sequence[NDArray[np.float64]],
+    benefits: Sequence[Benefit],
     cost: NDArray[np.float64],
     budget: float,
     amplify: float = 0.0,
 ) -> NDArray[np.float64]:
-    """One benefit of several: their sum, each divided by what it alone could gain at the budget.
+    """One benefit of several: their sum, each divided by what it alone would seem to gain.
 
-    So the best change for the sum is the one for which the reached shares of what each could have
-    are largest together, whatever the units.
+    That is the gain at the budget by the benefit as it was measured. Without noise, the best change
+    for the sum is the one for which the reached shares of what each could have are largest
+    together, whatever the units. With noise, a benefit seems to gain more than it likely does, and
+    counts for as much less.
 
     Args:
-        benefits: float64 [neurons] each; one alone stays as it is.
+        benefits: One alone stays as it is, less its noise.
         cost: See `amounts`, as the rest.
         budget: Nats a token.
         amplify: As there.
     """
     if len(benefits) == 1:
-        return benefits[0]
+        return benefits[0].likely
     total = np.zeros_like(cost)
     for benefit in benefits:
-        gain = float(amounts(benefit, cost, budget, amplify) @ benefit)
+        measured = benefit.measured
+        gain = float(amounts(measured, cost, budget, amplify) @ measured)
         if gain > 0:
-            total += benefit / gain
+            total += benefit.likely / gain
     return total
 
 
