@@ -161,7 +161,7 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     prompts.write_text("\n".join(f"prompt {number}" for number in range(50)) + "\n")
     toxicity = Toxicity(str(prompts), max_prompts=20, scorer=("tfidf-insults",))
     measured = prepare([toxicity, Perplexity(str(prompts))], compared=True)
-    used = {text.text for text in measured.tasks["toxicity"].prompts}
+    used = {text.text for text in measured.tasks["toxicity"].writer.prompts}
     found = OwnPlan(str(prompts)).settings(concept, measured=measured)
     assert len(found.prompts) == 30
     assert not used & set(found.prompts)

@@ -133,7 +133,9 @@ def _judge(spec: str, concept: Concept, device: str) -> Scorer:
 def _prompts(measured: Prepared) -> set[str]:
     """All that the measures let the model continue."""
     writers = [getattr(task, "writer", None) for task in measured.tasks.values()]
-    return {text.text for writer in writers if isinstance(writer, Writer) for text in writer.prompts}
+    return {
+        text.text for writer in writers if isinstance(writer, Writer) for text in writer.prompts
+    }
 
 
 def _refuse_same(judge: Scorer, measured: Prepared) -> None:

@@ -164,7 +164,7 @@ class ScoredTask(Task):
         everyone: str,
         **about: Any,
     ) -> None:
-        self._writer, self.scorers, self._of = writer, scorers, figures
+        self.writer, self.scorers, self._of = writer, scorers, figures
         self._everyone = everyone
         self._verdicts = [
             _Verdict(name, label)
@@ -187,7 +187,7 @@ class ScoredTask(Task):
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [prompt, continuation, text, and a score for each scorer and label]."""
-        return self._writer.collect(opened, self._notes, batch_tokens=batch_tokens, which=which)
+        return self.writer.collect(opened, self._notes, batch_tokens=batch_tokens, which=which)
 
     def _notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
         """Of each a score for each scorer and label; None where there is no text or no score."""
@@ -204,8 +204,8 @@ class ScoredTask(Task):
         arms = {"before": before, "after": after}
         tables = {name: self._table(arm) for name, arm in arms.items() if arm is not None}
         lacking = {n: np.isnan(table).any(axis=-1).mean(axis=1) for n, table in tables.items()}
-        missing = self._writer.missing(lacking)
-        writer = self._writer
+        missing = self.writer.missing(lacking)
+        writer = self.writer
         if missing is not None:
             whole = np.flatnonzero(np.stack([s == 0 for s in lacking.values()]).all(axis=0))
             writer = replace(writer, prompts=[writer.prompts[i] for i in whole.tolist()])
@@ -257,7 +257,7 @@ class ScoredTask(Task):
 
     def _table(self, records: Sequence[Record]) -> Floats:
         """The scores, float64 [prompts, continuations, verdicts]."""
-        writer = self._writer
+        writer = self.writer
         table = np.empty((len(writer.prompts), writer.settings.continuations, len(self._verdicts)))
         for prompt, number, _, *scores in records:
             table[prompt, number] = scores
@@ -269,7 +269,7 @@ class ScoredTask(Task):
             {"prompt": prompt.text, "prompt_toxicity": prompt.toxicity}
             | ({"domain": prompt.domain, "group": prompt.group} if prompt.group else {})
             | {name: [] for name, arm in arms.items() if arm is not None}
-            for prompt in self._writer.prompts
+            for prompt in self.writer.prompts
         ]
         others = [": ".join(filter(None, (v.scorer, v.label))) for v in self._verdicts[1:]]
         for name, arm in arms.items():

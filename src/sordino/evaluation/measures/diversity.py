@@ -68,20 +68,20 @@ class _DiversityTask(Task):
     unit = "continuations"
 
     def __init__(self, writer: Writer) -> None:
-        self._writer, self.records = writer, writer.records
+        self.writer, self.records = writer, writer.records
         self.protocol = {**writer.protocol(), "n_prompts": len(writer.prompts)}
 
     def collect(
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [prompt, continuation, text, tokens]; a server gives text alone, so None."""
-        return self._writer.collect(opened, _lengths, batch_tokens=batch_tokens, which=which)
+        return self.writer.collect(opened, _lengths, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
         arms = {"before": before, "after": after}
         texts = {name: self._by_prompt(arm) for name, arm in arms.items() if arm is not None}
-        missing = self._writer.missing(
+        missing = self.writer.missing(
             {
                 name: np.array([np.mean([not isinstance(t, str) for t, _ in one]) for one in arm])
                 for name, arm in texts.items()
@@ -97,30 +97,28 @@ class _DiversityTask(Task):
         rows = [
             {"prompt": prompt.text}
             | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
-            for index, prompt in enumerate(self._writer.prompts)
+            for index, prompt in enumerate(self.writer.prompts)
         ]
         return Summary((*figures, *([missing] if missing else [])), rows)
 
     def _kind_figure(self, kind: _Kind, values: Floats) -> Figure:
         """One figure from its values, float64 [arms, prompts]."""
         before, after = values[0] if len(values) == 2 else None, values[-1]
-        seed = self._writer.seed
+        seed = self.writer.seed
         if kind.unit == "share":
             comparison, ratio_of = compare_shares(before, after, seed), "before/after"
         else:
             columns = None if before is None else before[:, None]
             comparison = compare(
-                columns, after[:, None], lambda means: means[..., 0], self._writer.seed
+                columns, after[:, None], lambda means: means[..., 0], self.writer.seed
             )
             ratio_of = "after/before"
         about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "ratio_of": ratio_of}
-        return self._writer.figure(
-            comparison, len(after), name=kind.name, label=kind.label, **about
-        )
+        return self.writer.figure(comparison, len(after), name=kind.name, label=kind.label, **about)
 
     def _by_prompt(self, records: Sequence[Record]) -> list[list[_Written]]:
         """Each prompt's continuations in order: text and number of tokens."""
-        found: list[list[_Written]] = [[] for _ in self._writer.prompts]
+        found: list[list[_Written]] = [[] for _ in self.writer.prompts]
         for prompt, _, text, tokens in sorted(records, key=lambda record: record[:2]):
             found[prompt].append((text, tokens))
         return found

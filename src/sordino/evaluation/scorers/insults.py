@@ -1,4 +1,4 @@
-"""Linear models that are trained here: on a concept's sentences, or the kit's insulting comments."""
+"""Linear models that are trained here, on labelled sentences: a concept's, or the kit's insults."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
