@@ -9,7 +9,8 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, prepare
 from sordino.evaluation.own_samples import OwnPlan
-from sordino.expertise import AttributionSettings, OwnSettings, attribution, find_experts, own
+from sordino.expertise import AttributionSettings, OwnSettings, attribution, find, own
+from sordino.expertise.find import find_experts
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
@@ -124,6 +125,29 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
     journal.write_text("\n".join([*lines[:-1], lines[-1][:-9]]) + "\n")  # as a kill leaves it
     find_experts(opened, concept, output=target, **options)
     assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, monkeypatch):
+    """Even where no snapshot was due during the sweep."""
+    opened = open_tiny("llama")
+    options = {"attribution": ATTRIBUTION, "own": own_of(), "output": tmp_path / "x.safetensors"}
+    monkeypatch.setattr(own, "_BATCH_TOKENS", 256)
+    run, batches = own.generate, []
+
+    def failing(opened, now, *args, **kwargs):
+        batches.extend(now)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return run(opened, now, *args, **kwargs)
+
+    monkeypatch.setattr(own, "generate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        find_experts(opened, concept, **options)
+    monkeypatch.setattr(find, "Sweep", None)
+    find_experts(opened, concept, **options)
+    rows = [(p, n) for batch in batches for p in batch.prompts for n in batch.numbers]
+    again = len(batches[2].prompts) * len(batches[2].numbers)
+    assert len(rows) == 80 + again
 
 
 def test_the_record_says_what_was_sampled_and_who_judged(open_tiny, concept):

@@ -31,6 +31,8 @@ from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
+# What a snapshot's phase is between the sweep and attribution.
+_SWEPT = "swept"
 # Hidden states wait in files if they took more than one part in so many of the free memory.
 _SHARE_OF_STATES = 4
 # From so many tokens on a time is said beforehand; measuring it takes some seconds.
@@ -211,7 +213,9 @@ def measure_expertise(
                     snapshots=snapshots,
                     ranks=ranks,
                 )
-                restored = Progress(statistics=run.run(restored))
+                restored = Progress(statistics=run.run(restored), phase=_SWEPT)
+            if own is not None:
+                snapshots.save(restored)  # or a kill during sampling would undo the sweep
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
         if own is not None:
             sampled = sample(
