@@ -221,7 +221,7 @@ def measure_expertise(
             sampled = sample(
                 opened,
                 own,
-                batch_tokens=settings.batch_tokens,
+                batch_tokens=settings.batch_tokens or BATCH_TOKENS,
                 journal=None if work is None else folder / "own.jsonl",
                 ranks=ranks,
             )
