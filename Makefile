@@ -19,7 +19,7 @@ $(BIN)/.dev: $(BIN)/.core
 	touch $@
 
 demo: $(BIN)/.core  ## the whole job on a small real model; goes on where it was interrupted
-	$(BIN)/sordino run kit:smollm2 --concept insults --intervention contrast --divergence 0.05 --no-own \
+	$(BIN)/sordino run kit:smollm2 --concept insults --intervention contrast --divergence 0.05 \
 		--beside aura --attribution-per-class 400 --prompts kit --max-prompts 300 \
 		--scorer alt-profanity-check --output $(OUT)/quiet
 

@@ -260,7 +260,7 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
 def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(call, here):
     arguments = ["run", "tiny", "--concept", "calm.jsonl", "-o", "sized", *EVALUATION]
     arguments += ["--intervention", "contrast", "--attribution-per-class", "20"]
-    arguments += ["--own-prompts", "kit:ordinary", "--own-max-prompts", "20"]
+    arguments += ["--own", "--own-prompts", "kit:ordinary", "--own-max-prompts", "20"]
     arguments += ["--own-continuations", "2", "--own-new-tokens", "4"]
     arguments += ["--divergence", "0.01", "--beside", "aura", "--measure", "divergence"]
     arguments += ["--measure", "toxicity", "--measure", "perplexity", "--json"]
@@ -272,7 +272,6 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
     assert after["divergence"]["figures"][0]["after"]["value"] == pytest.approx(0.01, rel=0.05)
     assert beside["toxicity"]["figures"][0]["before"] == after["toxicity"]["figures"][0]["before"]
     assert beside["perplexity"] != after["perplexity"]
-    # By itself, contrast takes own samples along.
     about = Expertise.load(here / "sized/sordino/calm.expertise.safetensors").metadata
     assert (about["own_judge"], about["own_n_prompts"]) == ("concept", "20")
     # Contrast is meant for attention, too; AurA beside it is what it is by itself.

@@ -195,8 +195,6 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     all_of_them = prepare([Toxicity(str(prompts), scorer=("wordlist",))], compared=True)
     with pytest.raises(UserError, match="`own_prompts`"):
         OwnPlan(str(prompts)).settings(concept, measured=all_of_them)
-    options = {"seed": 0, "device": "cpu", "measured": all_of_them, "whole": True}
-    assert OwnPlan(str(prompts), needed=False).where_possible(concept, **options) is None
 
 
 def test_contrast_takes_own_samples_along(open_tiny, concept):

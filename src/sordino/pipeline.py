@@ -294,12 +294,8 @@ class _Steps:
         chosen = self._settings
         if chosen.own is None:
             return None
-        return chosen.own.where_possible(
-            self._concept,
-            seed=chosen.seed,
-            device=chosen.device,
-            measured=self._ready,
-            whole=not self._is_too_large() and self._original().streamed is None,
+        return chosen.own.settings(
+            self._concept, seed=chosen.seed, device=chosen.device, measured=self._ready
         )
 
     def dampen(self, expertise: Expertise) -> Dampening:

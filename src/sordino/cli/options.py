@@ -331,9 +331,9 @@ class SweepOptions:
 class OwnOptions:
     """What the model itself writes, for contrast."""
 
-    own: Annotated[bool | None, Parameter(negative="--no-own")] = None
+    own: bool = False
     """Also measure, beside --attribution, what each neuron does for what the model itself writes
-    and a judge objects to; without either, run does so for contrast where it can."""
+    and a judge objects to; contrast then takes that along."""
     own_prompts: str = "auto"
     """What the model continues for that, as for --prompts; those that are measured are left out."""
     own_judge: str = "concept"
@@ -346,12 +346,11 @@ class OwnOptions:
     own_new_tokens: int = 20
     """Tokens of a continuation."""
 
-    def plan(self, *asked: "Asked") -> "OwnPlan | None":
-        """How own samples are taken, if they are wanted or an intervention takes them along."""
+    def plan(self) -> "OwnPlan | None":
+        """How own samples are taken, if they are wanted."""
         from sordino.evaluation.own_samples import OwnPlan
-        from sordino.expertise.statistic import Asked
 
-        if self.own is False or (self.own is None and Asked.OWN not in asked):
+        if not self.own:
             return None
         return OwnPlan(
             self.own_prompts,
@@ -359,7 +358,6 @@ class OwnOptions:
             self.own_max_prompts,
             self.own_continuations,
             self.own_new_tokens,
-            needed=self.own is True,
         )
 
 

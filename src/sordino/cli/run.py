@@ -106,8 +106,7 @@ def run(
             beside=beside,
             sweep=sweep.settings(chat, *asked),
             attribution=sweep.attributing(seed, *asked),
-            # Rules beside it take what there is.
-            own=own.plan(*RULES.named(rule.intervention).asks),
+            own=own.plan(),
             measures=how.measures(),
             device=opening.device,
             dtype=opening.dtype,

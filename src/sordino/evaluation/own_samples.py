@@ -32,7 +32,6 @@ class OwnPlan:
         max_prompts: At most so many prompts, drawn by seed.
         continuations: Of each.
         new_tokens: The most tokens of each.
-        needed: Whether it is an error if they cannot be had; else that is said, and that is all.
 
     Example:
         >>> plan = sordino.OwnPlan("kit:ordinary", max_prompts=20, continuations=2)
@@ -46,32 +45,6 @@ class OwnPlan:
     max_prompts: int | None = 300
     continuations: int = 8
     new_tokens: int = 20
-    needed: bool = True
-
-    def where_possible(
-        self, concept: Concept, *, seed: int, device: str, measured: Prepared, whole: bool
-    ) -> OwnSettings | None:
-        """The same as `settings`, or None where they cannot be had and are not needed.
-
-        Args:
-            concept: See `settings`, as for the rest.
-            seed: As there.
-            device: As there.
-            measured: The measures that will judge the edit.
-            whole: Whether the model fits into memory as a whole, which writing takes.
-
-        Raises:
-            UserError: They cannot be had, and are needed.
-        """
-        try:
-            if not whole:
-                raise UserError("own samples are written by a model that is in memory as a whole.")
-            return self.settings(concept, seed=seed, device=device, measured=measured)
-        except UserError as error:
-            if self.needed:
-                raise
-            note(f"without own samples: {error}")
-            return None
 
     def settings(
         self,

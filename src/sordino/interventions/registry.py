@@ -31,7 +31,6 @@ class Rule:
         make: Gives the dampening for an expertise and the rule's settings.
         settings: Its settings, by name.
         needs: What the expertise must hold beside the AUROC.
-        uses: What it takes along where the expertise holds it.
         dial: The setting that says how much the rule changes; "" where that is the strength.
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs beside scaling them.
@@ -45,7 +44,6 @@ class Rule:
     make: Callable[..., Dampening]
     settings: Mapping[str, Setting]
     needs: tuple[Statistic, ...] = ()
-    uses: tuple[Statistic, ...] = ()
     dial: str = ""
     in_attention: bool = False
     shifts: bool = False
@@ -58,8 +56,8 @@ class Rule:
 
     @property
     def asks(self) -> frozenset[Asked]:
-        """What asks `find_experts` for what it needs or takes along."""
-        return frozenset(statistic.asked for statistic in (*self.needs, *self.uses))
+        """What asks `find_experts` for what it needs."""
+        return frozenset(statistic.asked for statistic in self.needs)
 
     def read(self, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
         """Its settings as values of their types, before there is any expertise.
@@ -128,7 +126,6 @@ def intervention(
     in_attention: bool = False,
     shifts: bool = False,
     foretells: bool = False,
-    uses: Iterable[Statistic] = (),
 ) -> Callable[
     [Callable[Concatenate[Expertise, P], Factors | Affine]],
     Callable[Concatenate[Expertise, P], Dampening],
@@ -145,7 +142,6 @@ def intervention(
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs.
         foretells: Whether the dial is itself a divergence.
-        uses: What it takes along where the expertise holds it.
 
     Raises:
         TypeError: A setting has no type that a setting can have, or the dial is no setting.
@@ -180,7 +176,6 @@ def intervention(
             dampening,
             {**own, ROWS.name: ROWS},
             tuple(map(Statistic, needs)),
-            tuple(map(Statistic, uses)),
             dial,
             in_attention,
             shifts,

@@ -25,7 +25,7 @@ _NEEDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.VARIANCE, Statistic.
 _OWN = (Statistic.OWN, Statistic.OWN_VARIANCE)
 
 
-@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True, uses=_OWN)
+@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True)
 def contrast(
     expertise: Expertise,
     budget: float = 0.05,
