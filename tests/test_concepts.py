@@ -390,7 +390,7 @@ def test_toxicity_without_a_hub_is_quick_and_says_so(
     assert concept.name == "toxicity"
     assert "demo kit; insults stand for toxicity" in concept.source
     assert "the demo kit's insults stand for toxicity" in capsys.readouterr().err
-    assert "--label threat" in error_of("toxicity", label="threat")
+    assert "label=threat" in error_of("toxicity", label="threat")
     hub.reachable.cache_clear()
 
 

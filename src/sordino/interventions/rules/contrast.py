@@ -66,10 +66,11 @@ def contrast(
         raise UserError(f"contrast takes a budget above 0, not {budget:g}.")
     if not amplify >= 0:
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
+    benefits = _benefits(expertise, evidence)
     cost = _known(expertise[Statistic.COST])
     flat_cost = _flat(cost)
     flat = amounts(
-        together(_benefits(expertise, evidence), flat_cost, budget, amplify),
+        together(benefits, flat_cost, budget, amplify),
         flat_cost,
         budget,
         amplify,
@@ -95,8 +96,9 @@ def _benefits(expertise: Expertise, evidence: str) -> list[Benefit]:
     """The benefits that are asked for and known."""
     found = []
     if evidence != "own":
+        measured = measured_benefit(expertise)
         benefit, _ = benefit_and_cost(expertise)
-        found.append(Benefit(_flat(measured_benefit(expertise)), _flat(benefit)))
+        found.append(Benefit(_flat(measured), _flat(benefit)))
     if evidence == "own" or (evidence == "all" and expertise.holds(*_OWN)):
         own, variance = (_flat(_known(expertise[name])) for name in _OWN)
         found.append(Benefit(own, shrunk(own, variance)))
@@ -139,8 +141,9 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     Returns:
         Two dictionaries by site path, float64 [neurons], nats a token.
     """
+    measured = measured_benefit(expertise)
     variance, cost = (_known(expertise[name]) for name in (Statistic.VARIANCE, Statistic.COST))
-    benefit = shrunk(_flat(measured_benefit(expertise)), _flat(variance))
+    benefit = shrunk(_flat(measured), _flat(variance))
     return by_site(benefit, cost), cost
 
 
