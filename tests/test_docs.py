@@ -62,7 +62,7 @@ PYTHON_NOT_RUN = {
 }
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {
-    *("--only", "--quick", "--per-class"),  # benchmarks
+    *("--only", "--quick", "--per-class", "--shape", "--rounds", "--most"),  # benchmarks
     *("--multi", "--num", "--module"),  # accelerate
     *("--quantization", "--merge"),  # vllm, llama-gguf-split
     *("--lora", "--lora-init-without-apply"),  # llama-server
