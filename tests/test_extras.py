@@ -1,6 +1,8 @@
 """The core and its extras: what each installs, what works without them, and what says so."""
 
+import json
 import re
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -11,8 +13,10 @@ from packaging.requirements import Requirement
 
 from conftest import sentences
 from families import tiny_folder
+from sordino.cli.app import main
+from sordino.cli.run import next_steps
 from sordino.errors import UserError
-from sordino.extras import PACKAGES, require
+from sordino.extras import PACKAGES, require, started_as
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -98,16 +102,78 @@ def test_the_table_in_the_docs_has_every_extra():
     assert named == {"all", *PACKAGES}
 
 
+UVX, PIPX_RUN = "/home/a/.cache/uv/archive-v0/x1", "/home/a/.local/pipx/.cache/x1"
+WHEEL = {"url": "file:///a/b.whl", "archive_info": {}}
+GIT = {"url": "https://x.org/s", "vcs_info": {"vcs": "git", "commit_id": "1"}}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Make it look as if Sordino had been started from this environment, and installed so."""
+
+    class Installed:
+        def __init__(self, origin):
+            self.origin = origin
+
+        def read_text(self, name):
+            assert name == "direct_url.json"
+            return json.dumps(self.origin) if self.origin else None
+
+    def start(prefix, origin=None, program="/home/a/bin/sordino"):
+        monkeypatch.setattr("sordino.extras.sys.prefix", prefix)
+        monkeypatch.setattr("sordino.extras.sys.argv", [program])
+        monkeypatch.setattr("sordino.extras.distribution", lambda _: Installed(origin))
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("where", "plain", "with_chat"),
+    [
+        ((UVX,), "uvx sordino", 'uvx --from "sordino[chat]" sordino'),
+        (
+            (UVX, WHEEL),
+            'uvx --from "sordino @ file:///a/b.whl" sordino',
+            'uvx --from "sordino[chat] @ file:///a/b.whl" sordino',
+        ),
+        (
+            (PIPX_RUN, GIT),
+            'pipx run --spec "sordino @ git+https://x.org/s" sordino',
+            'pipx run --spec "sordino[chat] @ git+https://x.org/s" sordino',
+        ),
+        (("/home/a/.local/pipx/venvs/sordino", WHEEL), "sordino", "sordino"),
+        (("/home/a/.venv",), "sordino", "sordino"),
+    ],
+)
+def test_commands_are_said_as_sordino_was_started(
+    started, monkeypatch, capsys, where, plain, with_chat
+):
+    started(*where)
+    assert (started_as(), started_as("chat")) == (plain, with_chat)
+    monkeypatch.setattr("sordino.extras.find_spec", lambda _: None)
+    talk, _, share = next_steps("kit:smollm2", Path("quiet"))
+    assert talk.endswith(f" {with_chat} chat kit:smollm2 quiet")
+    assert share.endswith(f" {plain} push quiet YOU/NAME")
+    main([])
+    assert f"\n  {plain} run kit:smollm2 -o quiet " in capsys.readouterr().out
+
+
+def test_a_module_is_started_again_as_one(started):
+    started("/home/a/.venv", program="/home/a/site-packages/sordino/__main__.py")
+    assert started_as() == f"{Path(sys.executable).name} -m sordino"
+
+
 @pytest.mark.parametrize(
     ("prefix", "command"),
     [
-        ("/home/a/.cache/uv/archive-v0/x1", 'uvx --from "sordino[chat]" sordino …'),
-        ("/home/a/.local/pipx/.cache/x1", 'pipx run --spec "sordino[chat]" sordino …'),
+        (UVX, 'uvx --from "sordino[chat]" sordino …'),
+        (PIPX_RUN, 'pipx run --spec "sordino[chat]" sordino …'),
+        ("/home/a/.local/pipx/venvs/sordino", 'pipx install --force "sordino[chat]"'),
         ("/home/a/.venv", 'pip install "sordino[chat]"'),
     ],
 )
-def test_what_is_missing_is_installed_where_sordino_runs(monkeypatch, prefix, command):
-    monkeypatch.setattr("sordino.extras.sys.prefix", prefix)
+def test_what_is_missing_is_installed_where_sordino_runs(started, monkeypatch, prefix, command):
+    started(prefix)
     monkeypatch.setattr("sordino.extras.find_spec", lambda _: None)
     with pytest.raises(UserError) as error:
         require("chat", "The page")

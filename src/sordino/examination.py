@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from sordino import hub, kit
 from sordino.errors import UserError
+from sordino.extras import started_as
 from sordino.files import printable
 from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
@@ -204,7 +205,10 @@ def _kit() -> Finding:
     if len(here) == len(items):
         return Finding("demo kit", "good", says)
     return Finding(
-        "demo kit", "optional", f"{says}; others are downloaded when needed", "sordino kit all"
+        "demo kit",
+        "optional",
+        f"{says}; others are downloaded when needed",
+        f"{started_as()} kit all",
     )
 
 

@@ -1,6 +1,8 @@
 """The optional parts of Sordino, and whether what they need is installed."""
 
+import json
 import sys
+from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,15 +47,46 @@ def require(extra: str, what: str) -> None:
         )
 
 
-def _installing(extra: str) -> str:
-    """The command that brings an extra to where Sordino runs.
+def started_as(extra: str = "") -> str:
+    """The words with which Sordino was started here, such as "sordino" or "uvx sordino".
 
-    What `uvx` and `pipx run` make for one command is nothing that could be installed into.
+    What `uvx` and `pipx run` make for one command is on no path, and nothing that could be
+    installed into: there, an extra comes with the command.
+
+    Args:
+        extra: The part that the command needs beside the core, a key of `PACKAGES`; "" for none.
+            Where Sordino is installed, it is not part of the command.
+
+    Example:
+        >>> started_as().endswith("sordino")
+        True
     """
-    part = f'"sordino[{extra}]"'
     where = Path(sys.prefix).parts
     if "archive-v0" in where:  # of uv's cache
-        return f"uvx --from {part} sordino …"
-    if "pipx" in where:
-        return f"pipx run --spec {part} sordino …"
-    return f"pip install {part}"
+        return f"uvx {_wanted('--from', extra)}sordino"
+    if "pipx" in where and "venvs" not in where:  # where `pipx install` puts things
+        return f"pipx run {_wanted('--spec', extra)}sordino"
+    if Path(sys.argv[0]).parts[-2:] == ("sordino", "__main__.py"):
+        return f"{Path(sys.executable).name} -m sordino"
+    return "sordino"
+
+
+def _installing(extra: str) -> str:
+    """The command that brings an extra to where Sordino runs."""
+    again = started_as(extra)
+    if again.startswith(("uvx ", "pipx ")):
+        return f"{again} …"
+    installer = "pipx install --force" if "pipx" in Path(sys.prefix).parts else "pip install"
+    return f'{installer} "sordino[{extra}]"'
+
+
+def _wanted(flag: str, extra: str) -> str:
+    """The flag that names what to install, where that is more than "sordino" of the index."""
+    name = f"sordino[{extra}]" if extra else "sordino"
+    told = distribution("sordino").read_text("direct_url.json")  # which the installer wrote
+    if told is None:
+        return f'{flag} "{name}" ' if extra else ""
+    origin = json.loads(told)
+    version_control = origin.get("vcs_info", {}).get("vcs")
+    where = f"{version_control}+{origin['url']}" if version_control else origin["url"]
+    return f'{flag} "{name} @ {where}" '

@@ -40,7 +40,7 @@ from sordino.expertise.find import find_experts
 from sordino.expertise.own import OwnSettings
 from sordino.expertise.statistic import Asked
 from sordino.expertise.sweep import SweepSettings
-from sordino.extras import require
+from sordino.extras import require, started_as
 from sordino.files import (
     clear_staging,
     drop_link,
@@ -364,8 +364,8 @@ class _Steps:
             if self._is_too_large():
                 show.note(
                     f"{self._ref.name} does not fit into memory, so the effect is not measured "
-                    "here: on a machine with more memory, run "
-                    f"sordino evaluate {self._target} --against {self._ref.name} -o result.json"
+                    f"here: on a machine with more memory, run {started_as()} evaluate "
+                    f"{self._target} --against {self._ref.name} -o result.json"
                 )
                 return None
             evaluate(
@@ -457,8 +457,8 @@ class _Steps:
             raise UserError(
                 f"{rule} shifts outputs, and {self._ref.name} has no biases to hold that and no "
                 "setting that makes some: choose a rule without shifts, such as aura, or use "
-                "`sordino find` and then `sordino bake --format hooks`, which writes the shifts to "
-                "a separate file."
+                f"`{started_as()} find` and then `{started_as()} bake --format hooks`, which "
+                "writes the shifts to a separate file."
             )
 
     def _original(self) -> OpenModel:

@@ -12,6 +12,7 @@ from sordino.cli.encoding import speak_plainly
 from sordino.cli.flags import in_flags
 from sordino.cli.recipe import expanded
 from sordino.errors import UserError
+from sordino.extras import started_as
 from sordino.files import is_disk_full, is_memory_full, today
 from sordino.progress import tame
 from sordino.version import __version__
@@ -20,12 +21,12 @@ _FIRST = """\
 Sordino turns a concept, such as toxicity, down inside a language model. It finds the neurons that
 recognise it, dampens them, writes that into the weights once, and shows what changed.
 
-  sordino run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
-  sordino run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
-  sordino run org/model --plan             what that will take
-  sordino chat org/model quiet             talk to both, side by side
+  {sordino} run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
+  {sordino} run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
+  {sordino} run org/model --plan             what that will take
+  {sordino} chat org/model quiet             talk to both, side by side
 
-sordino doctor says whether everything is here; sordino --help has all commands."""
+{sordino} doctor says whether everything is here; {sordino} --help has all commands."""
 
 app = App(
     name="sordino",
@@ -33,7 +34,7 @@ app = App(
     help=(
         "Turn a concept down inside a language model: find the neurons that recognise it, dampen "
         "them, write that into the weights once, and show what changed.\n\n"
-        "Start with: sordino run kit:smollm2 -o quiet"
+        f"Start with: {started_as()} run kit:smollm2 -o quiet"
     ),
     help_epilogue=(
         "Exit status: 0 done; 1 from diff (something differs) and doctor (something is "
@@ -101,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
         if not given:
-            print(_FIRST)
+            print(_FIRST.format(sordino=started_as()))
             return
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} See sordino --help.")
+        _fail(f"{' '.join(str(error).split())} See {started_as()} --help.")
     except KeyboardInterrupt:
         print("sordino: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 from sordino.errors import UserError
+from sordino.extras import started_as
 from sordino.files import printable, user_path
 
 _FLAG = "--recipe"
@@ -75,7 +76,8 @@ def _unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
     if key in _TYPED:
         return f"{path}: {key} does not belong in a recipe: pass it on the command line."
     close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
-    hint = f", did you mean {close[0]}?" if close else ": sordino run --help names the options."
+    options = f": {started_as()} run --help names the options."
+    hint = f", did you mean {close[0]}?" if close else options
     return f"{path}: there is no option {printable(key)}{hint}"
 
 

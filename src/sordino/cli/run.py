@@ -22,6 +22,7 @@ from sordino.cli.options import (
 )
 from sordino.cli.recipe import recipe_of
 from sordino.errors import UserError
+from sordino.extras import lacking, started_as
 from sordino.files import has_suffix
 
 if TYPE_CHECKING:
@@ -169,8 +170,9 @@ def next_steps(model: str, folder: Path) -> list[str]:
     is_file = has_suffix(folder, ".gguf")
     quiet = shlex.quote(str(folder))
     served = f"llama-server -m {quiet}" if is_file else f"vllm serve {quiet}"
+    chat = started_as("chat" if lacking("chat") else "")
     return [
-        f"talk to both:       sordino chat {shlex.quote(model)} {quiet}",
+        f"talk to both:       {chat} chat {shlex.quote(model)} {quiet}",
         f"serve it:           {served}",
-        f"share it:           sordino push {quiet} YOU/NAME",
+        f"share it:           {started_as()} push {quiet} YOU/NAME",
     ]

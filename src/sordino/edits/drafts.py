@@ -1,4 +1,4 @@
-"""Draft heads in a checkpoint, with which a speculative decoder guesses the next tokens.
+"""Draft heads in a model's files, with which a speculative decoder guesses the next tokens.
 
 Transformers does not load them (`mtp.*`, or a layer beyond the last), and the model's output does
 not depend on them. What depends on them is how many guesses the model accepts, and thereby speed.
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sordino.edits.names import not_loaded
 from sordino.edits.shard import Change
+from sordino.models.gguf_header import Header
 from sordino.models.safetensors_header import Stored
 from sordino.models.sites import decoder_layers
 from sordino.progress import note
@@ -89,6 +90,17 @@ def find_drafts(
                 copies[name] = other
                 break
     return Drafts(tuple(dict.fromkeys(inside.values())), copies)
+
+
+def find_drafts_in_file(header: Header) -> Drafts:
+    """The draft heads in a GGUF file: the last of its layers, as many as its metadata say."""
+    layers, count = (
+        header.metadata.get(f"{header.architecture}.{key}")
+        for key in ("block_count", "nextn_predict_layers")
+    )
+    if not (isinstance(layers, int) and isinstance(count, int) and 0 < count < layers):
+        return Drafts()
+    return Drafts(tuple(f"blk.{number}" for number in range(layers - count, layers)))
 
 
 def _heads(names: Iterable[str], layers: int) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ under keys that begin with "sordino.".
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from sordino.edits import gguf_record
 from sordino.edits.biases import new_biases, without_bias
+from sordino.edits.drafts import Drafts, find_drafts_in_file
 from sordino.edits.gguf_blocks import KINDS, Rounding, scale_rows_
 from sordino.edits.gguf_names import by_rows, by_tables
 from sordino.edits.names import parameter_scales, parameter_shifts
@@ -69,12 +70,14 @@ class FileEdit:
         changes: By tensor name.
         added: New biases by tensor name, float32.
         settings: The settings of transformers' configuration that give the model those biases.
+        drafts: The draft heads beside the model.
     """
 
     header: Header
     changes: Mapping[str, RowChange]
     added: Mapping[str, Values]
     settings: Mapping[str, bool]
+    drafts: Drafts = field(default_factory=Drafts)
 
     def write(self, targets: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Rounding]:
         """Write the edited file, with the record of the edit in its metadata.
@@ -206,7 +209,10 @@ def bake(
         UserError: See `plan` and `FileEdit.write`.
     """
     edit = plan(ref, dampening)
-    record = provenance(ref, dampening, fingerprint, settings=edit.settings)
+    edit.drafts.tell(ref.name)
+    record = provenance(
+        ref, dampening, fingerprint, settings=edit.settings, drafts=edit.drafts.record
+    )
     roundings = edit.write(targets, record)
     record["rounding"] = {
         name: {"largest": found.largest, "coarse": found.coarse, "zeroed": found.zeroed}
@@ -244,7 +250,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
                 f"multiplied: use a file in {', '.join(KINDS)}."
             )
     changed = {name: change for name, change in changes.items() if not change.is_none}
-    return FileEdit(header, changed, added, settings)
+    return FileEdit(header, changed, added, settings, find_drafts_in_file(header))
 
 
 def _new_biases(

@@ -70,12 +70,7 @@ class Rule:
             UserError: A setting is missing, unknown or of the wrong kind, or is the dial that
                 something else sets.
         """
-        known = ", ".join(self.settings)
-        for name in settings:
-            if name not in self.settings:
-                raise UserError(
-                    f"The intervention {self.name} has no setting '{name}' (it has: {known})."
-                )
+        self.refuse_unknown(settings)
         dial = self.dial
         if sized and dial in settings:
             raise UserError(
@@ -85,6 +80,18 @@ class Rule:
             if setting.needed and name not in settings and not (sized and name == dial):
                 raise UserError(f"The intervention {self.name} needs setting `{name}=NUMBER`.")
         return {name: self._value(name, given) for name, given in settings.items()}
+
+    def refuse_unknown(self, settings: Iterable[str]) -> None:
+        """Raise `UserError` if one of these names is none of its settings.
+
+        That comes before names are handed on as arguments, among which "strength" is another thing.
+        """
+        known = ", ".join(self.settings)
+        for name in settings:
+            if name not in self.settings:
+                raise UserError(
+                    f"The intervention {self.name} has no setting '{name}' (it has: {known})."
+                )
 
     def dampening(
         self, expertise: Expertise, *, rows: int | None = None, **settings: Any

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sordino.errors import UserError
+from sordino.extras import started_as
 from sordino.models import gguf_loading, modelopt
 from sordino.models.calls import (
     library_errors,
@@ -288,7 +289,7 @@ def _refuse_offloaded(ref: ModelRef, model: PreTrainedModel) -> None:
     if {"cpu", "disk"} & set(model.hf_device_map.values()):
         raise UserError(
             f"{ref.name} does not fit on the GPUs of this machine together: leave out --device "
-            f"{ALL_GPUS}, so that `sordino find` reads its weights layer by layer."
+            f"{ALL_GPUS}, so that `{started_as()} find` reads its weights layer by layer."
         )
 
 

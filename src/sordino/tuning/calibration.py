@@ -17,7 +17,7 @@ from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.files import printable
 from sordino.interventions import Dampening, compose, dampen, dampening_from, family
-from sordino.interventions.registry import Family
+from sordino.interventions.registry import RULES, Family
 from sordino.models.open import OpenModel
 
 TEXTS = 100
@@ -186,6 +186,7 @@ def _several(sources: Source | Sequence[Source]) -> list[Source]:
 def _one(source: Source, rule: str, strength: float, settings: Mapping[str, Any]) -> Dampening:
     if isinstance(source, Dampening):
         return source.scaled(strength)
+    RULES.named(rule).refuse_unknown(settings)
     if isinstance(source, Expertise):
         return dampen(source, rule, strength=strength, **settings)
     return dampening_from(source, rule, strength=strength, **settings)
@@ -199,6 +200,7 @@ def _sizes(
         if isinstance(one, str | Path) and not Dampening.is_in(one):
             one = Expertise.load(one)
         if isinstance(one, Expertise):
+            RULES.named(rule).refuse_unknown(settings)
             return family(one, rule, **settings)
     return dampening_of(sources, rule, settings=settings).scaled
 

@@ -14,7 +14,7 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.extras import require
 from sordino.files import has_suffix, new_file, user_path
-from sordino.interventions import dampen
+from sordino.interventions import RULES, dampen
 from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -148,6 +148,7 @@ def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Rule | Non
     """What gives the factors; None for the defaults, since what is baked has its own."""
     if (name, strength, dict(settings)) == ("aura", 1, {}):
         return None
+    RULES.named(name).refuse_unknown(settings)
     return partial(dampen, rule=name, strength=strength, **settings)
 
 
