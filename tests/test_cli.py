@@ -442,6 +442,14 @@ MISTAKES = {
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--set", "k"],
         "NAME=VALUE",
     ),
+    "a setting that is a flag": (
+        ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--set", "strength=2"],
+        "no setting 'strength'",
+    ),
+    "a setting that is no rule's": (
+        ["run", "tiny", "--concept", "calm.jsonl", "-o", "x", "--set", "rule=x"],
+        "no setting 'rule'",
+    ),
     "a strength out of range": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "-1"],
         "must be 0 or more",

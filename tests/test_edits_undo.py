@@ -176,7 +176,7 @@ def test_silenced_rows_stay_and_are_told(shifted, tmp_path):
     folder = tiny_folder("llama", tmp_path, dtype=torch.bfloat16)
     dampening = silencing(folder, shifted)
     bake(folder, dampening, tmp_path / "baked")
-    with pytest.raises(UserError, match=r"36 neurons .*model\.layers\.0\.mlp.* --partly") as caught:
+    with pytest.raises(UserError, match=r"36 of the .*layers\.0\.mlp.* `partly=True`") as caught:
         undo(tmp_path / "baked", tmp_path / "back")
     assert str(folder) in str(caught.value)
     assert not (tmp_path / "back").exists()

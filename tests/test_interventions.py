@@ -10,6 +10,8 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import RULES, Dampening, aura, damp, dampen, det_zero, shuffled
 from sordino.interventions.registry import intervention
+from sordino.report.explorer.exploring import explore
+from sordino.tuning.calibration import dampening_of, sized
 
 UNIT = st.floats(0, 1, width=32)
 
@@ -101,6 +103,19 @@ def test_rules_by_name():
 def test_mistakes_are_named(rule, settings, message):
     with pytest.raises(UserError, match=message):
         dampen(of(0.9, 0.1, 0.7), rule, **settings)
+
+
+@pytest.mark.parametrize("name", ["strength", "rule", "expertise", "path"])
+def test_a_setting_that_is_another_argument_s_name_is_a_mistake_as_well(name, tmp_path):
+    expertise = of(0.9, 0.1, 0.7)
+    for use in (
+        lambda: dampening_of(expertise, settings={name: "2"}),
+        lambda: dampening_of(tmp_path / "not-read.safetensors", settings={name: "2"}),
+        lambda: sized(None, expertise, 0.1, settings={name: "2"}),
+        lambda: explore(expertise, settings={name: "2"}, output=tmp_path / "x.html", top=0),
+    ):
+        with pytest.raises(UserError, match=f"aura has no setting '{name}'"):
+            use()
 
 
 def test_two_rules_of_one_name_collide():

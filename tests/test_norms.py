@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from families import class_of, random_factors, tiny_folder, tiny_model, tiny_tokenizer
-from sordino.edits import bake, undo
+from sordino.cli.app import main
+from sordino.edits import bake, diff, undo
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.norms import NormGain
@@ -141,3 +142,29 @@ def test_adapters_of_norms_are_refused(tmp_path):
     for format in ("ia3", "lora"):
         with pytest.raises(UserError, match="are norms"):
             bake(folder, dampening, tmp_path / format, format=format)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gemma3"])
+def test_diff_names_the_gains_and_how_far_they_moved(name, tmp_path, capsys, monkeypatch):
+    folder = tiny_folder(name, tmp_path)
+    dampening = dampening_of(open_model(folder, sites="norms").sites)
+    for factors in dampening.factors.values():
+        factors[::3] = 1
+    bake(folder, dampening, tmp_path / "baked")
+    changed = {change.name: change for change in diff(folder, tmp_path / "baked").changed}
+    assert changed.keys() == {f"{site}.weight" for site in dampening.factors}
+    weights = load_file(folder / "model.safetensors")
+    for site, factors in dampening.factors.items():
+        gains = weights[f"{site}.weight"] + (1 if name in PLUS_ONE else 0)
+        change = changed[f"{site}.weight"]
+        assert (change.rows, change.factors) == ((factors != 1).sum(), None)
+        moved = (gains * torch.from_numpy(factors - 1)).norm().item()
+        assert change.norm_of_change == pytest.approx(moved, rel=1e-4)
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as ended:
+        main(["diff", str(folder), str(tmp_path / "baked")])
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert f"{len(changed)} changed" in said
+    assert all(f".{kind}" in said for kind in KINDS[name])

@@ -61,7 +61,7 @@ def _print(found: "Difference") -> None:
     if found.changed:
         table = Table(box=None, pad_edge=False)
         for column in ("changed", "", "", "factors", "change / norm"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")  # in a narrow terminal, all of a name
         for name, group in _groups(found.changed):
             table.add_row(Text(tame(name)), f"× {len(group)}", *_row(group))
         console.print(table)

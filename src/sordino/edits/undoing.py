@@ -101,9 +101,9 @@ def undo(
         )
     if left.changed and not partly:
         raise UserError(
-            f"{left.changed} neurons (such as some of {_first(left)}) were multiplied by 0 and "
-            f"cannot come back: take the original, {record['model']['name']}, or bring the others "
-            "back with --partly."
+            f"{left.changed:,} of the {dampening.changed:,} neurons that {source} changed (such as "
+            f"some of {_first(left)}) were multiplied by 0 and cannot come back: take the "
+            f"original, {record['model']['name']}, or bring the others back with `partly=True`."
         )
     edit = plan(ModelRef(str(source), "folder", source), dampening)
     _refuse_replaced(source, record, edit)
