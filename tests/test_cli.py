@@ -310,6 +310,18 @@ def test_a_run_does_what_we_recommend_and_says_what_comes_next(call, here):
     recipe = (here / "advised/sordino/recipe.toml").read_text()
     assert 'intervention = "contrast"' in recipe
     assert "divergence = 0.05" in recipe
+    # Its factors of 0 cannot be divided out; what else it changed can.
+    status, _, error = call("undo", "advised", "-o", "back")
+    assert status == 2
+    assert "were multiplied by 0 and cannot come back: take the original, tiny, or" in error
+    assert error.endswith("bring the others back with --partly.\n")
+    status, out, _ = call("undo", "advised", "-o", "back", "--partly")
+    assert status == 0
+    zeros = sum(
+        (of == 0).sum()
+        for of in Dampening.load(here / "advised/sordino/dampening.safetensors").factors.values()
+    )
+    assert f"{zeros:,} neurons of " in out
     # What is named is taken as it is.
     for more, strength in (((), 1.0), (("--strength", "0.5"), 0.5)):
         name = f"paper{strength}"

@@ -39,13 +39,13 @@ def test_as_json(capsys):
     [
         (["numpy>=2", "nowhere>=1"], "packages", "missing", "pip install --upgrade sordino"),
         (["numpy>=2", "numpy>=99"], "packages", "missing", "pip install --upgrade sordino"),
-        (["nowhere>=1; extra == 'far'"], "extra far", "optional", "pip install 'sordino[far]'"),
+        (["nowhere>=1; extra == 'far'"], "extra far", "optional", 'pip install "sordino[far]"'),
         (["numpy>=2; extra == 'near'"], "extra near", "good", ""),
         (
             ["nowhere>=1; extra == 'far'", "sordino[far]; extra == 'near'"],
             "extra near",
             "optional",
-            "pip install 'sordino[near]'",
+            'pip install "sordino[near]"',
         ),
     ],
 )

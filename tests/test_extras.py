@@ -155,7 +155,9 @@ def test_commands_are_said_as_sordino_was_started(
     assert talk.endswith(f" {with_chat} chat kit:smollm2 quiet")
     assert share.endswith(f" {plain} push quiet YOU/NAME")
     main([])
-    assert f"\n  {plain} run kit:smollm2 -o quiet " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "\n  sordino run kit:smollm2 -o quiet " in said
+    assert said.endswith(f"type: {plain}\n") is (plain != "sordino")
 
 
 def test_a_module_is_started_again_as_one(started):

@@ -106,7 +106,7 @@ def test_memory_disk_and_packages_are_looked_at(tmp_path, monkeypatch):
         recipe, Changes(device="cpu"), tmp_path
     )
     monkeypatch.setattr(Recipe, "missing_extras", lambda self: ["datasets", "zero-shot"])
-    assert "pip install 'sordino[datasets,zero-shot]'" in lacking(recipe, Changes(), tmp_path)
+    assert 'pip install "sordino[datasets,zero-shot]"' in lacking(recipe, Changes(), tmp_path)
 
 
 TINY = """

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from sordino import hub, kit
 from sordino.errors import UserError
-from sordino.extras import started_as
+from sordino.extras import installing, started_as
 from sordino.files import printable
 from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
@@ -95,7 +95,7 @@ def _packages() -> Iterator[Finding]:
                 f"extra {extra}",
                 "optional",
                 f"lacks {', '.join(lacking)}",
-                f"pip install 'sordino[{extra}]'",
+                installing(extra),
             )
         else:
             yield Finding(f"extra {extra}", "good", "installed")

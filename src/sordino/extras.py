@@ -43,7 +43,7 @@ def require(extra: str, what: str) -> None:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{what} needs {packages} {' and '.join(missing)}, which {verb} not installed: "
-            f"{_installing(extra)}."
+            f"{installing(extra)}."
         )
 
 
@@ -71,8 +71,8 @@ def started_as(extra: str = "") -> str:
     return "sordino"
 
 
-def _installing(extra: str) -> str:
-    """The command that brings an extra to where Sordino runs."""
+def installing(extra: str) -> str:
+    """The command that brings an extra, or several with commas, to where Sordino runs."""
     again = started_as(extra)
     if again.startswith(("uvx ", "pipx ")):
         return f"{again} …"

@@ -21,12 +21,12 @@ _FIRST = """\
 Sordino turns a concept, such as toxicity, down inside a language model. It finds the neurons that
 recognise it, dampens them, writes that into the weights once, and shows what changed.
 
-  {sordino} run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
-  {sordino} run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
-  {sordino} run org/model --plan             what that will take
-  {sordino} chat org/model quiet             talk to both, side by side
+  sordino run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
+  sordino run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
+  sordino run org/model --plan             what that will take
+  sordino chat org/model quiet             talk to both, side by side
 
-{sordino} doctor says whether everything is here; {sordino} --help has all commands."""
+sordino doctor says whether everything is here; sordino --help has all commands."""
 
 app = App(
     name="sordino",
@@ -102,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
         if not given:
-            print(_FIRST.format(sordino=started_as()))
+            print(_FIRST)
+            if (here := started_as()) != "sordino":
+                print(f"\nHere, for sordino type: {here}")
             return
         app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:

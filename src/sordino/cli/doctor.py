@@ -31,6 +31,8 @@ def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
 
         colours = {"good": "green", "missing": "red", "optional": "yellow"}
         table = Table(box=None, pad_edge=False, show_header=False)
+        for _ in range(3):
+            table.add_column(overflow="fold")  # a command is shown whole
         for one in findings:
             mend = Text(f"\n{one.mend}", style="bold") if one.mend else Text("")
             table.add_row(

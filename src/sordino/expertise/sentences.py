@@ -89,4 +89,4 @@ def say_how_read(opened: OpenModel, chat: Chat | None) -> None:
     if chat is not None:
         note(f"sentences stand as the {chat.role}'s turn in the chat template")
     elif has_template(opened):
-        note("sentences are read as they are; `chat=on` puts them into the chat template")
+        note("sentences are read as they are; with chat on, they stand in the chat template")

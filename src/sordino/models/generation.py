@@ -29,6 +29,7 @@ from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
 from sordino.models.tokenise import encode, positions, refuse_unknown
+from sordino.models.transformers_internals import CACHE
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
 MAX_LOGITS = 2**26
@@ -443,8 +444,8 @@ def _forward(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, A
     """
     options = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
     fresh = ids if cache is None else ids[:, -1:]
-    output = model(input_ids=fresh, past_key_values=cache, use_cache=True, **options)
-    kept = output.past_key_values
+    output = model(input_ids=fresh, use_cache=True, **{CACHE: cache}, **options)
+    kept = getattr(output, CACHE)
     return output.logits[:, -1], kept if hasattr(kept, "reorder_cache") else None
 
 

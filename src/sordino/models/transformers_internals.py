@@ -96,6 +96,11 @@ _ON_ROWS = (
     _take("core_model_loading", "Concatenate"),
 )
 
+_Output = _take("modeling_outputs", "CausalLMOutputWithPast")
+
+CACHE = "cache" if "cache" in _Output.__dataclass_fields__ else "past_key_values"
+"""What a model takes and gives its cache as: 5.24 has renamed it, and complains of the old name."""
+
 for _method in (
     "_adjust_missing_and_unexpected_keys",
     "_finalize_model_loading",

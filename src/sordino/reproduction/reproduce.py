@@ -12,6 +12,7 @@ from sordino.concepts.concept import Concept
 from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
+from sordino.extras import installing
 from sordino.files import only_one, read_json, user_path, write_json
 from sordino.models.memory import available
 from sordino.models.open import choose_device
@@ -62,7 +63,7 @@ def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
     found = []
     extras = recipe.missing_extras()
     if extras:
-        found.append(f"pip install 'sordino[{','.join(extras)}]'")
+        found.append(installing(",".join(extras)))
     if wanted and not hub.reachable():
         found.append(f"a hub that answers (for {', '.join(wanted)})")
     device = choose_device(changes.device)
