@@ -27,7 +27,7 @@ def responses_of(opened: OpenModel, concept: Concept) -> dict[str, torch.Tensor]
     start = 0
     with capture.hooked(opened.model, buffers):
         for batch in batches:
-            capture.rows(start, *batch.input_ids.shape)
+            capture.rows(start, batch)
             opened.model.get_decoder()(input_ids=batch.input_ids, use_cache=False)
             start += len(batch.indices)
     order = torch.tensor([index for batch in batches for index in batch.indices])

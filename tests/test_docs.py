@@ -194,6 +194,7 @@ def shelf(tmp_path_factory):
     (folder / "rude.txt").write_text("\n".join(positive) + "\n")
     (folder / "polite.txt").write_text("\n".join(negative) + "\n")
     (folder / "prompts.txt").write_text("\n".join(sentences(5, 3, longest=5)) + "\n")
+    (folder / "own.txt").write_text("\n".join(sentences(24, 4, longest=5)) + "\n")
     rows = [(text, 1) for text in positive] + [(text, 0) for text in negative]
     table = "text,body,label,is_rude\n" + "".join(f"{t},{t},{n},{n}\n" for t, n in rows)
     (folder / "comments.csv").write_text(table)

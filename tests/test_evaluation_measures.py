@@ -788,7 +788,7 @@ def test_the_command_measures_all_of_it_and_says_what_is_not_run(
     common = [
         *("--prompts", prompts, "--ordinary-prompts", prompts, "--texts", prose),
         *("--preset", "quick", "--new-tokens", "4", "--scorer", "letter-a", "--scorer", "letter-e"),
-        *("--toxic-texts", prose, "--pre-prompt", "benign", "--draws", "1", "--chat", "off"),
+        *("--toxic-texts", prose, "--pre-prompt", "benign", "--draws", "1"),
     ]
     names = ("toxicity", "ordinary-toxicity", "diversity", "perplexity", "toxic-perplexity")
     measures = [part for name in (*names, "divergence") for part in ("--measure", name)]

@@ -110,7 +110,7 @@ def swept(monkeypatch, opened, concept, **settings):
     responses = {}
     chosen = SweepSettings(**settings)
     encoded = encode(opened.tokenizer, concept.sentences, chosen.max_tokens)
-    batches = equal_length_batches(encoded, chosen.batch_tokens)
+    batches = equal_length_batches(encoded, chosen.at_once(opened.device))
     order = [index for batch in batches for index in batch.indices]
 
     def keep(site, values):

@@ -38,7 +38,8 @@ def expertise_of(responses, labels):
 
 
 def mapped(dampening, responses):
-    return responses * dampening.factors["site"] + dampening.shifts["site"]
+    # In float64: a factor may be near the largest float32.
+    return responses.astype(np.float64) * dampening.factors["site"] + dampening.shifts["site"]
 
 
 def scale_by_repetition(p, q):

@@ -31,6 +31,18 @@ def test_lines_say_the_share_the_rate_and_the_time_left(capsys, monkeypatch):
     assert said == ["tune:  75 %, 1.0 trials/min, 2:00 left", "tune: done in 8:00, 30.0 trials/h"]
 
 
+def test_blocks_that_end_in_another_order_leave_nothing_hushed(capsys):
+    """As those of two threads may."""
+    first, second = progress.hushed(), progress.hushed()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    progress.note("hushed still")
+    second.__exit__(None, None, None)
+    progress.note("heard")
+    assert capsys.readouterr().err == "heard\n"
+
+
 def test_nothing_is_said_when_hushed(capsys):
     with progress.hushed(), progress.track("tune", 2, "trials") as advance:
         advance(1)

@@ -122,7 +122,7 @@ def test_nothing_mixes_devices(family, tmp_path, concept):
                 there |= {buffer.device for buffer in buffers.values()}
                 with capture.hooked(split.model, buffers):
                     for index, batch in enumerate(batches):
-                        capture.rows(0, *batch.input_ids.shape)
+                        capture.rows(0, batch)
                         way.run(stage, index)
                         capture.check()
                 for site in sites:

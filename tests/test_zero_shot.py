@@ -237,7 +237,7 @@ def test_examples_are_other_questions(tiny) -> None:
 
     parts = zero_shot._load(("kit_openbookqa",), 0)["kit_openbookqa"]
     parts["kit_openbookqa"].set_config("num_fewshot", 3)
-    zero_shot._scores(Listening(), parts, {"kit_openbookqa": list(range(50))}, 0)
+    zero_shot._scores(Listening(), parts, {"kit_openbookqa": list(range(50))}, 0, chat=None)
     asked = {context: context.split("\n\n") for context in contexts}
     assert len(asked) == 50
     for *examples, question in asked.values():

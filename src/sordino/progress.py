@@ -13,28 +13,29 @@ _LINE_EVERY_S = 10.0
 _MARKS_OF_DIRECTION = (
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )
-_hushed = False
+_hushing: list[object] = []
+"""One entry for each block of `hushed` that some thread is in, whatever the order they end in."""
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
     """Silence all progress inside the block (for `--json` and for use as a library)."""
-    global _hushed
-    before, _hushed = _hushed, True
+    block = object()
+    _hushing.append(block)
     try:
         yield
     finally:
-        _hushed = before
+        _hushing.remove(block)
 
 
 def is_live() -> bool:
     """Whether bars may be shown: on a terminal, unless hushed."""
-    return not _hushed and sys.stderr.isatty()
+    return not _hushing and sys.stderr.isatty()
 
 
 def note(message: str) -> None:
     """Say one plain line on standard error, unless hushed."""
-    if not _hushed:
+    if not _hushing:
         print(tame(message), file=sys.stderr, flush=True)
 
 
@@ -66,7 +67,7 @@ def track(
         done: Units that an earlier, interrupted run had finished already; they count as progress
             and not towards the rate.
     """
-    if _hushed:
+    if _hushing:
         yield lambda _: None
     elif is_live():
         yield from _bar(label, total, unit, done)

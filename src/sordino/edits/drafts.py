@@ -72,9 +72,11 @@ def find_drafts(
         shards: By file, its tensors.
         changes: By the name on disk, what becomes of the tensors of sites.
     """
-    names = [name for tensors in shards.values() for name in tensors]
+    left = not_loaded(model, [name for tensors in shards.values() for name in tensors])
+    if not left:
+        return Drafts()
     _, layers = decoder_layers(model)
-    inside = dict(_heads(not_loaded(model, names), len(layers)))
+    inside = dict(_heads(left, len(layers)))
     places = {
         name: (folder / file, of)
         for file, tensors in shards.items()

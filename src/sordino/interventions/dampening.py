@@ -22,7 +22,7 @@ from sordino.hub import local
 from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
-from sordino.models.norms import NormGain, is_norm
+from sordino.models.norms import NormGain, norms_after_blocks
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
@@ -524,8 +524,8 @@ def _module(model: nn.Module, site: str, neurons: int) -> Any:
         raise UserError(
             f"The model has no module {site}: the dampening was found on another architecture."
         ) from None
-    if is_norm(module):
-        gain = NormGain(module)
+    parent, _, name = site.rpartition(".")
+    if gain := dict(norms_after_blocks(model.get_submodule(parent))).get(name):
         _refuse_other_size(site, gain.neurons, neurons)
         return gain
     if not is_linear(module):
