@@ -50,7 +50,9 @@ def test_bash_completes_commands_flags_choices_and_files(home, capsys):
     assert {"run", "find", "bake", "doctor"} <= offered("sordino ")
     assert offered("sordino ev") == {"evaluate"}
     assert {"--verify", "--strength", "--force"} <= offered("sordino bake --")
-    assert offered("sordino bake m x --format ") == {"weights", "ia3", "lora", "hooks"}
+    assert offered("sordino bake m x --format ") == {
+        *("weights", "ia3", "lora", "hooks", "control-vector")
+    }
     assert offered("sordino find m --negatives ins") == {"insults.csv"}
 
 

@@ -256,5 +256,5 @@ def test_the_help_names_what_there_is():
         annotation = get_type_hints(options, include_extras=True)[field]
         [about] = [one.help for one in annotation.__metadata__]
         assert not [name for name in registry if name not in re.findall(r"[\w-]+", about)]
-    assert get_args(Format) == ("weights", "ia3", "lora", "hooks")
+    assert get_args(Format) == ("weights", "ia3", "lora", "hooks", "control-vector")
     assert set(get_args(Format)) == set(FORMATS)

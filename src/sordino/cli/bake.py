@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Format = str
 else:
-    Format = Literal["weights", "ia3", "lora", "hooks", *brought("formats")]
+    Format = Literal["weights", "ia3", "lora", "hooks", "control-vector", *brought("formats")]
 
 
 def bake(
@@ -62,7 +62,8 @@ def bake(
         weights: a whole model; lora: an adapter that servers switch and scale for each request (of
         a GGUF file, llama.cpp's); ia3: a small adapter that PEFT loads onto the model; hooks: only
         the factors and shifts, for Sordino's forward hooks, which also work where an architecture
-        has no biases to hold shifts.
+        has no biases to hold shifts; control-vector: shifts of what layers add to the residual
+        stream, for llama.cpp.
     rank
         Of --format lora: the most neurons of each linear layer that change (64). It is the rule's
         --set rows, too, unless that is given.
@@ -91,6 +92,8 @@ def bake(
     with printing.in_force():
         if verify and format == "hooks":
             raise UserError("--format hooks writes no weights: leave out --verify.")
+        if verify and format == "control-vector":
+            raise UserError("--verify runs no control vector: leave it out.")
         if verify and format in ("ia3", "lora"):
             require("peft", "The comparison of an adapter")
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])

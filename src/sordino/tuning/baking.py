@@ -134,8 +134,8 @@ def bake(
             architecture, such as those from which this model was fine-tuned.
         format: "weights"; "lora", an adapter for servers, and "ia3", one for PEFT
             (docs/adapters.md); or "hooks", nothing but factors and shifts, for
-            `Dampening.load(path).applied(model)` (docs/shifts.md); or one that another package
-            brings.
+            `Dampening.load(path).applied(model)`, or "control-vector", shifts for llama.cpp
+            (docs/shifts.md); or one that another package brings.
         rank: Of "lora": the most rows of each matrix that may change (64). It is the rule's own
             limit `rows`, too, unless `settings` say another.
         finish: Called with the folder (or the file) and the provenance before it takes its name,
