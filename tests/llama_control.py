@@ -66,6 +66,7 @@ def libraries(folder):
     for name in ("llama_model_get_vocab", "llama_model_n_layer", "llama_vocab_n_tokens"):
         getattr(lib, name).argtypes = (c_void_p,)
     lib.llama_free.argtypes = (c_void_p,)
+    lib.llama_set_n_threads.argtypes = (c_void_p, c_int32, c_int32)
     lib.llama_get_logits_ith.argtypes = (c_void_p, c_int32)
     lib.llama_get_logits_ith.restype = POINTER(c_float)
     lib.llama_set_adapter_cvec.argtypes = (
@@ -81,7 +82,9 @@ def load(common, file, scale):
     start = ctypes.addressof(wanted)
     end = start + ctypes.sizeof(wanted)
     loaded = Loaded()
-    read = common._Z26common_control_vector_loadRKSt6vectorI31common_control_vector_load_infoSaIS0_EE
+    read = (
+        common._Z26common_control_vector_loadRKSt6vectorI31common_control_vector_load_infoSaIS0_EE
+    )
     read(byref(loaded), byref(Several(start, end, end)))
     assert loaded.width > 0, "llama.cpp refuses the file"
     return loaded
@@ -104,14 +107,13 @@ def main():
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     lib, common = libraries(Path(sys.argv[1]).resolve())
-    model = lib.llama_model_load_from_file(
-        task["model"].encode(), lib.llama_model_default_params()
-    )
+    model = lib.llama_model_load_from_file(task["model"].encode(), lib.llama_model_default_params())
     assert model, "llama.cpp does not load the model"
     runs = []
     for run in task["runs"]:
         context = lib.llama_init_from_model(model, lib.llama_context_default_params())
         assert context
+        lib.llama_set_n_threads(context, 1, 1)
         if run:
             loaded = load(common, *run)
             first, end = loaded.values.first, loaded.values.end

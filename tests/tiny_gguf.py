@@ -130,7 +130,8 @@ def tiny_of(
             rows = random_rows(kind, int(np.prod(shape[:-1])), shape[-1], int(random.integers(99)))
             found = rows.reshape(*shape[:-1], -1), kind
         tensors[name] = found
-    if architecture in ("qwen2moe", "minimax-m2"):  # whose embeddings llama.cpp does not tie
+    if architecture in ("minimax-m2", "nemotron", "qwen2moe", "stablelm"):
+        # Their embeddings llama.cpp does not tie.
         tensors["output.weight"] = tensors["token_embd.weight"]
     bare.unlink()
     return _write(path, architecture, sizes, tensors, alignment)
