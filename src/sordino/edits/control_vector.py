@@ -90,8 +90,8 @@ def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values
     if elsewhere := [site for site in dampening.shifted if site not in places]:
         raise UserError(
             f"{len(elsewhere)} sites are shifted (such as {elsewhere[0]}) whose outputs are not "
-            f"what a control vector is added to: find the expertise with --sites '{_pattern(model)}'"
-            ", or export hooks with --format hooks."
+            "what a control vector is added to: find the expertise with --sites "
+            f"'{_pattern(model)}', or export hooks with --format hooks."
         )
     found = {places[site]: dampening.shifts[site] for site in dampening.shifted}
     if 0 in found:
