@@ -54,8 +54,9 @@ class ModelOptions:
     revision: str | None = None
     """Branch, tag or commit, for a model on the hub."""
     sites: str | None = None
-    """attention (attention's linear layers, too), all (every linear layer but routers), or a
-    regular expression over module paths: use the linear layers that it matches."""
+    """attention (attention's linear layers, too), all (every linear layer but routers), norms (the
+    gains of norms that a block's output passes before it is added), or a regular expression over
+    module paths: use the linear layers that it matches."""
 
     def open(self, model: str) -> "OpenModel":
         """The model, opened with these options."""
