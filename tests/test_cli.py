@@ -220,7 +220,7 @@ def test_diff_and_undo(call, here):
     both = ("aura/sordino/dampening.safetensors", "silent/sordino/dampening.safetensors")
     assert call("diff", *both)[0] == 1
     call("bake", "tiny", *both, "-o", "mixed")
-    assert "50 neurons" in call("undo", "mixed", "-o", "unmixed")[2]
+    assert "50 of the 213 neurons" in call("undo", "mixed", "-o", "unmixed")[2]
     status, out, _ = call("undo", "mixed", "-o", "unmixed", "--partly")
     assert status == 0
     assert "50 neurons" in out
