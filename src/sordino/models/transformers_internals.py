@@ -37,11 +37,11 @@ from sordino.version import TESTED_TRANSFORMERS
 
 
 @cache
-def note_untested_version() -> None:
+def note_untested_version(installed: str = transformers.__version__) -> None:
     """Say once if the installed transformers is outside of the tested range."""
-    if not SpecifierSet(TESTED_TRANSFORMERS).contains(transformers.__version__, prereleases=True):
+    if not SpecifierSet(TESTED_TRANSFORMERS).contains(installed, prereleases=True):
         note(
-            f"transformers {transformers.__version__} is installed, with which Sordino has not "
+            f"transformers {installed} is installed, with which Sordino has not "
             f"been tested: {_MEND}."
         )
 
