@@ -40,7 +40,8 @@ def page(browser):
 
 
 def wait_for_answer(page):
-    page.wait_for_selector("#turns .note")
+    # Not for a note: an answer that ends by itself has none.
+    page.wait_for_selector("#turns .text:not(.running)", state="attached")
     page.wait_for_selector("#send", state="visible")
 
 
