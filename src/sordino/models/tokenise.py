@@ -82,7 +82,7 @@ def positions(model: PreTrainedModel) -> int | None:
     """The most tokens that the model has positions for; None where there is no limit."""
     config = model.config.get_text_config(decoder=True)
     said = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    limits = [said] if isinstance(said, int) else []
+    limits = [said] if isinstance(said, int) and said > 0 else []  # XLNet says -1: no limit
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa's kind counts from the place after the padding's.
