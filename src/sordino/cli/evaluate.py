@@ -47,9 +47,9 @@ class MeasureOptions:
     preset: Annotated[Literal["rtp", "act", "reply", "quick"] | None, Parameter(group=WRITING)] = (
         None
     )
-    """A set of settings, each of which can still be given on its own: rtp (25 continuations of 20
-    tokens), act (1 of 32, --top-p 0.3, --repetition-penalty 1.2), reply (1 of 120, 200
-    prompts, scored by position, too), quick (2 of 20, 100 prompts)."""
+    """A set of settings: rtp (25 continuations of 20 tokens), act (1 of 32, --top-p 0.3,
+    --repetition-penalty 1.2), reply (1 of 120, 200 prompts, scored by position, too), quick (2 of
+    20, 100 prompts). Each setting can still be given on its own."""
     prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
     kit, challenging (the hub's subset of that

@@ -27,7 +27,7 @@ class Concept:
         negative: The sentences that do not.
         source: Where they come from, in words that a reader of a report understands.
         strata: Which stratum each of `sentences` is of, for an AUROC within strata; or ().
-        source_is_substitute: Whether the sentences stand for others that could not be had.
+        source_is_substitute: Whether the sentences stand in for others that were not available.
         contexts: The conversation that each of `sentences` is the last turn of; or (), where they
             stand for themselves.
 

@@ -6,7 +6,7 @@ calls such modules `feedforward_modules`, and here there are none.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,7 @@ def write_adapter(
     # A folder's module tree needs no weights; a GGUF file's is made while they are read.
     model = empty_model(ref) if ref.kind == "folder" else open_model(ref, device="cpu").model
     modules = dampening.modules(model)
-    if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
-        raise UserError(
-            f"{len(norms)} sites are norms (such as {norms[0]}), for which there is no "
-            "(IA)³ adapter of PEFT's: bake the weights, or export hooks with --format hooks."
-        )
-    if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
-        raise UserError(
-            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
-            "no modules, so that PEFT has no (IA)³ adapter for them: bake the weights, export "
-            "hooks with --format hooks, or leave them out with --sites when the expertise is found."
-        )
+    refuse_without_adapter(modules, changed, "(IA)³ adapter")
     vectors = {
         f"base_model.model.{site}.ia3_l": np.ascontiguousarray(values[:, None])
         for site, values in changed.items()
@@ -92,6 +82,31 @@ def write_adapter(
     }
     write_json(target / CONFIG, config)
     return {}
+
+
+def refuse_without_adapter(modules: Mapping[str, Any], changed: Iterable[str], kind: str) -> None:
+    """Refuse sites that PEFT has no adapter for: it adapts modules with a matrix of their own.
+
+    Args:
+        modules: The modules of sites, by path.
+        changed: The sites that the adapter would change.
+        kind: What the adapter is called.
+
+    Raises:
+        UserError: One of the sites is a norm, or a matrix of MoE experts.
+    """
+    sites = list(changed)
+    if norms := [site for site in sites if isinstance(modules[site], NormGain)]:
+        raise UserError(
+            f"{len(norms)} sites are norms (such as {norms[0]}), for which PEFT has no {kind}: "
+            "bake the weights, or export hooks with --format hooks."
+        )
+    if experts := [site for site in sites if isinstance(modules[site], ExpertMatrix)]:
+        raise UserError(
+            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
+            f"no modules, so that PEFT has no {kind} for them: bake the weights, export "
+            "hooks with --format hooks, or leave them out with --sites when the expertise is found."
+        )
 
 
 def card(record: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import Conv1D, PreTrainedModel
 
 from sordino.edits import gguf_lora
-from sordino.edits.adapters import CONFIG, WEIGHTS
+from sordino.edits.adapters import CONFIG, WEIGHTS, refuse_without_adapter
 from sordino.edits.formats import FORMATS, Format
 from sordino.edits.names import on_disk, parameters_of
 from sordino.edits.provenance import plain_card
@@ -34,8 +34,6 @@ from sordino.files import write_json
 from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_neuron
 from sordino.markdown import with_front
-from sordino.models.experts import ExpertMatrix
-from sordino.models.norms import NormGain
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.streaming import StoredTensors
@@ -142,17 +140,7 @@ def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dic
     modules = dampening.modules(model)
     rows = {site: np.flatnonzero(dampening.factors[site] != 1) for site in modules}
     changed = [site for site in modules if rows[site].size or site in dampening.shifted]
-    if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
-        raise UserError(
-            f"{len(norms)} sites are norms (such as {norms[0]}), for which there is no "
-            "LoRA: bake the weights, or export hooks with --format hooks."
-        )
-    if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
-        raise UserError(
-            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
-            "no modules with a LoRA of their own: bake the weights, export hooks with --format "
-            "hooks, or leave them out with --sites when the expertise is found."
-        )
+    refuse_without_adapter(modules, changed, "LoRA")
     stored = _Rows(ref, model, {site: modules[site] for site in changed})
     weights, biases = stored.weights(rows), stored.biases()
     found = {}

@@ -168,7 +168,7 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
     in its chat where it is "on".
 
     Args:
-        ready: The measures, none of which uses a template.
+        ready: The measures, all without a template.
         chat: How the template is used.
         subject: The model, or the server.
 

@@ -94,7 +94,7 @@ def first_found(
             if len(sources) == 1:
                 raise
             reasons.append(str(error).rstrip("."))
-    raise NotRun(f"its prompts cannot be had ({'; '.join(reasons)}): give a copy as {flag}")
+    raise NotRun(f"its prompts are not available ({'; '.join(reasons)}): give a copy as {flag}")
 
 
 def in_words(name: str) -> str:
