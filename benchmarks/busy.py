@@ -18,6 +18,8 @@ from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from benchmarks.models import SHAPES, random_model, sentences
 
 _CORES = os.cpu_count() or 1
+_RIVAL = "find"
+"""The command that is also timed with threads that spin while they wait."""
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def commands(options: Options) -> dict[str, list[str | Path]]:
     """The commands that are timed, each with what it needs made ready."""
     model: str | Path = "kit:smollm2"
     concept, prompts = "insults", "kit"
-    count = "150"
+    count = "60"
     if options.quick:
         model, count = options.work / "tiny", "20"
         opened = random_model("tiny", SHAPES["tiny"])
@@ -78,7 +80,7 @@ def commands(options: Options) -> dict[str, list[str | Path]]:
         ],
         "bake": ["bake", model, expertise, "--force", "-o", _baked(options, model)],
         "evaluate": [
-            *("evaluate", model, *judged, "--max-prompts", "4" if options.quick else "20"),
+            *("evaluate", model, *judged, "--max-prompts", "4" if options.quick else "8"),
             *("--force", "-o", options.work / "evaluation.json"),
         ],
     }
@@ -94,21 +96,28 @@ def run(options: Options) -> Result:
     ways: dict[str, Callable[[], None]] = {}
     named = commands(options)
     for name, arguments in named.items():
-        ways |= {
-            f"{name}, quiet": partial(sordino, arguments, passive),
-            f"{name}, quiet, spinning": partial(sordino, arguments, active),
-            f"{name}, busy": partial(beside, _CORES, partial(sordino, arguments, passive)),
-            f"{name}, busy, spinning": partial(beside, _CORES, partial(sordino, arguments, active)),
-        }
+        work = partial(sordino, arguments, passive)
+        ways |= {f"{name}, quiet": work, f"{name}, busy": partial(beside, _CORES, work)}
+    work = partial(sordino, named[_RIVAL], active)
+    ways |= {
+        f"{_RIVAL}, quiet, spinning": work,
+        f"{_RIVAL}, busy, spinning": partial(beside, _CORES, work),
+    }
     seconds, _ = in_turns(ways, options.rounds(3), warm=False)
-    figures = []
-    for name in named:
-        quiet, spun, busy, spinning = (way for way in ways if way.startswith(f"{name}, "))
-        figures += [
-            Figure(f"{name}: busy / quiet", ratio(seconds, busy, quiet), at_most=2.5),
-            Figure(f"{name}: busy / quiet, spinning", ratio(seconds, spinning, spun)),
-            Figure(f"{name}: quiet / quiet, spinning", ratio(seconds, quiet, spun)),
-        ]
+    figures = [
+        Figure(
+            f"{name}: busy / quiet", ratio(seconds, f"{name}, busy", f"{name}, quiet"), at_most=2.5
+        )
+        for name in named
+    ]
+    quiet, busy = (f"{_RIVAL}, {how}" for how in ("quiet", "busy"))
+    figures += [
+        Figure(
+            f"{_RIVAL}: busy / quiet, spinning",
+            ratio(seconds, f"{busy}, spinning", f"{quiet}, spinning"),
+        ),
+        Figure(f"{_RIVAL}: quiet / quiet, spinning", ratio(seconds, quiet, f"{quiet}, spinning")),
+    ]
     about = {
         "model": "random" if options.quick else "SmolLM2-135M-Instruct",
         "busy processes": _CORES,
