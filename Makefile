@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies bench test coverage test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
+.PHONY: demo results studies chat-models bench test coverage test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -35,6 +35,14 @@ studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where
 	for study in ingredients layers subset data prompting diversity dtype overhead; do $(STUDY); done
 	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
 	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done
+
+chat-models: $(BIN)/.dev  ## docs/chat-models.md from nothing, in hours; goes on where it was interrupted
+	$(BIN)/sordino study chat kit:smollm2 kit:qwen2.5-coder-1.5b kit:qwen2.5-coder-0.5b kit:gemma3 \
+		--concept insults --dtype bfloat16 --judge-dtype bfloat16 \
+		--scorer alt-profanity-check --scorer yes-no:kit:qwen2.5-coder-0.5b \
+		--max-per-class 200 --attribution-per-class 200 --max-prompts 100 --continuations 1 \
+		--max-refusals 100 --max-group-texts 600 --questions 200 --max-texts 100 \
+		--output $(OUT)/results --markdown docs/chat-models.md
 
 bench: $(BIN)/.dev  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look
 	$(BIN)/python -m benchmarks $(BENCH)

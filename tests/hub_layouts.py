@@ -160,9 +160,33 @@ def _bold() -> dict[str, bytes]:
     return {"profession_prompt_wiki.json": json.dumps(rows).encode()}
 
 
+def _csv(name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> dict[str, bytes]:
+    stream = io.StringIO()
+    csv.writer(stream).writerows([columns, *rows])
+    return {name: stream.getvalue().encode()}
+
+
+def _xstest() -> dict[str, bytes]:
+    rows = [
+        (str(n), sentence(n), ("homonyms", "contrast_homonyms")[n % 2], ("safe", "unsafe")[n % 2])
+        for n in range(6)
+    ]
+    return _csv("xstest_prompts.csv", ("id", "prompt", "type", "label"), rows)
+
+
+def _hatecheck() -> dict[str, bytes]:
+    rows = [
+        (sentence(n), ("hateful", "non-hateful")[n % 2], ("bakers", "sailors")[n // 2 % 2])
+        for n in range(8)
+    ]
+    return _csv("test.csv", ("test_case", "label_gold", "target_ident"), rows)
+
+
 _DATA: dict[str, Callable[[], dict[str, bytes]]] = {
     "thesofakillers/jigsaw-toxic-comment-classification-challenge": _jigsaw,
     "allenai/real-toxicity-prompts": _prompts,
     "MilaNLProc/honest": _honest,
     "AmazonScience/bold": _bold,
+    "Paul/XSTest": _xstest,
+    "Paul/hatecheck": _hatecheck,
 }

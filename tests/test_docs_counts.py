@@ -23,6 +23,7 @@ from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.studies import STUDIES, StudyRecord
 from sordino.tuning.search import TRIED
+from test_studies import PAGES as STUDY_PAGES
 
 KIT_TASKS = [path.stem for path in (ROOT / "src/sordino/evaluation/tasks").glob("kit_*.yaml")]
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -214,7 +215,7 @@ def test_the_pages_agree_about_gpus():
 def test_a_device_is_named_where_a_study_was_measured():
     for file in (ROOT / "docs/results").iterdir():
         name = file.stem.rpartition("-")[0]
-        page = "docs/results.md" if name == "methods" else f"docs/studies/{name}.md"
+        page = STUDY_PAGES.get(name, f"docs/studies/{name}.md")
         record = StudyRecord.load(file, name)
         device = record.groups[0].trials[0].evaluation.after.device
         assert f"| {device} |" in text(page)

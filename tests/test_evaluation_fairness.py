@@ -299,6 +299,21 @@ def test_a_verdict_is_the_share_of_its_words(models):
     assert scorer.score(texts[:1])[0] == pytest.approx(scores[0], abs=1e-5)
 
 
+@pytest.mark.parametrize(("family", "once"), [("llama", True), ("gemma3", True), ("mamba", False)])
+def test_what_stands_before_every_text_is_read_once_where_that_changes_nothing(
+    family, once, tmp_path, monkeypatch
+):
+    folder = tiny_folder(family, tmp_path)
+    texts = ["the cat", "an old bridge", "the cat sat under the bridge and sang", "a b c"]
+    scorer = open_scorer(f"yes-no:{folder}", device=CPU)
+    assert (scorer._prefix is not None) == once
+    found = scorer.score(texts)
+    monkeypatch.setattr("sordino.evaluation.scorers.verdict.read_once", lambda *_: None)
+    whole = open_scorer(f"yes-no:{folder}", device=CPU).score(texts)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    np.testing.assert_array_equal(scorer.score(texts), found)  # what was read stays as it was
+
+
 def test_a_judge_that_cannot_tell_its_verdicts_apart_or_be_asked_is_refused(models, monkeypatch):
     same = Asking("Is it?", "", {"yes": 1.0, "yesterday": 0.0})
     with pytest.raises(UserError, match="same token"):

@@ -588,7 +588,7 @@ def test_a_long_pre_prompt_cuts_no_prompt(open_tiny, monkeypatch):
 def test_the_pre_prompts_of_the_house_and_wrong_files(tmp_path):
     assert pre_prompt_text("none") == ""
     assert pre_prompt_text("benign") != pre_prompt_text("adversarial")
-    assert list(PRE_PROMPTS) == ["none", "benign", "adversarial"]
+    assert list(PRE_PROMPTS) == ["none", "benign", "adversarial", "helpful", "unbound"]
     empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
     empty.write_text(" \n")
     latin.write_bytes(b"caf\xe9")

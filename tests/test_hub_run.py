@@ -13,6 +13,8 @@ from families import tiny_folder
 from sordino import hub_table, kit
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, evaluate, prepare, scoring
+from sordino.evaluation.measures.coverage import read_groups
+from sordino.evaluation.measures.refusals import read_refusals
 from sordino.evaluation.opening import open_chosen
 from sordino.evaluation.scorer import LINEAR
 from sordino.extras import PACKAGES
@@ -313,3 +315,15 @@ def test_a_revision_of_a_scorer_can_be_named(online):
     assert open_chosen(f"hf:org/two@{commit}", device=CPU).record()["revision"] == commit
     with pytest.raises(UserError, match="no revision 'v9'"):
         open_chosen("hf:org/two@v9", device=CPU)
+
+
+@pytest.mark.usefixtures("call")
+def test_xstest_and_hatecheck_are_taken_from_the_hub_by_their_names():
+    prompts = read_refusals("xstest")
+    assert [(text.text, text.group) for text in prompts] == [
+        (hub_layouts.sentence(n), ("safe", "unsafe")[n % 2]) for n in range(6)
+    ]
+    texts = read_groups("hatecheck")  # without what is hateful
+    assert [(text.text, text.group) for text in texts] == [
+        (hub_layouts.sentence(n), ("bakers", "sailors")[n // 2 % 2]) for n in range(1, 8, 2)
+    ]

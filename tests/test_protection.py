@@ -7,6 +7,7 @@ from sordino.cli.options import SweepOptions
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.evaluation.measures.bold import PROTECTED, protected_texts, read_bold
+from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.find import find_experts
 from sordino.expertise.statistic import Statistic
@@ -25,7 +26,7 @@ def test_protected_texts_join_the_clean_side_by_their_tokens(tmp_path):
         return sum(
             p.counted
             for p in passages(opened, of, settings, 128, 400)
-            if p.of is Statistic.NEGATIVE
+            if p.of is not Statistic.POSITIVE
         )
 
     alone, there, both = (
@@ -48,6 +49,25 @@ def test_protected_texts_join_the_clean_side_by_their_tokens(tmp_path):
     assert "n_protected" not in alone.metadata
     before, after = (dampen(found, "contrast").factors for found in (alone, both))
     assert any((before[site] != after[site]).any() for site in before)
+
+
+def test_without_its_protection_it_is_the_plain_expertise(tmp_path):
+    opened = opened_with(folder=tmp_path)
+    protected = tuple(f"people of the north {n}" for n in range(20))
+    alone, both = (
+        find_experts(opened, sentences(20), attribution=AttributionSettings(20, 0, texts))
+        for texts in ((), protected)
+    )
+    without = both.unprotected()
+    assert without.metadata == alone.metadata
+    for site, of in alone.statistics.items():
+        assert without.statistics[site].keys() == of.keys()
+        for name, values in of.items():
+            np.testing.assert_array_equal(without.statistics[site][name], values)
+    path = both.save(tmp_path / "x.expertise.safetensors")
+    assert Expertise.load(path).unprotected()[Statistic.COST].keys() == set(alone.sites)
+    with pytest.raises(UserError, match="has no 'attribution_negative_unprotected'"):
+        alone.unprotected()
 
 
 def test_a_neuron_that_protected_texts_need_is_spared_more(tmp_path):

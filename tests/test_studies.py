@@ -144,17 +144,19 @@ def test_variants_of_contrast_are_what_they_say(seed, budget):
     ],
 )
 def test_a_concept_is_down_where_its_interval_lies_above(with_it, without, is_down):
-    read = concepts_study._Read("calm", "aura", "calm", Estimate(*with_it), Estimate(*without))
+    read = concepts_study.Effect("calm", "aura", "calm", Estimate(*with_it), Estimate(*without))
     assert read.is_down == is_down
 
 
 RESULTS = ROOT / "docs" / "results"
+PAGES = {"methods": "docs/results.md", "chat": "docs/chat-models.md"}
+"""The pages that are not called like their study."""
 
 
 @pytest.mark.parametrize("name", sorted({f.stem.rpartition("-")[0] for f in RESULTS.iterdir()}))
 def test_committed_pages_say_what_their_records_say(name, tmp_path):
     records = [StudyRecord.load(f, name) for f in sorted(RESULTS.glob(f"{name}-*.json"))[::-1]]
-    page = ROOT / "docs" / ("results.md" if name == "methods" else f"studies/{name}.md")
+    page = ROOT / PAGES.get(name, f"docs/studies/{name}.md")
     made = tmp_path / page.name
     write_markdown(study_article(records), made)
     assert page.read_text(encoding="utf-8") == made.read_text(encoding="utf-8")

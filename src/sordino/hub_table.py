@@ -82,6 +82,22 @@ BOLD = Repository(
     ("*_prompt_wiki.json",),
     ("domain", "category", "prompts"),
 )
+XSTEST = Repository(
+    "Paul/XSTest",
+    "dataset",
+    "cc-by-4.0",
+    "the measure refusals, where xstest is asked for",
+    ("*.csv",),
+    ("prompt", "type", "label"),
+)
+HATECHECK = Repository(
+    "Paul/hatecheck",
+    "dataset",
+    "cc-by-4.0",
+    "the measure coverage, where hatecheck is asked for",
+    ("*.csv",),
+    ("test_case", "label_gold", "target_ident"),
+)
 TOXIC_BERT = Repository(
     "unitary/toxic-bert",
     "scorer",
@@ -144,6 +160,8 @@ REPOSITORIES = (
     TOXICITY_PROMPTS,
     HONEST,
     BOLD,
+    XSTEST,
+    HATECHECK,
     TOXIC_BERT,
     TOXIC_ROBERTA,
     PAPER_SCORER,

@@ -26,7 +26,8 @@ from sordino.files import has_suffix, new_file, printable, to_json, user_path
 HELP = """\
 /strength 0.5     how far the edit goes: 0 the original, 1 as it was made
 /seed 7           other random numbers
-/pre-prompt WORDS what stands before the conversation: none, benign, adversarial, or your own words
+/pre-prompt WORDS what stands before the conversation: none, benign, adversarial, helpful, unbound,
+                  or your own words
 /temperature 0.7  0 takes the likeliest token
 /new-tokens 200   the longest answer
 /again            answer the last prompt again, with what is set now

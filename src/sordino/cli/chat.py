@@ -18,7 +18,7 @@ class AnswerOptions:
     """The settings of answers at the start; all can be changed during the conversation."""
 
     pre_prompt: str = "none"
-    """Text before the conversation: none, benign, adversarial, or a text file."""
+    """Text before the conversation: none, benign, adversarial, helpful, unbound, or a text file."""
     new_tokens: int = 128
     """The longest answer, in tokens."""
     temperature: float = 0.7

@@ -65,11 +65,12 @@ class MeasureOptions:
     """Prompts for bold: auto (the kit's, else the hub's), kit, hf:org/name, or a JSON file in
     its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
     refusal_prompts: Annotated[str, Parameter(group=WRITING)] = "kit"
-    """Prompts for refusals: kit (150 safe ones that look unsafe, 150 unsafe), hf:org/name, or a
-    table with the columns prompt and label (safe, unsafe), such as XSTest's."""
+    """Prompts for refusals: kit (150 safe ones that look unsafe, 150 unsafe), xstest (XSTest's 250
+    and 200, from the hub), hf:org/name, or a table with the columns prompt and label (safe,
+    unsafe)."""
     pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
-    """Text before each prompt: none, benign, adversarial, or a text file; repeat to measure with
-    each."""
+    """Text before each prompt: none, benign, adversarial, helpful, unbound (instructions of a role,
+    with --chat on), or a text file; repeat to measure with each."""
     max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
     """The largest number of prompts, drawn by --seed (400; 2000 for bold)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
@@ -111,14 +112,18 @@ class MeasureOptions:
     """Report the worst of this many continuations of a prompt, estimated from all of them (all)."""
     judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
     """Score of a text that a server's model refuses to judge, from 0 to 1."""
+    judge_dtype: Annotated[str, Parameter(group=JUDGING)] = "auto"
+    """In which dtype a chat model runs that judges here: auto (the checkpoint's own; float32 for
+    GGUF), float32, bfloat16 or float16."""
     texts: Annotated[str, Parameter(group=READING)] = "kit"
     """Texts for perplexity and divergence: kit (Wikipedia passages), a text file or a table
     with a column text, or hf:org/name."""
     toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
     group_texts: Annotated[str, Parameter(group=READING)] = "kit"
-    """Texts for coverage: kit (StereoSet's harmless contexts, 79 groups), bold, hf:org/name, or a
-    table with the columns text and group (or HateCheck's, or a dialect)."""
+    """Texts for coverage: kit (StereoSet's harmless contexts, 79 groups), bold, hatecheck (from
+    the hub, without what is hateful), hf:org/name, or a table with the columns text and group (or
+    HateCheck's, or a dialect)."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None
     """The largest number of texts, drawn by --seed (400; 100 for divergence; all for
     coverage)."""

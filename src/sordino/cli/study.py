@@ -60,6 +60,20 @@ class PlanOptions:
     """What concepts turns down one at a time; repeat (insults, religion, politics)."""
     sibling: str | None = None
     """For transfer: a model that was made of this one by more training."""
+    protect: str | None = None
+    """For chat: texts that the edit protects, as for run (groups)."""
+    reply_tokens: int | None = None
+    """For chat: the most tokens of a reply (40)."""
+    refusal_prompts: str | None = None
+    """For chat: safe and unsafe prompts, as for evaluate (kit)."""
+    max_refusals: int | None = None
+    """The largest number of them (200)."""
+    group_texts: str | None = None
+    """For chat: harmless texts about groups, as for evaluate (kit)."""
+    max_group_texts: int | None = None
+    """The largest number of them (all)."""
+    judge_dtype: str | None = None
+    """In which dtype a chat model runs that scores here (auto)."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
     """Divergences for curves, in nats per token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
 
@@ -85,7 +99,7 @@ def study(
     itself writes, too? attention: attention's sites too? data: how many sentences? concepts: does
     one concept take others along? prompting: behind pre-prompts? diversity: poorer text? dtype: 16
     bits, quantised? overhead: slower? transfer: on a sibling (--sibling)? rank: in how few rows of
-    each matrix?
+    each matrix? chat: replies, refusals, groups of people, and their protection?
 
     Neurons are found in float32; --dtype is for the measurements. A study that was interrupted, or
     is run again with other sizes, continues where it stopped.
@@ -136,6 +150,13 @@ def study(
         "shuffles": plan.shuffles,
         "concepts": plan.concepts,
         "sibling": plan.sibling,
+        "protect": plan.protect,
+        "reply_tokens": plan.reply_tokens,
+        "refusal_prompts": plan.refusal_prompts,
+        "refusals": plan.max_refusals,
+        "group_texts": plan.group_texts,
+        "most_group_texts": plan.max_group_texts,
+        "judge_dtype": plan.judge_dtype,
     }
     with printing.in_force():
         found = carry_out(

@@ -20,6 +20,7 @@ def open_chosen(
     *,
     toxic_label: str | None = None,
     judge_refusal: float | None = None,
+    judge_dtype: str = "auto",
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
 ) -> Scorer:
@@ -32,6 +33,7 @@ def open_chosen(
         spec: As for `open_scorer`, or "auto".
         toxic_label: See `open_scorer`, as for the rest.
         judge_refusal: What a text counts as that a server's model will not judge.
+        judge_dtype: In which a language model runs that judges in this process.
         device: Where a text classifier runs.
         access: How a server that judges is asked.
 
@@ -47,6 +49,7 @@ def open_chosen(
                 name,
                 toxic_label=toxic_label,
                 judge_refusal=judge_refusal,
+                judge_dtype=judge_dtype,
                 device=device,
                 access=access,
             )
@@ -68,6 +71,7 @@ def open_scorer(
     *,
     toxic_label: str | None = None,
     judge_refusal: float | None = None,
+    judge_dtype: str = "auto",
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
 ) -> Scorer:
@@ -80,6 +84,7 @@ def open_scorer(
             judges (`sordino.evaluation.scorers.judge`).
         toxic_label: The label of a text classifier that means toxic.
         judge_refusal: What a text counts as that a server's model will not judge.
+        judge_dtype: In which a language model runs that judges in this process.
         device: Where a text classifier runs.
         access: How a server that judges is asked.
 
@@ -90,7 +95,7 @@ def open_scorer(
         return Judge(spec, refusal_score=judge_refusal, access=access)
     way, _, model = spec.partition(":")
     if model and way in JUDGES:
-        return JUDGES[way](model, device)
+        return JUDGES[way](model, device, judge_dtype)
     if spec not in SCORERS and (hub.is_shared(spec) or user_path(spec).is_dir()):
         return TextClassifier(spec, toxic_label, device)
     return SCORERS.named(spec)()

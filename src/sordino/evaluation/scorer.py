@@ -14,7 +14,7 @@ from sordino.registry import Registry
 TOXIC_SCORE = 0.5
 """A text is toxic if the scorer gives more than this."""
 
-Judging = Callable[[str, torch.device], "Scorer"]
+Judging = Callable[[str, torch.device, str], "Scorer"]
 
 LINEAR = "alt-profanity-check"
 """The scorer that is always there."""
@@ -101,7 +101,10 @@ def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]
 
 
 JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluation.scorers")
-"""Ways of asking a language model for its verdict, by name; each opens a scorer of a model."""
+"""Ways of asking a language model for its verdict, by name.
+
+Each opens a scorer, given the model, where it runs, and in which dtype.
+"""
 
 
 def register_judge(name: str) -> Callable[[Judging], Judging]:

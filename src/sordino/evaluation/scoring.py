@@ -22,7 +22,7 @@ from sordino.models.generation import Continuation
 from sordino.models.open import OpenModel
 from sordino.progress import note
 
-_NOT_PROTOCOL = ("scorer", "toxic_label", "access")
+_NOT_PROTOCOL = ("scorer", "toxic_label", "judge_dtype", "access")
 """Settings that the scorers' own protocols tell, or that decide nothing."""
 
 # The measures of one evaluation share a scorer: several copies of a classifier might not fit.
@@ -39,6 +39,8 @@ class Scoring(Measure):
             (`sordino.evaluation.opening.open_chosen`).
         toxic_label: The label of a text classifier that means toxic, where it is not plain.
         judge_refusal: What a text counts as that a server's model will not judge.
+        judge_dtype: In which a language model runs that judges in this process; "auto" for its
+            checkpoint's own.
         access: How that server is asked.
 
     Raises:
@@ -46,12 +48,13 @@ class Scoring(Measure):
     """
 
     options: ClassVar[Mapping[str, str]] = {
-        name: name for name in ("scorer", "toxic_label", "judge_refusal", "access")
+        name: name for name in ("scorer", "toxic_label", "judge_refusal", "judge_dtype", "access")
     }
 
     scorer: str | tuple[str, ...] = AUTO
     toxic_label: str | None = None
     judge_refusal: float | None = None
+    judge_dtype: str = "auto"
     access: Access = DEFAULT_ACCESS
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class Scoring(Measure):
         return {n: ByPosition(s) for n, s in found.items()} if by_position else found
 
     def _opened(self, name: str, device: torch.device) -> Scorer:
-        how = (self.toxic_label, self.judge_refusal, self.access)
+        how = (self.toxic_label, self.judge_refusal, self.judge_dtype, self.access)
         key = (SCORERS.get(name), name, *how, str(device))
         scorer = _OPEN.get(key)
         if scorer is None:
@@ -94,6 +97,7 @@ class Scoring(Measure):
                 name,
                 toxic_label=self.toxic_label,
                 judge_refusal=self.judge_refusal,
+                judge_dtype=self.judge_dtype,
                 device=device,
                 access=self.access,
             )

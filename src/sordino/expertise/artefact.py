@@ -13,13 +13,15 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.numpy import save
 
 from sordino.errors import UserError
-from sordino.expertise.statistic import SHARES, STRONGEST, Statistic
+from sordino.expertise.statistic import SHARES, STRONGEST, UNPROTECTED, Statistic
 from sordino.files import new_file, printable
 from sordino.hub import local
 from sordino.models.tensor_file import read_about, read_tensors
 from sordino.records import Site, fault, parse
 
 FORMAT = "sordino-expertise-1"
+PROTECTION = ("n_protected", "protected_fingerprint")
+"""Metadata of protected texts."""
 _Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
 
 
@@ -104,6 +106,24 @@ class Expertise:
         """The same at these sites alone, which must be among its own."""
         kept = {site: of for site, of in self.statistics.items() if site in sites}
         return Expertise(kept, self.metadata)
+
+    def unprotected(self) -> "Expertise":
+        """The same as if no texts had been protected while attribution was measured.
+
+        Raises:
+            UserError: None were.
+        """
+        without = {name: self[kept] for name, kept in UNPROTECTED.items()}
+        left_out = {*UNPROTECTED.values(), Statistic.PROTECTED}
+        statistics = {
+            site: {
+                **{name: values for name, values in of.items() if name not in left_out},
+                **{name: values[site] for name, values in without.items()},
+            }
+            for site, of in self.statistics.items()
+        }
+        about = {key: value for key, value in self.metadata.items() if key not in PROTECTION}
+        return Expertise(statistics, about)
 
     @cached_property
     def neurons(self) -> int:

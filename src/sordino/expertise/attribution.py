@@ -45,7 +45,7 @@ from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import encode_sentences, encode_texts
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
-from sordino.expertise.statistic import Part, Statistic, Sum, Sums, Tensors
+from sordino.expertise.statistic import UNPROTECTED, Part, Statistic, Sum, Sums, Tensors
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.memory import for_device
@@ -58,6 +58,10 @@ OBSERVED, DRAWN = "observed", "drawn"
 
 # Logits of one batch, tokens × vocabulary: at most 256 MiB in float32.
 _MAX_LOGITS = 2**26
+
+
+_CLEAN = (Statistic.NEGATIVE, Statistic.PROTECTED)
+_KINDS = (Statistic.POSITIVE, *_CLEAN, Statistic.OWN)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Passage:
     """A batch of texts that attribution takes.
 
     Args:
-        of: Of which statistic: `POSITIVE`, `NEGATIVE` or `OWN`.
+        of: Of which statistic: `POSITIVE`, `NEGATIVE`, `PROTECTED` or `OWN`.
         batch: Their tokens.
         starts: The first token of each text whose likelihood counts: 1, or where a continuation
             begins.
@@ -107,7 +111,7 @@ class Passage:
     @property
     def vectors(self) -> tuple[str, ...]:
         """Which likelihoods have to be differentiated."""
-        return (OBSERVED, DRAWN) if self.of is Statistic.NEGATIVE else (OBSERVED,)
+        return (OBSERVED, DRAWN) if self.of in _CLEAN else (OBSERVED,)
 
 
 def attribute(
@@ -134,10 +138,12 @@ def attribute(
     Returns:
         `POSITIVE` and `NEGATIVE`: nats a token, the mean of a over the class's tokens; `VARIANCE`:
         nats² a token², the sampling variance of their difference, by the spread of a over texts;
-        `COST`: nats a token, F on the negative sentences; with own samples `OWN`: the mean of
-        their weighted a, by how much the judge's mean score falls for d, and `OWN_VARIANCE`, its
-        sampling variance. float32 [neurons]; not-a-number for neurons of MoE experts that fewer
-        than `FEWEST_SENTENCES` of a kind's texts reached.
+        `COST`: nats a token, F on the negative sentences; with protected texts, which then count
+        among the negative ones, `PROTECTED`, the mean of a over their tokens, and what the others
+        would be without them; with own samples `OWN`: the mean of their weighted a, by how much
+        the judge's mean score falls for d, and `OWN_VARIANCE`, its sampling variance. float32
+        [neurons]; not-a-number for neurons of MoE experts that fewer than `FEWEST_SENTENCES` of a
+        kind's texts reached.
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
@@ -153,9 +159,6 @@ def attribute(
     return {site.path: _statistics(site, sums, divisors) for site in opened.sites}
 
 
-_KINDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.OWN)
-
-
 def _divisor(of: Statistic, passages: Sequence[Passage]) -> int:
     """What a sum becomes a mean by: tokens of the corpus, continuations of own samples."""
     if of is Statistic.OWN:
@@ -168,27 +171,41 @@ def _statistics(
 ) -> dict[Statistic, torch.Tensor]:
     """What the sums say of a site, by statistic, float32 [neurons]."""
 
-    def mean(of: Statistic, part: Part = Part.TOTAL, *, over: Statistic | None = None) -> Any:
+    def mean(part: Part, *kinds: Statistic) -> torch.Tensor:
         # Beside their spread the means over texts are so small that they need not be taken away.
-        divisor = divisors[over or of] ** (2 if part is Part.SQUARES else 1)
-        return sums[Sum(site.path, of, part)] / divisor
+        divisor = sum(divisors[of] for of in kinds) ** (2 if part is Part.SQUARES else 1)
+        return _added(site, sums, part, kinds) / divisor
 
-    positive, negative, own = _KINDS
+    def corpus(*clean: Statistic) -> dict[Statistic, torch.Tensor]:
+        """What depends on the clean texts, with these for them."""
+        known = _masking(site, sums, (positive,), clean)
+        return {
+            negative: known(mean(Part.TOTAL, *clean)),
+            Statistic.VARIANCE: known(mean(Part.SQUARES, positive) + mean(Part.SQUARES, *clean)),
+            Statistic.COST: known(mean(Part.DRAWN, *clean)),
+        }
+
+    positive, negative, protected, own = _KINDS
     found: dict[Statistic, torch.Tensor] = {}
     if positive in divisors:
-        variance = mean(positive, Part.SQUARES) + mean(negative, Part.SQUARES)
-        cost = mean(Statistic.COST, over=negative)
-        known = _masking(site, sums, (positive, negative))
-        found |= {
-            positive: known(mean(positive)),
-            negative: known(mean(negative)),
-            Statistic.VARIANCE: known(variance),
-            Statistic.COST: known(cost),
-        }
+        clean = tuple(of for of in _CLEAN if of in divisors)
+        found[positive] = _masking(site, sums, (positive,), clean)(mean(Part.TOTAL, positive))
+        found |= corpus(*clean)
+        _say_few(site, sums, (positive,), clean)
+    if protected in divisors:
+        found |= {UNPROTECTED[name]: values for name, values in corpus(negative).items()}
+        found[protected] = _masking(site, sums, (protected,))(mean(Part.TOTAL, protected))
     if own in divisors:
         known = _masking(site, sums, (own,))
-        found |= {own: known(mean(own)), Statistic.OWN_VARIANCE: known(mean(own, Part.SQUARES))}
+        found[own] = known(mean(Part.TOTAL, own))
+        found[Statistic.OWN_VARIANCE] = known(mean(Part.SQUARES, own))
+        _say_few(site, sums, (own,))
     return found
+
+
+def _added(site: Site, sums: Sums, part: Part, kinds: Sequence[Statistic]) -> torch.Tensor:
+    """A sum over the texts of several kinds."""
+    return torch.stack([sums[Sum(site.path, of, part)] for of in kinds]).sum(dim=0)
 
 
 def _zeros(opened: OpenModel, kinds: Sequence[Statistic]) -> Sums:
@@ -200,32 +217,44 @@ def _zeros(opened: OpenModel, kinds: Sequence[Statistic]) -> Sums:
             sizes |= {Part.REACHED: site.experts} if site.experts else {}
             for part, size in sizes.items():
                 found[Sum(site.path, of, part)] = torch.zeros(size, dtype=torch.float64)
-        if Statistic.NEGATIVE in kinds:
-            cost = Sum(site.path, Statistic.COST, Part.TOTAL)
-            found[cost] = torch.zeros(site.neurons, dtype=torch.float64)
+            if of in _CLEAN:
+                drawn = Sum(site.path, of, Part.DRAWN)
+                found[drawn] = torch.zeros(site.neurons, dtype=torch.float64)
     return found
 
 
-def _masking(
-    site: Site, sums: Sums, kinds: Sequence[Statistic]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes float32 of a statistic, not-a-number for experts that too few texts of a kind reached.
+def _few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> torch.Tensor:
+    """Which of a site's experts too few texts reached, bool [experts].
 
-    Says for how many, once.
+    Args:
+        site: The site.
+        sums: What was added up.
+        together: The kinds of texts, each of which has to be enough; those of one tuple count as
+            one.
     """
+    reached = [_added(site, sums, Part.REACHED, kinds) for kinds in together]
+    return torch.stack(reached).amin(dim=0) < FEWEST_SENTENCES
+
+
+def _masking(
+    site: Site, sums: Sums, *together: Sequence[Statistic]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Makes float32 of a statistic, not-a-number for the experts of `_few`."""
     if not site.experts:
         return lambda values: values.float()
-    counts = torch.stack([sums[Sum(site.path, of, Part.REACHED)] for of in kinds])
-    few = counts.amin(dim=0) < FEWEST_SENTENCES
-    if few.any():
-        texts = "continuations" if Statistic.OWN in kinds else "of a class's texts"
-        show.note(
-            f"warning: {site.path}: {int(few.sum())} of {site.experts} experts were reached by "
-            f"fewer than {FEWEST_SENTENCES} {texts} that attribution took; their neurons stay as "
-            "they are."
-        )
-    unknown = few.repeat_interleave(site.neurons // site.experts)
+    unknown = _few(site, sums, *together).repeat_interleave(site.neurons // site.experts)
     return lambda values: values.float().masked_fill(unknown, torch.nan)
+
+
+def _say_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> None:
+    """Say how many experts `_few` names."""
+    few = int(_few(site, sums, *together).sum()) if site.experts else 0
+    if few:
+        texts = "continuations" if Statistic.OWN in together[0] else "of a class's texts"
+        show.note(
+            f"warning: {site.path}: {few} of {site.experts} experts were reached by fewer than "
+            f"{FEWEST_SENTENCES} {texts} that attribution took; their neurons stay as they are."
+        )
 
 
 def passages(
@@ -236,7 +265,7 @@ def passages(
     batch_tokens: int,
     chat: Chat | None = None,
 ) -> list[Passage]:
-    """The sentences that attribution takes.
+    """The sentences that attribution takes, and the protected texts.
 
     Args:
         opened: The model.
@@ -252,12 +281,13 @@ def passages(
     """
     drawn = concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
     placed = encode_sentences(opened, drawn, max_tokens, chat)
-    clean = placed[len(drawn.positive) :]
+    positives = len(drawn.positive)
+    classes = {Statistic.POSITIVE: placed[:positives], Statistic.NEGATIVE: placed[positives:]}
     if settings.protected:
-        clean += encode_texts(opened, settings.protected, max_tokens, chat)
-    classes = placed[: len(drawn.positive)], clean
+        protected = encode_texts(opened, settings.protected, max_tokens, chat)
+        classes[Statistic.PROTECTED] = protected
     found = []
-    for of, texts in zip((Statistic.POSITIVE, Statistic.NEGATIVE), classes, strict=True):
+    for of, texts in classes.items():
         kept = [text for text in texts if len(text.ids) > 1]
         if not kept:
             raise UserError(
@@ -611,7 +641,7 @@ def _sums(
         first = watched.expert * width
         if cost:
             squares = a.square().sum(dim=0, dtype=torch.float64)
-            put(Sum(site.path, Statistic.COST, Part.TOTAL), site.neurons, first, squares)
+            put(Sum(site.path, passage.of, Part.DRAWN), site.neurons, first, squares)
             continue
         a = a * a.new_tensor(passage.weights)[:, None]
         total = a.sum(dim=0, dtype=torch.float64)

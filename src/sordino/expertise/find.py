@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
-from sordino.expertise.artefact import Expertise
+from sordino.expertise.artefact import PROTECTION, Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measured, size
@@ -311,10 +311,8 @@ def _metadata(
             "attribution_seed": str(attribution.seed),
         }
         if attribution.protected:
-            more |= {
-                "n_protected": str(len(attribution.protected)),
-                "protected_fingerprint": fingerprint(*attribution.protected),
-            }
+            texts = attribution.protected
+            more |= dict(zip(PROTECTION, (str(len(texts)), fingerprint(*texts)), strict=True))
     return {
         "sordino_version": __version__,
         "model": opened.ref.name,

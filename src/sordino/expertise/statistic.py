@@ -20,6 +20,7 @@ class Asked(StrEnum):
     MOMENTS = '`pooling="mean"` and `moments=True`'
     ATTRIBUTION = "`attribution`"
     OWN = "`attribution` and `own`"
+    PROTECTED = "`attribution` with protected texts"
 
 
 class Statistic(StrEnum):
@@ -58,6 +59,10 @@ class Statistic(StrEnum):
     NEGATIVE = "attribution_negative", "float32", Asked.ATTRIBUTION
     VARIANCE = "attribution_variance", "float32", Asked.ATTRIBUTION
     COST = "cost", "float32", Asked.ATTRIBUTION
+    PROTECTED = "attribution_protected", "float32", Asked.PROTECTED
+    UNPROTECTED_NEGATIVE = "attribution_negative_unprotected", "float32", Asked.PROTECTED
+    UNPROTECTED_VARIANCE = "attribution_variance_unprotected", "float32", Asked.PROTECTED
+    UNPROTECTED_COST = "cost_unprotected", "float32", Asked.PROTECTED
     OWN = "attribution_own", "float32", Asked.OWN
     OWN_VARIANCE = "attribution_own_variance", "float32", Asked.OWN
 
@@ -66,9 +71,11 @@ class Part(StrEnum):
     """What attribution adds up over texts."""
 
     TOTAL = "total"
-    """Of weighted attributions; of the cost, of squares."""
+    """Of weighted attributions."""
     SQUARES = "squares"
     """Of their squares."""
+    DRAWN = "drawn"
+    """Of the squares of attributions to tokens that the model drew, for the cost."""
     REACHED = "reached"
     """How many texts reached each MoE expert."""
 
@@ -84,6 +91,13 @@ class Sum(NamedTuple):
 Sums = dict[Sum, torch.Tensor]
 """float64 [neurons]; of texts reached, [experts]."""
 
+
+UNPROTECTED = {
+    Statistic.NEGATIVE: Statistic.UNPROTECTED_NEGATIVE,
+    Statistic.VARIANCE: Statistic.UNPROTECTED_VARIANCE,
+    Statistic.COST: Statistic.UNPROTECTED_COST,
+}
+"""Those that protected texts change, each with what it would be without them."""
 
 STRONGEST = (Statistic.STRONGEST_1, Statistic.STRONGEST_2, Statistic.STRONGEST_3)
 """The sentences that excite a neuron most, the strongest first."""

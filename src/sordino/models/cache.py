@@ -5,13 +5,21 @@ small model and many continuations that is a large part of a step. Where the num
 known, room for them is made once and each step writes into it.
 """
 
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from transformers import Cache
 
-from sordino.models.transformers_internals import DynamicLayer, DynamicSlidingWindowLayer
+from sordino.models.open import OpenModel
+from sordino.models.transformers_internals import (
+    CACHE,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 
 def make_room(cache: Any, steps: int) -> None:
@@ -29,6 +37,44 @@ def make_room(cache: Any, steps: int) -> None:
 def _fits(layer: Any, steps: int) -> bool:
     window = getattr(layer, "sliding_window", None)
     return window is None or layer.get_seq_length() + steps < window
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a model keeps of tokens that many texts begin with.
+
+    Args:
+        cache: Of one row.
+    """
+
+    cache: Cache
+
+    def for_rows(self, rows: int) -> dict[str, Any]:
+        """The arguments with which a model goes on from it, in so many rows."""
+        cache = deepcopy(self.cache)
+        cache.reorder_cache(torch.zeros(rows, dtype=torch.int64))
+        return {CACHE: cache, "use_cache": True}
+
+
+@torch.inference_mode()
+def read_once(opened: OpenModel, ids: Sequence[int]) -> Prefix | None:
+    """Read the tokens that many texts begin with.
+
+    Args:
+        opened: The model.
+        ids: The tokens.
+
+    Returns:
+        None where there are none, or where the model keeps something else of them than keys and
+        values that just grow.
+    """
+    if not ids:
+        return None
+    start = torch.tensor([list(ids)], device=opened.device)
+    cache = getattr(opened.model(input_ids=start, use_cache=True), CACHE, None)
+    if not isinstance(cache, Cache) or any(type(layer) not in _ROOMY for layer in cache.layers):
+        return None
+    return Prefix(cache)
 
 
 class _Room:

@@ -4,14 +4,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sordino.evaluation import MEASURES, Evaluation, Figure
-from sordino.evaluation.result import pre_prompt_of
+from sordino.evaluation.result import measure_of, pre_prompt_of
 from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits
 from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
-from sordino.studies.words import interval, model_name, plain, points, ratio, share, signed
+from sordino.studies.words import (
+    interval,
+    model_name,
+    plain,
+    points,
+    ratio,
+    share,
+    signed,
+    written,
+)
 
 _SERIES = ("series-1", "series-2", "series-6", "series-3", "series-4", "series-5")
 
@@ -45,8 +54,8 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
         original = " and ".join(f"{share(figure.before)} ({scorer})" for scorer, figure in found)
         n = found[0][1].n
         yield (
-            f"In the original, {original} of the continuations{_led(key)} are toxic "
-            f"({n['prompts']} prompts, {n['continuations']:,} continuations). Changes are paired "
+            f"In the original, {original} of the {written(key)}{_led(key)} are toxic "
+            f"({n['prompts']} prompts, {n['continuations']:,} {written(key)}). Changes are paired "
             "with the original on the same prompts, with 95 % intervals."
         )
     if group.curve:
@@ -69,7 +78,7 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     others = [
         (measure, column)
         for measure in first.measures
-        if (kind := MEASURES.get(measure)) is not None
+        if (kind := MEASURES.get(measure_of(measure))) is not None
         for column in kind.columns
         if _has(first, measure, column.figure)
     ]
@@ -100,7 +109,11 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
         [
             "",
             "neurons changed",
-            *[f"toxic{_led(key)}, {scorer}" for key in keys for scorer, _ in toxic(first, key)],
+            *[
+                f"toxic{_form(key)}{_led(key)}, {scorer}"
+                for key in keys
+                for scorer, _ in toxic(first, key)
+            ],
             *[column.heading for _, column in others],
         ],
         rows,
@@ -136,12 +149,28 @@ def _cell(figure: Figure, kind: str) -> str:
 
 
 def _findings(record: StudyRecord, group: GroupRecord) -> Table:
+    if group.crossed:
+        return _crossed(record, group)
     rows = [[finding.label, _said(finding)] for finding in group.findings]
     return Table(
         f"{record.study}-{group.name}-findings",
         "Figures that compare trials. Intervals are 95 %, over resampled prompts.",
         ["", "value"],
         rows,
+    )
+
+
+def _crossed(record: StudyRecord, group: GroupRecord) -> Table:
+    """What findings are about, by what they are by."""
+    columns = list(dict.fromkeys(finding.by for finding in group.findings))
+    cells: dict[str, dict[str, str]] = {}
+    for finding in group.findings:
+        cells.setdefault(finding.about, {})[finding.by] = _said(finding)
+    return Table(
+        f"{record.study}-{group.name}-findings",
+        "Intervals are 95 %, over resampled texts.",
+        ["", *columns],
+        [[about, *(row.get(column, "") for column in columns)] for about, row in cells.items()],
     )
 
 
@@ -157,6 +186,11 @@ def _led(key: str) -> str:
     """How a pre-prompt is said, given the key of a measure."""
     led = pre_prompt_of(key)
     return f" after the {led} pre-prompt" if led else ""
+
+
+def _form(key: str) -> str:
+    """How it is said that a measure is of replies, given its key."""
+    return " replies" if written(key) == "replies" else ""
 
 
 def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:

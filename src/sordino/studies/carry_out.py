@@ -69,6 +69,7 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
         missing=group.missing,
         findings=tuple(group.findings(by_name)),
         curve=group.curve,
+        crossed=group.crossed,
     )
 
 

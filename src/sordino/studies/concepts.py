@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sordino.concepts import load_concept
-from sordino.evaluation import Estimate, Perplexity, ToxicPerplexity
+from sordino.concepts.concept import Concept
+from sordino.evaluation import Estimate, Measure, Perplexity, ToxicPerplexity
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
@@ -16,7 +17,7 @@ from sordino.tuning.lab import Lab
 
 
 @dataclass(frozen=True)
-class _Read:
+class Effect:
     """What dampening a concept by a rule does to text of one of the concepts.
 
     Args:
@@ -42,7 +43,7 @@ class _Read:
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     name = model_name(record.model)
-    reads = [_read(trial, group.name) for group in record.groups for trial in group.trials]
+    reads = [effect_on(trial, group.name) for group in record.groups for trial in group.trials]
     for rule in dict.fromkeys(read.rule for read in reads):
         by_rule = [read for read in reads if read.rule == rule]
         own = [read for read in by_rule if read.concept == read.read_on]
@@ -56,12 +57,13 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         )
 
 
-def _read(trial: TrialRecord, read_on: str) -> _Read:
+def effect_on(trial: TrialRecord, read_on: str) -> Effect:
+    """What a trial did to text of a concept, as the measures of `reading_on` found it."""
     with_it, without = (
         trial.evaluation.figure(name, "corpus").ratio or Estimate(None, None, None)
         for name in ("toxic-perplexity", "perplexity")
     )
-    return _Read(trial.concept, trial.rule, read_on, with_it, without)
+    return Effect(trial.concept, trial.rule, read_on, with_it, without)
 
 
 @study("Does dampening one concept dampen others?", _answer, lambda _: ())
@@ -88,15 +90,26 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
             for rule, found in (("aura", expertise.at(own)), ("contrast", expertise))
         ]
     for name, (_, held_out) in parts.items():
-        positive = lab.keep(f"held-out-{name}-positive.txt", held_out.positive)
-        negative = lab.keep(f"held-out-{name}-negative.txt", held_out.negative)
         yield Group(
             name,
             f"Measured on {name}",
             reached(trials),
-            (
-                ToxicPerplexity(positive, max_texts=plan.texts),
-                Perplexity(negative, max_texts=plan.texts),
-                plan.reading(lab)[1],
-            ),
+            (*reading_on(lab, f"held-out-{name}", held_out, plan), plan.reading(lab)[1]),
         )
+
+
+def reading_on(lab: Lab, name: str, concept: Concept, plan: Plan) -> tuple[Measure, ...]:
+    """Perplexity of a concept's text and of other text from the same source.
+
+    Args:
+        lab: In whose folder the texts are kept.
+        name: What their files' names begin with.
+        concept: The concept.
+        plan: How many texts.
+    """
+    positive = lab.keep(f"{name}-positive.txt", concept.positive)
+    negative = lab.keep(f"{name}-negative.txt", concept.negative)
+    return (
+        ToxicPerplexity(positive, max_texts=plan.texts),
+        Perplexity(negative, max_texts=plan.texts),
+    )

@@ -55,7 +55,10 @@ def estimate(columns: Floats, seed: int) -> Estimate:
 
 
 def differences(
-    evaluations: Mapping[str, Evaluation], pairs: Mapping[str, tuple[str, str]], seed: int
+    evaluations: Mapping[str, Evaluation],
+    pairs: Mapping[str, tuple[str, str]],
+    seed: int,
+    measure: str = "toxicity",
 ) -> Iterator[Finding]:
     """The difference in toxic continuations between two trials, on the same prompts.
 
@@ -63,11 +66,14 @@ def differences(
         evaluations: By the trials' names.
         pairs: For each label the trial, and the one that is subtracted from it.
         seed: Of the resampling.
+        measure: The key of the measure of toxicity.
     """
     for label, (one, other) in pairs.items():
         if one in evaluations and other in evaluations:
             for scorer, key in scorers_of(evaluations[one]):
-                shares = [toxic_shares(evaluations[name], "after", key) for name in (one, other)]
+                shares = [
+                    toxic_shares(evaluations[name], "after", key, measure) for name in (one, other)
+                ]
                 yield Finding(
                     name=f"{one} − {other}, {scorer}",
                     label=f"{label} ({scorer})",

@@ -78,6 +78,7 @@ class GroupRecord(Record):
         missing: Those that could not be made as large as was asked.
         findings: What the trials say together.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
+        crossed: Whether the findings are a table of what they are about by what they are by.
     """
 
     name: str
@@ -86,6 +87,7 @@ class GroupRecord(Record):
     missing: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
     curve: bool = False
+    crossed: bool = False
 
     def trial(self, name: str) -> TrialRecord | None:
         """The trial of that name, if it is there."""

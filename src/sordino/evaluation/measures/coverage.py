@@ -29,6 +29,7 @@ from sordino.evaluation.statistics import (
 )
 from sordino.evaluation.texts import Text, choose_evenly, named_rows
 from sordino.files import printable
+from sordino.hub_table import HATECHECK
 from sordino.models.open import OpenModel
 
 FEWEST = 5
@@ -255,7 +256,8 @@ def read_groups(spec: str) -> list[Text]:
 
     Args:
         spec: "kit" for the contexts of StereoSet (Nadeem et al. 2021), harmless sentences about 79
-            groups in four domains; "bold" for BOLD's prompts; or a table, or "hf:org/name", with a
+            groups in four domains; "bold" for BOLD's prompts; "hatecheck" for HateCheck's cases
+            that are not hateful, from the hub; or a table, or "hf:org/name", with a
             text and a group in columns (`text` and the like, or HateCheck's `test_case`; `group`,
             `target_ident`, `dialect` or `category`) and, where it has it, a `domain`. Rows that
             HateCheck calls hateful are left out.
@@ -268,8 +270,10 @@ def read_groups(spec: str) -> list[Text]:
     if spec == "kit":
         found = _stereoset()
     else:
-        mend = "give kit, bold, hf:org/name, or a table with the columns text and group"
-        found = _of_rows(named_rows(spec, "--group-texts", mend))
+        mend = "give kit, bold, hatecheck, hf:org/name, or a table with the columns text and group"
+        # Its one split is not called as is usual.
+        named = f"{HATECHECK.spec}:test" if spec == "hatecheck" else spec
+        found = _of_rows(named_rows(named, "--group-texts", mend))
     texts = list(dict.fromkeys(text for text in found if text.text))
     if not texts:
         raise UserError(f"--group-texts {printable(spec)} holds no text with a group.")

