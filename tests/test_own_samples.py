@@ -11,10 +11,12 @@ from sordino.evaluation import Perplexity, Toxicity, prepare
 from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise import AttributionSettings, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
+from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
+from sordino.studies.variants import with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
 ATTRIBUTION = AttributionSettings(20)
@@ -148,6 +150,29 @@ def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, mon
     rows = [(p, n) for batch in batches for p in batch.prompts for n in batch.numbers]
     again = len(batches[2].prompts) * len(batches[2].numbers)
     assert len(rows) == 80 + again
+
+
+def test_a_permuted_judge_keeps_each_prompts_scores_and_loses_what_they_are_of(open_tiny):
+    opened = open_tiny("llama")
+    options = {"batch_tokens": 512, "journal": None, "ranks": Ranks()}
+    real = own.sample(opened, own_of(continuations=8), **options)
+    control = own.sample(opened, own_of(continuations=8, permuted=5), **options)
+    np.testing.assert_array_equal(np.sort(real.scores), np.sort(control.scores))
+    assert (real.scores != control.scores).any(axis=1).mean() > 0.8
+    assert real.digest != control.digest
+    assert own_of().metadata == own_of(permuted=None).metadata
+    assert own_of(permuted=5).metadata["own_permuted"] == "5"
+
+
+def test_reversed_own_samples_make_what_was_gained_lost(open_tiny, concept):
+    expertise = find_experts(open_tiny("llama"), concept, attribution=ATTRIBUTION, own=own_of())
+    turned = with_own(expertise, expertise, sign=-1)
+    one, other = (dampen(of, "contrast", evidence="own") for of in (expertise, turned))
+    for site, gain in expertise[Statistic.OWN].items():
+        assert ((one.factors[site] == 1) | (gain > 0)).all()
+        assert ((other.factors[site] == 1) | (gain < 0)).all()
+    assert one.changed
+    assert other.changed
 
 
 def test_the_record_says_what_was_sampled_and_who_judged(open_tiny, concept):

@@ -274,6 +274,9 @@ class SweepOptions:
     moments: bool = False
     """Also measure the means of both classes, with --pooling mean. For mean_shift and
     linear_transport."""
+    causal: str = ""
+    """mean_shift or linear_transport: measure the means of each layer with this rule's maps on all
+    layers before it, as their paper does; by default all are measured on the model as it is."""
     attribution: bool = False
     """Also measure, by gradients, what each neuron does for the likelihood of both classes and what
     changing it costs. For contrast."""
@@ -304,6 +307,7 @@ class SweepOptions:
             by_column or ("length" if Asked.STRATA in asked else ""),
             self.moments or Asked.MOMENTS in asked,
             chat.settings(),
+            self.causal,
         )
 
     def attributing(self, seed: int, *asked: "Asked") -> "AttributionSettings | None":

@@ -15,6 +15,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import PROTECTION, Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
+from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measured, size
 from sordino.expertise.ranks import Ranks
@@ -201,19 +202,25 @@ def measure_expertise(
             f"at most {size(plan.peak)} of memory{time}"
         )
         if restored.phase == SWEEP:
-            mine = ranks.deal(batches)
-            tokens = [batch.tokens for batch in mine]
-            states = InFiles(folder / "states", tokens, opened.device) if in_files else InMemory()
+            sentences = Sentences(concept.labels, strata, batches)
             with torch.inference_mode():
-                run = Sweep(
-                    opened,
-                    Sentences(concept.labels, strata, batches),
-                    settings,
-                    states=states,
-                    snapshots=snapshots,
-                    ranks=ranks,
-                )
-                restored = Progress(statistics=run.run(restored), phase=_SWEPT)
+                if settings.causal:
+                    swept = causal_sweep(
+                        opened, sentences, settings, snapshots=snapshots, restored=restored
+                    )
+                else:
+                    tokens = [batch.tokens for batch in ranks.deal(batches)]
+                    waiting = folder / "states"
+                    sweep = Sweep(
+                        opened,
+                        sentences,
+                        settings,
+                        states=InFiles(waiting, tokens, opened.device) if in_files else InMemory(),
+                        snapshots=snapshots,
+                        ranks=ranks,
+                    )
+                    swept = sweep.run(restored)
+                restored = Progress(statistics=swept, phase=_SWEPT)
             if own is not None:
                 snapshots.save(restored)  # or a kill during sampling would undo the sweep
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
@@ -303,6 +310,7 @@ def _metadata(
     attribution: AttributionSettings | None,
 ) -> dict[str, str]:
     more = {"stratify": settings.stratify} if settings.stratify else {}
+    more |= {"causal": settings.causal} if settings.causal else {}
     if chat := chat_for(opened, concept, settings.chat):
         more |= chat.record(opened)
     if attribution is not None:

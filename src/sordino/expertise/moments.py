@@ -15,6 +15,9 @@ A map between responses is applied to every token's output. It fits those best w
 means over a sentence's tokens, which is what the paper takes; a maximum lies far above most tokens.
 """
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +30,39 @@ from sordino.expertise.statistic import Statistic
 # Neurons sorted at a time, so that float64 copies stay small.
 _BLOCK = 128
 _NAMES = (Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE, Statistic.TRANSPORT_SCALE)
+
+MEAN_SHIFT, LINEAR_TRANSPORT = "mean_shift", "linear_transport"
+"""The maps between the classes, by the names of their rules: ω = 1, and ω as above."""
+
+
+class Map(NamedTuple):
+    """Outputs z become factor · z + shift.
+
+    Args:
+        factors: float32 [neurons].
+        shifts: float32 [neurons].
+    """
+
+    factors: NDArray[np.float32]
+    shifts: NDArray[np.float32]
+
+
+def affine(found: Mapping[Statistic, NDArray[Any]], kind: str) -> Map:
+    """The map from the positive to the negative responses of a site.
+
+    Args:
+        found: What `moments` gives.
+        kind: `MEAN_SHIFT` or `LINEAR_TRANSPORT`.
+
+    Returns:
+        ω and mean_negative − ω·mean_positive; 1 and 0 where a response was no finite number.
+    """
+    positive, negative = found[Statistic.MEAN_POSITIVE], found[Statistic.MEAN_NEGATIVE]
+    scale = found[Statistic.TRANSPORT_SCALE] if kind == LINEAR_TRANSPORT else np.ones_like(positive)
+    with np.errstate(invalid="ignore"):
+        shift = negative - scale * positive
+    known = np.isfinite(scale) & np.isfinite(shift)
+    return Map(np.where(known, scale, np.float32(1)), np.where(known, shift, np.float32(0)))
 
 
 def moments(

@@ -57,6 +57,9 @@ class OwnSettings:
         continuations: Of each prompt.
         new_tokens: The most tokens of a continuation.
         seed: Of the sampling.
+        permuted: A control: the seed by which the judge's scores are permuted among the
+            continuations of each prompt, so that they say nothing of them; None for the judge's
+            own.
 
     Raises:
         UserError: There are too few prompts or continuations.
@@ -68,6 +71,7 @@ class OwnSettings:
     continuations: int = 8
     new_tokens: int = 20
     seed: int = 0
+    permuted: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) < FEWEST_PROMPTS:
@@ -94,6 +98,7 @@ class OwnSettings:
             "own_continuations": str(self.continuations),
             "own_new_tokens": str(self.new_tokens),
             "own_seed": str(self.seed),
+            **({} if self.permuted is None else {"own_permuted": str(self.permuted)}),
         }
 
 
@@ -146,6 +151,8 @@ def sample(
     texts = [text for *_, text in rows]
     scores = ranks.from_first(_scores(settings.judge, texts) if ranks.first else np.empty(0))
     table = scores.reshape(len(prompts), settings.continuations)
+    if settings.permuted is not None:
+        table = np.random.default_rng(settings.permuted).permuted(table, axis=1)
     end = ending(opened)
     encoded, starts = [], []
     for prompt, _, ids, _ in rows:
@@ -156,7 +163,7 @@ def sample(
     passages = in_batches(
         opened, Statistic.OWN, encoded, starts, weights(table).ravel().tolist(), batch_tokens
     )
-    digest = fingerprint(json.dumps([row[:3] for row in rows]), scores.tobytes())
+    digest = fingerprint(json.dumps([row[:3] for row in rows]), table.tobytes())
     return OwnSamples(passages, table, digest)
 
 

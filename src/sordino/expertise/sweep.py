@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sordino import progress as show
 from sordino.errors import UserError
 from sordino.expertise.auroc import auroc, strongest
-from sordino.expertise.moments import moments
+from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT, moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, why_not_alone
 from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
 from sordino.expertise.ranks import Ranks
@@ -44,6 +44,9 @@ class SweepSettings:
         chat: Whether sentences stand in the model's chat template, where only their own tokens
             count. "auto" is for conversations alone: other sentences are read as they are, as was
             published.
+        causal: "mean_shift" or "linear_transport": the moments of each layer are taken while this
+            rule's maps are on all layers before it (`sordino.expertise.causal`); "" for all on the
+            model as it is.
     """
 
     max_tokens: int = 128
@@ -52,6 +55,7 @@ class SweepSettings:
     stratify: str = ""
     moments: bool = False
     chat: Chat = AS_SEES_FIT
+    causal: str = ""
 
     def __post_init__(self) -> None:
         pooling_named(self.pooling)
@@ -62,6 +66,12 @@ class SweepSettings:
             raise UserError(
                 'Shifts are made from mean responses, not from the largest: give `pooling="mean"`.'
             )
+        if self.causal not in ("", MEAN_SHIFT, LINEAR_TRANSPORT):
+            raise UserError(
+                f"`causal={self.causal}` is unknown: choose {MEAN_SHIFT} or {LINEAR_TRANSPORT}."
+            )
+        if self.causal and not self.moments:
+            raise UserError("`causal` is about the classes' means: give `moments=True`, too.")
         if self.max_tokens < 1:
             raise UserError(f"`max_tokens={self.max_tokens}` leaves nothing: give at least 1.")
         if self.batch_tokens is not None and self.batch_tokens < 1:
@@ -185,7 +195,7 @@ class Sweep:
             widths = _widths(site, self._ranks.share(site.neurons))
             found = _of_experts(mine, widths, labels, strata, order, self._settings)
         else:
-            found = _statistics(mine, labels, strata, order, self._settings)
+            found = statistics_of(mine, labels, strata, order, self._settings)
         joined = self._ranks.joined(found)
         _report_not_reached(site, joined[Statistic.AUROC])
         return joined
@@ -245,7 +255,7 @@ def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[S
     }
 
 
-def _statistics(
+def statistics_of(
     responses: torch.Tensor,
     labels: NDArray[np.bool_],
     strata: NDArray[np.int64] | None,
@@ -295,9 +305,9 @@ def _of_experts(
     (not-a-number), so that its neurons stay as they are.
 
     Args:
-        responses: As for `_statistics`, `NOT_REACHED` where a sentence did not reach the expert.
+        responses: As for `statistics_of`, `NOT_REACHED` where a sentence did not reach the expert.
         widths: How many neurons belong to each expert.
-        labels: As for `_statistics`, as the rest.
+        labels: As for `statistics_of`, as the rest.
     """
     parts: list[dict[Statistic, torch.Tensor]] = []
     for block in responses.split(list(widths), dim=1):
@@ -306,11 +316,11 @@ def _of_experts(
             # Of any two sentences, for their names and types.
             any_two = np.array([np.argmax(labels), np.argmin(labels)])
             one = None if strata is None else np.zeros_like(strata)
-            found = _statistics(torch.zeros_like(block[:2]), labels, one, any_two, settings)
+            found = statistics_of(torch.zeros_like(block[:2]), labels, one, any_two, settings)
             parts.append({name: _nothing(values) for name, values in found.items()})
             continue
         rows = torch.from_numpy(reached).to(block.device)
-        parts.append(_statistics(block[rows], labels, strata, order[reached], settings))
+        parts.append(statistics_of(block[rows], labels, strata, order[reached], settings))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.statistic import Asked, Statistic
+from sordino.files import printable
 from sordino.interventions.dampening import Affine, Dampening
 from sordino.interventions.settings import Setting, settings_of
 from sordino.models.sites import ATTENTION
@@ -161,6 +162,7 @@ def intervention(
         name = rule.__name__
 
         def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
+            _refuse_causal_of_another(expertise, name)
             bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
             bound.apply_defaults()
             settings = dict(list(bound.arguments.items())[1:])
@@ -192,6 +194,16 @@ def intervention(
         return dampening
 
     return register
+
+
+def _refuse_causal_of_another(expertise: Expertise, rule: str) -> None:
+    """Raise `UserError` where it was measured on a model that another rule had edited."""
+    causal = expertise.metadata.get("causal", rule)
+    if causal != rule:
+        raise UserError(
+            f"This expertise was measured with {printable(causal)} on the layers before each: it "
+            f"is for that rule alone; for {rule}, find it again without `causal`."
+        )
 
 
 def _float32(by_site: Factors) -> dict[str, NDArray[np.float32]]:

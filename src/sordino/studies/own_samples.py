@@ -1,6 +1,6 @@
 """Whether what the model itself writes makes contrast better."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -12,11 +12,14 @@ from sordino.interventions import family
 from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, absent, reached, study
+from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
+from sordino.studies.variants import with_own
 from sordino.tuning.lab import Lab
 
 _BOTH = "own samples and corpus"
 _EVIDENCE = {"corpus": "corpus", "own samples": "own", _BOTH: "all"}
+_FEW = 50
+"""Sentences of each class in a sweep of which the own samples alone are wanted."""
 _SMALLER = 0.4
 """The smaller of the two divergences, as a share of the one that is asked about."""
 
@@ -45,9 +48,10 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the corpus, by own samples and by both, at the same divergences.
 
     The model continues other prompts than those of the figures, and a classifier that was trained
-    on the concept's sentences judges it; neither takes part in the figures.
+    on the concept's sentences judges it; neither takes part in the figures. Two controls show that
+    it is the judge who makes the difference: own samples whose scores are permuted within each
+    prompt, and own samples with the sign reversed.
     """
-    measures = _measures(plan)
     own = OwnPlan(
         plan.other_prompts, max_prompts=plan.own_prompts, continuations=plan.own_continuations
     ).settings(
@@ -58,23 +62,63 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     )
     attribution = AttributionSettings(plan.per_class, lab.seed)
     expertise = lab.find("own", sites=ATTENTION, attribution=attribution, own=own)
+    control = lab.find(
+        "own-permuted",
+        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
+        sites=ATTENTION,
+        attribution=replace(attribution, per_class=_FEW),
+        own=replace(own, permuted=lab.seed),
+    )
     for divergence in (plan.asked, plan.asked * _SMALLER):
-        trials = [
-            lab.sized(
-                f"{name} at {divergence:g}",
-                family(expertise, "contrast", evidence=evidence),
-                divergence,
-                start=divergence / 2,
-            )
+        rules = {
+            f"{name} at {divergence:g}": family(expertise, "contrast", evidence=evidence)
             for name, evidence in _EVIDENCE.items()
-        ]
-        names = [f"{name} at {divergence:g}" for name in _EVIDENCE]
-        pairs = {f"{name}, compared with the corpus alone": (name, names[0]) for name in names[1:]}
-        yield Group(
+        }
+        corpus, *others = rules
+        yield _group(
             f"at-{divergence:g}",
             f"Contrast at a divergence of {divergence:g}",
-            reached(trials),
-            (*measures, *plan.reading(lab)),
-            absent(names, trials),
-            partial(differences, pairs=pairs, seed=lab.seed),
+            rules,
+            {f"{name}, compared with the corpus alone": (name, corpus) for name in others},
+            divergence,
+            lab,
+            plan,
         )
+    controls = {
+        "judge permuted": with_own(expertise, control),
+        "sign reversed": with_own(expertise, expertise, sign=-1),
+    }
+    real = f"own samples at {plan.asked:g}"
+    yield _group(
+        "controls",
+        f"Own samples and their controls at a divergence of {plan.asked:g}",
+        {real: family(expertise, "contrast", evidence="own")}
+        | {name: family(of, "contrast", evidence="own") for name, of in controls.items()},
+        {f"{real}, compared with the control {name}": (real, name) for name in controls},
+        plan.asked,
+        lab,
+        plan,
+    )
+
+
+def _group(
+    name: str,
+    title: str,
+    rules: Mapping[str, Sizes],
+    pairs: Mapping[str, tuple[str, str]],
+    divergence: float,
+    lab: Lab,
+    plan: Plan,
+) -> Group:
+    """Rules at one divergence, and the pairs that are compared."""
+    trials = [
+        lab.sized(named, rule, divergence, start=divergence / 2) for named, rule in rules.items()
+    ]
+    return Group(
+        name,
+        title,
+        reached(trials),
+        (*_measures(plan), *plan.reading(lab)),
+        absent(rules, trials),
+        partial(differences, pairs=pairs, seed=lab.seed),
+    )

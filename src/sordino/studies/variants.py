@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, selective
 from sordino.interventions.rules.contrast import amounts, benefit_and_cost, by_site
 
@@ -55,6 +56,22 @@ def permuted(seed: int) -> Callable[[Values], Values]:
 def reversed_sign(values: Values) -> Values:
     """Benefits with their sign reversed."""
     return {site: -of for site, of in values.items()}
+
+
+def with_own(expertise: Expertise, own: Expertise, sign: int = 1) -> Expertise:
+    """An expertise with another one's attribution to own samples.
+
+    Args:
+        expertise: With all that contrast needs.
+        own: With own samples, of the same sites.
+        sign: −1 to turn it round.
+    """
+    other = own[Statistic.OWN], own[Statistic.OWN_VARIANCE]
+    statistics = {
+        site: {**of, Statistic.OWN: sign * other[0][site], Statistic.OWN_VARIANCE: other[1][site]}
+        for site, of in expertise.statistics.items()
+    }
+    return replace(expertise, statistics=statistics)
 
 
 def only_known(expertise: Expertise) -> Callable[[Values], Values]:

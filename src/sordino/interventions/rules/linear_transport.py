@@ -1,11 +1,11 @@
 """Linear-AcT: the affine map from the positive class's responses to the negative's."""
 
-import numpy as np
-
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.moments import LINEAR_TRANSPORT
 from sordino.expertise.statistic import Statistic
 from sordino.interventions.dampening import Affine
 from sordino.interventions.registry import intervention
+from sordino.interventions.transport import transport
 
 _NEEDS = (Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE, Statistic.TRANSPORT_SCALE)
 
@@ -17,17 +17,9 @@ def linear_transport(expertise: Expertise) -> Affine:
     z → ω·z + mean_negative − ω·mean_positive with ω the "transport_scale" of
     `sordino.expertise.moments`, for all neurons whatever their AUROC; a neuron with a response that
     was no finite number stays as it is. Source: Rodriguez et al., 2024, arXiv:2410.23054.
-    Two things of the paper are not here, since weights cannot hold them: the map
-    is used on all outputs and not only within the range that the positive responses had (the
-    paper's transport support), and all layers are measured on the model as it is and not one after
-    the other on the one edited so far (its causal estimation).
+    With an expertise that was measured with `causal="linear_transport"`, layers were measured one
+    after the other, each on the model edited so far, as in the paper. One thing of the paper is not
+    here, since weights cannot hold it: the map is used on all outputs and not only within the range
+    that the positive responses had (the paper's transport support).
     """
-    positive, negative = expertise[Statistic.MEAN_POSITIVE], expertise[Statistic.MEAN_NEGATIVE]
-    factors, shifts = {}, {}
-    for site, scale in expertise[Statistic.TRANSPORT_SCALE].items():
-        with np.errstate(invalid="ignore"):
-            shift = negative[site] - scale * positive[site]
-        known = np.isfinite(scale) & np.isfinite(shift)
-        factors[site] = np.where(known, scale, 1)
-        shifts[site] = np.where(known, shift, 0)
-    return Affine(factors, shifts)
+    return transport(expertise, LINEAR_TRANSPORT, _NEEDS)
