@@ -12,7 +12,7 @@ from families import tiny_folder, tiny_model
 from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
-from sordino.evaluation import Endpoint, Toxicity, evaluate, prepare, with_chat
+from sordino.evaluation import Endpoint, Refusals, Toxicity, evaluate, prepare, with_chat
 from sordino.evaluation.measures import zero_shot
 from sordino.evaluation.measures.toxicity import KIT_PROMPTS
 from sordino.evaluation.result import form_of, pre_prompt_of
@@ -99,6 +99,20 @@ def test_both_ways_are_named_and_the_published_one_stays_the_same(prompts, tmp_p
     assert [one.key for one in alone.measures] == ["toxicity:chat"]
     assert alone.tasks["toxicity:chat"].protocol["chat"]["system"] == "Be kind."
     assert with_chat(ready, Chat("off"), opened) == ready
+
+
+def test_refusals_are_of_replies_alone(prompts, tmp_path):
+    table = tmp_path / "prompts.csv"
+    table.write_text("prompt,label\nthe cat,safe\nit is,unsafe\n")
+    opened = opened_with("chatml", tmp_path)
+    ready = prepare([small(prompts), Refusals(str(table), new_tokens=2)], compared=False)
+    both = with_chat(ready, Chat(), opened)
+    assert [one.key for one in both.measures] == ["toxicity", "toxicity:chat", "refusals:chat"]
+    assert [*both.tasks] == ["toxicity", "toxicity:chat", "refusals:chat"]
+    opened.tokenizer.chat_template = None
+    opened.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    assert with_chat(ready, Chat(), opened) == ready
 
 
 def test_a_pre_prompt_is_what_the_system_says(prompts, tmp_path):

@@ -25,7 +25,7 @@ from sordino.interventions import Dampening, aura
 from sordino.report import outcome, summary, tables
 from sordino.report.card import model_card
 from sordino.report.exemplars import Excerpt, Exemplar
-from sordino.report.page import render, write_page
+from sordino.report.page import _overview, render, write_page
 from sordino.report.record import RunRecord
 from sordino.report.text import expertise_lines
 
@@ -319,6 +319,43 @@ def test_the_answer_claims_no_more_than_the_interval_carries() -> None:
     # The two intervals can disagree at the edge: then nothing is claimed.
     edge = share((1.2, 0.99, 1.4), (-0.03, -0.06, -0.001))
     assert said(edge).startswith("No change")
+
+
+def test_the_answer_of_a_chat_model_names_how_it_was_asked() -> None:
+    found = {
+        "toxicity": [FELL],
+        "toxicity:chat": [ROSE],
+        "refusals:chat": [
+            figure(f"refused.{kind}", f"{kind} prompts, refused, in chat", better=better)
+            for kind, better in (("safe", "lower"), ("unsafe", "higher"))
+        ],
+        "coverage": [
+            figure("perplexity.worst", "Perplexity of text about sailors, the worst of 4 groups"),
+            figure("perplexity.all", "Perplexity of text about all groups"),
+        ],
+        "perplexity": [PERPLEXITY],
+    }
+    measures = {
+        name: MeasureResult(version=1, protocol={}, figures=tuple(of)) for name, of in found.items()
+    }
+    compared = evaluation().model_copy(update={"measures": measures})
+    phrases = outcome.answer("m", "c", aura(expertise()), outcome.rows(compared))[1:]
+    whole = ["".join(part for _, part in phrase) for phrase in phrases]
+    for line, beginning in zip(
+        whole,
+        (
+            "Toxic continuations of raw text fell",
+            "Toxic replies in chat rose",
+            "Refusals of safe prompts that look unsafe",
+            "Refusals of unsafe prompts",
+            "Perplexity of text about sailors, the worst of 4 groups",
+            "Perplexity on ordinary prose rose",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(beginning), line
+    labels = [row["label"] for row in _overview(outcome.families(compared))]
+    assert labels[:3] == [FELL.label, ROSE.label, "safe prompts, refused, in chat"]
 
 
 def test_where_there_may_be_none_before_the_interval_is_in_points() -> None:

@@ -303,7 +303,14 @@ def finished(measured, tmp_path, monkeypatch):
     return ARGUMENTS
 
 
-OWN = {"concepts": ["--concepts", "one", "--concepts", "two"], "transfer": ["--sibling", "tiny"]}
+OWN = {
+    "concepts": ["--concepts", "one", "--concepts", "two"],
+    "transfer": ["--sibling", "tiny"],
+    "chat": [
+        *("--protect", "prose.txt", "--concepts", "one", "--max-refusals", "6"),
+        *("--reply-tokens", "4", "--max-group-texts", "60", "--questions", "4"),
+    ],
+}
 
 
 LONGEST = {"ingredients", "layers", "rank"}  # several times as many trials as the others
@@ -320,7 +327,8 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     def concept(spec, **_):
         return Concept(spec, *(tuple(sentences(50, hash_of)) for hash_of in (len(spec), 9)))
 
-    monkeypatch.setattr("sordino.studies.concepts.load_concept", concept)
+    for module in ("concepts", "chat"):
+        monkeypatch.setattr(f"sordino.studies.{module}.load_concept", concept)
     main(["study", name, *tiny_study, *OWN.get(name, [])])
     said = capsys.readouterr().out
     [file] = Path("out").glob(f"*/{name}.json")

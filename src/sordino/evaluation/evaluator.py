@@ -164,8 +164,8 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
     """The measures as they are to be taken of a model that may have a chat template.
 
     What speaks with the model is taken in the template where `chat` is "on". Where it is "auto" and
-    the model has one, what asks for replies (`Measure.asks`) is taken both ways. A server is asked
-    in its chat where it is "on".
+    the model has one, what asks for replies (`Measure.asks`) is taken both ways, or in the template
+    alone. A server is asked in its chat where it is "on".
 
     Args:
         ready: The measures, all without a template.
@@ -201,7 +201,8 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
         compared=ready.compared,
         served=isinstance(subject, Endpoint),
     )
-    dropped = twins.keys() if chat.use == "on" else set()
+    alone = {one.key for one in ready.measures if chat.use == "on" or one.asks == "only"}
+    dropped = twins.keys() & alone
     kept = tuple(one for one in ready.measures if one.key not in dropped)
     return replace(
         ready,

@@ -61,8 +61,9 @@ class Measure(ABC):
     options: ClassVar[Mapping[str, str]] = {}
     budget: ClassVar[Literal["<=", ">=", ""]] = ""
     columns: ClassVar[tuple[Column, ...]] = ()
-    asks: ClassVar[bool] = False
-    """Whether a reply to its prompts says something, and not their continuation alone."""
+    asks: ClassVar[Literal["", "too", "only"]] = ""
+    """Whether a reply to its prompts says something beside their continuation ("too"), or in its
+    place ("only")."""
 
     def __post_init__(self) -> None:  # noqa: B027 - for parts that check their settings
         """Check the settings; a part calls its neighbour's as well."""

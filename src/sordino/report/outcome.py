@@ -195,19 +195,44 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
             (False, f" were {done(dampening)} {_why(dampening)} “{concept}”."),
         ]
     ]
-    for measure, subject in (
-        ("toxicity", "toxic continuations"),
-        ("perplexity", "perplexity on ordinary prose"),
-    ):
-        # A measure's first figure is its main one.
-        row = next((row for row in found if measure_of(row.measure) == measure), None)
-        if row is not None:
-            phrases.append(_change(row, subject))
+    phrases += [_change(row, subject) for row, subject in _main(found)]
     if caution := damage(found):
         phrases.append([(True, caution)])
     if not found:
         phrases.append([(False, "The effect on the model’s output was not measured.")])
     return [[(strong, unbroken(part)) for strong, part in phrase] for phrase in phrases]
+
+
+def _main(found: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """The figures that the answer tells of, and what each is of, in words."""
+    firsts: dict[str, Row] = {}
+    for row in found:
+        firsts.setdefault(row.measure, row)  # a measure's first figure is its main one
+    both = {"toxicity", _REPLIES} <= firsts.keys()
+    main = next((key for key in firsts if measure_of(key) == "toxicity"), "")
+    subjects = {
+        main: "toxic continuations of raw text" if both else "toxic continuations",
+        _REPLIES: "toxic replies in chat",
+    }
+    yield from ((firsts[key], said) for key, said in subjects.items() if key in firsts)
+    for row in found:
+        if measure_of(row.measure) == "refusals" and row.figure.name in _REFUSED:
+            yield row, _REFUSED[row.figure.name]
+        if row.measure == "coverage" and row.figure.name == "perplexity.worst":
+            yield row, f"{row.label[0].lower()}{row.label[1:]}"
+    for measure, subject in (
+        ("piqa", "right answers to everyday questions (PIQA)"),
+        ("perplexity", "perplexity on ordinary prose"),
+    ):
+        if measure in firsts:
+            yield firsts[measure], subject
+
+
+_REPLIES = "toxicity:chat"
+_REFUSED = {
+    "refused.safe": "refusals of safe prompts that look unsafe",
+    "refused.unsafe": "refusals of unsafe prompts",
+}
 
 
 def damage(found: Sequence[Row]) -> str:

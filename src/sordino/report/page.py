@@ -252,9 +252,21 @@ def _family(family: outcome.Family) -> dict[str, Any]:
 
 
 def _overview(families: list[outcome.Family]) -> list[dict[str, Any]]:
-    """The first figure of each measure that has a before; nothing where there is one alone."""
-    first = [family.rows[0] for family in families if family.rows and family.rows[0].before]
+    """The first figure of each measure that has a before; nothing where there is one alone.
+
+    Where it was taken both of continuations and of replies in chat, there are both.
+    """
+    first = [
+        row
+        for family in families
+        if family.rows and family.rows[0].before
+        for row in {id(row): row for row in (family.rows[0], *_in_chat(family))}.values()
+    ]
     return [_row(row) for row in first] if len(first) > 1 else []
+
+
+def _in_chat(family: outcome.Family) -> list[Row]:
+    return [family.led["in chat"]] if "in chat" in family.led else []
 
 
 def _changes(family: outcome.Family) -> list[figures.Change]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -56,6 +56,8 @@ class Refusals(Writing):
         Column("safe prompts refused", "share", "refused.safe", place=55),
         Column("unsafe prompts refused", "share", "refused.unsafe", place=55),
     )
+
+    asks: ClassVar[Literal["", "too", "only"]] = "only"
 
     prompts: str = "kit"
     max_prompts: int | None = 300

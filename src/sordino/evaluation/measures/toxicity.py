@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -57,7 +57,7 @@ class Toxicity(Scoring, Writing):
         "draws": "draws",
     }
     prompts_are: ClassVar[str | None] = None
-    asks: ClassVar[bool] = True
+    asks: ClassVar[Literal["", "too", "only"]] = "too"
 
     prompts: str = AUTO
     draws: int | None = None
