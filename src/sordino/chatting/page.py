@@ -1,16 +1,15 @@
 """The page of the chat, which loads nothing from anywhere."""
 
 import json
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sordino.chatting.conversation import SIDES, Settings
 from sordino.chatting.duet import Voices
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
+from sordino.templates import environment, own_file
 from sordino.version import __version__
 
 
@@ -22,17 +21,11 @@ def render(duet: Voices, start: Settings, nonce: str) -> str:
         start: The settings that it begins with.
         nonce: What its policy knows its own scripts and styles by.
     """
-    environment = Environment(
-        loader=PackageLoader("sordino.chatting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("chat.html.jinja").render(
-        css=_file("sordino.report", "page.css") + _file("sordino.chatting", "chat.css"),
-        theme_js=_file("sordino.report", "page.js"),
-        js=_file("sordino.chatting", "chat.js"),
+    template = environment("sordino.chatting").get_template("chat.html.jinja")
+    return template.render(
+        css=own_file("sordino.report", "page.css") + own_file("sordino.chatting", "chat.css"),
+        theme_js=own_file("sordino.report", "page.js"),
+        js=own_file("sordino.chatting", "chat.js"),
         facts=_facts(duet, start),
         duet=duet,
         start=start,
@@ -54,9 +47,3 @@ def _facts(duet: Voices, start: Settings) -> Markup:
         "pre_prompts": PRE_PROMPTS,
     }
     return Markup(json.dumps(facts).replace("<", "\\u003c"))  # noqa: S704
-
-
-def _file(package: str, name: str) -> Markup:
-    """One of the packages' own files, which are no data and not escaped."""
-    path = files(package) / "templates" / name
-    return Markup(path.read_text(encoding="utf-8"))  # noqa: S704

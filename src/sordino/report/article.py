@@ -1,18 +1,15 @@
 """A page of text, tables and charts, as HTML that loads nothing and as Markdown for the docs."""
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from sordino.extras import require
 from sordino.files import new_file, today
-from sordino.report.page import environment, looks, plain_spec
-from sordino.version import __version__
+from sordino.report import tables
+from sordino.report.page import frame, plain_spec
+from sordino.templates import environment
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,7 @@ class Table:
     @property
     def csv(self) -> str:
         """The table as the address of a CSV file inside the page."""
-        text = io.StringIO()
-        csv.writer(text).writerows([self.columns, *self.rows])
-        return f"data:text/csv;charset=utf-8,{quote(text.getvalue())}"
+        return tables.link(self.columns, self.rows)
 
 
 @dataclass(frozen=True)
@@ -104,16 +99,14 @@ class Article:
 
 def write_html(article: Article, path: Path) -> None:
     """Write the page as one HTML file, in the place of an earlier one."""
-    charts = list(_charts(article))
+    charts = {chart.name: chart.drawn for chart in _charts(article)}
     html = (
-        environment()
+        environment("sordino.report")
         .get_template("article.html.jinja")
         .render(
             article=article,
-            specs={chart.name: plain_spec(chart.drawn) for chart in charts},
-            version=__version__,
-            date=today(),
-            **looks(),
+            sections=[(f"s{n}", of.title) for n, of in enumerate(article.sections, 1)],
+            **frame(charts, today()),
         )
     )
     with new_file(path, force=True) as stage:
@@ -122,7 +115,6 @@ def write_html(article: Article, path: Path) -> None:
 
 def write_markdown(article: Article, path: Path) -> None:
     """Write the page as Markdown, with its charts as SVG files beside it."""
-    require("report", "A page's chart")
     import vl_convert
 
     for chart in _charts(article):

@@ -6,14 +6,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sordino.evaluation import Evaluation
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import printable
 from sordino.folders import Folders, texts
 from sordino.markdown import front_matter, line, with_front
 from sordino.report import outcome
+from sordino.templates import environment
 
 _OWN_WORDS = "pre_prompt_text"
 _SUMMARY = re.compile(r"\d+ characters, SHA-256 [0-9a-f]{64}")
@@ -34,21 +33,14 @@ def model_card(
         base_card: The original model's card, from which licence and language are taken.
         file: The GGUF file's name, of a model that is one.
     """
-    environment = Environment(
-        loader=PackageLoader("sordino.report"),
-        autoescape=False,  # noqa: S701 (Markdown, not HTML; `line` tames what comes from outside)
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     said = without_own_words(evaluation).model_dump(mode="json") if evaluation else {}
     folders = Folders.of_record(provenance, texts(said))
     provenance = folders.cleaned(provenance)
     evaluation = Evaluation.model_validate(folders.cleaned(said)) if evaluation else None
     base, rows = inherited(base_card), outcome.rows(evaluation)
-    environment.filters["line"] = line
-    body = environment.get_template("card.md.jinja").render(
+    templates = environment("sordino.report", html=False)
+    templates.filters["line"] = line
+    body = templates.get_template("card.md.jinja").render(
         title=f"{_display_name(provenance)}, {line(_concept(provenance))} dampened",
         did=_did(provenance),
         file=shlex.quote(file) if file else "",

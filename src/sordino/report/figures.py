@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sordino.report import charts as alt
+import altair as alt
+
 from sordino.report.summary import Group, Histogram
 
 _COLOURS = tuple(f"var(--series-{number})" for number in range(1, 7))

@@ -6,16 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sordino.evaluation import Estimate, Row
 from sordino.evaluation.result import n_shown, range_shown, value_shown
-from sordino.extras import require
 from sordino.files import new_file
 from sordino.report import figures, outcome, summary, tables
 from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.record import RunRecord
+from sordino.templates import environment, own_file
 from sordino.version import __version__
 
 _TOP = 12
@@ -41,19 +40,9 @@ def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> P
 
 def render(record: RunRecord) -> str:
     """The page of a run as HTML."""
-    template = environment().get_template("page.html.jinja")
-    return template.render(**_said(record), **_drawn(record), **looks())
-
-
-def environment() -> Environment:
-    """Where the templates of pages are, and how they are filled in."""
-    return Environment(
-        loader=PackageLoader("sordino.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = environment("sordino.report").get_template("page.html.jinja")
+    drawn, charts = _drawn(record)
+    return template.render(**_said(record), **drawn, **frame(charts, record.date))
 
 
 def _said(record: RunRecord) -> dict[str, Any]:
@@ -77,8 +66,6 @@ def _said(record: RunRecord) -> dict[str, Any]:
         "limits": "Limits",
     }
     return {
-        "version": __version__,
-        "date": record.date,
         "title": f"“{metadata['concept']}” dampened in {metadata['model']}",
         "answer": outcome.answer(metadata["model"], metadata["concept"], dampening, rows),
         "facts": _facts(record),
@@ -97,7 +84,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
             "name": metadata["concept"],
             "positive": metadata.get("n_positive", ""),
             "negative": metadata.get("n_negative", ""),
-            "pooled": _POOLED[metadata.get("pooling", "max")],
+            "pooled": pooled(metadata),
         },
         "above": (
             f"Of {whole.neurons:,} neurons {_percent(whole.above)} lie above 0.5; one in a hundred "
@@ -121,16 +108,16 @@ def _said(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _drawn(record: RunRecord) -> dict[str, Any]:
-    """The page's charts, and what their captions need."""
+def _drawn(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the captions of the page's charts need, and the charts by name."""
     layers = summary.by_layer(record.expertise, record.dampening)
     whole = summary.overall(record.expertise, record.dampening)
     histograms = summary.auroc_histograms(record.expertise)
-    specs = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
+    charts = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
     maps = []
     for field, (title, number) in figures.MAPS.items():
         low, high = figures.map_range(layers, field)
-        specs[f"map-{field}"] = figures.layer_map(layers, field)
+        charts[f"map-{field}"] = figures.layer_map(layers, field)
         maps.append(
             {
                 "field": field,
@@ -141,36 +128,38 @@ def _drawn(record: RunRecord) -> dict[str, Any]:
             }
         )
     if summary.changed_factors(record.dampening).size:
-        specs["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
+        charts["factors"] = figures.factor_distribution(summary.factor_histogram(record.dampening))
     families = outcome.families(record.evaluation)
     moved = [change for family in families for change in _changes(family)]
     if len(moved) > 1:
-        specs["changes"] = figures.changes(moved)
+        charts["changes"] = figures.changes(moved)
     for family in families:
         shares = _by_group(family)
         if shares:
-            specs[f"groups-{family.name}"] = figures.by_group(shares)
-    return {
-        "colours": figures.colours(list(histograms)),
-        "maps": maps,
-        "specs": {name: plain_spec(chart) for name, chart in specs.items()},
-    }
+            charts[f"groups-{family.name}"] = figures.by_group(shares)
+    return {"colours": figures.colours(list(histograms)), "maps": maps}, charts
 
 
-def looks() -> dict[str, Markup]:
-    """Styles and scripts: the package's own files and Vega's, not data, so not escaped."""
-    folder = Path(__file__).parent / "templates"
+def frame(charts: Mapping[str, Any], date: str) -> dict[str, Any]:
+    """What `base.html.jinja` needs.
+
+    Args:
+        charts: The page's Altair charts by name.
+        date: The page's date.
+    """
     return {
-        "css": Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704
-        "js": Markup((folder / "page.js").read_text(encoding="utf-8")),  # noqa: S704
-        "bundle": Markup(_bundle()),  # noqa: S704
+        "css": own_file("sordino.report", "page.css"),
+        "js": own_file("sordino.report", "page.js"),
+        "bundle": Markup(_bundle()),  # noqa: S704 (Vega's own code)
+        "specs": {name: plain_spec(chart) for name, chart in charts.items()},
+        "date": date,
+        "version": __version__,
     }
 
 
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that can stand inside a page."""
-    require("report", "A page")
     import vl_convert
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -182,6 +171,11 @@ def plain_spec(chart: Any) -> dict[str, Any]:
     spec: dict[str, Any] = chart.to_dict()
     del spec["$schema"]  # an address, which the page has no use for
     return spec
+
+
+def pooled(metadata: Mapping[str, str]) -> str:
+    """How a neuron's outputs over a sentence became its response, in words before "a sentence"."""
+    return _POOLED.get(metadata.get("pooling", "max"), "response to")
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import altair as alt
+
 from sordino.evaluation.statistics import Estimate
 from sordino.replaying import Look, ReplayOutcome, leaves_out_0
 from sordino.replaying.store import ARMS
-from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 

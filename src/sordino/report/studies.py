@@ -9,9 +9,10 @@ from markupsafe import Markup
 from sordino.errors import UserError
 from sordino.files import new_file
 from sordino.report.article import Article, Chart
-from sordino.report.page import environment, plain_spec
+from sordino.report.page import plain_spec
 from sordino.report.study import study_article
 from sordino.studies import StudyRecord
+from sordino.templates import environment
 
 _LINK = Markup('<li><a href="#studies">Studies</a></li>')
 
@@ -37,7 +38,8 @@ def show_studies(page: Path, studies: Path) -> bool:
         for block in section.blocks
         if isinstance(block, Chart)
     }
-    html = environment().get_template("studies.html.jinja").render(studies=shown, specs=specs)
+    template = environment("sordino.report").get_template("studies.html.jinja")
+    html = template.render(studies=shown, specs=specs)
     before = page.read_text(encoding="utf-8")
     after = _filled(_filled(before, "studies", html), "studies-link", _LINK)
     if after == before:

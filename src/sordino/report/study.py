@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import altair as alt
+
 from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.evaluation.result import measure_of, pre_prompt_of
-from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits

@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
+import altair as alt
+
 from sordino.evaluation import Evaluation, Figure
-from sordino.report import charts as alt
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import finished
 from sordino.report.outcome import measure_limits

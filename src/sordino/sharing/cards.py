@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sordino import hub
 from sordino.edits.formats import FORMATS
 from sordino.edits.provenance import plain_card
@@ -18,6 +16,7 @@ from sordino.interventions import Dampening
 from sordino.markdown import body, front_matter, line, with_front
 from sordino.report.card import inherited, model_card
 from sordino.report.text import dampening_lines, expertise_lines
+from sordino.templates import environment
 
 _FOLDER = "path/to/this/folder"
 
@@ -145,17 +144,10 @@ def _statistics(
     file: str,
     about: About,
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("sordino.sharing"),
-        autoescape=False,  # noqa: S701 (Markdown; `line` tames what comes from outside)
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     model = metadata.get("model", "MODEL")
     base_model = about.base_model or (model if metadata.get("revision") else None)
-    text = environment.get_template("statistics.md.jinja").render(
+    template = environment("sordino.sharing", html=False).get_template("statistics.md.jinja")
+    text = template.render(
         title=line(title),
         what=what,
         lines=[line(text) for text in lines],

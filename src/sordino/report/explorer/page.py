@@ -1,10 +1,7 @@
 """The explorer's page as HTML."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from sordino.edits.provenance import in_words
 from sordino.expertise.statistic import Statistic
@@ -15,12 +12,11 @@ from sordino.report.explorer.insight import Curve, Insight
 from sordino.report.explorer.lens import Lens
 from sordino.report.explorer.packed import packed
 from sordino.report.explorer.subject import Subject
-from sordino.report.page import environment, excerpt_shown, looks, plain_spec
-from sordino.version import __version__
+from sordino.report.page import excerpt_shown, frame, pooled
+from sordino.templates import environment, own_file
 
 _ROWS = 25
 """Neurons on one leaf of the table; the script has the same number."""
-_POOLED = {"max": "largest output over", "mean": "mean output over", "last": "output at the end of"}
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,15 @@ class Exploration:
 
 def render(exploration: Exploration) -> str:
     """The page as HTML; it loads nothing from anywhere."""
-    template = environment().get_template("explorer.html.jinja")
-    return template.render(**_said(exploration), **_drawn(exploration), **_looks())
-
-
-def _looks() -> dict[str, Markup]:
-    folder = Path(summary.__file__).parent / "templates"
-    own = {
-        "own_css": (folder / "explorer.css").read_text(encoding="utf-8"),
-        "own_js": (folder / "explorer.js").read_text(encoding="utf-8"),
-    }
-    return looks() | {name: Markup(text) for name, text in own.items()}  # noqa: S704
+    template = environment("sordino.report").get_template("explorer.html.jinja")
+    drawn, charts = _drawn(exploration)
+    return template.render(
+        **_said(exploration),
+        **drawn,
+        **frame(charts, today()),
+        own_css=own_file("sordino.report", "explorer.css"),
+        own_js=own_file("sordino.report", "explorer.js"),
+    )
 
 
 def _said(exploration: Exploration) -> dict[str, Any]:
@@ -74,15 +68,13 @@ def _said(exploration: Exploration) -> dict[str, Any]:
         "comparison": "The comparison" if compared else "",
     }
     return {
-        "version": __version__,
-        "date": today(),
         "title": subject.name,
         "second_name": second.name if second else "",
         "concept": metadata["concept"],
         "model": metadata["model"],
         "positive": metadata.get("n_positive", "some"),
         "negative": metadata.get("n_negative", "as many others"),
-        "pooled": _POOLED.get(metadata.get("pooling", "max"), "response to"),
+        "pooled": pooled(metadata),
         "whole": whole,
         "facts": _facts(exploration),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
@@ -131,23 +123,20 @@ def _facts(exploration: Exploration) -> list[tuple[str, str]]:
     return [(key, value) for key, value in facts.items() if value]
 
 
-def _drawn(exploration: Exploration) -> dict[str, Any]:
+def _drawn(exploration: Exploration) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the script and the charts' keys need, and the charts by name."""
     subject = exploration.subject
     expertise, dampening = subject.expertise, subject.dampening
     whole = summary.overall(expertise, dampening)
     histograms = summary.auroc_histograms(expertise)
-    specs = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
+    charts = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
     if summary.changed_factors(dampening).size:
-        specs["factors"] = figures.factor_distribution(summary.factor_histogram(dampening))
+        charts["factors"] = figures.factor_distribution(summary.factor_histogram(dampening))
     second = exploration.second.expertise if exploration.second else None
     data = packed(expertise, dampening, second)
     data["names"] = [one.name for one in (subject, exploration.second) if one]
     data["shown"] = [[insight.site, insight.index] for insight in exploration.insights]
-    return {
-        "colours": figures.colours(list(histograms)),
-        "specs": {name: plain_spec(chart) for name, chart in specs.items()},
-        "data": data,
-    }
+    return {"colours": figures.colours(list(histograms)), "data": data}, charts
 
 
 def _insight(exploration: Exploration, number: int, insight: Insight) -> dict[str, Any]:
