@@ -231,7 +231,7 @@ def test_thirty_days_end_in_a_page(serve, call, tmp_path):
     log = traffic(tmp_path / "log.jsonl", days=30, a_day=30)
     status, out, err = call(*command(log, first, second, "--max-tokens", 9, "--concurrency", 8))
     assert status == 0, err
-    assert "So over these prompts the dampened server gives fewer toxic answers." in out
+    assert "the dampened server gives fewer toxic answers." in out
     outcome = ReplayOutcome.model_validate_json((tmp_path / "out/replay.json").read_text())
     assert (len(outcome.looks), outcome.prompts, outcome.pairs) == (30, 900, 900)
     assert outcome.looks[0].label == "2026-03-01"
@@ -672,14 +672,14 @@ def outcome_with(*differences):
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ([(-0.1, 0.1)], "So it is open which"),
+        ([(-0.1, 0.1)], "includes 0: it is open"),
         (
             [(-0.1, 0.1), (-0.2, -0.1)],
             "gives fewer toxic answers. The interval first left out 0 on",
         ),
         ([(0.01, 0.1)], "gives more toxic answers."),
-        ([(-0.2, -0.1), (-0.1, 0.1)], "it is open again"),
-        ([(-0.1, 0.0)], "So it is open which"),
+        ([(-0.2, -0.1), (-0.1, 0.1)], "includes 0 again"),
+        ([(-0.1, 0.0)], "includes 0: it is open"),
     ],
 )
 def test_nothing_is_said_that_the_interval_does_not_carry(differences, verdict):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -274,7 +274,7 @@ def print_table(result: "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sordino.report.outcome import damage
+    from sordino.report.outcome import damage, measure_limits
 
     console = Console()
     if not console.is_terminal:
@@ -300,11 +300,5 @@ def print_table(result: "Evaluation") -> None:
     for name, measured in result.measures.items():
         if measured.not_run:
             console.print(f"{name} is not run: {measured.not_run}.")
-    for limits in _limits(result):
+    for limits in measure_limits(result):
         console.print(limits, style="dim")
-
-
-def _limits(result: "Evaluation") -> list[Any]:
-    """The limits of the measures, each once: two measures can share a scorer."""
-    found = [m.protocol["limits"] for m in result.measures.values() if "limits" in m.protocol]
-    return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""A page of text, tables and charts, as HTML that loads nothing and as Markdown for the docs."""
+"""A page of text, tables and charts, as one HTML file or as Markdown with SVG files."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from sordino.templates import environment
 
 @dataclass(frozen=True)
 class Table:
-    """A table, whose first column names its rows.
+    """A table whose first column names its rows.
 
     Args:
-        name: A short word, for the file of its download.
+        name: The name of its CSV file.
         caption: What it shows.
         columns: The headings.
-        rows: The cells, ready to be read.
+        rows: The cells, as text.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Table:
 
     @property
     def csv(self) -> str:
-        """The table as the address of a CSV file inside the page."""
+        """The table as a CSV file inside an address."""
         return tables.link(self.columns, self.rows)
 
 
@@ -39,10 +39,10 @@ class Chart:
     """A chart.
 
     Args:
-        name: A short word, one of its own on the page.
-        caption: What it shows, in words that serve who cannot see it.
+        name: Its name, unique on the page.
+        caption: What it shows, also for readers who cannot see it.
         drawn: The Altair chart.
-        key: What each colour means, by the name of a CSS variable.
+        key: The CSS variable of each name's colour.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be typed.
+    """Lines to type.
 
     Args:
         text: The lines.
@@ -67,7 +67,7 @@ Block = str | Table | Chart | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of a page.
 
     Args:
         title: Its heading.
@@ -83,11 +83,11 @@ class Article:
     """A page.
 
     Args:
-        kind: What kind of page it is, in a word or two.
+        kind: The kind of page, in a word or two.
         title: Its title.
-        answer: The answer, in sentences, before anything else.
+        answer: The answer in sentences, which come first.
         sections: The rest.
-        limits: What the page's figures cannot promise.
+        limits: What the figures cannot promise.
     """
 
     kind: str
@@ -98,7 +98,7 @@ class Article:
 
 
 def write_html(article: Article, path: Path) -> None:
-    """Write the page as one HTML file, in the place of an earlier one."""
+    """Write the page as one HTML file, which replaces an earlier one."""
     charts = {chart.name: chart.drawn for chart in _charts(article)}
     html = (
         environment("sordino.report")
@@ -167,7 +167,7 @@ def _svg(path: Path, chart: Chart) -> Path:
 
 
 def _colours() -> dict[str, str]:
-    """The light theme's colours by the name of their CSS variable."""
+    """The light theme's colours by their CSS variables."""
     style = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     return dict(re.findall(r"--([a-z0-9-]+): light-dark\((#\w+),", style))
 

@@ -28,10 +28,10 @@ def model_card(
     """The model card of a dampened model, Markdown with YAML in front.
 
     Args:
-        provenance: What `sordino.json` says; see `sordino.edits.provenance`.
-        evaluation: What changed, or None where nothing was measured.
+        provenance: The record in `sordino.json`; see `sordino.edits.provenance`.
+        evaluation: The figures before and after; None if nothing was measured.
         base_card: The original model's card, from which licence and language are taken.
-        file: The GGUF file's name, of a model that is one.
+        file: The name of a GGUF file; "" for a folder.
     """
     said = without_own_words(evaluation).model_dump(mode="json") if evaluation else {}
     folders = Folders.of_record(provenance, texts(said))
@@ -65,13 +65,12 @@ def model_card(
         licence=(
             f"The original model's licence ({line(str(base['license']))}) holds for this one."
             if "license" in base
-            else "The original model's licence holds for this one; its card named none that could "
-            "be copied here."
+            else "The original model's licence holds for this one; its card names none."
         ),
     )
     front = dict(base)
     if provenance["model"]["revision"]:
-        # Only a model of the hub has a name there.
+        # Only a model of the hub has a revision.
         front["base_model"] = provenance["model"]["name"]
     front["library_name"] = "gguf" if file else "transformers"
     front["tags"] = _tags(provenance, front_matter(base_card))
@@ -79,7 +78,7 @@ def model_card(
 
 
 def without_own_words(evaluation: Evaluation) -> Evaluation:
-    """The same, with the length and the SHA-256 of a pre-prompt of the user's own for its text."""
+    """The same, with a user's own pre-prompt replaced by its length and SHA-256."""
     measures = {
         name: result.model_copy(update={"protocol": _without_own_words(result.protocol)})
         for name, result in evaluation.measures.items()
@@ -89,23 +88,21 @@ def without_own_words(evaluation: Evaluation) -> Evaluation:
 
 def _without_own_words(protocol: Mapping[str, Any]) -> dict[str, Any]:
     text = protocol.get(_OWN_WORDS)
-    if not isinstance(text, str) or not text or text in PRE_PROMPTS.values():
-        return dict(protocol)
-    if _SUMMARY.fullmatch(text):
+    if not isinstance(text, str) or text in ("", *PRE_PROMPTS.values()) or _SUMMARY.fullmatch(text):
         return dict(protocol)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return {**protocol, _OWN_WORDS: f"{len(text)} characters, SHA-256 {digest}"}
 
 
 def inherited(base_card: str | None) -> dict[str, Any]:
-    """What of the YAML in front of the original's card holds for a changed model, too."""
+    """The part of the original card's YAML that holds for a changed model as well."""
     base = front_matter(base_card)
     plain = {key: _plain(base[key]) for key in _INHERITED if key in base}
     return {key: value for key, value in plain.items() if value}
 
 
 def _plain(value: Any) -> str | list[str]:
-    """A text, or the texts of a list; nothing of anything else."""
+    """A text, or the texts in a list; empty for anything else."""
     if isinstance(value, list):
         return [printable(one) for one in value if isinstance(one, str)]
     return printable(value) if isinstance(value, str) else ""

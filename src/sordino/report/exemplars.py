@@ -24,10 +24,10 @@ from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.progress import track
 
 Place = tuple[str, int]
-"""A module path, and the index of one of its outputs (or inputs)."""
+"""A module path and the index of one of its outputs or inputs."""
 
 _BATCH_TOKENS = 2048
-_INCOMPLETE = "�"  # what a decoder gives for the first bytes of a longer character
+_INCOMPLETE = "�"  # the decoder's text for the first bytes of a longer character
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Excerpt:
     """One sentence as one neuron responds to it.
 
     Args:
-        sentence: Its index into the concept's sentences.
+        sentence: Its index among the concept's sentences.
         positive: Whether the sentence has the concept.
         pieces: The sentence's tokens as text, in order. Tokens that are parts of one character
-            are one piece.
-        responses: The neuron's output at each piece; the largest where a piece is several tokens.
-        peak: Index of the piece with the largest response.
-        covered: Whether a page covers it: it has the concept, or the linear scorer calls it toxic
-            (data sets mislabel, and it is just such sentences that excite these neurons).
+            form one piece.
+        responses: The neuron's output at each piece, the largest if a piece is several tokens.
+        peak: The index of the piece with the largest response.
+        covered: Whether a page covers it: it has the concept, or the linear scorer calls it toxic.
+            (Data sets mislabel, and mislabelled sentences excite these neurons.)
     """
 
     sentence: int
@@ -61,7 +61,7 @@ class Exemplar:
         site: The site's module path.
         index: The neuron's index in the site.
         auroc: Its AUROC.
-        excerpts: The sentences, the most exciting first.
+        excerpts: The sentences, the largest response first.
     """
 
     site: str
@@ -81,19 +81,19 @@ def exemplars(
 ) -> list[Exemplar]:
     """The top neurons, each with the sentences that excite it most and its response at each token.
 
-    Which sentences these are, the sweep wrote down (`STRONGEST`); only those are run again,
-    through the decoder without the LM head.
+    The sweep recorded which sentences these are (`STRONGEST`). Only those are run again, through
+    the decoder without the LM head.
 
     Args:
         model: The model that the expertise was found on.
         concept: The sentences that it was found with.
-        expertise: What was found.
+        expertise: The expertise.
         neurons: How many neurons, from the highest AUROC down.
-        sentences: How many sentences a neuron, at most as many as the sweep wrote down.
-        max_tokens: Where a sentence is cut; the sweep's own setting gives what the sweep saw.
+        sentences: How many sentences for each neuron, at most as many as the sweep recorded.
+        max_tokens: Where sentences are cut, as in the sweep.
 
     Raises:
-        UserError: The concept is not the one of the expertise, or the expertise does not say
+        UserError: The concept is not the one of the expertise, or the expertise does not record
             which sentences excite its neurons.
     """
     refuse_other_sentences(concept, expertise)
@@ -125,24 +125,24 @@ def refuse_other_sentences(concept: Concept, expertise: Expertise) -> None:
     if expertise.metadata.get("concept_fingerprint", concept.fingerprint) != concept.fingerprint:
         raise UserError(
             f"The expertise was found with other sentences than those of '{concept.name}' "
-            f"({concept.source}): what excites its neurons cannot be looked up there."
+            f"({concept.source}): pass the sentences that it was found with."
         )
 
 
 def excerpts(
     model: OpenModel, concept: Concept, encoded: Mapping[int, Placed]
 ) -> Callable[[int, torch.Tensor], Excerpt]:
-    """A function that gives one neuron's excerpt of one of these sentences.
+    """A function that makes one neuron's excerpt of one of these sentences.
 
     Args:
         model: The model, for its tokenizer.
         concept: The sentences.
-        encoded: The tokens of those that are shown, by their index.
+        encoded: The tokens of those that are shown, by index.
 
     Returns:
-        It takes a sentence's index and the neuron's outputs, [tokens], as `outputs_at_tokens` gives
-        them. At tokens that were not routed to a MoE expert its neurons are shown with the least of
-        their outputs for the sentence.
+        The function. It takes a sentence's index and the neuron's outputs, [tokens], from
+        `outputs_at_tokens`. For tokens that were not routed to the neuron's MoE expert it takes the
+        smallest output for the sentence.
     """
     texts = [concept.sentences[sentence] for sentence in encoded]
     labels = concept.labels
@@ -183,18 +183,18 @@ def outputs_at_tokens(
     of: Literal["outputs", "inputs"] = "outputs",
     label: str = "",
 ) -> dict[int, torch.Tensor]:
-    """What neurons put out at each token of some sentences, through the decoder without LM head.
+    """The outputs of neurons at each token of some sentences; the LM head is not run.
 
     Args:
         model: The model.
         encoded: The sentences' tokens, by any key.
-        places: The neurons; several modules' together.
-        of: "inputs" for what a linear layer is given in the place of what it gives.
-        label: What is being done, for a bar of progress; "" for none.
+        places: The neurons, of one module or several.
+        of: "inputs" for the linear layers' inputs instead of their outputs.
+        label: The label of a progress bar; "" for none.
 
     Returns:
-        By key, float32 [places, tokens], of the sentence's own tokens; not-a-number at those that
-        were not routed to a MoE expert.
+        By key, float32 [places, tokens of the sentence itself]; NaN at tokens that were not routed
+        to the neuron's MoE expert.
     """
     batches = equal_length_batches(list(encoded.values()), _BATCH_TOKENS)
     run, stages = _decoder(model, batches), 1
@@ -213,7 +213,7 @@ def outputs_at_tokens(
     keys = list(encoded)
     found: dict[int, torch.Tensor] = {}
     for batch, by_place in zip(batches, outputs, strict=True):
-        # Of an expert that none of the batch's tokens came to there is nothing.
+        # An expert to which none of the batch's tokens were routed has no outputs.
         nothing = torch.full(batch.input_ids.shape, torch.nan)
         stacked = torch.stack([by_place.get(place, nothing) for place in places], dim=1)
         for i, rows in zip(batch.indices, stacked, strict=True):
@@ -238,9 +238,9 @@ def _recorded(
     places: Sequence[Place],
     of: Literal["outputs", "inputs"] = "outputs",
 ) -> Iterator[dict[Place, torch.Tensor]]:
-    """Record these outputs (or inputs), float32 [sentences, tokens] each, inside the block.
+    """Record these outputs (or inputs) inside the block, float32 [sentences, tokens] each.
 
-    At tokens that were not routed to a MoE expert its neurons are not-a-number.
+    They are NaN at tokens that were not routed to the neuron's MoE expert.
     """
     outputs: dict[Place, torch.Tensor] = {}
 
@@ -291,9 +291,8 @@ def _recorded(
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int]]:
     """The tokens as text, each piece with its number of tokens.
 
-    A piece is what the decoded text grows by. A token that adds no whole character waits for the
-    next one, so that the bytes of one character stay together; this holds for every kind of
-    tokenizer, while the offsets of fast ones leave out spaces and say nothing of slow ones.
+    A piece is what its tokens add to the decoded text. A token that completes no character waits
+    for the next one. (The offsets of fast tokenizers leave out spaces, and slow ones have none.)
     """
     pieces: list[tuple[str, int]] = []
     shown, start = "", 0

@@ -1,7 +1,7 @@
 """The page's charts: pure functions from plain values to Vega-Lite.
 
-Colours are the page's CSS variables: Vega writes them into the SVG as they are, so that a chart
-follows the theme, and the light one in print, without being drawn again.
+Colours are the page's CSS variables: Vega writes them into the SVG unchanged, so that a chart
+follows the theme, and prints in the light one, without being drawn again.
 """
 
 import math
@@ -13,12 +13,10 @@ import altair as alt
 
 from sordino.report.summary import Group, Histogram
 
-_COLOURS = tuple(f"var(--series-{number})" for number in range(1, 7))
-
-# Vega measures labels before it draws them, for which a CSS variable is no font.
+# Vega measures labels before it draws them, and cannot measure a font that is a CSS variable.
 _FONT = "system-ui, sans-serif"
 _TALL = 240
-# What can be marked on an axis of ratios.
+# Where an axis of ratios can have ticks.
 _TICKS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16)
 
 MAPS: Mapping[str, tuple[str, str]] = {
@@ -27,16 +25,16 @@ MAPS: Mapping[str, tuple[str, str]] = {
     "largest": ("Largest AUROC", ".3f"),
     "mean_factor": ("Mean dampening factor", ".4f"),
 }
-"""What the layer map can show: a field of `Group`, its title and its number format."""
+"""What a layer map can show: a field of `Group` with its title and number format."""
 
 
 def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest: float) -> Any:
-    """How the AUROC spreads, one line a kind of site, with 0.5 and the upper tail marked.
+    """The distribution of the AUROC, one line for each kind of site; 0.5 and the tail are marked.
 
     Args:
         histograms: By kind of site.
-        p99: 99th percentile over all neurons.
-        largest: The largest AUROC of all.
+        p99: The 99th percentile over all neurons.
+        largest: The largest AUROC.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -48,9 +46,7 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
             "share": count / max(1, sum(histogram.counts)),
         }
         for kind, histogram in histograms.items()
-        for low, high, count in zip(
-            histogram.edges, histogram.edges[1:], histogram.counts, strict=False
-        )
+        for low, high, count in histogram.bins
     ]
     marks = [
         {"at": largest, "text": f"largest {largest:.3f}", "line": 0},
@@ -58,7 +54,7 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
         {"at": 0.5, "text": "0.5, chance", "line": 2},
     ]
     lines = (
-        alt.Chart(_values(rows))
+        alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="step", strokeWidth=1.75)
         .encode(
             x=alt.X("middle:Q", title="AUROC", scale=alt.Scale(nice=False, zero=False)),
@@ -66,10 +62,10 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
                 "share:Q",
                 title="share of the kind’s neurons",
                 axis=alt.Axis(format=".0%", tickCount=5),
-                # Room above the highest line, where the marks' labels stand.
+                # Room above the highest line for the marks' labels.
                 scale=alt.Scale(domain=[0, 1.3 * max(row["share"] for row in rows)], nice=False),
             ),
-            color=_kind_colour(list(histograms)),
+            color=colour("kind:N", colours(list(histograms))),
             tooltip=[
                 alt.Tooltip("kind:N", title="site"),
                 alt.Tooltip("low:Q", title="from", format=".2f"),
@@ -79,8 +75,8 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
             ],
         )
     )
-    # Each mark's line begins at its label, so that none runs through another's label.
-    marked = alt.Chart(_values(marks)).encode(
+    # Each mark's line begins at its label, so that it crosses no other label.
+    marked = alt.Chart(alt.Data(values=marks)).encode(
         x="at:Q", y=alt.Y("line:O", axis=None, scale=alt.Scale(domain=list(range(14))))
     )
     rules = marked.mark_rule(color="var(--ink)", strokeDash=[3, 3]).encode(y2=alt.value(_TALL))
@@ -92,15 +88,15 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
 
 
 def layer_map(groups: Sequence[Group], field: str) -> Any:
-    """One figure of each layer and kind of site, as a map; `map_range` gives its two ends.
+    """One figure of each layer and kind of site, as a map between the ends of `map_range`.
 
     Args:
-        groups: One a layer and kind.
+        groups: One for each layer and kind.
         field: A key of `MAPS`.
     """
     title, number = MAPS[field]
     low, high = map_range(groups, field)
-    # A smaller factor is more dampening: there the small values are the dark ones.
+    # A smaller factor is more dampening, so its small values are the dark ones.
     ends = [1, 0.05] if field == "mean_factor" else [0.05, 1]
     rows = [
         {
@@ -113,7 +109,7 @@ def layer_map(groups: Sequence[Group], field: str) -> Any:
     ]
     order = list(dict.fromkeys(group.kind for group in groups))
     chart = (
-        alt.Chart(_values(rows))
+        alt.Chart(alt.Data(values=rows))
         .mark_rect(color="var(--accent)", stroke="var(--paper)", strokeWidth=1)
         .encode(
             x=alt.X(
@@ -143,15 +139,10 @@ def map_range(groups: Sequence[Group], field: str) -> tuple[float, float]:
 
 
 def factor_distribution(histogram: Histogram) -> Any:
-    """How the factors other than 1 spread."""
-    rows = [
-        {"low": low, "high": high, "count": count}
-        for low, high, count in zip(
-            histogram.edges, histogram.edges[1:], histogram.counts, strict=False
-        )
-    ]
+    """The distribution of the factors other than 1."""
+    rows = [{"low": low, "high": high, "count": count} for low, high, count in histogram.bins]
     chart = (
-        alt.Chart(_values(rows))
+        alt.Chart(alt.Data(values=rows))
         .mark_bar(color="var(--accent)", stroke="var(--paper)", strokeWidth=0.5)
         .encode(
             x=alt.X(
@@ -174,14 +165,14 @@ def factor_distribution(histogram: Histogram) -> Any:
 
 @dataclass(frozen=True)
 class Change:
-    """How many times as large a figure became.
+    """The ratio of a figure after the change to the figure before it.
 
     Args:
-        name: Which figure it is.
-        value: After through before.
-        low: The lower end of its interval; None where there is none.
+        name: The figure's name.
+        value: The ratio.
+        low: The lower end of its interval; None if it has none.
         high: The upper end.
-        better: Whether that is for the better or the worse; None where the interval includes 1.
+        better: Whether the change is for the better; None if the interval includes 1.
     """
 
     name: str
@@ -192,7 +183,7 @@ class Change:
 
 
 def changes(found: Sequence[Change]) -> Any:
-    """Figures of different kinds on one axis: how many times as large each became."""
+    """Figures of different kinds on one axis of ratios."""
     apart = [abs(math.log(end)) for c in found for end in (c.value, c.low, c.high) if end]
     most = math.exp(min(max(1.15 * max(apart), math.log(1.05)), math.log(16)))
     ticks = [tick for tick in _TICKS if tick <= most][-2:]
@@ -213,7 +204,7 @@ def changes(found: Sequence[Change]) -> Any:
         domain=["better", "worse", "unclear"],
         range=["var(--accent)", "var(--warm)", "var(--quiet)"],
     )
-    base_chart = alt.Chart(_values(rows)).encode(
+    base_chart = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelLimit=260)),
         color=alt.Color("kind:N", scale=kinds, legend=None),
         tooltip=[
@@ -237,7 +228,7 @@ def changes(found: Sequence[Change]) -> Any:
         ),
     )
     one = (
-        alt.Chart(_values([{"value": 1}]))
+        alt.Chart(alt.Data(values=[{"value": 1}]))
         .mark_rule(color="var(--ink)", strokeWidth=1)
         .encode(x=axis)
     )
@@ -257,13 +248,13 @@ def changes(found: Sequence[Change]) -> Any:
 
 
 def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
-    """Shares of groups before and after, one line a group.
+    """The shares of groups before and after, one line for each group.
 
     Args:
         rows: A group's name, and its share before and after.
     """
     values = [{"group": name, "before": before, "after": after} for name, before, after in rows]
-    chart = alt.Chart(_values(values)).encode(
+    chart = alt.Chart(alt.Data(values=values)).encode(
         y=alt.Y("group:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelLimit=300)),
         tooltip=[
             alt.Tooltip("group:N", title="group"),
@@ -287,15 +278,20 @@ def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
     return finished(alt.layer(lines, before, after), height=17 * len(rows))
 
 
-def colours(kinds: Sequence[str]) -> dict[str, str]:
-    """The colour of each kind of site, for the chart and for its key on the page."""
-    return {kind: _COLOURS[number % len(_COLOURS)] for number, kind in enumerate(kinds)}
+def colours(names: Sequence[str], order: Sequence[int] = range(1, 7)) -> dict[str, str]:
+    """A colour for each name, for a chart and its key on the page, as the name of a CSS variable.
+
+    Args:
+        names: What is coloured.
+        order: The numbers of the page's colours, which repeat if there are more names.
+    """
+    return {name: f"series-{order[number % len(order)]}" for number, name in enumerate(names)}
 
 
-def _kind_colour(kinds: Sequence[str]) -> Any:
-    by_kind = colours(kinds)
-    scale = alt.Scale(domain=list(by_kind), range=list(by_kind.values()))
-    return alt.Color("kind:N", scale=scale, legend=None)
+def colour(field: str, by_name: Mapping[str, str]) -> Any:
+    """The colour channel of a field whose values have these CSS variables; see `colours`."""
+    scale = alt.Scale(domain=list(by_name), range=[f"var(--{one})" for one in by_name.values()])
+    return alt.Color(field, scale=scale, legend=None)
 
 
 def _times(ratio: float | None) -> str:
@@ -304,12 +300,8 @@ def _times(ratio: float | None) -> str:
     return f"÷ {1 / ratio:.2f}" if 0 < ratio < 1 else f"× {ratio:.2f}"
 
 
-def _values(rows: list[dict[str, Any]]) -> Any:
-    return alt.Data(values=rows)
-
-
 def finished(chart: Any, height: int) -> Any:
-    """A chart of that height in pixels, as wide as its place and in the page's own style."""
+    """A chart in the page's style, as wide as its place and `height` pixels high."""
     text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)"}
     fonts = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     return (

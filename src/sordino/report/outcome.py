@@ -1,4 +1,4 @@
-"""What an evaluation says, in words that claim no more than its intervals support."""
+"""An evaluation in words that claim no more than its intervals support."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,30 +25,30 @@ LIMITS = (
     "here (other languages, dialects, tasks, long conversations) may have changed unnoticed.",
     "The labelled sentences define the concept; their errors and biases are in the chosen neurons.",
 )
-"""What no figure of a change can promise, whatever was measured."""
+"""The limits of every figure, whatever was measured."""
 
 _EVEN, _EXTREME = 6, 3
-# A divergence of 0.05 nats costs about a twentieth.
+# The divergence budget that we recommend, 0.05 nats, raises perplexity by about a twentieth.
 _DAMAGING = 1.25
 
 Phrase = list[tuple[bool, str]]
-"""A sentence in parts; true where a part is its point."""
+"""A sentence in parts; true for the part that is emphasised."""
 Pieces = tuple[tuple[bool, str], ...]
-"""A text in pieces; true where the other arm's text lacks a piece."""
+"""A text in pieces; true for pieces that the other arm's text lacks."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What one measure found, with every pre-prompt that it was taken with.
+    """The figures of one measure, with all its pre-prompts.
 
     Args:
         name: The measure's name.
-        title: What it is called for readers.
+        title: Its title.
         about: What it says, in a sentence.
-        rows: Its main figures, without a pre-prompt if it was taken without.
-        led: Its first figure by pre-prompt, where there are several.
+        rows: Its main figures, without a pre-prompt if it was measured without one.
+        led: Its first figure by pre-prompt, if there are several.
         details: All its other figures.
-        not_run: Why it was not taken; "" where it was.
+        not_run: Why it was not measured, or not in every form; "" if it was.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Family:
             what, *parts = row.figure.name.split(".", 2)
             if row.measure == self.name and what == "continuations" and len(parts) == 2:
                 domain, group = (part.replace("_", " ") for part in parts)
-                if domain != "all":  # whose parts are the scorer's labels
+                if domain != "all":  # the parts of "all" are the scorer's labels
                     found[f"{domain}: {group}"] = row
         return found
 
@@ -78,8 +78,8 @@ class Continuation:
 
     Args:
         text: The continuation alone.
-        score: The scorer's, from 0 to 1.
-        parts: The text in pieces that are marked, or not.
+        score: Its score, from 0 to 1.
+        parts: The text in pieces; see `Pieces`.
     """
 
     text: str
@@ -99,9 +99,9 @@ class Sample:
     Args:
         prompt: The prompt.
         prompt_toxic: Whether the prompt's own source calls it toxic.
-        about: The group that the prompt is about, if it is about one.
-        before: What the original model wrote.
-        after: What the dampened one wrote.
+        about: The group that the prompt is about; "" if there is none.
+        before: The original model's continuation.
+        after: The dampened model's.
     """
 
     prompt: str
@@ -112,14 +112,14 @@ class Sample:
 
 
 def rows(evaluation: Evaluation | None) -> list[Row]:
-    """The before/after table; empty where nothing was compared."""
+    """The before/after table; empty if nothing was compared."""
     if evaluation is None or evaluation.before is None:
         return []
     return evaluation.table()
 
 
 def families(evaluation: Evaluation | None) -> list[Family]:
-    """All that was measured, by measure; those that were not taken say why."""
+    """The figures by measure, with the reasons why some were not measured."""
     if evaluation is None or evaluation.before is None:
         return []
     by_key: dict[str, list[Row]] = {}
@@ -149,16 +149,13 @@ def _family(
 
 
 def _declared(name: str) -> tuple[str, str]:
-    """A measure's title and sentence; its name alone, where its package is not installed."""
+    """A measure's title and sentence; only its name if its package is not installed."""
     kind = MEASURES.get(name)
     return (name.capitalize(), "") if kind is None else (kind.title, kind.sentence)
 
 
 def grown(row: Row) -> Estimate | None:
-    """How many times as large a figure became; None where it has no such ratio.
-
-    A figure that is itself a ratio, such as a speed, is given as it is.
-    """
+    """A figure's ratio after ÷ before, or None; a figure that is itself a ratio is returned."""
     ratio = row.figure.after if row.figure.unit == "times" else row.figure.ratio
     if ratio is None or row.figure.unit == "times" or row.figure.ratio_of == "after/before":
         return ratio
@@ -167,7 +164,7 @@ def grown(row: Row) -> Estimate | None:
 
 
 def done(dampening: Dampening) -> str:
-    """What happened to the neurons, in a verb."""
+    """The verb for what happened to the neurons: "dampened", or "changed" if not only that."""
     factors = [values for values in dampening.factors.values() if values.size]
     lowered = all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in factors)
     return "dampened" if lowered and not dampening.shifted else "changed"
@@ -236,7 +233,7 @@ _REFUSED = {
 
 
 def damage(found: Sequence[Row]) -> str:
-    """What to say where ordinary prose became much less likely; "" where it did not.
+    """A warning if ordinary prose became much less likely, else "".
 
     Args:
         found: See `rows`.
@@ -254,19 +251,19 @@ def damage(found: Sequence[Row]) -> str:
 
 
 def limits(evaluation: Evaluation | None) -> list[str]:
-    """What the figures cannot promise, the measures' own limits first."""
+    """The limits of the figures, the measures' own first."""
     return [*measure_limits(evaluation), *LIMITS]
 
 
 def measure_limits(evaluation: Evaluation | None) -> list[str]:
-    """What the measures themselves are blind to."""
+    """The blind spots of the measures, each once: two measures can share a scorer."""
     results = evaluation.measures.values() if evaluation is not None else ()
     found = (str(result.protocol["limits"]) for result in results if "limits" in result.protocol)
     return list(dict.fromkeys(found))
 
 
 def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
-    """How it was measured, by heading; the measures' limits stand elsewhere."""
+    """How it was measured, by heading, without the measures' limits."""
     if evaluation is None:
         return {}
     arms = {"before": evaluation.before, "after": evaluation.after}
@@ -291,7 +288,7 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as pairs of text, one inside another as "outer, inner"."""
+    """Settings as pairs of text; nested names become "outer, inner"."""
     for key, value in settings.items():
         name = f"{above}{key.replace('_', ' ')}"
         if isinstance(value, Mapping):
@@ -301,10 +298,11 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
 
 
 def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]:
-    """Continuations to look at, by measure and by how they were chosen.
+    """Continuations to show, by measure and by how they were chosen.
 
-    Evenly, and where the score moved most: the falls alone would flatter, so the rises stand beside
-    them. Measures without scores, and those with pre-prompts, are left to the file of samples.
+    Some are drawn evenly. Others are those whose score moved most, in both directions, since the
+    falls alone would flatter. Measures without scores, and those with pre-prompts, are only in the
+    file of samples.
     """
     if evaluation is None or evaluation.before is None:
         return {}
@@ -334,8 +332,12 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
 def differences(before: str, after: str) -> tuple[Pieces, Pieces]:
     """Both texts in pieces, each with whether the other text lacks it.
 
-    Texts are compared word by word. A single word that both happen to have amid others is no
-    agreement, unless it is where they begin: such texts begin alike and then part.
+    Texts are compared word by word. A single word in common does not count, unless both texts begin
+    with it.
+
+    Args:
+        before: One text.
+        after: The other.
     """
     first, second = ([*re.findall(r"\s*\S+|\s+$", text)] for text in (before, after))
     matcher = SequenceMatcher(
@@ -350,13 +352,13 @@ def differences(before: str, after: str) -> tuple[Pieces, Pieces]:
 
 
 def _pieces(words: Sequence[str], kept: Collection[int]) -> Pieces:
-    """A text's words joined into pieces that are kept and pieces that are not."""
+    """A text's words joined into runs that are kept and runs that are not."""
     runs = groupby(enumerate(words), lambda numbered: numbered[0] not in kept)
     return tuple((differs, "".join(word for _, word in run)) for differs, run in runs)
 
 
 def unbroken(text: str) -> str:
-    """Numbers kept on one line with what belongs to them."""
+    """Text with no line break between a number and its unit or sign."""
     for loose in (" %", "÷ ", "× ", "n = "):
         text = text.replace(loose, loose.replace(" ", "\N{NO-BREAK SPACE}"))
     return text
@@ -386,11 +388,11 @@ def _including(row: Row) -> str:
 
 
 def _verb(row: Row) -> str | None:
-    """Which way the figure went, if both of its intervals say so."""
+    """The direction in which a figure went, if both of its intervals say so."""
     difference, ratio = row.figure.difference, row.figure.ratio
     if not row.clear or difference is None or ratio is None or row.interval == "unbounded":
         return None
-    # Where the change is shown as a ratio, its interval has to leave out 1 as well.
+    # The interval of the ratio must exclude 1 as well.
     low, high = ratio.low, ratio.high
     if low is not None and low <= 1 and (high is None or high >= 1):
         return None

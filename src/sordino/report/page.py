@@ -1,4 +1,4 @@
-"""The run's page: one HTML file that loads nothing from anywhere."""
+"""The page of a run: one HTML file that loads nothing."""
 
 import math
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ _POOLED = {"max": "largest output over", "mean": "mean output over", "last": "ou
 
 
 def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> Path:
-    """Write the page of a run; the file appears only when it is whole.
+    """Write the page of a run; the file appears once it is complete.
 
     Args:
         record: The run.
         path: The HTML file.
-        force: Replace a file that is there.
+        force: Replace an existing file.
 
     Raises:
         UserError: `path` exists and `force` is not set.
@@ -46,7 +46,7 @@ def render(record: RunRecord) -> str:
 
 
 def _said(record: RunRecord) -> dict[str, Any]:
-    """What the page says in words and tables."""
+    """The page's words and tables."""
     metadata, dampening = record.expertise.shown, record.dampening
     whole = summary.overall(record.expertise, dampening)
     rows = outcome.rows(record.evaluation)
@@ -167,9 +167,9 @@ def _bundle() -> str:
 
 
 def plain_spec(chart: Any) -> dict[str, Any]:
-    """A chart as Vega-Lite, with nothing in it that points elsewhere."""
+    """A chart as Vega-Lite without the address of its schema."""
     spec: dict[str, Any] = chart.to_dict()
-    del spec["$schema"]  # an address, which the page has no use for
+    del spec["$schema"]
     return spec
 
 
@@ -202,7 +202,7 @@ def _percent(share: float) -> str:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    """A row of the before/after table, each interval apart from its figure."""
+    """A row of the before/after table, with each interval beside its figure."""
     before, before_range = _apart(row.figure.before, row.figure.unit)
     after, after_range = _apart(row.figure.after, row.figure.unit)
     note = f"95 %: {row.interval}" if row.interval else ""
@@ -221,7 +221,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _apart(estimate: Estimate | None, unit: str) -> tuple[str, str]:
-    """A value and its interval in words; nothing where there is no estimate."""
+    """A value and its interval as text; empty if there is no estimate."""
     if estimate is None:
         return "", ""
     shown = value_shown(estimate, unit), range_shown(estimate, unit)
@@ -246,9 +246,9 @@ def _family(family: outcome.Family) -> dict[str, Any]:
 
 
 def _overview(families: list[outcome.Family]) -> list[dict[str, Any]]:
-    """The first figure of each measure that has a before; nothing where there is one alone.
+    """The first figure of each measure that has a before; empty if there is only one.
 
-    Where it was taken both of continuations and of replies in chat, there are both.
+    A measure that was taken of continuations and of replies in chat has both.
     """
     first = [
         row
@@ -264,7 +264,7 @@ def _in_chat(family: outcome.Family) -> list[Row]:
 
 
 def _changes(family: outcome.Family) -> list[figures.Change]:
-    """A family's first figure on the axis of ratios, with each pre-prompt."""
+    """A measure's first figure on the axis of ratios, for each pre-prompt."""
     found = []
     for led, row in (family.led or dict(zip(["none"], family.rows, strict=False))).items():
         ratio = outcome.grown(row)
@@ -282,7 +282,7 @@ def _changes(family: outcome.Family) -> list[figures.Change]:
 
 
 def _by_group(family: outcome.Family) -> list[tuple[str, float, float]]:
-    """Each group's name and its share before and after; nothing where all of them are 0."""
+    """Each group's name and its share before and after; empty if all shares are 0."""
     found = [
         (name, row.figure.before.value or 0.0, row.figure.after.value or 0.0)
         for name, row in family.groups.items()
@@ -341,7 +341,7 @@ def _exemplar(record: RunRecord, exemplar: Exemplar) -> dict[str, Any]:
 
 
 def excerpt_shown(excerpt: Excerpt) -> dict[str, Any]:
-    """A sentence as the templates show it, each token's response from 0 to 1 of its sentence's."""
+    """A sentence for the templates, with each token's response scaled to 0…1 in its sentence."""
     finite = [response for response in excerpt.responses if math.isfinite(response)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
 

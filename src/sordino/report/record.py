@@ -1,4 +1,4 @@
-"""What a run's page is made from: plain values, nothing that needs a model."""
+"""The plain values from which a run's page is made; no model is needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,20 +13,20 @@ from sordino.report.exemplars import Exemplar
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that the page says of a run.
+    """Everything that a run's page shows.
 
     Args:
-        expertise: What was found; its metadata names the model and the concept.
-        dampening: What was done.
+        expertise: The run's expertise, whose metadata name the model and the concept.
+        dampening: What was baked.
         concept_source: Where the concept's sentences come from, in words.
-        command: The command line that does it all again.
-        evaluation: What changed, with the continuations as its samples, or None where nothing
-            was measured.
-        beside: The same measures of other rules, by the rule's name, for comparison.
+        command: The command line that repeats the run.
+        evaluation: The figures before and after, with the continuations as samples; None if
+            nothing was measured.
+        beside: The same measures of other rules, by the rule's name.
         exemplars: The top neurons with the sentences that excite them.
-        protocol: Further settings, by heading; the page adds those of the expertise, the
-            intervention and the evaluation by itself.
-        versions: Of the packages that did the work.
+        protocol: Further settings by heading, beside those of the expertise, the intervention and
+            the evaluation.
+        versions: Versions of the packages that did the work.
         date: The day of the run.
     """
 

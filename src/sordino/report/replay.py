@@ -1,4 +1,4 @@
-"""The page of a replay: what the interval says today, and its history. No text is on it."""
+"""The page of a replay: today's interval and its history. It shows no text of the log."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,15 +10,17 @@ from sordino.evaluation.statistics import Estimate
 from sordino.replaying import Look, ReplayOutcome, leaves_out_0
 from sordino.replaying.store import ARMS
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import finished
+from sordino.report.figures import colour, colours, finished
+from sordino.studies.words import percent
 
 _NAMES = ("the original", "the dampened one")
-_COLOURS = ("series-1", "series-2")
+_COLOURS = colours(_NAMES)
+_DAMPENED = f"var(--{_COLOURS[_NAMES[1]]})"
 _LIMITS = (
     "The answers are those of today's servers to the log's prompts. In a conversation, the earlier "
     "answers are the log's, and nobody reacts to the new ones.",
-    "The interval is about the replayed prompts. It covers the draw of the answers. It does not "
-    "cover the errors of the scorer, nor tomorrow's prompts.",
+    "The interval is about the replayed prompts. It covers the randomness of the answers. It does "
+    "not cover the errors of the scorer, nor tomorrow's prompts.",
     "Prompts that a server did not answer are not compared. If one of the two leaves more prompts "
     "or other prompts unanswered, that alone can change the figures.",
     "The interval holds even if you stop on the first day that shows an effect. The effect shown "
@@ -33,9 +35,9 @@ def replay_article(outcome: ReplayOutcome, database: str, command: Sequence[str]
     """The page of a replay.
 
     Args:
-        outcome: What was found.
-        database: The DuckDB file, for who wants to look further.
-        command: The command line that goes on with it.
+        outcome: Its figures.
+        database: The DuckDB file with the answers.
+        command: The command line that continues it.
     """
     over = "Day by day" if outcome.dated else "From part to part"
     sections = [Section("The servers", list(_asked(outcome)))]
@@ -52,12 +54,12 @@ def replay_article(outcome: ReplayOutcome, database: str, command: Sequence[str]
 
 
 def replay_answer(outcome: ReplayOutcome) -> Iterator[str]:
-    """What the interval supports."""
+    """The sentences that the interval supports."""
     if outcome.shares is None:
         yield "No prompt has been answered by both servers yet."
         return
     last = outcome.looks[-1]
-    original, dampened = (_percent(share.value) for share in outcome.shares)
+    original, dampened = (percent(share.value) for share in outcome.shares)
     during = (
         f"from {outcome.looks[0].label} to {last.label}" if len(outcome.looks) > 1 else last.label
     )
@@ -76,15 +78,15 @@ def _verdict(outcome: ReplayOutcome, last: Look) -> str:
     if leaves_out_0(last.difference):
         fewer = (last.difference.high or 0) < 0
         return (
-            f"So over these prompts the dampened server gives {'fewer' if fewer else 'more'} toxic "
+            f"Over these prompts, the dampened server gives {'fewer' if fewer else 'more'} toxic "
             f"answers. The interval first left out 0 {'on ' if outcome.dated else ''}{at}."
         )
     if outcome.first is not None:
         return (
             f"The interval left out 0 {'on ' if outcome.dated else ''}{at}, because there was a "
-            "difference over the prompts until then. Over all prompts so far it is open again."
+            "difference over the prompts until then. Over all prompts so far it includes 0 again."
         )
-    return "So it is open which of the two gives fewer toxic answers."
+    return "The interval includes 0: it is open which server gives fewer toxic answers."
 
 
 def _over_time(outcome: ReplayOutcome) -> Iterator[Block]:
@@ -100,7 +102,7 @@ def _over_time(outcome: ReplayOutcome) -> Iterator[Block]:
             [
                 look.label,
                 f"{look.pairs:,}",
-                *[f"{count:,} ({_percent(count / look.pairs)})" for count in look.toxic],
+                *[f"{count:,} ({percent(count / look.pairs)})" for count in look.toxic],
                 f"{look.so_far:,}",
                 f"{_points(look.difference.value)} ({_points(look.difference.low)} to "
                 f"{_points(look.difference.high)})",
@@ -123,21 +125,27 @@ def _when(outcome: ReplayOutcome, look: Look) -> Any:
 
 def _difference_chart(outcome: ReplayOutcome) -> Chart:
     rows = [
-        {"when": _when(outcome, look), "label": look.label, "prompts": look.so_far}
-        | {"value": look.difference.value, "low": look.difference.low}
-        | {"high": look.difference.high}
+        {
+            "when": _when(outcome, look),
+            "label": look.label,
+            "prompts": look.so_far,
+            "value": look.difference.value,
+            "low": look.difference.low,
+            "high": look.difference.high,
+        }
         for look in outcome.looks
     ]
-    # The first days' intervals are as wide as they can be: they would leave no room for the rest.
+    # The first days' intervals are too wide to share an axis with the rest, and are clipped.
     widest = max(abs(row[end]) for row in rows[len(rows) // 4 :] for end in ("low", "high"))
     base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X(**_axis(outcome)))
     scale = alt.Scale(domain=[-widest, widest], nice=True)
-    band = base.mark_area(opacity=0.25, color=f"var(--{_COLOURS[1]})", clip=True).encode(
+    band = base.mark_area(opacity=0.25, color=_DAMPENED, clip=True).encode(
         y=alt.Y("low:Q", title="difference so far", axis=alt.Axis(format="+.1%"), scale=scale),
         y2="high:Q",
     )
-    colour = f"var(--{_COLOURS[1]})"
-    line = base.mark_line(point={"color": colour}, strokeWidth=2, color=colour, clip=True).encode(
+    line = base.mark_line(
+        point={"color": _DAMPENED}, strokeWidth=2, color=_DAMPENED, clip=True
+    ).encode(
         y="value:Q",
         tooltip=[
             alt.Tooltip("label:N", title="until"),
@@ -163,20 +171,24 @@ def _difference_chart(outcome: ReplayOutcome) -> Chart:
 
 def _shares_chart(outcome: ReplayOutcome) -> Chart:
     rows = [
-        {"when": _when(outcome, look), "label": look.label, "prompts": look.pairs, "server": name}
-        | {"share": count / look.pairs, "toxic": count}
+        {
+            "when": _when(outcome, look),
+            "label": look.label,
+            "prompts": look.pairs,
+            "server": name,
+            "share": count / look.pairs,
+            "toxic": count,
+        }
         for look in outcome.looks
         for name, count in zip(_NAMES, look.toxic, strict=True)
     ]
-    key = dict(zip(_NAMES, _COLOURS, strict=True))
-    colours = alt.Scale(domain=list(key), range=[f"var(--{value})" for value in key.values()])
     drawn = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True, strokeWidth=1.75)
         .encode(
             x=alt.X(**_axis(outcome)),
             y=alt.Y("share:Q", title="toxic answers", axis=alt.Axis(format=".0%", tickCount=5)),
-            color=alt.Color("server:N", legend=None, scale=colours),
+            color=colour("server:N", _COLOURS),
             tooltip=[
                 alt.Tooltip("server:N", title="server"),
                 alt.Tooltip("label:N", title="until"),
@@ -192,7 +204,7 @@ def _shares_chart(outcome: ReplayOutcome) -> Chart:
         f"The share of toxic answers for each {stretch} separately, of the original and of the "
         "dampened server.",
         finished(drawn, 200),
-        key,
+        _COLOURS,
     )
 
 
@@ -211,7 +223,7 @@ def _asked(outcome: ReplayOutcome) -> Iterator[Block]:
         )
     yield Table(
         "replay-servers",
-        "The servers. You may also look at the intervals of the shares every day.",
+        "The servers. You may look at the intervals of the shares every day as well.",
         ["", "model and address", "toxic answers", "prompts without an answer"],
         rows,
     )
@@ -231,19 +243,15 @@ def _protocol(outcome: ReplayOutcome, database: str, command: Sequence[str]) -> 
     if outcome.redacted:
         yield "No text was kept; times and scores are in the database."
     else:
-        yield "The texts are in the database and not on this page. To see where the two differ:"
+        yield "The texts are in the database and not on this page. To see where the servers differ:"
         yield Code(_QUERY.format(database=shlex.quote(database)).strip())
 
 
 def _with_interval(share: Estimate | None) -> str:
     if share is None:
         return "none"
-    low = max(share.low or 0.0, 0.0)  # it is an interval for values from −1 on
-    return f"{_percent(share.value)} ({_percent(low)} to {_percent(share.high)})"
-
-
-def _percent(share: float | None) -> str:
-    return "undefined" if share is None else f"{100 * share:.1f} %"
+    low = max(share.low or 0.0, 0.0)  # the interval is one for values from −1
+    return f"{percent(share.value)} ({percent(low)} to {percent(share.high)})"
 
 
 def _points(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Studies on the page of the run in whose folder they were made."""
+"""Studies on the page of the run whose folder holds them."""
 
 import re
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ _LINK = Markup('<li><a href="#studies">Studies</a></li>')
 
 
 def show_studies(page: Path, studies: Path) -> bool:
-    """Put all studies of a folder on a run's page, in the place of those that it showed before.
+    """Show all studies of a folder on a run's page, instead of those that it showed before.
 
     Args:
-        page: The run's page; nothing is done where there is none, or one of an older version.
-        studies: The folder that was `sordino study`'s output, beside the page.
+        page: The run's page. If there is none, or only one of an older version, nothing happens.
+        studies: The output folder of `sordino study`, beside the page.
 
     Returns:
-        Whether the page shows them.
+        Whether the page shows the studies.
     """
     found = sorted(_studies(studies))
     if not page.is_file() or not found:
@@ -50,13 +50,13 @@ def show_studies(page: Path, studies: Path) -> bool:
 
 
 def _filled(page: str, name: str, content: str) -> str:
-    """The page with new content between two comments; texts of the data cannot hold comments."""
+    """The page with new content between two comments, which escaped text cannot contain."""
     place = re.compile(rf"(?<=<!-- {name} -->).*?(?=<!-- /{name} -->)", re.DOTALL)
     return place.sub(lambda _: content, page, count=1)
 
 
 def _studies(folder: Path) -> Iterator[tuple[str, Article]]:
-    """The studies whose pages are in a folder, by name, with the records of all their models."""
+    """The studies whose pages are in a folder, by name, each with the records of all its models."""
     for page in folder.glob("*.html"):
         records = []
         for file in sorted(folder.glob(f"*/{page.stem}.json")):

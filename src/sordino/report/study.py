@@ -1,4 +1,4 @@
-"""The page of a study: an answer that its intervals support, tables and charts."""
+"""The page of a study: its answer, tables and charts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import altair as alt
 from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.evaluation.result import measure_of, pre_prompt_of
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import finished
+from sordino.report.figures import colour, colours, finished
 from sordino.report.outcome import measure_limits
 from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
@@ -23,7 +23,7 @@ from sordino.studies.words import (
     written,
 )
 
-_SERIES = ("series-1", "series-2", "series-6", "series-3", "series-4", "series-5")
+_COLOURS = (1, 2, 6, 3, 4, 5)
 
 
 def study_article(records: Sequence[StudyRecord]) -> Article:
@@ -184,7 +184,7 @@ def _said(finding: Finding) -> str:
 
 
 def _led(key: str) -> str:
-    """How a pre-prompt is said, given the key of a measure."""
+    """A measure's pre-prompt in words, from its key; "" for none."""
     led = pre_prompt_of(key)
     return f" after the {led} pre-prompt" if led else ""
 
@@ -221,7 +221,7 @@ def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
 def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
     """Toxicity (first scorer) over the measured divergence, one line per rule, with intervals."""
     rules = list(dict.fromkeys(trial.rule for trial in group.trials))
-    colours = dict(zip(rules, _SERIES, strict=False))
+    key = colours(rules, _COLOURS)
     scorer, before = next(toxic(group.trials[0].evaluation))
     points = []
     for trial in group.trials:
@@ -242,11 +242,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
             scale=alt.Scale(type="log", nice=False),
             axis=alt.Axis(tickCount=5),
         ),
-        color=alt.Color(
-            "rule:N",
-            legend=None,
-            scale=alt.Scale(domain=rules, range=[f"var(--{colours[rule]})" for rule in rules]),
-        ),
+        color=colour("rule:N", key),
     )
     lines = base.mark_line(point=True, strokeWidth=2).encode(
         y=alt.Y("toxic:Q", title="toxic continuations", axis=alt.Axis(format=".0%")),
@@ -268,7 +264,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
         f"{model_name(record.model)}: toxic continuations by {scorer} over the divergence from the "
         "original, with 95 % intervals; dashed: the original.",
         finished(alt.layer(original, bars, lines), 260),
-        colours,
+        key,
     )
 
 

@@ -1,4 +1,4 @@
-"""The numbers behind the page's charts and tables: many neurons in a few hundred rows."""
+"""The numbers behind the page's charts and tables: all neurons in a few hundred rows."""
 
 import re
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ _BIN = 0.01
 
 @dataclass(frozen=True)
 class Group:
-    """What a group of neurons looks like.
+    """The figures of a group of neurons.
 
     Args:
-        layer: Index of the decoder layer, or None where the group spans all layers.
+        layer: Index of the decoder layer, or None if the group spans all layers.
         kind: The site's path inside its layer, such as "mlp.up_proj".
         neurons: How many neurons.
-        above: Share of them with an AUROC above 0.5.
+        above: The share with an AUROC above 0.5.
         p99: 99th percentile of the AUROC.
         largest: Largest AUROC.
-        changed: Share of them with a factor other than 1 or a shift other than 0.
+        changed: The share with a factor other than 1 or a shift other than 0.
         mean_factor: Mean dampening factor.
-        mean_shift: Mean size of the shifts, without their signs; 0 where there are none.
+        mean_shift: Mean absolute shift; 0 without shifts.
     """
 
     layer: int | None
@@ -53,12 +53,21 @@ class Histogram:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
+    @property
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Each bin's two edges and its count."""
+        return list(zip(self.edges, self.edges[1:], self.counts, strict=False))
+
 
 def place(site: str) -> tuple[int, str]:
     """A site's layer and its kind, from its module path.
 
-    The first number in the path counts the layers; later ones (parallel parts of one layer) do not
-    make kinds of their own: "model.layers.3.mlp.up_proj" is (3, "mlp.up_proj").
+    The first number in the path is the layer. Later ones, which number parallel parts of a layer,
+    become "*".
+
+    Example:
+        >>> place("model.layers.3.mlp.up_proj")
+        (3, 'mlp.up_proj')
     """
     found = re.search(r"(?:^|\.)(\d+)\.(.+)$", site)
     if found is None:
@@ -68,7 +77,7 @@ def place(site: str) -> tuple[int, str]:
 
 def kinds(expertise: Expertise) -> list[str]:
     """The kinds of site, in the model's order."""
-    return list(dict.fromkeys(place(site)[1] for site in expertise.sites))
+    return list(_sites_of(expertise))
 
 
 def overall(expertise: Expertise, dampening: Dampening) -> Group:
@@ -77,7 +86,7 @@ def overall(expertise: Expertise, dampening: Dampening) -> Group:
 
 
 def by_kind(expertise: Expertise, dampening: Dampening) -> list[Group]:
-    """One group a kind of site."""
+    """One group for each kind of site."""
     return [
         _group(None, kind, expertise, dampening, sites)
         for kind, sites in _sites_of(expertise).items()
@@ -85,7 +94,7 @@ def by_kind(expertise: Expertise, dampening: Dampening) -> list[Group]:
 
 
 def by_layer(expertise: Expertise, dampening: Dampening) -> list[Group]:
-    """One group a layer and kind of site, in the model's order."""
+    """One group for each layer and kind of site, in the model's order."""
     parts: dict[tuple[int, str], list[str]] = {}
     for site in expertise.sites:
         parts.setdefault(place(site), []).append(site)
@@ -179,7 +188,7 @@ def _group(
 
 
 def _finite(auroc: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The AUROCs that there are; a site without any counts as one neuron that knows nothing."""
+    """The AUROCs that are numbers; a site without any counts as one neuron at chance."""
     known = auroc[~np.isnan(auroc)].astype(np.float64)
     return known if known.size else np.array([0.5])
 

@@ -1,4 +1,4 @@
-"""Tables to take away: CSV inside links, so that the page stays one file."""
+"""Tables to download: CSV inside links, so that the page stays one file."""
 
 import csv
 from base64 import b64encode
@@ -17,7 +17,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def link(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table as an address that holds all of it.
+    """A table as a `data:` address.
 
     Args:
         columns: The headings.
@@ -31,7 +31,7 @@ def link(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def figures(rows: Iterable[Row]) -> str:
-    """The figures behind rows, as numbers."""
+    """The figures of these rows as numbers."""
     ends = [field.name for field in fields(Estimate)]
     columns = ["measure", "name", "label", "unit", "better"]
     columns += [f"{arm}_{end}" for arm in _ARMS for end in ends] + ["ratio_of", "n"]
@@ -49,16 +49,16 @@ def figures(rows: Iterable[Row]) -> str:
 
 
 def groups(found: Iterable[Group]) -> str:
-    """Groups of neurons, as numbers."""
+    """The figures of groups of neurons as numbers."""
     columns = [field.name for field in fields(Group)]
     return link(columns, [list(asdict(group).values()) for group in found])
 
 
 def continuations(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> str:
-    """The continuations that a page shows, a prompt a row.
+    """The continuations that a page shows, one row for each prompt.
 
     Args:
-        samples: By measure, then by why they are shown.
+        samples: By measure, then by the reason for which they are shown.
     """
     columns = ["measure", "shown_for", "about", "prompt"]
     columns += ["before", "before_score", "after", "after_score"]
@@ -75,5 +75,5 @@ def continuations(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> str:
 
 
 def _safe(cell: Cell) -> Cell:
-    """Text that a spreadsheet takes for text and not for a formula."""
+    """Text that no spreadsheet takes for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -1,4 +1,4 @@
-"""What the command line prints of an expertise and of a dampening."""
+"""An expertise and a dampening in figures and in lines to print."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from sordino.edits.provenance import in_words, summary
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening
 
-# AurA leaves a neuron at 0.9 a fifth of its output.
+# AurA multiplies a neuron at 0.9 by 0.2.
 _NEARLY_PERFECT = 0.9
 
 
 def expertise_summary(expertise: Expertise) -> dict[str, Any]:
-    """The main figures of an expertise, as JSON can hold them."""
+    """The main figures of an expertise, for JSON."""
     auroc = np.concatenate(list(expertise["auroc"].values()))
     known = auroc[~np.isnan(auroc)]
     return {
@@ -31,7 +31,7 @@ def expertise_summary(expertise: Expertise) -> dict[str, Any]:
 
 
 def expertise_lines(expertise: Expertise) -> list[str]:
-    """The main figures of an expertise, as lines to read."""
+    """The main figures of an expertise, as lines to print."""
     figures = expertise_summary(expertise)
     lines = [
         f"{figures['concept']} in {figures['model']} ({figures['architecture']}): "
@@ -55,7 +55,7 @@ def expertise_lines(expertise: Expertise) -> list[str]:
 
 
 def dampening_summary(dampening: Dampening) -> dict[str, Any]:
-    """The main figures of a dampening, as JSON can hold them."""
+    """The main figures of a dampening, for JSON."""
     factors = np.concatenate(list(dampening.factors.values()))
     return {
         **dampening.record,
@@ -68,7 +68,7 @@ def dampening_summary(dampening: Dampening) -> dict[str, Any]:
 
 
 def dampening_lines(dampening: Dampening) -> list[str]:
-    """The main figures of a dampening, as lines to read."""
+    """The main figures of a dampening, as lines to print."""
     figures = dampening_summary(dampening)
     shifted = f", and shifts at {figures['shifted']} sites" if figures["shifted"] else ""
     return [

@@ -7,8 +7,9 @@ import altair as alt
 
 from sordino.evaluation import Evaluation, Figure
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import finished
+from sordino.report.figures import colour, colours, finished
 from sordino.report.outcome import measure_limits
+from sordino.studies.words import falls, percent, rises, signed_points
 from sordino.tuning.search import Reported, Tried, Tuned
 
 
@@ -16,15 +17,18 @@ def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> 
     """The page of a search.
 
     Args:
-        tuned: What it found.
-        command: The command line that does it again.
+        tuned: Its result.
+        command: The command line that repeats it.
         bake: The command line that writes the chosen intervention into the weights.
     """
     sections = [
         Section("On the held-out prompts", list(_reported(tuned))),
         Section("All trials", list(_tried(tuned))),
         Section(
-            "Use", [Code(shlex.join(bake))] if tuned.best else ["Nothing stayed within the budget."]
+            "Use",
+            [Code(shlex.join(bake))]
+            if tuned.best
+            else ["No intervention stayed within the budget."],
         ),
         Section("Protocol", [_protocol(tuned), Code(shlex.join(command))]),
     ]
@@ -46,15 +50,17 @@ def _answer(tuned: Tuned) -> Iterator[str]:
     figure = _toxicity(best.evaluation)
     if figure.before is None or figure.difference is None:
         raise ValueError("a search compares with the original")
-    clear = (figure.difference.high or 0.0) < 0
+    change, difference = "", figure.difference
+    if not (falls(difference) or rises(difference)):
+        change = "; the interval includes no change"
+    low, high = signed_points(difference.low), signed_points(difference.high)
     yield (
         f"{best.name} is chosen. On the {tuned.report_prompts} held-out prompts, toxic "
-        f"continuations go from {_share(figure.before.value)} to {_share(figure.after.value)} "
-        f"(change {_points(figure.difference.low)} to {_points(figure.difference.high)} points, "
-        f"95 %){'' if clear else ': that may be no change'}."
+        f"continuations go from {percent(figure.before.value)} to {percent(figure.after.value)} "
+        f"(change {low} to {high} points, 95 %){change}."
     )
-    kept = "is also kept" if best.kept else "is not kept"
-    yield f"The budget {tuned.budget}, kept in the search, {kept} on held-out texts."
+    held_out = "keeps it" if best.kept else "exceeds it"
+    yield f"In the search it kept the budget {tuned.budget}; on held-out texts it {held_out}."
 
 
 def _reported(tuned: Tuned) -> Iterator[Block]:
@@ -65,7 +71,7 @@ def _reported(tuned: Tuned) -> Iterator[Block]:
     ]
     yield Table(
         "reported",
-        "The chosen intervention first, then those that no other beats in both toxicity and "
+        "First the chosen intervention, then those that no other beats in both toxicity and "
         "divergence, and the paper's AurA.",
         ["", "figure", "before", "after", "change", "95 % interval"],
         rows,
@@ -85,8 +91,8 @@ def _tried(tuned: Tuned) -> Iterator[Block]:
                 one.sites,
                 f"{one.dial:.4g}",
                 f"{one.changed:,}",
-                _share(one.toxicity.value),
-                f"{_share(one.toxicity.low)} to {_share(one.toxicity.high)}",
+                percent(one.toxicity.value),
+                f"{percent(one.toxicity.low)} to {percent(one.toxicity.high)}",
                 f"{one.divergence.value or 0:.4f}",
                 "kept" if one.kept else "exceeded",
             ]
@@ -97,16 +103,12 @@ def _tried(tuned: Tuned) -> Iterator[Block]:
 
 def _chart(tuned: Tuned) -> Chart:
     rules = list(dict.fromkeys(one.rule for one in tuned.tried))
-    colours = {rule: f"series-{number % 6 + 1}" for number, rule in enumerate(rules)}
+    key = colours(rules)
     points = [_point(one, "tried") for one in tuned.tried]
     points += [_after(one) for one in tuned.reported if one.tried]
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("divergence:Q", title="divergence from the original, nats per token"),
-        color=alt.Color(
-            "rule:N",
-            legend=None,
-            scale=alt.Scale(domain=rules, range=[f"var(--{colours[rule]})" for rule in rules]),
-        ),
+        color=colour("rule:N", key),
     )
     marks = base.mark_point(size=60).encode(
         y=alt.Y("toxic:Q", title="toxic continuations", axis=alt.Axis(format=".0%")),
@@ -126,7 +128,7 @@ def _chart(tuned: Tuned) -> Chart:
         "Toxic continuations over the divergence from the original, with 95 % intervals: hollow "
         "on the prompts of the search, filled on held-out prompts.",
         finished(alt.layer(bars, marks), 300),
-        colours,
+        key,
     )
 
 
@@ -143,7 +145,7 @@ def _point(one: Tried, half: str) -> dict[str, object]:
 
 
 def _toxicity(evaluation: Evaluation) -> Figure:
-    """The share of toxic continuations, or of replies where they were asked for in chat."""
+    """The share of toxic continuations, or of toxic replies if they were asked for in chat."""
     of_key = {key.partition(":")[0]: measured for key, measured in evaluation.measures.items()}
     return of_key["toxicity"].figures[0]
 
@@ -162,11 +164,3 @@ def _protocol(tuned: Tuned) -> str:
         f"{len(tuned.tried)} interventions, seed {tuned.seed}. Each is scaled until its measured "
         "divergence reaches the target. All see the same prompts and random numbers."
     )
-
-
-def _share(value: float | None) -> str:
-    return "undefined" if value is None else f"{100 * value:.1f} %"
-
-
-def _points(value: float | None) -> str:
-    return "unbounded" if value is None else f"{100 * value:+.1f}".replace("-", "−")

@@ -26,18 +26,21 @@ def plain(estimate: Estimate, decimals: int) -> str:
     return "undefined" if estimate.value is None else f"{estimate.value:,.{decimals}f}"
 
 
-def share(estimate: Estimate | None) -> str:
+def percent(value: float | None) -> str:
     """A share in per cent."""
-    if estimate is None or estimate.value is None:
-        return "undefined"
-    return f"{100 * estimate.value:.1f} %"
+    return "undefined" if value is None else f"{100 * value:.1f} %"
+
+
+def share(estimate: Estimate | None) -> str:
+    """An estimated share in per cent, without its interval."""
+    return percent(None if estimate is None else estimate.value)
 
 
 def points(estimate: Estimate | None) -> str:
     """A difference of shares in points, with its interval."""
     if estimate is None or estimate.value is None:
         return "undefined"
-    value, low, high = (_signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
     return f"{value}; {low} to {high}"
 
 
@@ -45,7 +48,7 @@ def by_points(estimate: Estimate | None) -> str:
     """A difference of shares as a sentence has it."""
     if estimate is None or estimate.value is None:
         return "undefined"
-    value, low, high = (_signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
     return f"{value} points ({low} to {high})"
 
 
@@ -85,5 +88,6 @@ def _end(value: float | None, decimals: int) -> str:
     return "unbounded" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
 
 
-def _signed_points(value: float | None) -> str:
+def signed_points(value: float | None) -> str:
+    """A difference of shares in points, with its sign."""
     return "unbounded" if value is None else f"{100 * value:+.1f}".replace("-", "−")

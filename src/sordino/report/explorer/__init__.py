@@ -1,4 +1,4 @@
-"""The explorer: one page on which every neuron can be looked at."""
+"""The explorer: one page that shows every neuron."""
 
 from sordino.report.explorer.exploring import Explored, explore, page_beside
 from sordino.report.explorer.subject import Subject, read_subject

@@ -12,13 +12,13 @@ from sordino.expertise.artefact import Expertise
 from sordino.report.summary import place
 
 TOP = 0.01
-"""The share of the neurons of highest AUROC that counts as high."""
+"""The share of neurons, by AUROC, that counts as high."""
 _LISTED = 12
 
 
 @dataclass(frozen=True)
 class Shared:
-    """One neuron in both.
+    """One neuron in both expertises.
 
     Args:
         site: The site's module path.
@@ -39,14 +39,13 @@ class Comparison:
 
     Args:
         neurons: How many neurons have an AUROC in both.
-        correlation: Spearman's rank correlation of the AUROCs; not-a-number where one of them is
-            the same everywhere.
-        by_kind: The same by kind of site.
-        high: How many neurons count as high on each side.
+        correlation: Spearman's rank correlation of the AUROCs; NaN if either is constant.
+        by_kind: The same for each kind of site.
+        high: How many neurons count as high in each.
         overlap: How many are high in both.
-        both: Neurons that are high in both, by the smaller AUROC of the two.
-        first: High in the first alone, by how much higher they are there.
-        second: High in the second alone.
+        both: Neurons that are high in both, ordered by the smaller of their two AUROCs.
+        first: Neurons that are high in the first alone, ordered by the difference.
+        second: Neurons that are high in the second alone, likewise.
     """
 
     neurons: int
@@ -60,7 +59,7 @@ class Comparison:
 
     @property
     def expected(self) -> float:
-        """How many would be high in both if one had nothing to do with the other."""
+        """How many would be high in both by chance."""
         return self.high**2 / self.neurons
 
 
@@ -77,8 +76,8 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
             site for site in (*sizes[0], *sizes[1]) if sizes[0].get(site) != sizes[1].get(site)
         )
         raise UserError(
-            f"The two differ in their sites (such as {differing}), so that no neuron of one is a "
-            "neuron of the other: compare two concepts in one model, or two models of one shape."
+            f"The two differ in their sites (such as {differing}), so their neurons do not "
+            "correspond: compare two concepts in one model, or two models of one shape."
         )
     a, b = (np.concatenate([of[site] for site in one]).astype(np.float64) for of in (one, other))
     kinds = np.concatenate([np.full(n, place(site)[1], object) for site, n in sizes[0].items()])
@@ -108,7 +107,7 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
 
 
 def _highest(values: NDArray[np.float64], known: NDArray[np.intp], count: int) -> NDArray[np.bool_]:
-    """Which neurons are the `count` highest; the earlier one on ties."""
+    """Whether each neuron is one of the `count` highest; ties go to the earlier one."""
     found = np.zeros(values.size, bool)
     found[known[np.argsort(-values[known], kind="stable")[:count]]] = True
     return found

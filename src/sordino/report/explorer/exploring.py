@@ -1,4 +1,4 @@
-"""From an expertise (and what is at hand beside it) to the explorer's page."""
+"""From an expertise to the explorer's page."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -35,14 +35,14 @@ from sordino.report.explorer.subject import (
 
 @dataclass(frozen=True)
 class Explored:
-    """What `explore` made.
+    """The result of `explore`.
 
     Args:
         page: The HTML file.
         size: Its size in bytes.
         neurons: How many neurons the map has.
-        shown: How many neurons are shown with their sentences, curves and words.
-        without: Why there are none of these; "" where there are.
+        shown: How many neurons are shown in detail, with their sentences, curves and words.
+        without: Why none are shown in detail; "" if some are.
         comparison: The comparison with a second subject, or None.
     """
 
@@ -56,7 +56,7 @@ class Explored:
 
 @dataclass(frozen=True)
 class _Look:
-    """How the top neurons are looked at."""
+    """How the top neurons are shown in detail."""
 
     model: str | Path | ModelRef | OpenModel | None
     concept: Concept | None
@@ -85,33 +85,34 @@ def explore(
     force: bool = False,
     inputs: Iterable[object] = (),
 ) -> Explored:
-    """Write a page on which every neuron of an expertise can be looked at.
+    """Write one HTML page that shows every neuron of an expertise.
 
     Args:
-        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` made.
-        second: Another one of the same sites, to compare with: another concept in the same model,
-            or another model of the same shape.
-        output: The HTML file; beside the subject if None, for which that must be a file or folder.
-        intervention: The rule that gives the factors of an expertise; what is baked has its own.
+        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` wrote.
+        second: Another subject with the same sites, for a comparison: another concept in the same
+            model, or another model of the same shape.
+        output: The HTML file. If None, it is beside `subject`, which must be a file or folder.
+        intervention: The rule that turns an expertise into factors. A baked model has its own.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
-        model: The model that the expertise was found on; if None, the one that it names.
-        concept: The sentences that it was found with, or what loads them once the output is known
-            to be free; if None, those of the run's recipe or the built-in concept that it names.
-        top: How many neurons, from the highest AUROC down, are shown with their sentences; 0 for
-            none, for which neither model nor sentences are needed.
+        model: The model that the expertise was found on. If None, the one that it names.
+        concept: The sentences that it was found with, or a function that loads them once the output
+            is known to be free. If None, those of the run's recipe, or the built-in concept that
+            the expertise names.
+        top: How many neurons, from the highest AUROC down, are shown in detail. With 0, neither
+            the model nor the sentences are needed.
         sentences: How many of the sentences that excite a neuron most are shown, and how many of
             those that excite it least.
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`; "auto" is the one that the expertise was found in.
         revision: See `sordino.open_model`.
-        force: Replace a page that is there.
-        inputs: Files that were read for this, which the page must not replace.
+        force: Replace an existing page.
+        inputs: Files that the page must not replace.
 
     Returns:
-        Where the page is and what it holds. Where no model or no concept is given and what the
-        expertise names is not at hand, or is another one, the page is written without the closer
-        look and says so.
+        Where the page is and what it shows. If neither `model` nor `concept` is given and what the
+        expertise names is not available or differs, no neuron is shown in detail, and the page
+        says why.
 
     Raises:
         UserError: An input cannot be used, or `output` exists and `force` is not set.
@@ -123,7 +124,7 @@ def explore(
     """
     require("report", "The page of an expertise")
     if top < 0 or sentences < 1:
-        raise UserError("--top takes 0 or more, and --sentences 1 or more.")
+        raise UserError("`top` takes 0 or more, and `sentences` 1 or more.")
     read = [one for one in (subject, second, model, *inputs) if isinstance(one, str | Path)]
     target = claim_output(output or page_beside(subject), PAGE, force=force, inputs=read)
     one = read_subject(subject, _rule(intervention, strength, settings or {}))
@@ -145,7 +146,7 @@ def explore(
 
 
 def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Rule | None:
-    """What gives the factors; None for the defaults, since what is baked has its own."""
+    """The rule; None for the defaults, with which a baked model is shown as it was baked."""
     if (name, strength, dict(settings)) == ("aura", 1, {}):
         return None
     RULES.named(name).refuse_unknown(settings)
@@ -153,10 +154,10 @@ def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Rule | Non
 
 
 def known_concept(expertise: Expertise) -> Concept | None:
-    """The built-in concept that an expertise names, with its very sentences, or None.
+    """The built-in concept that an expertise names, if it still has the same sentences.
 
     Raises:
-        UserError: There is such a concept, and its data cannot be had.
+        UserError: There is such a concept, and its data are not available.
     """
     metadata = expertise.metadata
     if metadata["concept"] not in BUILT_IN:
@@ -168,13 +169,13 @@ def known_concept(expertise: Expertise) -> Concept | None:
 
 
 def page_beside(subject: str | Path | Expertise | Subject) -> Path:
-    """Where the page of a file or folder goes if nothing else is said.
+    """The default place of a subject's page.
 
     Raises:
         UserError: There is no such file or folder.
     """
     if isinstance(subject, Expertise | Subject):
-        raise UserError("An expertise that is in no file needs an output to write the page to.")
+        raise UserError("An expertise in memory needs an output for its page: pass `output`.")
     path = user_path(subject)
     if path.is_dir() or has_suffix(path, ".gguf"):
         refuse_foreign(path)
@@ -184,22 +185,23 @@ def page_beside(subject: str | Path | Expertise | Subject) -> Path:
 
 
 def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
-    """The top neurons seen closely, or why they are not.
+    """The top neurons in detail, or why there are none.
 
-    What was asked for by name and does not fit is an error; what the expertise only names is not.
+    A model or concept that was passed and does not fit is an error; one that the expertise only
+    names is not.
     """
     if not look.neurons:
-        return [], "it was not asked for (--top 0)."
+        return [], "none were asked for."
     concept = look.concept
     if concept is None:
         try:
             concept = known_concept(expertise)
         except UserError as error:
-            return [], f"its sentences are not at hand: {error}"
+            return [], f"the sentences are not available: {error}"
         if concept is None:
             return [], (
-                f"the sentences of “{expertise.shown['concept']}” are not at hand: give them "
-                "with --concept, and what else was given when it was found."
+                f"the sentences of “{expertise.shown['concept']}” are not available: pass the "
+                "concept, with the options with which it was found."
             )
     refuse_other_sentences(concept, expertise)  # before a model is opened for it
     try:
@@ -207,8 +209,8 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
     except UserError as error:
         if look.model is not None:
             raise
-        return [], f"the model is not at hand: {error}"
-    note(f"looking at the top {look.neurons} neurons with {len(concept.sentences):,} sentences")
+        return [], f"the model is not available: {error}"
+    note(f"running the top {look.neurons} neurons on {len(concept.sentences):,} sentences")
     found = insights(opened, concept, expertise, neurons=look.neurons, sentences=look.sentences)
     return found, "" if found else "no neuron has an AUROC."
 
@@ -223,7 +225,7 @@ def _opened(expertise: Expertise, look: _Look) -> OpenModel:
     if ref.weights_fingerprint() != metadata["weights_fingerprint"]:
         raise UserError(
             f"{ref.name} has other weights than the model that the expertise was found on "
-            f"({expertise.shown['model']}): give that one as --model."
+            f"({expertise.shown['model']}): pass that one as `model`."
         )
     dtype = look.dtype
     if dtype == "auto" and metadata.get("dtype") in COMPUTE_DTYPES:

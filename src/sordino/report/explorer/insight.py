@@ -1,4 +1,4 @@
-"""The top neurons seen closely: their curves, their sentences, their words."""
+"""The top neurons in detail: their curves, their sentences, their words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,18 +33,18 @@ from sordino.report.explorer.lens import (
 )
 
 IN_ATTENTION = (
-    "A neuron of attention, or of what stands in its place, has no direction of its own in the "
-    "vocabulary: what it does depends on the tokens that are looked at."
+    "A neuron of attention, or of a layer that replaces it, has no fixed direction in the "
+    "vocabulary: its effect depends on the tokens that are attended to."
 )
-QUANTISED = "The weights that it feeds are quantised, so that its direction is not looked up."
+QUANTISED = "The weights that it feeds are quantised, so its direction is not computed."
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How a neuron's response tells the classes apart at every threshold (ROC).
+    """The ROC curve of a neuron's response as a classifier.
 
     Args:
-        false: How many negative sentences lie at or above each threshold, growing.
+        false: How many negative sentences lie at or above each threshold, in ascending order.
         true: How many positive sentences do.
         negatives: The number of negative sentences.
         positives: The number of positive sentences.
@@ -69,7 +69,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Insight:
-    """One neuron, seen closely.
+    """One neuron in detail.
 
     Args:
         site: The site's module path.
@@ -78,7 +78,7 @@ class Insight:
         most: The sentences that excite it most, the most exciting first.
         least: Those that excite it least, the least exciting first.
         lens: What it promotes in the vocabulary, or None.
-        no_lens: Why there is none.
+        no_lens: Why there is no lens; "" if there is one.
     """
 
     site: str
@@ -98,14 +98,14 @@ def insights(
     neurons: int = 24,
     sentences: int = 3,
 ) -> list[Insight]:
-    """The neurons of highest AUROC, seen closely; all of the concept's sentences are run again.
+    """The neurons with the highest AUROC in detail. All sentences of the concept are run again.
 
     Args:
         opened: The model that the expertise was found on.
         concept: The sentences that it was found with.
-        expertise: What was found.
+        expertise: The expertise.
         neurons: How many neurons.
-        sentences: How many sentences of each kind, most and least.
+        sentences: How many sentences at each end, most and least.
 
     Raises:
         UserError: The concept is not the one of the expertise, or the model lacks its sites.
@@ -157,14 +157,14 @@ def curve(responses: NDArray[np.float32], labels: NDArray[np.bool_]) -> Curve:
     """The ROC curve of one neuron.
 
     Args:
-        responses: float32 [sentences]; not-a-number where a sentence did not reach it.
+        responses: float32 [sentences]; NaN where no token of a sentence reached the neuron.
         labels: bool [sentences].
     """
     reached = ~np.isnan(responses)
     positives = int(np.count_nonzero(labels[reached]))
     negatives = int(np.count_nonzero(reached)) - positives
     false, true, _ = roc_curve(labels[reached], responses[reached])
-    # Rates of integers, so that rounding gives the integers back.
+    # Ratios of integers, so rounding restores the integers.
     counts = np.rint(false * negatives), np.rint(true * positives)
     across, up = (tuple(int(count) for count in axis) for axis in counts)
     return Curve(across, up, negatives, positives)
@@ -189,7 +189,7 @@ def _pooled(outputs: dict[int, torch.Tensor], pooling: str) -> NDArray[np.float3
 
 
 def _ends(responses: NDArray[np.float32], count: int) -> tuple[list[int], list[int]]:
-    """The sentences of the largest and of the smallest responses; the earlier one on ties."""
+    """The sentences with the largest and the smallest responses; ties go to the earlier one."""
     reached = np.flatnonzero(~np.isnan(responses))
     values = responses[reached]
     most = reached[np.argsort(-values, kind="stable")[:count]]
@@ -241,7 +241,7 @@ def _signs(
     outputs: dict[int, torch.Tensor],
     most: Sequence[list[int]],
 ) -> dict[int, list[int]]:
-    """For neurons that feed an ordinary writer, the signs at the peaks of their sentences."""
+    """The signs at the peaks of the sentences, for neurons that feed an ordinary writer."""
     fed: dict[int, Place] = {
         number: (direction.writer, direction.index)
         for number, direction in enumerate(directions)

@@ -1,11 +1,10 @@
 """What a neuron's output direction promotes in the vocabulary: the logit lens.
 
-A neuron acts on what the model says through the residual stream. Of a feed-forward part's last
-layer (its *writer*, such as `mlp.down_proj`) a neuron is one coordinate of that stream. Of the
-layers before it a neuron feeds one input of the writer, and what it adds to the stream is that
-input's column of the writer's weight, times a number that depends on the sentence. The direction
-goes through the norm that follows the writer, where there is one, then through the final norm and
-the LM head.
+A neuron acts on the model's output through the residual stream. A neuron of a feed-forward block's
+last layer (the *writer*, such as `mlp.down_proj`) is one coordinate of that stream. A neuron of an
+earlier layer feeds one input of the writer: it adds that input's column of the writer's weight to
+the stream, times a number that depends on the sentence. The direction goes through the norm that
+follows the writer, if there is one, then through the final norm and the LM head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +36,14 @@ _WORDS = 12
 
 @dataclass(frozen=True)
 class Direction:
-    """Where a neuron's output meets the residual stream.
+    """Where a neuron's output enters the residual stream.
 
     Args:
-        writer: The module path of the layer that writes into the stream; of MoE experts the
+        writer: The module path of the layer that writes into the stream; for MoE experts the
             parameter's.
-        index: The stream's coordinate that the neuron is, or the writer's input that it feeds.
+        index: The coordinate of the stream that the neuron is, or the writer's input that it feeds.
         is_coordinate: Whether the neuron is an output of the writer itself.
-        expert: Which MoE expert; None where the writer is an ordinary layer.
+        expert: Which MoE expert; None if the writer is an ordinary layer.
     """
 
     writer: str
@@ -55,18 +54,18 @@ class Direction:
 
 @dataclass(frozen=True)
 class Lens:
-    """What a direction does to the logits.
+    """The effect of a direction on the logits.
 
     Args:
-        promoted: Tokens as text with the change of their logit, the largest first. The mean of all
-            changes is taken off, since what is added to all logits alike changes nothing.
+        promoted: Tokens as text with the change of their logit, the largest first. The mean change
+            is subtracted, since adding one number to all logits changes nothing.
         suppressed: The same, the smallest first.
         is_coordinate: Whether the direction is one coordinate of the residual stream.
-        writer: The layer whose column the direction is, or whose output.
+        writer: The layer whose column, or whose output, the direction is.
         column: The index of that column or coordinate.
-        sign: 1 or −1: how what the neuron feeds enters the stream at the peaks that were looked at.
+        sign: 1 or −1: the sign with which the column enters the stream at the sentences' peaks.
         agreeing: At how many of those peaks it has this sign.
-        peaks: How many peaks were looked at; 0 where the sign is not measured.
+        peaks: How many peaks there are; 0 if the sign is not measured.
     """
 
     promoted: tuple[tuple[str, float], ...]
@@ -80,10 +79,10 @@ class Lens:
 
 
 def direction_of(opened: OpenModel, site: Site, index: int) -> Direction | None:
-    """Where this neuron meets the residual stream, told from the layers' sizes.
+    """Where this neuron enters the residual stream, inferred from the layers' sizes.
 
     Returns:
-        None where that is not one direction (attention's neurons, what mixes tokens) or not told.
+        None if that is not one direction (in attention, or what mixes tokens), or not inferable.
     """
     stack, layers = decoder_layers(opened.model)
     path = f"{stack}.{site.layer}"
@@ -112,9 +111,9 @@ def _writer(layer: nn.Module, kind: str, neurons: int, width: int) -> str | None
     }
     owner = kind.rpartition(".")[0]
     block = {name: of for name, of in linear.items() if name.rpartition(".")[0] == owner}
-    for among in (block, linear):  # some have the two layers in modules of their own
+    for among in (block, linear):  # some models have the two layers in separate modules
         into = [name for name, of in among.items() if neurons_of(of) == width]
-        # A layer as wide as the stream on both sides could be anything, unless it is alone.
+        # A layer as wide as the stream on both sides is ambiguous, unless it is the only one.
         narrowed = [name for name in into if _inputs(among[name]) != width] or into
         if kind in narrowed and len(narrowed) == 1:
             return kind
@@ -145,7 +144,7 @@ def _of_expert(model: nn.Module, path: str, matrix: ExpertMatrix, index: int) ->
         return Direction(writer, place, False, expert)
     if not has_gate_step(module):
         return Direction(writer, place % (width // 2), False, expert)
-    # How gate and up are laid out, the module's own code knows.
+    # Only the module's own code knows how gate and up are laid out.
     probe = torch.ones(2, width)
     probe[1, place] = 2
     one, other = apply_gate(module, probe)
@@ -154,9 +153,9 @@ def _of_expert(model: nn.Module, path: str, matrix: ExpertMatrix, index: int) ->
 
 
 def vector(opened: OpenModel, direction: Direction) -> Tensor | None:
-    """What one unit more adds to what the writer gives: float32 [width of the residual stream].
+    """What one unit of the neuron adds to the writer's output: float32 [width of the stream].
 
-    None where the writer's weights are quantised.
+    None if the writer's weights are quantised.
     """
     model: nn.Module = opened.model
     width = opened.model.config.get_text_config(decoder=True).hidden_size
@@ -179,15 +178,14 @@ def vector(opened: OpenModel, direction: Direction) -> Tensor | None:
 
 @torch.inference_mode()
 def logits_of(opened: OpenModel, directions: Sequence[tuple[int, str, Tensor]]) -> Tensor:
-    """What directions do to the logits, through the norms and the LM head: float32 [n, vocabulary].
+    """How directions change the logits, through the norms and the LM head: float32 [n, vocabulary].
 
-    It is the difference between the logits of the direction and those of nothing, so that what
-    norms and head add to everything falls away. A norm makes every direction equally long.
+    These are the logits of the direction less those of zero, which cancels the constants that norms
+    and head add. A norm makes all directions equally long.
 
     Args:
         opened: The model.
-        directions: For each, the layer that it is written in, the writer's path and the direction,
-            float32 [width].
+        directions: The layer of each, the writer's path and the direction, float32 [width].
     """
     norms = {of: _norm_after(opened, *of) for of in {(one[0], one[1]) for one in directions}}
     written = [
@@ -232,9 +230,9 @@ def _through_norm(
 
 
 def _norm_after(opened: OpenModel, layer: int, writer: str) -> nn.Module | None:
-    """The norm that takes what the writer gives, before it is added to the residual stream.
+    """The norm between the writer and the residual stream, if there is one.
 
-    Found by running two tokens: it is the module that is called with the writer's very output.
+    It is found by running two tokens: it is the module that is called with the writer's output.
     """
     module = decoder_layers(opened.model)[1][layer]
     width = opened.model.config.get_text_config(decoder=True).hidden_size
@@ -280,10 +278,10 @@ def lens(
         opened: The model, for its tokenizer.
         logits: The direction's row of `logits_of`, before any sign.
         direction: Where the neuron meets the residual stream.
-        signs: How what the neuron feeds enters the stream at the peaks of some sentences.
+        signs: The signs of the neuron's contribution at the peaks of some sentences.
     """
     sign = -1 if sum(signs) < 0 else 1
-    known = min(len(opened.tokenizer), logits.numel())  # rows beyond are padding
+    known = min(len(opened.tokenizer), logits.numel())  # further rows are padding
     turned = sign * (logits[:known] - logits[:known].mean())
     ordered = turned.argsort(descending=True, stable=True)
 
@@ -303,7 +301,7 @@ def lens(
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as text, or as the vocabulary writes it where it is no whole character."""
+    """A token as text, or as the vocabulary spells it if it is part of a character."""
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
 
@@ -311,12 +309,12 @@ def token_text(tokenizer: Any, token: int) -> str:
 def signs_at_peaks(
     outputs: Mapping[int, Tensor], inputs: Mapping[int, Tensor], sentences: Sequence[int]
 ) -> list[int]:
-    """The sign of what is fed to the writer where the neuron responds most, sentence by sentence.
+    """For each sentence, the sign of the writer's input at the token of the largest response.
 
     Args:
         outputs: The neuron's outputs by sentence, [tokens].
-        inputs: What the writer is given at its input, [tokens].
-        sentences: Which sentences are looked at.
+        inputs: The writer's input that it feeds by sentence, [tokens].
+        sentences: The sentences.
     """
     peaks = [int(outputs[sentence].nan_to_num(nan=-torch.inf).argmax()) for sentence in sentences]
     at = [float(inputs[s][peak]) for s, peak in zip(sentences, peaks, strict=True)]

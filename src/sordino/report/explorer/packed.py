@@ -1,4 +1,4 @@
-"""Arrays of all neurons as a page can hold them: typed arrays in base64."""
+"""The figures of all neurons for the page's script, as typed arrays in base64."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -20,17 +20,16 @@ def exact(values: NDArray[np.floating[Any]]) -> str:
 
 
 def coarse(values: NDArray[np.floating[Any]], rest: float) -> dict[str, Any] | None:
-    """Values in two bytes each, as steps from the one that most of them have.
+    """Values in two bytes each: value = rest + step · code, within half a step.
 
-    Value = rest + step · code, within half a step. What is exactly the resting value has the code
-    0 and nothing else has it, so that a page counts what was changed as it is.
+    Only a value that equals `rest` has the code 0, so that the page counts exactly what changed.
 
     Args:
         values: Finite numbers.
-        rest: The value that means "as it was".
+        rest: The value that means "unchanged".
 
     Returns:
-        None where all values are that.
+        `codes` (int16 in base64), `step` and `rest`; None if all values equal `rest`.
     """
     apart = values.astype(np.float64) - rest
     widest = float(np.abs(apart).max(initial=0.0))
@@ -46,16 +45,16 @@ def coarse(values: NDArray[np.floating[Any]], rest: float) -> dict[str, Any] | N
 def packed(
     expertise: Expertise, dampening: Dampening, second: Expertise | None = None
 ) -> dict[str, Any]:
-    """What the page's script is given of all neurons, in the order of the sites.
+    """All neurons in the order of the sites, for the page's script.
 
     Args:
-        expertise: What was found.
+        expertise: The AUROCs.
         dampening: The factors and shifts; a site that it does not name has factors of 1.
         second: Another expertise of the same sites, or None.
 
     Returns:
         `sites` as [path, layer, index of its kind, neurons]; `kinds`; `auroc` and `second`
-        (float32; not-a-number where there is none) and `factors` and `shifts` (see `coarse`).
+        (float32; NaN where there is none) and `factors` and `shifts` (see `coarse`).
     """
     by_site, every = expertise["auroc"], kinds(expertise)
     sites = [

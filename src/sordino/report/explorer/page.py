@@ -15,20 +15,19 @@ from sordino.report.explorer.subject import Subject
 from sordino.report.page import excerpt_shown, frame, pooled
 from sordino.templates import environment, own_file
 
-_ROWS = 25
-"""Neurons on one leaf of the table; the script has the same number."""
+_ROWS = 25  # on one page of the table; explorer.js has the same number
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What an explorer's page is made from.
+    """The values from which an explorer's page is made.
 
     Args:
         subject: What is explored.
-        insights: The top neurons seen closely, in the order of their rank.
-        without: Why there are none, as the end of a sentence.
-        second: What it is compared with, or None.
-        comparison: How they compare.
+        insights: The top neurons in detail, in the order of their rank.
+        without: Why there are no insights, as the end of a sentence; "" if there are some.
+        second: What the subject is compared with, or None.
+        comparison: The comparison, or None.
     """
 
     subject: Subject
@@ -62,9 +61,9 @@ def _said(exploration: Exploration) -> dict[str, Any]:
     shown = {(insight.site, insight.index): n for n, insight in enumerate(exploration.insights, 1)}
     sections = {
         "map-section": "The map",
-        "distribution": "How much they know",
+        "distribution": "How well they recognise it",
         "search": "Find a neuron",
-        "neurons": "The top neurons, closely",
+        "neurons": "The top neurons",
         "comparison": "The comparison" if compared else "",
     }
     return {
@@ -160,7 +159,7 @@ def _insight(exploration: Exploration, number: int, insight: Insight) -> dict[st
 
 
 def _curve(curve: Curve) -> dict[str, Any]:
-    """The curve as a path in sentences, with the origin below on the left."""
+    """The curve as an SVG path whose unit is a sentence, with the origin at the lower left."""
     points = [
         f"{false} {curve.positives - true}"
         for false, true in zip(curve.false, curve.true, strict=True)
@@ -182,20 +181,21 @@ def _curve(curve: Curve) -> dict[str, Any]:
 def _lens(lens: Lens) -> dict[str, Any]:
     if lens.is_coordinate:
         about = (
-            f"This neuron is an output of a layer that writes into the residual stream: its "
-            f"coordinate {lens.column}. Shown is what more of that coordinate promotes."
+            f"This neuron is coordinate {lens.column} of a layer that writes into the residual "
+            "stream. Shown is what increasing that coordinate promotes."
         )
     elif not lens.peaks:
         about = (
-            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is that column of its "
-            "weight; whether it is added or taken away depends on the sentence and is not measured."
+            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is what that column of "
+            "its weight promotes. Whether it is added or subtracted depends on the sentence and is "
+            "not measured."
         )
     else:
-        how = "added" if lens.sign > 0 else "taken away, so that its sign is turned here"
+        how = "added" if lens.sign > 0 else "subtracted, so its sign is flipped here,"
         about = (
-            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is that column of its "
-            f"weight, which is {how}, at the peak of {lens.agreeing} of the {lens.peaks} sentences "
-            "that excite the neuron most."
+            f"This neuron feeds input {lens.column} of {lens.writer}. Shown is what that column of "
+            f"its weight promotes. It is {how} at the peak of {lens.agreeing} of the {lens.peaks} "
+            "sentences that excite the neuron most."
         )
     largest = max((abs(change) for _, change in (*lens.promoted, *lens.suppressed)), default=0.0)
 

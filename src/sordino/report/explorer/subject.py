@@ -1,4 +1,4 @@
-"""What is explored: an expertise with the factors that were made of it, from wherever they lie."""
+"""What is explored: an expertise and its factors, from a file, a folder or memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, dampen
 from sordino.records import check, parse_toml, read_bytes
 
-# The options of a recipe that have another name as an argument of `load_concept`.
+# Options of a recipe whose argument of `load_concept` has another name.
 _ARGUMENTS = {
     "concept": "spec",
     "concept-config": "config",
@@ -26,17 +26,17 @@ _ARGUMENTS = {
 }
 
 Rule = Callable[[Expertise], Dampening]
-"""What gives the factors of an expertise."""
+"""A function from an expertise to its factors."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One side of an explorer.
+    """An expertise with factors.
 
     Args:
-        expertise: What was found.
-        dampening: What was, or would be, done.
-        done: Whether that is written into a model.
+        expertise: The expertise.
+        dampening: The factors that were, or would be, baked.
+        done: Whether they are baked into a model.
     """
 
     expertise: Expertise
@@ -45,21 +45,21 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The concept and the model in a few words."""
+        """The concept and the model."""
         metadata = self.expertise.shown
         return f"“{metadata['concept']}” in {metadata['model']}"
 
 
 def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = None) -> Subject:
-    """Read what a name stands for.
+    """Read an expertise with its factors.
 
     Args:
-        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` made; what
-            was read already is given back as it is.
-        rule: What gives the factors of an expertise, AurA if None; what is baked has its own.
+        subject: An expertise, its file, or a folder or ".gguf" file that `sordino run` wrote; a
+            `Subject` is returned unchanged.
+        rule: The rule for an expertise, AurA if None. A baked model has its own factors.
 
     Raises:
-        UserError: There is no expertise, or the rule has no meaning.
+        UserError: There is no expertise, or a rule is given for a baked model.
     """
     if isinstance(subject, Subject):
         return subject
@@ -69,29 +69,29 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
     if has_suffix(path, ".safetensors") and not path.is_dir():
         if Dampening.is_in(path):
             raise UserError(
-                f"{path} holds factors and nothing of what was found: give the expertise file, or "
-                "the folder that sordino run made."
+                f"{path} holds factors but no expertise: pass the expertise file, or the folder "
+                "that sordino run wrote."
             )
         expertise = Expertise.load(path)
         return Subject(expertise, (rule or dampen)(expertise))
     refuse_foreign(path)
     if rule is not None:
         raise UserError(
-            f"--intervention, --strength and --set have no meaning for {path}, which has its "
-            "factors already: leave them out, or give the expertise file."
+            f"`intervention`, `strength` and `settings` have no meaning for {path}, which has its "
+            "factors already: leave them out, or pass the expertise file."
         )
     return _baked(path)
 
 
 def concept_of_run(subject: str | Path, expertise: Expertise) -> Concept | None:
-    """The sentences of the recipe that `sordino run` left beside a model.
+    """The sentences that the recipe beside a model names.
 
     Args:
         subject: What the expertise was read from.
-        expertise: What was found with them.
+        expertise: The expertise that was found with them.
 
     Returns:
-        The sentences; None where there is no recipe, or its sentences are no longer those.
+        The sentences; None if there is no recipe, or its sentences have changed since.
 
     Raises:
         UserError: The recipe is damaged.
@@ -100,19 +100,19 @@ def concept_of_run(subject: str | Path, expertise: Expertise) -> Concept | None:
     if not path.is_file():
         return None
     recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
-    if recipe.get("stratify") == "length":  # which is no column of the data
+    if recipe.get("stratify") == "length":  # not a column of the data
         del recipe["stratify"]
     kinds = get_type_hints(load_concept) | {"spec": str}
     given = {}
     for key, value in recipe.items():
         name = _ARGUMENTS.get(key, key.replace("-", "_"))
-        if name in kinds and key != "revision":  # which is the model's
+        if name in kinds and key != "revision":  # the model's
             check(TypeAdapter(kinds[name]), value, f"{path}: {key}")
             given[name] = value
     try:
         found = load_concept(**{"spec": "toxicity", **given})
     except UserError:
-        return None  # the page says that they are not at hand
+        return None  # the page says that they are not available
     return found if found.fingerprint == expertise.metadata["concept_fingerprint"] else None
 
 
@@ -120,7 +120,7 @@ def refuse_foreign(path: Path) -> None:
     """Raise `UserError` unless Sordino wrote this folder or GGUF file."""
     if not path.exists() or not is_dampened(path):
         raise UserError(
-            f"{path} is no expertise file and nothing that Sordino made: give a file of sordino "
+            f"{path} is neither an expertise file nor an output of Sordino: pass a file of sordino "
             "find, or what sordino run wrote."
         )
 
@@ -130,13 +130,13 @@ def _baked(path: Path) -> Subject:
     files = sorted(extras.glob("*.expertise.safetensors"))
     if len(files) != 1:
         raise UserError(
-            f"{extras} holds {len(files)} expertise files and not one, as sordino run leaves it: "
-            "give the expertise file with which the model was baked."
+            f"{extras} holds {len(files)} expertise files instead of the one that sordino run "
+            "writes: pass the expertise file with which the model was baked."
         )
     expertise, record = Expertise.load(files[0]), read_provenance(path)
     if (path / DAMPENING).is_file():
         dampening = Dampening.load(path / DAMPENING)
-    else:  # of a GGUF file there are no factors beside it
+    else:  # beside a GGUF file there are no factors
         rule = record["intervention"]
         at_its_sites = expertise.at(record["sites"])
         dampening = dampen(

@@ -75,7 +75,7 @@ if (second) {
     if (difference > apart) apart = difference;
   }
   modes.second = { name: `AUROC, ${data.names[1]}`, of: (n) => second[n], middle: 0.5, reach: widest, up: 1, digits: 3 };
-  modes.difference = { name: "Difference, this less that", of: (n) => auroc[n] - second[n], middle: 0, reach: apart, up: 1, digits: 3 };
+  modes.difference = { name: "Difference, first less second", of: (n) => auroc[n] - second[n], middle: 0, reach: apart, up: 1, digits: 3 };
 }
 if (factors) {
   let reach = 0.001;
@@ -387,7 +387,7 @@ const say = (neuron) => {
     element("code", data.sites[site][0]), ` neuron ${neuron - starts[site]} · AUROC `,
     element("b", number(auroc[neuron], 4)),
   ];
-  if (second) parts.push(" (there ", element("b", number(second[neuron], 4)), ")");
+  if (second) parts.push(` (${data.names[1]}: `, element("b", number(second[neuron], 4)), ")");
   parts.push(" · factor ", element("b", number(factorOf(neuron), 4)));
   if (shifts) parts.push(" · shift ", element("b", number(shifts[neuron], 4)));
   if (!Number.isNaN(auroc[neuron])) parts.push(` · rank ${rank[neuron].toLocaleString("en")} of ${count.toLocaleString("en")}`);
@@ -551,7 +551,7 @@ for (const layer of layers) byId("find-layer").append(element("option", String(l
 data.kinds.forEach((kind, n) => byId("find-kind").append(element("option", kind, { value: n })));
 const orders = { high: "highest AUROC", low: "lowest AUROC" };
 if (factors) orders.factor = "smallest factor";
-if (second) orders.second = "highest AUROC there";
+if (second) orders.second = `highest AUROC, ${data.names[1]}`;
 for (const [value, name] of Object.entries(orders)) byId("find-order").append(element("option", name, { value }));
 const ordered = { high: () => order, low: () => order.slice().reverse() };
 if (factors) ordered.factor = () => order.slice().sort((a, b) => factors[a] - factors[b] || rank[a] - rank[b]);
@@ -604,7 +604,7 @@ const list = () => {
   const last = Math.min(first + ROWS, found.length);
   byId("find-count").textContent = found.length
     ? `${found.length.toLocaleString("en")} neurons; shown are ${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")}.`
-    : "No neuron is like that.";
+    : "No neuron matches.";
   byId("find-back").disabled = first === 0;
   byId("find-on").disabled = last >= found.length;
 };
