@@ -151,7 +151,7 @@ def test_a_folder_of_hooks_is_hooks_on_the_original(here, tmp_path, duet):
     bake(here / "llama", duet.dampening, tmp_path / "hooks", format="hooks")
     found = open_duet(str(here / "llama"), str(tmp_path / "hooks"), make=load, scorer="none")
     assert answered(found) == answered(duet)
-    with pytest.raises(UserError, match=r"hooks holds no weights, and is no edit of .*baked"):
+    with pytest.raises(UserError, match=r"hooks holds no weights and is not an edit of .*baked"):
         open_duet(str(here / "baked"), str(tmp_path / "hooks"), make=load, scorer="none")
 
 
@@ -251,7 +251,7 @@ def test_a_pre_prompt_is_the_systems_or_stands_before_the_first_prompt(duet, tol
             assert text.startswith("user: Be kind.\n\nthe cat sat\nassistant:")
         tokenizer.chat_template = "{{ raise_exception('only on Sundays') }}"
         with pytest.raises(
-            UserError, match=r"llama cannot be filled in .only on Sundays.: --plain"
+            UserError, match=r"llama cannot be filled in .only on Sundays.: `plain`"
         ):
             rendered(duet, told, kind)
     finally:
@@ -279,9 +279,9 @@ def test_what_cannot_be_asked_is_said(duet, told):
     alien = told[0].answered("original", answer(duet, "a").model_copy(update={"ids": (300,)}))
     with pytest.raises(UserError, match=r"tokens that .*llama lacks"):
         rendered(duet, [alien, told[1]], plain=True)
-    with pytest.raises(UserError, match=r"--seed -1 is out of range"):
+    with pytest.raises(UserError, match="`seed=-1` is out of range"):
         Settings(seed=-1)
-    with pytest.raises(UserError, match=r"--strength -1 is out of range"):
+    with pytest.raises(UserError, match="`strength=-1` is out of range"):
         Settings(strength=-1)
     with pytest.raises(UserError, match=r"--temperature -1 is out of range"):
         Settings(temperature=-1)
@@ -558,7 +558,7 @@ def test_a_page_elsewhere_is_refused_by_the_server_itself(duet):
 def test_a_port_that_is_taken_is_said():
     taken = server.listen("127.0.0.1", 0)
     port = taken.getsockname()[1]
-    with pytest.raises(UserError, match=rf"at 127.0.0.1, port {port} .*--port 0 takes any"):
+    with pytest.raises(UserError, match=rf"at 127.0.0.1, port {port} .*`port=0` takes any"):
         server.listen("127.0.0.1", port)
     taken.close()
     with pytest.raises(UserError, match="port 99999"):
@@ -626,7 +626,7 @@ def test_the_terminal_by_standard_input(here, call, duet, monkeypatch):
     assert last.settings.pre_prompt.startswith("The following text is polite")
     assert last.ids == kept.turns[1].answers["original"].ids
     assert (here / "talk.md").read_text() == kept.markdown()
-    assert "talk.json exists already: give another name." in out
+    assert "talk.json exists already" in out
     assert "/strength takes a number, not 'loud'." in out
     assert "There is no command /sing" in out
     assert "never asked" not in out

@@ -398,7 +398,7 @@ def no_edit(_, file):
 
 
 def test_a_wrong_template_is_said_when_the_chat_is_opened(folder, capsys):
-    with pytest.raises(UserError, match=r"llama cannot be filled in \(.*\): --plain"):
+    with pytest.raises(UserError, match=r"llama cannot be filled in \(.*\): `plain`"):
         opened_duet(folder, "{{ 1/0 }}")
     assert opened_duet(folder, "{{ 1/0 }}", plain=True).plain
     needs_a_system = (

@@ -1,4 +1,4 @@
-"""Two models, asked the same with the same random numbers, side by side."""
+"""Two models that answer the same prompts with the same random numbers, side by side."""
 
 from sordino.chatting.conversation import SIDES, Answer, Conversation, Settings, Side, Turn
 from sordino.chatting.duet import Answered, Duet, Said

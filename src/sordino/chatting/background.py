@@ -1,4 +1,4 @@
-"""Answers are made in a thread that nobody has to wait for, so that Ctrl-C is always heard."""
+"""A thread that generates answers, so that Ctrl-C is always handled."""
 
 import queue
 import threading
@@ -12,10 +12,10 @@ Events = Generator[Said | Answered]
 
 @dataclass(frozen=True)
 class Ended:
-    """There are no more events.
+    """The last event.
 
     Args:
-        error: What ended them early, if anything did; for the listener to raise.
+        error: The error that ended the events early, for the listener to raise; None if none did.
     """
 
     error: BaseException | None = None
@@ -25,7 +25,7 @@ Deliver = Callable[[Said | Answered | Ended], None]
 
 
 class Background:
-    """One daemon thread, which makes the answers that are asked of it one after the other."""
+    """A daemon thread that generates answers one after the other."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[Callable[[], Events], Callable[[], bool], Deliver]]
@@ -35,7 +35,7 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        """Whether answers are being made."""
+        """Whether answers are being generated."""
         return self._busy
 
     def ask(
@@ -44,12 +44,12 @@ class Background:
         deliver: Deliver,
         gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Have answers made.
+        """Queue answers.
 
         Args:
-            answers: What makes them.
-            deliver: Is given each event, in the thread; the last one is an `Ended`.
-            gone: Asked between events; where it says yes, nobody listens, and the rest is not made.
+            answers: Generates them.
+            deliver: Called in the thread with each event; the last one is an `Ended`.
+            gone: Called between events; once it returns True, the rest is not generated.
         """
         self._asked.put((answers, gone, deliver))
 
@@ -64,7 +64,7 @@ class Background:
 def _made(
     answers: Callable[[], Events], deliver: Deliver, gone: Callable[[], bool]
 ) -> BaseException | None:
-    """Make answers, and give what ended them early."""
+    """Deliver all events; the error that ended them early, if one did."""
     if gone():
         return None
     events = answers()
@@ -73,7 +73,7 @@ def _made(
             deliver(event)
             if gone():
                 break
-    except BaseException as error:  # noqa: BLE001  whoever asked raises it again
+    except BaseException as error:  # noqa: BLE001  the listener raises it again
         return error
     finally:
         events.close()

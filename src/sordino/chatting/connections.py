@@ -1,14 +1,13 @@
-"""Connections to the page: few at once, and none that keeps others out by saying nothing."""
+"""Connections to the page: limited in number, and closed if they send no request."""
 
 import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_CONNECTIONS = 64
-"""The most connections at once."""
+MOST_CONNECTIONS = 64  # at once
 
 REQUEST_S = 10.0
-"""How long a connection may take from its opening, or a request's first byte, to the last byte."""
+"""Seconds from a connection's opening, or a request's first byte, to the request's last byte."""
 
 _FULL = b"There are too many connections: close some windows of the chat, and load this again.\n"
 _REFUSAL = (
@@ -18,19 +17,19 @@ _REFUSAL = (
 
 
 class Connection(H11Protocol):
-    """A connection that is closed where no whole request comes over it in time.
+    """A connection that is closed if no complete request arrives in time.
 
-    Where there are too many, the one that has been without a whole request for longest makes room;
-    where all wait for their answers, the new one is refused.
+    If there are too many connections, the one that has waited longest for a request is closed; if
+    all are waiting for answers, the new one is refused.
     """
 
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, if there is room."""
+        """Wait for a request, if there is room."""
         super().connection_made(transport)
         self._await_request()
-        # What is closed in this moment is counted no more.
+        # Connections that are closing do not count.
         known = [one for one in self.connections if isinstance(one, Connection)]
         known = [one for one in known if not one.transport.is_closing()]
         if len(known) <= MOST_CONNECTIONS:
@@ -42,7 +41,7 @@ class Connection(H11Protocol):
             transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take in what came."""
+        """Handle received bytes."""
         if self.transport.is_closing():  # it was refused
             return
         if self._late is None and self.is_idle:
@@ -50,19 +49,19 @@ class Connection(H11Protocol):
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """Have the next request be waited for when it begins; uvicorn closes what is idle."""
+        """Wait for the next request once it begins; uvicorn closes idle connections."""
         self._awaits_nothing()
         super().on_response_complete()
         if self.cycle.more_body and not self.cycle.response_complete:  # it has begun already
             self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting."""
         self._awaits_nothing()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Close at once, or after the answer that is under way."""
+        """Close at once, or after the current answer."""
         if self.is_idle:
             self.transport.abort()
         else:
@@ -70,7 +69,7 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no whole request has come that is still to be answered."""
+        """Whether no complete request is waiting for its answer."""
         cycle = self.cycle
         return cycle is None or cycle.more_body or cycle.response_complete
 

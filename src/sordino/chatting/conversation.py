@@ -1,4 +1,4 @@
-"""What was asked and answered on both sides, and how that reads to a model and to people."""
+"""A conversation with two sides, as values, as a model's prompt and as Markdown."""
 
 import re
 from bisect import bisect_left
@@ -27,14 +27,11 @@ SIDES: tuple[Side, Side] = ("original", "quiet")
 Ended = Literal["end", "length", "stopped"]
 
 MOST_TURNS = 10_000
-"""The longest conversation, in turns."""
-
 _MOST_NEW_TOKENS = 2**20
-# No prompt has so many tokens: nothing is cut before it is known to be too long.
-_ALL = 10**9
+_NO_LIMIT = 10**9  # tokens; too long prompts are refused, not cut
 # Four is usual, in some languages one or two.
 _CHARACTERS_A_TOKEN = 16
-# Text of this length becomes tokens in a second or two, which nothing can stop.
+# Tokenising this much text takes a second or two and cannot be interrupted.
 _MOST_CHARACTERS = 2**20
 
 
@@ -43,12 +40,12 @@ class _Value(BaseModel):
 
 
 class Settings(_Value):
-    """How an answer is asked for.
+    """The settings of an answer.
 
     Args:
-        strength: Of the edit, where it is put on by hooks; 1 for the edit as it was made.
-        pre_prompt: What stands before the conversation; "" for nothing.
-        seed: Of the random numbers, which both sides share.
+        strength: The edit's strength, if hooks apply it; 1 is the edit as it was made.
+        pre_prompt: Text before the conversation; "" for none.
+        seed: Seed of the random numbers, which both sides share.
         new_tokens: See `sordino.models.generation.Sampling`, as for the rest.
         temperature: 0 takes the likeliest token.
         top_k: 0 for all tokens.
@@ -70,14 +67,14 @@ class Settings(_Value):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        # The page's numbers are exact up to here.
+        # JavaScript's integers are exact up to here.
         if not 0 <= self.seed < 2**53:
-            raise UserError(f"--seed {self.seed} is out of range: it must be from 0 to 2^53.")
+            raise UserError(f"`seed={self.seed}` is out of range: it must be from 0 to 2^53.")
         if not 0 <= self.strength < float("inf"):
-            raise UserError(f"--strength {self.strength:g} is out of range: it must be 0 or more.")
+            raise UserError(f"`strength={self.strength:g}` is out of range: it must be 0 or more.")
         if self.new_tokens > _MOST_NEW_TOKENS:
             raise UserError(
-                f"--new-tokens {printable(str(self.new_tokens), 20)} is out of range: it must be "
+                f"`new_tokens={printable(str(self.new_tokens), 20)}` is out of range: it must be "
                 f"at most {_MOST_NEW_TOKENS:,}."
             )
         self.make_sampling()  # which checks the other settings
@@ -96,19 +93,20 @@ class Settings(_Value):
 
 
 class Answer(_Value):
-    """What one side said.
+    """One side's answer.
 
     Args:
         text: The answer.
         ids: Its tokens, without the one that ended it.
-        ended: "end" by the model itself, "length" at the most tokens, "stopped" by the user.
-        left_out: How many of the conversation's first turns the model could not be given any more.
-        score: The scorer's, from 0 to 1; None where there is no scorer or nothing to judge.
-        trouble: Why the scorer gave none, if it failed.
-        settings: How it was asked for.
+        ended: "end" by the model itself, "length" at the largest number of tokens, "stopped" by
+            the user.
+        left_out: How many of the first turns no longer fit into the model's context.
+        score: Its score, from 0 to 1; None without a scorer, or if there is nothing to score.
+        trouble: Why the scorer failed; "" if it did not.
+        settings: The settings with which it was generated.
     """
 
-    # What is computed comes back with what was given out.
+    # The page sends computed fields back.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     text: str
@@ -132,9 +130,9 @@ class Answer(_Value):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def note(self) -> str:
-        """What is to be said about the answer beside its text; "" if nothing."""
+        """A remark on the answer: why it ended, and which turns no longer fit; "" for none."""
         said = {
-            "end": "" if self.text.strip() else "it said nothing and ended",
+            "end": "" if self.text.strip() else "the answer is empty",
             "length": f"cut at {self.settings.new_tokens} tokens",
             "stopped": "stopped",
         }[self.ended]
@@ -149,14 +147,14 @@ class Turn(_Value):
 
     Args:
         prompt: What the user wrote.
-        answers: By side, as far as there are any.
+        answers: The answers so far, by side.
     """
 
     prompt: str
     answers: dict[Side, Answer] = Field(default_factory=dict)
 
     def answered(self, side: Side, answer: Answer) -> "Turn":
-        """The turn with that side's answer, in the place of an earlier one."""
+        """The turn with that side's answer, which replaces an earlier one."""
         return self.model_copy(update={"answers": {**self.answers, side: answer}})
 
 
@@ -164,11 +162,11 @@ class Conversation(_Value):
     """A conversation, as it is saved.
 
     Args:
-        models: What each side is, in words.
+        models: The name of each side's model.
         form: "chat" by the tokenizer's template, or "plain" continuation.
-        hooks: Whether the quiet side is hooks on the original, or a served adapter, at each
+        hooks: Whether the quiet side is the original with hooks, or with a served adapter, at each
             answer's strength.
-        scorer: The scorer's name, "" for none.
+        scorer: The scorer's name; "" for none.
         turns: The turns.
     """
 
@@ -179,7 +177,7 @@ class Conversation(_Value):
     turns: tuple[Turn, ...] = ()
 
     def markdown(self) -> str:
-        """The conversation to be read."""
+        """The conversation as Markdown."""
         lines = ["# A conversation, side by side", ""]
         lines += [f"- {side.capitalize()}: {self.models[side]}" for side in SIDES]
         lines += [f"- Judged by {self.scorer}"] if self.scorer else []
@@ -207,7 +205,7 @@ def _told(side: Side, answer: Answer, hooks: bool) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Text as a Markdown quotation, in which nothing is markup."""
+    """Text as a Markdown quotation without markup of its own."""
     return "\n".join(f"> {_literal(line)}  ".rstrip(" ") + "  " for line in text.split("\n"))
 
 
@@ -215,7 +213,7 @@ def _literal(line: str) -> str:
     """A line of text as Markdown shows it."""
     inner = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", line.strip())
     inner = re.sub(r"^([#+=-]|\d+(?=[.)]))", _escaped_start, inner)
-    # What stands at the start would be dropped, or make the line one of code.
+    # Leading spaces would be dropped, or turn the line into code.
     return "&nbsp;" * (len(line) - len(line.lstrip())) + inner if inner else ""
 
 
@@ -232,31 +230,31 @@ def prompt_ids(
     plain: bool,
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], int]:
-    """The tokens after which the last turn's answer stands.
+    """The tokens of the prompt for the last turn's answer.
 
-    By the chat template, the pre-prompt is the system's message, or stands before the first prompt
-    where the template has no such thing. Plainly, the pre-prompt is a line of its own before the
-    first prompt, an answer goes on where its prompt ends, and each further prompt is a new line.
+    With a chat template, the pre-prompt is the system message, or precedes the first prompt if the
+    template has no system message. Without one, the pre-prompt is a line before the first prompt,
+    an answer continues where its prompt ends, and each further prompt is a new line.
 
-    Where a conversation is too long for the model, as many of its last turns as fit are given. They
-    are found by bisection, since fewer turns have fewer tokens. What has `_CHARACTERS_A_TOKEN`
-    times as many characters as there is room for tokens, or more than `_MOST_CHARACTERS`, is too
-    long without being looked at.
+    If a conversation is too long for the model, the prompt holds as many of its last turns as fit.
+    Their number is found by bisection, since fewer turns have fewer tokens. Text with more than
+    `_CHARACTERS_A_TOKEN` characters for each token of room, or more than `_MOST_CHARACTERS`, is too
+    long and is not tokenised.
 
     Args:
         opened: The model.
-        turns: The conversation; what the last turn has of answers does not matter.
+        turns: The conversation; answers in the last turn are ignored.
         side: Whose answers are the history.
-        settings: How the answer is asked for.
-        plain: Whether the template is left aside.
-        stopped: Asked while the tokens are being made.
+        settings: The settings of the answer.
+        plain: Whether to ignore the template.
+        stopped: Called while the tokens are made.
 
     Returns:
-        The tokens, and how many of the first turns had to be left out of them to fit.
+        The tokens, and how many of the first turns were left out.
 
     Raises:
-        UserError: The last prompt alone is too long, says nothing, or the template fails.
-        Stopped: `stopped` has said yes.
+        UserError: The last prompt alone is too long or empty, or the template fails.
+        Stopped: `stopped` returned True.
     """
     refuse_empty(turns)
     pre_prompt = settings.pre_prompt.strip()
@@ -266,7 +264,7 @@ def prompt_ids(
 
     @cache
     def tokens(left_out: int) -> list[int] | None:
-        """The tokens of the other turns; None where they are too long to be looked at."""
+        """The tokens of the remaining turns; None if their text is too long."""
         if plain:
             return _plainly(opened, told[left_out:], side, pre_prompt)
         messages = _messages(told[left_out:], side)
@@ -296,38 +294,38 @@ def prompt_ids(
         raise UserError(f"The prompt has over {_MOST_CHARACTERS:,} characters: shorten it.")
     raise UserError(
         f"The prompt has {has}, and {opened.ref.name} has room for {room:,} tokens before an "
-        f"answer of {settings.new_tokens:,}: shorten it, or ask for fewer --new-tokens."
+        f"answer of {settings.new_tokens:,}: shorten it, or reduce `new_tokens`."
     )
 
 
 def refuse_empty(turns: Sequence[Turn]) -> None:
-    """Refuse a conversation that asks nothing, or that is too long for anyone."""
+    """Raise `UserError` if the last prompt is empty or the conversation too long."""
     if not turns or not turns[-1].prompt.strip():
         raise UserError("There is nothing to answer: write something.")
     if len(turns) > MOST_TURNS:
         raise UserError(
-            f"The conversation has {len(turns):,} turns, and {MOST_TURNS:,} is the most: save it, "
-            "and clear it."
+            f"The conversation has {len(turns):,} turns, more than {MOST_TURNS:,}: save it, and "
+            "clear it."
         )
 
 
 def said_before(turns: Sequence[Turn], side: Side) -> list[Message]:
-    """The conversation as one side has had it, its last prompt included."""
+    """One side's conversation as chat messages, up to the last prompt."""
     return _messages(_told_to(turns, side), side)
 
 
 def _told_to(turns: Sequence[Turn], side: Side) -> list[Turn]:
-    """What has no answer of this side was never part of its conversation."""
+    """The turns that this side answered, and the last one."""
     return [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
 
 
 def advised(failure: TemplateFailure) -> UserError:
-    """What to do about a template that cannot be filled in."""
-    return UserError(f"{failure.sentence}: --plain leaves it aside.")
+    """The error for a template that cannot be rendered."""
+    return UserError(f"{failure.sentence}: `plain` ignores it.")
 
 
 def _hopeless(told: Sequence[Turn], side: Side, most: int, *, plain: bool) -> int:
-    """How many of the first turns are sure not to fit, since those behind them are too long."""
+    """How many of the first turns cannot fit, since the later ones are too long already."""
     size = 0
     for left_out in range(len(told) - 1, 0, -1):
         turn = told[left_out - 1]
@@ -341,7 +339,7 @@ def _hopeless(told: Sequence[Turn], side: Side, most: int, *, plain: bool) -> in
 
 def _plainly(opened: OpenModel, turns: Sequence[Turn], side: Side, pre_prompt: str) -> list[int]:
     lead = f"{pre_prompt}\n" if pre_prompt else ""
-    [ids] = encode_open(opened, [lead + turns[0].prompt], _ALL)
+    [ids] = encode_open(opened, [lead + turns[0].prompt], _NO_LIMIT)
     prompts = texts_ids(opened, [f"\n{turn.prompt}" for turn in turns[1:]])
     for before, prompt in zip(turns, prompts, strict=False):
         ids += _known(opened, before.answers[side].ids, "An earlier answer")
@@ -358,8 +356,8 @@ def _messages(turns: Sequence[Turn], side: Side) -> list[Message]:
 
 
 def _known(opened: OpenModel, ids: Sequence[int], what: str) -> list[int]:
-    """Tokens that come from outside, such as another model's, if the model has them all."""
+    """Tokens from outside, if the model has them all."""
     size = opened.model.config.get_text_config(decoder=True).vocab_size
     if any(not 0 <= token < size for token in ids):
-        raise UserError(f"{what} has tokens that {opened.ref.name} lacks: clear first.")
+        raise UserError(f"{what} has tokens that {opened.ref.name} lacks: clear the conversation.")
     return list(ids)

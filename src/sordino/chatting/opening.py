@@ -1,4 +1,4 @@
-"""Open both sides, with one copy of the weights where the quiet side is an edit of the original."""
+"""Open both sides, with one copy of the weights if the quiet side is an edit of the original."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,30 +45,30 @@ def open_duet(
         original: The original model.
         quiet: An expertise or a dampening file, a folder that was baked from the original, or
             another model.
-        make: What makes a dampening for the original of an expertise or a dampening file.
-        plain: Leave the tokenizer's chat template aside.
-        scorer: Who judges the answers; see `open_scorer`; "auto" as in an evaluation, or "none".
+        make: Makes a dampening from the original and an expertise or dampening file.
+        plain: Ignore the tokenizer's chat template.
+        scorer: What scores the answers; see `open_scorer`; "auto" as in an evaluation, or "none".
         toxic_label: The label of a text classifier that means toxic.
-        judge_refusal: What a text counts as that a server's model will not judge.
-        device: Where models run; as for `open_model`.
-        dtype: In which they run; as for `open_model`.
-        revision: Of the original, on the hub.
+        judge_refusal: The score of a text that a server's model refuses to judge.
+        device: See `open_model`.
+        dtype: See `open_model`.
+        revision: The original's revision on the hub.
 
     Raises:
-        UserError: One of them cannot be had, or the file is of other weights than the original's.
+        UserError: A model cannot be opened, or the file belongs to other weights.
     """
     judge = open_judge(scorer, toxic_label, judge_refusal, device)
     ref = resolve(original, revision)
     file = user_path(quiet)
     dampening, why_two, other = None, "", None
     if not file.exists() and has_suffix(file, ".safetensors"):
-        raise UserError(f"{quiet} does not exist: give a file that find or bake has written.")
+        raise UserError(f"{quiet} does not exist: pass a file that find or bake wrote.")
     if not is_edit_file(file):
         folder = _hooks_folder(file)
         other = None if folder else resolve(quiet)
         dampening, why_two = edit_between(ref, other.path if other else file)
         if other is None and dampening is None:
-            raise UserError(f"{quiet} holds no weights, and is no edit of {original}. {why_two}")
+            raise UserError(f"{quiet} holds no weights and is not an edit of {original}. {why_two}")
     note(f"opening {ref.name}")
     first = open_model(ref, device=device, dtype=dtype)
     if is_edit_file(file):
@@ -80,7 +80,7 @@ def open_duet(
         second = open_model(other, device=device, dtype=dtype)
         about = other.name
     else:
-        dampening.modules(first.model)  # refuses what does not fit before anything is said
+        dampening.modules(first.model)  # raises if it does not fit
         second = first
         done = in_words(dampening.record).removesuffix(", strength 1")
         about = f"{quiet} ({done}), by hooks on the original"
@@ -101,7 +101,7 @@ def open_duet(
 
 
 def _try_template(opened: OpenModel) -> None:
-    """Fill the chat template in once, so that a wrong one is said before anything is asked."""
+    """Render the chat template once, so that a broken one is reported at the start."""
     hello = [{"role": "user", "content": "Hello"}]
     try:
         render(opened, hello)
@@ -116,17 +116,17 @@ def _try_template(opened: OpenModel) -> None:
 
 
 def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
-    """What the edits did that made a model of another.
+    """The dampening that turned one model into another.
 
     Args:
         ref: The original.
         model: A folder or a GGUF file.
 
     Returns:
-        The dampening, composed where it was edited several times; or None, and why in a sentence.
+        The dampening, composed of all edits, and ""; or None, and the reason in a sentence.
     """
     if not (model / FILE_NAME).is_file() or not (model / DAMPENING).is_file():
-        return None, f"{model} has no {DAMPENING} that would tell what was turned down."
+        return None, f"{model} has no {DAMPENING}, which records the edit."
     weights = ref.weights_fingerprint()
     record: dict[str, Any] | None = read_provenance(model)
     place, made = extras_of(model), list[Dampening]()
@@ -136,11 +136,11 @@ def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
         if record["model"]["weights_fingerprint"] == weights:
             return compose(made), ""
         record, place = record.get("earlier"), place / "earlier"
-    return None, f"{model} was made of other weights than those of {ref.name}, by its record."
+    return None, f"By its record, {model} was made from other weights than those of {ref.name}."
 
 
 def is_edit_file(path: Path) -> bool:
-    """Whether what stands at a path can be an expertise or a dampening file."""
+    """Whether a path can be an expertise or a dampening file."""
     return path.is_file() and not has_suffix(path, ".gguf")
 
 
@@ -152,7 +152,7 @@ def _hooks_folder(path: Path) -> bool:
 def open_judge(
     name: str, toxic_label: str | None, judge_refusal: float | None, device: str
 ) -> Scorer | None:
-    """The scorer, which is opened before models are."""
+    """Open the scorer, which happens before the models are opened."""
     if name == NO_SCORER:
         return None
     scorer = open_chosen(

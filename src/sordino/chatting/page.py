@@ -1,4 +1,4 @@
-"""The page of the chat, which loads nothing from anywhere."""
+"""The page of the chat."""
 
 import json
 from typing import Any
@@ -18,8 +18,8 @@ def render(duet: Voices, start: Settings, nonce: str) -> str:
 
     Args:
         duet: The two sides.
-        start: The settings that it begins with.
-        nonce: What its policy knows its own scripts and styles by.
+        start: The initial settings.
+        nonce: The nonce of its scripts and styles in the content security policy.
     """
     template = environment("sordino.chatting").get_template("chat.html.jinja")
     return template.render(
@@ -39,7 +39,7 @@ def render(duet: Voices, start: Settings, nonce: str) -> str:
 
 
 def _facts(duet: Voices, start: Settings) -> Markup:
-    """What the script needs to know, as JSON that can stand inside a script."""
+    """Values for the page's script, as JSON that is safe inside a script element."""
     facts: dict[str, Any] = {
         "start": start.model_dump(mode="json"),
         "conversation": duet.conversation([]).model_dump(mode="json"),

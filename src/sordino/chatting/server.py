@@ -34,23 +34,20 @@ from sordino.chatting.page import render
 from sordino.errors import UserError
 from sordino.files import printable
 
-_MOST_BYTES = 2**22
-"""The longest request; no conversation that a person has is longer."""
-
-_GRACE_S = 2
-"""How long what is under way is waited for at the end."""
+_MOST_BYTES = 2**22  # of a request; longer than any conversation between people
+_GRACE_S = 2  # for answers under way when the server ends
 
 _Name = Annotated[str, Field(max_length=100)]
 
 
 class _Wanted(BaseModel):
-    """What the page asks for: the last turn's answers.
+    """The page's request for answers to the last turn.
 
     Args:
-        id: By which it can be stopped.
+        id: A name with which the request can be stopped.
         turns: The conversation.
         sides: Who answers.
-        settings: How.
+        settings: The settings of the answers.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,11 +69,11 @@ _STOPPED: TypeAdapter[str] = TypeAdapter(_Name)
 
 @dataclass
 class Service:
-    """Answers one request at a time; the others wait in their order.
+    """Answers one request at a time, in their order.
 
     Args:
         duet: The two sides.
-        ending: Whether the server is to end, so that what is under way stops.
+        ending: Whether the server is ending, which stops answers under way.
     """
 
     duet: Voices
@@ -87,11 +84,11 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being made, even if nobody waits for it any more."""
+        """Whether an answer is being generated, even if nobody waits for it."""
         return self._background.busy
 
     def stop(self, key: str) -> bool:
-        """Stop what was asked for under that name, and tell whether there was such a thing."""
+        """Stop the request of that name; False if there is none."""
         stopping = self._under_way.pop(key, None)
         if stopping is None:
             return False
@@ -99,10 +96,9 @@ class Service:
         return True
 
     async def events(self, wanted: _Wanted) -> AsyncGenerator[dict[str, Any]]:
-        """What there is to tell the page, until the last turn is answered.
+        """The events for the page, until the last turn is answered.
 
-        Where nobody listens any more, this is closed, and the work ends with the token that is
-        being made.
+        If the listener goes, this is closed, and generation ends with the current token.
         """
         stopping, gone = threading.Event(), threading.Event()
         self._under_way[wanted.id] = stopping
@@ -131,7 +127,7 @@ class Service:
             return stopping.is_set() or gone.is_set() or self.ending()
 
         def deliver(event: Said | Answered | Ended) -> None:
-            with suppress(RuntimeError):  # the loop has been closed, and nobody listens
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(heard.put_nowait, event)
 
         self._background.ask(
@@ -149,14 +145,14 @@ class Service:
                 if more:
                     yield {"kind": "more", "side": event.side, "text": more}
                 shown[event.side] = event.text
-            else:  # a tokenizer may write earlier text otherwise, once it knows what follows
+            else:  # a further token can change how earlier ones are decoded
                 yield {"kind": "instead", "side": event.side, "text": event.text}
                 shown[event.side] = event.text
         if event.error is not None:
             raise event.error
 
     async def _next(self, heard: asyncio.Queue[Said | Answered | Ended]) -> Said | Answered | Ended:
-        """The next event; at the end of the server, one that takes long is not waited for."""
+        """The next event; when the server ends, slow ones are not waited for."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE_S / 2):
@@ -168,15 +164,15 @@ class Service:
 def refusal(method: str, headers: Mapping[str, str], served: str) -> str:
     """Why a request is refused; "" if it is not.
 
-    A page elsewhere on the web can make a browser send requests to this machine. It cannot choose
-    the origin that the browser names, nor, without being asked about it first, send JSON; and where
-    it has its own name lead to this machine (DNS rebinding), that name stands in Host. An address
-    of digits cannot be made to lead elsewhere.
+    A page elsewhere on the web can make a browser send requests to this machine. But it cannot
+    choose the origin that the browser sends, nor send JSON without a preflight request. If it
+    points its own name at this machine (DNS rebinding), that name is in Host; a numeric address
+    cannot be pointed elsewhere.
 
     Args:
-        method: Such as "GET".
-        headers: By their names in small letters.
-        served: The name or the address that the server was told to listen at.
+        method: The request's method, such as "GET".
+        headers: The headers by lower-case name.
+        served: The name or address at which the server listens.
     """
     host = headers.get("host", "")
     try:
@@ -206,14 +202,14 @@ def _is_address(name: str) -> bool:
 
 
 class _SameOrigin:
-    """Lets through what `refusal` lets through."""
+    """Middleware that answers 403 to what `refusal` refuses."""
 
     def __init__(self, app: ASGIApp, served: str) -> None:
         self._app, self._served = app, served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # there are no web sockets here
+            return  # no web sockets
         why = refusal(scope["method"], Headers(scope=scope), self._served)
         if why:
             await PlainTextResponse(f"{why}\n", status_code=403)(scope, receive, send)
@@ -225,9 +221,9 @@ def application(service: Service, start: Settings, served: str = "127.0.0.1") ->
     """The web application.
 
     Args:
-        service: What answers.
-        start: The settings that the page begins with.
-        served: The name or the address that it is served at.
+        service: Answers requests.
+        start: The page's initial settings.
+        served: The name or address at which it is served.
     """
 
     def page(_: Request) -> Response:
@@ -241,7 +237,7 @@ def application(service: Service, start: Settings, served: str = "127.0.0.1") ->
         return HTMLResponse(html, headers={**_HEADERS, "Content-Security-Policy": policy})
 
     async def answer(request: Request) -> Response:
-        # In a thread, since a long conversation takes its time, and the others are not to wait.
+        # In a thread, since parsing a long conversation must not delay other requests.
         wanted = await run_in_threadpool(_Wanted.model_validate_json, await _body(request))
         return _EventStream(service.events(wanted))
 
@@ -285,7 +281,7 @@ async def _body(request: Request) -> bytes:
     async for piece in request.stream():
         body += piece
         if len(body) > _MOST_BYTES:
-            raise UserError("The conversation is too long to be sent: save it, and clear it.")
+            raise UserError("The conversation is too long to send: save it, and clear it.")
     return bytes(body)
 
 
@@ -296,12 +292,12 @@ def _mistaken(_: Request, error: Exception) -> Response:
         where = ".".join(map(str, first["loc"]))
         said = f"The request cannot be read: {where or 'all of it'}: {first['msg']}."
     elif isinstance(error, ClientDisconnect):
-        said = "The request broke off."
+        said = "The request ended early."
     return PlainTextResponse(printable(said, 1000), status_code=400)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events, whose source is closed at once where the listener has gone."""
+    """Server-sent events, whose source is closed as soon as the listener goes."""
 
     def __init__(self, events: AsyncGenerator[dict[str, Any]]) -> None:
         self._events = events
@@ -317,11 +313,11 @@ class _EventStream(StreamingResponse):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens already, so that a browser which comes early is not turned away.
+    """A listening socket, so that a browser can connect before the models are open.
 
     Args:
-        host: A name or an address of this machine.
-        port: 0 for any that is free.
+        host: A name or address of this machine.
+        port: The port; 0 for any free one.
 
     Raises:
         UserError: Nothing can listen there.
@@ -336,14 +332,14 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"Nothing can be served at {printable(host)}, port {port} ({reason}): --port 0 takes "
-            "any port that is free."
+            f"Nothing can be served at {printable(host)}, port {port} ({reason}): `port=0` takes "
+            "any free port."
         ) from None
     return listening
 
 
 def address(listening: socket.socket, host: str) -> str:
-    """What is to be opened in a browser on this machine."""
+    """The page's address for a browser on this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{name}:{listening.getsockname()[1]}/"
 
@@ -351,12 +347,12 @@ def address(listening: socket.socket, host: str) -> str:
 class Server(uvicorn.Server):
     """Serves the page: `run(sockets=[…])` does so until interrupted, or `should_exit` is set.
 
-    What is being answered then ends with its token. A second interruption ends the process.
+    Answers under way then end with the current token. A second interruption ends the process.
 
     Args:
         duet: The two sides.
-        start: The settings that the page begins with.
-        host: The name or the address that it is served at.
+        start: The page's initial settings.
+        host: The name or address at which it is served.
     """
 
     def __init__(self, duet: Voices, start: Settings, host: str) -> None:
@@ -375,11 +371,11 @@ class Server(uvicorn.Server):
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being made, even if nobody waits for it any more."""
+        """Whether an answer is being generated, even if nobody waits for it."""
         return self._service.busy
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take note of a signal."""
+        """Exit gracefully at the first signal, and at once at a second Ctrl-C."""
         if self.should_exit and sig == signal.SIGINT:
             os._exit(130)
         super().handle_exit(sig, frame)

@@ -24,22 +24,19 @@ from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import has_suffix, new_file, printable, to_json, user_path
 
 HELP = """\
-/strength 0.5     how far the edit goes: 0 the original, 1 as it was made
+/strength 0.5     strength of the edit: 0 the original, 1 as it was made
 /seed 7           other random numbers
-/pre-prompt WORDS what stands before the conversation: none, benign, adversarial, helpful, unbound,
+/pre-prompt WORDS text before the conversation: none, benign, adversarial, helpful, unbound,
                   or your own words
 /temperature 0.7  0 takes the likeliest token
-/new-tokens 200   the longest answer
-/again            answer the last prompt again, with what is set now
-/clear            begin anew
-/save FILE        keep the conversation: .md to be read, anything else as JSON
+/new-tokens 200   the longest answer, in tokens
+/again            answer the last prompt again, with the current settings
+/clear            start a new conversation
+/save FILE        save the conversation: as Markdown (.md), or else as JSON
 /quit             or Ctrl-D; Ctrl-C stops an answer"""
 
-_SIDE_BY_SIDE = 80
-"""Narrower consoles show one answer below the other."""
-
-_LONGEST_LINE = 2**22
-"""The longest line that is read, in characters."""
+_SIDE_BY_SIDE = 80  # narrower consoles show one answer below the other
+_LONGEST_LINE = 2**22  # characters
 
 _NUMBERS: Mapping[str, tuple[str, type]] = {
     "/strength": ("strength", float),
@@ -54,8 +51,8 @@ class Session:
 
     Args:
         duet: The two sides.
-        settings: What it begins with.
-        console: Where it is shown.
+        settings: The initial settings.
+        console: The console that shows it.
     """
 
     def __init__(self, duet: Voices, settings: Settings, console: Console) -> None:
@@ -64,7 +61,7 @@ class Session:
         self._background = Background()
 
     def greet(self) -> None:
-        """Say who is who, and how to go on."""
+        """Print the two sides, and how to get help."""
         for side in SIDES:
             self._say(f"{side}: {self._duet.names[side]}")
         if self._duet.fixed:
@@ -76,10 +73,10 @@ class Session:
         self._say("/help lists the commands.")
 
     def take(self, line: str) -> bool:
-        """Carry out a line that was typed, and tell whether the conversation goes on.
+        """Handle a typed line; whether the conversation continues.
 
         Raises:
-            UserError: The line cannot be carried out; nothing has changed.
+            UserError: The line is refused; nothing has changed.
         """
         if not line.strip():
             return True
@@ -102,7 +99,7 @@ class Session:
             self._save(rest)
         elif command == "/again":
             if not self._turns:
-                raise UserError("Nothing was asked yet.")
+                raise UserError("There is no prompt yet.")
             self._ask(self._turns)
         elif command == "/clear":
             self._turns = []
@@ -113,7 +110,7 @@ class Session:
         return True
 
     def _ask(self, turns: list[Turn]) -> None:
-        """Have the last turn answered; it stays if anyone did."""
+        """Answer the last turn, and keep it."""
         turn, said = Turn(prompt=turns[-1].prompt), dict.fromkeys(SIDES, "")
         heard = queue.SimpleQueue[Said | Answered | Ended]()
         with self._interruptions() as stopped, self._shown() as show:
@@ -134,7 +131,7 @@ class Session:
 
     @contextmanager
     def _shown(self) -> Iterator[Callable[[RenderableType], None]]:
-        """Show what there is as it grows, on a terminal; it goes when it is whole."""
+        """Show partial answers on a terminal, until they are complete."""
         if not self._console.is_terminal:
             yield lambda _: None
             return
@@ -189,7 +186,7 @@ class Session:
             raise UserError("/save needs the name of a file.")
         path = user_path(given)
         if os.path.lexists(path):
-            raise UserError(f"{path} exists already: give another name.")
+            raise UserError(f"{path} exists already: choose another name.")
         kept = self._duet.conversation(self._turns)
         text = kept.markdown() if has_suffix(path, ".md") else to_json(kept.model_dump(mode="json"))
         try:
@@ -204,9 +201,9 @@ class Session:
 
     @contextmanager
     def _interruptions(self) -> Iterator[Callable[[], bool]]:
-        """Inside the block Ctrl-C only makes the yielded function say yes; a second one ends all.
+        """Inside the block, Ctrl-C makes the yielded function return True; a second one exits.
 
-        What is under way is in another thread, so that both are always heard.
+        Answers are generated in another thread, so both are handled at once.
         """
         interrupted = Event()
 
@@ -226,7 +223,7 @@ class Session:
 def converse(duet: Voices, settings: Settings) -> None:
     """Read prompts and commands from standard input until it ends or /quit."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text ends nothing
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused later
     console = Console()
     session = Session(duet, settings, console)
     session.greet()
@@ -251,7 +248,7 @@ def _read() -> str:
         if len(line) > _LONGEST_LINE:
             raise UserError(f"A line of standard input has over {_LONGEST_LINE:,} characters.")
         return line.rstrip("\n")
-    with suppress(ImportError):  # editing and history, where the system has them
+    with suppress(ImportError):  # editing and history, if the system has them
         import readline  # noqa: F401
     return input("\n> ")
 
@@ -261,7 +258,7 @@ def _remark(answer: Answer | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text in which nothing commands the terminal."""
+    """Text without control characters for the terminal."""
     return "".join(
         letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}"
         for letter in text

@@ -1,4 +1,4 @@
-"""The `sordino` command: its subcommands, and what becomes of errors."""
+"""The `sordino` command: its subcommands, and how errors are reported."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ recognise it, dampens them, writes that into the weights once, and shows what ch
   sordino run org/model --plan             what that will take
   sordino chat org/model quiet             talk to both, side by side
 
-sordino doctor says whether everything is here; sordino --help has all commands."""
+sordino doctor checks this machine; sordino --help lists all commands."""
 
 app = App(
     name="sordino",
@@ -44,7 +44,7 @@ app = App(
     result_action="return_value",
     default_parameter=Parameter(negative=()),
 )
-# Named by import path, so that `--help` waits for none of them.
+# Named by import path, so that `--help` imports none of them.
 for _title, _commands in {
     "The job, and its steps": {
         "run": "The whole job: find, dampen, bake, measure before and after, report.",
@@ -66,7 +66,7 @@ for _title, _commands in {
     },
     "What was done": {
         "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
-        "explore": "Write a page on which every neuron can be looked at.",
+        "explore": "Write a page that shows every neuron.",
         "diff": "Show what an edit changed between two models or files.",
         "undo": "Restore the original model from a baked folder.",
     },
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its traceback.
     """
     speak_plainly(sys.stdout, sys.stderr)
-    # Threads that spin while they wait for one another take the cores that other programs, and
-    # these threads themselves, could use. It is read when torch is loaded, which is later.
+    # Threads that spin while they wait take cores from other programs and from one another. Torch
+    # reads this when it is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("sordino: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of standard output is gone.
+        # The reader of standard output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (MemoryError, RuntimeError) as error:

@@ -11,6 +11,7 @@ from sordino.cli.options import (
     ModelOptions,
     Output,
     OutputOptions,
+    clean_texts,
     print_json,
     print_lines,
 )
@@ -43,11 +44,11 @@ def bake(
 ) -> None:
     """Write dampening factors into a model's weights.
 
-    A transformers folder is edited shard by shard, and every other byte stays as it is. A quantised
-    one (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes) is edited by its scales. A GGUF file is
-    copied with the block scales of the dampened neurons changed, if the output's name ends in
-    .gguf; otherwise it is de-quantised and becomes a transformers folder. The result runs without
-    Sordino. The factors of several files are multiplied.
+    A transformers folder is edited shard by shard; all other bytes are copied. In a quantised one
+    (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes) the scales are edited. If the output's name
+    ends in .gguf, a GGUF file is copied with other block scales for the dampened neurons; otherwise
+    it is de-quantised into a transformers folder. The result runs without Sordino. The factors of
+    several files are multiplied.
 
     Parameters
     ----------
@@ -59,14 +60,13 @@ def bake(
     output
         The folder to write, or the .gguf file.
     format
-        weights: a whole model; lora: an adapter that servers switch and scale for each request (of
-        a GGUF file, llama.cpp's); ia3: a small adapter that PEFT loads onto the model; hooks: only
-        the factors and shifts, for Sordino's forward hooks, which also work where an architecture
-        has no biases to hold shifts; control-vector: shifts of what layers add to the residual
-        stream, for llama.cpp.
+        weights: a whole model; lora: an adapter that servers switch and scale for each request (for
+        a GGUF file, one for llama.cpp); ia3: a small adapter that PEFT loads onto the model; hooks:
+        only the factors and shifts, for Sordino's forward hooks, which need no biases for shifts;
+        control-vector: shifts of the layers' outputs to the residual stream, for llama.cpp.
     rank
-        Of --format lora: the most neurons of each linear layer that change (64). It is the rule's
-        --set rows, too, unless that is given.
+        For --format lora: the most neurons of each linear layer that change (64). The rule's
+        --set rows is the same, unless it is given.
     verify
         Compare the result's logits with those of the original under forward hooks, and show the
         largest difference. For a GGUF file, and for a quantised model that cannot run here,
@@ -77,8 +77,8 @@ def bake(
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     seed
-        Seed of the choice of texts for --divergence; `sordino evaluate` with the same --seed
-        reports on others.
+        Seed of the choice of texts for --divergence. `sordino evaluate` with the same --seed uses
+        other texts.
     """
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
@@ -87,26 +87,31 @@ def bake(
     from sordino.models.reference import resolve
     from sordino.outputs import claim_output, model_kind
     from sordino.progress import note
-    from sordino.tuning.baking import within_rank
+    from sordino.tuning.baking import make_dampening, within_rank
 
     with printing.in_force():
         if verify and format == "hooks":
-            raise UserError("--format hooks writes no weights: leave out --verify.")
+            raise UserError("--verify needs weights, and --format hooks writes none: leave it out.")
         if verify and format == "control-vector":
-            raise UserError("--verify runs no control vector: leave it out.")
+            raise UserError("--verify cannot run a control vector: leave it out.")
         if verify and format in ("ia3", "lora"):
             require("peft", "The comparison of an adapter")
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
         if verify and format == "lora" and ref.kind == "gguf":
-            raise UserError("--verify runs no adapter of llama.cpp: leave it out.")
-        dampening = rule.dampening(
+            raise UserError("--verify cannot run an adapter for llama.cpp: leave it out.")
+        dampening = make_dampening(
             ref,
             expertise,
+            rule.intervention,
+            strength=rule.strength,
             settings=within_rank(format, rank, rule.settings()),
-            texts=texts,
+            divergence=rule.divergence,
+            texts=clean_texts(texts),
             seed=seed,
-            opening=opening,
+            device=opening.device,
+            dtype=opening.dtype,
+            sites=opening.sites,
         )
         record = bake_model(
             ref,
@@ -126,13 +131,14 @@ def bake(
             note("comparing the result with hooks on the original")
             checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
-        print_json({"output": str(output), **record, **_figures(checked)})
+        verification = {} if checked is None else {"verification": vars(checked)}
+        print_json({"output": str(output), **record, **verification})
     else:
         _print_baked(record, output, checked)
     if checked is not None and not checked.within_rounding:
         raise UserError(
-            f"{output} differs from the model that was asked for: {checked.line}. It was kept for "
-            "inspection; do not use it."
+            f"{output} differs from the intended model: {checked.line}. Do not use it; it was kept "
+            "for inspection."
         )
 
 
@@ -161,12 +167,8 @@ def _quantised_line(record: Mapping[str, Any]) -> str:
     return f"{record['scheme']}: {record['layers']} layers changed{fate}"
 
 
-def _figures(checked: object) -> dict[str, object]:
-    return {} if checked is None else {"verification": vars(checked)}
-
-
 def _rounding_lines(record: dict[str, Any]) -> list[str]:
-    """What rounding did to a GGUF file's block scales, if it did anything that matters."""
+    """How rounding changed a GGUF file's block scales, if it matters."""
     poor = {name: found for name, found in record.get("rounding", {}).items() if found["coarse"]}
     if not poor:
         return []

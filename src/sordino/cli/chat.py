@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sordino.cli.options import InterventionOptions, ModelOptions, clean_texts, open_in_browser
+from sordino.cli.options import (
+    InterventionOptions,
+    JudgeOptions,
+    ModelOptions,
+    clean_texts,
+    open_in_browser,
+)
 
 if TYPE_CHECKING:
     from sordino.chatting import Settings
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 @Parameter(name="*", group="Answers")
 @dataclass(frozen=True)
 class AnswerOptions:
-    """The settings of answers at the start; all can be changed during the conversation."""
+    """The initial settings of answers; all can be changed during the conversation."""
 
     pre_prompt: str = "none"
     """Text before the conversation: none, benign, adversarial, helpful, unbound, or a text file."""
@@ -33,33 +39,21 @@ class AnswerOptions:
     """Seed of the random numbers, which both sides share."""
 
     def settings(self, strength: float) -> "Settings":
-        """These, with the strength of the edit."""
+        """These settings, with the strength of the edit."""
         from sordino.chatting import Settings
         from sordino.evaluation.writing import pre_prompt_text
 
-        return Settings(
-            strength=strength,
-            pre_prompt=pre_prompt_text(self.pre_prompt),
-            seed=self.seed,
-            new_tokens=self.new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-        )
+        text = pre_prompt_text(self.pre_prompt)
+        return Settings(**vars(self) | {"strength": strength, "pre_prompt": text})
 
 
 @Parameter(name="*", group="Judging")
 @dataclass(frozen=True)
-class ScorerOptions:
-    """How answers are scored."""
+class ScorerOptions(JudgeOptions):
+    """How answers are scored, if they are."""
 
     scorer: str = "auto"
     """As for evaluate: auto, alt-profanity-check, tox-block, hf:org/name, …; or none."""
-    toxic_label: str | None = None
-    """The classifier's label that means toxic, if it cannot be inferred."""
-    judge_refusal: float | None = None
-    """Score of an answer that a server's model refuses to judge, from 0 to 1."""
 
 
 @Parameter(name="*", group="Browser")
@@ -78,12 +72,12 @@ class BrowserOptions:
 @Parameter(name="*", group="Server")
 @dataclass(frozen=True)
 class ServedOptions:
-    """A server that speaks for both sides, in the place of models here."""
+    """A server that answers for both sides, instead of models in this process."""
 
     endpoint: str | None = None
     """A server's address, such as http://127.0.0.1:8080/v1."""
     adapter: str | None = None
-    """Its LoRA adapter: for llama.cpp the name of its file or folder, elsewhere of its model."""
+    """Its LoRA adapter: in llama.cpp the name of its file or folder, elsewhere of its model."""
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
 
@@ -115,7 +109,7 @@ def chat(
         The original model.
     quiet
         An expertise file, to which the intervention is applied; a dampening file; a folder that was
-        baked from the original; or another model, which then has no slider.
+        baked from the original; or another model, which has no slider.
     terminal
         Use the terminal instead of the browser.
     plain
@@ -155,5 +149,5 @@ def chat(
         revision=opening.revision,
         sites=opening.sites,
     )
-    if busy:  # the token that is being generated is not wanted any more
+    if busy:  # the current token is no longer needed
         os._exit(0)

@@ -16,7 +16,7 @@ def install_completion(
     Parameters
     ----------
     shell
-        Which shell; without it, the one that is running.
+        Which shell; by default the current one.
     """
     from cyclopts.completion.detect import ShellDetectionError, detect_shell
 
@@ -30,8 +30,8 @@ def install_completion(
         ) from None
     script = app.install_completion(shell=chosen)
     if chosen == "bash":
-        # Models are text to the parser, and can be files: if there is nothing else to complete,
-        # bash shall do as it does by itself.
+        # To the parser, models are text, but they can be files: if nothing else can be completed,
+        # bash completes file names.
         text = script.read_text(encoding="utf-8")
         script.write_text(text.replace("complete -F", "complete -o default -F"), encoding="utf-8")
     print(f"written: {script}\nOpen a new shell to use it.")

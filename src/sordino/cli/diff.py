@@ -2,12 +2,12 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sordino.cli.options import OutputOptions, print_json, print_lines
-from sordino.progress import tame
+from sordino.cli.options import JsonOptions, print_columns, print_json, print_lines
 
 if TYPE_CHECKING:
     from sordino.edits.difference import Difference, Factors, SettingChange, TensorChange
@@ -20,7 +20,7 @@ def diff(
     after: str,
     /,
     *,
-    printing: OutputOptions = OutputOptions(),
+    printing: JsonOptions = JsonOptions(),
 ) -> None:
     """Show what an edit changed between two models, or two files.
 
@@ -29,7 +29,7 @@ def diff(
     Parameters
     ----------
     before
-        A folder, a .safetensors file (an expertise or a dampening, too), a .gguf file, or a model
+        A folder, a .safetensors file (also an expertise or a dampening), a .gguf file, or a model
         of the hub or the kit.
     after
         Another of the same kind.
@@ -47,26 +47,17 @@ def diff(
 
 
 def _print(found: "Difference") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
     tensors = [f"{found.unchanged:,} the same", f"{len(found.changed):,} changed"]
     tensors += [f"{len(found.added):,} added"] if found.added else []
     tensors += [f"{len(found.removed):,} removed"] if found.removed else []
-    console.print(f"tensors: {', '.join(tensors)}", highlight=False)
+    print(f"tensors: {', '.join(tensors)}")
     if found.changed:
-        table = Table(box=None, pad_edge=False)
-        for column in ("changed", "", "", "factors", "change / norm"):
-            table.add_column(column, overflow="fold")  # in a narrow terminal, all of a name
-        for name, group in _groups(found.changed):
-            table.add_row(Text(tame(name)), f"× {len(group)}", *_row(group))
-        console.print(table)
+        print_columns(
+            ("changed", "", "", "factors", "change / norm"),
+            ([name, f"× {len(group)}", *_row(group)] for name, group in _groups(found.changed)),
+        )
     for sign, names in (("+", found.added), ("-", found.removed)):
-        for name, count in _counted(names):
+        for name, count in Counter(map(_kind, names)).items():
             print_lines(f"{sign} {name} × {count}")
     _print_settings(found.settings)
     for sign, files in (
@@ -95,18 +86,11 @@ def _short(value: str | None) -> str:
 
 
 def _groups(changes: Iterable["TensorChange"]) -> Iterable[tuple[str, list["TensorChange"]]]:
-    """The tensors of the same name in all layers together."""
+    """Changes grouped by the tensor's name without the layer."""
     groups: dict[str, list[TensorChange]] = {}
     for change in changes:
         groups.setdefault(_kind(change.name), []).append(change)
     return groups.items()
-
-
-def _counted(names: Iterable[str]) -> Iterable[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[_kind(name)] = counts.get(_kind(name), 0) + 1
-    return counts.items()
 
 
 def _kind(name: str) -> str:
@@ -114,7 +98,7 @@ def _kind(name: str) -> str:
 
 
 def _row(group: Sequence["TensorChange"]) -> list[str]:
-    """How many rows of a group of tensors changed, by what factors and how much."""
+    """The cells of a group: how many rows changed, their factors, and the relative change."""
     kinds = sorted({f"{a} → {b}" for a, b in (change.dtypes for change in group) if a != b})
     shapes = [change for change in group if change.rows is None]
     notes = [*kinds, *([f"{len(shapes)} of another shape"] if shapes else [])]

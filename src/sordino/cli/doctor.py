@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 
-from sordino.cli.options import JsonOptions, print_json
+from sordino.cli.options import JsonOptions, print_columns, print_json
 
 
 def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
@@ -14,8 +14,8 @@ def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
     Parameters
     ----------
     hub
-        Look instead at each model, scorer and data set that Sordino takes from the hub by itself:
-        whether the hub has it with the files, columns and terms that are expected.
+        Check instead each model, scorer and data set of the hub that Sordino names by itself:
+        whether the hub has it, with the expected files, columns and terms.
     """
     from sordino.examination import doctor as look
     from sordino.examination import is_well
@@ -25,19 +25,14 @@ def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
     if printing.json:
         print_json([asdict(finding) for finding in findings])
     else:
-        from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
 
         colours = {"good": "green", "missing": "red", "optional": "yellow"}
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for _ in range(3):
-            table.add_column(overflow="fold")  # a command is shown whole
+        rows = []
         for one in findings:
             mend = Text(f"\n{one.mend}", style="bold") if one.mend else Text("")
-            table.add_row(
-                one.about, Text(one.state, style=colours[one.state]), Text(one.says) + mend
-            )
-        Console().print(table)
+            state = Text(one.state, style=colours[one.state])
+            rows.append((one.about, state, Text(one.says) + mend))
+        print_columns(("", "", ""), rows)
     if not is_well(findings):
         sys.exit(1)

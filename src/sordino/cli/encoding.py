@@ -22,8 +22,8 @@ _PLAIN = {
 def speak_plainly(*streams: TextIO | None) -> None:
     """Make these streams accept any text, whatever their encoding.
 
-    A figure's minus sign or a box of a table becomes its nearest ASCII, and what has none its
-    escape, such as \\u4e2d. Otherwise the figures of an hour's work would end in an encoding error.
+    Characters that the encoding lacks become similar ASCII or an escape such as \\u4e2d, since an
+    hour's work must not end in an encoding error.
     """
     codecs.register_error(_ERRORS, _plainly)
     for stream in streams:

@@ -14,6 +14,7 @@ from sordino.cli.options import (
     Output,
     OutputOptions,
     clean_texts,
+    print_columns,
     print_json,
     with_others,
 )
@@ -272,25 +273,20 @@ def evaluate(
 def print_table(result: "Evaluation") -> None:
     """Print the before/after table without its details, and what the scorer cannot see."""
     from rich.console import Console
-    from rich.table import Table
 
     from sordino.report.outcome import damage, measure_limits
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    rows = result.table()
+    console, rows = Console(soft_wrap=True), result.table()
     columns = ["before", "after", "change", "95 % interval"] if result.before else ["figure"]
-    table = Table(box=None, pad_edge=False)
-    for column in ("", *columns, "n"):
-        table.add_column(column)
-    for row in rows:
-        if row.figure.detail:
-            continue
-        shown = [row.before, row.after, row.change, row.interval] if result.before else [row.after]
-        table.add_row(row.label, *shown, row.n)
-    console.print(table)
-    details = sum(row.figure.detail for row in rows)
+    cells = [
+        [row.label, row.before, row.after, row.change, row.interval, row.n]
+        if result.before
+        else [row.label, row.after, row.n]
+        for row in rows
+        if not row.figure.detail
+    ]
+    print_columns(("", *columns, "n"), cells)
+    details = len(rows) - len(cells)
     if details:
         console.print(
             f"{details} more figures, by label and group, are in the JSON file.", style="dim"

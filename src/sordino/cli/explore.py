@@ -29,16 +29,16 @@ class FoundWith(ConceptOptions):
     """The sentences that the expertise was found with."""
 
     concept: str = ""
-    """The concept, as for find; without it, the built-in concept that the file names, or that of
-    the recipe beside a model made by sordino run."""
+    """The concept, as for find; by default the built-in concept that the file names, or that of the
+    recipe beside a model that sordino run wrote."""
 
     def given(self, seed: int) -> "Callable[[], Concept] | None":
-        """What loads these sentences; None where none are named."""
+        """A function that loads these sentences; None if none are named."""
         if self.concept:
             return lambda: self.load(seed)
         if self != FoundWith():
             raise UserError(
-                "Options about the sentences (--max-per-class, --label and so on) need --concept."
+                "Options about the sentences (such as --max-per-class and --label) need --concept."
             )
         return None
 
@@ -61,25 +61,24 @@ def explore(
     rule: InterventionOptions = InterventionOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Write a page on which every neuron can be looked at, and open it.
+    """Write a page that shows every neuron, and open it.
 
-    It is one HTML file that needs no server: a map of all neurons, their AUROC and factors, a
-    search, and the top neurons closely: the sentences that excite them most and least, their ROC
-    curves, and what they promote in the vocabulary. For these the model runs all of the concept's
-    sentences once more; if the model or the sentences are not available, the page says so.
+    It is one HTML file that needs no server: a map of all neurons with their AUROCs and factors, a
+    search, and the top neurons in detail: the sentences that excite them most and least, their ROC
+    curves, and what they promote in the vocabulary. For these, the model runs all sentences of the
+    concept again; if the model or the sentences are not available, the page says so.
 
     Parameters
     ----------
     subject
-        An expertise file, or a folder or .gguf file that sordino run made.
+        An expertise file, or a folder or .gguf file that sordino run wrote.
     second
         Another expertise of the same linear layers to compare with: another concept or model.
     output
         The HTML file to write; by default NAME.explorer.html beside the file, or explorer.html in
         the folder's sordino/.
     top
-        How many neurons, from the highest AUROC down, are shown with their sentences; 0 for none,
-        which needs no model.
+        How many neurons, from the highest AUROC down, are shown in detail; 0 needs no model.
     sentences
         How many of the sentences with a neuron's highest responses are shown, and how many of
         those with its lowest.
@@ -101,8 +100,8 @@ def explore(
 
     if rule.divergence is not None:
         raise UserError(
-            "--divergence is measured while a model is baked: explore the folder that sordino run "
-            "--divergence writes, or give the rule's own size with --set."
+            "--divergence needs a model to measure on: explore the folder that sordino run "
+            "--divergence writes, or set the rule's own size with --set."
         )
     with printing.in_force():
         explored = write(
@@ -163,7 +162,7 @@ def _lines(explored: "Explored") -> list[str]:
             f"each {compared.overlap:,} are the same ({compared.expected:,.1f} by chance)"
         )
     if explored.without:
-        lines.append(f"The top neurons are not shown closely: {explored.without}")
+        lines.append(f"No neurons are shown in detail: {explored.without}")
     megabytes = explored.size / 1e6
     lines.append(
         f"the page to open: {explored.page} ({explored.neurons:,} neurons, {megabytes:.1f} MB)"

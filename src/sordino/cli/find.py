@@ -78,7 +78,7 @@ def find(
         note(f"opening {model}")
         if plan:
             if wanted is not None:
-                note("the plan is without own samples: what the model will write is not known")
+                note("the plan leaves out own samples, since their length is not known")
             planned = plan_find(model, sentences, **options)
             value, lines = asdict(planned), planned.lines()
         else:

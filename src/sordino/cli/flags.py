@@ -1,16 +1,16 @@
-"""The arguments that library messages name, as the command line's flags."""
+"""Turns the arguments that library messages name into the command line's flags."""
 
 import re
 
 _ARGUMENT = re.compile(r"((?:[Tt]he )?setting )?`([a-z][a-z_]*)(?:=([^`]*))?`")
 # Arguments whose flag has another name.
-_FLAGS = {"per_class": "--attribution-per-class", "output": "-o"}
+_FLAGS = {"per_class": "--attribution-per-class", "output": "-o", "settings": "--set"}
 
 
 def in_flags(message: str) -> str:
-    """A message with flags where it names arguments, as `name` or `name=value` in backticks.
+    """A message with flags instead of arguments, which it names as `name` or `name=value`.
 
-    A rule's settings, which have one flag together, are named as setting `name=value`.
+    Settings of a rule share one flag; messages name them as setting `name=value`.
 
     Example:
         >>> in_flags("give `pooling=mean` or `moments=True`, and no `batch_tokens`.")

@@ -2,8 +2,8 @@
 
 from sordino.cli.options import (
     InterventionOptions,
+    JsonOptions,
     ModelOptions,
-    OutputOptions,
     print_json,
     print_lines,
 )
@@ -16,7 +16,7 @@ def inspect(
     *,
     rule: InterventionOptions = InterventionOptions(),
     opening: ModelOptions = ModelOptions(),
-    printing: OutputOptions = OutputOptions(),
+    printing: JsonOptions = JsonOptions(),
 ) -> None:
     """Show a model's linear layers, an expertise file, or what was done to a dampened model.
 
@@ -33,8 +33,8 @@ def inspect(
     with printing.in_force():
         if rule.divergence is not None:
             raise UserError(
-                "--divergence is measured on a model while it is baked or evaluated: leave it out, "
-                "or give the rule's own size with --set."
+                "--divergence needs a model to measure on: leave it out, or set the rule's own "
+                "size with --set."
             )
         found = look(
             subject,

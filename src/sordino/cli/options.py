@@ -1,8 +1,8 @@
-"""Options that several commands share, each described once."""
+"""Options that several commands share, and how commands print."""
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,27 +16,28 @@ from sordino.files import printable
 from sordino.registry import brought
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from sordino.concepts.concept import Concept
     from sordino.evaluation import Access
     from sordino.evaluation.own_samples import OwnPlan
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.expertise.statistic import Asked
-    from sordino.interventions import Dampening
     from sordino.models.chat import Chat
-    from sordino.models.open import OpenModel
-    from sordino.models.reference import ModelRef
 
 
 def with_others(about: str, group: str) -> str:
-    """The help of an option whose values are names, with those that other packages bring.
+    """The help of an option whose values are names, with the names from other packages.
 
     Args:
-        about: The help, which names Sordino's own.
-        group: What they are, such as "measures".
+        about: The help, with Sordino's own names.
+        group: The group of names, such as "measures".
     """
     names = ", ".join(brought(group))
     return f"{about} From other packages: {names}." if names else about
 
+
+_PIPE_WIDTH = 240
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
@@ -57,15 +58,6 @@ class ModelOptions:
     """attention (attention's linear layers, too), all (every linear layer but routers), norms (the
     gains of norms that a block's output passes before it is added), or a regular expression over
     module paths: use the linear layers that it matches."""
-
-    def open(self, model: str) -> "OpenModel":
-        """The model, opened with these options."""
-        from sordino.models.open import open_model
-
-        progress.note(f"opening {model}")
-        return open_model(
-            model, device=self.device, dtype=self.dtype, revision=self.revision, sites=self.sites
-        )
 
 
 @Parameter(name="*", group="Concept")
@@ -158,45 +150,9 @@ class InterventionOptions:
     rows, the most neurons of each linear layer that it may change."""
 
     def __post_init__(self) -> None:
-        """Refuse two sizes, whatever the command does with them."""
+        """Refuse a strength together with a divergence."""
         if self.divergence is not None and self.strength != 1:
-            raise UserError("--strength and --divergence are two sizes: pass one of them.")
-
-    def dampening(
-        self,
-        model: "ModelRef",
-        files: Sequence[Path],
-        *,
-        settings: Mapping[str, Any] | None = None,
-        texts: str = "kit",
-        seed: int = 0,
-        opening: ModelOptions = ModelOptions(),
-    ) -> "Dampening":
-        """What the files give by this rule, one after the other.
-
-        Args:
-            model: On which a divergence is measured.
-            files: Expertise or dampening files.
-            settings: The rule's, in the place of those that were given.
-            texts: Ordinary text for that.
-            seed: Of the choice among it.
-            opening: How the model is opened for that.
-        """
-        from sordino.tuning.baking import make_dampening
-
-        return make_dampening(
-            model,
-            files,
-            self.intervention,
-            strength=self.strength,
-            settings=self.settings() if settings is None else settings,
-            divergence=self.divergence,
-            texts=clean_texts(texts),
-            seed=seed,
-            device=opening.device,
-            dtype=opening.dtype,
-            sites=opening.sites,
-        )
+            raise UserError("--strength and --divergence both set the size: pass one of them.")
 
     def settings(self) -> dict[str, str]:
         """The rule's settings by name."""
@@ -213,12 +169,12 @@ class ChatOptions:
     """How a model's chat template is used."""
 
     chat: str = "auto"
-    """on: texts stand in the template; off: as they are; auto: conversations stand in it, and
-    prompts are asked both ways where the model has a template."""
+    """on: put texts into the template; off: use them as they are; auto: put conversations into it,
+    and measure prompts both ways if the model has a template."""
     role: str = "assistant"
     """Whose turn a sentence of the concept is: assistant or user."""
     system: str = ""
-    """What the system says first: the text, or a text file."""
+    """The system message: the text, or a text file."""
     thinking: bool = False
     """Count what a model thinks before its reply as part of it, instead of cutting it off."""
 
@@ -234,7 +190,7 @@ class ChatOptions:
 @Parameter(name="*", group="Intervention")
 @dataclass(frozen=True)
 class RunRuleOptions(InterventionOptions):
-    """The rule of a run, which has one that we recommend."""
+    """The rule of a run, by default the one that we recommend."""
 
     intervention: Annotated[
         str,
@@ -250,7 +206,7 @@ class RunRuleOptions(InterventionOptions):
     ] = ""
 
     def decided(self) -> "RunRuleOptions":
-        """The same with a rule, and with a divergence where neither it nor a size was given."""
+        """The same with a rule, and with a divergence if neither rule nor size was given."""
         from sordino.pipeline import RunSettings
 
         chosen = RunSettings(self.intervention or None, self.strength, divergence=self.divergence)
@@ -295,7 +251,7 @@ class SweepOptions:
         return None if self.stratify in (None, "length") else self.stratify
 
     def settings(self, chat: ChatOptions, *asked: "Asked") -> "SweepSettings":
-        """The sweep's settings, with what interventions need as well."""
+        """The sweep's settings, including what interventions need."""
         from sordino.expertise import SweepSettings
         from sordino.expertise.statistic import Asked
 
@@ -311,15 +267,15 @@ class SweepOptions:
         )
 
     def attributing(self, seed: int, *asked: "Asked") -> "AttributionSettings | None":
-        """How attribution is measured, if it is wanted or an intervention needs it."""
+        """The settings of attribution, if it is wanted or an intervention needs it."""
         from sordino.expertise import AttributionSettings
         from sordino.expertise.statistic import Asked
 
         if not (self.attribution or Asked.ATTRIBUTION in asked):
             if self.protect is not None:
                 raise UserError(
-                    "--protect says what attribution heeds: give --attribution, or the "
-                    "intervention contrast."
+                    "--protect needs attribution: pass --attribution, or use the intervention "
+                    "contrast."
                 )
             return None
         most, protected = self.attribution_per_class, list[str]()
@@ -337,22 +293,22 @@ class OwnOptions:
     """What the model itself writes, for contrast."""
 
     own: bool = False
-    """Also measure, beside --attribution, what each neuron does for what the model itself writes
-    and a judge objects to; contrast then takes that along."""
+    """With --attribution, also measure the attribution to continuations of the model itself that a
+    judge objects to; contrast then uses it as well."""
     own_prompts: str = "auto"
-    """What the model continues for that, as for --prompts; those that are measured are left out."""
+    """Prompts for these continuations, as for --prompts; prompts that are measured are left out."""
     own_judge: str = "concept"
-    """Who judges it: concept (a classifier that is trained on the concept's sentences), or as for
-    --scorer; never one that measures."""
+    """What judges them: concept (a classifier that is trained on the concept's sentences), or as
+    for --scorer, but none of the scorers that measure."""
     own_max_prompts: int = 300
-    """At most so many prompts, drawn by --seed."""
+    """The largest number of prompts, drawn by --seed."""
     own_continuations: int = 8
-    """Continuations of each."""
+    """Continuations of each prompt."""
     own_new_tokens: int = 20
     """Tokens of a continuation."""
 
     def plan(self) -> "OwnPlan | None":
-        """How own samples are taken, if they are wanted."""
+        """The settings of own samples, if they are wanted."""
         from sordino.evaluation.own_samples import OwnPlan
 
         if not self.own:
@@ -368,7 +324,7 @@ class OwnOptions:
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """How servers are asked; the help's group is that of the subclass."""
+    """How servers are asked; a subclass names the group in the help."""
 
     concurrency: int = 4
     """Concurrent requests per server."""
@@ -384,6 +340,19 @@ class AccessOptions:
         from sordino.evaluation import Access
 
         return Access(key_variable, self.concurrency, self.request_timeout, self.retries, self.rate)
+
+
+@Parameter(name="*", group="Judging")
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How answers are scored."""
+
+    scorer: str = "auto"
+    """As for evaluate: auto, alt-profanity-check, tox-block, hf:org/name, an address, …"""
+    toxic_label: str | None = None
+    """The classifier's label that means toxic, if it cannot be inferred."""
+    judge_refusal: float | None = None
+    """Score of an answer that a server's model refuses to judge, from 0 to 1."""
 
 
 @Parameter(name="*", group="Output")
@@ -431,11 +400,11 @@ def clean_texts(spec: str) -> str:
 
 
 def open_in_browser(address: str, *, anyway: bool = False) -> None:
-    """Open an address in the browser, if it would open a window and not take over this terminal.
+    """Open an address in the browser, unless that would be a text browser in this terminal.
 
     Args:
-        address: What to open.
-        anyway: Open it also where nothing says that there are windows.
+        address: The address.
+        anyway: Open it even if there is no sign of a display.
     """
     import webbrowser
 
@@ -447,9 +416,31 @@ def open_in_browser(address: str, *, anyway: bool = False) -> None:
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines on standard output, without control characters that foreign words brought."""
+    """Print lines on standard output, without control characters from foreign text."""
     for line in lines:
         print(progress.tame(line.replace("\n", " ")))
+
+
+def print_columns(columns: Sequence[str], rows: Iterable[Sequence["str | Text"]]) -> None:
+    """Print a table on standard output.
+
+    Args:
+        columns: The headings; without any, no heading is printed.
+        rows: The cells. In those that are strings, nothing is markup or a control character.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")  # cells are never cut
+    for row in rows:
+        table.add_row(*(Text(progress.tame(c)) if isinstance(c, str) else c for c in row))
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

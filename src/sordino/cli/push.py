@@ -27,11 +27,10 @@ def push(
 
     The repository is created if there is none. Large files are uploaded one by one and become
     visible in one commit at the end; to continue a failed push, run the same command again. Sizes
-    and checksums are compared at the end. What Sordino wrote is
-    pushed, and the files that a model consists of; everything else that is there is left out and
-    listed. Folders of this machine and addresses of servers are taken out of records, recipe and
-    card, and the page is made anew without sentences and continuations. The token is HF_TOKEN's, or
-    that of `hf auth login`.
+    and checksums are compared at the end. Only files that Sordino wrote and files that a model
+    consists of are pushed; the others are listed. Folders of this machine and addresses of servers
+    are removed from records, recipe and card, and the page is rendered again without sentences and
+    continuations. The token is HF_TOKEN's, or that of `hf auth login`.
 
     Parameters
     ----------
@@ -40,19 +39,18 @@ def push(
     repository
         Its name on the hub, org/name.
     private
-        Make the repository a private one.
+        Make the repository private.
     revision
         A branch, created from main if it does not exist.
     commit_message
         The commit's message.
     license
-        The licence of the original, by the hub's name for it (apache-2.0, gemma, other, …), where
-        its card does not say it.
+        The original's licence, by the hub's name for it (apache-2.0, gemma, other, …), if its card
+        does not name it.
     base_model
-        The hub's name of the original, where it was opened from a folder, a file or the kit.
+        The hub's name of the original, if it was opened from a folder, a file or the kit.
     samples
-        Push the continuations, too (evaluation.samples.jsonl), in which harmful text stands in the
-        clear.
+        Also push the continuations (evaluation.samples.jsonl), which show harmful text.
     dry_run
         Only show what would be pushed, and what would be left out.
     """
@@ -82,7 +80,7 @@ def push(
     for name, how in pushed.changed.items():
         print_lines(f"changed: {name} ({how})")
     if pushed.older:
-        print_lines(f"also there, from before: {', '.join(map(printable, pushed.older))}")
+        print_lines(f"already there: {', '.join(map(printable, pushed.older))}")
     count, size = len(pushed.files), sum(pushed.files.values())
     if dry_run:
         print(f"nothing was pushed; it would be {count} files, {size:,} bytes")

@@ -1,4 +1,4 @@
-"""Recipes: the options of `sordino run` in a file, which every run writes and any run can take."""
+"""Recipes: the options of `sordino run` in a TOML file, which every run writes."""
 
 import difflib
 import json
@@ -17,9 +17,9 @@ _TYPED = ("output", "force", "json", "verbose", "recipe")
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--recipe FILE` replaced by the recipe's own.
+    """The arguments with `--recipe FILE` replaced by the recipe's options.
 
-    What is typed overrides the recipe.
+    Typed options override the recipe's.
 
     Raises:
         UserError: The file is missing or not a recipe.
@@ -121,11 +121,11 @@ def _flags(key: str, value: Any) -> list[str]:
 
 
 def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
-    """A recipe of the options that differ from their defaults, as TOML.
+    """A recipe as TOML.
 
     Args:
-        given: Values that are written in any case, by their flags without hyphens.
-        options: Dataclasses of options; those that differ from their defaults are written.
+        given: Values that are always written, by their flags without hyphens.
+        options: Dataclasses of options, of which those that differ from their defaults are written.
     """
     values = dict(given)
     for group in options:
@@ -143,11 +143,11 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)  # a string of JSON is one of TOML
+    return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML strings
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of recipes, for editors; it is kept in `docs/recipe.schema.json`."""
+    """The JSON schema of recipes, for editors; `docs/recipe.schema.json` is a copy."""
     from pydantic import TypeAdapter
 
     text = {"type": "string"}

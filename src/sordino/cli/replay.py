@@ -6,7 +6,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from sordino.cli import typed
-from sordino.cli.options import AccessOptions, JsonOptions, Output, print_json
+from sordino.cli.options import AccessOptions, JsonOptions, JudgeOptions, Output, print_json
 from sordino.errors import UserError
 
 
@@ -22,20 +22,7 @@ class ServersOptions(AccessOptions):
     api_key_env: tuple[str, ...] = ()
     """Environment variable with the key (OPENAI_API_KEY): once for both, or twice."""
     chat: bool = False
-    """Ask plain prompts as messages, where the servers have nothing but a chat."""
-
-
-@Parameter(name="*", group="Judging")
-@dataclass(frozen=True)
-class JudgeOptions:
-    """Who judges the answers."""
-
-    scorer: str = "auto"
-    """As for evaluate: auto, alt-profanity-check, tox-block, hf:org/name, an address, …"""
-    toxic_label: str | None = None
-    """The classifier's label that means toxic, if it cannot be inferred."""
-    judge_refusal: float | None = None
-    """What an answer counts as that a server's model will not judge, from 0 to 1."""
+    """Send plain prompts as chat messages, for servers without plain completions."""
 
 
 def replay(
@@ -51,15 +38,15 @@ def replay(
 ) -> None:
     """Send the prompts of logs to the original and the dampened server, and compare over time.
 
-    The logs' prompts go to both servers, the same with the same seed; answers are scored and kept
-    in a DuckDB file. The page's interval may be looked at every day. The same command
-    continues where it was interrupted, also with what was added to the logs since.
+    Both servers get the same prompts with the same seed; their answers are scored and kept in a
+    DuckDB file. You may look at the page's interval every day. To continue after an interruption,
+    or when the logs have grown, run the same command again.
 
     Parameters
     ----------
     logs
-        JSONL files (or .jsonl.gz), the oldest first, one request a line: {"messages": …},
-        {"prompt": …}, or one of these as "body" or "request"; with a time, if it has one.
+        JSONL files (or .jsonl.gz), the oldest first, with one request per line: {"messages": …},
+        {"prompt": …}, or one of these as "body" or "request"; a time is optional.
     output
         The folder for the database, the figures (JSON) and the page (HTML).
     max_tokens
@@ -86,7 +73,7 @@ def replay(
         )
         if logs and len(servers.endpoint) != 2:
             raise UserError(
-                f"--endpoint is given {len(servers.endpoint)} times: give it twice, the original "
+                f"--endpoint is given {len(servers.endpoint)} times: pass it twice, the original "
                 "server's first."
             )
         found = ask(
@@ -110,9 +97,9 @@ def replay(
 
 
 def _of_both(flag: str, given: tuple[str, ...]) -> tuple[str | None, str | None]:
-    """What was given once for both servers, or for each."""
+    """A value for each server, from one for both or one for each."""
     if len(given) > 2:
-        raise UserError(f"{flag} is given {len(given)} times, and there are two servers.")
+        raise UserError(f"{flag} is given {len(given)} times, but there are two servers.")
     if not given:
         return None, None
     return given[0], given[-1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sordino.cli import typed
-from sordino.cli.options import JsonOptions, print_json
+from sordino.cli.options import JsonOptions, print_columns, print_json
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def reproduce(
 ) -> None:
     """Reproduce a published row, or somebody's run, and compare our figures with theirs.
 
-    A row needs the hub and the memory that --list shows; a run needs what it needed before. What
-    was interrupted continues when the same command is given again.
+    A row needs the hub and the memory that --list shows; a run needs what it needed before. To
+    continue after an interruption, run the same command again.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def reproduce(
     output
         The folder for the dampened model, the figures (JSON) and the page (NAME).
     list_
-        Say which recipes there are, what each needs, and whether it is at hand here.
+        List the recipes, what each needs, and whether this machine has it.
     model
-        A copy of the recipe's model, where the hub is not to be asked for it.
+        A copy of the recipe's model, instead of the hub's.
     concept
         A copy of its sentences: Jigsaw's train.csv.
     scorer
@@ -76,7 +76,7 @@ def reproduce(
     if printing.json:
         print_json({"page": str(page), **found.model_dump(mode="json")})
         return
-    _print(COLUMNS, reproduction_rows(found))
+    print_columns(COLUMNS, reproduction_rows(found))
     for sentence in (*reproduction_answer(found), *recipe.notes):
         print(sentence)
     print(f"\nthe page to open: {page}")
@@ -85,7 +85,7 @@ def reproduce(
 def _overrides(
     model: str | None, concept: str | None, scorer: str | None, max_prompts: int | None, device: str
 ) -> list[str]:
-    """What is done otherwise than the run, as arguments of `sordino run`."""
+    """The options that replace the run's, as arguments of `sordino run`."""
     flags = {"concept": concept, "scorer": scorer, "max-prompts": max_prompts}
     given = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
     given += [] if device == "auto" else [f"--device={device}"]
@@ -93,7 +93,7 @@ def _overrides(
 
 
 def _again(name: str, output: Path | None, overrides: Sequence[str], printing: JsonOptions) -> None:
-    """Do somebody's run again from its recipe, and print theirs beside ours."""
+    """Repeat somebody's run from its recipe, and print their figures beside ours."""
     from sordino.cli.app import app
     from sordino.cli.recipe import expanded
     from sordino.files import write_json
@@ -107,7 +107,7 @@ def _again(name: str, output: Path | None, overrides: Sequence[str], printing: J
     target = place / theirs.output
     results = claim_output(place / "again.json", REPRODUCTION, force=True)
     if figures_of(target).is_file():
-        note(f"{target} is there already, and is only compared.")
+        note(f"{target} exists already: only comparing it.")
     else:
         place.mkdir(parents=True, exist_ok=True)
         typed_ = ["run", *overrides, f"--recipe={theirs.recipe}", f"--output={target}"]
@@ -123,14 +123,14 @@ def _again(name: str, output: Path | None, overrides: Sequence[str], printing: J
         [each.measure, each.label, _shown(each.theirs), _shown(each.ours), each.verdict]
         for each in found.figures
     ]
-    _print(("measure", "figure", "theirs", "ours", "verdict"), rows)
+    print_columns(("measure", "figure", "theirs", "ours", "verdict"), rows)
     for difference in found.differences:
-        print(f"not as theirs: {difference}")
+        print(f"different from theirs: {difference}")
     same = sum(each.verdict == "same" for each in found.figures)
     inside = sum(each.verdict == "inside" for each in found.figures)
     print(
-        f"\nof {len(found.figures)} figures {same} are the same and {inside} inside each other's "
-        f"95 % intervals; written: {results}"
+        f"\nof {len(found.figures)} figures, {same} are the same and {inside} are inside each "
+        f"other's 95 % intervals; written: {results}"
     )
 
 
@@ -161,7 +161,7 @@ def _list(device: str, *, as_json: bool) -> None:
             ]
         )
         return
-    _print(
+    print_columns(
         ("recipe", "model", "memory", "disk", "extras", "their figures are of", "here"),
         [
             [
@@ -176,18 +176,3 @@ def _list(device: str, *, as_json: bool) -> None:
             for recipe, missing in found
         ],
     )
-
-
-def _print(columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

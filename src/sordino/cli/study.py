@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,6 +14,22 @@ from sordino.cli.options import (
     clean_texts,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from sordino.studies import Plan
+
+
+# The fields of `Plan` that an option of another name sets.
+_NAMES = {
+    "scorer": ("scorers",),
+    "max_prompts": ("most", "most_other", "most_many"),
+    "max_ordinary": ("ordinary",),
+    "max_texts": ("texts",),
+    "attribution_per_class": ("per_class",),
+    "divergence": ("budgets",),
+    "max_refusals": ("refusals",),
+    "max_group_texts": ("most_group_texts",),
+}
 
 
 @Parameter(name="*", group="Measuring")
@@ -33,7 +49,7 @@ class PlanOptions:
     continuations: int | None = None
     """Continuations of each toxic prompt (2)."""
     many: int | None = None
-    """As many where AurA and contrast meet (8)."""
+    """Continuations of each toxic prompt for the comparison of AurA and contrast (8)."""
     ordinary_prompts: str | None = None
     """Prompts that provoke nothing (kit:ordinary)."""
     max_ordinary: int | None = None
@@ -51,31 +67,43 @@ class PlanOptions:
     attribution_per_class: int | None = None
     """Sentences of each class for attribution, at most (1,049)."""
     own_prompts: int | None = None
-    """For own-samples: at most so many prompts that the model continues to learn from (300)."""
+    """For own-samples: the largest number of prompts for the model's own continuations (300)."""
     own_continuations: int | None = None
-    """Continuations of each of them (8)."""
+    """Continuations of each of these prompts (8)."""
     shuffles: int | None = None
-    """How many times ranking deals the factors out by lot (20)."""
+    """How many permuted controls ranking measures (20)."""
     concepts: Annotated[tuple[str, ...] | None, Parameter(name="--concepts")] = None
-    """What concepts turns down one at a time; repeat (insults, religion, politics)."""
+    """The concepts that the study concepts dampens one at a time; repeat (insults, religion,
+    politics)."""
     sibling: str | None = None
-    """For transfer: a model that was made of this one by more training."""
+    """For transfer: a model that was trained further from this one."""
     protect: str | None = None
     """For chat: texts that the edit protects, as for run (groups)."""
     reply_tokens: int | None = None
-    """For chat: the most tokens of a reply (40)."""
+    """For chat: the longest reply, in tokens (40)."""
     refusal_prompts: str | None = None
     """For chat: safe and unsafe prompts, as for evaluate (kit)."""
     max_refusals: int | None = None
-    """The largest number of them (200)."""
+    """The largest number of these prompts (200)."""
     group_texts: str | None = None
     """For chat: harmless texts about groups, as for evaluate (kit)."""
     max_group_texts: int | None = None
-    """The largest number of them (all)."""
+    """The largest number of these texts (all)."""
     judge_dtype: str | None = None
-    """In which dtype a chat model runs that scores here (auto)."""
+    """The dtype of a chat model that scores in this process (auto)."""
     divergence: Annotated[tuple[float, ...] | None, Parameter(name="--divergence")] = None
     """Divergences for curves, in nats per token; repeat for several (0.01, 0.02, 0.05, 0.1)."""
+
+    def plan(self) -> "Plan":
+        """These options as a value; those that are not given have the study's defaults."""
+        from sordino.studies import Plan
+
+        given: dict[str, Any] = {k: value for k, value in vars(self).items() if value is not None}
+        del given["texts"]  # an argument of its own
+        if self.tasks == ("none",):
+            given["tasks"] = ()
+        named = {name: value for key, value in given.items() for name in _NAMES.get(key, (key,))}
+        return Plan(**named)
 
 
 def study(
@@ -93,78 +121,49 @@ def study(
 ) -> None:
     """Answer a question about one model or several, with figures and a page.
 
-    methods: which rule removes most at the same divergence? ranking: is it the ranking of the
-    neurons? layers: which layers and kinds of site? subset: how many neurons? soft-or-hard: AurA or
-    one factor for the best? ingredients: what does contrast need? own-samples: what the model
-    itself writes, too? attention: attention's sites too? data: how many sentences? concepts: does
-    one concept take others along? prompting: behind pre-prompts? diversity: poorer text? dtype: 16
-    bits, quantised? overhead: slower? transfer: on a sibling (--sibling)? rank: in how few rows of
-    each matrix? chat: replies, refusals, groups of people, and their protection?
+    methods: which rule removes most at the same divergence? ranking: does the ranking of the
+    neurons matter? layers: which layers and kinds of site matter? subset: how many neurons are
+    enough? soft-or-hard: AurA, or one factor for the best neurons? ingredients: what does contrast
+    need? own-samples: do the model's own continuations help? attention: do attention's sites help?
+    data: how many sentences are enough? concepts: does dampening one concept dampen others?
+    prompting: does it hold with pre-prompts? diversity: is the text poorer? dtype: does it hold in
+    16 bits and quantised? overhead: is the model slower? transfer: does it hold on a sibling
+    (--sibling)? rank: how few rows of each matrix are enough? chat: how do replies, refusals and
+    texts about groups change, and does protection help?
 
-    Neurons are found in float32; --dtype is for the measurements. A study that was interrupted, or
-    is run again with other sizes, continues where it stopped.
+    Neurons are found in float32; --dtype is for the measurements. To continue an interrupted study,
+    or to extend it with other sizes, run the command again.
 
     Parameters
     ----------
     name
         The study.
     models
-        Hub ids, transformers folders, .gguf files, the kit's (kit:smollm2); or the .json of a study
-        that has been carried out already, here or elsewhere, to have it on the same page.
+        Hub ids, transformers folders, .gguf files, models of the kit (kit:smollm2); or the .json of
+        a finished study, from here or elsewhere, to show it on the same page.
     output
-        The folder for the figures (JSON), the page (HTML) and the work. Where it is
-        DIR/sordino/studies of a run's DIR, the run's page shows the study, too.
+        The folder for the figures (JSON), the page (HTML) and the work. If it is
+        DIR/sordino/studies in a run's DIR, the run's page shows the study as well.
     markdown
         Also write the page to this Markdown file, with its charts beside it.
     seed
-        Seed of everything that is drawn.
+        Seed of all random choices.
     device
         Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
     dtype
-        In which what is measured runs: auto (the checkpoint's own; float32 for GGUF), float32,
-        bfloat16 or float16.
+        Of the measured models: auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or
+        float16.
     """
     from sordino.jobs.study import study as carry_out
     from sordino.outputs import named_files
-    from sordino.studies import Plan
 
-    given: dict[str, Any] = {
-        "prompts": plan.prompts,
-        "other_prompts": plan.other_prompts,
-        "scorers": plan.scorer,
-        "most": plan.max_prompts,
-        "most_other": plan.max_prompts,
-        "most_many": plan.max_prompts,
-        "continuations": plan.continuations,
-        "many": plan.many,
-        "ordinary_prompts": plan.ordinary_prompts,
-        "toxic_texts": plan.toxic_texts,
-        "tasks": () if plan.tasks == ("none",) else plan.tasks,
-        "ordinary": plan.max_ordinary,
-        "questions": plan.questions,
-        "texts": plan.max_texts,
-        "per_class": plan.attribution_per_class,
-        "budgets": plan.divergence,
-        "own_prompts": plan.own_prompts,
-        "own_continuations": plan.own_continuations,
-        "shuffles": plan.shuffles,
-        "concepts": plan.concepts,
-        "sibling": plan.sibling,
-        "protect": plan.protect,
-        "reply_tokens": plan.reply_tokens,
-        "refusal_prompts": plan.refusal_prompts,
-        "refusals": plan.max_refusals,
-        "group_texts": plan.group_texts,
-        "most_group_texts": plan.max_group_texts,
-        "judge_dtype": plan.judge_dtype,
-    }
     with printing.in_force():
         found = carry_out(
             name,
             models,
             lambda: concept.load(seed),
             output,
-            plan=Plan(**{key: value for key, value in given.items() if value is not None}),
+            plan=plan.plan(),
             texts=clean_texts(plan.texts),
             markdown=markdown,
             device=device,

@@ -45,9 +45,9 @@ def tune(
 ) -> None:
     """Find the rule, the sites and the size that remove most of a concept within a budget.
 
-    Each intervention that is tried is made as large as a divergence allows by measuring it. The
-    choice is made on one half of the prompts and reported on the other. A search that was
-    interrupted continues where it stopped, also with more --trials.
+    Each trial is made as large as a measured divergence allows. The choice is made on one half of
+    the prompts and reported on the other. To continue an interrupted search, or to extend it with
+    more --trials, run the command again.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def tune(
     trials
         How many interventions to measure.
     attribution_per_class
-        How many sentences of each class attribution takes, for contrast.
+        The largest number of sentences per class for attribution, which contrast needs.
     seed
         Seed of all random choices.
     """

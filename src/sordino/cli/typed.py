@@ -7,10 +7,10 @@ _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
 def remember(arguments: Sequence[str]) -> None:
-    """Keep the arguments of the command line, before a recipe is put in."""
+    """Keep the arguments of the command line, before a recipe is expanded."""
     _TYPED.set(tuple(arguments))
 
 
 def command() -> list[str]:
-    """The command line, from the program's name on."""
+    """The command line, starting with the program's name."""
     return ["sordino", *_TYPED.get()]

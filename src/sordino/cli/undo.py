@@ -16,8 +16,8 @@ def undo(
 ) -> None:
     """Restore the original model from a baked folder, by dividing the factors out.
 
-    If the edit's rounding mapped two weights to one value, no division can tell which it was; such
-    weights are counted.
+    If the edit's rounding mapped several weights to one value, division cannot recover which it
+    was; such weights are counted.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def undo(
     output
         The folder to write.
     partly
-        Leave neurons that were multiplied by 0 as they are, and restore the others.
+        Restore the other neurons even if some were multiplied by 0, which cannot be undone.
     """
     from sordino.edits import undo as undo_edit
 
@@ -35,22 +35,22 @@ def undo(
     if printing.json:
         print_json({"output": str(output), **asdict(undone)})
         return
-    print_lines(f"{undone.weights:,} weights of {undone.original} brought back")
+    print_lines(f"{undone.weights:,} weights of {undone.original} restored")
     if undone.uncertain:
         print(
             f"{undone.uncertain:,} of them ({undone.uncertain / undone.weights:.2%}) may be off in "
-            "their last place, where the edit's rounding made one value of several"
+            "their last place, since the edit's rounding mapped several values to one"
         )
     if undone.lost:
         count = sum(undone.lost.values())
-        print(f"{count:,} neurons of {len(undone.lost)} sites were multiplied by 0 and stay so")
+        print(f"{count:,} neurons of {len(undone.lost)} sites were multiplied by 0 and stay 0")
     if undone.same is not None:
         print(
             "the weight files are the original's"
             if undone.same
-            else "the weight files are not the original's to the byte"
+            else "the weight files differ from the original's"
         )
     if undone.missing:
         missing = ", ".join(undone.missing)
-        print_lines(f"not here, since they were left out when it was baked: {missing}")
+        print_lines(f"missing, since baking left them out: {missing}")
     print(f"written: {output}")

@@ -1,4 +1,4 @@
-"""From this machine to the hub: what is pushed of an output, its card, and the upload."""
+"""Pushing to the hub: which files of an output are pushed, its card, and the upload."""
 
 from sordino.sharing.bundle import Bundle, bundle
 from sordino.sharing.upload import Pushed, push

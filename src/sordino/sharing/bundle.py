@@ -25,13 +25,7 @@ from sordino.edits.provenance import (
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
-from sordino.files import (
-    has_suffix,
-    printable,
-    read_json,
-    to_json,
-    user_path,
-)
+from sordino.files import has_suffix, printable, read_json, to_json, user_path
 from sordino.folders import Folders, is_path, of_this_machine, texts
 from sordino.interventions import Dampening
 from sordino.models.folder import (
@@ -52,39 +46,30 @@ from sordino.sharing.eval_results import eval_results, not_listed
 
 CARD = "README.md"
 EXPERTISE = ".expertise.safetensors"
-_SAMPLES = "it holds texts in the clear; --samples takes it along"
+_SAMPLES = "it holds texts in the clear; --samples includes it"
 _BESIDE = f"{EXTRAS}/evaluation-"
-_FOREIGN = "it is no part of the model"
-# Where a setting of the model's own files says from which folder something came.
+_FOREIGN = "it is not part of the model"
+# Settings in a model's files that can name a folder.
 _PLACES = ("name_or_path", "_file", "_path", "_dir", "_folder")
-# Words of the model's own, which may look like paths.
+# Settings that hold text, which may look like a path.
 _WORDS = ("chat_template", "added_tokens_decoder", "additional_special_tokens", "vocab")
 
 
 @dataclass
 class Bundle:
-    """The files to be pushed.
+    """The files to push.
 
     Args:
         kind: "model", "adapter" (factors that are put on a model) or "expertise" (or dampening).
-        files: By their path in the repository: a file, or its content.
-        left_out: By their path, why files that are there are not pushed.
-        changed: By their path, what was done to files that are not pushed as they are, where that
-            is more than to take folders out.
+        files: Files, or their content, by their path in the repository.
+        left_out: Why files are not pushed, by path.
+        changed: How files were changed before the push, by path, if by more than removing folders.
     """
 
     kind: str
     files: dict[str, Path | bytes] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """How many bytes they have in all."""
-        return sum(
-            len(content) if isinstance(content, bytes) else content.stat().st_size
-            for content in self.files.values()
-        )
 
 
 @contextmanager
@@ -96,21 +81,21 @@ def bundle(
     base_model: str | None = None,
     samples: bool = False,
 ) -> Iterator[Bundle]:
-    """Put together what is pushed of an output; what is rewritten lies in a temporary folder.
+    """Collect the files of an output that are pushed; rewritten ones are in a temporary folder.
 
-    What Sordino wrote and the files that a model consists of are pushed; everything else is left
-    out, and listed.
+    Only files that Sordino wrote and files that a model consists of are pushed. The others are
+    listed as left out.
 
     Args:
         subject: A folder or a ".gguf" file that Sordino wrote, an expertise or a dampening.
-        repository: Where it will be, for the card.
-        license: The licence of the original, by the hub's name for it, where its card has none.
-        base_model: The hub's name of the original, where the record has none.
-        samples: Whether the continuations, in which harmful text stands in the clear, go along.
+        repository: Its name on the hub, for the card.
+        license: The original's licence, by the hub's name for it, if its card names none.
+        base_model: The hub's name of the original, if the record has none.
+        samples: Include the continuations, which hold harmful text in the clear.
 
     Raises:
-        UserError: It is none of these, its licence is not known, a name is none of the hub's, or
-            the user's own words in the card name a folder of this machine.
+        UserError: `subject` is none of these, its licence is unknown, a name cannot be one of the
+            hub's, or the user's own words in the card name a folder of this machine.
     """
     source = user_path(subject)
     for name in filter(None, (repository, base_model)):
@@ -123,8 +108,8 @@ def bundle(
             yield _Output(source, Path(stage), about, samples=samples).bundle()
         else:
             raise UserError(
-                f"{source} is nothing that is pushed: give a folder or .gguf file that sordino "
-                f"wrote, or NAME{EXPERTISE}."
+                f"{source} cannot be pushed: pass a folder or .gguf file that sordino wrote, or "
+                f"NAME{EXPERTISE}."
             )
 
 
@@ -136,7 +121,7 @@ def _refuse_impossible(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError:
         raise UserError(
-            f"{printable(name)} is no name of the hub: give one such as org/name."
+            f"{printable(name)} is not a name on the hub: pass one such as org/name."
         ) from None
 
 
@@ -156,7 +141,7 @@ def _statistics(source: Path, stage: Path, about: cards.About) -> Bundle:
 
 
 def _expertise(file: Path, known: Folders) -> Expertise:
-    """An expertise whose metadata name no folders."""
+    """The expertise in a file, with no folders in its metadata."""
     expertise = Expertise.load(file)
     folders = known.also(Folders.of_metadata(expertise.metadata))
     return Expertise(expertise.statistics, folders.cleaned(dict(expertise.metadata)))
@@ -181,7 +166,7 @@ class _Output:
         record = read_provenance(source)
         self._written = FORMATS.named(record["written_as"])
         self._found = Bundle("model" if self._written.is_model else "adapter")
-        # By their path in the repository, of which `sordino/` lies beside a GGUF file.
+        # By their path in the repository; of a GGUF file, only those in `sordino/`.
         self._here: dict[str, Path] = {}
         if self._is_file:
             self._list(extras_of(source), f"{EXTRAS}/")
@@ -194,7 +179,7 @@ class _Output:
         self._places = of_this_machine(source)
 
     def _list(self, folder: Path, inside: str) -> None:
-        """Note which files are there; links out of the folder are left out, whatever their name."""
+        """List the files of a folder; links out of it are left out, whatever their names."""
         if not folder.is_dir():
             return
         listed = list_files(folder)
@@ -203,7 +188,7 @@ class _Output:
         self._found.left_out |= {inside + printable(name): why for name, why in others.items()}
 
     def bundle(self) -> Bundle:
-        """All files, each as it is to be pushed."""
+        """All files, each as it is pushed."""
         if self._is_file:
             for file in piece_files(self._source):
                 self._found.files[file.name] = self._gguf(file)
@@ -217,29 +202,29 @@ class _Output:
                 self._take(file, name)
         self._found.files[CARD] = self._card().encode()
         self._list_results()
-        # Only now is it known what is pushed.
+        # Only now are all files known.
         if FILE_NAME in self._found.files:
             record = {**self._record, "files": sorted(self._found.files)}
             self._found.files[FILE_NAME] = to_json(_published(record)).encode()
         return self._found
 
     def _list_results(self) -> None:
-        """Figures for the hub's own lists."""
+        """Add the figures for the hub's own lists."""
         if self._evaluation is None:
             return
         evaluation = self._cleaned(self._evaluation)
         self._found.files |= eval_results(evaluation, self._about.repository)
         if unlisted := not_listed(evaluation):
             note(
-                f"The hub lists results by its data sets, and so not those of "
-                f"{', '.join(unlisted)}, which were measured on other texts."
+                f"The hub lists only results on its own data sets, so not those of "
+                f"{', '.join(unlisted)}."
             )
 
     def _weights(self) -> set[str]:
         """The names of the files that hold the weights.
 
         Raises:
-            UserError: One of them is not there as a file of the folder.
+            UserError: One of them is not a file of the folder.
         """
         if self._is_file:
             return set()
@@ -248,16 +233,15 @@ class _Output:
             names = {f.name for f in ModelRef("", "folder", self._source).weight_files}
         for name in sorted(names - self._here.keys()):
             raise UserError(
-                f"{self._source / name} is no file of the folder, so that it is not pushed: put "
-                "the file itself there."
+                f"{self._source / name} is not a file of the folder: put the file itself there."
             )
         return names
 
     def _take(self, file: Path, name: str) -> None:
-        """What lies beside the weights."""
+        """Take a file beside the weights, or list it as left out."""
         called = PurePosixPath(name)
         if name == FILE_NAME:
-            self._found.files[name] = b""  # its list of files is written last
+            self._found.files[name] = b""  # written last, since it lists the files
         elif is_settings(called):
             self._found.files[name] = self._settings(file)
         elif is_of_model(called):
@@ -272,7 +256,7 @@ class _Output:
             self._found.left_out[printable(name)] = _FOREIGN
 
     def _take_extra(self, file: Path, name: str) -> None:
-        """What is known of the `sordino/` folder; anything else is someone's own."""
+        """Take a file of the `sordino/` folder, or list it as left out."""
         files = self._found.files
         take: dict[str, Callable[[], Path | bytes]] = {
             f"{EXTRAS}/recipe.toml": lambda: self._recipe(file),
@@ -282,7 +266,7 @@ class _Output:
             ),
         }
         if name.startswith(f"{BEFORE}/"):
-            self._found.left_out[printable(name)] = "it is what a file was before it was edited"
+            self._found.left_out[printable(name)] = "it is a file as it was before the edit"
         elif fnmatch(name, f"{EXTRAS}/evaluation*.samples.jsonl"):
             if self._samples:
                 files[name] = file
@@ -300,11 +284,11 @@ class _Output:
             self._found.left_out[printable(name)] = _FOREIGN
 
     def _try(self, name: str, take: Callable[[], Path | bytes]) -> None:
-        """Take a file if it is what it is called."""
+        """Take a file unless it is damaged."""
         try:
             self._found.files[name] = take()
         except UserError:
-            self._found.left_out[printable(name)] = "it is not what its name says"
+            self._found.left_out[printable(name)] = "it is damaged, or not what its name says"
 
     def _recipe(self, file: Path) -> bytes:
         text = self._text(f"{EXTRAS}/{file.name}")
@@ -315,15 +299,15 @@ class _Output:
         return value.save(self._stage / name)
 
     def _text(self, name: str) -> str:
-        """A text that is there; "" where it is not, or is not one."""
+        """A file's text; "" if there is no such file."""
         file = self._here.get(name)
         return file.read_text(encoding="utf-8", errors="replace") if file else ""
 
     def _card(self) -> str:
-        """The card: made anew, or in the user's own words.
+        """The card: rendered again, or in the user's own words.
 
         Raises:
-            UserError: These name a folder of this machine.
+            UserError: The user's words name a folder of this machine.
         """
         base, file = self._text(BASE_CARD), self._source.name if self._is_file else ""
         there = self._text(f"{EXTRAS}/{CARD}" if self._is_file else CARD)
@@ -340,12 +324,11 @@ class _Output:
         for place in self._places:
             if place in card:
                 raise UserError(
-                    f"{CARD} names {place}, a folder of this machine: take that out of it, and "
-                    "push again."
+                    f"{CARD} names {place}, a folder of this machine: remove that, and push again."
                 )
 
     def _gguf(self, file: Path) -> Path:
-        """The file (of several each has the record), or a copy whose record names no folders."""
+        """The file itself, or a copy with no folders in its record."""
         whole = gguf_record.read(file)
         if whole == self._published_gguf(whole):
             return file
@@ -354,8 +337,8 @@ class _Output:
             shutil.copyfile(file, copy)
         except OSError as error:
             raise UserError(
-                f"{file} could not be copied to {copy.parent}, to take folders out of its "
-                f"record ({error.strerror}): make room there, or set TMPDIR."
+                f"{file} could not be copied to {copy.parent}, to remove folders from its record "
+                f"({error.strerror}): make room there, or set TMPDIR."
             ) from None
         gguf_record.rewrite(copy, self._published_gguf)
         return copy
@@ -374,17 +357,17 @@ class _Output:
         return self._cleaned(Evaluation.load(file))
 
     def _cleaned(self, read: Evaluation) -> Evaluation:
-        """Figures without folders and the user's own words; with samples if they are asked for."""
+        """Figures without folders or the user's own words; with samples if they are pushed."""
         value = self._folders.cleaned(without_own_words(read).model_dump(mode="json"))
         return Evaluation.model_validate(value | {"samples": read.samples if self._samples else {}})
 
     def _take_page(self, name: str) -> None:
-        """The page again, from what is pushed: the one that is here shows texts and folders."""
+        """Render the page again from what is pushed, without texts and folders."""
         found = [n for n in self._here if n.startswith(f"{EXTRAS}/") and n.endswith(EXPERTISE)]
         found = [one for one in found if one.count("/") == 1]
         factors = self._here.get(DAMPENING)
         if len(found) != 1 or factors is None:
-            self._found.left_out[name] = "it shows texts in the clear and this machine's folders"
+            self._found.left_out[name] = "it shows texts in the clear and folders of this machine"
             return
         expertise = _expertise(self._here[found[0]], self._folders)
         beside = {
@@ -404,19 +387,20 @@ class _Output:
             date=self._record["created"],
         )
         self._found.files[name] = render(record).encode()
-        self._found.changed[name] = "made anew, without the sentences that excite the neurons" + (
-            "" if self._samples else " and without continuations"
+        self._found.changed[name] = (
+            "rendered again without the sentences that excite the neurons"
+            + ("" if self._samples else " and without continuations")
         )
 
     def _settings(self, file: Path) -> Path | bytes:
-        """The model's own settings without the folders that they name, if they name any."""
+        """The model's own settings without folders."""
         settings = read_json(file)
         cleaned = _without_places(settings, self._folders)
         return file if cleaned == settings else to_json(cleaned).encode()
 
 
 def _without_places(value: Any, folders: Folders, key: str = "") -> Any:
-    """Settings of a model without folders; words of its own stay as they are."""
+    """Settings of a model without folders; its own words are kept."""
     if key in _WORDS:
         return value
     if isinstance(value, dict):
@@ -429,7 +413,7 @@ def _without_places(value: Any, folders: Folders, key: str = "") -> Any:
 
 
 def _published(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without the names of files that are nobody's business."""
+    """A record without the names of files that were not copied."""
     shown = {key: value for key, value in record.items() if key not in ("not_copied", "linked")}
     if "earlier" in shown:
         shown["earlier"] = _published(shown["earlier"])
@@ -438,7 +422,7 @@ def _published(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _values(recipe: str) -> list[str]:
-    """The texts in a recipe; nothing of what is none."""
+    """The texts in a recipe; empty if it cannot be read."""
     try:
         return [*texts(tomllib.loads(recipe))]
     except (tomllib.TOMLDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""The README.md that is pushed: what a hub's page shows, with the metadata it is found by."""
+"""The README.md that is pushed, with the metadata for the hub."""
 
 import shlex
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _FOLDER = "path/to/this/folder"
 
 @dataclass(frozen=True)
 class About:
-    """What the user says of a repository.
+    """The user's statements about a repository.
 
     Args:
         repository: Its name, "org/name".
-        license: The licence of the original, by the hub's name for it; None where its card says it.
-        base_model: The hub's name of the original; None where the record says it.
+        license: The original's licence, by the hub's name for it; None if its card names it.
+        base_model: The hub's name of the original; None if the record has it.
     """
 
     repository: str
@@ -37,16 +37,16 @@ class About:
 
 
 def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About) -> str:
-    """A card of a dampened model or an adapter, its metadata completed.
+    """The card of a dampened model or an adapter, with complete metadata.
 
     Args:
-        record: What `sordino.json` says.
-        card: The card, made by `made` or in somebody's own words.
-        base_card: The original's card; "" where it has none.
-        about: What the user says.
+        record: The record in `sordino.json`.
+        card: The card, from `made` or in somebody's own words.
+        base_card: The original's card; "" if it has none.
+        about: The user's statements.
 
     Raises:
-        UserError: The original's licence is not known.
+        UserError: The original's licence is unknown.
     """
     own = front_matter(card)
     base_model = about.base_model or own.get("base_model")
@@ -57,9 +57,8 @@ def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About)
         terms = _terms_on_the_hub(base_model)
     if "license" not in terms:
         raise UserError(
-            "No card says under which licence "
-            f"{printable(str(record['model']['name']))} is: give it, as in --license apache-2.0 "
-            "(or gemma, llama3.2, other, …)."
+            f"No card names the licence of {printable(str(record['model']['name']))}: pass it, as "
+            "in `license=apache-2.0` (or gemma, llama3.2, other, …)."
         )
     front = {**own, **terms, **({"base_model": base_model} if base_model else {})}
     tags = own.get("tags")
@@ -70,13 +69,13 @@ def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About)
 def made(
     record: Mapping[str, Any], evaluation: Evaluation | None, base_card: str, file: str = ""
 ) -> list[str]:
-    """The cards that Sordino writes of a record: the best, and those that earlier steps left.
+    """The cards that Sordino writes for a record: the fullest, then those of earlier steps.
 
     Args:
-        record: What `sordino.json` says.
-        evaluation: What changed, or None where that was not measured.
-        base_card: The original's card; "" where it has none.
-        file: The GGUF file's name, of a model that is one.
+        record: The record in `sordino.json`.
+        evaluation: The figures before and after; None if they were not measured.
+        base_card: The original's card; "" if it has none.
+        file: The name of a GGUF file; "" for a folder.
     """
     written = FORMATS.named(record["written_as"])
     if not written.is_model:
@@ -109,9 +108,9 @@ def of_expertise(expertise: Expertise, file: str, about: About) -> str:
     """The card of an expertise, from its metadata."""
     metadata = expertise.metadata
     return _statistics(
-        f"What the neurons of {metadata['model']} know of {metadata['concept']}",
-        "What each neuron's response tells of a concept, as one number a neuron and statistic: its "
-        "AUROC as a classifier, first of all. No weights are here, and no sentences.",
+        f"How well the neurons of {metadata['model']} recognise {metadata['concept']}",
+        "One number for each neuron and statistic, above all the AUROC of its response as a "
+        "classifier of the concept's sentences. The file holds no weights and no sentences.",
         [text.strip() for text in expertise_lines(expertise)],
         metadata,
         sorted(next(iter(expertise.statistics.values()))),
@@ -125,8 +124,8 @@ def of_dampening(dampening: Dampening, file: str, about: About) -> str:
     metadata = dampening.expertise
     return _statistics(
         f"Dampening factors for {metadata.get('model', 'a model')}",
-        "One factor a neuron, by which its output is multiplied (and a shift, with some rules). No "
-        "weights are here, and no sentences.",
+        "One factor for each neuron, by which its output is multiplied, and with some rules a "
+        "shift. The file holds no weights and no sentences.",
         dampening_lines(dampening),
         metadata,
         [],

@@ -1,7 +1,7 @@
-"""Figures as the hub's evaluation feature reads them: `.eval_results/*.yaml` in a repository.
+"""Figures for the hub's lists of evaluation results: `.eval_results/*.yaml` in a repository.
 
-The hub lists results by the data set on which they were measured, and so only figures on data sets
-of the hub can be listed. A file holds one measure's; what else decides them is in the notes of each
+The hub lists results by data set, so only figures on data sets of the hub can be listed. Each file
+holds one measure, and each figure's notes hold its settings
 (https://huggingface.co/docs/hub/eval-results).
 """
 
@@ -16,8 +16,7 @@ from sordino.evaluation import Evaluation, Figure
 from sordino.evaluation.result import MeasureResult
 
 FOLDER = ".eval_results"
-"""The folder of a repository in which the hub looks for them."""
-# Where a protocol says on which texts, and what of it goes into the notes.
+# The settings of a protocol that name the texts, and those that go into the notes.
 _SOURCES = ("prompts", "texts")
 _TOLD = (
     *("continuations", "new_tokens", "temperature", "top_p", "top_k", "max_tokens", "direction"),
@@ -29,8 +28,8 @@ def eval_results(evaluation: Evaluation, repository: str) -> dict[str, bytes]:
     """The files that the hub reads, by their path in a repository.
 
     Args:
-        evaluation: What was measured, without folders of this machine.
-        repository: Its name, "org/name".
+        evaluation: The figures, without folders of this machine.
+        repository: The repository's name, "org/name".
     """
     found = {}
     for name, measured in evaluation.measures.items():
@@ -72,7 +71,7 @@ def _entries(
 
 
 def _dataset(protocol: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The hub's data set on which a measure was taken, and its split; None where it was none."""
+    """The hub's data set on which a measure was taken, and its split; None if it was another's."""
     for key in _SOURCES:
         source = protocol.get(key)
         if isinstance(source, str) and source.startswith("hf:"):

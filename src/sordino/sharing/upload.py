@@ -1,4 +1,4 @@
-"""Pushing to the hub: large files first, one commit at the end, and a look at what arrived."""
+"""Pushing to the hub: large files first, then one commit, then a check of what arrived."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,23 @@ from sordino.errors import UserError
 from sordino.files import printable, sha256_of, user_path
 from sordino.sharing.bundle import Bundle, bundle
 
-_KEPT = (".gitattributes",)
-"""Files that the hub itself puts into every repository."""
+_HUBS_OWN = (".gitattributes",)  # in every repository
 _SAID = 300
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did, or would do.
+    """The result of a push, or of a dry run.
 
     Args:
         repository: Its name on the hub.
-        address: Where to look at it; "" where nothing was pushed.
-        commit: The commit that holds the files; "" where nothing was pushed.
+        address: Its web address; "" after a dry run.
+        commit: The commit that holds the files; "" after a dry run.
         kind: See `Bundle`.
-        files: The size in bytes of every file.
-        left_out: Files that are here and were not pushed, with the reason.
-        changed: Files that were not pushed as they are here, with what was done.
-        older: Files that were in the repository before and are none of these.
+        files: The size of each file, in bytes.
+        left_out: Why files were not pushed; see `Bundle`.
+        changed: How files were changed before the push; see `Bundle`.
+        older: Other files that were in the repository before.
     """
 
     repository: str
@@ -54,30 +53,27 @@ def push(
     samples: bool = False,
     dry_run: bool = False,
 ) -> Pushed:
-    """Push an output to a model repository of the hub, which is made if there is none.
+    """Push an output to a model repository of the hub, which is created if necessary.
 
-    Large files are uploaded one by one, under their checksums; they become visible with everything
-    else in one commit at the end. A push that fails changes nothing that can be seen, and what it
-    has uploaded is not uploaded again by the next. The token is HF_TOKEN's, or that of
+    Large files are uploaded one by one. They become visible with everything else in one commit at
+    the end, after which sizes and checksums are compared. A failed push changes nothing visible,
+    and the next push does not upload its files again. The token is HF_TOKEN's, or that of
     `hf auth login`.
 
     Args:
-        subject: See `bundle`.
+        subject: A folder or ".gguf" file that Sordino wrote, an expertise or a dampening file.
         repository: "org/name".
-        private: Make the repository a private one.
-        revision: A branch, made from main if there is none of that name; None for main.
-        message: Of the commit.
-        license: See `bundle`.
-        base_model: See `bundle`.
-        samples: See `bundle`.
-        dry_run: Only tell what would be pushed; the hub is not asked.
-
-    Returns:
-        What was pushed, after its sizes and checksums on the hub were compared with those here.
+        private: Make the repository private.
+        revision: A branch, created from main if necessary; None for main.
+        message: The commit's message.
+        license: The original's licence, by the hub's name for it, if its card names none.
+        base_model: The hub's name of the original, if the record has none.
+        samples: Include the continuations, which hold harmful text in the clear.
+        dry_run: Return what would be pushed, without asking the hub.
 
     Raises:
-        UserError: Something cannot be pushed, or the hub did not take it; then the same call can be
-            repeated.
+        UserError: Something cannot be pushed, or the hub refused it. In the latter case, the same
+            call continues.
 
     Example:
         >>> pushed = sordino.push("quiet", "someone/quiet", license="apache-2.0", dry_run=True)
@@ -124,13 +120,13 @@ class _Upload:
         self._done: list[str] = []
 
     def carry_out(self, message: str) -> tuple[str, str, tuple[str, ...]]:
-        """Make the repository, upload, commit, check; the address, the commit, older files."""
+        """Create the repository, upload, commit, check; the address, the commit, older files."""
         if not hub.reachable():
             from huggingface_hub import constants
 
             raise UserError(
-                f"Nothing was pushed, for the hub {constants.ENDPOINT} does not answer (or "
-                "HF_HUB_OFFLINE is set): try again when it does."
+                f"Nothing was pushed: the hub {constants.ENDPOINT} does not answer (or "
+                "HF_HUB_OFFLINE is set). Try again when it does."
             )
         with self._failures(), _bars():
             self._repository = self._made()
@@ -158,8 +154,8 @@ class _Upload:
         info = self._api.model_info(url.repo_id)
         if self._private and not info.private:
             raise UserError(
-                f"{url.repo_id} is there already and public: make it private on the hub first, or "
-                "push without --private. Nothing was pushed."
+                f"Nothing was pushed: {url.repo_id} exists already and is public. Make it private "
+                "on the hub first, or push without `private`."
             )
         if self._revision:
             self._api.create_branch(url.repo_id, branch=self._revision, exist_ok=True)
@@ -167,7 +163,7 @@ class _Upload:
 
     def _older(self) -> tuple[str, ...]:
         there = self._api.list_repo_files(self._repository, revision=self._revision)
-        return tuple(sorted(set(there) - set(self._files) - set(_KEPT)))
+        return tuple(sorted(set(there) - set(self._files) - set(_HUBS_OWN)))
 
     def _check(self, commit: str) -> None:
         """Compare sizes and checksums on the hub with those here."""
@@ -183,9 +179,9 @@ class _Upload:
         for name, content in self._files.items():
             info = there.get(name)
             if info is None:
-                wrong = "is not there"
+                wrong = "is missing"
             elif info.size != _size(content):
-                wrong = f"has {info.size:,} bytes and not {_size(content):,}"
+                wrong = f"has {info.size:,} bytes instead of {_size(content):,}"
             elif info.lfs and info.lfs.sha256 != _sha256(content):
                 wrong = f"has another SHA-256 ({info.lfs.sha256})"
             elif not info.lfs and info.blob_id != _git_name(content):
@@ -193,13 +189,13 @@ class _Upload:
             else:
                 continue
             raise UserError(
-                f"{name} does not match what was uploaded: on the hub it {wrong}; run the same "
+                f"{name} does not match what was uploaded: on the hub it {wrong}. Run the same "
                 "command again."
             )
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """One sentence for what the hub can answer, with what is missing and what to do."""
+        """Turn the hub's refusals into one sentence, with what is missing and what to do."""
         failed: tuple[type[Exception], ...] = (*hub.failures(), RuntimeError, ValueError)
         try:
             yield
@@ -213,21 +209,16 @@ class _Upload:
         cause = next((e for e in _causes(error) if isinstance(e, HfHubHTTPError)), None)
         if cause is None:
             said = printable(str(error), _SAID)
-            return f"{name} could not be pushed to ({type(error).__name__}: {said})."
+            return f"The push to {name} failed ({type(error).__name__}: {said})."
         status = cause.response.status_code
         said = printable(cause.server_message or str(cause), _SAID)
         if status == 401:
-            return (
-                f"The hub wants to know who pushes to {name}: log in with `hf auth login`, or set "
-                "HF_TOKEN."
-            )
+            return f"The hub needs a login to push to {name}: run `hf auth login`, or set HF_TOKEN."
         if status == 403 and "quota" not in said.lower() and "storage" not in said.lower():
             return f"The token may not write to {name} ({said}): use one that may, or another name."
         if status in (402, 403, 413, 507):
-            return (
-                f"The hub has no room left for {name}: free some there, or ask for more ({said})."
-            )
-        return f"The hub failed while {name} was pushed to (status {status}: {said})."
+            return f"The hub has no storage left for {name} ({said}): free some, or ask for more."
+        return f"The push to {name} failed (status {status}: {said})."
 
     def _missing(self) -> str:
         missing = [name for name in self._files if name not in self._done]
@@ -237,13 +228,13 @@ class _Upload:
         elif missing:
             what = "Nothing was uploaded"
         else:
-            what = "All files are uploaded, and the commit that shows them is missing"
-        return f"{what}; nothing is lost: give the same command again."
+            what = "All files are uploaded, but not committed"
+        return f"{what}. Run the same command again to continue."
 
 
 @contextmanager
 def _bars() -> Iterator[None]:
-    """The hub's own bars on a terminal, and none elsewhere."""
+    """Show the hub's progress bars on a terminal only."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,

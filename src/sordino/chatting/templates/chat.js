@@ -115,7 +115,7 @@ function keep() {
   try {
     sessionStorage.setItem(kept, JSON.stringify({ turns, settings: settings() }));
   } catch {
-    complain("The conversation is too long to be there after this page is loaded again: save it.");
+    complain("The conversation is too long to survive a reload of this page: save it.");
   }
 }
 const atBottom = () => innerHeight + scrollY >= document.body.scrollHeight - 80;
@@ -161,9 +161,9 @@ async function carryOut(id, sides) {
       take(number, event);
       whole = event.kind === "end";
     }
-    if (!whole) complain("The answer broke off: the terminal of sordino chat says why.");
+    if (!whole) complain("The answer ended early: the terminal of sordino chat shows why.");
   } catch (error) {
-    complain(`The server cannot be reached any more (${error.message}): start sordino chat again.`);
+    complain(`The server cannot be reached (${error.message}): start sordino chat again.`);
   }
 }
 function take(number, event) {
