@@ -469,12 +469,12 @@ def test_the_page_of_a_file_with_all_that_is_at_hand(tiny: tuple[Path, Path], tm
 def test_without_sentences_or_model_the_page_says_so(tiny, tmp_path: Path) -> None:
     _, file = tiny
     explored = explore(file, output=tmp_path / "a.html")
-    assert "the sentences of “calm” are not at hand" in explored.without
+    assert "the sentences of “calm” are not available" in explored.without
     assert explored.without in unescape(explored.page.read_text())
     lost = Expertise.load(file)
     lost = Expertise(lost.statistics, {**lost.metadata, "model": str(tmp_path / "gone")})
     explored = explore(lost, output=tmp_path / "b.html", concept=LONG)
-    assert "the model is not at hand" in explored.without
+    assert "the model is not available" in explored.without
     assert explored.shown == 0
 
 
@@ -532,10 +532,10 @@ def test_errors_are_one_sentence(tiny, tmp_path: Path, call_in) -> None:
     made_up().save(tmp_path / "other.expertise.safetensors")
     (tmp_path / "page.html").write_text("mine")
     for arguments, expected in {
-        ("factors.safetensors",): "holds factors and nothing of what was found",
+        ("factors.safetensors",): "holds factors but no expertise",
         ("broken.safetensors",): "broken.safetensors is damaged",
         ("gone.safetensors",): "does not exist",
-        (folder,): "nothing that Sordino made",
+        (folder,): "nor an output of Sordino",
         (file, "other.expertise.safetensors", "-o", "new.html"): "differ in their sites",
         (file, "--top", "-1", "-o", "new.html"): "--top takes 0 or more",
         (file, "-o", "page.html"): "exists already",

@@ -89,6 +89,7 @@ def record(words: str, form: str = "weights", revision: str = "") -> dict:
 
 @settings(max_examples=40)
 @given(WORDS, st.sampled_from(["", "abc"]))
+@example("/ ", "")
 def test_cards_have_the_structure_of_a_plain_one(words, revision):
     for make, form in ((model_card, "weights"), (plain_card, "hooks"), (adapter_card, "ia3")):
         card, plain = (make(record(w, form, revision)) for w in (words or "word", "word"))

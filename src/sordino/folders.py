@@ -184,4 +184,4 @@ def _public_address(found: re.Match[str]) -> str:
 
 def _name(path: str) -> str:
     pure = PureWindowsPath(path) if "\\" in path else PurePosixPath(path)
-    return pure.name or path
+    return pure.name if pure.name.strip() else path
