@@ -174,7 +174,7 @@ def test_another_model_is_opened_and_has_no_strength(here, tmp_path):
     assert re.search("gpt2 has no sordino/dampening", other.why_two)
     assert answered(other)["quiet"].text
     turned = open_duet(str(here / "baked"), str(here / "baked"), make=load, scorer="none")
-    assert "was made of other weights" in turned.why_two
+    assert "from other weights" in turned.why_two
 
 
 def test_the_hooks_leave_nothing_behind(duet):
