@@ -99,7 +99,7 @@ def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
         for name in ("hooks.json", "ran/sordino/evaluation.json")
     )
     assert hooks == pytest.approx(ran, rel=1e-3)
-    assert "two sizes" in call(*asked, "--strength", "2", "-o", "no.json")[2]
+    assert "--strength and --divergence" in call(*asked, "--strength", "2", "-o", "no.json")[2]
     assert "--divergence" in call("inspect", file, "--divergence", "0.01")[2]
 
 
