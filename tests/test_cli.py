@@ -285,8 +285,8 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
     assert beside["divergence"]["figures"] == expected["figures"]
     assert "settings" in json.loads((here / "sized/sordino.json").read_text())["intervention"]
     for wrong, said in [
-        (["--strength", "0.5"], "two sizes"),
-        (["--set", "budget=0.1"], "two sizes"),
+        (["--strength", "0.5"], "--divergence"),
+        (["--set", "budget=0.1"], "--divergence"),
     ]:
         status, _, error = call(*arguments, "--force", *wrong)
         assert status == 2
