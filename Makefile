@@ -41,7 +41,7 @@ chat-models: $(BIN)/.dev  ## docs/chat-models.md from nothing, in hours; goes on
 		--concept insults --dtype bfloat16 --judge-dtype bfloat16 \
 		--scorer alt-profanity-check --scorer yes-no:kit:qwen2.5-coder-0.5b \
 		--max-per-class 200 --attribution-per-class 200 --max-prompts 100 --continuations 1 \
-		--max-refusals 100 --max-group-texts 600 --questions 200 --max-texts 100 \
+		--max-refusals 100 --max-group-texts 600 --questions 150 --max-texts 60 \
 		--output $(OUT)/results --markdown docs/chat-models.md
 
 bench: $(BIN)/.dev  ## how fast and how large, against floors and ordinary ways; BENCH=--quick for a look

@@ -311,6 +311,11 @@ def test_a_search_finds_and_judges_in_the_template(tmp_path):
     work = tmp_path / "tuned" / "work"
     found = [sordino.Expertise.load(file) for file in work.rglob("*.expertise.safetensors")]
     assert {one.metadata["chat_role"] for one in found} == {"assistant"}
+    # The record says which template it was.
+    [known] = {one.metadata["chat_template"] for one in found}
+    for reported in result.tuned.reported:
+        assert reported.evaluation.measures["toxicity:chat"].protocol["template"] == known
+    assert result.tuned.reported
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,20 @@ def test_what_the_system_says_comes_first_whether_or_not_there_is_such_a_role(na
     assert ("Be kind.\n\nHello" in said) == (name in ("gemma", "mistral"))
 
 
+def test_the_chat_tells_the_template_whether_the_model_may_think():
+    turns, opened = [Turn(prompt="Hello")], OPENED["qwen"]
+
+    def text(**settings):
+        ids, _ = prompt_ids(
+            opened, turns, "original", Settings(new_tokens=4, **settings), plain=False
+        )
+        return opened.tokenizer.decode(ids)
+
+    assert text().endswith("assistant\n")
+    assert text() == text(thinking=True)
+    assert text(thinking=False).endswith("<think>\n\n</think>\n\n")
+
+
 WRONG = {
     "{{ 1/0 }}": "ZeroDivisionError",
     "{{ messages + 1 }}": "TypeError",

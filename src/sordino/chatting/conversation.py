@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.files import printable
+from sordino.models.chat import Chat
 from sordino.models.chat_template import (
     Message,
     Stopped,
@@ -45,6 +46,8 @@ class Settings(_Value):
     Args:
         strength: The edit's strength, if hooks apply it; 1 is the edit as it was made.
         pre_prompt: Text before the conversation; "" for none.
+        thinking: Whether a model may think first, and its thoughts are part of its answer; its
+            template is told so.
         seed: Seed of the random numbers, which both sides share.
         new_tokens: See `sordino.models.generation.Sampling`, as for the rest.
         temperature: 0 takes the likeliest token.
@@ -58,6 +61,7 @@ class Settings(_Value):
 
     strength: float = 1.0
     pre_prompt: str = ""
+    thinking: bool = True
     seed: int = 0
     new_tokens: int = 128
     temperature: float = 1.0
@@ -269,7 +273,14 @@ def prompt_ids(
             return _plainly(opened, told[left_out:], side, pre_prompt)
         messages = _messages(told[left_out:], side)
         try:
-            text = render(opened, messages, system=pre_prompt, stopped=stopped)
+            form = Chat("on", thinking=settings.thinking)
+            text = render(
+                opened,
+                messages,
+                system=pre_prompt,
+                variables=form.variables(),
+                stopped=stopped,
+            )
         except TemplateFailure as failure:
             raise advised(failure) from None
         return text_ids(opened, text) if len(text) <= most else None

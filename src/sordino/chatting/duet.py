@@ -162,7 +162,7 @@ class Duet:
             for side in sides:
                 yield Answered(side, self._answer(_NOTHING, 0, settings, early=True))
             return
-        form = Chat("on", system=settings.pre_prompt.strip(), thinking=True)
+        form = Chat("on", system=settings.pre_prompt.strip(), thinking=settings.thinking)
         forms = {} if self.plain else {side: replies(models[side], form) for side in sides}
         voices = {
             side: stream(

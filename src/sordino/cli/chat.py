@@ -25,6 +25,8 @@ class AnswerOptions:
 
     pre_prompt: str = "none"
     """Text before the conversation: none, benign, adversarial, helpful, unbound, or a text file."""
+    thinking: Annotated[bool, Parameter(negative="--no-thinking")] = True
+    """Let a model that thinks do so, and show its thoughts."""
     new_tokens: int = 128
     """The longest answer, in tokens."""
     temperature: float = 0.7

@@ -35,7 +35,7 @@ from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
 from sordino.models.chat import Chat
-from sordino.models.chat_template import template_of
+from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, place_of, resolve
@@ -188,7 +188,7 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
             raise UserError(f"{ref.name} has no chat template: leave out --chat on.")
         if template is None:
             return ready
-        fingerprinted = fingerprint(template)[:16]
+        fingerprinted = fingerprint_of(template)
     twins = {
         one.key: twin
         for one in ready.measures

@@ -102,6 +102,11 @@ def chat(
                 "--intervention, --divergence and --set need an expertise file, and with "
                 "--endpoint there is none."
             )
+        if not begin.thinking:
+            raise UserError(
+                "--no-thinking is told to a chat template here, and with --endpoint the server has "
+                "its own: leave it out, and set it there."
+            )
         judge = open_judge(scorer, toxic_label, judge_refusal, device)
         open_both = partial(
             open_served, endpoint, adapter, original, access, plain=plain, scorer=judge

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sordino.concepts.concept import Concept
+from sordino.errors import UserError
 from sordino.evaluation import Measure, Perplexity, Toxicity
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.files import only_one, user_path, write_json
 from sordino.interventions import Dampening
 from sordino.models.chat import AS_SEES_FIT, Chat
+from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output
 from sordino.report.article import write_html
@@ -127,8 +129,11 @@ def tune(
     ready = prepare_search(settings, texts, device=device, seed=seed)
     labelled = concept if isinstance(concept, Concept) else concept()
     ready.note_shared_sentences(labelled.source)
+    ref = resolve(model, revision)
+    if chat.use == "on":
+        settings = _in_the_template_of(ref, chat, settings)
     lab = Lab(
-        resolve(model, revision),
+        ref,
         labelled,
         folder / "work",
         device=device,
@@ -148,3 +153,17 @@ def tune(
         )
         write_html(article, page)
     return TuneResult(tuned, chosen, file, page, tuple(article.answer))
+
+
+def _in_the_template_of(ref: ModelRef, chat: Chat, settings: TuneSettings) -> TuneSettings:
+    """The settings with the fingerprint of the model's chat template in every measure.
+
+    Raises:
+        UserError: The model has none.
+    """
+    template = template_of(ref)
+    if template is None:
+        raise UserError(f"{ref.name} has no chat template: leave out --chat on.")
+    known = fingerprint_of(template)
+    reported = tuple(one.in_chat(chat, known) or one for one in settings.reported)
+    return replace(settings, toxicity=replace(settings.toxicity, template=known), reported=reported)

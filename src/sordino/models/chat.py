@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from sordino.errors import UserError
-from sordino.files import fingerprint, printable
+from sordino.files import printable
 from sordino.models.chat_template import (
     Message,
     TemplateFailure,
+    fingerprint_of,
     has_template,
     render,
     template_text,
@@ -143,7 +144,7 @@ def template_fingerprint(opened: OpenModel) -> str:
     Raises:
         UserError: There is none that could be filled in.
     """
-    return fingerprint(template_text(opened))[:16]
+    return fingerprint_of(template_text(opened))
 
 
 def place(opened: OpenModel, turns: Sequence[Spoken], chat: Chat, max_tokens: int) -> list[Placed]:

@@ -21,7 +21,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import fingerprint, printable
 from sordino.models import gguf_loading
 from sordino.models.calls import open_tokenizer
 from sordino.models.open import OpenModel
@@ -85,6 +85,11 @@ def template_of(ref: ModelRef) -> str | None:
         return _template(tokenizer)
     except _Failed as failed:
         raise TemplateFailure(ref.name, str(failed), endless=False) from None
+
+
+def fingerprint_of(template: str) -> str:
+    """Tells a chat template from others, in sixteen letters."""
+    return fingerprint(template)[:16]
 
 
 def has_template(opened: OpenModel) -> bool:

@@ -20,7 +20,7 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.files import fingerprint
 from sordino.interventions import aura, family
 from sordino.models.chat import Chat
-from sordino.models.chat_template import template_of
+from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.sites import ATTENTION
 from sordino.studies.concepts import effect_on, reading_on
 from sordino.studies.findings import differences, toxic, toxicities
@@ -133,7 +133,7 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
     replies: list[Measure] = []
     if template is not None:
         asked = plan.toxicity(new_tokens=plan.reply_tokens), refusals
-        in_chat = (one.in_chat(Chat("on"), fingerprint(template)[:16]) for one in asked)
+        in_chat = (one.in_chat(Chat("on"), fingerprint_of(template)) for one in asked)
         replies = [one for one in in_chat if one is not None]
     yield Group(
         "toxicity",
