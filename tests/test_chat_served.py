@@ -107,7 +107,7 @@ def test_elsewhere_the_adapter_is_a_model_that_is_on_or_off(serve):
         opened(stub.address, "insult", model="base")
     with pytest.raises(UserError, match="name a model with ORIGINAL"):
         opened(stub.address)
-    with pytest.raises(UserError, match=r"--strength cannot be set.*only switches"):
+    with pytest.raises(UserError, match=r"`strength` cannot be set.*only switches"):
         chat(
             "base",
             None,
@@ -162,17 +162,17 @@ def test_adapters_that_are_not_there(serve):
 def test_what_does_not_go_together_is_refused():
     talk = {"terminal": True, "scorer": "none"}
     for given, message in [
-        ({}, "pass ORIGINAL and QUIET, or --endpoint and --adapter"),
+        ({}, "pass ORIGINAL and QUIET, or `endpoint` and `adapter`"),
         ({"original": "tiny"}, "pass ORIGINAL and QUIET"),
         ({"endpoint": "http://127.0.0.1:9"}, "go together"),
         ({"adapter": "insults"}, "go together"),
         (
             {"original": "a", "quiet": "b", "endpoint": "http://127.0.0.1:9", "adapter": "x"},
-            "Pass b or --endpoint, not both",
+            "Pass b or `endpoint`, not both",
         ),
         (
             {"endpoint": "http://127.0.0.1:9", "adapter": "x", "divergence": 0.1},
-            "with --endpoint there is none",
+            "with `endpoint` there is none",
         ),
     ]:
         with pytest.raises(UserError, match=message):

@@ -1,1 +1,1 @@
-"""Whole commands as functions: each takes its inputs, and leaves files and a page."""
+"""The commands without a folder of their own, as functions."""

@@ -48,25 +48,24 @@ def chat(
 ) -> bool:
     """Talk to a model and its quiet counterpart, side by side, until interrupted.
 
-    Both get the same prompts and the same random numbers. Where the quiet one is an edit of the
+    Both get the same prompts and the same random numbers. If the quiet one is an edit of the
     original, one copy of the weights serves both, and the strength is a slider.
 
     Args:
         original: The original model; with `endpoint`, its name there, if it has several.
         quiet: An expertise file, to which the intervention is applied; a dampening file; a folder
             that was baked from the original; or another model, which then has no slider.
-        answers: How answers are asked for at first, and the strength at which the slider begins.
-        endpoint: The address of a server that speaks for both sides, instead of models here.
-        adapter: Its LoRA adapter, which the quiet side has and the original has not: the name of
-            its file or folder for llama.cpp, whose scale is the strength; elsewhere that of its
-            model.
+        answers: The initial settings of answers, including the strength.
+        endpoint: The address of a server that answers for both sides, instead of models here.
+        adapter: The server's LoRA adapter for the quiet side: for llama.cpp the name of its file or
+            folder, and its scale is the strength; elsewhere the name of its model.
         access: How the server is asked.
         intervention: The rule, for an expertise file.
         settings: The rule's own settings.
         divergence: The budget that the change may reach at strength 1, nats per token.
-        texts: Ordinary texts on which that is measured.
-        terminal: Talk in the terminal, and serve no page.
-        plain: Continue prompts as they are, also where the tokenizer has a chat template.
+        texts: Ordinary texts on which the divergence is measured.
+        terminal: Talk in the terminal instead of on a page.
+        plain: Continue prompts as they are, even if the tokenizer has a chat template.
         scorer: What scores the answers; as for `sordino.Toxicity`, or "none".
         toxic_label: The classifier's label that means toxic, if it cannot be inferred.
         judge_refusal: Score of an answer that a server's model refuses to judge.
@@ -76,10 +75,10 @@ def chat(
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`.
         revision: Of the original; see `sordino.open_model`.
-        sites: See `sordino.open_model`; for the divergence.
+        sites: See `sordino.open_model`; for measuring the divergence.
 
     Returns:
-        Whether an answer is still being generated in a thread of the server.
+        Whether the server's thread is still generating an answer.
 
     Raises:
         UserError: An input cannot be used, or nothing can listen there.
@@ -88,19 +87,19 @@ def chat(
         >>> sordino.chat("tiny", "calm.expertise.safetensors", terminal=True, scorer="none")
     """
     if not terminal:
-        require("chat", "The page (--terminal does without)")
+        require("chat", "The page (`terminal` works without)")
     begin = answers or Settings()
     changed = (intervention, settings or {}, divergence) != ("aura", {}, None)
     open_both: Callable[[], Voices]
     if endpoint is not None or adapter is not None:
         if endpoint is None or adapter is None:
-            raise UserError("--endpoint and --adapter go together: give both.")
+            raise UserError("`endpoint` and `adapter` go together: pass both.")
         if quiet is not None:
-            raise UserError(f"Pass {quiet} or --endpoint, not both.")
+            raise UserError(f"Pass {quiet} or `endpoint`, not both.")
         if changed:
             raise UserError(
-                "--intervention, --divergence and --set need an expertise file, and with "
-                "--endpoint there is none."
+                "`intervention`, `divergence` and `settings` need an expertise file, and with "
+                "`endpoint` there is none."
             )
         if not begin.thinking:
             raise UserError(
@@ -113,12 +112,12 @@ def chat(
         )
     elif original is None or quiet is None:
         raise UserError(
-            "There is nothing to talk to: pass ORIGINAL and QUIET, or --endpoint and --adapter."
+            "There is nothing to talk to: pass ORIGINAL and QUIET, or `endpoint` and `adapter`."
         )
     else:
         if changed and not is_edit_file(user_path(quiet)):
             raise UserError(
-                f"--intervention, --divergence and --set need an expertise file, not {quiet}."
+                f"`intervention`, `divergence` and `settings` need an expertise file, not {quiet}."
             )
 
         def make(opened: OpenModel, file: Path) -> Dampening:
@@ -153,7 +152,7 @@ def chat(
         listening = server.listen(host, port)
     duet = open_both()
     if duet.fixed and begin.strength != 1:
-        raise UserError(f"--strength cannot be set. {duet.fixed}")
+        raise UserError(f"`strength` cannot be set. {duet.fixed}")
     if duet.fixed:
         note(f"there is no slider. {duet.fixed}")
     if listening is None:

@@ -1,4 +1,4 @@
-"""Measure a model, also with a dampening on it that has not been baked."""
+"""Measure a model, also with a dampening that has not been baked."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,43 +41,43 @@ def evaluate(
     inputs: Iterable[object] = (),
     chat: Chat = RAW,
 ) -> Evaluation:
-    """Measure a model and, if given, the one that it is compared with.
+    """Measure a model, alone or against another.
 
-    Both see the same prompts and the same random numbers. Models given by name are in memory one at
-    a time, except for measures that need both (`speed`). Processes that torchrun started share the
-    batches and come to the same result; the first writes it. A measure that cannot be taken here is
-    in the result as not run, with the reason. With `output` an evaluation that was killed continues
-    where it was and ends in the same bytes.
+    Both get the same prompts and the same random numbers. Models given by name are in memory one at
+    a time, except for measures that need both (`speed`). Processes started by torchrun share the
+    batches and get the same result; the first one writes it. The result says of a measure that is
+    not available here why it was not run. With `output`, a killed evaluation continues where it
+    stopped and ends in the same bytes.
 
     Args:
         model: The model ("after" in the result): what `sordino.open_model` takes, an open model, a
             server (`Endpoint`), or what `sordino.hooked` gives.
-        against: The model before, if there is one to compare with.
+        against: The model before, for a comparison.
         measures: Names of measures, or measures with other settings than their defaults, such as
-            `Toxicity(continuations=25)`; or what `sordino.evaluation.prepare` made of them, with
+            `Toxicity(continuations=25)`; or what `sordino.evaluation.prepare` made of them with
             the same device and seed.
-        dampening: Measure the model with this on it, by forward hooks: what
+        dampening: Measure the model with this dampening, applied by forward hooks: what
             `sordino.make_dampening` takes, such as an expertise.
         intervention: See `sordino.make_dampening`, as for the next four.
         strength: Of each dampening.
         settings: The rule's own settings.
         divergence: The budget that the change may reach, nats per token.
-        texts: Ordinary texts on which that is measured.
+        texts: Ordinary texts on which the divergence is measured.
         device: Where models given by name, and text classifiers, run; see `sordino.open_model`.
-        dtype: In which models given by name run; see `sordino.open_model`.
-        revision: Of the model; see `sordino.open_model`.
-        sites: See `sordino.open_model`; for the divergence.
-        seed: Of the choice of prompts and texts, of sampling and of the intervals.
-        batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more. With
-            another value the batches round differently, which can change single tokens.
-        output: The JSON file to write; the samples go beside it.
+        dtype: The dtype of models given by name; see `sordino.open_model`.
+        revision: The model's revision; see `sordino.open_model`.
+        sites: See `sordino.open_model`; for measuring the divergence.
+        seed: Seed of the choice of prompts and texts, of sampling and of the intervals.
+        batch_tokens: About how many tokens are in memory at once; None for 8,192, or more on a GPU.
+            Other batches round differently, which can change single tokens.
+        output: The JSON file to write; the samples are written beside it.
         force: Replace an existing output.
-        records: Where to keep what each model gave, so that further evaluations of one of them need
-            not measure it again.
-        inputs: Files that were read for this, which the output must not replace. If one of them is
-            readable by its owner alone, so is the output.
-        chat: How the model's chat template is used where continuations are looked at; by default it
-            is not. "auto" takes them both ways, where the model has a template.
+        records: A folder that keeps each model's records, so that further evaluations need not
+            measure it again.
+        inputs: Files that the output must not replace. If one of them is readable by its owner
+            only, so is the output.
+        chat: How the model's chat template is used for generated text; by default it is not. "auto"
+            measures both ways if the model has a template.
 
     Returns:
         The figures, with the single items as `samples`.
@@ -94,14 +94,14 @@ def evaluate(
     dampened = isinstance(dampening, Source) or bool(dampening)
     if dampened and not isinstance(model, str | Path | ModelRef | OpenModel):
         raise UserError(
-            "A dampening is put on a model that is opened here, and not on a server or on a model "
-            "that is dampened already: give the model itself."
+            "A dampening needs a model in this process that is not dampened already: pass the model "
+            "itself."
         )
     rule = (intervention, strength, dict(settings or {}), divergence)
     if not dampened and rule != ("aura", 1, {}, None):
         raise UserError(
-            "intervention, strength, divergence and settings say how an expertise is used: give "
-            "its file as the dampening."
+            "`intervention`, `strength`, `divergence` and `settings` need an expertise: pass its "
+            "file as `dampening`."
         )
     files = tuple(named_files(*inputs))
     with private_files(any(map(is_private, files))):
@@ -123,8 +123,8 @@ def evaluate(
             ready = evaluation.with_chat(ready, chat, model)
         elif chat.use == "on":
             raise UserError(
-                "A chat template is used of a model that is opened here: give the model itself, or "
-                "measures with a chat."
+                "`chat=on` needs a model that is opened here: pass the model itself, or measures "
+                "with a chat."
             )
         if dampened:
             assert isinstance(model, ModelRef | OpenModel)

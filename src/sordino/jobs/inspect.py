@@ -1,4 +1,4 @@
-"""Look at a model's linear layers, at an artefact, or at what was done to a model."""
+"""Show a model's linear layers, an artefact, or what was done to a model."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ from sordino.tuning.calibration import dampening_of
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """What `inspect` shows.
 
     Args:
-        facts: It, as JSON can hold it.
-        lines: The same in lines for people.
+        facts: The facts, for JSON.
+        lines: The same, as lines to print.
     """
 
     facts: Mapping[str, Any]
@@ -50,7 +50,7 @@ def inspect(
     """Show a model's sites, an expertise file, or what was done to a dampened model.
 
     Args:
-        subject: A model, an expertise or dampening file ("hf:org/name" for one of the hub), or a
+        subject: A model, an expertise or dampening file ("hf:org/name" for one on the hub), or a
             folder or ".gguf" file that Sordino wrote.
         intervention: The rule whose effect on an expertise is shown.
         strength: See `Dampening.scaled`.

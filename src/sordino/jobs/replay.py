@@ -1,4 +1,4 @@
-"""Replay a log to two servers, and keep the answers, the figures and a page of them."""
+"""Replay a log to two servers, and write the answers, the figures and a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ from sordino.report.replay import replay_answer, replay_article
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay left behind.
+    """The result of a replay.
 
     Args:
-        outcome: The figures, so far.
+        outcome: The figures so far.
         database: The DuckDB file with the answers.
         page: The page to open.
-        answer: What was found, in sentences.
+        answer: The answer in sentences.
     """
 
     outcome: ReplayOutcome
@@ -46,20 +46,21 @@ def replay(
 ) -> ReplayResult:
     """Send the prompts of logs to the original and the dampened server, and compare over time.
 
-    The logs' prompts go to both servers, the same with the same seed; answers are scored and kept.
-    The page's interval may be looked at every day. The same call continues where it was
-    interrupted, and with what has been added to the logs since.
+    Both servers get the same prompts with the same seed; their answers are scored and kept. You may
+    look at the page's interval every day. The same call continues after an interruption, and when
+    the logs have grown.
 
     Args:
-        logs: JSON Lines files (or .jsonl.gz), the oldest first, with one request a line.
-        servers: The addresses of two OpenAI-compatible servers: the original's, the dampened one's.
+        logs: JSON Lines files (or .jsonl.gz), the oldest first, with one request per line.
+        servers: The addresses of two OpenAI-compatible servers, first the original's, then the
+            dampened one's.
         output: The folder for the database, the figures and the page.
-        settings: What is asked, and who judges.
-        models: The model's name on each server, where a server has several.
+        settings: What is asked and how answers are scored.
+        models: The model's name on each server; None if the server has only one.
         keys: The environment variables that hold the servers' keys.
         access: How servers are asked.
         redact: Keep no text of prompts and answers; what an earlier replay kept is removed.
-        command: The command line that does it again, for the page.
+        command: The command line that continues it, for the page.
 
     Raises:
         UserError: An input cannot be used, or a server does not answer.
@@ -75,11 +76,11 @@ def replay(
     given = [logs] if isinstance(logs, str | Path) else list(logs)
     chosen = settings or ReplaySettings()
     if not given:
-        raise UserError("There is nothing to replay: give the log of a service, a .jsonl file.")
+        raise UserError("There is nothing to replay: pass the log of a service, a .jsonl file.")
     folder = user_path(output)
     database, figures, page = (folder / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
     with private_files():
-        # What a server says can quote what it was sent.
+        # A server's messages can quote the prompt.
         quote = not (redact or was_redacted(database))
         asked = [
             Server(

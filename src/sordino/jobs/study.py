@@ -22,12 +22,12 @@ from sordino.tuning.lab import Lab
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study left behind.
+    """The result of a study.
 
     Args:
-        records: What was measured, by model in the order in which they were given.
+        records: The measurements of each model, in the order of `models`.
         page: The page to open.
-        answer: The answer to its question, in sentences.
+        answer: The answer in sentences.
     """
 
     records: tuple[StudyRecord, ...]
@@ -52,22 +52,22 @@ def study(
 ) -> StudyResult:
     """Answer a question about one model or several, with figures and a page.
 
-    A study that was interrupted, or is run again with other sizes, continues where it stopped.
+    An interrupted study, or one with other sizes, continues where it stopped.
 
     Args:
         name: The study, such as "ranking"; see `sordino study --help`.
-        models: What `sordino.open_model` takes, or the ".json" of a study that has been carried out
-            already, to have it on the same page.
-        concept: The labelled sentences, or what loads them when they are needed.
+        models: What `sordino.open_model` takes, or the ".json" of a finished study, to show it on
+            the same page.
+        concept: The labelled sentences, or a function that loads them when they are needed.
         output: The folder for the figures, the page and the work.
         plan: How much is measured, and on what.
         texts: Ordinary texts for perplexities, sizes and divergences.
         markdown: Also write the page there, as Markdown.
         device: See `sordino.open_model`.
-        dtype: Of the model while it is measured; neurons are found in float32.
-        seed: Of all random choices.
-        inputs: Files that were read for this, which the outputs must not replace.
-        command: The command line that does it again, for the record.
+        dtype: The dtype in which the model is measured; neurons are found in float32.
+        seed: Seed of all random choices.
+        inputs: Files that the outputs must not replace.
+        command: The command line that repeats it, for the record.
 
     Raises:
         UserError: There is no such study, or an input cannot be used.
@@ -81,14 +81,14 @@ def study(
     STUDIES.named(name)
     given = [models] if isinstance(models, str | Path) else list(models)
     if not given:
-        raise UserError("There is no model to study: name one or more after the study.")
+        raise UserError("There is no model to study: pass one or more.")
     folder, read, measured = user_path(output), [*given, *inputs], plan or Plan()
     page = claim_output(folder / f"{name}.html", PAGE, force=True, inputs=read)
     if markdown is not None:
         markdown = claim_output(markdown, MARKDOWN_PAGE, force=True, inputs=read)
     labelled = cache(lambda: concept if isinstance(concept, Concept) else concept())
     if not all(map(_is_record, given)):
-        # Kept until the end, so that its scorers are opened once.
+        # Kept until the end, so that its scorers are opened only once.
         ready = prepare_study(name, measured, texts, device=device, seed=seed)
         ready.note_shared_sentences(labelled().source)
     records = []
@@ -114,5 +114,5 @@ def _is_record(model: str | Path) -> bool:
 
 
 def _slug(ref: ModelRef) -> str:
-    """A model's name as a part of a folder's."""
+    """A model's name as part of a folder's name."""
     return "".join(c if c.isalnum() else "-" for c in ref.name.rpartition(":")[2]).strip("-")

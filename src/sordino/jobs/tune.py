@@ -1,4 +1,4 @@
-"""Search for the intervention that removes most within a budget, and write down what was found."""
+"""Search for the intervention that removes most within a budget, and write the result."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from sordino.tuning.search import TRIED, Tuned, TuneSettings, prepare_search, se
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search left behind.
+    """The result of a search.
 
     Args:
-        tuned: Everything that was measured.
-        chosen: The chosen intervention; None where nothing kept the budget.
-        file: The file that holds it.
+        tuned: All measurements.
+        chosen: The chosen intervention; None if none kept the budget.
+        file: Its file.
         page: The page to open.
-        answer: What was found, in sentences.
+        answer: The answer in sentences.
     """
 
     tuned: Tuned
@@ -63,29 +63,31 @@ def tune(
 ) -> TuneResult:
     """Find the rule, the sites and the size that remove most of a concept within a budget.
 
-    The choice is made on one half of the prompts and reported on the other. A search that was
-    interrupted continues where it stopped, also with more trials.
+    The choice is made on one half of the prompts and reported on the other. An interrupted search
+    continues where it stopped, also with more trials.
 
     Args:
         model: What `sordino.open_model` takes.
-        concept: The labelled sentences, or what loads them once the output is known to be free.
+        concept: The labelled sentences, or a function that loads them once the output is known to
+            be free.
         output: The folder for the page, the figures, the chosen intervention and the work.
         budget: What the intervention may cost, such as "divergence<=0.05" (nats per token),
             "perplexity<=+5%" or "zero-shot>=-1%".
         rules: The rules to try.
         trials: How many interventions to measure.
-        toxicity: How toxicity is measured; None for two continuations of each prompt of the kit.
-        measures: What else is measured of the interventions that are reported.
-        attribution_per_class: Sentences of each class for attribution, for contrast.
+        toxicity: How toxicity is measured; None for two continuations of each of the kit's prompts.
+        measures: Further measures of the reported interventions.
+        attribution_per_class: The largest number of sentences per class for attribution, which
+            contrast needs.
         texts: Ordinary texts for sizes and divergences.
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`.
         revision: See `sordino.open_model`.
         sites: See `sordino.open_model`.
-        seed: Of all random choices.
-        inputs: Files that were read for this, which the output must not replace.
-        command: The command line that does it again, for the page.
-        chat: "on" puts sentences and prompts into the model's chat template, and judges replies.
+        seed: Seed of all random choices.
+        inputs: Files that the output must not replace.
+        command: The command line that repeats it, for the page.
+        chat: "on" puts sentences and prompts into the model's chat template, and scores replies.
 
     Raises:
         UserError: An input cannot be used.
