@@ -94,8 +94,8 @@ def evaluate(
     dampened = isinstance(dampening, Source) or bool(dampening)
     if dampened and not isinstance(model, str | Path | ModelRef | OpenModel):
         raise UserError(
-            "A dampening needs a model in this process that is not dampened already: pass the model "
-            "itself."
+            "A dampening needs a model in this process that is not dampened already: pass the "
+            "model itself."
         )
     rule = (intervention, strength, dict(settings or {}), divergence)
     if not dampened and rule != ("aura", 1, {}, None):
