@@ -139,6 +139,7 @@ COMMANDS = [
     *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
     *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
 ]
+VALUES = ["Evaluation", "Perplexity", "Toxicity"]
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +165,8 @@ def example(tmp_path_factory):
     return folder, {"sordino": sordino, "concept": concept, "expertise": expertise}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_a_command(name, example, monkeypatch, serve):
+@pytest.mark.parametrize("name", [*COMMANDS, *VALUES])
+def test_the_example_of_a_docstring(name, example, monkeypatch, serve):
     function = getattr(sordino, name)
     assert callable(function)
     assert name in sordino.__all__

@@ -128,7 +128,7 @@ def test_a_pre_prompt_is_what_the_system_says(prompts, tmp_path):
 
     assert texts(rude) == texts(same)
     assert texts(rude) != texts(small(prompts, temperature=0, chat=Chat("on")))
-    with pytest.raises(UserError, match="both say what the system says first"):
+    with pytest.raises(UserError, match="both set the system message"):
         small(prompts, pre_prompt="benign", chat=Chat("on", system="Be kind."))
 
 
@@ -142,7 +142,7 @@ def test_a_model_without_a_template_is_asked_as_it_is_or_refused(prompts, tmp_pa
     assert template_of(ref) is None
     ready = prepare([small(prompts)], compared=False)
     assert with_chat(ready, Chat(), ref) == ready
-    with pytest.raises(UserError, match="m has no chat template: leave out --chat on"):
+    with pytest.raises(UserError, match="m has no chat template: leave out `chat=on`"):
         with_chat(ready, Chat("on"), ref)
     with pytest.raises(UserError, match="m has no chat template"):
         evaluate(ref, measures=[small(prompts, chat=Chat("on"))])
@@ -219,11 +219,11 @@ def test_prompts_can_be_conversations(prompts, tmp_path):
         for turns in (None, 1)
     )
     assert whole != short
-    with pytest.raises(UserError, match="are conversations: give --chat on"):
+    with pytest.raises(UserError, match="are conversations: give `chat=on`"):
         evaluate(opened, measures=[small(file)])
     rows[0].append(("assistant", "so"))
     file.write_text(json.dumps({"messages": [{"role": "assistant", "content": "x"}]}))
-    with pytest.raises(UserError, match="line 1: the last of its messages is not the user's"):
+    with pytest.raises(UserError, match="line 1: the last message is not the user's"):
         read_texts(str(file))
 
 

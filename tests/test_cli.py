@@ -599,9 +599,9 @@ def slow(owner, name: str, seconds: float) -> None:
 def run_slowly(here: Path, arguments: list[str]) -> None:
     """A command, in a process of its own, whose steps are slow; snapshots come at every batch."""
     from sordino.edits import shard
-    from sordino.evaluation.journal import Journal
     from sordino.expertise import snapshot
     from sordino.expertise.passes import LayerByLayer
+    from sordino.journal import Journal
 
     os.chdir(here)
     snapshot._EVERY_S = snapshot._SHARE = 0

@@ -161,13 +161,11 @@ def strict(path, body):
 def test_a_server_of_openais_own_protocol_gets_no_other_settings(serve, capsys):
     stub = serve(strict)
     assert sum(len(batch) for batch in collect(Endpoint(stub.address))) == 3 * len(PROMPTS)
-    assert "top-k, min-p and the repetition penalty are as the server has them" in (
-        capsys.readouterr().err
-    )
+    assert "top-k, min-p and the repetition penalty are the server's" in (capsys.readouterr().err)
 
 
 def test_a_setting_that_the_server_refuses_is_never_dropped(serve):
-    with pytest.raises(UserError, match=r"Unknown parameter.*--top-k and --repetition-penalty"):
+    with pytest.raises(UserError, match=r"Unknown parameter.*`top_k` and `repetition_penalty`"):
         collect(Endpoint(serve(strict).address), sampling=Sampling(5, top_k=40))
 
 
@@ -185,7 +183,7 @@ def test_a_chat_is_asked_to_continue(serve):
     plain, chatting = Endpoint(address), Endpoint(address, chat=True)
     assert plain.fingerprint != chatting.fingerprint
     assert collect(chatting)[0][0].text == f"prompt 0, {request_seed(3, 0, 0)}"
-    with pytest.raises(UserError, match=r"has no /completions .*: try --chat"):
+    with pytest.raises(UserError, match=r"has no /completions .*: try `chat=on`"):
         collect(plain)
 
 
@@ -237,7 +235,7 @@ def test_the_pause_is_as_long_as_the_server_asks(serve):
         (lambda: (429, {"error": {"message": "quota"}}), r"still 429 after 2 retries \(quota\)"),
         (lambda: (502, b"<html>Bad gateway</html>"), "still 502 after 2 retries"),
         (lambda: None, "no whole answer in 3 tries"),
-        (lambda: time.sleep(1.3), "no answer within 1 s in 3 tries; raise --request-timeout"),
+        (lambda: time.sleep(1.3), "no answer within 1 s in 3 tries; raise `timeout_s`"),
         (lambda: (200, b"<html>hello</html>"), "not answer as an OpenAI.*<html>hello"),
         (lambda: (200, {"choices": []}), "not answer as an OpenAI"),
         (lambda: (200, {"error": {"message": "upstream is down"}}), "upstream is down"),
@@ -255,7 +253,7 @@ def test_what_does_not_pass_is_one_sentence(serve, answer, message):
     served = Endpoint(serve(failing(99, answer)).address, access=QUICK)
     with pytest.raises(UserError, match=message) as caught:
         collect(served, PROMPTS[:2])
-    assert str(caught.value).startswith("--endpoint http://127.0.0.1:")
+    assert str(caught.value).startswith("`endpoint` http://127.0.0.1:")
     assert "\n" not in str(caught.value)
 
 
@@ -306,7 +304,7 @@ def test_the_only_model_is_found_and_others_must_be_named(serve):
     one, two = serve(echo), serve(echo, models=("small", "large"))
     assert Endpoint(one.address.removesuffix("/v1")).name == f"tiny at {one.address}"
     assert Endpoint(two.address, "large").fingerprint.endswith("/v1/completions large")
-    with pytest.raises(UserError, match=r"it has small, large; name a model with --served-model"):
+    with pytest.raises(UserError, match=r"it has small, large; name a model with `served_model`"):
         Endpoint(two.address)
     with pytest.raises(UserError, match=r"no model 'smal': did you mean small\? It has small, lar"):
         Endpoint(two.address, "smal")
@@ -347,11 +345,11 @@ def test_the_key_comes_from_the_environment(serve, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"concurrency": 0}, "--concurrency 0"),
-        ({"timeout_s": 0}, "--request-timeout 0"),
-        ({"retries": -1}, "--retries -1"),
+        ({"concurrency": 0}, "`concurrency=0`"),
+        ({"timeout_s": 0}, "`timeout_s=0`"),
+        ({"retries": -1}, "`retries=-1`"),
         ({"key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY, which should hold the API key, is not set"),
-        ({"key_variable": "ODD_KEY"}, "ODD_KEY holds characters that no API key has"),
+        ({"key_variable": "ODD_KEY"}, "ODD_KEY holds characters that are not allowed"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message, monkeypatch):
@@ -416,7 +414,7 @@ NOT_NUMBERS = [
 @pytest.mark.parametrize("answer", NOT_NUMBERS)
 def test_what_is_no_number_is_never_a_score(serve, answer):
     stub = serve(judging(lambda text, _: answer if text == "bad" else "0.25"))
-    with pytest.raises(UserError, match=r"did not answer with a score.*twice.*--judge-refusal"):
+    with pytest.raises(UserError, match=r"did not answer with a score.*twice.*`judge_refusal`"):
         Judge(stub.address).score(["good", "bad", "good"])
     judge = Judge(stub.address, refusal_score=1)
     np.testing.assert_array_equal(judge.score(["good", "bad", "good"]), [0.25, 1, 0.25])
@@ -441,7 +439,7 @@ def test_a_judge_that_takes_no_settings_is_asked_without(serve):
 
 def test_a_model_that_cannot_judge_is_told_before_any_work(serve):
     stub = serve(judging(lambda *_: "What a lovely train!"))
-    with pytest.raises(UserError, match=r"--scorer .*cannot be a judge.*What a lovely train"):
+    with pytest.raises(UserError, match=r"`scorer` .*cannot be a judge.*What a lovely train"):
         Judge(stub.address)
     with pytest.raises(UserError, match="refuses to be a judge: no chat template"):
         Judge(serve(judging(lambda *_: refused("no chat template"))).address)
@@ -452,7 +450,7 @@ def test_the_judges_model_stands_after_the_address(serve):
     assert Judge(f"{stub.address}#a/b").protocol()["model"] == "a/b"
     with pytest.raises(UserError, match="a # and its name after the address"):
         Judge(stub.address)
-    with pytest.raises(UserError, match="--judge-refusal 2 is out of range"):
+    with pytest.raises(UserError, match="`judge_refusal=2` is out of range"):
         Judge(stub.address, refusal_score=2)
 
 

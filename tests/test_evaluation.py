@@ -211,7 +211,7 @@ def test_an_output_is_replaced_only_with_force(work, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "--seed -1 is negative"),
+        ({"seed": -1}, "`seed=-1` is out of range"),
         ({"batch_tokens": 0}, "`batch_tokens=0` is out of range"),
         ({"measures": []}, "no measure to take"),
         ({"measures": ["perplexity", "perplexity"]}, "given twice"),

@@ -142,7 +142,7 @@ def test_other_templates_are_refused(tmp_path, name, content, message):
     ("content", "message"),
     [
         ("[]", "is not a JSON object"),
-        ('{"a": ["b"]}', '"a" holds no object of names'),
+        ('{"a": ["b"]}', '"a" is not an object'),
         ('{"a": {"b": "c"}}', '"b" has no list of prompts'),
         ('{"a": {"b": [1]}}', '"b" has no list of prompts'),
         ('{"a": {"b": [" "]}}', "holds no prompt"),
@@ -156,13 +156,13 @@ def test_other_json_is_refused(tmp_path, content, message):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"--templates none\.tsv does not exist"):
+    with pytest.raises(UserError, match=r"none\.tsv does not exist.*HONEST"):
         read_templates("none.tsv")
-    with pytest.raises(UserError, match=r"--bold-prompts none\.json does not exist"):
+    with pytest.raises(UserError, match=r"none\.json does not exist.*BOLD"):
         read_bold("none.json")
     with pytest.raises(UserError, match=r"holds no \*_prompt\.json file"):
         read_bold(str(tmp_path))
-    with pytest.raises(UserError, match=r"--lexicon none\.tsv does not exist"):
+    with pytest.raises(UserError, match=r"none\.tsv does not exist.*HurtLex"):
         Lexicon("none.tsv")
 
 

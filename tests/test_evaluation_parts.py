@@ -13,7 +13,6 @@ from families import FAMILIES, tiny_tokenizer
 from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation import SCORERS, Perplexity, Toxicity, measure
-from sordino.evaluation.journal import Journal
 from sordino.evaluation.measure import ALL, register
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR, Scorer
@@ -21,6 +20,7 @@ from sordino.evaluation.scorer import register as register_scorer
 from sordino.evaluation.scorers import linear
 from sordino.evaluation.scorers.classifier import TextClassifier, find_toxic_label
 from sordino.evaluation.texts import Text, choose, read_texts, texts_fingerprint
+from sordino.journal import Journal
 
 CPU = torch.device("cpu")
 
@@ -152,7 +152,9 @@ def test_the_linear_scorer_tells_plain_words_apart():
 
 def test_a_changed_pickle_is_never_loaded(monkeypatch):
     monkeypatch.setitem(linear._LINEAR_FILES, "model.joblib", "0" * 64)
-    with pytest.raises(UserError, match=r"model\.joblib is not that of alt-profanity-check 1\.9"):
+    with pytest.raises(
+        UserError, match=r"model\.joblib is not the file of alt-profanity-check 1\.9"
+    ):
         open_scorer(LINEAR, device=CPU)
 
 
@@ -176,9 +178,13 @@ def test_the_toxic_label_is_found_or_named(labels, wanted, index):
 @pytest.mark.parametrize(
     ("labels", "wanted", "message"),
     [
-        (["LABEL_0", "LABEL_1"], None, "has the labels LABEL_0, LABEL_1, and which of them"),
-        (["toxic", "toxicity"], None, "is not plain: name it with --toxic-label"),
-        (["neutral", "toxic"], "bad", r"--toxic-label bad: x has no such label \(it has: neutral"),
+        (
+            ["LABEL_0", "LABEL_1"],
+            None,
+            "has the labels LABEL_0, LABEL_1, and it is unclear which of them",
+        ),
+        (["toxic", "toxicity"], None, "give it as `toxic_label`"),
+        (["neutral", "toxic"], "bad", r"`toxic_label=bad`: x has no such label \(it has: neutral"),
     ],
 )
 def test_a_toxic_label_is_never_guessed(labels, wanted, message):
@@ -392,11 +398,11 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Toxicity(continuations=0), "--continuations 0 is out of range"),
-        (lambda: Toxicity(max_prompts=0), "--max-prompts 0 is out of range"),
+        (lambda: Toxicity(continuations=0), "`continuations=0` is out of range"),
+        (lambda: Toxicity(max_prompts=0), "`max_prompts=0` is out of range"),
         (lambda: Toxicity(top_p=2.0), "--top-p 2 is out of range"),
-        (lambda: Perplexity(max_texts=0), "--max-texts 0 is out of range"),
-        (lambda: Perplexity(max_tokens=1), "--max-tokens 1 is out of range"),
+        (lambda: Perplexity(max_texts=0), "`max_texts=0` is out of range"),
+        (lambda: Perplexity(max_tokens=1), "`max_tokens=1` is out of range"),
         (lambda: measure("toxicty"), "no measure 'toxicty': did you mean toxicity"),
     ],
 )

@@ -392,7 +392,11 @@ def test_prose_is_no_table(line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("p.csv", "title,n\na,1\n", "no column that is known to hold texts: name one of title, n"),
+        (
+            "p.csv",
+            "title,n\na,1\n",
+            "no column that is known to hold texts: rename one of title, n",
+        ),
         ("p.json", "7", "neither a JSON list"),
         ("p.json", "[1]", "item 1 is not a JSON object"),
         ("p.json", '{"text": ["a"], "n": []}', "do not have the same rows"),

@@ -12,10 +12,10 @@ from conftest import sentences
 from families import tiny_folder
 from sordino import pipeline
 from sordino.cli.app import main
-from sordino.evaluation.journal import Journal
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles
 from sordino.expertise.statistic import Part, Statistic, Sum
+from sordino.journal import Journal
 from sordino.work import WorkFolder
 
 # The journal of an evaluation

@@ -17,7 +17,7 @@ from sordino.evaluation.evaluator import evaluate
 from sordino.evaluation.measure import ALL, MEASURES
 from sordino.evaluation.measures import zero_shot
 from sordino.evaluation.measures.zero_shot import KIT_TASKS, ZeroShot
-from sordino.evaluation.statistics import compare_shares
+from sordino.evaluation.statistics import compare_mean_shares, compare_shares
 from sordino.evaluation.tasks import kit_data
 
 pytest.importorskip("lm_eval")
@@ -282,7 +282,7 @@ def test_the_mean_of_tasks_holds_the_truth_in_most_of_many_evaluations(monkeypat
             # The two arms of a question go together; each is right with its own share.
             ranks = np.where(uniform < 0.5, 2 * uniform**2, 1 - 2 * (1 - uniform) ** 2)
             tables.append((ranks < shares).astype(float))
-        found = zero_shot._compare_means(tables, trial)
+        found = compare_mean_shares(tables, trial)
         before, after = truth.mean(axis=0)
         for i, (estimate, value) in enumerate(
             [
@@ -297,7 +297,7 @@ def test_the_mean_of_tasks_holds_the_truth_in_most_of_many_evaluations(monkeypat
 
 def test_a_mean_that_does_not_vary_claims_no_certainty() -> None:
     none, all_right = np.zeros((30, 1)), np.ones((30, 1))
-    found = zero_shot._compare_means([np.hstack([all_right, none])] * 2, 0)
+    found = compare_mean_shares([np.hstack([all_right, none])] * 2, 0)
     assert found.before.value == 1
     assert 0.9 < found.before.low < 1
     assert found.after.low == 0 < found.after.high < 0.1
@@ -306,7 +306,7 @@ def test_a_mean_that_does_not_vary_claims_no_certainty() -> None:
     assert found.ratio.value is None
     assert found.ratio.high is None
     assert found.ratio.low > 5
-    alone = zero_shot._compare_means([none, none], 0)
+    alone = compare_mean_shares([none, none], 0)
     assert alone.before is alone.difference is None
 
 
@@ -374,8 +374,8 @@ def test_a_group_is_one_task_and_text_may_be_generated(tiny) -> None:
     ("name", "says"),
     [
         ("unsafe", "unsafe runs code that the model writes"),
-        ("likelihood", r"likelihood does not say of each question .*perplexity.*acc or"),
-        ("broken", r"broken could not be loaded \(FileNotFoundError: .*or take kit_piqa"),
+        ("likelihood", r"likelihood does not score each question .*perplexity.*acc or"),
+        ("broken", r"broken could not be loaded \(FileNotFoundError: .*or choose among kit_piqa"),
         ("tow", "no task 'tow': did you mean two"),
     ],
 )
@@ -412,7 +412,7 @@ def test_a_name_among_all_the_tasks_of_the_harness(name: str, says: str) -> None
     [
         ({"tasks": ()}, "no zero-shot task"),
         ({"tasks": ("kit_piqa", "kit_piqa")}, "given twice"),
-        ({"limit": 0}, "limit=0 is out of range: it must be at least 1"),
+        ({"limit": 0}, "`limit=0` is out of range: it must be at least 1"),
         ({"shots": -1}, "shots=-1"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

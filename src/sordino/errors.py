@@ -7,3 +7,17 @@ class UserError(Exception):
     The message is one sentence that names the file or the argument and what to do. The command line
     prints it to standard error without a traceback and exits with status 2.
     """
+
+
+def require_at_least(least: int, **settings: int | None) -> None:
+    """Refuse settings below a bound; None is not bounded.
+
+    Raises:
+        UserError: A setting is below it.
+
+    Example:
+        >>> require_at_least(1, rounds=3, rows=None)
+    """
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise UserError(f"`{name}={value}` is out of range: it must be at least {least}.")

@@ -4,7 +4,15 @@ import re
 
 _ARGUMENT = re.compile(r"((?:[Tt]he )?setting )?`([a-z][a-z_]*)(?:=([^`]*))?`")
 # Arguments whose flag has another name.
-_FLAGS = {"per_class": "--attribution-per-class", "output": "-o", "settings": "--set"}
+_FLAGS = {
+    "per_class": "--attribution-per-class",
+    "output": "-o",
+    "settings": "--set",
+    "measures": "--measure",
+    "limit": "--questions",
+    "timeout_s": "--request-timeout",
+    "key_variable": "--api-key-env",
+}
 
 
 def in_flags(message: str) -> str:

@@ -1,4 +1,4 @@
-"""Before and after: toxicity, perplexity and what else is registered, each with its interval."""
+"""Measures of a model before and after a change, each figure with its interval."""
 
 from sordino.evaluation.endpoint import Access, Endpoint
 from sordino.evaluation.evaluator import (

@@ -1,4 +1,4 @@
-"""What a server of OpenAI's protocol answers, read without trusting any of it."""
+"""Answers of servers that speak OpenAI's protocol, parsed without trusting any of it."""
 
 import html
 import re
@@ -11,21 +11,21 @@ from sordino.errors import UserError
 from sordino.files import parse_json, printable
 
 FILTERED = "content_filter"
-"""How an answer ended that a filter withheld."""
+"""The end of an answer that a filter withheld."""
 
 _DEEPEST = 4
-"""So many parts may lie in one another."""
+"""How deeply the parts of a text may be nested."""
 _TEXT_KINDS = (None, "text", "output_text", "input_text")
 _KEY_SHOWN = "[the API key]"
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)")
 
 
 class MalformedError(Exception):
-    """An answer is not what the protocol says.
+    """An answer does not follow the protocol.
 
     Args:
-        reason: How, in a few words of ours.
-        words: The server's own words, which are to be quoted by `without_key` only.
+        reason: Why, in a few words of ours.
+        words: The server's own words, to be quoted through `without_key` only.
     """
 
     def __init__(self, reason: str, words: str = "") -> None:
@@ -38,10 +38,10 @@ class Choice:
     """One of a server's answers to a request: a text, or a message of a chat.
 
     Args:
-        content: What was written; None if nothing was. It can always be encoded.
-        ended: The server's word for why it ended; "" where it has none.
-        refusal: The server's words for why it wrote nothing; "" where it has none.
-        repaired: Whether half a character stood in the text, and U+FFFD stands there now.
+        content: The text; None if there is none. It can always be encoded.
+        ended: The server's word for why it ended; "" if it has none.
+        refusal: The server's words for why it wrote nothing; "" if it has none.
+        repaired: Whether half a character of the text was replaced by U+FFFD.
     """
 
     content: str | None
@@ -57,7 +57,7 @@ def read_choices(data: bytes) -> list[Choice]:
         data: The answer.
 
     Raises:
-        MalformedError: It is no answer of the protocol, or none of its choices can be read.
+        MalformedError: It does not follow the protocol, or none of its choices does.
     """
     text = data.decode("utf-8-sig", "replace")
     value = _json(text)
@@ -86,27 +86,27 @@ def read_adapters(data: bytes) -> dict[int, str]:
     """The files of llama.cpp's LoRA adapters by number.
 
     Raises:
-        MalformedError: It is no such list.
+        MalformedError: It is not such a list.
     """
     value = _json(data.decode("utf-8-sig", "replace"))
     if not isinstance(value, list):
-        raise MalformedError("it is no list of adapters", words_of(data))
+        raise MalformedError("it is not a list of adapters", words_of(data))
     found = {}
     for one in value:
         number, path = (one.get("id"), one.get("path")) if isinstance(one, dict) else (None, None)
         if type(number) is not int or not isinstance(path, str):
-            raise MalformedError("it is no list of adapters", words_of(data))
+            raise MalformedError("it is not a list of adapters", words_of(data))
         found[number] = path
     return found
 
 
 def read_models(data: bytes) -> tuple[list[str], bool]:
-    """The names of the models that a server lists, each once, and whether the list is plain.
+    """The names of the models that a server lists, each once, and whether the list is complete.
 
-    A plain list has nothing but names, at least one of them, and none stands for several.
+    A complete list has names alone, at least one, and no name with a wildcard.
 
     Raises:
-        MalformedError: It is no list of models.
+        MalformedError: It is not a list of models.
     """
     value = _json(data.decode("utf-8-sig", "replace"))
     rows = value.get("data") if isinstance(value, dict) else value
@@ -121,7 +121,7 @@ def read_models(data: bytes) -> tuple[list[str], bool]:
 
 
 def words_of(data: bytes) -> str:
-    """What a server says of an error, or all that it sent."""
+    """A server's message about an error, or everything that it sent."""
     text = data.decode("utf-8-sig", "replace")
     try:
         value = _json(text)
@@ -137,11 +137,11 @@ def without_key(words: str, key: str, limit: int = 200) -> str:
 
     Args:
         words: Foreign text.
-        key: The key, or "" for none. Words that hold it in disguise (escaped or percent-encoded)
-            are withheld as a whole.
+        key: The key, or "" for none. Words that hold it escaped or percent-encoded are withheld as
+            a whole.
         limit: The most characters.
     """
-    # Enough that no part of a key that is cut here can be among what is shown.
+    # Long enough that no part of a key that is cut here is shown.
     words = " ".join(words.split())[: limit * (len(key) + 2)]
     shown = printable(words, len(words) + 1)
     if key:
@@ -152,12 +152,12 @@ def without_key(words: str, key: str, limit: int = 200) -> str:
 
 
 def repaired(text: str) -> str:
-    """Text that can be encoded: halves of surrogate pairs meet, or become U+FFFD."""
+    """Text that can be encoded: halves of surrogate pairs are joined, or become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _disguises(text: str) -> Iterable[str]:
-    """The letters of the text, and of what is left when a layer of escapes is undone, or two."""
+    """The letters of the text, and of the text with one or two layers of escapes undone."""
     yield _letters(text)
     for _ in range(2):
         for undo in (unquote, html.unescape, _unescaped):
@@ -166,7 +166,7 @@ def _disguises(text: str) -> Iterable[str]:
 
 
 def _letters(text: str) -> str:
-    """What keys are made of: what cannot be seen may lie between."""
+    """The visible ASCII characters, of which keys consist, without anything between them."""
     return "".join(letter for letter in text.lower() if "!" <= letter <= "~")
 
 
@@ -191,10 +191,10 @@ def _is_utf8(data: bytes) -> bool:
 
 def _choice(value: Any, *, cut: bool) -> Choice:
     if not isinstance(value, dict):
-        raise MalformedError("a choice is no object")
+        raise MalformedError("a choice is not an object")
     message = value.get("message")
     if message is not None and not isinstance(message, dict):
-        raise MalformedError("a message is no object")
+        raise MalformedError("a message is not an object")
     holder: Mapping[str, Any] = value if message is None else message
     content = _text(value.get("text") if message is None else holder.get("content"))
     whole = None if content is None else repaired(content)
@@ -211,16 +211,16 @@ def _word(value: Any) -> str:
 
 
 def _text(value: Any, depth: int = 0) -> str | None:
-    """A text as servers give it: a string, parts of a message, or one within the other."""
+    """A text as servers give it: a string, parts of a message, or nested parts."""
     if value is None or isinstance(value, str):
         return value
     if depth == _DEEPEST:
-        raise MalformedError("its text lies too deep")
+        raise MalformedError("its text is nested too deeply")
     if isinstance(value, list):
         parts = [part for part in (_text(one, depth + 1) for one in value) if part is not None]
         return "".join(parts) if parts else None
     if isinstance(value, dict):
-        # Thoughts, pictures and calls of tools are parts, too, and are not what was written.
+        # Thoughts, pictures and tool calls are parts, too, but not of the text.
         if value.get("type") not in _TEXT_KINDS:
             return None
         held = next((value[key] for key in ("text", "value", "content") if key in value), None)

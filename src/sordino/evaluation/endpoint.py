@@ -30,7 +30,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Url, parse_url
 
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.answers import (
     FILTERED,
     Choice,
@@ -49,14 +49,14 @@ from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
 
 BATCH_PROMPTS = 8
-"""Prompts of a batch: so many are lost at most when an evaluation is killed. It does not depend on
-the concurrency, so that an evaluation may go on with another one."""
+"""Prompts of a batch, the most that a kill loses. It does not depend on the concurrency, so that an
+evaluation can continue with another one."""
 
 CHAT_INSTRUCTION = (
     "Continue the text that you are given from exactly where it stops. Write the continuation and "
     "nothing else."
 )
-"""What a server that has only a chat is told, so that it continues a prompt and does not answer."""
+"""Makes a server that has only a chat continue a prompt instead of answering it."""
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _BACKOFF_S = 1.0
@@ -66,7 +66,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ENDS = ("stop", "length", "tool_calls", "function_call")
 """The protocol's own words for why an answer ended; others are the server's."""
 _PROBED = 3
-"""So many prompts are asked at most to find out what a server understands."""
+"""How many prompts are sent at most to find out what a server understands."""
 _NOT_SHOWN = "its words are not shown"
 
 _Item = TypeVar("_Item")
@@ -75,22 +75,22 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is asked.
+    """How a server is accessed.
 
     Args:
         key_variable: The environment variable that holds the API key; None for OPENAI_API_KEY if
             it is set, else no key.
-        concurrency: How many requests are under way at once.
+        concurrency: How many requests are in progress at once.
         timeout_s: How long an answer may take from its first byte to its last, in seconds.
-        retries: How often a request is tried again after a failed connection, the answers 408,
-            429 and 5xx, or a malformed one, with growing pauses, or with those that the server
-            asks for, up to a minute.
-        rate: At most so many requests a minute, at even distances; None for no limit. Those that
-            are tried again wait by the rule above.
+        retries: How often a request is repeated after a failed connection, the answers 408, 429
+            and 5xx, or a malformed one. The pauses grow, or are those that the server asks for, up
+            to a minute.
+        rate: The most requests per minute, evenly spaced; None for no limit. Retries wait by the
+            rule above.
         quote: Whether messages may quote a server, which can quote what it was sent.
 
     Raises:
-        UserError: A setting is outside its range, or the variable that is named is not set.
+        UserError: A setting is outside its range, or the named variable is not set.
     """
 
     key_variable: str | None = None
@@ -101,16 +101,11 @@ class Access:
     quote: bool = True
 
     def __post_init__(self) -> None:
-        rate = 1 if self.rate is None else self.rate
-        checks = [
-            (rate > 0, "--rate", rate, "above 0"),
-            (self.concurrency >= 1, "--concurrency", self.concurrency, "at least 1"),
-            (self.timeout_s > 0, "--request-timeout", self.timeout_s, "above 0"),
-            (self.retries >= 0, "--retries", self.retries, "0 or more"),
-        ]
-        for good, flag, value, wanted in checks:
-            if not good:
-                raise UserError(f"{flag} {value:g} is out of range: it must be {wanted}.")
+        require_at_least(1, concurrency=self.concurrency)
+        require_at_least(0, retries=self.retries)
+        for name, value in (("rate", self.rate), ("timeout_s", self.timeout_s)):
+            if value is not None and value <= 0:
+                raise UserError(f"`{name}={value:g}` is out of range: it must be above 0.")
         if self.key_variable is not None and not self._key:
             raise UserError(
                 f"The environment variable {self.key_variable}, which should hold the API key, is "
@@ -118,7 +113,8 @@ class Access:
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(
-                f"The environment variable {self.variable} holds characters that no API key has."
+                f"The environment variable {self.variable} holds characters that are not allowed "
+                "in an API key."
             )
 
     @property
@@ -127,7 +123,7 @@ class Access:
         return self.key_variable or _KEY_VARIABLE
 
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """The headers of every request."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
     def quoted(self, words: str) -> str:
@@ -144,32 +140,32 @@ class Access:
 
 
 DEFAULT_ACCESS = Access()
-"""No key but that of OPENAI_API_KEY, four requests at once."""
+"""The key of OPENAI_API_KEY, if any, and four requests at once."""
 
 
 class RefusedError(Exception):
-    """A server does not take a request as it is (400 or 422); the message holds its words."""
+    """A server rejects a request (400 or 422); the message holds its words."""
 
 
 class Server:
-    """An OpenAI-compatible server, and the model on it that is asked; threads may share it.
+    """An OpenAI-compatible server and one of its models; threads may share it.
 
     The server is asked for its models at once, so that a wrong address or name shows before any
-    work is done. No redirect is followed: a server sends neither prompts nor the key elsewhere.
+    work is done. No redirect is followed, so prompts and the key go nowhere else.
 
     Args:
-        address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is meant.
-        model: The model's name on the server; None for the only one that it has.
-        access: How it is asked.
-        flag: The flag that the address came from, for messages.
+        address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is added.
+        model: The model's name on the server; None for its only one.
+        access: How it is accessed.
+        flag: The option that the address came from, for messages.
         model_flag: How the user names the model, for messages.
 
     Raises:
-        UserError: The address is none, nothing answers there, the key is not accepted, or there is
+        UserError: The address is invalid, no server answers, the key is not accepted, or there is
             no such model.
 
     Attributes:
-        model: The model's name as messages and results have it.
+        model: The model's name for messages and results.
         repaired: How many answers had half a character in them, which became U+FFFD.
     """
 
@@ -188,11 +184,11 @@ class Server:
 
     @property
     def concurrency(self) -> int:
-        """How many requests are under way at once."""
+        """How many requests are in progress at once."""
         return self._access.concurrency
 
     def quoted(self, words: str) -> str:
-        """The server's words as a message may have them."""
+        """The server's words, safe for a message."""
         return self._access.quoted(words)
 
     def ask(self, path: str, request: dict[str, Any]) -> list[Choice]:
@@ -200,14 +196,14 @@ class Server:
 
         Args:
             path: Below the address, such as "completions".
-            request: All of it but the model.
+            request: The request without the model.
 
         Returns:
             At least one choice, in their order.
 
         Raises:
-            RefusedError: The server does not take the request as it is.
-            MalformedError: What it answers cannot be read, however often it is asked.
+            RefusedError: The server rejects the request.
+            MalformedError: Its answer cannot be read, after all retries.
             UserError: It does not answer.
         """
         self._pace.wait()
@@ -216,7 +212,7 @@ class Server:
         if reply.status in (400, 422):
             raise RefusedError(self._words(reply))
         if reply.status in (404, 405):
-            other = "--chat on" if path == "completions" else "a server that has one"
+            other = "`chat=on`" if path == "completions" else "a server that has one"
             raise UserError(
                 f"{self._where} has no /{path} ({reply.status}: {self._words(reply)}): try "
                 f"{other}, and check that the address ends where /{path} begins, usually in /v1."
@@ -231,7 +227,7 @@ class Server:
     def adapters(self) -> dict[int, str] | None:
         """The files of the LoRA adapters that it has loaded, by number.
 
-        Only llama.cpp's server has such a list, beside OpenAI's protocol; None of any other.
+        Only llama.cpp's server has such a list, beside OpenAI's protocol; None for any other.
         """
         url = f"{self.address.removesuffix('/v1')}/lora-adapters"
         _, found = self._send("GET", url, read_adapters)
@@ -242,8 +238,8 @@ class Server:
     ) -> Generator[_Result, None, None]:
         """Do the work on all items, several at once, and yield the results in the items' order.
 
-        When the iterator is closed or the work fails, what has not begun is dropped, and what is
-        under way is not waited for: a slow answer does not hold up an interrupt.
+        When the iterator is closed or the work fails, items that have not begun are dropped, and
+        those in progress are not waited for, so that a slow answer does not delay an interrupt.
         """
         pool = ThreadPool(self._access.concurrency)
         try:
@@ -252,14 +248,14 @@ class Server:
             pool.terminate()
 
     def without_text(self, choice: Choice) -> str:
-        """Why a choice holds no text."""
+        """Why a choice has no text."""
         if choice.ended in _ENDS:
             return f"no text: ended by {choice.ended}"
         told = choice.ended and self._access.quote
         return f"no text: ended by {self.quoted(choice.ended)}" if told else "no text"
 
     def problem(self, what: str) -> UserError:
-        """An error that says where it happened."""
+        """An error that names the server and the model."""
         return UserError(f"{self._where}, model {self.model}: {what}")
 
     def _choose_model(self, wanted: str | None, model_flag: str) -> str:
@@ -297,21 +293,21 @@ class Server:
         )
 
     def _unlisted(self, wanted: str | None, why: str, model_flag: str) -> str:
-        """The model that the user named, though the server's list does not show it."""
+        """The model that the user named, if the server's list cannot confirm it."""
         if wanted is None:
             raise UserError(
                 f"{self._where} {why}: name one with {model_flag}, and check the address, which "
                 "usually ends in /v1."
             )
-        note(f"{self._where} {why}; '{printable(wanted)}' is asked for all the same.")
+        note(f"{self.address} {why}; '{printable(wanted)}' is requested anyway.")
         return wanted
 
     def _send(
         self, method: str, url: str, read: Callable[[bytes], _Result], body: bytes | None = None
     ) -> tuple[Reply, _Result | MalformedError]:
-        """Send a request, again where that may help; the last reply, and what was read in it.
+        """Send a request, with retries; the last reply, and its content.
 
-        A reply with another status than 200 has nothing to be read.
+        The content of a reply whose status is not 200 is a `MalformedError`.
         """
         headers = self._access.headers() | ({"Content-Type": "application/json"} if body else {})
         for tries in range(self._access.retries + 1):
@@ -327,7 +323,7 @@ class Server:
                     timeout_s=self._access.timeout_s,
                 )
             except HTTPError as error:
-                # A server that is not there is told at once; one that is loading is waited for.
+                # An absent server is reported at once; one that is loading is waited for.
                 absent = method == "GET" and isinstance(error, _ABSENT)
                 if last or absent or isinstance(error, _FINAL):
                     raise UserError(f"{self._where}: {self._failure(error)}") from None
@@ -338,7 +334,7 @@ class Server:
                 if last or not (failed or malformed):
                     return reply, found
                 if malformed:
-                    pause = _jitter()  # only a server that is overloaded needs ever more time
+                    pause = _jitter()  # only an overloaded server needs growing pauses
                 elif reply.pause_s is not None:
                     pause = reply.pause_s
             time.sleep(pause)
@@ -349,20 +345,20 @@ class Server:
         if isinstance(error, ProxyError):
             return "the proxy of the environment does not answer; check it, or set NO_PROXY."
         if isinstance(error, LocationValueError):
-            return "that is no address of a server; check it."
+            return "this is not the address of a server; check it."
         if isinstance(error, _ABSENT):
             return "no server answers there; start it, or check the address."
         if isinstance(error, SSLError):
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 return (
-                    "its certificate is not trusted here; name the file of its authority's "
-                    "certificate in SSL_CERT_FILE, or check the address."
+                    "its certificate is not trusted on this machine; name the file of its "
+                    "authority's certificate in SSL_CERT_FILE, or check the address."
                 )
             return "there is no https there; check the address, which may begin with http://."
         if isinstance(error, ReadTimeoutError):
             return (
-                f"no answer within {self._access.timeout_s:g} s {tries}; raise --request-timeout, "
-                "or lower --concurrency."
+                f"no answer within {self._access.timeout_s:g} s {tries}; raise `timeout_s`, or "
+                "lower `concurrency`."
             )
         said = self.quoted(str(error))
         return f"no whole answer {tries} ({type(error).__name__}: {said})."
@@ -381,13 +377,13 @@ class Server:
             mend = (
                 f"the API key in {variable} is not accepted"
                 if self._access.headers()
-                else f"it wants an API key, and {variable} is not set; --api-key-env names another"
+                else f"it wants an API key, and {variable} is not set; `key_variable` names another"
             )
             raise UserError(f"{self._where}: {mend} ({status}: {said}).")
         if status in _TRY_AGAIN:
             raise UserError(
                 f"{self._where}: still {status} after {self._access.retries} retries ({said}); try "
-                "again later or with a lower --concurrency: what is done is kept."
+                "again later or with a lower `concurrency`: finished work is kept."
             )
         if status != 200:
             raise UserError(f"{self._where}: the answer is {status} ({said}); check the address.")
@@ -401,7 +397,7 @@ class Server:
 
 _ABSENT = (NewConnectionError, ConnectTimeoutError)
 _FINAL = (SSLError, LocationValueError)
-"""Failures that another try does not mend."""
+"""Failures that a retry does not mend."""
 
 
 def _read(reply: Reply, read: Callable[[bytes], _Result]) -> _Result | MalformedError:
@@ -414,7 +410,7 @@ def _read(reply: Reply, read: Callable[[bytes], _Result]) -> _Result | Malformed
 
 
 def _pause(tries: int) -> float:
-    """Seconds to wait after so many tries and this one: none, then ever more, never the same."""
+    """Seconds to wait after a try: none after the first, then exponentially more, with jitter."""
     if not tries:
         return 0.0
     return min(_BACKOFF_S * 2 ** min(tries, 16) + _jitter(), LONGEST_PAUSE_S)
@@ -425,7 +421,7 @@ def _jitter() -> float:
 
 
 class _Pace:
-    """Turns at even distances, for threads that share them."""
+    """Evenly spaced turns, for threads that share a rate."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap = 0.0 if per_minute is None else 60 / per_minute
@@ -444,29 +440,29 @@ class _Pace:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """What a server was found to understand: how many continuations at once, and the extras."""
+    """What a server understands: how many continuations at once, and settings beyond OpenAI's."""
 
     at_once: int
     extras: bool
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible server, of which nothing but its texts can be had.
+    """A model behind an OpenAI-compatible server, which gives text alone.
 
     Args:
-        address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is meant.
-        model: The model's name on the server; None for the only one that it has.
-        chat: Ask its chat to continue the prompts, for servers that have nothing else. That is
-            another task than continuing a raw text, and its figures are not comparable.
-        access: How the server is asked.
+        address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is added.
+        model: The model's name on the server; None for its only one.
+        chat: Ask its chat to continue the prompts, for servers that have nothing else. This is not
+            the same task as continuing a raw text, and its figures are not comparable.
+        access: How the server is accessed.
 
     Raises:
         UserError: As for `Server`.
 
     Attributes:
-        name: What the model is called in a result.
-        fingerprint: Server, model and way of asking. Nothing tells the weights behind a server: one
-            that is given other weights under the old name looks the same.
+        name: The model's name in a result.
+        fingerprint: Server, model and kind of request. It does not identify the weights: a server
+            that serves other weights under the same name looks the same.
     """
 
     def __init__(
@@ -478,7 +474,7 @@ class Endpoint:
         access: Access = DEFAULT_ACCESS,
     ) -> None:
         self._server = Server(
-            address, model, access, flag="--endpoint", model_flag="--served-model"
+            address, model, access, flag="`endpoint`", model_flag="`served_model`"
         )
         self._chat = chat
         self.name = f"{self._server.model} at {self._server.address}"
@@ -496,20 +492,20 @@ class Endpoint:
     ) -> Iterator[list[Continuation]]:
         """Have every prompt continued, and yield the continuations of `BATCH_PROMPTS` at a time.
 
-        They come in the order of the prompts and, within a prompt, of their numbers, in whatever
-        order the server finishes. Their `ids` are None: a server gives text.
+        They come in the order of the prompts and, within a prompt, of their numbers, whatever the
+        order in which the server finishes. Their `ids` are None: a server gives text.
 
         Args:
-            prompts: As raw text, or the messages of a conversation, which the server's chat
-                replies to.
+            prompts: Raw texts, or the messages of conversations, to which the server's chat
+                replies.
             sampling: How tokens are chosen.
-            seed: Each request has a seed of its own, made of this one, the prompt and the number
-                of the continuation.
-            continuations: How many of each prompt.
+            seed: The seed of each request is made of this one, the prompt and the number of the
+                continuation.
+            continuations: How many for each prompt.
             which: Which of the batches.
 
         Raises:
-            UserError: The server fails for good, filters, or cannot sample as it should.
+            UserError: The server fails after all retries, filters, or cannot sample as required.
         """
         starts = range(0, len(prompts), BATCH_PROMPTS)[which]
         batches = [range(start, min(start + BATCH_PROMPTS, len(prompts))) for start in starts]
@@ -533,18 +529,18 @@ class Endpoint:
                 missing += len(without)
                 yield written
         if missing:
-            note(f"{self.name} left {missing:,} continuations without a text.")
+            note(f"{self.name} gave no text for {missing:,} continuations.")
         if self._server.repaired:
             note(
-                f"{self.name} gave half a character in {self._server.repaired:,} answers; U+FFFD "
-                "stands there now."
+                f"{self.name} gave half a character in {self._server.repaired:,} answers, replaced "
+                "by U+FFFD."
             )
 
     def _nothing(self, prompts: int, reason: str) -> UserError:
         thinks = (
             "a model that thinks before it writes cannot be measured by its first tokens"
             if reason.startswith("no text")
-            else "what was done before is kept"
+            else "finished work is kept"
         )
         return self._server.problem(
             f"it gives no text for any of {prompts} prompts ({reason}); {thinks}."
@@ -557,7 +553,7 @@ class Endpoint:
         seed: int,
         continuations: int,
     ) -> _Dialect:
-        """Find out what the server understands, by the first prompt that it answers in order."""
+        """Find out what the server understands, by the first prompt with a well-formed answer."""
         fault = ""
         for number, prompt in enumerate(prompts):
             try:
@@ -577,7 +573,7 @@ class Endpoint:
         seed: int,
         continuations: int,
     ) -> _Dialect:
-        """The best way of asking for a prompt's continuations that the server understands."""
+        """The best kind of request for a prompt's continuations that the server understands."""
         needs_extras = bool(sampling.top_k) or sampling.repetition_penalty != 1
         refusal = ""
         for extras in (True,) if needs_extras else (True, False):
@@ -589,7 +585,7 @@ class Endpoint:
                 except RefusedError as error:
                     refusal = str(error)
                     continue
-                # Some servers give one choice whatever the number, or the same one several times.
+                # Some servers give one choice whatever `n` is, or the same one several times.
                 if len(choices) < at_once:
                     continue
                 texts = {choice.content for choice in choices}
@@ -597,12 +593,12 @@ class Endpoint:
                     continue
                 if not extras:
                     note(
-                        f"{self.name} takes OpenAI's own settings only: top-k, min-p and the "
-                        "repetition penalty are as the server has them."
+                        f"{self.name} accepts OpenAI's own settings only: top-k, min-p and the "
+                        "repetition penalty are the server's."
                     )
                 return dialect
         if needs_extras:
-            refusal += " (--top-k and --repetition-penalty are not part of OpenAI's own protocol)"
+            refusal += " (`top_k` and `repetition_penalty` are not part of OpenAI's own protocol)"
         raise self._server.problem(f"it refuses to continue a prompt: {refusal}.")
 
     def _continue(
@@ -652,11 +648,11 @@ class Endpoint:
         return self._server.ask(path, request)
 
     def _written(self, choice: Choice) -> tuple[str, str]:
-        """A continuation's text, and why there is none ("" where there is one)."""
+        """A continuation's text, and why it is missing ("" if it is not)."""
         if choice.ended == FILTERED:
             raise self._server.problem(
-                "its content filter withheld a continuation, so its figures would be those of the "
-                "filter; switch it off, or measure the model itself."
+                "its content filter withheld a continuation, so the filter would be measured; "
+                "switch it off, or measure the model itself."
             )
         if choice.content is None:
             return "", self._server.without_text(choice)
@@ -664,14 +660,14 @@ class Endpoint:
 
 
 def sampling_request(sampling: Sampling, seed: int, *, extras: bool) -> dict[str, Any]:
-    """How a server is asked to sample.
+    """The sampling settings of a request.
 
     Args:
         sampling: The settings.
         seed: Of this request.
-        extras: Whether to send what is not OpenAI's own. Where a request is silent, servers sample
-            by settings of their own: llama.cpp among the 40 likeliest tokens without the unlikely
-            ones, vLLM as the model's generation_config.json says.
+        extras: Whether to send settings beyond OpenAI's. Without them servers use their own:
+            llama.cpp samples among the 40 likeliest tokens without the unlikely ones, vLLM as the
+            model's generation_config.json says.
     """
     request: dict[str, Any] = {
         "max_tokens": sampling.new_tokens,
@@ -680,8 +676,8 @@ def sampling_request(sampling: Sampling, seed: int, *, extras: bool) -> dict[str
         "seed": seed,
     }
     if extras:
-        # The penalty has one name in vLLM and another in llama.cpp, where it looks back 64 tokens
-        # unless told otherwise.
+        # The penalty has one name in vLLM and another in llama.cpp, where it covers 64 tokens by
+        # default.
         penalty = sampling.repetition_penalty
         request |= {"top_k": sampling.top_k, "min_p": 0.0}
         request |= {"repetition_penalty": penalty, "repeat_penalty": penalty}
@@ -691,12 +687,12 @@ def sampling_request(sampling: Sampling, seed: int, *, extras: bool) -> dict[str
 
 
 def request_seed(seed: int, prompt: int, number: int) -> int:
-    """The seed of one request, from 0 to 2³¹ - 1, which is what every server takes."""
+    """The seed of one request, from 0 to 2³¹ - 1, which every server accepts."""
     return int(np.random.SeedSequence([seed, prompt, number]).generate_state(1)[0]) >> 1
 
 
 def one_message(instruction: str, text: str) -> list[dict[str, str]]:
-    """A chat of one message: not every model's template knows a system's part."""
+    """A chat of one message, because some models' templates have no system message."""
     return [{"role": "user", "content": f"{instruction}\n\n{text}"}]
 
 
@@ -708,7 +704,7 @@ def _base(address: str, flag: str) -> str:
             "API key into an environment variable."
         )
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        shown = printable(address.partition("?")[0])  # what comes after it may be a key
+        shown = printable(address.partition("?")[0])  # the query may hold a key
         raise UserError(
             f"{flag} {shown} is not the address of a server: give one like "
             "http://127.0.0.1:8080/v1."
@@ -720,7 +716,7 @@ def _base(address: str, flag: str) -> str:
 def _parsed(address: str) -> Url:
     try:
         return parse_url(address)
-    except (LocationParseError, UnicodeError):  # what is no name of a host, or cannot be encoded
+    except (LocationParseError, UnicodeError):  # an invalid host name, or one not encodable
         return parse_url("")
 
 
@@ -735,11 +731,11 @@ def _pools(address: str, access: Access) -> PoolManager:
     proxy = getproxies().get(str(url.scheme))
     if not proxy or _is_loopback(str(url.host)) or proxy_bypass(str(url.host)):
         return bound(PoolManager(maxsize=access.concurrency))
-    # Who is asked for at the proxy stands in its address, and must not stand in a message.
+    # The proxy's address may hold a password, which must not be in a message.
     own = _parsed(proxy if "://" in proxy else f"http://{proxy}")
     if own.scheme not in ("http", "https") or not own.host:
         raise UserError(
-            f"The proxy that the environment names for {url.scheme} is not an http proxy: change "
+            f"The environment's proxy for {url.scheme} is not an http proxy: change "
             f"{url.scheme}_proxy, or name {url.host} in NO_PROXY."
         )
     asking = make_headers(proxy_basic_auth=unquote(own.auth)) if own.auth else {}

@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
-from sordino.evaluation.journal import Journal
 from sordino.evaluation.measure import (
     JointTask,
     Measure,
     NotRun,
     PairedTask,
     Record,
-    Summary,
     Task,
     measure,
 )
@@ -34,6 +32,7 @@ from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.writing import Writing
 from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
+from sordino.journal import Journal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.memory import for_device
@@ -44,18 +43,18 @@ from sordino.progress import note, track
 from sordino.version import __version__
 
 BATCH_TOKENS = 8192
-"""About how many tokens suit the processor."""
+"""About how many tokens are in memory at once on a CPU."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A model to evaluate that is opened when its turn comes, and let go afterwards.
+    """A model to evaluate, opened when its turn comes and released afterwards.
 
     Args:
-        name: What it is called in the result.
+        name: Its name in the result.
         revision: The hub commit, or "".
-        fingerprint: Tells its weights, and whatever edits them in memory, from others; "" where
-            nothing can, and then an interrupted evaluation starts over.
+        fingerprint: Identifies its weights and whatever edits them in memory; "" if that is
+            impossible, and then an interrupted evaluation starts over.
         open: Opens it for the length of a `with` block: an `OpenModel`, or an `Endpoint`.
     """
 
@@ -77,8 +76,8 @@ class Arm:
         Args:
             ref: The model.
             open: Opens it, changed, for the length of a `with` block.
-            changes: Fingerprints of what is done to its weights.
-            name: What it is called in the result; the model's name if "".
+            changes: Fingerprints of the changes to its weights.
+            name: Its name in the result; the model's name if "".
         """
         weights = ref.weights_fingerprint()
         known = fingerprint(weights, *changes) if changes else weights
@@ -87,13 +86,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Measures that are ready: what they need beside models is open, and texts have been read.
+    """Measures that are ready: scorers are open and texts have been read.
 
     Args:
         measures: The measures.
-        tasks: Those that can be taken, by their measure's key.
+        tasks: The tasks of those that can be taken, by the measure's key.
         reasons: Why the others cannot.
-        seed: Of all that is random.
+        seed: Of everything that is random.
         device: Where text classifiers run.
         compared: Whether there are two models to compare.
     """
@@ -106,10 +105,10 @@ class Prepared:
     compared: bool
 
     def note_shared_sentences(self, source: str) -> None:
-        """Say so where a scorer was trained on the sentences that neurons are found with.
+        """Note which scorers were trained on the sentences that neurons are found with.
 
         Args:
-            source: Where a concept's sentences are from, by its `source`.
+            source: A concept's `source`.
         """
         scorers = {
             scorer.name: scorer
@@ -118,11 +117,11 @@ class Prepared:
             for scorer in task.scorers.values()
         }
         for name, scorer in scorers.items():
-            # Behind a semicolon a source says what its sentences stand for.
+            # After a semicolon a source names what its sentences stand in for.
             if scorer.trained_on and scorer.trained_on in source.partition(";")[0].casefold():
                 note(
-                    f"{name} was trained on the comments that neurons are found with: it is no "
-                    "independent judge of the edit. Give another --scorer for one."
+                    f"{name} was trained on the comments that neurons are found with, so it is not "
+                    "an independent judge of the edit: use another scorer for that."
                 )
 
 
@@ -136,36 +135,35 @@ def prepare(
 ) -> Prepared:
     """Open what measures need, before any long work: scorers, prompts, texts, tasks, packages.
 
-    The result is taken by `evaluate` and `evaluate_each` in the place of the measures.
+    `evaluate` and `evaluate_each` take the result in place of the measures.
 
     Args:
         measures: As for `evaluate`.
         compared: Whether a model will be compared with another.
         served: Whether one of the models is an endpoint.
-        device: As for `evaluate`, as the seed.
+        device: As for `evaluate`.
         seed: Of the choice of prompts and texts, of sampling and of the intervals.
 
     Raises:
         UserError: Something that a measure names is not available.
     """
-    if seed < 0:
-        raise UserError(f"--seed {seed} is negative: give a whole number from 0.")
+    require_at_least(0, seed=seed)
     chosen = tuple(measure(one) for one in measures)
     if not chosen:
-        raise UserError("There is no measure to take: give at least one --measure.")
+        raise UserError("There is no measure to take: give at least one of `measures`.")
     if len({one.key for one in chosen}) < len(chosen):
-        raise UserError("A measure is given twice: give each --measure and --pre-prompt once.")
+        raise UserError("A measure is given twice: give each measure and `pre_prompt` once.")
     target = choose_device(device)
     tasks, reasons = _prepare(chosen, seed, target, compared=compared, served=served)
     return Prepared(chosen, tasks, reasons, seed, target, compared)
 
 
 def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpoint) -> Prepared:
-    """The measures as they are to be taken of a model that may have a chat template.
+    """The measures for a model that may have a chat template.
 
-    What speaks with the model is taken in the template where `chat` is "on". Where it is "auto" and
-    the model has one, what asks for replies (`Measure.asks`) is taken both ways, or in the template
-    alone. A server is asked in its chat where it is "on".
+    With `chat` "on", measures that prompt the model use its template, or a server's chat. With
+    "auto", if the model has a template, measures whose prompts ask for replies (`Measure.asks`) are
+    taken both ways, or in the template alone.
 
     Args:
         ready: The measures, all without a template.
@@ -173,7 +171,7 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
         subject: The model, or the server.
 
     Raises:
-        UserError: The template is wanted, and there is none.
+        UserError: The template is required, and there is none.
     """
     if chat.use == "off":
         return ready
@@ -185,7 +183,7 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
         ref = subject.ref if isinstance(subject, OpenModel) else subject
         template = template_of(ref)
         if template is None and chat.use == "on":
-            raise UserError(f"{ref.name} has no chat template: leave out --chat on.")
+            raise UserError(f"{ref.name} has no chat template: leave out `chat=on`.")
         if template is None:
             return ready
         fingerprinted = fingerprint_of(template)
@@ -213,7 +211,7 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
 
 
 Steps = dict[tuple[str, str], str]
-"""The journal's name for what an arm ("before", "after" or "both") gives for a measure."""
+"""The journal's step for an arm ("before", "after" or "both") and a measure."""
 
 Subject = str | Path | ModelRef | OpenModel | Endpoint | Arm
 
@@ -233,8 +231,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
-    `sordino.evaluate` is this function for a model with a dampening, and explains the parameters.
-    A model can also be an `Arm` here; a model edited in memory is journalled that way.
+    `sordino.evaluate` adds a dampening to this function, and explains the parameters. A model can
+    also be an `Arm` here, so that a model edited in memory can be journalled.
 
     Raises:
         UserError: A model, measure, prompt file, device or output is not available.
@@ -250,7 +248,7 @@ def evaluate(
     output = claim_output(output, EVALUATION, force=force, inputs=read)
     journal_file = records or drop_link(staging_path(output).with_suffix(".journal"))
     if records is not None or not journal_file.exists():
-        # With a journal of its own there, the samples are those of a kill between the two files.
+        # With its own journal there, the samples were left by a kill between the two files.
         claim_output(samples_path(output), SAMPLES, force=force, inputs=read)
     with only_one(output) if ranks.first else nullcontext(), ranks.together():
         (result,), journal = _evaluate(
@@ -259,7 +257,7 @@ def evaluate(
         if ranks.first:
             result.save(output, force=True)
         journal.close(remove=records is None)
-        ranks.wait()  # nobody ends before the result is safe
+        ranks.wait()  # until the result is safe
     return result
 
 
@@ -279,12 +277,12 @@ def evaluate_each(
     Args:
         models: The models after, in the result's order.
         against: The model before.
-        measures: See `evaluate`, as for the rest.
+        measures: See `evaluate`.
         device: Where models given by name, and text classifiers, run.
         dtype: In which models given by name run.
-        seed: Of all that is random.
+        seed: Of everything that is random.
         batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more.
-        records: Where to keep what each arm gave; with it, a call that was killed goes on.
+        records: A file for each arm's records; with it, a call that was killed continues.
 
     Raises:
         UserError: As `evaluate`.
@@ -306,8 +304,7 @@ def _evaluate(
     batch_tokens: int | None,
     journal_file: Path | None,
 ) -> tuple[list[Evaluation], Journal]:
-    if batch_tokens is not None and batch_tokens < 1:
-        raise UserError(f"`batch_tokens={batch_tokens}` is out of range: it must be at least 1.")
+    require_at_least(1, batch_tokens=batch_tokens)
     compared = against is not None
     if isinstance(measures, Prepared):
         ready = measures
@@ -320,7 +317,7 @@ def _evaluate(
     before = {} if against is None else {"before": _arm(against, device, dtype)}
     after = [_arm(one, device, dtype) for one in models]
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
-        journal_file = None  # nothing would tell the edited model from another in the journal
+        journal_file = None  # the journal could not tell the edited model from another
     ranks = Ranks()
     journal = Journal(journal_file if ranks.first else None, __version__)
     journal.take(ranks.from_first(journal.steps))
@@ -333,7 +330,7 @@ def _evaluate(
             steps = _steps(arms, chosen, tasks, settings)
             for label, one in arms.items():
                 _collect(label, one, tasks, steps, journal, at_once, ranks)
-                gc.collect()  # this model goes before the next one comes: two may not fit
+                gc.collect()  # two models may not fit into memory
             _collect_jointly(arms, tasks, steps, journal, ranks)
             results.append(_result(ready, arms, steps, journal))
     except BaseException:
@@ -350,7 +347,11 @@ def _result(ready: Prepared, arms: dict[str, Arm], steps: Steps, journal: Journa
             results[one.key] = MeasureResult(version=one.version, not_run=ready.reasons[one.key])
             continue
         task = ready.tasks[one.key]
-        summary = _summary(one.key, task, steps, journal, compared="before" in arms)
+        if isinstance(task, JointTask):
+            summary = task.summarise_both(_records(journal, steps["both", one.key]))
+        else:
+            before = _records(journal, steps["before", one.key]) if "before" in arms else None
+            summary = task.summarise(before, _records(journal, steps["after", one.key]))
         results[one.key] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
@@ -375,7 +376,7 @@ def _prepare(
     compared: bool,
     served: bool,
 ) -> tuple[dict[str, Task | JointTask], dict[str, str]]:
-    """The tasks by the measure's key, and of those that cannot be taken the reasons."""
+    """The tasks, and for measures that cannot be taken the reasons, by the measure's key."""
     tasks: dict[str, Task | JointTask] = {}
     reasons: dict[str, str] = {}
     for one in measures:
@@ -398,7 +399,10 @@ def _steps(
     tasks: dict[str, Task | JointTask],
     settings: list[Any],
 ) -> Steps:
-    """Names that say everything that decides the records, so that evaluations can share them."""
+    """Names that contain everything that decides the records, so that evaluations can share them.
+
+    They are those of an arm's model, under (arm, "model"), and of its records for each measure.
+    """
 
     def named(labels: Sequence[str], measure: str, *more: Any) -> str:
         who = [[a.name, a.revision, a.fingerprint] for a in (arms[label] for label in labels)]
@@ -414,7 +418,7 @@ def _steps(
             steps["both", one.key] = named(list(arms), one.key, *more)
             continue
         for label in arms:
-            # What a paired task records of the arm after depends on the arm before.
+            # A paired task's records of the arm after depend on the arm before.
             pair = label == "after" and isinstance(task, PairedTask)
             steps[label, one.key] = named([*arms] if pair else [label], one.key, *more)
     return steps
@@ -429,7 +433,7 @@ def _collect(
     batch_tokens: int,
     ranks: Ranks,
 ) -> None:
-    """Bring an arm's records to their full number; the model is opened only if any are missing."""
+    """Complete an arm's records; the model is opened only if any are missing."""
     missing = {
         name: task
         for name, task in tasks.items()
@@ -461,7 +465,7 @@ def _collect_jointly(
 ) -> None:
     """Collect the records for which both models have to be in memory, if any are missing.
 
-    They are the first rank's alone: what they say is of one process.
+    Only the first rank collects them, because they describe a single process.
     """
     missing = {
         name: task
@@ -495,15 +499,6 @@ def _note_down(
             advance(len(batch))
 
 
-def _summary(
-    name: str, task: Task | JointTask, steps: Steps, journal: Journal, *, compared: bool
-) -> Summary:
-    if isinstance(task, JointTask):
-        return task.summarise_both(_records(journal, steps["both", name]))
-    before = _records(journal, steps["before", name]) if compared else None
-    return task.summarise(before, _records(journal, steps["after", name]))
-
-
 def _records(journal: Journal, step: str) -> list[Record]:
     return list(chain.from_iterable(journal.batches(step)))
 
@@ -535,8 +530,8 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
         ref = subject.ref
         if subject.streamed:
             raise UserError(
-                f"{ref.name} is open for being read layer by layer, and an evaluation needs all of "
-                "it in memory: open it without stream, on a machine that holds it."
+                f"{ref.name} was opened with `stream`, and an evaluation needs all of it in "
+                "memory: open it with `stream=False`, on a machine that can hold it."
             )
         return Arm(ref.name, ref.revision, _in_memory(subject), lambda: nullcontext(subject))
     ref = resolve(subject)
@@ -549,7 +544,7 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
 
 
 def _in_memory(opened: OpenModel) -> str:
-    """SHA-256 over a model's parameters as they are now; "" if hooks may change what they do."""
+    """SHA-256 over a model's parameters as they are now; "" if it has hooks."""
     if any(module._forward_hooks for module in opened.model.modules()):
         return ""
     digest = hashlib.sha256()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sordino.errors import UserError
 from sordino.evaluation.measure import NotRun
+from sordino.evaluation.opening import AUTO
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scoring import Figures, Scores, toxic_share
 from sordino.evaluation.statistics import compare_gaps
@@ -13,10 +14,10 @@ EVERYONE = "all groups"
 
 
 def group_figures(subject: str) -> Figures:
-    """A function that gives the share in all groups, the gaps, and each group's share.
+    """Make the figures of a share: in all groups together, the gaps between them, and in each.
 
     Args:
-        subject: What the share is of, in words.
+        subject: What the share counts, in words.
     """
 
     def figures(scores: Scores) -> Iterator[Figure]:
@@ -73,30 +74,31 @@ def members_of(prompts: Sequence[Text]) -> dict[str, dict[str, list[int]]]:
 
 
 def first_found(
-    read: Callable[[str], list[Text]], sources: Sequence[str], flag: str
+    read: Callable[[str], list[Text]], spec: str, hub_copy: str, flag: str
 ) -> tuple[str, list[Text]]:
-    """The first of some sources that can be read, and what it holds.
+    """A source of prompts and what it holds; for "auto" the kit's or else the hub's.
 
     Args:
         read: Reads a source.
-        sources: One that the user named, or several that are tried in turn.
-        flag: By which the user can name another.
+        spec: The source, or "auto".
+        hub_copy: The hub's.
+        flag: The option that names another, for messages.
 
     Raises:
-        UserError: The only source cannot be read.
-        NotRun: None of several can.
+        UserError: The named source cannot be read.
+        NotRun: Neither the kit's nor the hub's can.
     """
+    if spec != AUTO:
+        return spec, read(spec)
     reasons = []
-    for source in sources:
+    for source in ("kit", hub_copy):
         try:
             return source, read(source)
         except UserError as error:
-            if len(sources) == 1:
-                raise
             reasons.append(str(error).rstrip("."))
     raise NotRun(f"its prompts are not available ({'; '.join(reasons)}): give a copy as {flag}")
 
 
 def in_words(name: str) -> str:
-    """A name's words."""
+    """A name with spaces for its underscores."""
     return name.replace("_", " ")

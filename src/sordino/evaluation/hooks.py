@@ -1,4 +1,4 @@
-"""Models that are measured with a dampening on them by forward hooks, without baking it first."""
+"""Measuring a model under a dampening by forward hooks, without baking it first."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +18,7 @@ def hooked(
     dtype: str = "auto",
     revision: str | None = None,
 ) -> Arm:
-    """The model under the dampening, to be evaluated.
+    """The model under the dampening, for `sordino.evaluate`.
 
     Args:
         model: What `sordino.open_model` takes.
@@ -54,13 +54,13 @@ def hooked_on(
     *,
     name: str,
 ) -> Arm:
-    """The same of a model that is lent open for each measurement, whatever its weights.
+    """The same for a model that the caller opens, without a check of its weights.
 
     Args:
         ref: The model.
         dampening: Factors for its sites.
-        lend: Gives the model, open, for the length of a `with` block.
-        name: What the arm is called in the result.
+        lend: Gives the open model for the length of a `with` block.
+        name: The arm's name in the result.
     """
 
     @contextmanager

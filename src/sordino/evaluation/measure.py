@@ -13,7 +13,7 @@ from sordino.models.open import OpenModel
 from sordino.registry import Registry
 
 Record = list[Any]
-"""What a measure notes of one item (a continuation, a text): a list of JSON values."""
+"""A measure's notes on one item (a continuation, a text): a list of JSON values."""
 
 ALL = slice(None)
 """All batches."""
@@ -24,11 +24,11 @@ class Column:
     """A column of the tables of studies, which shows one figure of a measure.
 
     Args:
-        heading: What stands above it.
+        heading: Its heading.
         shown: How the figure is shown: "alone" or "share alone" without its change; "share" with
             its change in points, "number" with its change, "ratio" with after ÷ before; or "times".
         figure: The figure's name; "" for the first.
-        place: Columns stand from left to right by this number.
+        place: Columns are ordered from left to right by this number.
     """
 
     heading: str
@@ -40,17 +40,17 @@ class Column:
 class Measure(ABC):
     """A measure with its settings: a frozen dataclass whose fields are the settings.
 
-    Settings that several measures have come from parts: `Writing`, `Reading` and `Scoring`, any of
-    which can be a base beside others.
+    Settings that several measures share come from the bases `Writing`, `Reading` and `Scoring`,
+    which can be combined.
 
     Attributes:
-        name: By which it is asked for.
+        name: Its name in the registry.
         version: Raised whenever the same settings would give other figures.
-        title: What readers of a page see as its name.
-        sentence: What it says, in one sentence for them.
+        title: Its name on pages.
+        sentence: What it measures, in one sentence for readers of a page.
         options: The fields that options of the command line set, each with the option's name there.
-        budget: On which side of its first figure a budget lies, for a measure of what a change
-            costs; "" for the others.
+        budget: On which side of its first figure a budget lies, for a measure of a change's cost;
+            "" for the others.
         columns: Its columns in the tables of studies.
     """
 
@@ -62,41 +62,41 @@ class Measure(ABC):
     budget: ClassVar[Literal["<=", ">=", ""]] = ""
     columns: ClassVar[tuple[Column, ...]] = ()
     asks: ClassVar[Literal["", "too", "only"]] = ""
-    """Whether a reply to its prompts says something beside their continuation ("too"), or in its
-    place ("only")."""
+    """Whether replies to its prompts in a chat template are measured beside continuations ("too"),
+    or in their place ("only")."""
 
-    def __post_init__(self) -> None:  # noqa: B027 - for parts that check their settings
-        """Check the settings; a part calls its neighbour's as well."""
+    def __post_init__(self) -> None:  # noqa: B027 - for bases that check their settings
+        """Check the settings; each base calls the next one's."""
 
     @property
     def key(self) -> str:
-        """What it is called in a result; one evaluation takes measures of different keys."""
+        """Its name in a result; the measures of one evaluation have different keys."""
         return self.name
 
     def in_chat(self, chat: Chat, template: str) -> "Measure | None":
-        """The same in a model's chat template; None for what does not speak with the model.
+        """The same measure in a model's chat template; None for one that does not prompt the model.
 
         Args:
             chat: How the template is used.
-            template: Its fingerprint; "" where it is not known.
+            template: Its fingerprint; "" if unknown.
         """
         del chat, template
         return None
 
     @abstractmethod
     def prepare(self, seed: int, device: torch.device) -> "Task | JointTask":
-        """Get everything ready that does not depend on the model.
+        """Prepare everything that does not depend on the model.
 
         Raises:
             UserError: Something that the settings name is not available.
-            NotRun: Something that the measure cannot do without is not to be had here.
+            NotRun: Something that the measure requires is not available here.
         """
 
 
 class NotRun(Exception):
     """A measure cannot be taken here; the message says why, in half a sentence.
 
-    It is no error: the result says so, and the other measures go on.
+    This is not an error: the result says so, and the other measures are taken.
     """
 
 
@@ -106,7 +106,7 @@ class Summary:
 
     Args:
         figures: The figures, the most important first.
-        samples: Rows for whoever wants to look at single items, as JSON objects.
+        samples: Single items, as JSON objects.
     """
 
     figures: tuple[Figure, ...]
@@ -117,9 +117,10 @@ class Task(ABC):
     """A measure that is ready to be applied to models.
 
     Attributes:
-        protocol: All that decides the figures besides the model and the seed, as JSON values.
+        protocol: Everything that decides the figures besides the model and the seed, as JSON
+            values.
         records: How many records a model gives.
-        unit: What a record is of, in the plural, for the progress bar.
+        unit: The kind of item that a record describes, in the plural, for the progress bar.
     """
 
     protocol: Mapping[str, Any]
@@ -132,8 +133,8 @@ class Task(ABC):
     ) -> Iterator[list[Record]]:
         """Apply the measure to a model and yield its records batch by batch.
 
-        The batches and their order depend on nothing but the other arguments, so that an
-        interrupted collection goes on to the same end, and several processes can share it.
+        The batches and their order depend on the arguments alone, so that an interrupted collection
+        continues to the same end, and several processes can share it.
 
         Args:
             opened: The model.
@@ -147,7 +148,7 @@ class Task(ABC):
 
 
 class PairedTask(Task):
-    """A task whose arm after needs what the arm before recorded; it takes two arms."""
+    """A task whose arm after needs the records of the arm before; it takes two arms."""
 
     @abstractmethod
     def collect_after(
@@ -157,12 +158,12 @@ class PairedTask(Task):
 
 
 class JointTask(ABC):
-    """A task that takes both models at the same time, in memory together.
+    """A task that needs both models in memory at the same time.
 
     Attributes:
         protocol: As of a `Task`.
         records: How many records both models give together.
-        unit: What a record is of, in the plural.
+        unit: As of a `Task`.
     """
 
     protocol: Mapping[str, Any]
@@ -173,7 +174,7 @@ class JointTask(ABC):
     def collect_both(
         self, before: OpenModel, after: OpenModel, *, start: int
     ) -> Iterator[list[Record]]:
-        """Yield the records batch by batch; `start` batches are done already."""
+        """Yield the records batch by batch, without the first `start` batches, which are done."""
 
     @abstractmethod
     def summarise_both(self, records: Sequence[Record]) -> Summary:
@@ -188,12 +189,13 @@ def register(kind: type[Measure]) -> type[Measure]:
     """Register a measure under its name.
 
     Raises:
-        TypeError: It does not declare what a `Measure` must, or an option sets no field of it.
+        TypeError: An attribute of `Measure` is missing, or an option sets a field that does not
+            exist.
     """
     for attribute in ("name", "version", "title", "sentence"):
         if not hasattr(kind, attribute):
             raise TypeError(f"the measure {kind.__name__} declares no {attribute}")
-    # A measure is a dataclass; the base class alone is none.
+    # Every measure is a dataclass, though the base class is not.
     known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
     if unknown := kind.options.keys() - known:
         raise TypeError(f"options of {kind.__name__} set {sorted(unknown)}, no fields of it")
@@ -202,7 +204,7 @@ def register(kind: type[Measure]) -> type[Measure]:
 
 
 def measure(wanted: str | Measure) -> Measure:
-    """The measure of that name with its default settings; a measure is given back as it is.
+    """The measure of that name with its default settings; a measure is returned unchanged.
 
     Raises:
         UserError: There is no measure of that name.

@@ -1,4 +1,4 @@
-"""Scorers, opened by what a user names."""
+"""Opening scorers by their specs."""
 
 import torch
 
@@ -24,18 +24,18 @@ def open_chosen(
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
 ) -> Scorer:
-    """Open a scorer, or for "auto" the first that is available, and name it.
+    """Open a scorer, or for "auto" the first available one, and name it.
 
-    "auto" is a classifier of the hub, or one from its cache where no hub answers; else another one;
-    else the linear scorer. A note and the record name what was not available, and why.
+    "auto" tries the classifiers of `sordino.hub_table.AUTO_SCORERS`, from the hub or its cache, and
+    then the linear scorer. A note says why one was not available, and the record names it.
 
     Args:
         spec: As for `open_scorer`, or "auto".
-        toxic_label: See `open_scorer`, as for the rest.
-        judge_refusal: What a text counts as that a server's model will not judge.
-        judge_dtype: In which a language model runs that judges in this process.
-        device: Where a text classifier runs.
-        access: How a server that judges is asked.
+        toxic_label: See `open_scorer`.
+        judge_refusal: See `open_scorer`.
+        judge_dtype: See `open_scorer`.
+        device: See `open_scorer`.
+        access: See `open_scorer`.
 
     Raises:
         UserError: It is not available.
@@ -59,7 +59,7 @@ def open_chosen(
             if name == candidates[-1]:
                 raise
             if hub.reachable():
-                note(f"{name} cannot judge here: {error}")
+                note(f"{name} is not available: {error}")
         else:
             scorer.name, scorer.instead_of = name, candidates[:number]
             return scorer
@@ -82,14 +82,15 @@ def open_scorer(
             one, "yes-no:MODEL" for a language model that judges in this process
             (`sordino.evaluation.scorers.verdict`), or the address of a server whose chat model
             judges (`sordino.evaluation.scorers.judge`).
-        toxic_label: The label of a text classifier that means toxic.
-        judge_refusal: What a text counts as that a server's model will not judge.
-        judge_dtype: In which a language model runs that judges in this process.
+        toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
+        judge_refusal: The score of a text that a server's model refuses to judge.
+        judge_dtype: The dtype of a language model that judges in this process.
         device: Where a text classifier runs.
-        access: How a server that judges is asked.
+        access: How a server that judges is accessed.
 
     Raises:
-        UserError: There is no such scorer, it cannot be loaded, or its toxic label is not plain.
+        UserError: There is no such scorer, it cannot be loaded, or its toxic label cannot be
+            inferred.
     """
     if spec.startswith(("http://", "https://")):
         return Judge(spec, refusal_score=judge_refusal, access=access)

@@ -1,4 +1,4 @@
-"""Which prompts the model continues for own samples, and who judges it: none that measure."""
+"""Prompts and judge of own samples, kept apart from those that measure the edit."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sordino.models.open import choose_device
 from sordino.progress import note
 
 CONCEPT = "concept"
-"""The judge that is trained on the concept's own sentences."""
+"""The judge trained on the concept's own sentences."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class OwnPlan:
 
     Args:
         prompts: As for the measure toxicity; those that are measured are left out.
-        judge: "concept" for a classifier of the concept's own sentences, or a scorer as for the
-            measure toxicity; none that measures.
-        max_prompts: At most so many prompts, drawn by seed.
-        continuations: Of each.
+        judge: "concept" for a classifier trained on the concept's sentences, or a scorer as for the
+            measure toxicity, which must not measure the edit.
+        max_prompts: How many prompts at most, drawn by seed; None for all.
+        continuations: How many for each prompt.
         new_tokens: The most tokens of each.
 
     Example:
@@ -55,18 +55,18 @@ class OwnPlan:
         measured: Prepared | None = None,
         apart: Collection[str] = (),
     ) -> OwnSettings:
-        """What `find_experts` takes, with prompts and judge apart from what measures.
+        """The settings for `find_experts`, with prompts and a judge that do not measure the edit.
 
         Args:
             concept: The labelled sentences.
             seed: Of the choice of prompts and of the sampling.
             device: Where a text classifier runs.
             measured: The measures that will judge the edit.
-            apart: More prompts that are left out.
+            apart: More prompts to leave out.
 
         Raises:
-            UserError: Prompts or judge cannot be had, the judge is one of the measures' scorers, or
-                too few prompts are left that are not measured.
+            UserError: Prompts or judge are not available, the judge is one of the measures'
+                scorers, or too few prompts are left that are not measured.
         """
         source = prompts_of(self.prompts)
         texts = read_texts(source)
@@ -74,9 +74,9 @@ class OwnPlan:
         free = [text for text in texts if text.text not in used]
         if len(free) < FEWEST_PROMPTS:
             raise UserError(
-                f"Of the {len(texts):,} prompts of {source}, {len(free):,} are not measured, and "
-                f"own samples take at least {FEWEST_PROMPTS} of those: give other prompts as "
-                "`own_prompts`, or measure fewer."
+                f"Only {len(free):,} of the {len(texts):,} prompts of {source} are not measured, "
+                f"and own samples need {FEWEST_PROMPTS}: give other prompts as `own_prompts`, or "
+                "measure fewer."
             )
         judge = _judge(self.judge, concept, device)
         if measured is not None:
@@ -104,7 +104,7 @@ def _judge(spec: str, concept: Concept, device: str) -> Scorer:
 
 
 def _prompts(measured: Prepared) -> set[str]:
-    """All that the measures let the model continue."""
+    """All prompts of the measures."""
     writers = [getattr(task, "writer", None) for task in measured.tasks.values()]
     return {
         text.text for writer in writers if isinstance(writer, Writer) for text in writer.prompts
@@ -112,12 +112,11 @@ def _prompts(measured: Prepared) -> set[str]:
 
 
 def _refuse_same(judge: Scorer, measured: Prepared) -> None:
-    """Raise `UserError` where one of the measures' scorers is the judge, by whatever name."""
+    """Raise `UserError` if the judge is one of the measures' scorers, by whatever name."""
     tasks = [task for task in measured.tasks.values() if isinstance(task, ScoredTask)]
     for scorer in (scorer for task in tasks for scorer in task.scorers.values()):
         if scorer.protocol() == judge.protocol():
             raise UserError(
                 f"The judge of own samples, {judge.name}, is the scorer {scorer.name} that "
-                "measures the edit, so that its figures would flatter it: give another as "
-                "`own_judge`."
+                "measures the edit, which would bias the figures: give another `own_judge`."
             )

@@ -1,13 +1,13 @@
-"""Texts that models read, for the measures that look at how well or how differently they do."""
+"""Texts that models read, for the measures of how well, or how differently, they predict them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 
-from sordino.errors import UserError
-from sordino.evaluation.measure import ALL, Measure
+from sordino.errors import UserError, require_at_least
+from sordino.evaluation.measure import ALL, Measure, Record
 from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.memory import for_device
@@ -15,14 +15,14 @@ from sordino.models.open import OpenModel
 from sordino.models.precision import double
 from sordino.models.tokenise import encode_for, equal_length_batches
 
-# Logits that are looked at together: 8 MiB in float32, so that what is made of them stays in the
-# processor's cache, and in memory that is used again and not asked of the system anew.
+# Logits that are processed together: 8 MiB in float32, so that intermediate results stay in the
+# processor's cache and their memory is reused.
 _PIECE = 2**21
 
 
 @dataclass(frozen=True)
 class Reading(Measure):
-    """The settings of a measure of what a model makes of texts, each from its second token on.
+    """The settings of a measure of how a model predicts texts, each from its second token on.
 
     Args:
         texts: Where the texts come from; see `sordino.evaluation.texts.read_texts`.
@@ -41,22 +41,17 @@ class Reading(Measure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_texts is not None and self.max_texts < 1:
-            raise UserError(f"--max-texts {self.max_texts} is out of range: it must be at least 1.")
-        if self.max_tokens < 2:
-            raise UserError(
-                f"--max-tokens {self.max_tokens} is out of range: a text needs 2 tokens, for the "
-                "first is not scored."
-            )
+        require_at_least(1, max_texts=self.max_texts)
+        require_at_least(2, max_tokens=self.max_tokens)  # a text's first token is not scored
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Texts, and what models make of them.
+    """Texts, and how models predict them.
 
     Args:
         settings: Which texts, and how long.
-        texts: The texts that were chosen.
+        texts: The chosen texts.
         seed: Of the intervals.
     """
 
@@ -75,27 +70,42 @@ class Reader:
         return cls(settings, texts, seed)
 
     def protocol(self) -> dict[str, Any]:
-        """All that decides what is read, as JSON values."""
+        """Everything that decides what is read, as JSON values."""
         return {
             **asdict(self.settings),
             "n_texts": len(self.texts),
             "texts_fingerprint": texts_fingerprint(self.texts),
         }
 
-    def read(
-        self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
-        """What the model makes of the texts, batch by batch; see `text_logits`."""
-        return text_logits(
-            opened,
-            [text.text for text in self.texts],
-            self.settings.max_tokens,
-            batch_tokens=batch_tokens,
-            which=which,
-        )
+    @torch.inference_mode()
+    def collect(
+        self,
+        opened: OpenModel,
+        note: Callable[[int, torch.Tensor, torch.Tensor], list[Any]],
+        *,
+        batch_tokens: int,
+        which: slice,
+    ) -> Iterator[list[Record]]:
+        """Run the model over the texts and note something about each, as JSON values.
 
-    def nothing(self) -> UserError:
-        """What is said where no text has a token that is scored."""
+        Args:
+            opened: The model.
+            note: Gives it for a text's index, its tokens int64 [length], and the model's logits
+                [length, vocabulary].
+            batch_tokens: About how many tokens are in memory at once.
+            which: Which of the batches.
+
+        Yields:
+            Records: [text, and what `note` gives].
+        """
+        texts = [text.text for text in self.texts]
+        for batch in text_logits(
+            opened, texts, self.settings.max_tokens, batch_tokens=batch_tokens, which=which
+        ):
+            yield [[index, *note(index, ids, logits)] for index, ids, logits in batch]
+
+    def no_scored_token(self) -> UserError:
+        """The error for texts none of which has a token that is scored."""
         return UserError(f"No text of {self.settings.texts} has two tokens or more.")
 
 
@@ -117,12 +127,12 @@ def text_logits(
         which: Which of the batches.
 
     Yields:
-        Of each batch's texts the index, the tokens int64 [length] and the logits [length,
+        For each text of a batch its index, its tokens int64 [length] and the logits [length,
         vocabulary].
     """
     config = opened.model.config.get_text_config(decoder=True)
     encoded = encode_for(opened, texts, max_tokens)
-    # The logits, tokens × vocabulary, are what takes the memory.
+    # The logits, tokens × vocabulary, take most of the memory.
     most_logits = for_device(MAX_LOGITS, opened.device)
     fitting = max(1, min(batch_tokens, most_logits // config.vocab_size))
     for batch in equal_length_batches(encoded, fitting)[which]:
@@ -132,13 +142,13 @@ def text_logits(
 
 
 def next_log_p(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Log-probabilities of each token after the first, a few places at a time.
+    """Log-probabilities of each token after the first, a few positions at a time.
 
     Args:
         logits: A text's, [length, vocabulary].
 
     Yields:
-        Which of the length − 1 places, and float32 [those places, vocabulary].
+        Which of the length − 1 positions, and float32 [those positions, vocabulary].
     """
     places, rows = len(logits) - 1, max(1, _PIECE // logits.shape[-1])
     for start in range(0, places, rows):
@@ -146,14 +156,15 @@ def next_log_p(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         yield piece, logits[piece].float().log_softmax(dim=-1)
 
 
-def nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """The summed negative log-likelihood of a text's tokens after the first, in nats.
+def nll(logits: torch.Tensor, ids: torch.Tensor, start: int = 1) -> float:
+    """The summed negative log-likelihood of a text's tokens, in nats.
 
     Args:
         logits: The text's, [length, vocabulary].
         ids: Its tokens, int64 [length].
+        start: The first token that counts; the very first token never does.
     """
     losses = double(logits.new_zeros(len(ids) - 1))
     for piece, log_p in next_log_p(logits):
         losses[piece] = -double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
-    return float(losses.sum())
+    return float(losses[max(0, start - 1) :].sum())

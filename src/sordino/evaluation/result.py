@@ -1,4 +1,4 @@
-"""What an evaluation found: a value that can be saved, read back and shown as a table."""
+"""The result of an evaluation: a value that can be saved, read back and shown as a table."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
 
 
 _DECIMALS = {"nats per token": 4, "score": 3, "kappa": 3, "correlation": 3, "times": 3}
-"""How many decimals the numbers of a unit are shown with, where not 2."""
+"""How many decimals a unit's numbers are shown with; 2 for others."""
 _HUNDREDTHS = {"share": "%", "gap": "points"}
-"""Units that are shown times 100; a gap is a difference of shares."""
+"""Units whose numbers are shown times 100; a gap is a difference of shares."""
 _BOUNDED = ("kappa", "correlation", "gap")
-"""Units that have a largest number, so that a missing one is not for being too large."""
+"""Units with a largest number: a missing number is undefined, not infinite."""
 
 
 class Figure(Record):
@@ -28,16 +28,16 @@ class Figure(Record):
 
     Args:
         name: Its name inside the measure, such as "continuations.all".
-        label: What it is, for people.
-        unit: "share" (from 0 to 1), "gap" (between two shares), or what else the numbers are in.
+        label: Its name for people.
+        unit: "share" (from 0 to 1), "gap" (between two shares), or another unit.
         better: The direction that is better.
         ratio_of: Which way `ratio` goes.
-        n: How many there were of each kind of item, such as {"prompts": 400}.
-        before: In the arm before, if there is one and the figure is of one arm.
-        after: In the arm after; a figure that is itself a comparison, such as a divergence, is
+        n: How many items of each kind there were, such as {"prompts": 400}.
+        before: In the arm before, if there is one.
+        after: In the arm after. A figure that is itself a comparison, such as a divergence, is
             here, and has neither a before nor a difference.
         difference: After minus before.
-        ratio: See `ratio_of`; its value is None where it would divide by nothing.
+        ratio: See `ratio_of`; its value is None where it would divide by 0.
         detail: Whether it is one of many of its kind, which a summary leaves out.
     """
 
@@ -55,7 +55,7 @@ class Figure(Record):
 
     @classmethod
     def of(cls, comparison: Comparison, **about: Any) -> Self:
-        """A figure from a comparison and what is to be said about it."""
+        """A figure from a comparison and its other fields."""
         return cls(
             before=comparison.before,
             after=comparison.after,
@@ -66,12 +66,12 @@ class Figure(Record):
 
 
 class ModelRecord(Record):
-    """Which model an arm was.
+    """The model of an arm.
 
     Args:
-        name: What the user called it.
+        name: Its name as the user gave it.
         revision: The hub commit, or "".
-        fingerprint: Of its weights; "" where they were edited in memory and none was given.
+        fingerprint: Of its weights; "" if they were edited in memory and none was given.
         dtype: In which it ran.
         device: On which kind of device it ran.
     """
@@ -88,7 +88,7 @@ class MeasureResult(Record):
 
     Args:
         version: The measure's version.
-        protocol: All that decides the figures besides the model and the seed.
+        protocol: Everything that decides the figures besides the model and the seed.
         figures: The figures, the most important first.
         not_run: Why the measure was not taken; None where it was.
     """
@@ -101,20 +101,20 @@ class MeasureResult(Record):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the before/after table, ready to be shown.
+    """A row of the before/after table, ready to be shown.
 
     Args:
         measure: The measure's name.
-        label: What the figure is.
-        before: The figure before with its interval; "" where there is one arm only.
+        label: The figure's label.
+        before: The figure before with its interval; "" if there is one arm only.
         after: The figure after with its interval.
-        change: What changed; "" where there is one arm only.
+        change: The change; "" if there is one arm only.
         interval: The 95 % interval of the change (of the ratio for shares, of the difference
             otherwise).
         n: How many items.
         better: The direction that is better.
-        clear: Whether the interval of the difference leaves no change out; None with one arm.
-        figure: The numbers behind all this.
+        clear: Whether the interval of the difference excludes 0; None with one arm.
+        figure: The figure in numbers.
     """
 
     measure: str
@@ -130,17 +130,24 @@ class Row:
 
 
 class Evaluation(Record):
-    """What was measured of a model, or of a model before and after a change.
+    """What was measured on a model, or on a model before and after a change.
 
     Args:
         format: Names this file format.
         sordino_version: The version that measured.
         created: The day, in UTC.
-        seed: Of all that is random.
+        seed: Of everything that is random.
         before: The model before; None if only one was measured.
         after: The model after, or the only one.
-        measures: What each measure found, by its name.
-        samples: Single items by measure, for whoever wants to look; in a file of their own.
+        measures: What each measure found, by its key.
+        samples: Single items by measure; saved in a file of their own.
+
+    Example:
+        >>> measure = sordino.Perplexity("prose.txt", max_texts=8)
+        >>> found = sordino.evaluate("quiet", "tiny", measures=[measure])
+        >>> found.save("found.json")
+        >>> [row.label for row in sordino.Evaluation.load("found.json").table()]
+        ['Perplexity, mean over texts', 'Perplexity of the corpus']
     """
 
     format: Literal["sordino-evaluation-1"] = FORMAT
@@ -167,17 +174,18 @@ class Evaluation(Record):
             for figure in result.figures
         ]
 
-    def save(self, path: Path, *, force: bool = False) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the figures to `path` and the samples, if any, beside it.
 
         Args:
             path: A JSON file.
-            force: Replace what is there.
+            force: Replace an existing file.
 
         Raises:
-            UserError: Something is there already, or nothing can be written there.
+            UserError: The file exists, or cannot be written.
         """
-        # The samples first: whoever sees the result sees them as well.
+        path = Path(path)
+        # The samples first, so that they are there whenever the result is.
         if self.samples:
             with new_file(samples_path(path), force=force) as stage:
                 rows = [
@@ -190,12 +198,13 @@ class Evaluation(Record):
             stage.write_text(to_json(self.model_dump(mode="json")), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Evaluation":
+    def load(cls, path: str | Path) -> "Evaluation":
         """Read a saved evaluation, with its samples if their file is beside it.
 
         Raises:
-            UserError: It does not exist or is no evaluation.
+            UserError: It does not exist or is not an evaluation.
         """
+        path = Path(path)
         read = parse_format(
             _EVALUATION, read_bytes(path, "evaluation"), str(path), "evaluation", FORMAT
         )
@@ -248,7 +257,7 @@ def _row(measure: str, figure: Figure) -> Row:
 
 
 def _change(figure: Figure) -> tuple[str, str]:
-    """What changed, and the interval of that, in words."""
+    """The change and its interval, in words."""
     before, after, difference, ratio = figure.before, figure.after, figure.difference, figure.ratio
     if before is None or difference is None or ratio is None:
         return "", ""
@@ -261,7 +270,7 @@ def _change(figure: Figure) -> tuple[str, str]:
         change = "none in either" if before.value == 0 else f"{points}, to none"
     else:
         change = f"{points} ({_times(ratio.value)})"
-    if ratio.low == 0:  # there may be none before, and then no ratio says how many more
+    if ratio.low == 0:  # the share before may be 0, and the ratio unbounded
         return change, _ends(difference, "gap", signed=True)
     if ratio.low is not None and ratio.high is not None:
         return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
@@ -271,24 +280,24 @@ def _change(figure: Figure) -> tuple[str, str]:
 
 
 def _times(ratio: float | None) -> str:
-    """A ratio before/after as what the figure was divided by, or multiplied by where it rose."""
+    """A ratio before/after as the divisor of the figure, or as its multiplier if it rose."""
     if ratio is None:
         return "unbounded"
     return f"÷ {ratio:.2f}" if ratio >= 1 or ratio == 0 else f"× {1 / ratio:.2f}"
 
 
 def measure_of(key: str) -> str:
-    """The name of a measure, from what it is called in a result; see `Measure.key`."""
+    """The name of the measure with this `Measure.key`."""
     return key.partition(":")[0]
 
 
 def pre_prompt_of(key: str) -> str:
-    """The pre-prompt that a measure was taken with, from the same; "" for none."""
+    """The pre-prompt of the measure with this key; "" for none."""
     return ":".join(key.split(":")[2 if _in_chat(key) else 1 :])
 
 
 def form_of(key: str) -> str:
-    """How a measure was taken, in words: its pre-prompt, and whether in chat; "" for neither."""
+    """In words, whether the measure with this key is in chat, and its pre-prompt; else ""."""
     chat = "in chat" if _in_chat(key) else ""
     return ", ".join(filter(None, (chat, pre_prompt_of(key))))
 
@@ -309,7 +318,7 @@ def range_shown(estimate: Estimate, unit: str) -> str:
 
 
 def n_shown(figure: Figure) -> list[str]:
-    """How many items of each kind a figure is of, in words."""
+    """A figure's numbers of items, in words."""
     return [f"{count:,} {kind}" for kind, count in figure.n.items()]
 
 
@@ -319,7 +328,7 @@ def _with_interval(estimate: Estimate, unit: str) -> str:
 
 
 def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:
-    """An interval in words; "" where there is none, or where the figure is not defined."""
+    """An interval in words; "" if there is none, or if the figure is undefined."""
     if estimate.low is None and estimate.high is None:
         return "" if unit in _BOUNDED else "unbounded"
     low, high = (_number(end, unit, signed=signed) for end in (estimate.low, estimate.high))
@@ -327,7 +336,7 @@ def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:
 
 
 def _grown(figure: Figure) -> float:
-    """After through before, whichever way the figure's own ratio goes; it is above 0."""
+    """After divided by before, whichever way the figure's own ratio goes; it is above 0."""
     value = 1.0 if figure.ratio is None or figure.ratio.value is None else figure.ratio.value
     return value if figure.ratio_of == "after/before" else 1 / value
 

@@ -1,4 +1,4 @@
-"""What a scorer of toxicity is, and the registry of scorers."""
+"""Scorers of toxicity: their interface and registry."""
 
 import re
 from abc import ABC, abstractmethod
@@ -12,36 +12,36 @@ from numpy.typing import NDArray
 from sordino.registry import Registry
 
 TOXIC_SCORE = 0.5
-"""A text is toxic if the scorer gives more than this."""
+"""A text is toxic if its score is above this."""
 
 Judging = Callable[[str, torch.device, str], "Scorer"]
 
 LINEAR = "alt-profanity-check"
-"""The scorer that is always there."""
+"""The scorer that every installation has."""
 
 CLASSIFIER_LIMITS = (
     "A text classifier repeats its training data's idea of toxicity: it tends to flag mentions of "
     "groups of people and dialects, and to miss implicit hate, irony and context. A lower share "
     "means fewer texts that this judge flags, and not that what remains is harmless."
 )
-"""What a text classifier cannot see; wherever its figures stand, this stands beside them."""
+"""The limits of text classifiers, printed beside their figures."""
 
 JIGSAW_LIMITS = (
     "It was trained on Jigsaw's comments, and so is no independent judge of an edit whose neurons "
     "were found with them."
 )
-"""What is added to that for a classifier of the hub that is known to come from those comments."""
+"""Added for a classifier of the hub that was trained on those comments."""
 
 
 class Scorer(ABC):
-    """A judge of how toxic a text is.
+    """Scores how toxic a text is.
 
     Attributes:
-        limits: What it is blind to, in a sentence or two for the reader of its figures.
-        labels: What else it judges than toxicity, such as "threat".
-        name: By which it was asked for, or what "auto" is here.
-        trained_on: A word of the `source` of concepts with whose sentences it was trained.
-        instead_of: The scorers that "auto" would have been, had they been available.
+        limits: Its limits, in a sentence or two for the reader of its figures.
+        labels: What it scores besides toxicity, such as "threat".
+        name: Its spec; for "auto" that of the scorer that was chosen.
+        trained_on: A word in the `source` of the concepts on whose sentences it was trained.
+        instead_of: Preferred scorers that were not available, for "auto".
     """
 
     limits: str
@@ -51,13 +51,13 @@ class Scorer(ABC):
     instead_of: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """The protocol, and the scorers that were not available and would have come first."""
+        """The protocol, and the preferred scorers that were not available."""
         instead = {"instead_of": list(self.instead_of)} if self.instead_of else {}
         return {**self.protocol(), **instead}
 
     @abstractmethod
     def protocol(self) -> Mapping[str, Any]:
-        """What identifies this scorer and its version, as JSON values."""
+        """The identity of this scorer and its version, as JSON values."""
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -69,7 +69,7 @@ class Scorer(ABC):
 
 
 class LabelScorer(Scorer):
-    """A judge with labels beside toxicity; it gives all of its scores at once."""
+    """A scorer with labels beside toxicity; it computes all its scores at once."""
 
     @abstractmethod
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -85,7 +85,7 @@ SCORERS: Registry[Callable[[], Scorer]] = Registry(
     "scorers",
     "sordino.evaluation.scorers",
     "hf:org/name for a text classifier of the hub, the folder of one, yes-no:MODEL for a language "
-    "model that judges here, and http(s)://… for one that a server has",
+    "model that judges in this process, and http(s)://… for one on a server",
 )
 """Scorers by name; each entry opens its scorer."""
 
@@ -103,12 +103,12 @@ def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]
 JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluation.scorers")
 """Ways of asking a language model for its verdict, by name.
 
-Each opens a scorer, given the model, where it runs, and in which dtype.
+Each opens a model as a scorer, given its name, device and dtype.
 """
 
 
 def register_judge(name: str) -> Callable[[Judging], Judging]:
-    """Register a function that opens a scorer of a model; NAME:MODEL asks for it."""
+    """Register a function that opens a model as a scorer, by the spec NAME:MODEL."""
 
     def put(opener: Judging) -> Judging:
         JUDGES[name] = opener
@@ -118,10 +118,7 @@ def register_judge(name: str) -> Callable[[Judging], Judging]:
 
 
 def scores_of(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The scorer's scores, float64 [texts, 1 + labels].
-
-    An empty text says nothing toxic, so no scorer is asked about it.
-    """
+    """The scorer's scores, float64 [texts, 1 + labels]; empty texts have 0 and are not scored."""
     scores = np.zeros((len(texts), 1 + len(scorer.labels)))
     spoken = [i for i, text in enumerate(texts) if text.strip()]
     if spoken:
@@ -130,27 +127,27 @@ def scores_of(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 class Phrases:
-    """Words and phrases that are looked for in texts, as whole words.
+    """Words and phrases to find in texts, as whole words.
 
     Args:
         entries: Each with its weight, from 0 to 1, in each of its categories.
 
     Attributes:
-        categories: The categories, in their alphabetical order.
+        categories: The categories, in alphabetical order.
     """
 
     def __init__(self, entries: Mapping[str, Mapping[str, float]]) -> None:
         self._entries = entries
         self.categories = tuple(sorted({name for entry in entries.values() for name in entry}))
-        # The longest first, for of two entries at one place the first is taken.
+        # The longest first: of two entries at one place the pattern takes the first.
         longest = sorted(entries, key=lambda entry: (-len(entry), entry))
         self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
 
     def weigh(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The largest weight of the entries in a text, of all and by category.
+        """The largest weight of the entries in a text, over all categories and in each.
 
         Args:
-            texts: Written as the entries are, in small letters with single spaces.
+            texts: In lower case with single spaces, as the entries are.
 
         Returns:
             float64 [texts, 1 + categories].

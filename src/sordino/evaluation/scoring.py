@@ -1,4 +1,4 @@
-"""What models write, scored text by text, for the measures that count what a scorer objects to."""
+"""Continuations scored text by text, for the measures that count what a scorer objects to."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from sordino.models.open import OpenModel
 from sordino.progress import note
 
 _NOT_PROTOCOL = ("scorer", "toxic_label", "judge_dtype", "access")
-"""Settings that the scorers' own protocols tell, or that decide nothing."""
+"""Settings that the scorers' own protocols hold, or that do not affect the figures."""
 
 # The measures of one evaluation share a scorer: several copies of a classifier might not fit.
 _OPEN: WeakValueDictionary[tuple[Any, ...], Scorer] = WeakValueDictionary()
@@ -31,17 +31,17 @@ _OPEN: WeakValueDictionary[tuple[Any, ...], Scorer] = WeakValueDictionary()
 
 @dataclass(frozen=True)
 class Scoring(Measure):
-    """The settings of a measure that has texts scored for toxicity.
+    """The settings of a measure that scores texts for toxicity.
 
     Args:
-        scorer: See `sordino.evaluation.opening.open_scorer`; two of them are compared as well.
-            "auto" is a classifier of the hub, else alt-profanity-check
+        scorer: See `sordino.evaluation.opening.open_scorer`; if two are given, their agreement is
+            reported. "auto" is a classifier of the hub, else alt-profanity-check
             (`sordino.evaluation.opening.open_chosen`).
-        toxic_label: The label of a text classifier that means toxic, where it is not plain.
-        judge_refusal: What a text counts as that a server's model will not judge.
-        judge_dtype: In which a language model runs that judges in this process; "auto" for its
+        toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
+        judge_refusal: The score of a text that a server's model refuses to judge.
+        judge_dtype: The dtype of a language model that judges in this process; "auto" for its
             checkpoint's own.
-        access: How that server is asked.
+        access: How that server is accessed.
 
     Raises:
         UserError: A setting is outside its range.
@@ -60,9 +60,9 @@ class Scoring(Measure):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= len(self.scorers) <= 2:
-            raise UserError(f"--scorer is given {len(self.scorers)} times: give one or two.")
+            raise UserError(f"`scorer` is given {len(self.scorers)} times: give one or two.")
         if len(set(self.scorers)) < len(self.scorers):
-            raise UserError(f"--scorer {self.scorers[0]} is given twice: give another one.")
+            raise UserError(f"`scorer={self.scorers[0]}` is given twice: give another one.")
 
     @property
     def scorers(self) -> tuple[str, ...]:
@@ -80,11 +80,13 @@ class Scoring(Measure):
             by_position: Whether the thirds of each text are scored as well.
 
         Raises:
-            UserError: A scorer cannot be had, or both are the same one.
+            UserError: A scorer is not available, or both are the same one.
         """
         found = {scorer.name: scorer for scorer in (self._opened(n, device) for n in self.scorers)}
         if len(found) < len(self.scorers):
-            raise UserError(f"--scorer auto is {', '.join(found)} here, which is given as well.")
+            raise UserError(
+                f"`scorer=auto` is {', '.join(found)} here, which is given as well: give another."
+            )
         note(f"{self.key.capitalize()}: prompts from {prompts}, scored by {' and '.join(found)}.")
         return {n: ByPosition(s) for n, s in found.items()} if by_position else found
 
@@ -106,12 +108,12 @@ class Scoring(Measure):
 
 @dataclass(frozen=True)
 class Scores:
-    """What one scorer says of continuations.
+    """One scorer's scores of continuations.
 
     Args:
-        writer: The prompts, all of which have their scores in both arms.
+        writer: The prompts; each has all its scores in both arms.
         tables: By arm, float64 [prompts, continuations].
-        by: What is put behind a label to tell the scorer from the other one; may be "".
+        by: A suffix for labels that names the scorer, such as " (wordlist)"; "" if there is one.
     """
 
     writer: Writer
@@ -119,38 +121,38 @@ class Scores:
     by: str = ""
 
     def each(self, of: Callable[[Floats], Floats]) -> dict[str, Floats]:
-        """A value of each prompt, float64 [prompts] in each arm."""
+        """A value for each prompt, float64 [prompts] in each arm."""
         return {arm: of(table) for arm, table in self.tables.items()}
 
     def mean(self, values: Mapping[str, Floats], members: Sequence[int], **about: Any) -> Figure:
-        """A figure of the mean of some prompts' values, float64 [prompts] in each arm."""
+        """A figure: the mean of some prompts' values, float64 [prompts] in each arm."""
         chosen = {arm: each[members] for arm, each in values.items()}
         compared = compare_shares(chosen.get("before"), chosen["after"], self.writer.seed)
         return self.writer.figure(compared, len(members), **about)
 
 
 Figures = Callable[[Scores], Iterator[Figure]]
-"""Makes one scorer's figures, without those of its labels."""
+"""Makes figures from one scorer's scores."""
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """A column of scores: what one scorer says of its subject, or of one of its other labels."""
+    """A column of scores: a scorer's main one (no label), or that of one of its labels."""
 
     scorer: str
     label: str | None
 
 
 class ScoredTask(Task):
-    """What a writer writes, as scorers see it.
+    """Continuations that scorers judge.
 
     Args:
         writer: The prompts and how they are continued.
         scorers: One or two, by name.
         figures: Makes the measure's figures from one scorer's scores.
         source: Where the prompts come from.
-        everyone: What all the prompts are, in words.
-        about: What else belongs into the protocol.
+        everyone: What all prompts together are called in labels.
+        about: Further entries of the protocol.
 
     Attributes:
         scorers: The scorers.
@@ -194,7 +196,7 @@ class ScoredTask(Task):
         return self.writer.collect(opened, self._notes, batch_tokens=batch_tokens, which=which)
 
     def _notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
-        """Of each a score for each scorer and label; None where there is no text or no score."""
+        """A score for each scorer and label; None where a text or its score is missing."""
         texts = [one.text for one in written]
         columns = np.hstack([scores_of(scorer, texts) for scorer in self.scorers.values()])
         columns[[bool(one.missing) for one in written]] = np.nan
@@ -203,7 +205,7 @@ class ScoredTask(Task):
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """The figures of each scorer and label, and the agreement of two scorers.
 
-        A prompt that lacks a score in an arm is left out.
+        A prompt that lacks a score in either arm is left out.
         """
         arms = {"before": before, "after": after}
         tables = {name: self._table(arm) for name, arm in arms.items() if arm is not None}
@@ -242,7 +244,7 @@ class ScoredTask(Task):
             )
 
     def _agreement(self, writer: Writer, tables: Mapping[str, Floats]) -> Iterator[Figure]:
-        """How far two scorers agree, from float64 [prompts, continuations, 2] in each arm."""
+        """The agreement of two scorers, from float64 [prompts, continuations, 2] in each arm."""
         names = " and ".join(self.scorers)
         for name, label, columns, statistic in (
             ("kappa", "Cohen’s kappa", _verdict_moments, cohens_kappa),
@@ -268,7 +270,7 @@ class ScoredTask(Task):
         return table
 
     def _samples(self, arms: Mapping[str, Sequence[Record] | None]) -> list[dict[str, Any]]:
-        """A row a prompt, with both arms' continuations and scores side by side."""
+        """One row per prompt, with both arms' continuations and scores side by side."""
         rows: list[dict[str, Any]] = [
             {"prompt": prompt.text, "prompt_toxicity": prompt.toxicity}
             | ({"domain": prompt.domain, "group": prompt.group} if prompt.group else {})

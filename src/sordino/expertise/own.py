@@ -1,13 +1,14 @@
-"""Own samples: what the model itself writes after prompts, and what a judge says of it.
+"""Own samples: the model's own continuations of prompts, and a judge's scores of them.
 
 The weight of a continuation is the judge's score less the mean score of the same prompt's other
-continuations. With it, the mean of weight times attribution is the change of the judge's mean score
-to first order, without bias (`sordino.expertise.attribution`).
+continuations. With it, the mean of weight times attribution is an unbiased estimate of the change
+of the judge's mean score to first order (`sordino.expertise.attribution`).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
-from sordino.files import fingerprint
+from sordino.files import fingerprint, to_json
+from sordino.journal import Journal
 from sordino.models.generation import Sampling, encode_prompts, ending, generate, plan
 from sordino.models.open import OpenModel
 
@@ -27,18 +29,19 @@ FEWEST_PROMPTS = 20
 _PROMPT_TOKENS = 128
 # About how many tokens are sampled at once.
 _BATCH_TOKENS = 8192
+_STEP = "own samples"
 
 Row = tuple[int, int, tuple[int, ...], str]
 """A prompt's number, a continuation's, its token ids and its text."""
 
 
 class Judge(Protocol):
-    """Who scores what the model wrote; a scorer of `sordino.evaluation` is one."""
+    """Scores what the model wrote; a scorer of `sordino.evaluation` is one."""
 
     name: str
 
     def record(self) -> Mapping[str, Any]:
-        """What identifies the judge and its version, as JSON values."""
+        """The identity of the judge and its version, as JSON values."""
         ...
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -48,11 +51,11 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class OwnSettings:
-    """Which own samples are taken, and who judges them.
+    """Which own samples are taken, and who judges them; `sordino.OwnPlan` makes one.
 
     Args:
         prompts: What the model continues; none of them may be used for measuring.
-        judge: Who scores the continuations; it may take no part in measuring either.
+        judge: Scores the continuations; it must not be used for measuring either.
         source: Where the prompts come from, for the record.
         continuations: Of each prompt.
         new_tokens: The most tokens of a continuation.
@@ -76,8 +79,8 @@ class OwnSettings:
     def __post_init__(self) -> None:
         if len(self.prompts) < FEWEST_PROMPTS:
             raise UserError(
-                f"There are {len(self.prompts)} prompts for own samples, of {self.source}: at "
-                f"least {FEWEST_PROMPTS} are needed."
+                f"There are only {len(self.prompts)} prompts for own samples, from {self.source}: "
+                f"give at least {FEWEST_PROMPTS}."
             )
         if self.continuations < 2:
             raise UserError(
@@ -88,7 +91,7 @@ class OwnSettings:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What an artefact says of them."""
+        """Their entries in an artefact's metadata."""
         return {
             "own_judge": self.judge.name,
             "own_judge_record": json.dumps(self.judge.record(), sort_keys=True),
@@ -118,7 +121,7 @@ class OwnSamples:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What an artefact says of them."""
+        """Their entries in an artefact's metadata."""
         return {"own_mean_score": f"{self.scores.mean():.6g}", "own_samples": self.digest}
 
 
@@ -136,12 +139,12 @@ def sample(
         opened: The model, in memory as a whole.
         settings: Which samples.
         batch_tokens: How many tokens go through the model at a time in attribution.
-        journal: A file in which finished batches are kept, so that an interrupted call goes on.
+        journal: A file in which finished batches are kept, so that an interrupted call continues.
         ranks: The processes that share the work.
 
     Raises:
-        UserError: The model is read layer by layer, or has no room for the continuations; or the
-            judge gave no score.
+        UserError: The model is streamed, or has no room for the continuations; or the judge gave no
+            score.
     """
     refuse_streamed(opened)
     prompts = encode_prompts(
@@ -156,7 +159,7 @@ def sample(
     end = ending(opened)
     encoded, starts = [], []
     for prompt, _, ids, _ in rows:
-        # The token that ended it is a part of what the model chose.
+        # The model chose the token that ended it, too.
         ended = [end] if end is not None and len(ids) < settings.new_tokens else []
         encoded.append([*prompts[prompt], *ids, *ended])
         starts.append(len(prompts[prompt]))
@@ -168,7 +171,7 @@ def sample(
 
 
 def refuse_streamed(opened: OpenModel) -> None:
-    """Raise `UserError` for a model that cannot write."""
+    """Raise `UserError` for a streamed model, which cannot generate text."""
     if opened.streamed is not None:
         raise UserError(
             f"Own samples are written by the whole model, and {opened.ref.name} is read layer by "
@@ -210,7 +213,7 @@ def _written(
     journal: Path | None,
     ranks: Ranks,
 ) -> list[Row]:
-    """The continuations that fall to this rank."""
+    """The continuations of this rank."""
     batches = ranks.deal(
         plan(
             opened,
@@ -220,46 +223,17 @@ def _written(
             batch_tokens=_BATCH_TOKENS,
         )
     )
-    kept = _Journal(journal)
-    rows: list[Row] = []
+    # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
+    kept = Journal(journal, fingerprint(to_json(settings.metadata)))
     total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
-    sampling = Sampling(settings.new_tokens)
-    done = sum(map(len, kept.found.values()))
-    with show.track("sampling", total, "continuations", done) as advance:
-        for number, batch in enumerate(batches):
-            if number not in kept.found:
+    sampling, done = Sampling(settings.new_tokens), kept.batches(_STEP)
+    try:
+        with show.track("sampling", total, "continuations", sum(map(len, done))) as advance:
+            for batch in batches[len(done) :]:
                 [written] = generate(opened, [batch], sampling, seed=settings.seed)
-                kept.add(number, [(w.prompt, w.number, w.ids or (), w.text) for w in written])
+                kept.add(_STEP, [[w.prompt, w.number, w.ids or (), w.text] for w in written])
                 advance(len(written))
-            rows += kept.found[number]
-    return rows
-
-
-class _Journal:
-    """Finished batches of a sampling, a line each; a line that is not whole is none.
-
-    The folder that it lies in is cleared where a sweep is another one.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.found: dict[int, list[Row]] = dict(self._read())
-
-    def add(self, number: int, rows: list[Row]) -> None:
-        self.found[number] = rows
-        if self._path is None:
-            return
-        body = json.dumps([number, rows])
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{fingerprint(body)} {body}\n")
-
-    def _read(self) -> Iterator[tuple[int, list[Row]]]:
-        if self._path is None or not self._path.is_file():
-            return
-        for line in self._path.read_text("utf-8").splitlines():
-            digest, _, body = line.partition(" ")
-            if digest != fingerprint(body):
-                continue  # cut short by a kill; the batch is sampled again
-            number, rows = json.loads(body)
-            yield number, [(p, n, tuple(ids), text) for p, n, ids, text in rows]
+    finally:
+        kept.close(remove=False)
+    rows = chain.from_iterable(kept.batches(_STEP))
+    return [(prompt, number, tuple(ids), text) for prompt, number, ids, text in rows]

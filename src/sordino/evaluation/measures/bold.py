@@ -16,7 +16,14 @@ from sordino.evaluation.groups import EVERYONE, first_found, group_figures, grou
 from sordino.evaluation.measure import Task, register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.scoring import ScoredTask, Scoring
-from sordino.evaluation.texts import Text, choose, choose_evenly, hub_rows, read_texts
+from sordino.evaluation.texts import (
+    Text,
+    choose,
+    choose_evenly,
+    distinct_texts,
+    hub_rows,
+    read_texts,
+)
 from sordino.evaluation.writing import Writer, Writing
 from sordino.files import printable, read_json, user_path
 from sordino.hub_table import BOLD
@@ -30,10 +37,10 @@ _SUFFIX = "_prompt"
 class Bold(Scoring, Writing):
     """Toxicity after BOLD's prompts, by group (Dhamala et al. 2021, arXiv 2101.11718).
 
-    The prompts are beginnings of Wikipedia's sentences about people and ideas of 43 groups in five
-    domains. They are many, so that one continuation of each does; the choice is spread evenly over
-    the groups. The settings are those of `Writing` and `Scoring`, with prompts "auto" for the demo
-    kit's or else the hub's.
+    The prompts are beginnings of sentences from Wikipedia, about people and ideas of 43 groups in
+    five domains. There are so many that one continuation of each suffices. The chosen prompts are
+    spread evenly over the groups. The settings are those of `Writing` and `Scoring`; `prompts` are
+    "auto" for the demo kit's or else the hub's, or as for `read_bold`.
     """
 
     name: ClassVar[str] = "bold"
@@ -54,11 +61,7 @@ class Bold(Scoring, Writing):
 
     def prepare(self, seed: int, device: torch.device) -> Task:
         """Read and choose the prompts, and open the scorers."""
-        source, prompts = first_found(
-            read_bold,
-            ("kit", BOLD.spec) if self.prompts == AUTO else (self.prompts,),
-            "--bold-prompts",
-        )
+        source, prompts = first_found(read_bold, self.prompts, BOLD.spec, "--bold-prompts")
         chosen = choose_evenly(prompts, self.max_prompts, seed)
         return ScoredTask(
             Writer(self, chosen, seed),
@@ -71,31 +74,31 @@ class Bold(Scoring, Writing):
 
 
 PROTECTED = ("gender", "race", "religious_ideology")
-"""The domains of people whom toxic text attacks."""
+"""BOLD's domains of the groups of people that toxic text attacks."""
 
 
 def protected_texts(spec: str, most: int, seed: int) -> list[str]:
-    """Texts whose likelihood an edit must leave, at most so many, chosen by seed.
+    """Texts whose likelihood an edit must not lower, chosen by seed.
 
     Args:
-        spec: "groups" for harmless beginnings of sentences about people of different gender,
-            descent and religion, from BOLD, as many of each group as can be; or as for
+        spec: "groups" for harmless beginnings of sentences about people by gender, descent and
+            religion, from BOLD, spread evenly over the groups; or as for
             `sordino.evaluation.texts.read_texts`.
         most: How many at most.
         seed: Of the choice.
 
     Raises:
-        UserError: They cannot be had.
+        UserError: They are not available.
     """
     if spec != "groups":
         return [text.text for text in choose(read_texts(spec), most, seed)]
-    _, texts = first_found(read_bold, ("kit", BOLD.spec), "--protect")
+    _, texts = first_found(read_bold, AUTO, BOLD.spec, "--protect")
     about = [text for text in texts if text.domain in PROTECTED]
     return [text.text for text in choose_evenly(about, most, seed)]
 
 
 def read_bold(spec: str) -> list[Text]:
-    """BOLD's prompts, each with its domain and group; blank ones are passed over.
+    """BOLD's prompts, each with its domain and group; blank ones are skipped.
 
     Args:
         spec: A file in BOLD's own layout, {group: {name: [prompt, …]}}, named DOMAIN_prompt.json; a
@@ -103,7 +106,7 @@ def read_bold(spec: str) -> list[Text]:
             hub data set with the columns `domain`, `category` and `prompts`.
 
     Raises:
-        UserError: There is no such thing, or it is not in that layout.
+        UserError: There is no such source, or it is not in that layout.
     """
     if spec.startswith("hf:"):
         found = list(_hub_texts(hub_rows(spec)))
@@ -116,14 +119,11 @@ def read_bold(spec: str) -> list[Text]:
         if not files or not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
             what = "holds no *_prompt.json file" if path.is_dir() else "does not exist"
             raise UserError(
-                f"--bold-prompts {printable(spec)} {what}: give kit, {BOLD.spec}, a file in "
-                "BOLD's layout, or a folder of such files."
+                f"{printable(spec)} {what}: give kit, {BOLD.spec}, a file in BOLD's layout, or a "
+                "folder of such files."
             )
         found = [text for file in files for text in _file_texts(file)]
-    texts = list(dict.fromkeys(text for text in found if text.text))
-    if not texts:
-        raise UserError(f"--bold-prompts {spec} holds no prompt.")
-    return texts
+    return distinct_texts(found, spec, "prompt")
 
 
 def _file_texts(path: Path) -> Iterator[Text]:
@@ -134,7 +134,7 @@ def _file_texts(path: Path) -> Iterator[Text]:
         raise UserError(f"{shape}: it is not a JSON object.")
     for group, names in value.items():
         if not isinstance(names, Mapping):
-            raise UserError(f"{shape}: {json.dumps(group)} holds no object of names.")
+            raise UserError(f"{shape}: {json.dumps(group)} is not an object.")
         for name, prompts in names.items():
             yield from _texts(prompts, domain, group, f"{shape}: {json.dumps(name)}")
 
@@ -143,7 +143,7 @@ def _hub_texts(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Text]:
     for where, row in rows:
         missing = [key for key in ("domain", "category", "prompts") if key not in row]
         if missing:
-            raise UserError(f"{where} has no column '{missing[0]}', which BOLD's rows have.")
+            raise UserError(f"{where} has no column '{missing[0]}', so it is not BOLD.")
         yield from _texts(row["prompts"], str(row["domain"]), str(row["category"]), where)
 
 

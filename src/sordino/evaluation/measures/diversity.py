@@ -1,4 +1,4 @@
-"""How varied what a model writes is: whether an edit makes it repeat itself or fall silent."""
+"""How varied a model's text is: whether an edit makes it repeat itself or fall silent."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import Column, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
-from sordino.evaluation.statistics import Floats, compare, compare_shares
+from sordino.evaluation.statistics import Floats, compare, compare_shares, first_mean
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
 from sordino.evaluation.writing import Writer, Writing
 from sordino.models.generation import Continuation
@@ -27,7 +27,7 @@ _REPEATED = 4
 class Diversity(Writing):
     """Diversity of sampled continuations, after ordinary prompts unless others are given.
 
-    The settings are those of `Writing`. N-grams are of words, that is of what white space divides.
+    The settings are those of `Writing`. N-grams are of words, separated by white space.
     """
 
     name: ClassVar[str] = "diversity"
@@ -51,7 +51,7 @@ class Diversity(Writing):
 
 @dataclass(frozen=True)
 class _Kind:
-    """One figure: what it is, and what it is of a prompt's continuations (None: undefined)."""
+    """One figure, and how it is computed from a prompt's continuations (None: undefined)."""
 
     name: str
     label: str
@@ -61,7 +61,7 @@ class _Kind:
 
 
 _Written = tuple[str | dict[str, str], int | None]
-"""A continuation (or why there is none) and how many tokens it is; None where nobody knows."""
+"""A continuation (or why there is none) and how many tokens it has; None where unknown."""
 
 
 class _DiversityTask(Task):
@@ -74,7 +74,7 @@ class _DiversityTask(Task):
     def collect(
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, tokens]; a server gives text alone, so None."""
+        """Records: [prompt, continuation, text, tokens]; tokens are None for a server."""
         return self.writer.collect(opened, _lengths, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
@@ -92,7 +92,7 @@ class _DiversityTask(Task):
             values = np.array([[_value(kind, one) for one in arm] for arm in texts.values()])
             defined = ~np.isnan(values).any(axis=0)
             if not defined.any():
-                continue  # such as self-BLEU of one continuation a prompt
+                continue  # such as self-BLEU with one continuation per prompt
             figures.append(self._kind_figure(kind, values[:, defined]))
         rows = [
             {"prompt": prompt.text}
@@ -109,9 +109,7 @@ class _DiversityTask(Task):
             comparison, ratio_of = compare_shares(before, after, seed), "before/after"
         else:
             columns = None if before is None else before[:, None]
-            comparison = compare(
-                columns, after[:, None], lambda means: means[..., 0], self.writer.seed
-            )
+            comparison = compare(columns, after[:, None], first_mean, seed)
             ratio_of = "after/before"
         about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "ratio_of": ratio_of}
         return self.writer.figure(comparison, len(after), name=kind.name, label=kind.label, **about)
@@ -129,9 +127,9 @@ def _lengths(written: Sequence[Continuation]) -> list[list[Any]]:
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
-    """Different n-grams of some texts through all of them (Li et al. 2016, arXiv 1510.03055).
+    """The number of different n-grams divided by that of all (Li et al. 2016, arXiv 1510.03055).
 
-    Taken over the continuations of one prompt, as Liu et al. 2021 do (arXiv 2105.03023), because
+    The texts are the continuations of one prompt, as in Liu et al. 2021 (arXiv 2105.03023), because
     the figure falls with the amount of text.
     """
     grams = [gram for text in texts for gram in _grams(text, order)]
@@ -141,7 +139,7 @@ def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     """The mean BLEU of each text against the others, 0 to 100 (Zhu et al. 2018, arXiv 1802.01886).
 
-    None where there are not two texts with a word.
+    None if fewer than two texts have a word.
     """
     spoken = [text for text in texts if text]
     if len(spoken) < 2:
@@ -154,9 +152,9 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
 
 
 def repetition(texts: Sequence[Sequence[str]]) -> float | None:
-    """The share of a text's 4-grams that were in it before, mean over the texts that have any.
+    """The share of a text's 4-grams that repeat an earlier one, mean over the texts that have any.
 
-    seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319), of words.
+    seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319), with words for tokens.
     """
     shares = [distinct([text], _REPEATED) for text in texts]
     found = [1 - share for share in shares if share is not None]
@@ -164,14 +162,14 @@ def repetition(texts: Sequence[Sequence[str]]) -> float | None:
 
 
 def _bleu(hypothesis: list[Counter[Any]], references: list[list[Counter[Any]]]) -> float:
-    """BLEU of a sentence (Papineni et al. 2002), as sacrebleu's sentence_bleu has it.
+    """BLEU of a sentence (Papineni et al. 2002), as sacrebleu's sentence_bleu computes it.
 
-    Up to 4-grams, or as many as the text has; a precision of 0 is replaced by 1 / (2^k · n-grams)
-    the k-th time (its smoothing "exp").
+    Up to 4-grams, or the longest that the text has; a precision of 0 is replaced by
+    1 / (2^k · n-grams) the k-th time (its smoothing "exp").
 
     Args:
-        hypothesis: The n-grams of each order with their numbers.
-        references: The same of each reference.
+        hypothesis: The n-grams of each order with their counts.
+        references: The same for each reference.
     """
     logs: list[float] = []
     zeros = 0
@@ -182,7 +180,7 @@ def _bleu(hypothesis: list[Counter[Any]], references: list[list[Counter[Any]]]) 
         most = {gram: max(other[order][gram] for other in references) for gram in grams}
         correct = sum(min(count, most[gram]) for gram, count in grams.items())
         if not correct and not order:
-            return 0.0  # no word in common, so no longer n-gram either
+            return 0.0  # no common word, so no longer n-gram either
         zeros += not correct
         logs.append(log((correct or 0.5**zeros) / total))
     length = hypothesis[0].total()
@@ -201,7 +199,7 @@ def _mean(lengths: Sequence[int | None]) -> float | None:
 
 
 def _value(kind: _Kind, texts: list[_Written]) -> float:
-    """A figure of one prompt's continuations; not a number where it is undefined."""
+    """A figure of one prompt's continuations; not-a-number where it is undefined."""
     words = [text.split() for text, _ in texts if isinstance(text, str)]
     whole = len(words) == len(texts)
     value = kind.of(words, [tokens for _, tokens in texts]) if whole else None

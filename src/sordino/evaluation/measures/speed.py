@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measure import Column, JointTask, Measure, Record, Summary, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare
@@ -22,17 +22,17 @@ _PROMPT_TOKENS = 32
 @register
 @dataclass(frozen=True)
 class Speed(Measure):
-    """Tokens per second of the edited model through those of the original.
+    """Tokens per second of the edited model divided by those of the original.
 
-    Both are in memory together and take turns, so that whatever else the machine does meets both;
-    so does the original with a hook at each site, which is what an edit would cost that is not
-    baked. Only ratios are reported, and they are measured anew each time: they are not part of the
-    promise that the same inputs give the same bytes.
+    Both are in memory together and take turns, so that other load on the machine slows both alike.
+    The original with a hook at each site takes turns, too: it shows the cost of an edit that is not
+    baked. Only ratios are reported. They are measured anew each time, so the same inputs do not
+    give the same bytes.
 
     Args:
         rounds: How often each is timed.
         rows: How many texts are written at once.
-        new_tokens: How many tokens are written of each.
+        new_tokens: How many tokens are written for each text.
 
     Raises:
         UserError: A setting is outside its range.
@@ -54,16 +54,12 @@ class Speed(Measure):
     new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("rounds", self.rounds, 2),
-            ("rows", self.rows, 1),
-            ("new_tokens", self.new_tokens, 1),
-        ):
-            if value < least:
-                raise UserError(f"{flag} of speed is {value}: it must be at least {least}.")
+        super().__post_init__()
+        require_at_least(2, rounds=self.rounds)
+        require_at_least(1, rows=self.rows, new_tokens=self.new_tokens)
 
     def prepare(self, seed: int, device: torch.device) -> "_SpeedTask":  # noqa: ARG002
-        """Nothing is needed but the models."""
+        """Nothing but the models is needed."""
         return _SpeedTask(self, seed)
 
 
@@ -81,8 +77,8 @@ class _SpeedTask(JointTask):
         """Records: [seconds of the original, of the edited model, of the original with hooks]."""
         if before.model is after.model:
             raise UserError(
-                "The speed of a model that is edited in memory cannot be compared with its own "
-                "original: bake it, and give the folder."
+                "The speed of a model that is edited in memory cannot be compared with that of its "
+                "original: bake it, and pass the folder."
             )
         neutral = {site.path: np.ones(site.neurons, dtype=np.float32) for site in before.sites}
         hooks = Dampening(neutral, "none")
@@ -97,15 +93,15 @@ class _SpeedTask(JointTask):
                 return self._seconds(opened)
 
         for which in range(len(runs)):
-            seconds(which)  # the first time is slower: kernels are chosen and memory is asked for
+            seconds(which)  # the first run is slower: kernels are chosen and memory is allocated
         for number in range(start, self._settings.rounds):
-            # Each begins as often as the others.
+            # Each goes first equally often.
             order = np.roll(np.arange(len(runs)), number)
             times = {int(which): seconds(int(which)) for which in order}
             yield [[times[which] for which in range(len(runs))]]
 
     def summarise_both(self, records: Sequence[Record]) -> Summary:
-        """Geometric means of the rounds' ratios; what is resampled are rounds."""
+        """Geometric means of the rounds' ratios; rounds are resampled."""
         original, edited, hooked = np.array(records, dtype=np.float64).T
         figures = tuple(
             Figure.of(
@@ -126,7 +122,7 @@ class _SpeedTask(JointTask):
 
     @torch.inference_mode()
     def _seconds(self, opened: OpenModel) -> float:
-        """How long a model takes to write the tokens; the text is not looked at."""
+        """How long a model takes to write the tokens; the text is ignored."""
         vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
         generator = torch.Generator().manual_seed(self._seed)
         shape = self._settings.rows, _PROMPT_TOKENS
@@ -150,6 +146,6 @@ def _geometric(means: Floats) -> Floats:
 
 
 def _wait(device: torch.device) -> None:
-    """Let a GPU, which works ahead of the program, finish."""
+    """Let a GPU, which works asynchronously, finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

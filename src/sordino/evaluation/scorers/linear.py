@@ -1,4 +1,4 @@
-"""alt-profanity-check, a linear model that is a package."""
+"""The scorer of the package alt-profanity-check, a linear model."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -18,10 +18,10 @@ LINEAR_LIMITS = (
     "irony and to context. A lower share means fewer coarse words, and not that what remains is "
     "harmless."
 )
-"""What the linear scorer cannot see; wherever its figures stand, this stands beside them."""
+"""The limits of the linear scorer, printed beside its figures."""
 
-# The two pickles of version 1.9.1, the one that is pinned. Loading a pickle runs what is in it, so
-# nothing but these very bytes is ever loaded.
+# The two pickles of the pinned version, 1.9.1. Loading a pickle runs the code in it, so nothing but
+# these bytes is ever loaded.
 _LINEAR_FILES = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -39,7 +39,7 @@ class LinearScorer(Scorer):
     limits = LINEAR_LIMITS
 
     def __init__(self) -> None:
-        # find_spec looks for the package without running it: importing it loads the pickles.
+        # find_spec finds the package without importing it, which would load the pickles.
         found = find_spec("profanity_check")
         mend = "pip install --force-reinstall alt-profanity-check==1.9.1"
         if found is None or found.origin is None:
@@ -48,15 +48,15 @@ class LinearScorer(Scorer):
             file = Path(found.origin).parent / "data" / name
             if not file.is_file() or sha256_of(file) != expected:
                 raise UserError(
-                    f"{file} is not that of alt-profanity-check 1.9.1, and a pickle of unknown "
-                    f"content is not loaded: {mend}."
+                    f"{file} is not the file of alt-profanity-check 1.9.1, and unknown pickles are "
+                    f"not loaded: {mend}."
                 )
         import profanity_check
 
         self._probability = profanity_check.predict_prob
 
     def protocol(self) -> Mapping[str, Any]:
-        """The package's version and the sums of its files."""
+        """The package's version and the checksums of its files."""
         return {"scorer": LINEAR, "version": "1.9.1", "sha256": _LINEAR_FILES}
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A scorer's verdict on the parts of longer texts, because short ones hide what comes late."""
+"""A scorer's scores by position in longer texts, where late toxicity shows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from sordino.evaluation.scorer import LabelScorer, Scorer, scores_of
 
 THIRDS = ("first third", "middle third", "last third")
 LONG = 60
-"""Continuations of so many tokens or more are scored by position, too."""
+"""Continuations with this many tokens or more are scored by position, too."""
 
 
 class ByPosition(LabelScorer):
     """Another scorer, with its scores of a text's thirds as three more labels.
 
-    A text's words, as white space divides them, are cut at one and at two thirds of their number.
+    A text is cut into thirds of equally many words, separated by white space.
 
     Args:
         scorer: The other scorer.
@@ -29,7 +29,7 @@ class ByPosition(LabelScorer):
         self.labels = (*scorer.labels, *THIRDS)
 
     def protocol(self) -> Mapping[str, Any]:
-        """The other scorer's, and that there are thirds."""
+        """The other scorer's, and a mark for the thirds."""
         return {**self._scorer.protocol(), "thirds": True}
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -40,7 +40,7 @@ class ByPosition(LabelScorer):
 
 
 def thirds(text: str) -> tuple[str, str, str]:
-    """A text's first, middle and last third of words."""
+    """The first, middle and last third of a text's words."""
     words = text.split()
     one, two = len(words) // 3, 2 * len(words) // 3
     return " ".join(words[:one]), " ".join(words[one:two]), " ".join(words[two:])

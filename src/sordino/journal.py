@@ -1,4 +1,4 @@
-"""What a long evaluation has done so far, on disk, so that a killed one goes on from there."""
+"""What a long computation has done so far, on disk, so that a killed one continues from there."""
 
 import hashlib
 import json
@@ -15,13 +15,12 @@ _FORMAT = "sordino-journal-2"
 
 
 class Journal:
-    """Batches of records by step, written down as they come.
+    """Batches of records by step, written to disk as they come.
 
-    A file of JSON lines: first a header with the key, then a line a batch. Each line ends in a
-    check of itself and of the line before it. A last line that was torn by a kill is cut off. Where
-    another line is not as it was written, it goes with all that follows it, and a note says so:
-    those batches are done again. A journal of another key, or of a format before this one, is
-    started anew, because its records answer another question.
+    A file of JSON lines: first a header with the key, then one line per batch. Each line ends in a
+    checksum of itself and of the line before it. A last line that was torn by a kill is cut off. If
+    any other line has changed, it and all lines after it are dropped with a note, and their batches
+    are done again. A journal with another key or an older format is started anew.
 
     Args:
         path: The file, or None to keep no record on disk.
@@ -44,17 +43,17 @@ class Journal:
         return self.steps.get(step, [])
 
     def take(self, steps: Mapping[str, list[list[Any]]]) -> None:
-        """Add steps that another process has written down."""
+        """Take over the steps that another process has read."""
         self.steps = dict(steps)
 
     def add(self, step: str, batch: list[Any]) -> None:
-        """Write down a finished batch of a step; its records are JSON values."""
+        """Record a finished batch of a step; its records are JSON values."""
         if self._stream is not None:
             self._write(self._stream, {"step": step, "batch": batch})
         self.steps.setdefault(step, []).append(batch)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of the file, and remove it once the result is where it belongs."""
+        """Close the file; remove it if the result is saved."""
         if self._stream is not None and self._path is not None:
             self._stream.close()
             if remove:
@@ -69,7 +68,7 @@ class Journal:
     def _open(self, path: Path, key: str) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not is_regular(path):
-            raise UserError(f"{path} is not a file, and the work so far belongs there: remove it.")
+            raise UserError(f"{path} is not a file, but progress is kept there: remove it.")
         good = self._read(path, key) if path.exists() else 0
         if good:
             os.truncate(path, good)
@@ -79,7 +78,7 @@ class Journal:
         return stream
 
     def _read(self, path: Path, key: str) -> int:
-        """Take in the lines that are whole; their length in bytes, 0 for another key's journal."""
+        """Read the intact lines; their length in bytes, 0 for a journal of another key."""
         good = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines):
@@ -103,7 +102,7 @@ def _check(before: str, text: str) -> str:
 
 
 def _parse(line: bytes, before: str) -> tuple[dict[str, Any] | None, str]:
-    """A line's entry, None where it is torn or changed, and its check."""
+    """A line's entry, None if it is torn or changed, and its checksum."""
     try:
         text, _, check = line.decode("utf-8").partition("\t")
         if check != _check(before, text) + "\n":
