@@ -313,7 +313,7 @@ OWN = {
 }
 
 
-LONGEST = {"ingredients", "layers", "rank"}  # several times as many trials as the others
+LONGEST = {"ingredients", "layers", "own-samples", "rank", "rivals"}  # several times as many trials as the others
 
 
 @pytest.mark.parametrize(

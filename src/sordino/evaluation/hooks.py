@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from sordino.evaluation.evaluator import Arm
-from sordino.interventions import Dampening
+from sordino.interventions import Dampening, Edit
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
 
@@ -49,7 +49,7 @@ def hooked(
 
 def hooked_on(
     ref: ModelRef,
-    dampening: Dampening,
+    edit: Edit,
     lend: Callable[[], AbstractContextManager[OpenModel]],
     *,
     name: str,
@@ -58,14 +58,14 @@ def hooked_on(
 
     Args:
         ref: The model.
-        dampening: Factors for its sites.
+        edit: What is done to it.
         lend: Gives the open model for the length of a `with` block.
         name: The arm's name in the result.
     """
 
     @contextmanager
     def dampened() -> Iterator[OpenModel]:
-        with lend() as opened, dampening.applied(opened.model):
+        with lend() as opened, edit.applied(opened.model):
             yield opened
 
-    return Arm.of(ref, dampened, dampening.fingerprint, name=name)
+    return Arm.of(ref, dampened, edit.fingerprint, name=name)

@@ -1,6 +1,6 @@
 """Rules that turn expertise into dampening factors, each one short pure function."""
 
-from sordino.interventions.dampening import Affine, Dampening, compose
+from sordino.interventions.dampening import Affine, Dampening, Edit, compose
 from sordino.interventions.registry import (
     RULES,
     dampen,
@@ -22,6 +22,7 @@ __all__ = [
     "RULES",
     "Affine",
     "Dampening",
+    "Edit",
     "aura",
     "compose",
     "contrast",

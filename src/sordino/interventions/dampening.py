@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -63,6 +63,33 @@ class _About(Origin):
 
 
 _ABOUT = TypeAdapter(_About)
+
+
+class Edit(Protocol):
+    """What can be done to a model in memory, and measured: a `Dampening`, say."""
+
+    @property
+    def intervention(self) -> str:
+        """What gave it."""
+        ...
+
+    @property
+    def changed(self) -> int:
+        """How many neurons it changes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells what it does from what any other does."""
+        ...
+
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """It is done inside the block."""
+        ...
+
+    def scaled(self, strength: float) -> "Edit":
+        """The same at another strength."""
+        ...
 
 
 class Affine(NamedTuple):

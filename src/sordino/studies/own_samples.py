@@ -5,8 +5,6 @@ from dataclasses import replace
 from functools import partial
 
 from sordino.evaluation import Measure
-from sordino.evaluation.own_samples import OwnPlan
-from sordino.evaluation.texts import read_texts
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
@@ -52,22 +50,13 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     it is the judge who makes the difference: own samples whose scores are permuted within each
     prompt, and own samples with the sign reversed.
     """
-    own = OwnPlan(
-        plan.other_prompts, max_prompts=plan.own_prompts, continuations=plan.own_continuations
-    ).settings(
-        lab.concept,
-        seed=lab.seed,
-        device=lab.device,
-        apart={text.text for text in read_texts(plan.prompts)},
-    )
-    attribution = AttributionSettings(plan.per_class, lab.seed)
-    expertise = lab.find("own", sites=ATTENTION, attribution=attribution, own=own)
+    expertise = plan.with_own(lab)
     control = lab.find(
         "own-permuted",
         concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
         sites=ATTENTION,
-        attribution=replace(attribution, per_class=_FEW),
-        own=replace(own, permuted=lab.seed),
+        attribution=AttributionSettings(_FEW, lab.seed),
+        own=replace(plan.own(lab), permuted=lab.seed),
     )
     for divergence in (plan.asked, plan.asked * _SMALLER):
         rules = {

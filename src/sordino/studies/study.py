@@ -13,10 +13,12 @@ from sordino.evaluation import (
     Toxicity,
     prepare,
 )
-from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY
+from sordino.evaluation.own_samples import OwnPlan
+from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
-from sordino.interventions import Dampening
+from sordino.expertise.own import OwnSettings
+from sordino.interventions import Edit
 from sordino.models.sites import ATTENTION
 from sordino.registry import Registry
 from sordino.studies.record import Finding, StudyRecord
@@ -116,6 +118,22 @@ class Plan:
         everywhere = self.everywhere(lab)
         return everywhere.at({site.path for site in lab.opened.sites}), everywhere
 
+    def own(self, lab: Lab) -> OwnSettings:
+        """Own samples of the other prompts, judged by a classifier of the concept's sentences.
+
+        Neither takes part in figures of the toxic prompts.
+        """
+        taken = OwnPlan(
+            self.other_prompts, max_prompts=self.own_prompts, continuations=self.own_continuations
+        )
+        apart = {text.text for text in read_texts(self.prompts)}
+        return taken.settings(lab.concept, seed=lab.seed, device=lab.device, apart=apart)
+
+    def with_own(self, lab: Lab) -> Expertise:
+        """The expertise of all linear layers with attribution, also to own samples."""
+        attribution = AttributionSettings(self.per_class, lab.seed)
+        return lab.find("own", sites=ATTENTION, attribution=attribution, own=self.own(lab))
+
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""
         most = min(self.texts, Divergence.max_texts or self.texts)
@@ -161,7 +179,7 @@ def absent(names: Iterable[str], trials: Sequence[Trial | None]) -> tuple[str, .
     return tuple(name for name, trial in zip(names, trials, strict=True) if trial is None)
 
 
-Sizes = Callable[[float], Dampening]
+Sizes = Callable[[float], Edit]
 """A rule by its dial."""
 Function = Callable[[Lab, Plan], Iterator[Group]]
 Answer = Callable[[StudyRecord], Iterator[str]]

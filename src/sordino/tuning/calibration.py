@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.files import printable
-from sordino.interventions import Dampening, compose, dampen, dampening_from, family
+from sordino.interventions import Dampening, Edit, compose, dampen, dampening_from, family
 from sordino.interventions.registry import RULES, Family
 from sordino.models.open import OpenModel
 
@@ -33,6 +33,8 @@ _GROWTH = 1e-3
 _BATCH_TOKENS = 8192
 # An evaluation takes this many texts by default, and all of a source with fewer.
 _REPORTED = 400
+
+E = TypeVar("E", bound=Edit)
 
 Source = Expertise | Dampening | str | Path
 """What a dampening is made of: an expertise, a dampening, or the file of either."""
@@ -63,16 +65,16 @@ class Yardstick:
                 "No clean text has two tokens or more: the divergence needs longer ones."
             )
 
-    def divergence(self, dampening: Dampening) -> float:
+    def divergence(self, dampening: Edit) -> float:
         """KL(original ‖ dampened) of the next token in nats per token, the mean over all places."""
         return self._mean(dampening, self._measured)
 
-    def roughly(self, dampening: Dampening) -> float:
+    def roughly(self, dampening: Edit) -> float:
         """The same over every fifth text."""
         return self._mean(dampening, self._measured[::_ROUGH_STEP])
 
     @torch.inference_mode()
-    def _mean(self, dampening: Dampening, chosen: Sequence[int]) -> float:
+    def _mean(self, dampening: Edit, chosen: Sequence[int]) -> float:
         nats, places = 0.0, 0
         with dampening.applied(self._opened.model):
             for index, logits in self._on(chosen):
@@ -89,7 +91,7 @@ class Yardstick:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibrated(Generic[E]):
     """An intervention of the size that a divergence allows.
 
     Args:
@@ -99,7 +101,7 @@ class Calibrated:
         reached: Whether it fills the budget; if not, it is the largest that there is.
     """
 
-    dampening: Dampening
+    dampening: E
     dial: float
     divergence: float
     reached: bool
@@ -136,7 +138,7 @@ def sized(
     settings: Mapping[str, Any] | None = None,
     texts: str | Sequence[str] = KIT_PROSE,
     seed: int = 0,
-) -> Calibrated:
+) -> Calibrated[Dampening]:
     """The dampening of `dampening_of`, as large as a divergence from the original allows.
 
     A single expertise is sized by the rule's own size, where it has one; anything else by the
@@ -207,11 +209,11 @@ def _sizes(
 
 def calibrate(
     yardstick: Yardstick,
-    family: Callable[[float], Dampening],
+    family: Callable[[float], E],
     budget: float,
     *,
     start: float | None = None,
-) -> Calibrated:
+) -> Calibrated[E]:
     """The largest member of a family whose measured divergence stays within a budget.
 
     The divergence grows about as a power of the dial. So a secant on the logarithms, kept inside
@@ -231,7 +233,7 @@ def calibrate(
     dial = start or (family.first(budget) if isinstance(family, Family) else 1.0)
     dial = _near(yardstick, family, budget, dial)
     search = _Search(budget, dial)
-    best: Calibrated | None = None
+    best: Calibrated[E] | None = None
     for _ in range(_ROUNDS):
         dampening = family(search.dial)
         found = yardstick.divergence(dampening)
@@ -253,7 +255,7 @@ def calibrate(
 
 
 def _near(
-    yardstick: Yardstick, family: Callable[[float], Dampening], budget: float, dial: float
+    yardstick: Yardstick, family: Callable[[float], Edit], budget: float, dial: float
 ) -> float:
     """A dial at which the divergence is about the budget, or the largest that there is."""
     search = _Search(budget, dial)

@@ -21,7 +21,7 @@ from sordino.expertise.find import find_experts
 from sordino.expertise.own import OwnSettings
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
-from sordino.interventions import Dampening
+from sordino.interventions import Dampening, Edit
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef
@@ -45,7 +45,7 @@ class Trial:
     """
 
     name: str
-    dampening: Dampening
+    dampening: Edit
     dial: float | None = None
     baked: Literal["", "folder", "gguf"] = ""
     rule: str = ""
@@ -188,7 +188,7 @@ class Lab:
     def sized(
         self,
         name: str,
-        family: Callable[[float], Dampening],
+        family: Callable[[float], Edit],
         budget: float,
         *,
         start: float | None = None,
@@ -202,7 +202,7 @@ class Lab:
     def largest(
         self,
         name: str,
-        family: Callable[[float], Dampening],
+        family: Callable[[float], Edit],
         budget: float,
         *,
         start: float | None = None,
@@ -211,7 +211,7 @@ class Lab:
         return self._turned(name, family, budget, start)[0]
 
     def _turned(
-        self, name: str, family: Callable[[float], Dampening], budget: float, start: float | None
+        self, name: str, family: Callable[[float], Edit], budget: float, start: float | None
     ) -> tuple[Trial, bool]:
         def turn() -> dict[str, Any]:
             found = calibrate(self.yardstick, family, budget, start=start)
@@ -248,13 +248,16 @@ class Lab:
     def _baked(self, trial: Trial) -> Arm:
         """A trial written to files, which stay in the folder."""
         suffix = ".gguf" if trial.baked == "gguf" else ""
+        dampening = trial.dampening
+        if not isinstance(dampening, Dampening):
+            raise TypeError(f"{trial.name} has no factors to be baked")
         target = self._folder / f"baked-{trial.dampening.fingerprint[:16]}{suffix}"
 
         @contextmanager
         def opened() -> Iterator[OpenModel]:
             if not self._work.holds(target.name, target):
                 show.note(f"writing: {trial.name}")
-                bake(self.ref, trial.dampening, target)
+                bake(self.ref, dampening, target)
                 self._work.done(target.name, target)
             show.note(f"measuring: {trial.name}")
             yield open_model(target, device=self.device, dtype=self.dtype)

@@ -266,9 +266,10 @@ class _Bench:
     ) -> tuple[Tuned, Dampening | None]:
         """The best, the front and the paper's rule on the other half of the prompts and texts."""
         chosen = _front(tried)
+        made = [self._family(one.rule, one.sites)(one.dial) for one in chosen]
         trials = [
-            Trial(f"{one.rule} on {one.sites}", self._family(one.rule, one.sites)(one.dial))
-            for one in chosen
+            Trial(f"{one.rule} on {one.sites}", dampening)
+            for one, dampening in zip(chosen, made, strict=True)
         ]
         paper = Trial("aura, as the paper has it", aura(self._expertise))
         names = {one.name for one in measures}
@@ -292,7 +293,7 @@ class _Bench:
             tried=tuple(tried),
             reported=reported,
         )
-        return tuned, trials[0].dampening if chosen and chosen[0].kept else None
+        return tuned, made[0] if chosen and chosen[0].kept else None
 
     def _family(self, rule: str, sites: str) -> Any:
         known = RULES.named(rule)

@@ -1,0 +1,261 @@
+"""Rivals that steer: directions and subspaces from what sentences look like inside a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sordino import progress as show
+from sordino.concepts.concept import Concept
+from sordino.errors import UserError
+from sordino.expertise.pooling import POOLINGS, Pooling, pool
+from sordino.expertise.sentences import chat_for, encode_sentences
+from sordino.interventions.steering import Steering
+from sordino.models.chat import Chat
+from sordino.models.open import OpenModel
+from sordino.models.sites import ATTENTION, decoder_layers, decoder_of, find_sites
+from sordino.models.tokenise import equal_length_batches
+
+Rows = NDArray[np.float32]
+_MAX_TOKENS, _BATCH_TOKENS = 128, 2048
+_HELD_OUT = 5
+"""Every so many sentences judge a probe and did not train it."""
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The linear layers whose outputs join the residual stream, by decoder layer.
+
+    Args:
+        layers: The decoder layers' paths.
+        attention: The last linear layer of each one's attention.
+        feed_forward: The last of its feed-forward part.
+    """
+
+    layers: tuple[str, ...]
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+
+    @classmethod
+    def of(cls, opened: OpenModel) -> "Writers":
+        """Those of a model, by how its layers are named and of what size they are.
+
+        Raises:
+            UserError: A layer has none (its feed-forward part is of MoE experts, say), and rivals
+                that need them cannot be had.
+        """
+        stack, layers = decoder_layers(opened.model)
+        own = {site.path for site in find_sites(opened.model)}
+        width = opened.model.config.get_text_config(decoder=True).hidden_size
+        found: dict[bool, list[str]] = {True: [], False: []}
+        for index in range(len(layers)):
+            for of_own, paths in found.items():
+                last = [
+                    site.path
+                    for site in find_sites(opened.model, ATTENTION)
+                    if site.layer == index
+                    and site.neurons == width
+                    and not site.experts
+                    and (site.path in own) == of_own
+                ]
+                if not last:
+                    part = "feed-forward part" if of_own else "attention"
+                    raise UserError(
+                        f"Layer {index} of {opened.ref.name} has no linear layer at the end of its "
+                        f"{part}, which some of the rivals change: rivals cannot be studied on it."
+                    )
+                paths.append(last[-1])
+        behind = tuple(f"{stack}.{index}" for index in range(len(layers)))
+        return cls(behind, tuple(found[False]), tuple(found[True]))
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What sentences look like inside a model.
+
+    Args:
+        writers: The model's.
+        labels: bool [sentences].
+        stream: The residual stream behind each decoder layer, the mean over a sentence's tokens,
+            float32 [sentences, width] each.
+        heads: What the last linear layer of each attention is given, at the last token, float32
+            [sentences, heads, width of a head] each.
+        weights: The weights of these linear layers, float32 [width, all heads' width] each.
+    """
+
+    writers: Writers
+    labels: NDArray[np.bool_]
+    stream: tuple[Rows, ...]
+    heads: tuple[Rows, ...]
+    weights: tuple[Rows, ...]
+
+
+def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
+    """Bring a concept's sentences through a model, and keep what the rivals need.
+
+    Args:
+        opened: The model, in memory.
+        concept: The labelled sentences.
+        chat: How they stand in the model's chat template.
+    """
+    writers = Writers.of(opened)
+    model = opened.model
+    encoded = encode_sentences(opened, concept, _MAX_TOKENS, chat_for(opened, concept, chat))
+    batches = equal_length_batches(encoded, _BATCH_TOKENS)
+    kept: dict[str, list[Rows]] = {path: [] for path in (*writers.layers, *writers.attention)}
+    starts: Sequence[int] = ()
+
+    def keep(path: str, pooling: Pooling, values: torch.Tensor) -> None:
+        # Some layers flatten sentences and tokens.
+        shaped = values.reshape(*ids.shape, values.shape[-1]).float()
+        kept[path].append(pool(shaped, starts, pooling).cpu().numpy())
+
+    def output_of(path: str) -> Callable[..., None]:
+        return lambda _m, _i, out: keep(
+            path, POOLINGS["mean"], out[0] if isinstance(out, tuple) else out
+        )
+
+    def input_of(path: str) -> Callable[..., None]:
+        return lambda _m, given: keep(path, POOLINGS["last"], given[0])
+
+    with ExitStack() as stack, torch.inference_mode():
+        for path in writers.layers:
+            handle = model.get_submodule(path).register_forward_hook(output_of(path))
+            stack.callback(handle.remove)
+        for path in writers.attention:
+            early = model.get_submodule(path).register_forward_pre_hook(input_of(path))
+            stack.callback(early.remove)
+        advance = stack.enter_context(
+            show.track("looking", sum(batch.tokens for batch in batches), "tokens")
+        )
+        for batch in batches:
+            ids, starts = batch.input_ids.to(opened.device), batch.starts
+            decoder_of(model)(input_ids=ids, use_cache=False)
+            advance(batch.tokens)
+    order = np.argsort([index for batch in batches for index in batch.indices])
+    count = model.config.get_text_config(decoder=True).num_attention_heads
+
+    def rows(path: str) -> Rows:
+        return np.concatenate(kept[path])[order]
+
+    return Looks(
+        writers,
+        concept.labels,
+        tuple(rows(path) for path in writers.layers),
+        tuple(_in_heads(rows(path), count) for path in writers.attention),
+        tuple(_weight(model.get_submodule(path)) for path in writers.attention),
+    )
+
+
+def mean_difference(looks: Looks, layer: int) -> Steering:
+    """Contrastive activation addition: the classes' difference of means, added to the stream.
+
+    z → z + mean_negative − mean_positive behind one decoder layer, at every token. Source: Rimsky
+    et al., 2023, arXiv:2312.06681 (with pairs of answers, at the answer's token) and Turner et al.,
+    2023, arXiv:2308.10248 (one pair); here the mean over all sentences and their tokens.
+
+    Args:
+        looks: What the sentences look like.
+        layer: Behind which decoder layer.
+    """
+    rows = looks.stream[layer]
+    shift = rows[~looks.labels].mean(axis=0) - rows[looks.labels].mean(axis=0)
+    return Steering("caa", shifts={looks.writers.layers[layer]: shift})
+
+
+def probed_heads(looks: Looks, count: int) -> Steering:
+    """Inference-time intervention: the heads that tell the classes apart best, moved by a probe.
+
+    A logistic regression for each attention head tells the classes by its output at a sentence's
+    last token. The `count` heads whose probes are right most often on held-out sentences are moved
+    against the probe's direction θ (of length 1), by the standard deviation σ of their outputs
+    along it: x → x − σ·θ, times the strength α. Source: Li et al., 2023, arXiv:2306.03341, with the
+    direction of the classifier ("ITI-c" in Rodriguez et al., 2024, arXiv:2410.23054). A shift of
+    heads is one of the linear layer behind them, W·(−σ·θ), and so a bias.
+
+    Args:
+        looks: What the sentences look like.
+        count: How many heads.
+    """
+    probes = [
+        (_probe(heads[:, head], looks.labels), layer, head)
+        for layer, heads in enumerate(looks.heads)
+        for head in range(heads.shape[1])
+    ]
+    best = sorted(probes, key=lambda found: -found[0].right)[:count]
+    moved: dict[int, Rows] = {}
+    for probe, layer, head in best:
+        shift = moved.setdefault(layer, np.zeros(looks.heads[layer].shape[1:], np.float32))
+        shift[head] = -probe.step
+    return Steering(
+        "iti",
+        shifts={
+            looks.writers.attention[layer]: looks.weights[layer] @ shift.ravel()
+            for layer, shift in sorted(moved.items())
+        },
+    )
+
+
+def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
+    """The subspace in which the classes differ, taken out of what some modules put out.
+
+    The differences between positive and negative sentences' mean hidden states, in pairs, less
+    their part along the mean of the negative ones, which is what all text has in common; the first
+    right singular vectors of these rows span the subspace. Source: ProFS, Uppaal et al., 2024,
+    arXiv:2405.13967, there with pairs of replies to the same prompt and on the feed-forward part's
+    last matrix, W ← (I − P)·W; here sentences are paired as they come.
+
+    Args:
+        looks: What the sentences look like.
+        rank: Of the subspace, in each layer.
+        places: The modules, by the decoder layer behind which the subspace is found.
+    """
+    return Steering(
+        f"projection of rank {rank}",
+        subspaces={
+            path: _subspace(looks.stream[layer], looks.labels, rank)
+            for layer, path in places.items()
+        },
+    )
+
+
+def _subspace(rows: Rows, labels: NDArray[np.bool_], rank: int) -> Rows:
+    positive, negative = rows[labels], rows[~labels]
+    pairs = min(len(positive), len(negative))
+    common = negative.mean(axis=0)
+    common = common / np.linalg.norm(common)
+    differences = positive[:pairs] - negative[:pairs]
+    differences = differences - np.outer(differences @ common, common)
+    return np.linalg.svd(differences, full_matrices=False)[2][:rank]
+
+
+@dataclass(frozen=True)
+class _Probe:
+    right: float
+    step: Rows
+
+
+def _probe(rows: Rows, labels: NDArray[np.bool_]) -> _Probe:
+    from sklearn.linear_model import LogisticRegression
+
+    held_out = np.arange(len(labels)) % _HELD_OUT == 0
+    scale = rows.std() or np.float32(1)
+    probe = LogisticRegression(max_iter=1000).fit(rows[~held_out] / scale, labels[~held_out])
+    right = probe.score(rows[held_out] / scale, labels[held_out])
+    direction = probe.coef_[0] / np.linalg.norm(probe.coef_[0])
+    step = (rows @ direction).std() * direction
+    return _Probe(float(right), step.astype(np.float32))
+
+
+def _in_heads(rows: Rows, heads: int) -> Rows:
+    return rows.reshape(len(rows), heads, -1)
+
+
+def _weight(module: Any) -> Rows:
+    """A linear layer's weight, float32 [outputs, inputs]."""
+    weight: torch.Tensor = module.weight.detach().float().cpu()
+    return (weight.T if hasattr(module, "nf") else weight).numpy()
