@@ -330,7 +330,7 @@ def test_files_of_unknown_content_are_not_read(tmp_path, monkeypatch, name):
         return tmp_path / "changed"
 
     monkeypatch.setattr(kit, "data_file", data_file)
-    with pytest.raises(UserError, match="not what the demo kit put there: delete it"):
+    with pytest.raises(UserError, match="not the demo kit's file: delete it"):
         open_scorer("tox-block", device=CPU)
 
 
