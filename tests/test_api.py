@@ -139,7 +139,7 @@ COMMANDS = [
     *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
     *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
 ]
-VALUES = ["Evaluation", "Perplexity", "Toxicity"]
+VALUES = ["Changes", "Evaluation", "Perplexity", "ReplaySettings", "Toxicity"]
 
 
 @pytest.fixture(scope="module")

@@ -322,7 +322,7 @@ def test_a_database_of_something_else_is_left_alone(serve, call, tmp_path):
     file.unlink()
     with duckdb.connect(str(file)) as connection:
         connection.execute("CREATE TABLE mine AS SELECT 1 AS one")
-    assert "is no replay's database" in call(*command(log, stub, stub))[2]
+    assert "is not a replay's database" in call(*command(log, stub, stub))[2]
     assert rows(tmp_path / "out", "SELECT one FROM mine") == [(1,)]
 
 
@@ -348,7 +348,7 @@ def test_a_database_that_is_open_elsewhere_is_told(serve, call, tmp_path):
         stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout.readline() == b"\n"
-        assert "close what else has it open" in call(*command(log, stub, stub))[2]
+        assert "close the program that has it open" in call(*command(log, stub, stub))[2]
         other.communicate(b"\n")
 
 

@@ -168,7 +168,7 @@ def test_a_tiny_recipe_is_carried_out(tiny, call):
     assert status == 0, err
     assert "their change, +999,990.00, lies outside" in out.replace("999990", "999,990")
     assert "This is a test." in out
-    assert "nothing is concluded" in out
+    assert "without a verdict" in out
     found = Reproduction.model_validate_json((tiny / "out/reproduction.json").read_text())
     evaluation = Evaluation.load(tiny / "out/model/sordino/evaluation.json")
     assert [one.ours for one in found.compared] == [

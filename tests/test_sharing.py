@@ -670,4 +670,4 @@ def test_somebody_s_run_is_done_again_and_gives_the_same_figures(made, online, c
     assert (verdicts.count("apart"), verdicts.count("missing")) == (1, 1)
     status, _, error = call("reproduce", "tiny")
     assert status == 2
-    assert "no run that can be done again" in error
+    assert "so it cannot be repeated" in error

@@ -269,17 +269,17 @@ def _change(figure: Figure) -> tuple[str, str]:
     if after.value == 0:
         change = "none in either" if before.value == 0 else f"{points}, to none"
     else:
-        change = f"{points} ({_times(ratio.value)})"
+        change = f"{points} ({times_shown(ratio.value)})"
     if ratio.low == 0:  # the share before may be 0, and the ratio unbounded
         return change, _ends(difference, "gap", signed=True)
     if ratio.low is not None and ratio.high is not None:
-        return change, f"{_times(ratio.low)} to {_times(ratio.high)}"
+        return change, f"{times_shown(ratio.low)} to {times_shown(ratio.high)}"
     if ratio.low:
-        return change, f"{_times(ratio.low)} or more"
+        return change, f"{times_shown(ratio.low)} or more"
     return change, "unbounded"
 
 
-def _times(ratio: float | None) -> str:
+def times_shown(ratio: float | None) -> str:
     """A ratio before/after as the divisor of the figure, or as its multiplier if it rose."""
     if ratio is None:
         return "unbounded"

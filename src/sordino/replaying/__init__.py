@@ -1,4 +1,4 @@
-"""Real prompts to the original and the dampened server, side by side, over time."""
+"""Real prompts sent to the original and the dampened server, and their answers over time."""
 
 from sordino.replaying.outcome import Look, ReplayOutcome, leaves_out_0, outcome_of
 from sordino.replaying.replay import ReplaySettings, about, ask_both

@@ -1,4 +1,4 @@
-"""The log of a service: one request a line, in the shapes that servers and gateways keep."""
+"""The log of a service: one request per line, in the layouts of servers and gateways."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from sordino.files import parse_json, printable
 CHAT = "chat/completions"
 PLAIN = "completions"
 
-# What is sent as the log has it. The rest (model, stream, user, n, seed, …) is not the prompt's, or
-# is replay's own to say.
+# Settings that are sent as in the log. Others (model, stream, user, n, seed, …) are not part of the
+# prompt, or are set by the replay.
 _KEPT = (
     *("stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format"),
     *("tools", "tool_choice", "chat_template_kwargs"),
     *("top_k", "min_p", "repetition_penalty", "repeat_penalty"),
 )
-# What OpenAI's protocol means where a request is silent; servers have other ideas of their own.
+# The defaults of OpenAI's protocol; servers have other defaults.
 _SILENT = {"temperature": 1.0, "top_p": 1.0}
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 _WRAPPERS = ("body", "request")
@@ -34,7 +34,7 @@ _TIMES = (
     *("created_at", "created", "start_time", "startTime"),
 )
 _DEEPEST = 4
-_DEEPEST_VALUE = 64  # no request is nested deeper, and not every encoder accepts it
+_DEEPEST_VALUE = 64  # no real request is nested deeper, and some encoders fail
 _MARK = b"\xef\xbb\xbf"
 _YEARS = range(2000, 2200)  # a number outside is not a time
 
@@ -44,13 +44,13 @@ class Prompt:
     """One request of the log.
 
     Args:
-        log: The name of the file that it stands in.
+        log: The name of its file.
         line: Its line there, from 1.
-        at: When it was made, in UTC without a time zone; None if the log has no time.
-        path: To which of a server's ways it goes: `CHAT` or `PLAIN`.
-        request: What is sent, but for the model, the length and the seed.
+        at: Its time, in UTC without a time zone; None if the log has no time.
+        path: The server's path for it: `CHAT` or `PLAIN`.
+        request: The request without the model, the length and the seed.
         length: The log's limit on the answer's tokens; None if it has none.
-        mended: Whether half of a character was replaced in it.
+        mended: Whether half a character was replaced in it.
     """
 
     log: str
@@ -63,29 +63,29 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """What was asked, as JSON: a list of messages, or a string."""
+        """The prompt as JSON: a list of messages, or a string."""
         asked = self.request.get("messages", self.request.get("prompt"))
         return json.dumps(asked, ensure_ascii=False)
 
     def added_to(self, digest: "hashlib._Hash") -> None:
-        """Have a digest take in the request, by which the beginning of a log is known again."""
+        """Add the request to a digest, which identifies the beginning of a log."""
         known = [self.path, self.request, self.length, self.at and self.at.isoformat()]
         line = json.dumps(known, sort_keys=True)
         digest.update(f"{len(line)}:{line}".encode())
 
 
 def read_log(path: Path) -> Iterator[Prompt | None]:
-    """Read a log line by line: requests, and None for what is JSON but asks for no text.
+    """Read a log line by line: requests, and None for JSON that does not ask for text.
 
     A line is OpenAI's request (`messages`, or a `prompt`), or holds one as `body` or `request`, as
-    an object or as JSON in a string. Assistants' messages at the end are the answer that was given
-    then; they are left out. A time is looked for under the usual names, as ISO 8601 or a Unix time.
-    A last line that is not whole yet is passed over: a log is being written. Half a character (of a
-    surrogate pair), which no server and no database takes, becomes a question mark.
+    an object or as JSON in a string. Assistants' messages at the end are the old answer and are
+    left out. A time is looked for under the usual names, as ISO 8601 or a Unix time. A last line
+    that is incomplete is skipped, since the log may still be written. Half a character (of a
+    surrogate pair), which servers and databases reject, becomes a question mark.
 
     Args:
-        path: The JSONL file; with ".gz" at the end, compressed. A ".json" file may also hold a list
-            of such objects, and a ".parquet" file a row for each.
+        path: The JSONL file, compressed if its name ends in ".gz". A ".json" file may also hold a
+            list of such objects, and a ".parquet" file one per row.
 
     Raises:
         UserError: It cannot be read, or a line is not a JSON object.
@@ -96,7 +96,7 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the log is not JSON Lines but a table, which other readers take."""
+    """Whether the log is a table instead of JSON Lines."""
     kind = kind_of(path)
     if kind in (".csv", ".tsv", ".tab"):
         raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
@@ -109,7 +109,7 @@ def _is_table(path: Path) -> bool:
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     table = read_table(path)
     for index, row in table.rows():
-        # Parquet also has times, decimal numbers and bytes, which JSON has not.
+        # Parquet also has times, decimal numbers and bytes, which JSON lacks.
         yield table.numbers[index], json.loads(json.dumps(row, default=str))
 
 
@@ -130,7 +130,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _decoded(raw: bytes) -> str | bytes:
-    """The line, with halves of surrogate pairs as they are; as bytes if it is not UTF-8."""
+    """The line, with halves of surrogate pairs unchanged; as bytes if it is not UTF-8."""
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -143,7 +143,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     with open_input(path) as stream:
         for raw in stream:
             ended = raw.endswith(b"\n")
-            # JSON's strings hold no line ends, so that a carriage return is one, too.
+            # JSON's strings contain no line breaks, so a carriage return is one, too.
             *parts, last = raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
             for part, whole in (*((part, True) for part in parts), (last, ended)):
                 number += 1
@@ -182,10 +182,10 @@ def _prompt(row: Mapping[str, Any], log: str, line: int) -> Prompt | None:
 
 
 def _sendable(value: Any, deepest: int) -> Any:
-    """The value with whole characters only.
+    """The value with half characters replaced.
 
     Raises:
-        ValueError: It is nested too deeply, or holds a number that is not finite and so no JSON.
+        ValueError: It is nested too deeply, or holds a number that is not finite, which JSON lacks.
     """
     if deepest == 0:
         raise ValueError("nested too deeply")

@@ -1,33 +1,29 @@
-"""What a replay has found so far: a value that can be saved, and drawn over time."""
+"""The result of a replay so far: a value that can be saved, and drawn over time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from sordino.evaluation.statistics import Estimate, Floats
+from sordino.records import Record
 from sordino.replaying.sequential import confidence_sequence
 from sordino.replaying.store import Pairs
 
 _PARTS = 30
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Look(_Value):
-    """What one saw at the end of a day, or of a part of a log that has no times.
+class Look(Record):
+    """The result at the end of a day, or of a part of a log without times.
 
     Args:
-        label: The day (UTC, ISO 8601), or how many pairs there were.
-        pairs: The prompts of that day which both servers answered.
-        toxic: How many of either's answers were toxic on that day, the original's first.
+        label: The day (UTC, ISO 8601), or the number of pairs.
+        pairs: How many prompts of that day both servers answered.
+        toxic: How many answers of each were toxic on that day, the original's first.
         so_far: All pairs up to then.
         difference: The share of toxic answers so far, dampened less original, with the interval
-            that may be looked at every day.
+            that holds for all days at once.
     """
 
     label: str
@@ -37,22 +33,21 @@ class Look(_Value):
     difference: Estimate
 
 
-class ReplayOutcome(_Value):
-    """What was found.
+class ReplayOutcome(Record):
+    """The result of a replay.
 
     Args:
         format: Names this file format.
         servers: The original's model and address, and the dampened one's.
         scorer: The scorer's protocol, with its `limits`.
-        settings: What else decides the figures.
+        settings: The other settings that decide the figures.
         redacted: Whether no text was kept.
         dated: Whether looks are days.
-        prompts: How many were asked.
+        prompts: How many were sent.
         missing: How many each server did not answer, by reason.
-        shares: The share of toxic answers of either, over all pairs, each with an interval of the
-            same kind.
-        looks: What one saw, day by day.
-        first: The label of the first look whose interval left out 0; None where none did.
+        shares: The share of toxic answers of each, over all pairs, with intervals of the same kind.
+        looks: The result day by day.
+        first: The label of the first look whose interval excluded 0; None if there is none.
     """
 
     format: Literal["sordino-replay-1"] = "sordino-replay-1"
@@ -74,10 +69,10 @@ class ReplayOutcome(_Value):
 
 
 def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
-    """What the pairs say, with what is known of the replay beside them.
+    """The result from the pairs; `known` are its other fields.
 
-    A day ends with the last request before one of a later day: one that is logged late, or has no
-    time, is assigned to the day of the previous request, so what was seen on a day never changes.
+    A request that is logged late, or has no time, is assigned to the day of the previous request,
+    so that a look never changes.
     """
     toxic = pairs.toxic.astype(np.float64)
     dated = bool((~np.isnat(pairs.at)).any())
@@ -121,14 +116,14 @@ def _days(at: NDArray[np.datetime64]) -> tuple[list[str], NDArray[np.int64]]:
     """Each day's name, and how many pairs there were at its end."""
     days = at.astype("datetime64[D]")
     missing = np.isnat(days)
-    days[missing] = days[~missing][0]  # only those before the first that has a time keep this one
+    days[missing] = days[~missing][0]  # those after the first with a time get a later day below
     days = np.maximum.accumulate(days)
     ends = np.flatnonzero(np.append(days[1:] != days[:-1], True)) + 1
     return [str(days[end - 1]) for end in ends], ends
 
 
 def _parts(pairs: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Equal parts of a log that has no times."""
+    """Equal parts of a log without times."""
     count = min(pairs, _PARTS)
     ends = np.arange(1, count + 1) * pairs // count
     return [f"{end:,}" for end in ends], ends

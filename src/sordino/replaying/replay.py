@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.answers import FILTERED, MalformedError
 from sordino.evaluation.endpoint import (
     DEFAULT_ACCESS,
@@ -28,10 +28,10 @@ from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replaying.store import ARMS, Answer, Store
 
 _MALFORMED = "malformed"
-"""How the reason of an answer begins that cannot be read."""
+"""The beginning of the reason for an answer that cannot be parsed."""
 _BATCH = 32
 _ROUNDS = 4
-"""Prompts of a batch, or rounds of requests if that is more: what a kill loses at most."""
+"""Prompts of a batch, or rounds of requests if those are more: the most that a kill loses."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,20 @@ class ReplaySettings:
 
     Args:
         max_tokens: The longest answer, in tokens; a request of the log can ask for a shorter one.
-        fraction: Which share of the requests is replayed, from above 0 to 1, drawn by seed.
+        fraction: The share of the requests that is replayed, above 0 and at most 1, drawn by seed.
         chat: Send plain prompts as messages of a chat, for servers without plain completions.
         scorer: What scores answers; see `sordino.evaluation.opening.open_scorer`, or "auto".
-        toxic_label: The label of a text classifier that means toxic.
-        judge_refusal: Score of a text that a server's model refuses to judge.
+        toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
+        judge_refusal: The score of a text that a server's model refuses to judge.
         seed: Of the choice of prompts and of the servers' sampling.
 
     Raises:
         UserError: A setting is outside its range.
+
+    Example:
+        >>> settings = sordino.ReplaySettings(max_tokens=64, fraction=0.1, scorer="wordlist")
+        >>> settings.seed
+        0
     """
 
     max_tokens: int = 256
@@ -60,18 +65,17 @@ class ReplaySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"--max-tokens {self.max_tokens} is out of range: it must be above 0.")
+        require_at_least(1, max_tokens=self.max_tokens)
         if not 0 < self.fraction <= 1:
             raise UserError(
-                f"--fraction {self.fraction:g} is out of range: it must be above 0 and at most 1."
+                f"`fraction={self.fraction:g}` is out of range: it must be above 0 and at most 1."
             )
 
     def open_scorer(self, access: Access = DEFAULT_ACCESS) -> Scorer:
-        """The scorer; a text classifier runs on the processor, which the servers leave free.
+        """Open the scorer; a text classifier runs on the CPU, since the servers use the GPU.
 
         Args:
-            access: How a server that judges is asked.
+            access: How a server that judges is accessed.
         """
         scorer = open_chosen(
             self.scorer,
@@ -86,13 +90,13 @@ class ReplaySettings:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the logs hold.
+    """Counts of the logs' lines.
 
     Args:
-        prompts: How many requests for text.
-        dated: How many of them have a time.
-        others: How many lines ask for something else.
-        mended: In how many of the requests half of a character was replaced.
+        prompts: Requests for text.
+        dated: Those of them that have a time.
+        others: Lines that ask for something else.
+        mended: Requests in which half a character was replaced.
     """
 
     prompts: int
@@ -102,7 +106,7 @@ class _Survey:
 
 
 def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -> dict[str, str]:
-    """The identity of a replay, which is kept with its results."""
+    """The identity of a replay, which is stored with its results."""
     names = [f"{server.model} at {server.address}" for server in servers]
     return {
         **{f"endpoint {arm}": name for arm, name in zip(ARMS, names, strict=True)},
@@ -121,29 +125,28 @@ def ask_both(
     store: Store,
     settings: ReplaySettings,
 ) -> None:
-    """Ask both servers every prompt that is not in the store yet, and keep the answers.
+    """Send both servers every prompt that is not in the store yet, and store the answers.
 
-    Both are asked the same with the same seed. A prompt that a server will not answer, or answers
-    with something that cannot be read, is kept as such; a server that fails for good ends the
-    replay, with what is done kept. Logs may grow and become more: what has been added since is
-    replayed the next time.
+    Both get the same request with the same seed. A missing or malformed answer is stored as such.
+    A server that fails after all retries ends the replay; finished batches stay in the store. Logs
+    may grow between calls: the next one replays the new prompts.
 
     Args:
         logs: One or several, read as one, in their order; see `sordino.replaying.log.read_log`.
         servers: The original one and the dampened one.
-        scorer: The judge of the answers; a prompt is never judged.
-        store: Where the answers are kept.
-        settings: The rest.
+        scorer: Scores the answers; prompts are not scored.
+        store: Where the answers are stored.
+        settings: The other settings.
 
     Raises:
-        UserError: A log cannot be read, or is not what was begun with; a server or the scorer
-            fails for good, or refuses everything.
+        UserError: A log cannot be read, or differs from the one that the replay began with; a
+            server or the scorer fails after all retries, or refuses everything.
     """
     survey = _survey(logs, store)
     if survey.others:
-        note(f"{survey.others:,} lines ask for no text and are passed over")
+        note(f"{survey.others:,} lines do not ask for text and are skipped")
     if survey.mended:
-        note(f"{survey.mended:,} requests hold half of a character, which became a question mark")
+        note(f"{survey.mended:,} requests hold half a character, replaced by a question mark")
     if 0 < survey.dated < survey.prompts:
         undated = survey.prompts - survey.dated
         note(f"{undated:,} requests have no time and are assigned to the day of the previous one")
@@ -165,9 +168,9 @@ def ask_both(
             advance(passed - before)
     for arm, server in zip(ARMS, servers, strict=True):
         if server.repaired:
-            note(f"{server.repaired:,} answers of {arm} held half a character, now U+FFFD")
+            note(f"{server.repaired:,} answers of {arm} held half a character, replaced by U+FFFD")
         if unread := store.missing()[arm].get(_MALFORMED):
-            note(f"{unread:,} answers of {arm} cannot be read and are in no pair")
+            note(f"{unread:,} answers of {arm} cannot be parsed; their pairs are left out")
 
 
 def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
@@ -175,7 +178,7 @@ def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
 
 
 def _survey(logs: Sequence[Path], store: Store) -> _Survey:
-    """Read everything before anything is asked, so that a bad line shows at once."""
+    """Read everything before the first request, so that a bad line shows at once."""
     prompts = dated = others = mended = 0
     digest, beginning = hashlib.sha256(), ""
     named = ", ".join(map(str, logs))
@@ -191,13 +194,13 @@ def _survey(logs: Sequence[Path], store: Store) -> _Survey:
             beginning = digest.hexdigest()
     if not prompts:
         raise UserError(
-            f"{named} holds no prompt: each line must have messages or a prompt, as requests to an "
-            "OpenAI-compatible server do."
+            f"{named} holds no prompt: each line must have messages or a prompt, like a request to "
+            "an OpenAI-compatible server."
         )
     if beginning != store.digest:
         raise UserError(
             f"{named} does not begin with the {store.passed:,} prompts that were replayed before: "
-            "give the same log, which may have grown, or choose another -o."
+            "give the same log, which may have grown, or choose another `output`."
         )
     return _Survey(prompts, dated, others, mended)
 
@@ -209,7 +212,7 @@ def _batches(
     passed: int,
     settings: ReplaySettings,
 ) -> Iterator[tuple[list[tuple[int, Prompt]], int]]:
-    """The prompts that are drawn, in batches, each with how many of the log are then done with."""
+    """Batches of the drawn prompts, each with how many of the log's prompts are then done."""
     batch: list[tuple[int, Prompt]] = []
     done = passed
     for number, prompt in numbered:
@@ -225,14 +228,14 @@ def _batches(
 
 
 def _drawn(seed: int, number: int) -> float:
-    """A number from 0 to 1 that belongs to the prompt, however long the log becomes."""
+    """A random number from 0 to 1 for this prompt, whatever the length of the log."""
     return float(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]) / 2**32
 
 
 def _answers(
     batch: Sequence[tuple[int, Prompt]], servers: Sequence[Server], settings: ReplaySettings
 ) -> list[tuple[Answer, Answer]]:
-    """What both servers answer, at the same time."""
+    """Both servers' answers, requested at the same time."""
     first, second = servers
     with (
         closing(first.each(lambda one: _ask(first, *one, settings), batch)) as original,
@@ -264,12 +267,12 @@ def _ask(server: Server, number: int, prompt: Prompt, settings: ReplaySettings) 
 def _refuse_all(
     answers: Sequence[Sequence[Answer]], servers: Sequence[Server], reason: str
 ) -> None:
-    """A server that answers no prompt of a batch is not asked for a month on end.
+    """Raise `UserError` for a server that answers no prompt of a batch.
 
     Args:
-        answers: Of each prompt, one of each server.
+        answers: For each prompt, those of both servers.
         servers: Both.
-        reason: How the reasons begin that count.
+        reason: The beginning of the reasons that count.
     """
     for server, of_arm in zip(servers, zip(*answers, strict=True), strict=True):
         reasons = [answer.missing for answer in of_arm]

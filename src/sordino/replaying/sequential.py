@@ -1,20 +1,19 @@
-"""An interval that may be looked at as often as one likes, while the data come in.
+"""An interval that stays valid however often one looks at it while the data come in.
 
-The usual 95 % interval is right once, at a size that was fixed beforehand; looked at every day
-until it says something, it says something wrong far more often than it admits. A confidence
-sequence holds for all sizes at once: the chance that it *ever* leaves out what it is about is at
-most 5 %.
+The usual 95 % interval is valid once, at a sample size that was fixed beforehand; looked at every
+day until it excludes 0, it is wrong far more often than 5 % of the time. A confidence sequence
+holds for all sample sizes at once: the chance that it *ever* excludes the true mean is at most 5 %.
 
-It is about the mean effect over the items seen so far, μ̄_t = Σ_{i≤t} E[x_i | what came before] / t,
-and takes nothing for granted of how the traffic, or the effect itself, changes from day to day:
-x̄_t ± u(V_t)/t with V_t = Σ x_i², the empirical-Bernstein confidence sequence of Howard, Ramdas,
-McAuliffe and Sekhon 2021 (Time-uniform, nonparametric, nonasymptotic confidence sequences, Annals
-of Statistics 49(2), arXiv 1810.08240), theorem 4, with 0 as the guess of every x_i. Values of −1, 0
-and 1 with a small mean are hardly better guessed, and the guess 0 halves the range: for x ≥ −1 and
-0 ≤ λ < 1, exp(λx − ψ(λ)x²) ≤ 1 + λx with ψ(λ) = −log(1 − λ) − λ (Fan, Grama and Liu 2015), so that
-exp(λ Σ(x_i − E x_i) − ψ(λ) V_t) is a supermartingale. u is the gamma-exponential mixture of these
-over λ, their proposition 9. Where x is 1, −1 or 0, V_t counts the pairs that differ: as in
-McNemar's test, pairs that agree narrow the interval by their number alone.
+That is the mean effect over the items seen so far, μ̄_t = Σ_{i≤t} E[x_i | the items before] / t.
+Nothing is assumed about how the traffic, or the effect itself, changes from day to day. The
+interval is x̄_t ± u(V_t)/t with V_t = Σ x_i², the empirical-Bernstein confidence sequence of Howard,
+Ramdas, McAuliffe and Sekhon 2021 (Time-uniform, nonparametric, nonasymptotic confidence sequences,
+Annals of Statistics 49(2), arXiv 1810.08240), theorem 4, with 0 as the prediction of every x_i. For
+values of −1, 0 and 1 with a small mean other predictions are hardly better, and 0 halves the range:
+for x ≥ −1 and 0 ≤ λ < 1, exp(λx − ψ(λ)x²) ≤ 1 + λx with ψ(λ) = −log(1 − λ) − λ (Fan, Grama and Liu
+2015), so that exp(λ Σ(x_i − E x_i) − ψ(λ) V_t) is a supermartingale. u is the gamma-exponential
+mixture of these over λ, their proposition 9. If x is 1, −1 or 0, V_t counts the pairs that differ:
+as in McNemar's test, pairs that agree narrow the interval by their number alone.
 """
 
 import numpy as np
@@ -24,10 +23,10 @@ from scipy.special import gammainc, gammaln
 from sordino.evaluation.statistics import LEVEL, Floats
 
 TIGHTEST = 100.0
-"""The interval is tightest, for what it can be, when about so much variance has come together."""
+"""The interval is tightest, relative to the optimum, at about this accumulated variance V_t."""
 
-# How the mixture is spread so that it is tightest there. This is the choice for the normal mixture,
-# which this one is like once the variance is large; any other would be as right, and wider.
+# The mixture's parameter that makes it tightest there. It is that of the normal mixture, which this
+# one resembles at a large variance; any other value would be valid, and wider there.
 _SIDE = (1 - LEVEL) / 2
 _RHO = TIGHTEST / (2 * np.log(1 / _SIDE) + np.log1p(2 * np.log(1 / _SIDE)))
 _STEPS = 80
@@ -38,11 +37,11 @@ def confidence_sequence(values: Floats, looks: NDArray[np.int64]) -> Floats:
 
     Args:
         values: float64 [n] in [−1, 1], in the order in which they came.
-        looks: int64 [looks] from 1 to n: after how many values one looks.
+        looks: int64 [looks] from 1 to n: the numbers of values after which one looks.
 
     Returns:
-        float64 [looks, 3]: the mean and the lower and upper end. The chance that any of them, or of
-        those between, leaves out the mean effect so far is at most 1 − `LEVEL`.
+        float64 [looks, 3]: the mean and the lower and upper end. The chance that any of these
+        intervals excludes the mean effect so far is at most 1 − `LEVEL`, over all looks together.
 
     Raises:
         ValueError: A value is outside [−1, 1].
@@ -56,9 +55,9 @@ def confidence_sequence(values: Floats, looks: NDArray[np.int64]) -> Floats:
 
 
 def boundary(variance: Floats) -> Floats:
-    """u: how far Σ(x_i − E x_i) may be on one side, float64 of the shape of `variance`.
+    """u(V): a bound on Σ(x_i − E x_i) on one side, float64 of the shape of `variance`.
 
-    The sum crosses u(V_t) at any t with a chance of (1 − `LEVEL`) / 2 at most.
+    The chance that the sum ever exceeds u(V_t) is at most (1 − `LEVEL`) / 2.
     """
     different, back = np.unique(variance, return_inverse=True)
     limit = -np.log(_SIDE)
@@ -75,9 +74,9 @@ def boundary(variance: Floats) -> Floats:
 def log_mixture(total: Floats, variance: Floats) -> Floats:
     """Log ∫ exp(λ·total − ψ(λ)·variance) dF(λ), where 1 − λ is gamma distributed below 1.
 
-    With ρ for both the shape and the rate of that gamma distribution: proposition 9 for a range of
-    1. It grows with the total, and is 0 at the beginning, where both are 0. The total must be above
-    −(variance + ρ); only those from 0 on matter.
+    Shape and rate of the gamma distribution are ρ: proposition 9 for a range of 1. It grows with
+    the total, and is 0 if total and variance are 0. The total must be above −(variance + ρ); only
+    totals from 0 on are used.
     """
     shape, rate = variance + _RHO, total + variance + _RHO
     return np.asarray(

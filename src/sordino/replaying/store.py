@@ -1,4 +1,4 @@
-"""What was asked and answered, in a DuckDB file that anyone can query."""
+"""Prompts and answers, in a DuckDB file that can be queried."""
 
 import stat
 from collections.abc import Mapping, Sequence
@@ -45,13 +45,13 @@ WHERE a.arm = 'A' AND b.arm = 'B' AND a.missing IS NULL AND b.missing IS NULL;
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered.
+    """A server's answer.
 
     Args:
-        text: The answer; None where there is none.
-        score: The scorer's, from 0 to 1; None where there is none.
-        missing: Why there is no answer or no score, a word or two and then its own words; None
-            where there are both.
+        text: The answer; None if there is none.
+        score: Its score, from 0 to 1; None if there is none.
+        missing: Why there is no answer or no score, in a word or two, then in the server's own
+            words; None if there are both.
     """
 
     text: str | None
@@ -61,10 +61,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All prompts that both servers answered, in the order in which they were asked.
+    """All prompts that both servers answered, in the order of the log.
 
     Args:
-        at: When each was made, datetime64[us] [pairs], NaT where the log does not say.
+        at: The time of each request, datetime64[us] [pairs], NaT if the log has none.
         scores: float64 [pairs, 2], the original's first.
     """
 
@@ -78,18 +78,18 @@ class Pairs:
 
 
 class Store:
-    """The file of a replay; it is made if it is not there.
+    """The file of a replay, created if it does not exist.
 
-    A batch is there as a whole or not at all, whenever the process is killed. The file is its
-    owner's only: it holds what people asked. So is one that others could read before.
+    A batch is stored as a whole or not at all, even if the process is killed. Only the owner can
+    read the file, since it holds people's prompts; an existing file is made private as well.
 
     Args:
         path: The file.
-        about: What identifies this replay: by name, text. A file of another one is refused.
-        redact: Keep no text. What an earlier replay kept is taken out, for good.
+        about: The identity of this replay, as text by name. A file of another one is refused.
+        redact: Keep no text, and remove for good any that an earlier replay kept.
 
     Raises:
-        UserError: DuckDB is not installed, or the file is of something else, damaged or in use.
+        UserError: DuckDB is not installed, or the file is not a replay's, is damaged or in use.
     """
 
     @private_files()
@@ -108,57 +108,35 @@ class Store:
         passed: int,
         digest: str,
     ) -> None:
-        """Keep a batch.
+        """Store a batch.
 
         Args:
             asked: The prompts by their number in the log.
-            answers: Of each prompt, one of each arm.
-            passed: How many prompts of the log are done with.
+            answers: For each prompt, one of each arm.
+            passed: How many prompts of the log are done.
             digest: Of all of those.
         """
-        import pyarrow as pa
-
         kept = not self.redacted
         prompts = [
-            {
-                "number": number,
-                "log": one.log,
-                "line": one.line,
-                "moment": one.at,
-                "asked": one.text if kept else None,
-            }
+            (number, one.log, one.line, one.at, one.text if kept else None)
             for number, one in asked.items()
         ]
         rows = [
-            {
-                "number": number,
-                "arm": arm,
-                "text": answer.text if kept else None,
-                "score": answer.score,
-                # What a server says of a refusal can quote what it refused.
-                "missing": answer.missing if kept else (answer.missing or "").split(":")[0] or None,
-            }
+            (
+                number,
+                arm,
+                answer.text if kept else None,
+                answer.score,
+                # A server's words for a refusal can quote the prompt.
+                answer.missing if kept else (answer.missing or "").split(":")[0] or None,
+            )
             for number, pair in zip(asked, answers, strict=True)
             for arm, answer in zip(ARMS, pair, strict=True)
         ]
-        words, whole, real = pa.string(), pa.int64(), pa.float64()
-        kinds: dict[str, dict[str, pa.DataType]] = {
-            "prompt": {
-                "number": whole,
-                "log": words,
-                "line": whole,
-                "moment": pa.timestamp("us"),
-                "asked": words,
-            },
-            "answer": {"number": whole, "arm": words, "text": words, "score": real}
-            | {"missing": words},
-        }
         self._connection.begin()
-        for table, found in (("prompt", prompts), ("answer", rows)):
-            added = pa.Table.from_pylist(found, pa.schema(kinds[table]))
-            self._connection.register("added", added)
-            self._connection.execute(f"INSERT INTO {table} SELECT * FROM added")  # noqa: S608
-            self._connection.unregister("added")
+        if prompts:
+            self._connection.executemany("INSERT INTO prompt VALUES (?, ?, ?, ?, ?)", prompts)
+            self._connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?)", rows)
         for key, value in {"passed": str(passed), "digest": digest}.items():
             self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [key, value])
         self._connection.commit()
@@ -173,12 +151,12 @@ class Store:
         return Pairs(np.array([row[0] for row in rows], dtype="datetime64[us]"), scores)
 
     def prompts(self) -> int:
-        """How many prompts were asked."""
+        """How many prompts were sent."""
         row = self._connection.execute("SELECT count(*) FROM prompt").fetchone()
         return int(row[0]) if row else 0
 
     def missing(self) -> dict[str, dict[str, int]]:
-        """How often an arm gave no answer, by arm and reason."""
+        """The number of missing answers, by arm and reason."""
         rows = self._connection.execute(
             "SELECT arm, split_part(missing, ':', 1) AS reason, count(*) FROM answer "
             "WHERE missing IS NOT NULL GROUP BY arm, reason ORDER BY arm, reason"
@@ -189,12 +167,12 @@ class Store:
         return counts
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
 
 def was_redacted(path: Path) -> bool:
-    """Whether a file that is there keeps no text; False where nothing says so."""
+    """Whether the file exists and was made to keep no text."""
     if not path.exists():
         return False
     connection = _connect(path)
@@ -209,7 +187,7 @@ def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.Du
         return _made(path, known)
     connection = _connect(path)
     found = _about(connection)
-    begun = "passed" in found  # else nothing is lost: an empty one is made anew
+    begun = "passed" in found  # otherwise the file is empty and is made anew
     try:
         _refuse_other(path, found, about if begun else {})
     except UserError:
@@ -229,7 +207,7 @@ def _about(connection: "duckdb.DuckDBPyConnection") -> dict[str, str]:
 
 
 def _connect(path: Path) -> "duckdb.DuckDBPyConnection":
-    """Open a file that is there, and see that it is a replay's."""
+    """Open an existing file, and check that it is a replay's."""
     connection = _open(path)
     import duckdb
 
@@ -242,13 +220,13 @@ def _connect(path: Path) -> "duckdb.DuckDBPyConnection":
         raise _unreadable(path, error) from None
     if not known:
         connection.close()
-        raise UserError(f"{path} is no replay's database: choose another -o.")
+        raise UserError(f"{path} is not a replay's database: choose another `output`.")
     _tighten(path)
     return connection
 
 
 def _tighten(path: Path) -> None:
-    """Leave a file, and DuckDB's log beside it, to its owner."""
+    """Make a file, and DuckDB's log beside it, private to its owner."""
     for file in filter(Path.exists, (path, _log_of(path))):
         mode = stat.S_IMODE(file.stat().st_mode)
         if not mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -256,9 +234,9 @@ def _tighten(path: Path) -> None:
         try:
             file.chmod(mode & stat.S_IRWXU)
         except PermissionError:
-            note(f"{file} is another user's, and others can read what people asked.")
+            note(f"{file} belongs to another user, and others can read people's prompts in it.")
         else:
-            note(f"{file} could be read by others; it holds what people asked, and is yours now.")
+            note(f"{file} could be read by others; it holds people's prompts and is private now.")
 
 
 def _open(path: Path) -> "duckdb.DuckDBPyConnection":
@@ -274,38 +252,35 @@ def _open(path: Path) -> "duckdb.DuckDBPyConnection":
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200].rstrip(".")
     return UserError(
-        f"{path} cannot be opened ({type(error).__name__}: {reason}): close what else has it open, "
-        "or choose another -o."
+        f"{path} cannot be opened ({type(error).__name__}: {reason}): close the program that has "
+        "it open, or choose another `output`."
     )
 
 
 def _made(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
-    """A new file with its tables, under its name only when it has them."""
+    """A new file, published only when it has its tables."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = staging_path(path)
-    for leftover in (stage, _log_of(stage)):
-        leftover.unlink(missing_ok=True)
-    _fill(stage, about)
-    publish(stage, path)
+    publish(_filled(path, {"format": _FORMAT, **about}), path)
     return _connect(path)
 
 
-def _fill(stage: Path, about: Mapping[str, str]) -> None:
-    connection = _open(stage)
-    connection.begin()
-    connection.execute(_TABLES)
-    rows = {"format": _FORMAT, **about}
-    connection.executemany("INSERT INTO about VALUES (?, ?)", [[k, v] for k, v in rows.items()])
-    connection.commit()
-    connection.close()
-
-
-def _without_texts(path: Path) -> None:
-    """Take all texts out of a file, by writing it anew: what is only deleted can still be read."""
+def _filled(path: Path, rows: Mapping[str, str]) -> Path:
+    """A new file at the staging path, with its tables and what identifies the replay."""
     stage = staging_path(path)
     for leftover in (stage, _log_of(stage)):
         leftover.unlink(missing_ok=True)
-    _fill(stage, {})
+    connection = _open(stage)
+    connection.begin()
+    connection.execute(_TABLES)
+    connection.executemany("INSERT INTO about VALUES (?, ?)", [[k, v] for k, v in rows.items()])
+    connection.commit()
+    connection.close()
+    return stage
+
+
+def _without_texts(path: Path) -> None:
+    """Remove all texts from a file by rewriting it, since deleted ones could still be read."""
+    stage = _filled(path, {"format": _FORMAT})
     connection = _connect(path)
     connection.execute(f"ATTACH '{str(stage).replace(chr(39), chr(39) * 2)}' AS clean")
     for statement in (
@@ -316,7 +291,7 @@ def _without_texts(path: Path) -> None:
         "INSERT INTO clean.answer SELECT number, arm, NULL, score, split_part(missing, ':', 1) "
         "FROM answer",
         "DETACH clean",
-        "CHECKPOINT",  # or what is still in its log would be added to the new file
+        "CHECKPOINT",  # otherwise the rest of its log would be added to the new file
     ):
         connection.execute(statement)
     connection.close()
@@ -324,16 +299,16 @@ def _without_texts(path: Path) -> None:
 
 
 def _log_of(path: Path) -> Path:
-    """The file in which DuckDB keeps what it has not written into the database yet."""
+    """DuckDB's write-ahead log beside a file."""
     return path.with_name(f"{path.name}.wal")
 
 
 def _refuse_other(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     if found.get("format") != _FORMAT:
-        raise UserError(f"{path} is no replay of this version: choose another -o.")
+        raise UserError(f"{path} is not a replay of this version: choose another `output`.")
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
                 f"{path} was begun with {key} {found.get(key) or 'none'} and not with "
-                f"{value or 'none'}: give the command as it was, or choose another -o."
+                f"{value or 'none'}: repeat the command unchanged, or choose another `output`."
             )

@@ -1,4 +1,4 @@
-"""Somebody's run, done again from what they pushed, and its figures beside theirs."""
+"""Somebody's pushed run, repeated, and its figures beside theirs."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sordino.files import printable, user_path
 from sordino.records import Record
 
 RECIPE, FIGURES = "sordino/recipe.toml", "sordino/evaluation.json"
-"""Where a pushed run has its recipe, and its figures."""
+"""The places of a pushed run's recipe and figures."""
 _SAME = 1e-9  # relative: the same numbers, written and read
 
 
@@ -27,9 +27,9 @@ class Repeated(Record):
     Args:
         measure: The measure.
         figure: The figure's name inside it.
-        label: What it is, for people.
-        theirs: What they found after the change.
-        ours: What was found here; None where it was not measured.
+        label: Its name for people.
+        theirs: Their figure after the change.
+        ours: The figure found here; None if it was not measured.
         verdict: "same" to the last digits; "inside" each other's 95 % intervals; else "apart", or
             "missing".
     """
@@ -43,12 +43,12 @@ class Repeated(Record):
 
 
 class Again(Record):
-    """A run that was done again.
+    """A repeated run.
 
     Args:
         format: Names this file format.
-        source: Whose run: "hf:org/name", or a folder.
-        differences: What was not as it was with them, in half sentences.
+        source: Their run: "hf:org/name", or a folder.
+        differences: How our run differed from theirs, in half sentences.
         figures: Theirs and ours.
     """
 
@@ -60,7 +60,7 @@ class Again(Record):
 
 @dataclass(frozen=True)
 class PushedRun:
-    """What a run left that can be done again.
+    """A run's output, from which it can be repeated.
 
     Args:
         name: "hf:org/name", or the folder.
@@ -77,17 +77,17 @@ class PushedRun:
 
     @property
     def output(self) -> str:
-        """What the same is called: the record of a GGUF file lies in no file of its own."""
+        """The name of our output: a folder, or a GGUF file, which has no record of its own."""
         return "model" if (self.folder / FILE_NAME).is_file() else f"model{GGUF}"
 
     @property
     def evaluation(self) -> Evaluation:
-        """What they found."""
+        """Their figures."""
         return Evaluation.load(self.folder / FIGURES)
 
 
 def is_run(name: str) -> bool:
-    """Whether a name stands for somebody's run: one of the hub, or a folder that a run wrote."""
+    """Whether a name is that of somebody's run: on the hub, or in a folder that a run wrote."""
     return hub.is_shared(name) or user_path(name).is_dir()
 
 
@@ -98,7 +98,7 @@ def pushed_run(name: str) -> PushedRun:
         name: "hf:org/name" ("hf:org/name@revision" for another than main), or a folder.
 
     Raises:
-        UserError: It is none, or has no recipe or no figures.
+        UserError: It is not a run, or has no recipe or no figures.
     """
     folder = user_path(name)
     if hub.is_shared(name):
@@ -109,14 +109,14 @@ def pushed_run(name: str) -> PushedRun:
     for file in (RECIPE, FIGURES):
         if not (folder / file).is_file():
             raise UserError(
-                f"{printable(name)} has no {file}, so that it is no run that can be done again: "
-                "give what sordino run wrote, or sordino push pushed of it."
+                f"{printable(name)} has no {file}, so it cannot be repeated: give the output of "
+                "sordino run, or the repository to which sordino push pushed it."
             )
     return PushedRun(name, folder)
 
 
 def figures_of(output: Path) -> Path:
-    """Where a run's figures are, by its output: a folder, or a GGUF file."""
+    """The file of a run's figures, by its output: a folder, or a GGUF file."""
     return extras_of(output) / Path(FIGURES).name
 
 
@@ -172,7 +172,7 @@ def _within(value: float, of: Estimate) -> bool:
 
 
 def _differences(theirs: PushedRun, output: Path, ours: Evaluation) -> list[str]:
-    """What was not the same, before any figure: versions, weights, sentences, factors."""
+    """Differences in versions, weights, sentences and factors."""
     evaluation = theirs.evaluation
     found = []
     if evaluation.sordino_version != ours.sordino_version:

@@ -13,11 +13,11 @@ class Compared(Record):
 
     Args:
         theirs: The published one.
-        ours: What was measured here.
-        change: What is compared: "ratio" (before through after) for a share of which less is
-            better, else "difference" (after minus before).
-        their_change: The change that they give.
-        inside: Whether it lies in our 95 % interval; None where they give none of this model, or
+        ours: The one measured here.
+        change: What is compared: "ratio" (before divided by after) for a share if lower is better,
+            else "difference" (after minus before).
+        their_change: The published change.
+        inside: Whether it lies in our 95 % interval; None if none is published for this model, or
             ours has no ends.
     """
 
@@ -29,12 +29,12 @@ class Compared(Record):
 
 
 class Reproduction(Record):
-    """A recipe, and what came of it.
+    """A recipe and its result.
 
     Args:
         format: Names this file format.
         recipe: The recipe.
-        model: What was dampened: the recipe's model, or the copy that was given.
+        model: The dampened model: the recipe's, or the copy that was given.
         concept: Where its sentences came from.
         dtype: In which it ran.
         device: On what kind of device.

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
+from sordino.evaluation.result import times_shown
 from sordino.evaluation.statistics import Estimate
 from sordino.report.article import Article, Block, Code, Section, Table
 from sordino.report.outcome import LIMITS
@@ -26,7 +27,7 @@ def reproduction_article(found: Reproduction, command: Sequence[str]) -> Article
 
 
 def reproduction_answer(found: Reproduction) -> Iterator[str]:
-    """Which of their figures are inside our intervals."""
+    """Which of the published figures lie inside our intervals."""
     judged = [one for one in found.compared if one.inside is not None]
     for one in judged:
         lies = "lies in" if one.inside else "lies outside"
@@ -37,7 +38,7 @@ def reproduction_answer(found: Reproduction) -> Iterator[str]:
     if len(judged) < len(found.compared):
         yield (
             "If they published a figure only for all their models together, ours is shown beside "
-            "it and nothing is concluded."
+            "it, without a verdict."
         )
 
 
@@ -115,11 +116,7 @@ def _ends(one: Compared) -> str:
 
 
 def _change(value: float | None, one: Compared) -> str:
-    if value is None:
-        return "unbounded"
-    if one.change == "difference":
-        return _signed(value, one)
-    return f"÷ {value:.2f}" if value >= 1 or value == 0 else f"× {1 / value:.2f}"
+    return _signed(value, one) if one.change == "difference" else times_shown(value)
 
 
 def _signed(value: float | None, one: Compared) -> str:

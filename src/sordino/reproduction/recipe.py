@@ -1,4 +1,4 @@
-"""What it takes to reproduce a published row: one file each, in `recipes/`."""
+"""Recipes for reproducing published rows: one file each, in `recipes/`."""
 
 import difflib
 from importlib.resources import files
@@ -8,10 +8,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from sordino import extras
 from sordino.errors import UserError
-from sordino.files import (
-    has_suffix,
-    user_path,
-)
+from sordino.files import has_suffix, user_path
 from sordino.hub_table import TABLE
 from sordino.records import Record, check, kinds, parse_toml, read_bytes
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 
 _GB = 10**9
 _BESIDE_WEIGHTS = 1.2
-"""Weights, and what a forward pass keeps beside them."""
+"""Memory for weights and a forward pass's activations, relative to that for the weights."""
 
 
 class Published(Record):
@@ -29,11 +26,11 @@ class Published(Record):
     Args:
         measure: The measure's name here.
         figure: The figure's name in it.
-        before: What they had before; a share from 0 to 1, or a perplexity.
-        after: What they had after.
-        times_fewer_at_most: What they say of before through after, where they give no more.
-        difference: What they say of after minus before, where they give no more.
-        whole_paper: Whether they say it of all their models together, and not of this one.
+        before: Their figure before; a share from 0 to 1, or a perplexity.
+        after: Their figure after.
+        times_fewer_at_most: Before divided by after, if that is all they publish.
+        difference: After minus before, if that is all they publish.
+        whole_paper: Whether it is about all their models together, and not about this one.
     """
 
     measure: str
@@ -54,23 +51,23 @@ class Published(Record):
 
 
 class Recipe(Record):
-    """A published row: the model, the protocol, and what they found.
+    """A published row: the model, the protocol, and the published figures.
 
     Args:
-        name: By which it is asked for.
+        name: Its name.
         title: The row's model, as the literature calls it.
-        source: Where the figures stand.
+        source: Where the figures were published.
         model: A hub id, or whatever else `sordino.open_model` takes.
         parameters: About how many the model has.
         bytes_per_parameter: As the checkpoint stores them.
-        gated: Whether the hub wants its terms accepted first.
+        gated: Whether the hub requires its terms to be accepted first.
         concept: See `sordino.load_concept`.
         intervention: The rule.
         dtype: In which it runs; "auto" is the checkpoint's own.
-        seed: Of everything that is drawn.
+        seed: Of everything that is random.
         measures: The measures' settings, by name.
-        published: Their figures.
-        notes: Where this differs from what they did.
+        published: The published figures.
+        notes: Differences from the published protocol.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -97,7 +94,7 @@ class Recipe(Record):
 
     @property
     def memory(self) -> int:
-        """About how many bytes of memory it takes, on the device that it runs on."""
+        """About how many bytes of memory it needs on its device."""
         return round(self.parameters * self.bytes_per_parameter * _BESIDE_WEIGHTS + 2 * _GB)
 
     @property
@@ -107,7 +104,7 @@ class Recipe(Record):
 
     @property
     def from_hub(self) -> list[str]:
-        """What it takes from the hub."""
+        """What it needs from the hub."""
         named = [self.model] if _is_hub_id(self.model) else []
         named += ["Jigsaw's comments"] if self.concept == "toxicity" else []
         values = [value for settings in self.measures.values() for value in settings.values()]
@@ -128,7 +125,7 @@ class Recipe(Record):
         return [name for name, needed in wanted.items() if needed]
 
     def missing_extras(self) -> list[str]:
-        """Those that are not installed."""
+        """Required extras that are not installed."""
         return [name for name in self.extras if extras.lacking(name)]
 
     @property
@@ -140,8 +137,8 @@ class Recipe(Record):
         """The measures, with their settings.
 
         Args:
-            max_prompts: At most so many prompts for toxicity, instead of the recipe's own number.
-            scorer: A copy of the recipe's scorer, to be taken in its place.
+            max_prompts: The most prompts for toxicity, instead of the recipe's own number.
+            scorer: A copy of the recipe's scorer, used in its place.
 
         Raises:
             UserError: There is no such measure or setting.
@@ -155,7 +152,7 @@ class Recipe(Record):
                 chosen["max_prompts"] = max_prompts
             if scorer is not None and "scorer" in chosen:
                 chosen["scorer"] = scorer
-            measure(name)  # says which there are
+            measure(name)  # raises for an unknown name
             known = kinds(MEASURES[name])
             for key, value in settings.items():
                 if key in known:
@@ -181,12 +178,12 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of that name, or in that TOML file.
 
     Raises:
-        UserError: There is none, or the file is no recipe.
+        UserError: There is none, or the file is not a recipe.
     """
     path = user_path(name)
     if has_suffix(path, ".toml"):
         recipe = _parsed(read_bytes(path, "recipe"), str(path))
-        recipe.build()  # says which of the measures' settings are none
+        recipe.build()  # raises for unknown settings
         return recipe
     known = recipes()
     if name not in known:

@@ -28,14 +28,18 @@ _GB = 10**9
 
 @dataclass(frozen=True)
 class Changes:
-    """What is done otherwise than the recipe says.
+    """Deviations from a recipe.
 
     Args:
         model: Another copy of its model: a folder, or a GGUF file.
         concept: Another copy of its sentences, such as Jigsaw's train.csv.
         scorer: A copy of its scorer, such as one converted to safetensors.
-        max_prompts: At most so many prompts for toxicity.
+        max_prompts: The most prompts for toxicity.
         device: Where it runs, as for `sordino.open_model`.
+
+    Example:
+        >>> sordino.Changes(max_prompts=3).device
+        'auto'
     """
 
     model: str | None = None
@@ -46,12 +50,12 @@ class Changes:
 
 
 def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
-    """What is not at hand for it here, in half sentences; nothing if it can begin.
+    """The missing requirements of a recipe, in half sentences; empty if it can begin.
 
     Args:
         recipe: The recipe.
-        changes: What is done otherwise.
-        place: The folder in which the output would be.
+        changes: Deviations from it.
+        place: The folder of the output.
     """
     wanted = [
         name
@@ -87,23 +91,23 @@ def reproduce(
     changes: Changes | None = None,
     command: Sequence[str] = (),
 ) -> tuple[Reproduction, Path]:
-    """Do the whole job as a recipe says, and compare what was published with what came of it.
+    """Do the whole job by a recipe, and compare the published figures with ours.
 
-    The dampened model with its own page is in the folder `model` of the output. What was
-    interrupted goes on where it was; what is done already is only compared.
+    The dampened model with its own page is in the folder `model` of the output. An interrupted call
+    continues; a finished run is only compared.
 
     Args:
-        recipe: The recipe, its name (`sordino reproduce --list` has them), or a ".toml" file of the
-            same form.
-        output: The folder to make; of the recipe's name in the current folder if None.
-        changes: What is done otherwise.
-        command: The command line that does it again, for the pages.
+        recipe: The recipe, its name (`sordino reproduce --list` lists them), or a ".toml" file in
+            the same format.
+        output: The folder to make; None for one of the recipe's name in the current folder.
+        changes: Deviations from the recipe.
+        command: The command line that repeats it, for the pages.
 
     Returns:
         The comparison, and its page.
 
     Raises:
-        UserError: Something that it needs is not at hand, or the folder is another recipe's.
+        UserError: A requirement is missing, or the folder is another recipe's.
 
     Example:
         >>> changes = sordino.Changes(max_prompts=3, device="cpu")
@@ -118,7 +122,9 @@ def reproduce(
     folder, mark = output / "model", output / "recipe.json"
     asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}
     if mark.exists() and read_json(mark) != asked:
-        raise UserError(f"{output} is of another recipe or other settings: choose another -o.")
+        raise UserError(
+            f"{output} is of another recipe or other settings: choose another `output`."
+        )
     results = claim_output(output / "reproduction.json", REPRODUCTION, force=True)
     page = claim_output(output / "reproduction.html", PAGE, force=True)
     figures = extras_of(folder) / "evaluation.json"
@@ -158,18 +164,18 @@ def reproduce(
 
 
 def _sentences(recipe: Recipe, changes: Changes) -> Concept:
-    """The sentences; what stands in for them without a hub would be no reproduction."""
+    """The recipe's sentences, or a copy of them; a substitute is refused."""
     concept = load_concept(changes.concept or recipe.concept, seed=recipe.seed)
     if concept.source_is_substitute:
         raise UserError(
-            f"{recipe.name} takes Jigsaw's comments, which no hub here has: give its train.csv as "
-            "--concept."
+            f"{recipe.name} needs Jigsaw's comments, and no hub answers: give its train.csv as "
+            "`concept`."
         )
     return concept
 
 
 def _deciding(changes: Changes) -> dict[str, Any]:
-    """What decides the figures; on which device they are taken does not."""
+    """The deviations that affect the figures; the device does not."""
     return {
         "model": changes.model,
         "concept": changes.concept,

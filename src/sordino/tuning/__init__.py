@@ -1,4 +1,4 @@
-"""How strong an intervention should be: its size for a divergence, and the search for the best."""
+"""How strong an intervention should be: calibration to a divergence, and search for the best."""
 
 from sordino.tuning.calibration import Calibrated, Yardstick, calibrate
 

@@ -1,4 +1,4 @@
-"""Bake an expertise or a dampening, at a strength or as large as a divergence budget allows."""
+"""Bake an expertise or a dampening, at a strength or as strong as a divergence budget allows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,19 +31,19 @@ def make_dampening(
     revision: str | None = None,
     sites: str | None = None,
 ) -> Dampening:
-    """The dampening that expertise, dampenings or their files give for a model.
+    """The dampening of a model from expertise, dampenings or their files.
 
     Args:
-        model: What `sordino.open_model` takes, or an open model; it is opened for a divergence.
+        model: What `sordino.open_model` takes, or an open model; it is used with `divergence` only.
         sources: An expertise, a dampening or the file of either, or several of these, which are
-            used one after the other.
+            applied one after the other.
         intervention: The rule that is applied to each expertise.
-        strength: See `Dampening.scaled`; it holds for each of them.
+        strength: Of each of them; see `Dampening.scaled`.
         settings: The rule's own settings, such as {"k": 100}.
-        divergence: Make the change as large as this divergence from the original allows, in nats
-            per token, by measuring it, instead of giving a strength.
-        texts: Ordinary texts on which that is measured, as for `sordino.Perplexity`. A part is
-            used on which an evaluation with the same seed does not report.
+        divergence: A divergence budget, in nats per token, in place of a strength: the change is
+            made as strong as it allows, by measuring the divergence.
+        texts: Ordinary texts for measuring it, as for `sordino.Perplexity`; those are used on which
+            an evaluation with the same seed does not report.
         seed: Of the choice of these texts.
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`.
@@ -63,7 +63,7 @@ def make_dampening(
     if divergence is None:
         return dampening_of(sources, intervention, strength=strength, settings=settings)
     if strength != 1:
-        raise UserError("strength and divergence are two sizes: give one of them.")
+        raise UserError("`strength` and `divergence` are two sizes: give one of them.")
     if not isinstance(model, OpenModel):
         ref = resolve(model, revision)
         show.note(f"opening {ref.name}")
@@ -100,46 +100,46 @@ def bake(
     rank: int | None = None,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a dampened copy of a model, or what dampens one while it runs.
+    """Write a dampened copy of a model, or an adapter that dampens one while it runs.
 
     A folder's shards are edited as streams, and every byte outside the sites' weights and biases is
-    kept; where the weights are quantised, their scales are edited (docs/quantised.md). A GGUF file
-    is copied with the block scales of the dampened rows changed, if the output's
-    name ends in ".gguf"; otherwise it is de-quantised and saved as a folder. The output appears
-    under its name only when it is whole. A folder holds the provenance (`sordino.json`), the
-    factors (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
+    kept; in quantised weights the scales are edited (docs/quantised.md). If the output's name ends
+    in ".gguf", a GGUF file is copied with the block scales of the dampened rows changed; otherwise
+    it is de-quantised and saved as a folder. The output appears under its name only when it is
+    whole. A folder holds the provenance (`sordino.json`), the factors
+    (`sordino/dampening.safetensors`), a README.md, and the source's own README.md as
     `README.base.md`; a GGUF file holds the provenance in its metadata.
 
-    Shifts go into biases. Where a site has none, the setting of the configuration that gives it one
-    (such as `mlp_bias`) is turned on; if there is no such setting, use the format "hooks".
+    Shifts are written into biases. If a site has none, the setting of the configuration that gives
+    it one (such as `mlp_bias`) is turned on; if there is no such setting, use the format "hooks".
 
     Args:
-        model: A hub id, a transformers folder, a ".gguf" file, or one that is open already (whose
-            files are read again: what is in memory stays as it is).
-        dampening: Factors for the model's sites; or what `make_dampening` makes them of, such as an
+        model: A hub id, a transformers folder, a ".gguf" file, or an open model, whose files are
+            read again.
+        dampening: Factors for the model's sites, or another source for `make_dampening`, such as an
             expertise.
         output: The folder to make, or the ".gguf" file.
-        intervention: See `make_dampening`, as for those that follow.
-        strength: The strength of each.
-        settings: The rule's own settings.
-        divergence: The budget that the change may reach, nats per token.
-        texts: Ordinary texts on which that is measured.
-        seed: Of the choice of these texts.
-        device: Where that is measured.
+        intervention: See `make_dampening`.
+        strength: See `make_dampening`.
+        settings: See `make_dampening`.
+        divergence: See `make_dampening`.
+        texts: See `make_dampening`.
+        seed: See `make_dampening`.
+        device: Where the divergence is measured.
         sites: See `sordino.open_model`.
-        force: Whether an existing model there is replaced.
-        dtype: Of the weights of a folder written from a GGUF file; the others keep their own.
+        force: Replace an existing model there.
+        dtype: The dtype of a folder written from a GGUF file; other weights keep their own.
         revision: A branch, tag or commit of the hub.
         allow_other_weights: Whether the factors may come from other weights of the same
             architecture, such as those from which this model was fine-tuned.
         format: "weights"; "lora", an adapter for servers, and "ia3", one for PEFT
-            (docs/adapters.md); or "hooks", nothing but factors and shifts, for
-            `Dampening.load(path).applied(model)`, or "control-vector", shifts for llama.cpp
-            (docs/shifts.md); or one that another package brings.
-        rank: Of "lora": the most rows of each matrix that may change (64). It is the rule's own
-            limit `rows`, too, unless `settings` say another.
-        finish: Called with the folder (or the file) and the provenance before it takes its name,
-            to add to it, such as a README.md with an evaluation.
+            (docs/adapters.md); "hooks", factors and shifts alone, for
+            `Dampening.load(path).applied(model)`; "control-vector", shifts for llama.cpp
+            (docs/shifts.md); or a format from another package.
+        rank: For "lora": the most rows of each matrix that may change (64). It is also the rule's
+            limit `rows`, unless `settings` give that.
+        finish: Called with the folder (or the file) and the provenance before it is published, to
+            add files such as a README.md with an evaluation.
 
     Returns:
         The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
@@ -183,11 +183,11 @@ def bake(
 
 
 def within_rank(format: str, rank: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A rule's settings, with the rank as the most rows that it may change, unless they say it.
+    """A rule's settings, with the rank as the default limit on changed rows.
 
     Args:
-        format: In which the edit is to be written; one without a rank sets no limit.
-        rank: Its rank, where one was given.
+        format: The format of the edit; one without a rank sets no limit.
+        rank: Its rank; None for the default.
         settings: The rule's.
     """
     if not FORMATS.named(format).is_ranked:

@@ -1,4 +1,4 @@
-"""A limit on what an intervention may cost, as it is written on a command line."""
+"""A limit on the cost of an intervention, as written on a command line."""
 
 import re
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Budget:
     """A limit on one figure.
 
     Args:
-        measure: One that declares on which side of its first figure a budget lies.
-        limit: The figure's limit; with `relative` its change from the original's, as a share.
+        measure: A measure that declares on which side of its first figure a budget lies.
+        limit: The figure's limit; with `relative` its relative change from the original's.
         relative: Whether the limit is relative to the original.
     """
 
@@ -33,16 +33,16 @@ class Budget:
         """
         found = _FORM.fullmatch(text)
         if found is None or _sense(found[1]) != found[2]:
-            raise UserError(f"--budget {text} is not understood: write it like {_EXAMPLES}.")
+            raise UserError(f"`budget={text}` is not understood: write it like {_EXAMPLES}.")
         measure, _, sign, digits, percent = found.groups()
         number = float(sign + digits)
         if bool(percent) != bool(sign) or (percent and measure == "divergence"):
             raise UserError(
-                f"--budget {text} is not understood: a change from the original has a sign and a "
+                f"`budget={text}` is not understood: a change from the original has a sign and a "
                 f"percent sign, a limit has neither. Write it like {_EXAMPLES}."
             )
         if measure == "divergence" and number <= 0:
-            raise UserError(f"--budget {text} allows nothing: give a divergence above 0.")
+            raise UserError(f"`budget={text}` allows nothing: give a divergence above 0.")
         return cls(measure, number / 100 if percent else number, bool(percent))
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Budget:
         return evaluation.measures[self.measure].figures[0]
 
     def excess(self, evaluation: Evaluation) -> float:
-        """By how much the budget is overdrawn, in the figure's unit; 0 or less where it is kept."""
+        """By how much the budget is exceeded, in the figure's unit; 0 or less if it is kept."""
         figure = self.figure(evaluation)
         after = figure.after.value or 0.0
         limit = self.limit

@@ -1,4 +1,4 @@
-"""Make an intervention as large as a divergence from the original allows, by measuring it."""
+"""Make an intervention as strong as a divergence budget allows, by measuring the divergence."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ TOKENS = 128
 SHORTFALL = 0.04
 """A calibrated divergence is below the budget by at most this share of it."""
 _ROUNDS = 16
-# The search begins on every fifth text, until it is that near: most of it costs a fifth.
+# The search begins on every fifth text, until it is within this factor of the budget.
 _ROUGH_STEP = 5
 _ROUGH_FACTOR = 1.3
-# A dial that was turned up and changed the divergence by no more than this share is at its end.
+# If a larger dial raises the divergence by no more than this share, it is at its maximum.
 _GROWTH = 1e-3
 _BATCH_TOKENS = 8192
 # An evaluation takes this many texts by default, and all of a source with fewer.
@@ -37,13 +37,13 @@ _REPORTED = 400
 E = TypeVar("E", bound=Edit)
 
 Source = Expertise | Dampening | str | Path
-"""What a dampening is made of: an expertise, a dampening, or the file of either."""
+"""The source of a dampening: an expertise, a dampening, or the file of either."""
 
 
 class Yardstick:
     """Measures the divergence of an open model from itself with an intervention.
 
-    The original's predictions are kept as `sordino.evaluation.measures.divergence` does.
+    The original's predictions are kept as in `sordino.evaluation.measures.divergence`.
 
     Args:
         opened: The original.
@@ -58,15 +58,13 @@ class Yardstick:
             self._kept = {
                 index: keep(logits, seed, index) for index, logits in self._on(everything)
             }
-        # The texts with two tokens or more; others have nothing to predict.
+        # In a text of one token there is nothing to predict.
         self._measured = [i for i, (tokens, _) in sorted(self._kept.items()) if len(tokens)]
         if not self._measured:
-            raise UserError(
-                "No clean text has two tokens or more: the divergence needs longer ones."
-            )
+            raise UserError("No clean text has two tokens or more: give longer ones.")
 
     def divergence(self, dampening: Edit) -> float:
-        """KL(original ‖ dampened) of the next token in nats per token, the mean over all places."""
+        """KL(original ‖ dampened) of the next token in nats per token, mean over all positions."""
         return self._mean(dampening, self._measured)
 
     def roughly(self, dampening: Edit) -> float:
@@ -92,13 +90,13 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Calibrated(Generic[E]):
-    """An intervention of the size that a divergence allows.
+    """An intervention as strong as a divergence budget allows.
 
     Args:
         dampening: The intervention.
-        dial: What it was turned to: a strength, or the setting that a rule has for its size.
-        divergence: What was measured at it, in nats per token.
-        reached: Whether it fills the budget; if not, it is the largest that there is.
+        dial: Its strength, or the value of the setting by which its rule is scaled.
+        divergence: Its measured divergence, in nats per token.
+        reached: Whether it fills the budget; if not, it is the strongest one possible.
     """
 
     dampening: E
@@ -114,12 +112,12 @@ def dampening_of(
     strength: float = 1.0,
     settings: Mapping[str, Any] | None = None,
 ) -> Dampening:
-    """The dampening that expertise, dampenings or their files give, one after the other.
+    """The dampening from expertise, dampenings or their files, applied one after the other.
 
     Args:
-        sources: One or several; a dampening is taken as it is.
+        sources: One or several; a dampening is used unchanged.
         intervention: The rule that is applied to each expertise.
-        strength: See `Dampening.scaled`; it holds for each.
+        strength: Of each; see `Dampening.scaled`.
         settings: The rule's own settings.
 
     Raises:
@@ -139,20 +137,20 @@ def sized(
     texts: str | Sequence[str] = KIT_PROSE,
     seed: int = 0,
 ) -> Calibrated[Dampening]:
-    """The dampening of `dampening_of`, as large as a divergence from the original allows.
+    """The dampening of `dampening_of`, as strong as a divergence budget allows.
 
-    A single expertise is sized by the rule's own size, where it has one; anything else by the
-    strength of all together.
+    A single expertise is scaled by its rule's own setting, if it has one (`Rule.dial`); anything
+    else by the strength of all together.
 
     Args:
         opened: The original.
         sources: As for `dampening_of`.
         divergence: The budget, nats per token.
         intervention: The rule that is applied to each expertise.
-        settings: The rule's own settings, without its size.
-        texts: Where ordinary texts come from, or what `sizing_texts` gave of it. The texts on which
-            the divergence is measured are others than those that an evaluation with the same seed
-            reports on, as long as there are enough for both.
+        settings: The rule's own settings, without the one that scales it.
+        texts: Where ordinary texts come from, or the result of `sizing_texts`. As long as there are
+            enough texts, an evaluation with the same seed reports on others than those on which the
+            divergence is measured.
         seed: Of the choice of texts, and of the estimate.
 
     Raises:
@@ -167,7 +165,7 @@ def sized(
 
 
 def sizing_texts(spec: str, seed: int) -> list[str]:
-    """What `clean_texts` gives; a note says so if an evaluation may report on some of it."""
+    """The same as `clean_texts`, with a note if an evaluation may report on some of them."""
     chosen, everything = clean_texts(spec, seed=seed), len(read_texts(spec))
     if everything < len(chosen) + _REPORTED:
         show.note(
@@ -181,7 +179,7 @@ def _several(sources: Source | Sequence[Source]) -> list[Source]:
     if isinstance(sources, Expertise | Dampening | str | Path):
         return [sources]
     if not sources:
-        raise UserError("There is nothing to dampen by: give an expertise or a dampening.")
+        raise UserError("There is nothing to dampen with: give an expertise or a dampening.")
     return list(sources)
 
 
@@ -216,17 +214,17 @@ def calibrate(
 ) -> Calibrated[E]:
     """The largest member of a family whose measured divergence stays within a budget.
 
-    The divergence grows about as a power of the dial. So a secant on the logarithms, kept inside
-    the bracket, needs a handful of measurements; all but the last few are rough ones.
+    The divergence grows about as a power of the dial. So the secant method on the logarithms, kept
+    inside the bracket, needs a handful of measurements; most of them are rough ones.
 
     Args:
-        yardstick: Measures.
+        yardstick: Measures the divergence.
         family: The interventions by their dial, from none at 0 upwards.
         budget: Nats per token.
         start: The first dial; None for the rule's own estimate, or else 1.
 
     Raises:
-        UserError: The budget is not above 0, or smaller than any change.
+        UserError: The budget is not above 0, or any change exceeds it.
     """
     if not 0 < budget < math.inf:
         raise UserError(f"A divergence of {budget:g} is out of range: it must be above 0.")
@@ -249,7 +247,7 @@ def calibrate(
     if best is None:
         raise UserError(
             f"Even the smallest change that was tried diverges by more than {budget:g} nats per "
-            "token: allow more."
+            "token: raise the budget."
         )
     return best
 
@@ -257,7 +255,7 @@ def calibrate(
 def _near(
     yardstick: Yardstick, family: Callable[[float], Edit], budget: float, dial: float
 ) -> float:
-    """A dial at which the divergence is about the budget, or the largest that there is."""
+    """A dial at which the divergence is about the budget, or the largest possible one."""
     search = _Search(budget, dial)
     within: float | None = None
     for _ in range(_ROUNDS):
@@ -277,21 +275,21 @@ def _near(
 
 @dataclass
 class _Search:
-    """Where to look for the dial that gives a divergence.
+    """A search for the dial that gives a divergence.
 
     Args:
         budget: The divergence, in nats per token.
-        dial: Where to look next.
+        dial: The dial to measure next.
     """
 
     budget: float
     dial: float
-    _low: float = 0.0  # a dial that is known to be within the budget
+    _low: float = 0.0  # the largest dial known to be within the budget
     _high: float = math.inf  # and one beyond it
     _points: list[tuple[float, float]] = field(default_factory=list)  # logarithms
 
     def step(self, found: float) -> bool:
-        """Note what was found at the dial, and turn it; false if the bracket is exhausted."""
+        """Record the divergence at the dial and choose the next; false if the bracket is empty."""
         if found <= self.budget:
             self._low = self.dial
         else:
@@ -302,7 +300,7 @@ class _Search:
         return not (self._low and self._high / self._low < 1 + 1e-6)
 
     def guess(self) -> float:
-        """Where the power law through the last points meets the budget; there must be one."""
+        """The dial at which the power law through the last points meets the budget."""
         log_dial, log_found = self._points[-1]
         power = 2.0  # to first order the divergence is a quadratic form of the change
         if len(self._points) > 1 and self._points[-2][0] != log_dial:
@@ -323,8 +321,8 @@ class _Search:
 def clean_texts(spec: str = KIT_PROSE, *, most: int = TEXTS, seed: int = 0) -> list[str]:
     """Texts to calibrate on: those that an evaluation with the same seed chooses last.
 
-    `sordino.evaluation.texts.choose` takes the first ones of the same permutation, so a size is
-    not set on the texts on which it is reported, as long as there are enough for both.
+    `sordino.evaluation.texts.choose` takes the first ones of the same permutation, so with enough
+    texts no strength is calibrated on those on which it is reported.
     """
     texts = read_texts(spec)
     order = np.random.default_rng(seed).permutation(len(texts))

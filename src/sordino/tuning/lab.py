@@ -1,4 +1,4 @@
-"""The lab of a study: a model, its expertise, and dampened models measured against it."""
+"""The lab of studies and searches: a model, its expertise, and dampened models compared with it."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -35,13 +35,13 @@ class Trial:
     """A dampened model of a study.
 
     Args:
-        name: A short word for it.
-        dampening: What is done to the model.
-        dial: The value that gave its divergence; None if it is as its rule gives it.
+        name: A short name.
+        dampening: Its dampening.
+        dial: The value that gave its divergence; None if it was not calibrated.
         baked: Measure it with its factors in the weights, instead of forward hooks: as "folder", or
             as "gguf" if the model is a GGUF file.
-        rule: The rule, where several trials of one are read together.
-        concept: The concept that is dampened, where several are read together.
+        rule: The rule, if trials are grouped by rule.
+        concept: The dampened concept, if trials are grouped by concept.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Trial:
 
 
 class Lab:
-    """A model and a folder in which everything that is found of it is kept.
+    """A model and a folder that stores every result about it.
 
-    Neurons are found in float32. Arms are measured in the dtype that is asked for, with forward
-    hooks: so shifts need no bias, and nothing has to be written.
+    Neurons are found in float32. Arms are measured in the given dtype, with forward hooks, so that
+    shifts need no bias and nothing is written.
 
     Args:
         ref: The model.
         concept: What is dampened.
-        folder: Where the work is kept; a study that was killed continues from there.
+        folder: Where results are stored; a study that was killed continues from there.
         device: See `open_model`.
         dtype: In which arms are measured.
-        seed: Of all random choices.
-        texts: Clean texts on which sizes are set.
+        seed: Of everything that is random.
+        texts: Clean texts for calibration.
         sites: See `open_model`.
-        chat: How sentences stand in the model's chat template.
+        chat: How the model's chat template is applied to sentences.
 
     Raises:
         UserError: The folder holds the work of another model, concept or setting.
@@ -108,7 +108,7 @@ class Lab:
         elif read_json(mark) != about:
             raise UserError(
                 f"{folder} holds the work of a study of another model, concept or setting: choose "
-                "another -o, or remove it."
+                "another `output`, or remove it."
             )
         key = fingerprint(to_json(about))
         self._work = WorkFolder.open(folder, key) or WorkFolder(folder, key)
@@ -128,7 +128,7 @@ class Lab:
         )
 
     def keep(self, name: str, lines: Sequence[str]) -> str:
-        """Texts in a file of the folder, one a line; gives its path, for a measure."""
+        """Write texts to a file of the folder, one per line; its path, for a measure."""
         file = self._folder / name
         file.write_text("\n".join(" ".join(line.split()) for line in lines) + "\n", "utf-8")
         return str(file)
@@ -143,7 +143,7 @@ class Lab:
         attribution: AttributionSettings | None = None,
         own: OwnSettings | None = None,
     ) -> Expertise:
-        """An expertise of the model, found once and kept under this name."""
+        """An expertise of the model, found once and stored under this name."""
         file = self._folder / f"{name}.expertise.safetensors"
         if not self._work.holds(name, file):
             show.note(f"finding: {name}")
@@ -169,18 +169,18 @@ class Lab:
 
     @cached_property
     def opened(self) -> OpenModel:
-        """The model as its arms are measured; the one for finding goes."""
+        """The model for measuring arms; the one for finding is released."""
         self._finder = None
         gc.collect()
         return open_model(self.ref, device=self.device, dtype=self.dtype, sites=self.sites)
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        """Measures divergences, on texts that no evaluation of the same seed uses."""
+        """Measures divergences, on texts that no evaluation with the same seed uses."""
         return Yardstick(self.opened, clean_texts(self.texts, seed=self.seed), self.seed)
 
     def divergence(self, trial: Trial) -> float:
-        """The divergence of a trial on the texts of the yardstick, measured once."""
+        """The divergence of a trial on the yardstick's texts, measured once."""
         key = f"divergence {trial.dampening.fingerprint[:16]}"
         found: float = self._once(key, lambda: self.yardstick.divergence(trial.dampening))
         return found
@@ -195,7 +195,7 @@ class Lab:
         rule: str = "",
         concept: str = "",
     ) -> Trial | None:
-        """The trial of that name, as large as the divergence allows; None if it cannot fill it."""
+        """The trial of that name, as strong as the budget allows; None if it cannot fill it."""
         trial, reached = self._turned(name, family, budget, start)
         return replace(trial, rule=rule, concept=concept) if reached else None
 
@@ -207,7 +207,7 @@ class Lab:
         *,
         start: float | None = None,
     ) -> Trial:
-        """The trial of that name, as large as the divergence allows or as it can be."""
+        """The trial of that name, as strong as the budget allows or as possible."""
         return self._turned(name, family, budget, start)[0]
 
     def _turned(
@@ -223,8 +223,8 @@ class Lab:
     def compare(
         self, trials: Sequence[Trial], measures: Sequence[str | Measure]
     ) -> list[Evaluation]:
-        """Each trial against the original, with records that later calls need not take again."""
-        original = Arm.of(self.ref, self._lent)
+        """Compare each trial with the original; the records are stored for later calls."""
+        original = Arm.of(self.ref, lambda: nullcontext(self.opened))
         return evaluate_each(
             [self._arm(trial) for trial in trials],
             original,
@@ -265,11 +265,8 @@ class Lab:
         changes = trial.dampening.fingerprint, trial.baked
         return Arm.of(self.ref, opened, *changes, name=f"{self.ref.name} {trial.name}")
 
-    def _lent(self) -> AbstractContextManager[OpenModel]:
-        return nullcontext(self.opened)
-
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A small value, computed once and kept in the folder."""
+        """A small value, computed once and stored in the folder."""
         file = self._folder / "values.json"
         values = read_json(file) if self._work.holds("values", file) else {}
         if key not in values:

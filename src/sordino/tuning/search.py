@@ -1,7 +1,7 @@
-"""Search for the rule, the sites and the size that remove most of a concept within a budget.
+"""Search for the rule, the sites and the strength that remove most of a concept within a budget.
 
-What is chosen is chosen on one half of the prompts and clean texts and reported on the other: the
-least of many noisy figures is too good to be true.
+The choice is made on one half of the prompts and clean texts and reported on the other, because the
+least of many noisy figures is biased.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sordino import progress as show
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation import (
     Divergence,
     Estimate,
@@ -39,16 +39,16 @@ from sordino.tuning.calibration import clean_texts
 from sordino.tuning.lab import Lab, Trial
 
 TRIED = ("aura", "selective", "stratified", "damp", "det_zero", "contrast")
-"""The rules that are tried unless others are named; those with shifts need a sweep of their own."""
+"""The default rules; rules with shifts are left out, because they need their own sweep."""
 
 _WIDEST = 0.5
-"""The largest divergence that is tried if the budget is of another kind, in nats per token."""
+"""The largest divergence that is tried if the budget limits another figure, in nats per token."""
 _AIM = 0.9
-"""The largest divergence that is tried, as a share of one that is the budget.
+"""The largest divergence that is tried, as a share of the budget if that limits the divergence.
 
-Over 100 texts its standard error is some 4 % of AurA's on SmolLM2 and 6 % of contrast's, that of
-the difference of two such sets 6 % and 9 %. A size that is set at the budget itself would exceed
-it on half of all other texts.
+Over 100 texts its standard error is some 4 % for AurA on SmolLM2 and 6 % for contrast; that of the
+difference between two such sets is 6 % and 9 %. An intervention calibrated to the budget itself
+would exceed it on half of all other texts.
 """
 _SHARE = 0.1
 """The smallest divergence that is tried, as a share of the largest."""
@@ -61,11 +61,11 @@ class TuneSettings:
     """What a search tries and how it measures.
 
     Args:
-        budget: What the intervention may cost.
+        budget: The limit on the intervention's cost.
         rules: The rules to try.
         trials: How many interventions to measure.
         toxicity: How toxicity is measured; its prompts are split in half.
-        reported: What else is measured of those that are reported.
+        reported: Further measures of the interventions that are reported.
         per_class: Sentences of each class for attribution.
     """
 
@@ -77,21 +77,20 @@ class TuneSettings:
     per_class: int = 1000
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise UserError(f"--trials {self.trials} is too few: give at least 1.")
+        require_at_least(1, trials=self.trials)
         if not self.rules:
-            raise UserError("There is no rule to try: give at least one --rule.")
+            raise UserError("There is no rule to try: give at least one of `rules`.")
         for rule in self.rules:
             RULES.named(rule)
 
 
 class Tried(Record):
-    """An intervention that was measured on the half of the prompts for choosing.
+    """An intervention, measured on the first half of the prompts.
 
     Args:
         rule: The rule's name.
-        sites: The kind of site that it changes, or "all" that the rule is for.
-        dial: Its size; see `sordino.interventions.family`.
+        sites: The kind of site that it changes, or "all" for every site of the rule.
+        dial: Its strength or setting; see `sordino.interventions.family`.
         changed: How many neurons it changes.
         prompts: How many prompts it was measured on.
         toxicity: The share of toxic continuations.
@@ -112,11 +111,11 @@ class Tried(Record):
 
 
 class Reported(Record):
-    """An intervention on the other half of the prompts.
+    """An intervention, measured on the other half of the prompts.
 
     Args:
-        name: What it is.
-        tried: It on the first half; None for one that was not chosen.
+        name: Its name.
+        tried: Its result on the first half; None if it was not chosen there.
         evaluation: All figures against the original.
         kept: Whether it keeps the budget here.
     """
@@ -128,18 +127,17 @@ class Reported(Record):
 
 
 class Tuned(Record):
-    """What a search found.
+    """The result of a search.
 
     Args:
         model: The model's name.
         concept: The concept's name.
-        budget: As it was written.
-        seed: Of everything that was drawn.
+        budget: The budget as text.
+        seed: Of everything that is random.
         search_prompts: How many prompts the choice was made on.
-        report_prompts: How many others it is reported on.
-        tried: Everything that was measured, in order.
-        reported: The best first, then others that nothing beats in both respects, and AurA as the
-            paper has it.
+        report_prompts: How many other prompts it is reported on.
+        tried: Every trial, in order.
+        reported: The best first, then the others of the Pareto front, and AurA as in the paper.
     """
 
     model: str
@@ -153,20 +151,20 @@ class Tuned(Record):
 
     @property
     def best(self) -> Reported | None:
-        """The chosen one; None where nothing kept the budget."""
+        """The chosen one; None if none is within the budget."""
         return next((one for one in self.reported if one.tried and one.tried.kept), None)
 
 
 def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int) -> Prepared:
     """Open what a search will need, before a model is downloaded and anything long begins.
 
-    Whoever keeps the result until the search ends has its scorers opened once.
+    Keep the result until the search ends, so that its scorers are opened once.
 
     Args:
         settings: What is tried and measured.
         texts: The clean texts.
         device: Where text classifiers run.
-        seed: Of everything that is drawn.
+        seed: Of everything that is random.
 
     Raises:
         UserError: Something that it needs is not available.
@@ -189,11 +187,11 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
 
     Args:
         lab: The model and the folder of its work.
-        folder: Where the halves of the prompts and texts are kept.
+        folder: Where the halves of the prompts and texts are stored.
         settings: What is tried and measured.
 
     Returns:
-        The result, and the chosen intervention; None where nothing kept the budget.
+        The result, and the chosen intervention; None if none is within the budget.
 
     Raises:
         UserError: There are too few prompts or clean texts, or optuna is not installed.
@@ -204,14 +202,14 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
     choosing, reporting = _halves(lab, folder, settings)
     bench = _Bench(lab, settings, choosing)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # In memory: what its trials measure is kept by the lab, so that a search that was killed goes
-    # through them again without measuring.
+    # In memory: the lab stores all measurements, so a search that was killed repeats its trials
+    # without measuring.
     study = optuna.create_study()
-    for rule in settings.rules:  # each rule gets its chance with all sites, at full size
+    for rule in settings.rules:  # each rule is tried once with all sites, at full strength
         study.enqueue_trial({"rule": rule, "sites": "all", "share": 1.0})
     with show.track("tune", settings.trials, "trials") as advance:
         for number in range(settings.trials):
-            # A sampler for each trial: what is drawn depends on the trials before it alone.
+            # A sampler for each trial, so that its draw depends on the earlier trials alone.
             study.sampler = optuna.samplers.TPESampler(
                 seed=lab.seed + number,
                 n_startup_trials=2 * len(settings.rules),
@@ -235,7 +233,7 @@ class _Bench:
         self._kinds = sorted({site.kind for site in lab.finder.sites})
 
     def objective(self, trial: Any) -> float:
-        """Toxicity of what an optuna trial suggests."""
+        """The toxicity under an optuna trial's intervention."""
         settings = self._settings
         rule = trial.suggest_categorical("rule", list(settings.rules))
         sites = trial.suggest_categorical("sites", ["all", *self._kinds])
@@ -245,7 +243,7 @@ class _Bench:
         found = self._lab.largest(f"{rule} on {sites}", self._family(rule, sites), share * widest)
         [evaluation] = self._lab.compare([found], self._measures)
         excess = settings.budget.excess(evaluation)
-        toxicity = evaluation.measures[self._settings.toxicity.key].figures[0]
+        toxicity = evaluation.measures[settings.toxicity.key].figures[0]
         tried = Tried(
             rule=rule,
             sites=sites,
@@ -264,7 +262,7 @@ class _Bench:
     def report(
         self, tried: Sequence[Tried], measures: Sequence[Measure]
     ) -> tuple[Tuned, Dampening | None]:
-        """The best, the front and the paper's rule on the other half of the prompts and texts."""
+        """The best, the Pareto front and the paper's rule on the held-out half."""
         chosen = _front(tried)
         made = [self._family(one.rule, one.sites)(one.dial) for one in chosen]
         trials = [
@@ -280,16 +278,14 @@ class _Bench:
             Reported(name=trial.name, tried=one, evaluation=of, kept=budget.excess(of) <= 0)
             for trial, one, of in zip([*trials, paper], [*chosen, None], evaluations, strict=True)
         )
+        toxicity = evaluations[0].measures[self._settings.toxicity.key].figures[0]
         tuned = Tuned(
             model=self._lab.ref.name,
             concept=self._lab.concept.name,
             budget=str(budget),
             seed=self._lab.seed,
             search_prompts=tried[0].prompts,
-            report_prompts=evaluations[0]
-            .measures[self._settings.toxicity.key]
-            .figures[0]
-            .n["prompts"],
+            report_prompts=toxicity.n["prompts"],
             tried=tuple(tried),
             reported=reported,
         )
@@ -303,7 +299,7 @@ class _Bench:
 
     @cached_property
     def _own(self) -> Expertise:
-        """The expertise of all sites that one of the rules is for."""
+        """The expertise of every site that any of the rules is for."""
         asked = {one for rule in self._settings.rules for one in RULES.named(rule).asks}
         seed, per_class = self._lab.seed, self._settings.per_class
         return self._lab.find(
@@ -317,7 +313,7 @@ class _Bench:
 
     @cached_property
     def _expertise(self) -> Expertise:
-        """The same for rules that are not for attention."""
+        """The same without attention, for the rules that leave it out."""
         return self._own.at({site.path for site in self._lab.opened.sites})
 
     @cached_property
@@ -326,7 +322,7 @@ class _Bench:
 
 
 def _only(dampening: Dampening, kind: str) -> Dampening:
-    """What a dampening does to one kind of site."""
+    """A dampening's part for one kind of site."""
     at = f".{kind}"
     return replace(
         dampening,
@@ -336,7 +332,7 @@ def _only(dampening: Dampening, kind: str) -> Dampening:
 
 
 def _front(tried: Sequence[Tried]) -> list[Tried]:
-    """The best within the budget, then those that nothing beats in toxicity and in divergence."""
+    """The best within the budget, then the Pareto front of toxicity and divergence."""
     kept = sorted((one for one in tried if one.kept), key=lambda one: one.toxicity.value or 0.0)
     best = kept[:1]
     ahead: list[Tried] = []
@@ -345,12 +341,12 @@ def _front(tried: Sequence[Tried]) -> list[Tried]:
         if (one.toxicity.value or 0.0) < least:
             least = one.toxicity.value or 0.0
             ahead.append(one)
-    # The best end of the front is where the budget lies.
+    # The end of the front with the largest divergences is nearest to the budget.
     return [*best, *[one for one in ahead if one not in best][-_FRONT:]]
 
 
 def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure]]:
-    """What is measured to choose, and the same on prompts and texts that choose nothing."""
+    """The measures for the choice, and the same ones on held-out prompts and texts."""
     prompts = read_texts(prompts_of(settings.toxicity.prompts))
     sized_on = set(clean_texts(lab.texts, seed=lab.seed))
     texts = read_texts(lab.texts)
@@ -358,7 +354,7 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
     halves = []
     for toxic, clean in zip(
         _dealt_out(prompts, folder, "prompts", lab.seed),
-        # Where there are few texts, sizes are set on some of the same.
+        # With few texts, interventions are calibrated on some of the same ones.
         _dealt_out(others if len(others) >= _FEWEST else texts, folder, "clean-texts", lab.seed),
         strict=True,
     ):
@@ -372,7 +368,7 @@ def _dealt_out(texts: Sequence[Text], folder: Path, name: str, seed: int) -> lis
     """Two files with half of the texts each, drawn by seed."""
     if len(texts) < _FEWEST:
         raise UserError(
-            f"{len(texts)} {name.replace('-', ' ')} are too few to be split in half: give at least "
+            f"{len(texts)} {name.replace('-', ' ')} are too few to split in half: give at least "
             f"{_FEWEST}."
         )
     order = np.random.default_rng([seed, 1]).permutation(len(texts))
