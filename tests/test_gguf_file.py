@@ -52,6 +52,26 @@ def test_the_baked_file_loads_as_the_model_baked_in_memory(architecture, tmp_pat
     assert checked.weights > 0
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3moe"])
+def test_an_open_model_gives_the_same_folder_as_the_file(architecture, tmp_path):
+    source = tiny_of(architecture, tmp_path / "model.gguf", "Q8_0")
+    dampening = dampening_of(source)
+    bake(source, dampening, tmp_path / "anew", allow_other_weights=True)
+    opened = open_model(source, device="cpu")
+    # What a call leaves in the tokenizer must not be saved.
+    opened.tokenizer(["a few words"], truncation=True, max_length=2)
+    bake(source, dampening, tmp_path / "copied", allow_other_weights=True, opened=opened)
+    anew, copied = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "anew", tmp_path / "copied")
+    )
+    assert anew == copied
+    fresh = open_model(source, device="cpu").model.state_dict()
+    assert all(
+        torch.equal(tensor, fresh[name]) for name, tensor in opened.model.state_dict().items()
+    )
+
+
 @pytest.mark.parametrize("architecture", ["qwen2moe", "qwen3moe"])
 def test_the_rows_of_stacked_experts(architecture, tmp_path):
     """Scales by parameter, as a rule for MoE experts would give them, land in `ffn_*_exps`."""

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -336,7 +337,7 @@ class _Steps:
         # The card beside a folder's weights is written again at the end.
         if not self._steps.holds("bake", self._model, apart=_CARD):
             show.note("writing the dampened model")
-            bake(self._ref, dampening, self._model)
+            bake(self._ref, dampening, self._model, opened=self._opened)
             self._steps.done("bake", self._model, apart=_CARD)
 
     def evaluate_beside(self, expertise: Expertise) -> dict[str, Evaluation]:
@@ -368,8 +369,10 @@ class _Steps:
                     f"{self._target} --against {self._ref.name} -o result.json"
                 )
                 return None
+            kind: Literal["gguf", "folder"] = "gguf" if self._is_file else "folder"
+            baked = ModelRef(self._target.name, kind, self._model)
             evaluate(
-                ModelRef(self._target.name, "gguf" if self._is_file else "folder", self._model),
+                Arm.of(baked, partial(self._measured, baked)),
                 Arm.of(self._ref, self._lent_original),
                 measures=self._ready,
                 device=self._settings.device,
@@ -495,6 +498,14 @@ class _Steps:
         finally:
             self._opened = None
             gc.collect()
+
+    @contextmanager
+    def _measured(self, baked: ModelRef) -> Iterator[OpenModel]:
+        """What was baked, read from its files; the original goes first, for two may not fit."""
+        self._opened = None
+        gc.collect()
+        chosen = self._settings
+        yield open_model(baked, device=chosen.device, dtype=chosen.dtype)
 
 
 def _beside(rule: str) -> str:

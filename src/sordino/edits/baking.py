@@ -51,10 +51,13 @@ def bake(
     format: str = "weights",
     rank: int | None = None,
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
+    opened: OpenModel | None = None,
 ) -> dict[str, Any]:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
-    `sordino.bake` explains the parameters; here the dampening is one already.
+    `sordino.bake` explains the parameters; here the dampening is one already. `opened` is the same
+    model, open and as it was loaded: a GGUF file need not be de-quantised again for a folder of
+    weights then. A caller's own `OpenModel` is not taken for that, for it may have been changed.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.
@@ -87,7 +90,10 @@ def bake(
                 finish(stages[0], record)
         return record
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
-        done = written.write(ref, dampening, stage, dtype)
+        if opened is not None and written is FORMATS["weights"]:
+            done = _write_weights(ref, dampening, stage, dtype, opened)
+        else:
+            done = written.write(ref, dampening, stage, dtype)
         record = provenance(ref, dampening, fingerprint, format=format, **done)
         dampening.save(stage / DAMPENING)
         _write_cards(stage, (written.card or plain_card)(record))
@@ -113,10 +119,16 @@ def _refuse_rank(format: str, rank: int | None, dampening: Dampening) -> None:
         )
 
 
-def _write_weights(ref: ModelRef, dampening: Dampening, stage: Path, dtype: str) -> dict[str, Any]:
+def _write_weights(
+    ref: ModelRef,
+    dampening: Dampening,
+    stage: Path,
+    dtype: str,
+    opened: OpenModel | None = None,
+) -> dict[str, Any]:
     """Fill the stage with the dampened model, and give what `provenance` takes of that."""
     if ref.kind == "gguf":
-        return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype)}
+        return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype, opened)}
     edit = safetensors_folder.plan(ref, dampening)
     edit.tell(ref.name)
     edit.write(stage)
