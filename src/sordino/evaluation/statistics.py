@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -131,6 +130,8 @@ def exact_share_interval(share: float, items: int) -> tuple[float, float]:
     The bootstrap sees no variation there and would claim certainty. Items are counted, not
     continuations, which keeps the interval on the safe side.
     """
+    from scipy import stats  # late: it is slow to import
+
     result = stats.binomtest(round(share * items), items).proportion_ci(LEVEL, method="exact")
     return float(result.low), float(result.high)
 

@@ -1,7 +1,6 @@
 """Selective AurA: only neurons whose AUROC is above chance beyond sampling error."""
 
 import numpy as np
-from scipy.stats import false_discovery_control, norm
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
@@ -19,6 +18,8 @@ def selective(expertise: Expertise, rate: float = 0.05) -> Factors:
     side of leaving neurons alone). One-sided p-values over all neurons, Benjamini and Hochberg
     (1995).
     """
+    from scipy.stats import false_discovery_control, norm  # late: it is slow to import
+
     if not 0 < rate < 1:
         raise UserError(f"selective takes a rate between 0 and 1, not {rate:g}.")
     positive, negative = (int(expertise.metadata[key]) for key in ("n_positive", "n_negative"))
