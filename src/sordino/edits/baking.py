@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,11 @@ def bake(
             if finish is not None:
                 finish(stages[0], record)
         return record
+    write = written.write
+    if written is FORMATS["weights"]:
+        write = partial(_write_weights, opened=opened)
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
-        if opened is not None and written is FORMATS["weights"]:
-            done = _write_weights(ref, dampening, stage, dtype, opened)
-        else:
-            done = written.write(ref, dampening, stage, dtype)
+        done = write(ref, dampening, stage, dtype)
         record = provenance(ref, dampening, fingerprint, format=format, **done)
         dampening.save(stage / DAMPENING)
         _write_cards(stage, (written.card or plain_card)(record))
