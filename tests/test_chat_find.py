@@ -149,7 +149,7 @@ def test_the_artefact_says_how_it_was_found(tmp_path):
     )
     assert max(excerpt.responses) == pytest.approx(max(float(z[:, index].max()) for z in outputs))
     opened.tokenizer.chat_template += " "
-    with pytest.raises(UserError, match="not the one that the expertise was found with"):
+    with pytest.raises(UserError, match="another chat template than when the expertise was found"):
         chat_of(opened, read.metadata)
 
 

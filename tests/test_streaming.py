@@ -204,7 +204,7 @@ def test_layers_that_share_state_are_not_streamed(tmp_path, concept, monkeypatch
         return output + left_behind[0] if self.self_attn.layer_idx == 2 else output
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", sharing)
-    with pytest.raises(UserError, match=r"share what they compute .*layer 2.*stream=False"):
+    with pytest.raises(UserError, match=r"share state .*layer 2.*stream=False"):
         find_experts(folder, concept, stream=True)
 
 

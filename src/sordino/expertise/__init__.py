@@ -1,4 +1,4 @@
-"""What a model's neurons know of a concept: the sweep, the AUROC, the artefact."""
+"""How well a model's neurons recognise a concept: the sweep, the AUROC, the artefact."""
 
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings

@@ -8,7 +8,7 @@ which is the Mann-Whitney U statistic with mid-ranks, normalised (Hanley and McN
 doi:10.1148/radiology.143.1.7063747). Each class is sorted by itself and one linear merge counts;
 the counts are integers, so that the result is exact up to the last division.
 
-Responses that are on an accelerator stay there: see `on_device.py`.
+Responses on an accelerator stay there: see `on_device.py`.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from sordino.compiled import compiled
 from sordino.expertise import on_device
 
 STRONGEST = on_device.STRONGEST
-# Responses sorted at a time: both classes of a block stay in the second-level cache. At least one
-# line of the cache is taken of each sentence.
+# Responses sorted at a time: both classes of a block fit into the second-level cache. A block has
+# at least 16 neurons, so that whole cache lines are read.
 _BLOCK = 2**18
 _FEWEST_NEURONS = 16
-# Neurons whose strongest sentences are looked for at a time: long enough reads of each sentence.
+# Neurons whose strongest sentences are searched at a time, for long contiguous reads.
 _STRONGEST_NEURONS = 512
-# How many rows `_merge` works on at once.
+# How many rows `_merge` processes at once.
 _ABREAST = 4
 
 Responses = NDArray[np.float32] | torch.Tensor
@@ -44,7 +44,7 @@ def auroc(responses: Responses, labels: NDArray[np.bool_]) -> NDArray[np.float64
         labels: bool [sentences], true for the positive class; both classes must occur.
 
     Returns:
-        float64 [neurons] in [0, 1]; not-a-number where a neuron has a response that is none.
+        float64 [neurons] in [0, 1]; not-a-number if any of the neuron's responses is.
     """
     positive, negative = np.flatnonzero(labels), np.flatnonzero(~labels)
     if not positive.size or not negative.size:
@@ -64,8 +64,8 @@ def strongest(responses: Responses) -> NDArray[np.int32]:
         responses: float32, float16 or bfloat16 [sentences, neurons], on any device.
 
     Returns:
-        int32 [3, neurons], indices of sentences, strongest first, the earlier one on ties; -1
-        where there are fewer sentences or the responses are not numbers.
+        int32 [3, neurons], indices of sentences, strongest first, the earlier one on ties; -1 if
+        there are fewer sentences, not counting responses that are not numbers.
     """
     values = as_tensor(responses)
     if values.device.type != "cpu":
@@ -81,10 +81,10 @@ def strongest(responses: Responses) -> NDArray[np.int32]:
 
 
 def as_tensor(responses: Responses) -> torch.Tensor:
-    """The responses as a tensor where they lie.
+    """The responses as a tensor on their device.
 
     Raises:
-        ValueError: They are of a type that the kernels do not sort exactly.
+        ValueError: The kernels do not sort their dtype exactly.
     """
     values = responses if isinstance(responses, torch.Tensor) else torch.from_numpy(responses)
     if values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -95,14 +95,14 @@ def as_tensor(responses: Responses) -> torch.Tensor:
 def _twice_u(
     responses: torch.Tensor, positive: NDArray[np.intp], negative: NDArray[np.intp]
 ) -> NDArray[np.int64]:
-    """Twice the Mann-Whitney U of each neuron; -1 where a response is no number."""
+    """Twice the Mann-Whitney U of each neuron; -1 if a response is not a number."""
     sentences, neurons = responses.shape
     size = max(_FEWEST_NEURONS, _BLOCK // sentences // _ABREAST * _ABREAST)
     result = np.empty(neurons, np.int64)
 
     def block(start: int) -> None:
         columns = responses[:, start : start + size].float().numpy().T  # 16 bits widen exactly
-        # Behind each row the merge meets values that compare with none.
+        # The merge reads past each row's end, where not-a-number compares false.
         p = np.empty((size, sentences), np.float32)
         q = np.empty((size, negative.size + 1), np.float32)
         p[:, positive.size :] = q[:, -1:] = np.nan
@@ -125,18 +125,18 @@ def _in_blocks(work: Callable[[int], None], neurons: int, size: int) -> None:
     """Call `work` with the start of each block of neurons, on as many threads as torch uses."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for _ in pool.map(work, range(0, neurons, size)):
-            pass  # passes on what a block raised
+            pass  # reraises the exception of a block
 
 
 @compiled(nogil=True)
 def _merge(p: NDArray[np.float32], q: NDArray[np.float32], twice_u: NDArray[np.int64]) -> None:
     """Twice the Mann-Whitney U of each row: #{q < p} + #{q <= p}, summed over p.
 
-    A merge goes one step at a time, past an element of p or of q, and `below` counts those of q.
-    Its sum over the steps past p is what is wanted. The sum over all steps is taken, without a
-    branch that a processor could not foretell, and those past q (0, 1, 2, …) and those past the
-    end of p are known and go at the end. Four rows and both relations at once, because a step of
-    one has to wait for its last step.
+    Each step of the merge passes one element of p or of q, and `below` counts those of q. The
+    result is the sum of `below` over the steps that pass an element of p. To avoid an unpredictable
+    branch, the sum over all steps is taken; the terms of the steps that pass q (0, 1, 2, …) or the
+    end of p are known and are subtracted at the end. Four rows and both relations are interleaved,
+    because each step depends on the previous one.
 
     Args:
         p: Each row sorted, then one not-a-number for every element of q.
@@ -171,13 +171,13 @@ def _merge(p: NDArray[np.float32], q: NDArray[np.float32], twice_u: NDArray[np.i
 
 @numba.njit(inline="always")
 def _needless(passed: int, n: int) -> int:
-    """What the steps past q, and past the end of p, added: `passed` of the n of q were passed."""
+    """The sum of the steps past q and past the end of p; `passed` of the n of q were passed."""
     return passed * (passed - 1) // 2 + (n - passed) * passed
 
 
 @compiled(nogil=True)
 def _top(responses: NDArray[np.float32], best: NDArray[np.int32]) -> None:
-    """Insert each sentence into each neuron's short list of the strongest."""
+    """Insert each sentence into each neuron's list of the strongest."""
     count, neurons = best.shape
     values = np.full((count, neurons), -np.inf, np.float32)
     for sentence in range(responses.shape[0]):

@@ -1,4 +1,4 @@
-"""Find a concept's neurons: the sweep from sentences to expertise."""
+"""Find a concept's expert neurons: from sentences to an expertise."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,11 +32,11 @@ from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
 from sordino.version import __version__
 
-# What a snapshot's phase is between the sweep and attribution.
+# The phase of a snapshot between the sweep and attribution.
 _SWEPT = "swept"
-# Hidden states wait in files if they took more than one part in so many of the free memory.
+# Hidden states are kept in files if they would take more than a quarter of the free memory.
 _SHARE_OF_STATES = 4
-# From so many tokens on a time is said beforehand; measuring it takes some seconds.
+# From this many tokens on a time is estimated, which takes some seconds.
 _LONG = 100_000
 
 
@@ -67,10 +67,11 @@ def find_experts(
         stream: Read the weights layer by layer from their files, so that only two layers are in
             memory; None: if the model does not fit into memory.
         settings: Truncation, pooling, batch size, and further statistics of the responses.
-        attribution: Also measure attribution and cost (which takes gradients), like this.
-        own: Also measure attribution to what the model itself writes; beside attribution.
-        output: Where to save the artefact. With it, an interrupted call loses at most half a
-            minute of work: the same call goes on from there.
+        attribution: Also measure attribution and cost, with these settings; this takes gradients.
+        own: Also measure attribution to the model's own text, with these settings; it needs
+            `attribution`.
+        output: The file for the artefact. With it, an interrupted call loses at most half a minute
+            of work: the same call continues from there.
         force: Replace `output` if it exists.
 
     Raises:
@@ -98,7 +99,7 @@ def find_experts(
         expertise = measure_expertise(opened(), concept, chosen, attribution, own, work)
         if ranks.first:
             expertise.save(target, force=force)
-        ranks.wait()  # nobody forgets what it has before the result is safe
+        ranks.wait()  # no rank removes its work before the result is safe
         shutil.rmtree(work.parent, ignore_errors=True)
     return expertise
 
@@ -115,9 +116,9 @@ def plan_find(
     settings: SweepSettings | None = None,
     attribution: AttributionSettings | None = None,
 ) -> Plan:
-    """What `find_experts` with the same arguments will take: tokens, bytes, memory and time.
+    """What `find_experts` with the same arguments needs: tokens, bytes, memory and time.
 
-    A transformers folder is not opened as a whole for this: one layer is read and run.
+    A transformers folder is not opened as a whole: one layer is read and run.
 
     Raises:
         UserError: An input cannot be used.
@@ -147,23 +148,23 @@ def measure_expertise(
     own: OwnSettings | None = None,
     work: Path | None = None,
 ) -> Expertise:
-    """Run all sentences past all sites and keep what their responses say of each neuron.
+    """Measure every neuron of every site, as `find_experts` does, with an open model.
 
-    Several processes (`sordino.expertise.ranks`) come to the same expertise together, each of them.
+    With several processes (`sordino.expertise.ranks`) each returns the same expertise.
 
     Args:
         opened: The model.
         concept: The labelled sentences.
-        settings: Truncation, pooling, batch size, and further statistics of the responses.
-        attribution: Also measure attribution and cost, like this.
-        own: Also measure attribution to own samples, like this; beside attribution.
-        work: The folder where progress is kept, so that an interrupted sweep goes on; the caller
-            removes it when the result is safe.
+        settings: See `find_experts`.
+        attribution: See `find_experts`.
+        own: See `find_experts`.
+        work: A folder for progress, so that an interrupted sweep continues; the caller removes it
+            when the result is safe.
     """
     if own is not None:
         refuse_streamed(opened)
         if attribution is None:
-            raise UserError("Own samples are measured beside attribution: give `attribution`, too.")
+            raise UserError("Own samples need attribution: give `attribution`, too.")
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
     say_how_read(opened, chat_for(opened, concept, settings.chat))
     strata = _strata(concept, settings, encoded)
@@ -184,13 +185,13 @@ def measure_expertise(
         if not ranks.agree(restored and (restored.phase, restored.stage, restored.batch)):
             restored = None
         if restored is None:
-            shutil.rmtree(folder, ignore_errors=True)  # left by a sweep that was another one
+            shutil.rmtree(folder, ignore_errors=True)  # left by a different sweep
             restored = Progress()
         begun = (restored.stage, restored.batch) != (0, 0)
         in_files = (
             opened.streamed is not None
             or _are_many(opened, batches)
-            or (begun and not restored.hidden)  # that is where they are
+            or (begun and not restored.hidden)  # they are in files already
         )
         streamed = opened.streamed is not None
         plan = make_plan(opened, batches, attributing, streamed=streamed, in_files=in_files)
@@ -222,7 +223,7 @@ def measure_expertise(
                     swept = sweep.run(restored)
                 restored = Progress(statistics=swept, phase=_SWEPT)
             if own is not None:
-                snapshots.save(restored)  # or a kill during sampling would undo the sweep
+                snapshots.save(restored)  # otherwise a kill during sampling would lose the sweep
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
         if own is not None:
             sampled = sample(
@@ -270,7 +271,7 @@ def _batches(
     settings: SweepSettings,
     attribution: AttributionSettings | None,
 ) -> tuple[list[Placed], list[Batch], list[Passage]]:
-    """The sentences' tokens, the sweep's batches, and what attribution takes of them."""
+    """The sentences' tokens, the sweep's batches, and attribution's batches."""
     chat = chat_for(opened, concept, settings.chat)
     encoded = encode_sentences(opened, concept, settings.max_tokens, chat)
     batches = equal_length_batches(encoded, settings.at_once(opened.device))

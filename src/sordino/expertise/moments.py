@@ -1,7 +1,7 @@
 """The classes' means of every neuron's responses, and the affine map between the classes.
 
 The optimal transport between two distributions on a line pairs their quantiles. Among affine maps
-z → ω·z + β, the one nearest to it (least squares over the positive class) is
+z → ω·z + β, the nearest to it (least squares over the positive class) is
 
     ω = cov(p, q) / var(p),    β = mean(q) − ω·mean(p)
 
@@ -11,8 +11,8 @@ pairs the sorted responses of two samples of one size. Here a sample counts as i
 distribution, so that classes of any two sizes are paired whole; with equal sizes it is the paper's
 estimator.
 
-A map between responses is applied to every token's output. It fits those best where responses are
-means over a sentence's tokens, which is what the paper takes; a maximum lies far above most tokens.
+A map between responses is applied to every token's output. It fits those best if responses are
+means over a sentence's tokens, as in the paper; a maximum lies far above most tokens.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def affine(found: Mapping[Statistic, NDArray[Any]], kind: str) -> Map:
 def moments(
     responses: Responses, labels: NDArray[np.bool_]
 ) -> dict[Statistic, NDArray[np.float32]]:
-    """What `mean_shift` and `linear_transport` need to know of each neuron.
+    """The statistics for `mean_shift` and `linear_transport`.
 
     Args:
         responses: float32, float16 or bfloat16 [sentences, neurons], on any device.
@@ -108,7 +108,7 @@ def moments(
 def _scale(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     """ω of each row; both classes sorted and centred."""
     variance = np.square(p).mean(axis=1)
-    # A point can only be shifted: any ω takes it to the same place, and 1 keeps the weights.
+    # A constant can only be shifted: ω does not matter, and 1 leaves the weights unchanged.
     constant = p[:, 0] == p[:, -1]
     return np.where(constant, 1, _covariance(p, q) / np.where(constant, 1, variance))
 

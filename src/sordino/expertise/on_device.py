@@ -1,8 +1,8 @@
-"""The statistics of responses that are on an accelerator, taken there.
+"""The statistics of responses on an accelerator, computed there.
 
-Responses never travel to the processor: neurons are worked on block by block, and only what is
-found of each of them comes back. Nothing here asks what the device is, so that the tests run it on
-the processor against the kernels that are made for it.
+Responses are never copied to the CPU: neurons are processed block by block, and only the results
+are copied. Nothing here depends on the kind of device, so the tests compare it with the CPU's
+kernels on the CPU.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sordino.models.precision import where_float64
 
 STRONGEST = 3
-# Bytes of work a block may take, and what one response needs while it is sorted: the sorted values,
-# their places (int64), the buffers of a radix sort, and counts.
+# Bytes of memory for a block, and for one response while it is sorted: the sorted values, their
+# indices (int64), the buffers of a radix sort, and counts.
 _BLOCK_BYTES = 2**29
 _BYTES_EACH = 64
 
@@ -31,7 +31,7 @@ def twice_u(
         negative: The sentences of the negative class, int64.
 
     Returns:
-        int64 [neurons]; -1 where a response is no number.
+        int64 [neurons]; -1 if a response is not a number.
     """
     positive, negative = positive.to(responses.device), negative.to(responses.device)
     result = torch.empty(responses.shape[1], dtype=torch.int64, device=responses.device)
@@ -47,15 +47,7 @@ def twice_u(
 
 
 def strongest(responses: torch.Tensor) -> NDArray[np.int32]:
-    """The sentences that excite each neuron most.
-
-    Args:
-        responses: float32, float16 or bfloat16 [sentences, neurons].
-
-    Returns:
-        int32 [3, neurons], strongest first, the earlier one on ties; -1 where there are fewer
-        sentences or the responses are not numbers.
-    """
+    """The sentences that excite each neuron most; see `auroc.strongest`."""
     sentences, neurons = responses.shape
     result = torch.empty(STRONGEST, neurons, dtype=torch.int32, device=responses.device)
     numbers = torch.arange(sentences, dtype=torch.int32, device=responses.device).unsqueeze(1)
@@ -86,8 +78,8 @@ def moments(
     responses = where_float64(responses)
     device, neurons = responses.device, responses.shape[1]
     n, m = len(positive), len(negative)
-    # Both classes' quantile functions are steps; between these ends both are constant. Levels are
-    # in units of 1 / (n·m), so that they are whole numbers.
+    # Both classes' quantile functions are step functions, constant between these ends. Levels are
+    # in units of 1 / (n·m), so that they are integers.
     ends = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique()
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
     of_p, of_q = (starts // m).to(device), (starts // n).to(device)
@@ -103,7 +95,7 @@ def moments(
         p -= means[0].unsqueeze(1)
         q -= means[1].unsqueeze(1)
         covariance = (p[:, of_p] * q[:, of_q]) @ share
-        # A point can only be shifted: any scale takes it to the same place.
+        # A constant can only be shifted: the scale does not matter.
         scale = torch.where(constant, 1.0, covariance / p.square().mean(dim=1))
         result[:, here] = torch.stack([*means, scale])
     means_p, means_q, scales = result.cpu().numpy()

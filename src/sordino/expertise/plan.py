@@ -1,4 +1,4 @@
-"""What a sweep will take: tokens, bytes to read, memory, disk and time."""
+"""The resources that a sweep needs: tokens, bytes to read, memory, disk and time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,31 +22,32 @@ from sordino.models.sites import decoder_layers
 from sordino.models.streaming import INPUT, OUTPUT
 from sordino.models.tokenise import Batch
 
-# What compiled kernels and libraries that are loaded late take, and what is lost between blocks.
+# Memory of compiled kernels and libraries that are loaded late, and a factor for fragmentation.
 _LIBRARIES = 192 << 20
 _LOST = 1.05
-# What oneDNN keeps of each product of matrices in 16 bits that it has met, and of how many.
+# The size of oneDNN's cached kernel for a matrix product in 16 bits, and the size of its cache.
 _KERNEL, _KERNELS = 900_000, 1024
 _SAMPLE_NEURONS = 512
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will take.
+    """The resources that a sweep needs.
 
     Args:
         streamed: Whether weights are read layer by layer from their files.
         sentences: How many sentences there are.
         tokens: How many tokens they have together.
-        batches: In how many batches they are run.
-        attributed_tokens: How many of the tokens attribution takes; 0 without it.
+        batches: How many batches they form.
+        attributed_tokens: How many tokens attribution uses; 0 without it.
         weights: Bytes of all weights, in the dtype they are used in.
         to_read: Bytes that are read from the model's files.
-        peak: Bytes of memory that are taken at most, on the devices where the model runs; on the
-            processor with everything that the process has taken already.
-        available: Bytes of memory there are on those devices, on the processor with those too.
-        on_disk: Bytes of hidden states that wait in files at most; 0 if they stay in memory.
-        seconds: How long it will take, or None where that was not measured.
+        peak: The most bytes of memory in use, on the model's devices; on the CPU including what the
+            process uses already.
+        available: Bytes of memory available on those devices, on the CPU including what the process
+            uses already.
+        on_disk: The most bytes of hidden states in files; 0 if they stay in memory.
+        seconds: The estimated time; None if it was not measured.
     """
 
     streamed: bool
@@ -62,7 +63,7 @@ class Plan:
     seconds: float | None = None
 
     def lines(self) -> list[str]:
-        """The plan, to read."""
+        """The plan as text."""
         how = "read layer by layer" if self.streamed else "in memory as a whole"
         lines = [
             f"tokens       {self.tokens:,} in {self.sentences:,} sentences and "
@@ -96,20 +97,20 @@ def make_plan(
     streamed: bool,
     in_files: bool,
 ) -> Plan:
-    """What the sweep of these batches will take.
+    """The resources for the sweep of these batches.
 
     Args:
-        opened: The model, opened in either way.
+        opened: The model, streamed or not.
         batches: The sweep's batches.
-        attributed: What attribution takes, empty without it.
+        attributed: Attribution's batches, empty without it.
         streamed: Whether the sweep reads the weights layer by layer.
-        in_files: Whether hidden states wait in files.
+        in_files: Whether hidden states are kept in files.
     """
     own = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
     tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
     state = _width(opened) * opened.model.dtype.itemsize
-    # A layer's inputs and outputs; for the way back all layers' inputs, and two pairs of gradients.
+    # A layer's inputs and outputs; for gradients all layers' inputs, and two pairs of gradients.
     waiting = max(2 * tokens, (count + 5) * own_tokens if own and streamed else 0) * state
     processor = opened.device.type == "cpu"
     now = psutil.Process().memory_info().rss if processor else 0
@@ -117,7 +118,7 @@ def make_plan(
     working = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
     working += _statistics(opened) + _kernels(opened, batches, own)
     weights, files = _weights(opened), _files(opened)
-    # A whole model of another dtype than its files' is there twice while it is loaded.
+    # A model in another dtype than its files' is in memory twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
     resident = _streamed(opened, own) if streamed else weights
     return Plan(
@@ -140,7 +141,7 @@ def measured(
     batches: Sequence[Batch],
     attributed: Sequence[Passage],
 ) -> Plan:
-    """The plan with a time, from one layer's run of one batch and the AUROC of a few neurons."""
+    """The plan with a time, extrapolated from one layer's run of one batch and some AUROCs."""
     middle = sorted(batches, key=lambda batch: batch.tokens)[len(batches) // 2]
     reading = 0.0
     with torch.inference_mode():
@@ -156,12 +157,12 @@ def measured(
                 return plan
     _, stack = decoder_layers(opened.model)
     a_token = seconds / middle.tokens * len(stack)
-    # Forward and back, once or (clean text) twice; layer by layer, forward once more.
+    # Forward and backward, once or (clean text) twice; layer by layer, forward once more.
     again = 1 if plan.streamed else 0
     passes = sum(
         passage.batch.tokens * (again + 1 + len(passage.vectors)) for passage in attributed
     )
-    # The head by its size, as if it were a layer.
+    # The LM head's share, by its size relative to a layer.
     head = opened.model.config.get_text_config(decoder=True).vocab_size * _width(opened)
     share = head / max(sum(p.numel() for p in stack[0].parameters()), 1) / len(stack)
     responses = np.random.default_rng(0).standard_normal(
@@ -177,7 +178,7 @@ def measured(
     neurons = sum(site.neurons for site in opened.sites)
     computing = a_token * (plan.tokens + passes + share * sum(p.batch.tokens for p in attributed))
     computing += _shortest(statistics) * neurons / _SAMPLE_NEURONS
-    # Layers are read while others compute; a whole model before.
+    # Layers are read while others compute; a whole model is read before.
     files = reading * plan.to_read
     total = max(computing, files) if plan.streamed else computing + files
     return replace(plan, seconds=total)
@@ -207,7 +208,7 @@ def _files(opened: OpenModel) -> int:
 
 
 def _widest(opened: OpenModel) -> int:
-    """Neurons of the layer that has most."""
+    """The most neurons of any layer."""
     return max(sum(site.neurons for site in sites) for sites in sites_by_layer(opened))
 
 
@@ -218,11 +219,11 @@ def _largest(opened: OpenModel) -> int:
 
 
 def _activations(opened: OpenModel, batches: Sequence[Batch]) -> int:
-    """Bytes of what a layer computes at most: in the model's dtype, and some of it in float32."""
+    """The most bytes of a layer's activations: in the model's dtype, and some in float32."""
     config = opened.model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", 0)  # where something else mixes tokens
+    heads = getattr(config, "num_attention_heads", 0)  # 0 for layers without attention
     width, itemsize = _width(opened), opened.model.dtype.itemsize
-    # A token goes to some of the MoE experts, of which there is one weight with three dimensions.
+    # A token is routed to some of the MoE experts, whose weights are one tensor of 3 dimensions.
     chosen = getattr(config, "num_experts_per_tok", None) or 1
     _, stack = decoder_layers(opened.model)
     outputs = max(
@@ -244,13 +245,13 @@ def _activations(opened: OpenModel, batches: Sequence[Batch]) -> int:
 
 
 def _sweeping(opened: OpenModel, batches: Sequence[Batch], in_files: bool) -> int:
-    """Bytes beside the weights while a layer is swept: responses, activations, hidden states."""
+    """Bytes besides the weights while a layer is swept: responses, activations, hidden states."""
     sentences = sum(len(batch.indices) for batch in batches)
     tokens = [batch.tokens for batch in batches]
     responses = 4 * sentences * _widest(opened)
     sorting = 16 * sentences * 128 * torch.get_num_threads()
     states = (max(tokens) if in_files else sum(tokens)) * _width(opened)
-    # Kernels lay out a matrix as they like it.
+    # Kernels may copy a matrix into their own layout.
     return (
         responses
         + max(sorting, _activations(opened, batches) + _largest(opened))
@@ -259,10 +260,10 @@ def _sweeping(opened: OpenModel, batches: Sequence[Batch], in_files: bool) -> in
 
 
 def _going_back(opened: OpenModel, batches: Sequence[Batch], streamed: bool) -> int:
-    """Bytes beside the weights while gradients are taken."""
+    """Bytes besides the weights while gradients are computed."""
     if not batches:
         return 0
-    # A graph keeps what each step gave, and the way back the gradients of some.
+    # The graph keeps each step's activations, and the backward pass the gradients of some.
     layers = 1 if streamed else len(decoder_layers(opened.model)[1])
     graph = (2 + layers) * _activations(opened, batches)
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
@@ -271,7 +272,7 @@ def _going_back(opened: OpenModel, batches: Sequence[Batch], streamed: bool) -> 
 
 
 def _kernels(opened: OpenModel, batches: Sequence[Batch], attributed: Sequence[Batch]) -> int:
-    """Bytes of compiled kernels, one for each form of a product, that are kept for its like."""
+    """Bytes of cached kernels, one for each shape of a matrix product."""
     if opened.device.type != "cpu" or opened.model.dtype.itemsize != 2:
         return 0
     _, stack = decoder_layers(opened.model)
@@ -281,18 +282,18 @@ def _kernels(opened: OpenModel, batches: Sequence[Batch], attributed: Sequence[B
 
 
 def _statistics(opened: OpenModel) -> int:
-    """Bytes of the results: up to eleven numbers a neuron, three of them float64."""
+    """Bytes of the results: up to eleven numbers per neuron, three of them float64."""
     return 56 * sum(site.neurons for site in opened.sites)
 
 
 def _streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
-    """Bytes of weights that are in memory at most while they are read part by part."""
+    """The most bytes of weights in memory while they are streamed."""
     weights = opened.streamed
     assert weights is not None
     last = weights.layers - 1
     pairs = [weights.resident(layer, min(layer + 1, last)) for layer in range(last + 1)]
     head = weights.resident(OUTPUT) if attributed else 0
-    # Made-up layers take the room of their largest weight.
+    # Made-up layers take the memory of their largest weight.
     return weights.scratch + max(*pairs, head, weights.resident(INPUT) + _largest(opened))
 
 

@@ -1,4 +1,4 @@
-"""From a neuron's outputs at each token to its one response to the sentence."""
+"""From a neuron's outputs at each token to its response to the sentence."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,17 +37,17 @@ def pool(outputs: torch.Tensor, starts: Sequence[int], pooling: Pooling) -> torc
     )
 
 
-# The same for the outputs of one MoE expert, [tokens that came to it, neurons], sorted by sentence,
-# where each sentence has so many of them; at least one. Responses are [sentences, neurons].
+# The same for the outputs of one MoE expert, [tokens routed to it, neurons], sorted by sentence;
+# `counts` says how many each sentence has, at least one. Responses are [sentences, neurons].
 _EXPERT_POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "max": lambda outputs, counts: torch.segment_reduce(outputs, "max", lengths=counts),
     "mean": lambda outputs, counts: torch.segment_reduce(outputs, "mean", lengths=counts),
     "last": lambda outputs, counts: outputs[counts.cumsum(0) - 1],
 }
-# The response of an expert's neuron to a sentence of which no token came to the expert.
+# The response of an expert's neuron to a sentence without a token routed to the expert.
 NOT_REACHED = float("-inf")
-# How many sentences of each class have to reach a MoE expert before anything is said of its
-# neurons. With so many, the AUROC of one that knows nothing has a standard error of 0.075.
+# How many sentences of each class have to reach a MoE expert for statistics of its neurons. With so
+# many, the AUROC of a neuron that does not recognise the concept has a standard error of 0.075.
 FEWEST_SENTENCES = 30
 
 
@@ -65,9 +65,9 @@ def pooling_named(name: str) -> Pooling:
 class Capture:
     """Pools the outputs of sites, batch by batch, into rows of their response buffers.
 
-    The rows of the running batch are set by `rows`; after it `check` makes sure that every site
-    was called exactly once on all of its tokens. A MoE expert sees the tokens that were routed to
-    it; what it has no token of gets the response `NOT_REACHED`.
+    `rows` sets the rows of the next batch; after it, `check` makes sure that every site was called
+    exactly once on all of its tokens. A MoE expert sees only the tokens routed to it; its response
+    to a sentence without any is `NOT_REACHED`.
 
     Args:
         pooling: The name of a pooling.
@@ -84,11 +84,11 @@ class Capture:
 
     @contextmanager
     def hooked(self, model: nn.Module, buffers: Mapping[Site, torch.Tensor]) -> Iterator[None]:
-        """Watch the buffers' sites inside the block.
+        """Capture the outputs of the buffers' sites inside the block.
 
         Args:
             model: The model that has the sites.
-            buffers: By site, where its responses go, float32 [sentences, neurons].
+            buffers: The buffer for each site's responses, float32 [sentences, neurons].
         """
         self._buffers = {site.path: buffer for site, buffer in buffers.items()}
         self._of_experts = {
@@ -107,7 +107,7 @@ class Capture:
                 handle.remove()
 
     def rows(self, start: int, batch: Batch) -> None:
-        """Say which rows the next batch fills, from `start` on."""
+        """Set the rows of the next batch, from `start` on."""
         self._start, self._starts = start, batch.starts
         sentences, self._tokens = batch.input_ids.shape
         self._sentences = sentences
@@ -129,7 +129,7 @@ class Capture:
             self._calls[path] += 1
             expected = (self._sentences, self._tokens)
             if output.dim() == 2 and len(output) == self._sentences * self._tokens:
-                # Some layers flatten sentences and tokens before their feed-forward part.
+                # Some layers flatten sentences and tokens before their feed-forward block.
                 output = output.unflatten(0, expected)
             if output.dim() != 3 or output.shape[:2] != expected:
                 raise UserError(
@@ -159,7 +159,7 @@ class Capture:
             sentences, counts = (routed.tokens[order] // self._tokens).unique_consecutive(
                 return_counts=True
             )
-            # What is infinitely low is told from what was not reached; its order stays.
+            # Clamped, so that a response of -inf differs from `NOT_REACHED`; the order stays.
             pooled = self._expert_pooling(routed.outputs[order].float(), counts)
             width = self._of_experts[path]
             columns = slice(routed.expert * width, (routed.expert + 1) * width)

@@ -1,9 +1,9 @@
 """Several processes that work together, as torchrun and accelerate start them.
 
-Batches are formed once, by every rank in the same way, and dealt out whole. In a sweep an
-all-to-all after each stage gives each rank the responses of all sentences for its share of the
-neurons; in an evaluation all ranks get all records. Both come in the order of a single process, so
-that each number comes out of the same computation as there.
+Every rank forms the same batches and takes every size-th. In a sweep, an all-to-all after each
+stage gives each rank the responses of all sentences for its share of the neurons; in an evaluation
+all ranks get all records. Both are in the order of a single process, so that every number is the
+same as there.
 """
 
 import os
@@ -27,7 +27,7 @@ _PATIENCE = timedelta(minutes=30)
 
 
 class Ranks:
-    """A process among its like; a process by itself is rank 0 of 1.
+    """A process among the processes of a run; a single process is rank 0 of 1.
 
     Attributes:
         rank: This process's number.
@@ -41,19 +41,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that speaks and writes for all."""
+        """Whether this rank prints and writes for all."""
         return self.rank == 0
 
     @property
     def name(self) -> str:
-        """A name for what this rank keeps for itself."""
+        """A name for this rank's own files."""
         return f"rank-{self.rank}-of-{self.size}"
 
     def deal(self, things: Sequence[T]) -> Sequence[T]:
-        """Which of these, that all ranks have in the same order, are this rank's: every size-th.
+        """The things of this rank, every size-th, from those that all ranks have in one order.
 
         Raises:
-            UserError: There are fewer than ranks.
+            UserError: There are fewer things than ranks.
         """
         if len(things) < self.size:
             raise UserError(
@@ -63,11 +63,11 @@ class Ranks:
         return things[self.rank :: self.size]
 
     def rounds(self, count: int) -> int:
-        """How often the ranks take a thing each until `count` of them are done."""
+        """How many rounds the ranks need for `count` things, if each takes one per round."""
         return -(-count // self.size)
 
     def rows(self, sizes: Sequence[int]) -> list[list[int]]:
-        """For each rank the rows of its batches, where each batch has so many in their order."""
+        """For each rank the rows of its batches, given the number of rows of each batch."""
         starts = [0, *accumulate(sizes)]
         return [
             [
@@ -79,12 +79,12 @@ class Ranks:
         ]
 
     def share(self, neurons: int, rank: int | None = None) -> slice:
-        """Which of a site's neurons a rank (this one, if none is named) looks at."""
+        """A rank's share of a site's neurons; this rank's by default."""
         number = self.rank if rank is None else rank
         return slice(number * neurons // self.size, (number + 1) * neurons // self.size)
 
     def exchange(self, responses: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """From all neurons of this rank's rows to this rank's neurons of all rows.
+        """Exchange all neurons of this rank's rows for this rank's neurons of all rows.
 
         Args:
             responses: float32 [this rank's rows, neurons].
@@ -114,7 +114,7 @@ class Ranks:
         return whole
 
     def each(self, values: Mapping[K, torch.Tensor]) -> list[Mapping[K, torch.Tensor]]:
-        """What each rank has to give, in the order of the ranks."""
+        """Each rank's values, in the order of the ranks."""
         return [values] if self.size == 1 else self._gathered(values)
 
     def joined(self, statistics: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
@@ -132,7 +132,7 @@ class Ranks:
         return bool(least)
 
     def from_first(self, value: T) -> T:
-        """What the first rank has."""
+        """The first rank's value."""
         if self.size == 1:
             return value
         given = [value]
@@ -140,7 +140,7 @@ class Ranks:
         return given[0]
 
     def in_turn(self, mine: Iterator[T]) -> Iterator[T]:
-        """What all ranks have, one of each at a time, in the order of the ranks."""
+        """All ranks' items: each round one item of each rank, in the order of the ranks."""
         if self.size == 1:
             yield from mine
             return
@@ -152,7 +152,7 @@ class Ranks:
                 return
 
     def agree(self, value: object) -> bool:
-        """Whether all ranks have the same."""
+        """Whether all ranks have the same value."""
         return self.size == 1 or all(one == value for one in self._gathered(value))
 
     def wait(self) -> None:
@@ -162,7 +162,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Inside the block, another rank's end is this one's, said in a sentence."""
+        """Inside the block, the loss of another rank is a `UserError`."""
         try:
             yield
         except RuntimeError as error:
@@ -171,7 +171,7 @@ class Ranks:
                 raise
             raise UserError(
                 "Another process of this run ended: its own message says why. The same command "
-                "goes on from here."
+                "continues from here."
             ) from error
 
     def _gathered(self, value: T) -> list[T]:
@@ -184,11 +184,11 @@ class Ranks:
 def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
     """Share the work of the block with the processes that torchrun or accelerate started.
 
-    Only the first rank shows progress. A process by itself is alone.
+    Only the first rank shows progress. A single process shares with none.
 
     Args:
-        device: Where models run; "auto" and "cuda" become each rank's own GPU. Ranks on GPUs speak
-            by nccl, others by gloo.
+        device: Where models run; "auto" and "cuda" become each rank's own GPU. Ranks on GPUs
+            communicate by nccl, others by gloo.
 
     Yields:
         The ranks, and this rank's device.
@@ -201,16 +201,16 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         return
     if device == ALL_GPUS:
         raise UserError(
-            f"`device={ALL_GPUS}` spreads one process's model, and this run has "
-            f"{os.environ['WORLD_SIZE']}, each with a GPU: leave it out, or start one process."
+            f"`device={ALL_GPUS}` spreads the model of a single process, and this run has "
+            f"{os.environ['WORLD_SIZE']} processes: leave it out, or start one process."
         )
     on_gpus = choose_device(device).type == "cuda"
     if on_gpus:
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= gpus:
             raise UserError(
-                f"This machine has fewer GPUs ({gpus}) than processes of this run: start one for "
-                "each, or give `device=cpu`."
+                f"This machine has fewer GPUs ({gpus}) than processes of this run: start one "
+                "process per GPU, or give `device=cpu`."
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
@@ -227,5 +227,5 @@ def sharing(device: str) -> Iterator[tuple[Ranks, str]]:
         with nullcontext() if ranks.first else progress.hushed():
             yield ranks, device
     finally:
-        with suppress(RuntimeError):  # where another rank has ended
+        with suppress(RuntimeError):  # another rank may have ended
             dist.destroy_process_group()

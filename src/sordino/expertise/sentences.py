@@ -1,4 +1,4 @@
-"""A concept's sentences as a model reads them: as they are, or in its chat template."""
+"""A concept's sentences as a model's input: plain, or in its chat template."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,16 +12,17 @@ from sordino.progress import note
 
 
 def chat_for(opened: OpenModel, concept: Concept, chat: Chat) -> Chat | None:
-    """How a concept's sentences stand in the model's chat template; None where they do not.
+    """How the model's chat template is applied to a concept's sentences; None if it is not.
 
     Raises:
-        UserError: They are conversations, and the template is missing or not wanted.
+        UserError: They are conversations, and the template is missing or switched off.
     """
     talks = bool(concept.contexts)
     if talks and (chat.use == "off" or not has_template(opened)):
         why = "`chat=off`" if chat.use == "off" else f"{opened.ref.name} has no chat template"
         raise UserError(
-            f"The concept '{concept.name}' is of conversations, which need a chat template: {why}."
+            f"The concept '{concept.name}' consists of conversations, which need a chat template: "
+            f"{why}."
         )
     return chat.settled(opened, otherwise=talks)
 
@@ -38,12 +39,12 @@ def encode_sentences(
     Args:
         opened: The model.
         concept: The sentences.
-        max_tokens: A sentence is cut at so many tokens.
-        chat: How they stand in the chat template; None for as they are.
+        max_tokens: A sentence is cut at this many tokens.
+        chat: How the chat template is applied; None for plain sentences.
         which: Which of the sentences; None for all.
 
     Raises:
-        UserError: A sentence cannot be written by the tokenizer or by the template.
+        UserError: The tokenizer or the template cannot represent a sentence.
     """
     chosen = range(len(concept.sentences)) if which is None else which
     if chat is None or not concept.contexts:
@@ -55,14 +56,14 @@ def encode_sentences(
 def encode_texts(
     opened: OpenModel, texts: Sequence[str], max_tokens: int, chat: Chat | None
 ) -> list[Placed]:
-    """The tokens of texts that stand for themselves; the rest as for `encode_sentences`."""
+    """The tokens of texts that are not part of a conversation; see `encode_sentences`."""
     if chat is None:
         return [Placed(tuple(ids)) for ids in encode_for(opened, texts, max_tokens)]
     return place(opened, [Spoken(text) for text in texts], chat, max_tokens)
 
 
 def chat_of(opened: OpenModel, metadata: Mapping[str, str]) -> Chat | None:
-    """How the sentences stood with which an expertise was found, by its metadata.
+    """How the chat template was applied when an expertise was found, from its metadata.
 
     Raises:
         UserError: The model has another chat template now.
@@ -78,15 +79,15 @@ def chat_of(opened: OpenModel, metadata: Mapping[str, str]) -> Chat | None:
     chat.settled(opened, otherwise=True)
     if template_fingerprint(opened) != metadata["chat_template"]:
         raise UserError(
-            f"The chat template of {opened.ref.name} is not the one that the expertise was found "
-            "with: find it again."
+            f"{opened.ref.name} has another chat template than when the expertise was found: find "
+            "it again."
         )
     return chat
 
 
 def say_how_read(opened: OpenModel, chat: Chat | None) -> None:
-    """Say in one line how sentences are read by a model that could be given them otherwise."""
+    """Note whether sentences are read in the chat template, if the model has one."""
     if chat is not None:
-        note(f"sentences stand as the {chat.role}'s turn in the chat template")
+        note(f"sentences are read as the {chat.role}'s turn in the chat template")
     elif has_template(opened):
-        note("sentences are read as they are; with chat on, they stand in the chat template")
+        note("sentences are read without the model's chat template (chat on would apply it)")

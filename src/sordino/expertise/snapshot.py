@@ -1,9 +1,8 @@
-"""What a sweep has so far, on disk at short intervals, so that a killed one goes on.
+"""A sweep's progress, saved to disk at short intervals, so that a killed sweep continues.
 
-Snapshots go by time and not by layer: a small model pays for few of them and a large one loses
-little. Where hidden states wait in files (`states.py`), these are part of what is kept. A snapshot
-is believed only with its sum, and with those of the states in files: where a byte was changed, the
-sweep begins anew.
+Snapshots are taken by time and not by layer, so that they are few for a small model, and a kill
+loses little of a large one. Files of hidden states (`states.py`) are part of a snapshot. The
+snapshot and these files have checksums: if a byte was changed, the sweep begins anew.
 """
 
 import hashlib
@@ -25,34 +24,33 @@ from sordino.files import fingerprint
 from sordino.progress import note
 from sordino.records import Count, parse
 
-# Of another layout, a snapshot is another sweep's.
+# A snapshot of another layout is ignored.
 _LAYOUT = "2"
 _Slots = tuple[tuple[Count, Count], ...]
-# Which bytes, by first byte and size, of which all together have a sum. One sum a file: there can
-# be a hundred layers of ten thousand batches.
+# Slots are ranges of bytes, by first byte and size. All slots of a file have one checksum together,
+# because there can be a hundred layers of ten thousand batches.
 _FILES = TypeAdapter(list[tuple[_Slots, dict[str, str]]])
 
 _EVERY_S = 30.0
-_SHARE = 20  # writing them takes at most one part in so many of the time
+_SHARE = 20  # writing them takes at most one twentieth of the time
 
 SWEEP = "sweep"
 
 
 @dataclass
 class Progress:
-    """Where a sweep stands.
+    """The progress of a sweep.
 
     Args:
-        stage: The stage that is running.
+        stage: The current stage.
         batch: The next batch of that stage.
-        hidden: Each batch's hidden state (empty where the pass carries none, or files do).
-        responses: The running stage's responses so far, by site path.
-        sums: The running attribution's sums so far: their site, statistic and part.
+        hidden: Each batch's hidden state (empty if the pass carries none, or they are in files).
+        responses: The current stage's responses so far, by site path.
+        sums: Attribution's sums so far, by site, statistic and part.
         statistics: The finished sites' statistics.
-        phase: What runs: the sweep, or a way of attribution, to which the stage and the batch
-            belong then.
-        files: The sums of states that lie in files.
-        needed: The names of those files that are still needed; None for all that are there.
+        phase: The sweep, or a kind of attribution, to which the stage and the batch belong then.
+        files: The checksums of states in files.
+        needed: The names of those files that are still needed; None for all existing ones.
     """
 
     stage: int = 0
@@ -70,8 +68,8 @@ class Snapshots:
     """Saves and restores a sweep's progress.
 
     Args:
-        path: The file, or None to keep nothing.
-        key: What determines the result; a snapshot of another key is of no use.
+        path: The file; None to save nothing.
+        key: A hash of everything that decides the result; a snapshot with another key is ignored.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:
@@ -94,7 +92,7 @@ class Snapshots:
         except (SafetensorError, OSError):
             metadata, tensors = {}, {}
         if metadata.get("sum") != _sum(metadata, tensors) or not self._are_whole(metadata["files"]):
-            note(f"{self._path} is not as it was written: the sweep begins anew")
+            note(f"{self._path} was changed since it was written: the sweep begins anew")
             return None
 
         def group(prefix: str) -> dict[str, torch.Tensor]:
@@ -155,7 +153,7 @@ class Snapshots:
         self._pause = max(_EVERY_S, _SHARE * (self._last - started))
 
     def _by_slots(self) -> list[tuple[_Slots, dict[str, str]]]:
-        """The states in files: files of the same bytes together, each with its sum."""
+        """The checksums of state files, by name, grouped by the files' slots."""
         assert self._path is not None
         files: dict[Path, list[tuple[int, int, str]]] = {}
         for (file, start), (size, digest) in self._files.items():
@@ -168,7 +166,7 @@ class Snapshots:
         return list(found.items())
 
     def _are_whole(self, listed: str) -> bool:
-        """Whether the states in files are as they were; they are remembered for the next save."""
+        """Whether the state files are unchanged; they are remembered for the next save."""
         assert self._path is not None
         try:
             groups = parse(_FILES, listed, "the snapshot")
@@ -186,7 +184,7 @@ class Snapshots:
 
 
 def _digests(file: Path, slots: _Slots) -> list[str]:
-    """SHA-256 of each of these parts of a file; nothing if it is none, or ends before."""
+    """SHA-256 of each slot of a file; empty if it is not a regular file, or too short."""
     ends = max((start + size for start, size in slots), default=0)
     if file.is_symlink() or not file.is_file() or file.stat().st_size < ends:
         return []

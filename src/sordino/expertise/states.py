@@ -1,7 +1,7 @@
-"""What waits between stages, one tensor a batch: in memory, or in files where it is much.
+"""Tensors that wait between stages, one per batch: in memory, or in files if they are large.
 
-Files are written and not mapped, so that a full disk is an error; they are read as maps, so that
-nothing is copied that the disk's cache holds already.
+Files are written without mapping, so that a full disk is an error, and read through maps, so that
+the disk's cache is not copied.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 Sums = dict[tuple[Path, int], tuple[int, str]]
-"""By file and first byte: how many bytes lie there, and their SHA-256."""
+"""By file and first byte: the number of bytes, and their SHA-256."""
 
 
 class States(Protocol):
     """Tensors by name and batch."""
 
     def read(self, name: str, batch: int) -> torch.Tensor:
-        """What was written last under this name."""
+        """The tensor that was last written under this name."""
         ...
 
     def write(self, name: str, batch: int, state: torch.Tensor) -> None:
@@ -30,20 +30,20 @@ class States(Protocol):
         ...
 
     def secure(self) -> list[torch.Tensor]:
-        """What a snapshot has to hold of them: one tensor a batch, or nothing if files do."""
+        """The tensors for a snapshot, one per batch; none if they are in files."""
         ...
 
     def sums(self) -> Sums:
-        """The sums of what lies in files."""
+        """The checksums of the files."""
         ...
 
     def keep(self, *names: str) -> None:
-        """Forget all others."""
+        """Remove the tensors of all other names."""
         ...
 
 
 class InMemory:
-    """The last tensor of each batch; those before it are forgotten at once."""
+    """The last tensor of each batch, under whatever name."""
 
     def __init__(self) -> None:
         self._last: dict[int, torch.Tensor] = {}
@@ -54,7 +54,7 @@ class InMemory:
         return self._last[batch]
 
     def write(self, name: str, batch: int, state: torch.Tensor) -> None:
-        """Keep this tensor in place of the batch's last one."""
+        """Replace the batch's tensor."""
         del name
         self._last[batch] = state
 
@@ -63,23 +63,22 @@ class InMemory:
         return [self._last[batch] for batch in sorted(self._last)]
 
     def sums(self) -> Sums:
-        """Nothing lies in files."""
+        """No files, so none."""
         return {}
 
     def keep(self, *names: str) -> None:
-        """Do nothing: no files are kept."""
+        """Do nothing: there are no files."""
 
 
 class InFiles:
     """Each name's tensors in a file of that name.
 
-    A file that an earlier process left is gone on with: whoever reads from it has to know from a
-    snapshot which batches are in it.
+    Files of an earlier process are reused; its snapshot says which batches are in them.
 
     Args:
-        folder: Where the files are; made when it is needed.
+        folder: The folder of the files, created when needed.
         tokens: How many tokens each batch has.
-        device: Where tensors are wanted.
+        device: The device for tensors that are read.
     """
 
     def __init__(self, folder: Path, tokens: Sequence[int], device: torch.device) -> None:
@@ -90,14 +89,14 @@ class InFiles:
         self._sums: Sums = {}
 
     def read(self, name: str, batch: int) -> torch.Tensor:
-        """The batch's tensor; what is done to it in place does not reach the file."""
+        """The batch's tensor; changes in place do not reach the file."""
         form = self._forms[batch]
         start = self._starts[batch] * self._per_token(batch)
         raw = np.memmap(self._path(name), np.uint8, "c", start, (form.nbytes,))
         return torch.from_numpy(raw).view(form.dtype).view(form.shape).to(self._device)
 
     def write(self, name: str, batch: int, state: torch.Tensor) -> None:
-        """Put the batch's tensor into its place in the file; all names have tensors of one form."""
+        """Write the batch's tensor at its place; a batch's tensors have one shape and dtype."""
         self._forms[batch] = state.to("meta")
         file, start = self._file(name), self._starts[batch] * self._per_token(batch)
         data = state.detach().cpu().contiguous().view(torch.uint8).numpy().data
@@ -107,13 +106,13 @@ class InFiles:
         self._sums[self._path(name), start] = data.nbytes, hashlib.sha256(data).hexdigest()
 
     def secure(self) -> list[torch.Tensor]:
-        """Bring what was written to the disk, so that a snapshot can rely on it."""
+        """Flush the files to disk, so that a snapshot can rely on them."""
         for file in self._open.values():
             os.fsync(file.fileno())
         return []
 
     def sums(self) -> Sums:
-        """Those of everything that this process has written."""
+        """The checksums of everything that this process has written."""
         return dict(self._sums)
 
     def keep(self, *names: str) -> None:

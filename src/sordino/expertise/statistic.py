@@ -1,6 +1,5 @@
-"""What can be measured of a neuron: the statistics by name, and how to ask for each."""
+"""The statistics of a neuron: their names, dtypes, and the arguments that ask for them."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Asked(StrEnum):
-    """Which arguments ask for statistics beside those that are always there.
+    """The arguments that ask for statistics beyond those that are always measured.
 
     The value is the end of a sentence such as "find it again with".
     """
@@ -30,7 +29,7 @@ class Statistic(StrEnum):
 
     Attributes:
         dtype: Of its values, float32 or int32.
-        asked: What asks for it.
+        asked: The arguments that ask for it.
 
     Example:
         >>> from sordino.expertise.statistic import Statistic
@@ -68,7 +67,7 @@ class Statistic(StrEnum):
 
 
 class Part(StrEnum):
-    """What attribution adds up over texts."""
+    """The sums over texts that attribution takes."""
 
     TOTAL = "total"
     """Of weighted attributions."""
@@ -81,7 +80,7 @@ class Part(StrEnum):
 
 
 class Sum(NamedTuple):
-    """The name of one sum: which site's, over which texts, and of what."""
+    """The name of one sum: its site, its texts, and its terms."""
 
     site: str
     of: Statistic
@@ -105,7 +104,5 @@ SHARES = (Statistic.AUROC, Statistic.STRATIFIED_AUROC)
 """Those that are in [0, 1]."""
 
 Values = NDArray[np.generic]
-OfNeurons = Mapping[Statistic, Values]
-"""Statistics of one site, [neurons] each."""
 Tensors = dict[str, dict[Statistic, torch.Tensor]]
 """Statistics by site path, [neurons] each, while they are being measured."""

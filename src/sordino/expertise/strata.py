@@ -1,7 +1,7 @@
-"""AUROC between sentences of the same stratum only, so that what strata differ in cannot count.
+"""AUROC within strata, which the variable that defines the strata cannot confound.
 
 A maximum over more tokens is larger, and sentences with a concept can be shorter or longer than
-those without: plain AUROC mixes what a neuron knows of the concept with what it knows of length.
+those without: plain AUROC mixes the concept with the length.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LENGTH_CLASSES = 10
 def length_classes(tokens: Sequence[int]) -> NDArray[np.int64]:
     """Ten classes of about equally many sentences, by their number of tokens.
 
-    Sentences of one length are always of one class, so that there can be fewer classes.
+    Sentences of equal length are in the same class, so there can be fewer classes.
     """
     edges = np.quantile(tokens, np.linspace(0, 1, _LENGTH_CLASSES + 1)[1:-1])
     return np.searchsorted(np.unique(edges), tokens, side="left")
@@ -30,13 +30,13 @@ def stratified_auroc(
 ) -> NDArray[np.float64]:
     """The AUROC over pairs within a stratum.
 
-    The strata's Mann-Whitney statistics U are weighted by 1 / (sentences + 1), which is the locally
-    most powerful choice (van Elteren, 1960), and normalised by what they would be at AUROC 1.
+    The strata's Mann-Whitney statistics U are weighted by 1 / (sentences + 1), the locally most
+    powerful choice (van Elteren, 1960), and normalised by their value at AUROC 1.
 
     Args:
         responses: float32, float16 or bfloat16 [sentences, neurons], on any device.
         labels: bool [sentences].
-        strata: Which stratum each sentence is of, int64 [sentences].
+        strata: The stratum of each sentence, int64 [sentences].
 
     Returns:
         float64 [neurons] in [0, 1].
@@ -55,8 +55,5 @@ def stratified_auroc(
             total += weight * auroc(responses[members], labels[members])
             largest += weight
     if not largest:
-        raise UserError(
-            "No stratum has sentences of both classes, so that nothing can be compared: choose "
-            "another `stratify`."
-        )
+        raise UserError("No stratum has sentences of both classes: choose another `stratify`.")
     return total / largest

@@ -1,4 +1,4 @@
-"""The sweep itself: all sentences past all sites, and what their responses say of each neuron."""
+"""The sweep: every sentence's responses at every site, and their statistics for each neuron."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sordino import progress as show
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.expertise.auroc import auroc, strongest
 from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT, moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, why_not_alone
@@ -31,22 +31,31 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What the responses depend on beside the model and the sentences.
+    """What the responses depend on besides the model and the sentences.
 
     Args:
-        max_tokens: Sentences are cut at so many tokens.
+        max_tokens: Sentences are cut at this many tokens.
         pooling: "max" (the paper's), "mean" or "last".
-        batch_tokens: A batch holds sentences of one length, at most so many tokens together; None:
-            2,048, on a GPU more, except for attribution, which keeps what all layers give.
-        stratify: Also take the AUROC within strata: "length" (in tokens) or "column" (the concept's
-            own strata); "" for no strata.
-        moments: Also take the classes' means and the affine map between them.
-        chat: Whether sentences stand in the model's chat template, where only their own tokens
-            count. "auto" is for conversations alone: other sentences are read as they are, as was
-            published.
+        batch_tokens: A batch holds sentences of one length, at most this many tokens together;
+            None: 2,048, on a GPU more, except for attribution, which keeps all layers' outputs.
+        stratify: Also compute the AUROC within strata: "length" (in tokens) or "column" (the
+            concept's own strata); "" for no strata.
+        moments: Also compute the classes' means and the affine map between them.
+        chat: How the model's chat template is applied to sentences, of which only their own tokens
+            count. "auto" applies it to conversations alone; other sentences are read without it, as
+            in the paper.
         causal: "mean_shift" or "linear_transport": the moments of each layer are taken while this
-            rule's maps are on all layers before it (`sordino.expertise.causal`); "" for all on the
-            model as it is.
+            rule's maps are applied to all layers before it (`sordino.expertise.causal`); "" for the
+            unchanged model.
+
+    Raises:
+        UserError: A setting is outside its range.
+
+    Example:
+        >>> settings = sordino.SweepSettings(pooling="mean", moments=True)
+        >>> found = sordino.find_experts("tiny", concept, settings=settings)
+        >>> sorted(found["transport_scale"]) == sorted(found.sites)
+        True
     """
 
     max_tokens: int = 128
@@ -62,23 +71,18 @@ class SweepSettings:
         if self.stratify not in ("", LENGTH, "column"):
             raise ValueError(f"stratify is '', 'length' or 'column', not '{self.stratify}'")
         if self.moments and self.pooling != "mean":
-            # A map between the classes' largest outputs lies far off at most tokens.
-            raise UserError(
-                'Shifts are made from mean responses, not from the largest: give `pooling="mean"`.'
-            )
+            # A map between the classes' maxima does not fit the outputs of most tokens.
+            raise UserError('Shifts are made from mean responses: give `pooling="mean"`.')
         if self.causal not in ("", MEAN_SHIFT, LINEAR_TRANSPORT):
             raise UserError(
                 f"`causal={self.causal}` is unknown: choose {MEAN_SHIFT} or {LINEAR_TRANSPORT}."
             )
         if self.causal and not self.moments:
-            raise UserError("`causal` is about the classes' means: give `moments=True`, too.")
-        if self.max_tokens < 1:
-            raise UserError(f"`max_tokens={self.max_tokens}` leaves nothing: give at least 1.")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UserError(f"`batch_tokens={self.batch_tokens}` is too small: give at least 1.")
+            raise UserError("`causal` needs the classes' means: give `moments=True`, too.")
+        require_at_least(1, max_tokens=self.max_tokens, batch_tokens=self.batch_tokens)
 
     def at_once(self, device: torch.device) -> int:
-        """How many tokens go through a model on that device at a time."""
+        """How many tokens a model on that device processes at a time."""
         return self.batch_tokens or for_device(BATCH_TOKENS, device)
 
 
@@ -98,19 +102,19 @@ class Sentences:
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Which sentence each row of the responses is: they lie in the batches' order."""
+        """The sentence of each row of the responses, which are in the batches' order."""
         return np.array([index for batch in self.batches for index in batch.indices])
 
 
 class Sweep:
-    """Brings every batch past every site, stage by stage, and takes each stage's statistics.
+    """Runs every batch, stage by stage, and computes the statistics of each stage's sites.
 
     Args:
         opened: The model.
         sentences: The sentences.
         settings: Pooling, and which statistics are wanted.
-        states: Where hidden states wait between stages.
-        snapshots: Where progress is kept.
+        states: Stores hidden states between stages.
+        snapshots: Stores progress.
         ranks: The processes that share the work.
     """
 
@@ -134,9 +138,9 @@ class Sweep:
         self._rows = ranks.rows([len(batch.indices) for batch in sentences.batches])
 
     def run(self, restored: Progress) -> Tensors:
-        """The statistics of all sites, from where an interrupted sweep stood."""
+        """The statistics of all sites, continuing an interrupted sweep."""
         for index, state in enumerate(restored.hidden):
-            passed = index < restored.batch  # it is before the next stage already
+            passed = index < restored.batch  # it is the next stage's input already
             stage_of = restored.stage + 1 if passed else restored.stage
             self._way.states.write(str(stage_of), index, state.to(self._opened.device))
         statistics = dict(restored.statistics)
@@ -149,10 +153,10 @@ class Sweep:
                 resumed = restored if stage == restored.stage and restored.responses else None
                 responses = self._responses(stage, statistics, advance, resumed)
                 for site in list(responses):
-                    # Each site's responses go as soon as its statistics are there.
+                    # Each site's responses are released once its statistics are known.
                     statistics[site.path] = self._statistics(site, responses.pop(site))
                 if isinstance(self._way.states, InFiles):
-                    # A snapshot that needs them could still be there: it is replaced first.
+                    # The snapshot on disk may need them, so it is replaced first.
                     needed = (str(stage + 1),) if stage + 1 < stages else ()
                     self._save(stage + 1, 0, statistics, needed=needed)
                     self._way.states.keep(*needed)
@@ -174,7 +178,7 @@ class Sweep:
         first = 0 if resumed is None else resumed.batch
         with self._capture.hooked(self._opened.model, buffers):
             for index in range(first, self._ranks.rounds(len(self._sentences.batches))):
-                if index < len(self._mine):  # the last round may have too few for all
+                if index < len(self._mine):  # the last round may not have a batch for every rank
                     batch = self._mine[index]
                     self._capture.rows(int(self._starts[index]), batch)
                     self._way.run(stage, index)
@@ -186,7 +190,7 @@ class Sweep:
         return buffers
 
     def _statistics(self, site: Site, responses: torch.Tensor) -> dict[Statistic, torch.Tensor]:
-        """What this rank's responses of a site, and those of the others, say of its neurons."""
+        """The statistics of a site's neurons, from the responses of all ranks."""
         mine = self._ranks.exchange(responses, self._rows)
         _report_non_finite(site, mine)
         labels, strata = self._sentences.labels, self._sentences.strata
@@ -231,9 +235,8 @@ def _choose_pass(
     whose = type(opened.model).__name__
     if opened.streamed is not None:
         raise UserError(
-            f"{whose}: its layers share what they compute and cannot be run one by one ({reason}), "
-            "so that it cannot be streamed: use a machine whose memory holds the whole model, with "
-            "`stream=False`."
+            f"{whose}: its layers share state and cannot be run one by one ({reason}), so it "
+            "cannot be streamed: use a machine whose memory holds it, with `stream=False`."
         )
     show.note(
         f"{whose}: its layers cannot be run one by one ({reason}), so the whole forward is used."
@@ -246,7 +249,7 @@ def _label(way: Pass) -> str:
 
 
 def _buffers(sites: Sequence[Site], sentences: int, opened: OpenModel) -> dict[Site, torch.Tensor]:
-    """Responses are kept in float32 whatever the model's dtype: coarser ones make false ties."""
+    """Buffers for responses, in float32 whatever the model's dtype, to avoid false ties."""
     return {
         site: torch.empty(
             sentences, site.neurons, dtype=torch.float32, device=opened.device_of(site.path)
@@ -262,13 +265,13 @@ def statistics_of(
     order: NDArray[np.int64],
     settings: SweepSettings,
 ) -> dict[Statistic, torch.Tensor]:
-    """What one site's responses say of each of its neurons, by statistic.
+    """The statistics of one site's neurons.
 
     Args:
         responses: float32 [sentences, neurons], in the batches' order, on the model's device.
         labels: bool [sentences], in the concept's order, as the strata are.
         strata: int64 [sentences], or None.
-        order: Which sentence of the concept each row is.
+        order: The concept's sentence of each row.
         settings: Which statistics are wanted.
     """
     ranked = labels[order]
@@ -285,7 +288,7 @@ def statistics_of(
 
 
 def _widths(site: Site, share: slice) -> list[int]:
-    """How many of these neurons of MoE experts belong to one expert, to the next, and so on."""
+    """How many of these neurons belong to each MoE expert in turn."""
     width = site.neurons // site.experts
     ends = [*range(share.start // width * width + width, share.stop, width), share.stop]
     return [end - start for start, end in pairwise([share.start, *ends])]
@@ -299,21 +302,21 @@ def _of_experts(
     order: NDArray[np.int64],
     settings: SweepSettings,
 ) -> dict[Statistic, torch.Tensor]:
-    """The same for MoE experts, each by the sentences that reached it alone.
+    """The same for MoE experts, each from the sentences that reached it.
 
-    An expert that was reached by fewer than `FEWEST_SENTENCES` of a class gets no statistics
-    (not-a-number), so that its neurons stay as they are.
+    An expert that fewer than `FEWEST_SENTENCES` of a class reached gets not-a-number, so that its
+    neurons are left unchanged.
 
     Args:
         responses: As for `statistics_of`, `NOT_REACHED` where a sentence did not reach the expert.
         widths: How many neurons belong to each expert.
-        labels: As for `statistics_of`, as the rest.
+        labels: As for `statistics_of`, like the remaining arguments.
     """
     parts: list[dict[Statistic, torch.Tensor]] = []
     for block in responses.split(list(widths), dim=1):
         reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
         if not _are_enough(order[reached], labels, strata):
-            # Of any two sentences, for their names and types.
+            # From any two sentences, for the statistics' names and types.
             any_two = np.array([np.argmax(labels), np.argmin(labels)])
             one = None if strata is None else np.zeros_like(strata)
             found = statistics_of(torch.zeros_like(block[:2]), labels, one, any_two, settings)
@@ -327,7 +330,7 @@ def _of_experts(
 def _are_enough(
     sentences: NDArray[np.int64], labels: NDArray[np.bool_], strata: NDArray[np.int64] | None
 ) -> bool:
-    """Whether these sentences can tell anything of an expert that only they reached."""
+    """Whether these sentences are enough for the statistics of an expert that only they reached."""
     classes = [sentences[labels[sentences] == label] for label in (True, False)]
     if min(map(len, classes)) < FEWEST_SENTENCES:
         return False
@@ -339,7 +342,7 @@ def _nothing(values: torch.Tensor) -> torch.Tensor:
 
 
 def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
-    """Say which site gave responses that are infinite or no numbers, and what becomes of them."""
+    """Warn of a site whose responses are infinite or not numbers."""
     if not site.experts and bool(torch.stack(responses.aminmax()).isfinite().all()):
         return
     bad = ~responses.isfinite()
@@ -348,7 +351,7 @@ def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
         if not bad.any():
             return
     nan = int(responses.isnan().any(dim=0).sum())
-    fate = f", {nan} of which get no AUROC and stay as they are" if nan else ""
+    fate = f"; {nan} neurons get no AUROC and are left unchanged" if nan else ""
     show.note(
         f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
         f"are not finite{fate}."
@@ -356,12 +359,12 @@ def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
 
 
 def _report_not_reached(site: Site, aurocs: torch.Tensor) -> None:
-    """Say how many MoE experts saw too little to be judged."""
+    """Warn of MoE experts that too few sentences reached."""
     if not site.experts:
         return
     lacking = int(aurocs.view(site.experts, -1).isnan().all(dim=1).sum())
     if lacking:
         show.note(
             f"warning: {site.path}: {lacking} of {site.experts} experts were reached by fewer than "
-            f"{FEWEST_SENTENCES} sentences of a class; their neurons stay as they are."
+            f"{FEWEST_SENTENCES} sentences of a class; their neurons are left unchanged."
         )
