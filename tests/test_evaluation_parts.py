@@ -237,16 +237,16 @@ def test_a_journal_goes_on_and_one_of_another_key_is_discarded(tmp_path):
     first = Journal(path, "key")
     first.add("a", [[1, "x"], [2, 0.1]])
     first.add("b", [[3]])
-    first.close(remove=False)
+    first.close()
     again = Journal(path, "key")
     assert again.batches("a") == [[[1, "x"], [2, 0.1]]]
     again.add("a", [[4]])
-    again.close(remove=False)
+    again.close()
     assert Journal(path, "key").batches("a") == [[[1, "x"], [2, 0.1]], [[4]]]
     other = Journal(path, "other")
     assert other.batches("a") == []
-    other.close(remove=True)
-    assert not path.exists()
+    other.close()
+    assert Journal(path, "key").batches("a") == []
 
 
 records = st.lists(
@@ -264,7 +264,7 @@ def test_a_torn_journal_keeps_what_was_whole(tmp_path_factory, batches, cut, gar
     journal = Journal(path, "key")
     for step, batch in batches:
         journal.add(step, batch)
-    journal.close(remove=False)
+    journal.close()
     content = path.read_bytes()
     kept = content[: cut % (len(content) + 1)]
     path.write_bytes(kept + garbage.replace(b"\n", b""))
@@ -273,17 +273,17 @@ def test_a_torn_journal_keeps_what_was_whole(tmp_path_factory, batches, cut, gar
         again = Journal(path, "key")
         for step in ("a", "b"):
             assert again.batches(step) == [b for s, b in batches[:whole] if s == step]
-        again.close(remove=False)
+        again.close()
     again = Journal(path, "key")
     again.add("a", [["new"]])
-    again.close(remove=False)
+    again.close()
     assert Journal(path, "key").batches("a")[-1] == [["new"]]
 
 
 def test_a_journal_without_a_file_remembers():
     journal = Journal(None, "key")
     journal.add("a", [[1]])
-    journal.close(remove=True)
+    journal.close()
     assert journal.batches("a") == [[[1]]]
 
 

@@ -15,7 +15,7 @@ from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, evaluate, prepare, scoring
 from sordino.evaluation.measures.coverage import read_groups
 from sordino.evaluation.measures.refusals import read_refusals
-from sordino.evaluation.opening import open_chosen
+from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR
 from sordino.extras import PACKAGES
 from sordino.models.classifier import classifier_files
@@ -107,7 +107,7 @@ def test_a_scorer_that_cannot_be_had_gives_way(call, online, tmp_path, capsys, p
             del online.repositories[one.name]
     else:
         hub_layouts.serve(online, pickled=pickled)
-    scorer = open_chosen("auto", device=CPU)
+    scorer = open_scorer("auto", device=CPU)
     said = capsys.readouterr().err
     assert (scorer.name, scorer.record()["instead_of"]) == expected
     for name in expected[1]:
@@ -118,7 +118,7 @@ def test_a_scorer_that_cannot_be_had_gives_way(call, online, tmp_path, capsys, p
         assert not set(scorer.labels) & set(hub_layouts.WHOM)
     # By name it ends then and there, with what mends it.
     with pytest.raises(UserError, match="toxic-bert"):
-        open_chosen(FIRST, device=CPU)
+        open_scorer(FIRST, device=CPU)
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_the_fallback_is_in_the_record_of_a_run(call, online, tmp_path):
 
 def test_a_wrong_label_is_no_reason_to_judge_otherwise(call):
     with pytest.raises(UserError, match="`toxic_label=calm`"):
-        open_chosen("auto", toxic_label="calm", device=CPU)
+        open_scorer("auto", toxic_label="calm", device=CPU)
 
 
 def test_what_is_asked_for_by_name_ends_before_the_work(call, online, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_folder_with_a_pickle_alone_says_how_to_convert_it(tmp_path):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=r"only as a pickle.*AutoModelForSequenceClassification"):
-        open_chosen(str(tmp_path), device=CPU)
+        open_scorer(str(tmp_path), device=CPU)
 
 
 def test_a_classifier_without_its_head_is_refused(online, tmp_path):
@@ -300,11 +300,11 @@ def test_a_classifier_without_its_head_is_refused(online, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
     online.put("org/headless", files | {"model.safetensors": save(kept, {"format": "pt"})})
     with pytest.raises(UserError, match=r"hf:org/headless.*classifier"):
-        open_chosen("hf:org/headless", device=CPU)
+        open_scorer("hf:org/headless", device=CPU)
     nan = tensors | {"classifier.bias": tensors["classifier.bias"] * float("nan")}
     online.put("org/nan", files | {"model.safetensors": save(nan, {"format": "pt"})})
     with pytest.raises(UserError, match=r"classifier\.bias"):
-        open_chosen("hf:org/nan", device=CPU)
+        open_scorer("hf:org/nan", device=CPU)
 
 
 def test_a_revision_of_a_scorer_can_be_named(online):
@@ -312,9 +312,9 @@ def test_a_revision_of_a_scorer_can_be_named(online):
     commit = online.put("org/two", dict(files))
     online.put("org/two", dict(files) | {"README.md": b"later"})
     assert classifier_files(f"hf:org/two@{commit}").revision == commit
-    assert open_chosen(f"hf:org/two@{commit}", device=CPU).record()["revision"] == commit
+    assert open_scorer(f"hf:org/two@{commit}", device=CPU).record()["revision"] == commit
     with pytest.raises(UserError, match="no revision 'v9'"):
-        open_chosen("hf:org/two@v9", device=CPU)
+        open_scorer("hf:org/two@v9", device=CPU)
 
 
 @pytest.mark.usefixtures("call")

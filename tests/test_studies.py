@@ -313,7 +313,8 @@ OWN = {
 }
 
 
-LONGEST = {"ingredients", "layers", "own-samples", "rank", "rivals"}  # several times as many trials as the others
+# Several times as many trials as the others.
+LONGEST = {"ingredients", "layers", "own-samples", "rank", "rivals"}
 
 
 @pytest.mark.parametrize(

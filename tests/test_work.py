@@ -37,12 +37,12 @@ def test_a_changed_journal_gives_nothing_that_was_not_written(
     journal = Journal(path, "key")
     for step, batch in batches:
         journal.add(step, batch)
-    journal.close(remove=False)
+    journal.close()
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 1 << bit
     path.write_bytes(content)
     again = Journal(path, "key")
-    again.close(remove=False)
+    again.close()
     for step in ("a", "b"):
         whole = [b for s, b in batches if s == step]
         assert again.batches(step) == whole[: len(again.batches(step))]
@@ -69,7 +69,7 @@ def test_lines_of_a_journal_cannot_change_places(tmp_path):
     journal = Journal(path, "key")
     for number in range(3):
         journal.add("a", [[number]])
-    journal.close(remove=False)
+    journal.close()
     header, first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(header + first + third + second)
     assert Journal(path, "key").batches("a") == [[[0]]]

@@ -52,12 +52,10 @@ class Journal:
             self._write(self._stream, {"step": step, "batch": batch})
         self.steps.setdefault(step, []).append(batch)
 
-    def close(self, *, remove: bool) -> None:
-        """Close the file; remove it if the result is saved."""
-        if self._stream is not None and self._path is not None:
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
             self._stream.close()
-            if remove:
-                self._path.unlink(missing_ok=True)
 
     def _write(self, stream: TextIO, entry: dict[str, Any]) -> None:
         text = json.dumps(entry)

@@ -3,7 +3,7 @@
 import difflib
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -55,6 +55,15 @@ class Registry(MutableMapping[str, T]):
         known = ", ".join([*self, *filter(None, [self._also])])
         hint = did_you_mean(name, self)
         raise UserError(f"There is no {self._kind} '{printable(name)}': {hint}There are {known}.")
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers a thing under this name."""
+
+        def put(thing: T) -> T:
+            self[name] = thing
+            return thing
+
+        return put
 
     @cached_property
     def others(self) -> dict[str, EntryPoint]:

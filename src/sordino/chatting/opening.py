@@ -14,7 +14,7 @@ from sordino.edits.provenance import (
     read_provenance,
 )
 from sordino.errors import UserError
-from sordino.evaluation.opening import open_chosen
+from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import Scorer
 from sordino.files import has_suffix, user_path
 from sordino.interventions import Dampening, compose
@@ -155,7 +155,7 @@ def open_judge(
     """Open the scorer, which happens before the models are opened."""
     if name == NO_SCORER:
         return None
-    scorer = open_chosen(
+    scorer = open_scorer(
         name,
         toxic_label=toxic_label,
         judge_refusal=judge_refusal,

@@ -122,7 +122,8 @@ def study(
     """Answer a question about one model or several, with figures and a page.
 
     methods: which rule removes most at the same divergence? rivals: do other methods at their best
-    remove more? ranking: does the ranking of the neurons matter? layers: which layers and kinds of site matter? subset: how many neurons are
+    remove more? ranking: does the ranking of the neurons matter? layers: which layers and kinds of
+    site matter? subset: how many neurons are
     enough? soft-or-hard: AurA, or one factor for the best neurons? ingredients: what does contrast
     need? own-samples: do the model's own continuations help? attention: do attention's sites help?
     data: how many sentences are enough? concepts: does dampening one concept dampen others?

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -237,13 +238,19 @@ def evaluate(
     Raises:
         UserError: A model, measure, prompt file, device or output is not available.
     """
-    ranks = Ranks()
+    measured = partial(
+        evaluate_each,
+        [model],
+        against,
+        measures=measures,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
     if output is None:
-        (result,), journal = _evaluate(
-            [model], against, measures, device, dtype, seed, batch_tokens, records
-        )
-        journal.close(remove=False)
-        return result
+        return measured(records=records)[0]
+    ranks = Ranks()
     read = [place_of(model), place_of(against)]
     output = claim_output(output, EVALUATION, force=force, inputs=read)
     journal_file = records or drop_link(staging_path(output).with_suffix(".journal"))
@@ -251,19 +258,18 @@ def evaluate(
         # With its own journal there, the samples were left by a kill between the two files.
         claim_output(samples_path(output), SAMPLES, force=force, inputs=read)
     with only_one(output) if ranks.first else nullcontext(), ranks.together():
-        (result,), journal = _evaluate(
-            [model], against, measures, device, dtype, seed, batch_tokens, journal_file
-        )
+        [result] = measured(records=journal_file)
         if ranks.first:
             result.save(output, force=True)
-        journal.close(remove=records is None)
+            if records is None:
+                journal_file.unlink(missing_ok=True)
         ranks.wait()  # until the result is safe
     return result
 
 
 def evaluate_each(
     models: Sequence[Subject],
-    against: Subject,
+    against: Subject | None,
     *,
     measures: Sequence[str | Measure] | Prepared,
     device: str = "auto",
@@ -272,11 +278,11 @@ def evaluate_each(
     batch_tokens: int | None = None,
     records: Path | None = None,
 ) -> list[Evaluation]:
-    """Compare each of several models with the same one before, which is measured once.
+    """Measure several models, each compared with the same one before, which is measured once.
 
     Args:
         models: The models after, in the result's order.
-        against: The model before.
+        against: The model before; None for no comparison.
         measures: See `evaluate`.
         device: Where models given by name, and text classifiers, run.
         dtype: In which models given by name run.
@@ -287,23 +293,6 @@ def evaluate_each(
     Raises:
         UserError: As `evaluate`.
     """
-    results, journal = _evaluate(
-        models, against, measures, device, dtype, seed, batch_tokens, records
-    )
-    journal.close(remove=False)
-    return results
-
-
-def _evaluate(
-    models: Sequence[Subject],
-    against: Subject | None,
-    measures: Sequence[str | Measure] | Prepared,
-    device: str,
-    dtype: str,
-    seed: int,
-    batch_tokens: int | None,
-    journal_file: Path | None,
-) -> tuple[list[Evaluation], Journal]:
     require_at_least(1, batch_tokens=batch_tokens)
     compared = against is not None
     if isinstance(measures, Prepared):
@@ -317,9 +306,9 @@ def _evaluate(
     before = {} if against is None else {"before": _arm(against, device, dtype)}
     after = [_arm(one, device, dtype) for one in models]
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
-        journal_file = None  # the journal could not tell the edited model from another
+        records = None  # they could not tell the edited model from another
     ranks = Ranks()
-    journal = Journal(journal_file if ranks.first else None, __version__)
+    journal = Journal(records if ranks.first else None, __version__)
     journal.take(ranks.from_first(journal.steps))
     at_once = batch_tokens or for_device(BATCH_TOKENS, target)
     settings = [str(target), dtype, seed, at_once]
@@ -333,10 +322,9 @@ def _evaluate(
                 gc.collect()  # two models may not fit into memory
             _collect_jointly(arms, tasks, steps, journal, ranks)
             results.append(_result(ready, arms, steps, journal))
-    except BaseException:
-        journal.close(remove=False)
-        raise
-    return results, journal
+    finally:
+        journal.close()
+    return results
 
 
 def _result(ready: Prepared, arms: dict[str, Arm], steps: Steps, journal: Journal) -> Evaluation:

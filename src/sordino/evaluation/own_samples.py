@@ -7,7 +7,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.evaluation.evaluator import Prepared
 from sordino.evaluation.measures.toxicity import prompts_of
-from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.insults import SentencesScorer
 from sordino.evaluation.scoring import ScoredTask
@@ -97,7 +97,7 @@ class OwnPlan:
 
 def _judge(spec: str, concept: Concept, device: str) -> Scorer:
     if spec != CONCEPT:
-        return open_chosen(spec, device=choose_device(device))
+        return open_scorer(spec, device=choose_device(device))
     judge = SentencesScorer(concept)
     judge.name = CONCEPT
     return judge

@@ -236,11 +236,6 @@ def samples_path(path: Path) -> Path:
 
 def _row(measure: str, figure: Figure) -> Row:
     before, difference = figure.before, figure.difference
-    clear = None
-    if difference is not None:
-        above = difference.low is not None and difference.low > 0
-        below = difference.high is not None and difference.high < 0
-        clear = above or below
     change, interval = _change(figure)
     return Row(
         measure=measure,
@@ -251,7 +246,7 @@ def _row(measure: str, figure: Figure) -> Row:
         interval=interval,
         n=", ".join(n_shown(figure)),
         better=figure.better,
-        clear=clear,
+        clear=None if difference is None else difference.excludes_0,
         figure=figure,
     )
 

@@ -89,16 +89,8 @@ SCORERS: Registry[Callable[[], Scorer]] = Registry(
 )
 """Scorers by name; each entry opens its scorer."""
 
-
-def register(name: str) -> Callable[[Callable[[], Scorer]], Callable[[], Scorer]]:
-    """Register a function (or class) that opens a scorer."""
-
-    def put(opener: Callable[[], Scorer]) -> Callable[[], Scorer]:
-        SCORERS[name] = opener
-        return opener
-
-    return put
-
+register = SCORERS.register
+"""A decorator with the name of a scorer, for a function or class that opens it."""
 
 JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluation.scorers")
 """Ways of asking a language model for its verdict, by name.
@@ -106,15 +98,8 @@ JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluat
 Each opens a model as a scorer, given its name, device and dtype.
 """
 
-
-def register_judge(name: str) -> Callable[[Judging], Judging]:
-    """Register a function that opens a model as a scorer, by the spec NAME:MODEL."""
-
-    def put(opener: Judging) -> Judging:
-        JUDGES[name] = opener
-        return opener
-
-    return put
+register_judge = JUDGES.register
+"""A decorator with the name of a way of asking, for a function that opens a model as a scorer."""
 
 
 def scores_of(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:

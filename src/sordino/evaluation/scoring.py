@@ -12,7 +12,7 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Endpoint
 from sordino.evaluation.measure import Measure, Record, Summary, Task
-from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import SCORERS, TOXIC_SCORE, Scorer, scores_of
 from sordino.evaluation.scorers.position import ByPosition
@@ -35,8 +35,7 @@ class Scoring(Measure):
 
     Args:
         scorer: See `sordino.evaluation.opening.open_scorer`; if two are given, their agreement is
-            reported. "auto" is a classifier of the hub, else alt-profanity-check
-            (`sordino.evaluation.opening.open_chosen`).
+            reported. "auto" is a classifier of the hub, else alt-profanity-check.
         toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
         judge_refusal: The score of a text that a server's model refuses to judge.
         judge_dtype: The dtype of a language model that judges in this process; "auto" for its
@@ -95,7 +94,7 @@ class Scoring(Measure):
         key = (SCORERS.get(name), name, *how, str(device))
         scorer = _OPEN.get(key)
         if scorer is None:
-            scorer = _OPEN[key] = open_chosen(
+            scorer = _OPEN[key] = open_scorer(
                 name,
                 toxic_label=self.toxic_label,
                 judge_refusal=self.judge_refusal,

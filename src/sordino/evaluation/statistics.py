@@ -41,6 +41,11 @@ class Estimate:
     low: float | None
     high: float | None
 
+    @property
+    def excludes_0(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return (self.low is not None and self.low > 0) or (self.high is not None and self.high < 0)
+
 
 @dataclass(frozen=True)
 class Comparison:

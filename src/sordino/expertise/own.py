@@ -234,6 +234,6 @@ def _written(
                 kept.add(_STEP, [[w.prompt, w.number, w.ids or (), w.text] for w in written])
                 advance(len(written))
     finally:
-        kept.close(remove=False)
+        kept.close()
     rows = chain.from_iterable(kept.batches(_STEP))
     return [(prompt, number, tuple(ids), text) for prompt, number, ids, text in rows]

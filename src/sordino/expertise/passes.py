@@ -1,16 +1,15 @@
-"""Two ways to run a decoder over all batches: layer after layer, or the whole forward.
+"""Two ways to run a decoder over all batches: layer by layer, or the whole forward.
 
-Both are a number of *stages*, each of which shows every batch to some of the sites. Layer after
-layer, a stage is one layer, and the hidden states of all batches wait between stages; so one
-layer's weights stay in the caches (or alone in memory, where the model is streamed from its files)
-while all sentences pass. The whole forward
-is for models whose layers share state and cannot be run by themselves; a stage is then as many
-layers as the responses have room for.
+Both consist of *stages*, each of which runs every batch past some of the sites. Layer by layer, a
+stage is one layer, and the hidden states of all batches wait between stages; so one layer's weights
+stay in the caches (or alone in memory, if the model is streamed) while all sentences pass. The
+whole forward is for models whose layers share state and cannot be run one by one; a stage is then
+as many layers as fit the memory for responses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -23,12 +22,15 @@ from sordino.models.sites import Site, decoder_layers, decoder_of
 from sordino.models.streaming import INPUT, OUTPUT
 from sordino.models.tokenise import Batch
 
-# How many bytes of responses the whole forward may hold before it is run again for other layers.
+# How many bytes of responses the whole forward may hold in one stage.
 _RESPONSE_BYTES = 2 << 30
 
-# What the code of a model, which is not ours, raises where a layer needs what only the whole
-# forward gives it. Caught around the calls of that code alone.
+# Exceptions of a model's code, which is not ours, if a layer needs something that only the whole
+# forward passes to it. Caught around calls of that code alone.
 _FOREIGN = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
+
+
+T = TypeVar("T")
 
 
 class NotAloneError(Exception):
@@ -36,13 +38,13 @@ class NotAloneError(Exception):
 
 
 class Pass(Protocol):
-    """A way to bring every batch before every site."""
+    """A way to run every batch past every site."""
 
     stages: list[tuple[Site, ...]]
     states: States
 
     def run(self, stage: int, batch: int) -> None:
-        """Run one batch through a stage; hooks on the stage's sites see its outputs."""
+        """Run one batch through a stage, with hooks on the stage's sites."""
         ...
 
 
@@ -52,11 +54,11 @@ class LayerByLayer:
     Args:
         opened: The model.
         batches: The batches.
-        states: Where hidden states wait.
+        states: Stores hidden states.
 
     Attributes:
         stages: The sites of each layer.
-        states: Each batch's hidden state before layer i as "i".
+        states: Each batch's hidden state before layer i, under the name "i".
     """
 
     def __init__(
@@ -90,10 +92,10 @@ class LayerByLayer:
         return _first(self._layers[stage](hidden, *args, **kwargs))
 
     def tried(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
-        """The same, before it is known whether layers can be run like that.
+        """The same for a model whose layers may not run one by one.
 
         Raises:
-            NotAloneError: This one cannot.
+            NotAloneError: This one does not.
         """
         try:
             return self.layer(stage, batch, hidden, then)
@@ -120,7 +122,7 @@ class LayerByLayer:
 
 
 class WholeForward:
-    """The ordinary forward, as often as the responses of all layers need room."""
+    """The ordinary forward, once for each stage."""
 
     def __init__(self, opened: OpenModel, batches: Sequence[Batch], sentences: int) -> None:
         self._decoder = decoder_of(opened.model)
@@ -137,20 +139,20 @@ class WholeForward:
             room -= size
 
     def run(self, stage: int, batch: int) -> None:
-        """Run one batch through the decoder; the stage says only which sites are watched."""
+        """Run one batch through the decoder; the stage decides only which sites have hooks."""
         del stage
         self._decoder(input_ids=self._inputs[batch], use_cache=False)
 
 
 def sites_by_layer(opened: OpenModel) -> list[tuple[Site, ...]]:
-    """The sites of each decoder layer, in order, empty where a layer has none."""
+    """The sites of each decoder layer, in order."""
     _, layers = decoder_layers(opened.model)
     return [tuple(s for s in opened.sites if s.layer == index) for index in range(len(layers))]
 
 
 @contextmanager
 def layers_that_run(opened: OpenModel) -> Iterator[None]:
-    """Inside the block the decoder can run: where layers are streamed, with made-up weights."""
+    """Inside the block the decoder can run; a streamed one has made-up weights."""
     if opened.streamed is None:
         yield
         return
@@ -162,12 +164,12 @@ def layers_that_run(opened: OpenModel) -> Iterator[None]:
 def why_not_alone(opened: OpenModel, batches: Sequence[Batch]) -> str:
     """Why running layer by layer would not give the ordinary forward's hidden states, bit for bit.
 
-    Tried on two small batches, so that a layer which leaves something behind for a later one is
-    found out: layer by layer, it would be another batch's. What layers are called with, and what
-    they leave behind, does not depend on what they know, so that made-up weights will do.
+    Two small batches are tried, to detect a layer that leaves state for a later one: layer by
+    layer, that would be another batch's state. The layers' arguments and the state they leave do
+    not depend on the weights, so made-up weights suffice.
 
     Returns:
-        Which layer, and the reason; "" where it does give them.
+        The layer and the reason; "" if it does give them.
     """
     with layers_that_run(opened):
         try:
@@ -178,7 +180,7 @@ def why_not_alone(opened: OpenModel, batches: Sequence[Batch]) -> str:
 
 
 def _compare_alone(opened: OpenModel, batches: Sequence[Batch]) -> None:
-    """Raise `NotAloneError` where a layer by itself does otherwise."""
+    """Raise `NotAloneError` if a layer's output differs when it runs alone."""
     probes = [Batch((0, 1), batches[0].input_ids[:2]), Batch((0,), batches[-1].input_ids[-1:])]
     expected = [_hidden_states(opened, probe) for probe in probes]
     alone = LayerByLayer(opened, probes)
@@ -190,9 +192,9 @@ def _compare_alone(opened: OpenModel, batches: Sequence[Batch]) -> None:
             hidden = alone.states.read(str(stage + 1), index)
             if len(states) != len(alone.stages):
                 raise NotAloneError(f"of {len(alone.stages)} layers {len(states)} were called")
-            # A hidden state that is not a number passes here: it is reported elsewhere.
+            # Not-a-number is ignored here and reported elsewhere.
             if not torch.equal(hidden.nan_to_num(), states[stage].nan_to_num()):
-                raise NotAloneError(f"layer {stage} gives something else by itself")
+                raise NotAloneError(f"layer {stage} has another output when it runs alone")
 
 
 def _of(error: Exception) -> str:
@@ -202,16 +204,20 @@ def _of(error: Exception) -> str:
 
 def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
     """Each layer's output in the ordinary forward."""
+    # Cloned at once, because a later layer may change it in place.
+    return _each_output(opened, batch.input_ids, lambda output: _first(output).clone())
+
+
+def _each_output(opened: OpenModel, ids: torch.Tensor, take: Callable[[Any], T]) -> list[T]:
+    """What `take` makes of each layer's output in the ordinary forward."""
     _, layers = decoder_layers(opened.model)
-    states: list[torch.Tensor] = []
+    found: list[T] = []
     with ExitStack() as stack:
         for layer in layers:
-            handle = layer.register_forward_hook(
-                lambda _m, _i, output: states.append(_first(output).clone())
-            )
+            handle = layer.register_forward_hook(lambda _m, _i, output: found.append(take(output)))
             stack.callback(handle.remove)
-        decoder_of(opened.model)(input_ids=batch.input_ids.to(opened.device), use_cache=False)
-    return states
+        decoder_of(opened.model)(input_ids=ids.to(opened.device), use_cache=False)
+    return found
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -219,10 +225,9 @@ def _first(output: Any) -> torch.Tensor:
 
 
 def _shared(new: Any, old: Any) -> Any:
-    """New calls with the old ones' tensors where they are the same.
+    """New calls with the old ones' tensors where they are equal, to save memory.
 
-    Batches of one length mostly have the same masks and position embeddings, and all of them wait
-    in memory.
+    Batches of one length mostly have the same masks and position embeddings.
     """
     fresh, form = tree_flatten(new)
     known, known_form = tree_flatten(old)
@@ -251,21 +256,15 @@ def _in_form(hidden: torch.Tensor, form: tuple[Any, ...]) -> Any:
 
 
 def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> list[tuple[Any, ...]]:
-    """What each layer returns after its hidden state: `()` for a bare tensor, else the rest.
+    """The form of each layer's output, which a stand-in for it has to return.
 
-    A stand-in for a layer has to return the same form as the layer.
+    `()` for a bare tensor; for a tuple true and the elements after the hidden state.
     """
-    forms: list[tuple[Any, ...]] = []
-    with ExitStack() as stack:
-        for layer in layers:
-            handle = layer.register_forward_hook(
-                lambda _m, _i, output: forms.append(
-                    (True, *output[1:]) if isinstance(output, tuple | list) else ()
-                )
-            )
-            stack.callback(handle.remove)
-        ids = batch.input_ids[:1, :2].to(opened.device)
-        decoder_of(opened.model)(input_ids=ids, use_cache=False)
+    forms = _each_output(
+        opened,
+        batch.input_ids[:1, :2],
+        lambda output: (True, *output[1:]) if isinstance(output, tuple | list) else (),
+    )
     if len(forms) != len(layers):
         raise NotAloneError(f"of {len(layers)} layers {len(forms)} were called")
     return forms
@@ -274,7 +273,7 @@ def _returns_tuple(opened: OpenModel, layers: nn.ModuleList, batch: Batch) -> li
 def _dry_run(
     opened: OpenModel, layers: nn.ModuleList, batch: Batch, forms: list[tuple[Any, ...]]
 ) -> tuple[torch.Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The first layer's input, and what each layer is called with beside the hidden state."""
+    """The first layer's input, and each layer's arguments besides the hidden state."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     inputs: list[torch.Tensor] = []
     ids = batch.input_ids.to(opened.device)
@@ -307,7 +306,7 @@ def _dry_run(
 def _replaced_forwards(
     modules: Sequence[nn.Module] | nn.ModuleList, stand_in: Callable[[int], Callable[..., Any]]
 ) -> Iterator[None]:
-    # Where a model is spread over devices, modules have forwards of their own already.
+    # If a model is spread over devices, its modules' forwards are replaced already.
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for index, module in enumerate(modules):

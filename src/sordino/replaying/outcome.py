@@ -87,15 +87,9 @@ def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
         dated=dated,
         shares=(original, dampened),
         looks=looks,
-        first=next((look.label for look in looks if leaves_out_0(look.difference)), None),
+        first=next((look.label for look in looks if look.difference.excludes_0), None),
         **known,
     )
-
-
-def leaves_out_0(difference: Estimate) -> bool:
-    """Whether the interval excludes zero."""
-    low, high = difference.low, difference.high
-    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def _looked_at(toxic: Floats, labels: Sequence[str], ends: NDArray[np.int64]) -> Iterator[Look]:

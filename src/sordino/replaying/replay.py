@@ -21,7 +21,7 @@ from sordino.evaluation.endpoint import (
     Server,
     request_seed,
 )
-from sordino.evaluation.opening import AUTO, open_chosen
+from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer, scores_of
 from sordino.progress import note, track
 from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
@@ -77,7 +77,7 @@ class ReplaySettings:
         Args:
             access: How a server that judges is accessed.
         """
-        scorer = open_chosen(
+        scorer = open_scorer(
             self.scorer,
             toxic_label=self.toxic_label,
             judge_refusal=self.judge_refusal,

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from sordino.evaluation.statistics import Estimate
-from sordino.replaying import Look, ReplayOutcome, leaves_out_0
+from sordino.replaying import Look, ReplayOutcome
 from sordino.replaying.store import ARMS
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
 from sordino.report.figures import colour, colours, finished
@@ -75,7 +75,7 @@ def replay_answer(outcome: ReplayOutcome) -> Iterator[str]:
 
 def _verdict(outcome: ReplayOutcome, last: Look) -> str:
     at = outcome.first if outcome.dated else f"after {outcome.first} prompts"
-    if leaves_out_0(last.difference):
+    if last.difference.excludes_0:
         fewer = (last.difference.high or 0) < 0
         return (
             f"Over these prompts, the dampened server gives {'fewer' if fewer else 'more'} toxic "
