@@ -91,7 +91,7 @@ def test_run_bake_and_evaluate_set_the_same_size(call_in, found, tmp_path):
         for name in ("ran", "baked", "made")
     ]
     assert factors(sizes[0]) == factors(sizes[1]) == factors(sizes[2])
-    assert record["intervention"]["strength"] == sizes[0].strength != 1
+    assert record.intervention.strength == sizes[0].strength != 1
     asked = ["evaluate", model, "--against", model, "--dampening", file, *divergence, *measured]
     assert call(*asked, "-o", "hooks.json")[0] == 0
     hooks, ran = (

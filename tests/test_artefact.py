@@ -70,7 +70,7 @@ def test_top_is_sorted_and_ties_keep_the_model_s_order():
 
 def test_an_existing_file_is_not_replaced(tmp_path):
     path = example().save(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="force=True"):
         example().save(path)
     example().save(path, force=True)
 

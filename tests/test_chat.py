@@ -283,7 +283,7 @@ def test_what_cannot_be_asked_is_said(duet, told):
         Settings(seed=-1)
     with pytest.raises(UserError, match="`strength=-1` is out of range"):
         Settings(strength=-1)
-    with pytest.raises(UserError, match=r"--temperature -1 is out of range"):
+    with pytest.raises(UserError, match=r"`temperature=-1` is out of range"):
         Settings(temperature=-1)
 
 
@@ -394,7 +394,7 @@ def test_what_is_streamed_is_the_answer_piece_by_piece(duet):
     [
         ({"turns": []}, "turns"),
         ({"sides": ["loud"]}, "sides"),
-        ({"settings": {"temperature": -1}}, "--temperature -1 is out of range"),
+        ({"settings": {"temperature": -1}}, "`temperature=-1` is out of range"),
         ({"settings": {"temperature": "warm"}}, "temperature"),
         ({"more": 1}, "more"),
     ],

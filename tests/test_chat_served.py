@@ -105,7 +105,7 @@ def test_elsewhere_the_adapter_is_a_model_that_is_on_or_off(serve):
     assert all("lora" not in body for body in stub.asked("/chat/completions"))
     with pytest.raises(UserError, match=r"has no model 'insult': did you mean insults\?"):
         opened(stub.address, "insult", model="base")
-    with pytest.raises(UserError, match="name a model with ORIGINAL"):
+    with pytest.raises(UserError, match="name a model with `original`"):
         opened(stub.address)
     with pytest.raises(UserError, match=r"`strength` cannot be set.*only switches"):
         chat(

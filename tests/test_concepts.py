@@ -240,19 +240,19 @@ def relabelled(**changes: Any) -> list[dict[str, Any]]:
         (ROWS[10:], {}, "has 15 positive sentences: at least 20"),
         (ROWS, {"max_per_class": 19}, "`max_per_class=19` is too few"),
         (ROWS, {"seed": -1}, "`seed=-1` is negative"),
-        (ROWS, {"text_column": "no"}, "no column 'no': --text-column is one of text, label"),
-        (ROWS, {"label_column": "no"}, "no column 'no': --label-column is one of text, label"),
-        (ROWS, {"label": "threat"}, "--label-column with one of text, label"),
-        (ROWS, {"positive": "3"}, "--positive is one of 1, 0"),
-        (ROWS, {"revision": "main"}, "--concept-revision has no meaning"),
+        (ROWS, {"text_column": "no"}, "no column 'no': `text_column` is one of text, label"),
+        (ROWS, {"label_column": "no"}, "no column 'no': `label_column` is one of text, label"),
+        (ROWS, {"label": "threat"}, "`label_column` with one of text, label"),
+        (ROWS, {"positive": "3"}, "`positive` is one of 1, 0"),
+        (ROWS, {"revision": "main"}, "`load_concept.revision` has no meaning"),
         ([{"a": "b", "label": 1}], {}, "known to hold the text: choose one of a, label"),
         ([{"text": "b", "c": 1}], {}, "known to hold the label: choose one of text, c"),
         (relabelled(comment="x"), {}, "more than one text column (text, comment)"),
         (relabelled(toxic=1), {}, "more than one label column (label, toxic)"),
-        ([*ROWS, {"text": "x", "label": 3}], {}, "holds 1, 0, 3: say with --positive"),
+        ([*ROWS, {"text": "x", "label": 3}], {}, "holds 1, 0, 3: say with `positive`"),
         ([*relabelled(label="good"), {"text": "x", "label": "bad"}], {}, "holds good, bad"),
         (relabelled(label="x" * 99), {}, f"holds {'x' * 40}…: say"),
-        ([jigsaw_row("x")], {"label": "rude"}, "--label is one of toxic, severe_toxic"),
+        ([jigsaw_row("x")], {"label": "rude"}, "`label` is one of toxic, severe_toxic"),
         ([{**jigsaw_row("x"), "threat": 7}], {}, "'threat' holds 7, where 0 or 1"),
     ],
 )
@@ -340,7 +340,7 @@ def test_broken_text_files(tmp_path: Path, content: bytes, expected: str) -> Non
     missing = error_of(tmp_path / "p.txt", negatives=tmp_path / "none.txt")
     assert "none.txt does not exist" in missing
     clash = error_of(tmp_path / "p.txt", negatives=tmp_path / "n.txt", text_column="text")
-    assert "--text-column has no meaning for two text files" in clash
+    assert "`text_column` has no meaning for two text files" in clash
 
 
 def test_names_that_are_nothing(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_insults(tiny_insults: None) -> None:
     assert concept.name == "insults"
     assert "demo kit" in concept.source
     assert "no label 'threat'" in error_of("insults", label="threat")
-    assert "--label-column has no meaning for the built-in" in error_of("insults", label_column="a")
+    assert "`label_column` has no meaning for the built-in" in error_of("insults", label_column="a")
 
 
 def test_toxicity_without_a_hub_is_quick_and_says_so(
@@ -475,7 +475,7 @@ print(json.dumps(out))
     expected = [
         "Unknown split",
         "BuilderConfig 'none' not found",
-        "hf:org/name, train has no column 'none': --text-column is one of text, label",
+        "hf:org/name, train has no column 'none': `text_column` is one of text, label",
         "scripts are no longer supported",
         "hf:org/missing could not be read",
         "hf: names no data set",

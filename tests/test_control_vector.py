@@ -121,13 +121,13 @@ def test_the_header_is_what_others_write(tmp_path):
 @pytest.mark.parametrize(
     ("family", "pattern", "message"),
     [
-        ("llama", r"down_proj", r"layer 0, .* no direction: .*--sites '(.*)', or"),
-        ("llama", r"\.1\.mlp\.(up|down)_proj", r"1 sites are shifted \(.*up_proj.*--sites '(.*)',"),
-        ("llama", r"o_proj", r"4 sites are shifted \(.*o_proj\).*--sites '(.*)', or"),
-        ("gemma2", r"down_proj", r"passes a norm \(post_attention_layernorm, .*--format hooks"),
-        ("olmo2", r"down_proj", r"passes a norm \(.*post_feedforward_layernorm\).*--format hooks"),
-        ("granite", r"down_proj", r"It is not known that Granite.*--format hooks"),
-        ("qwen3_moe", r"down_proj", r"It is not known that Qwen3Moe.*--format hooks"),
+        ("llama", r"down_proj", r"layer 0, .* no direction: .*`sites='(.*)'`, or"),
+        ("llama", r"\.1\.mlp\.(up|down)_proj", r"1 sites are shifted \(.*up_proj.*`sites='(.*)'`,"),
+        ("llama", r"o_proj", r"4 sites are shifted \(.*o_proj\).*`sites='(.*)'`, or"),
+        ("gemma2", r"down_proj", r"passes a norm \(post_attention_layernorm, .*`format=hooks`"),
+        ("olmo2", r"down_proj", r"passes a norm \(.*post_feedforward_layernorm\).*`format=hooks`"),
+        ("granite", r"down_proj", r"It is not known that Granite.*`format=hooks`"),
+        ("qwen3_moe", r"down_proj", r"It is not known that Qwen3Moe.*`format=hooks`"),
     ],
 )  # fmt: skip
 def test_what_no_control_vector_can_hold_is_refused(family, pattern, message, tmp_path):
@@ -136,7 +136,7 @@ def test_what_no_control_vector_can_hold_is_refused(family, pattern, message, tm
         bake(folder, shifting(model, pattern), tmp_path / "out", format="control-vector")
     assert not (tmp_path / "out").exists()
     # What the message says to do works.
-    if mend := re.search(r"--sites '(.*?)'", str(caught.value)):
+    if mend := re.search(r"`sites='(.*?)'`", str(caught.value)):
         bake(folder, shifting(model, mend[1]), tmp_path / "out", format="control-vector")
     else:
         bake(folder, shifting(model, pattern), tmp_path / "out", format="hooks")

@@ -105,7 +105,7 @@ def test_composed_it_is_one_adapter(tmp_path):
     record = bake(folder, both, tmp_path / "adapter", format="ia3")
     words = "number 1: aura, strength 1; then number 2: aura, strength 0.5"
     assert words in (tmp_path / "adapter/README.md").read_text()
-    assert [part["expertise"]["concept"] for part in record["parts"]] == ["number 1", "number 2"]
+    assert [part.expertise["concept"] for part in record.parts] == ["number 1", "number 2"]
     hooked = logits(model, both)
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter")
     torch.testing.assert_close(logits(adapted), hooked, rtol=1e-5, atol=1e-5)
@@ -134,7 +134,7 @@ def test_the_folder_holds_the_sites_that_change_and_tells_what_it_is(tmp_path):
     matched = {n for n, _ in model.named_modules() if re.fullmatch(config["target_modules"], n)}
     assert matched == dampening.factors.keys() - {still}
     assert read_provenance(tmp_path / "adapter") == record
-    assert record["written_as"] == "ia3"
+    assert record.written_as == "ia3"
     front = (tmp_path / "adapter/README.md").read_text().split("---")[1]
     assert "library_name" in front
     assert "base_model" not in front
@@ -182,13 +182,13 @@ def test_what_an_adapter_cannot_be_is_refused(tmp_path):
     shifted = Dampening(dampening.factors, "x", shifts={site: np.ones(48, np.float32)})
     foreign = Dampening({"model.layers.9.mlp.up_proj": np.zeros(48, np.float32)}, "x")
     for wrong, message in [
-        (shifted, rf"1 sites are shifted \(such as {site}\).*--format hooks"),
+        (shifted, rf"1 sites are shifted \(such as {site}\).*`format=hooks`"),
         (dampening.scaled(0), "All factors are 1"),
         (foreign, "no module"),
     ]:
         with pytest.raises(UserError, match=message):
             bake(folder, wrong, tmp_path / "adapter", format="ia3")
-    with pytest.raises(UserError, match="--format ia3 writes no weights"):
+    with pytest.raises(UserError, match="`format=ia3` writes no weights"):
         bake(folder, dampening, tmp_path / "adapter", format="ia3", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 

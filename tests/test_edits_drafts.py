@@ -44,7 +44,7 @@ def test_a_head_with_neurons_of_its_own_stays_and_is_said(family, head, tmp_path
     folder, dampening = with_head(tmp_path, family, {name: own})
     record = bake(folder, dampening, tmp_path / "baked")
     assert f"draft heads ({head}.*), which are copied as they are" in capsys.readouterr().err
-    assert record["draft_heads"] == {"names": [head], "dampened": []}
+    assert record.draft_heads.as_json() == {"names": [head], "dampened": []}
     assert (load_file(tmp_path / "baked" / "model.safetensors")[name] == 0.5).all()
     assert f"draft heads: {head}, copied" in "\n".join(inspect(tmp_path / "baked").lines)
 
@@ -54,7 +54,7 @@ def test_what_has_the_same_neurons_is_dampened_alike(tmp_path, capsys):
     folder, dampening = with_head(tmp_path, "olmo_hybrid", {name: copied, "mtp.fc.weight": own})
     record = bake(folder, dampening, tmp_path / "baked")
     assert "1 of their tensors are copies" in capsys.readouterr().err
-    assert record["draft_heads"] == {"names": ["mtp"], "dampened": [name]}
+    assert record.draft_heads.as_json() == {"names": ["mtp"], "dampened": [name]}
     baked = load_file(tmp_path / "baked" / "model.safetensors")
     assert torch.equal(baked[name], baked[f"{SITE}.weight"])
     assert not torch.equal(baked[name], load_file(folder / "model.safetensors")[name])
@@ -96,7 +96,7 @@ def test_heads_in_a_gguf_file_stay_and_are_said(heads, named, tmp_path, capsys):
     bake(source, Dampening(random_factors(sites), "aura"), baked)
     said = ", ".join(f"{name}.*" for name in named)
     assert f"draft heads ({said}), which are copied as they are" in capsys.readouterr().err
-    assert read_provenance(baked)["draft_heads"] == {"names": named, "dampened": []}
+    assert read_provenance(baked).draft_heads.as_json() == {"names": named, "dampened": []}
     assert f"draft heads: {', '.join(named)}, copied" in "\n".join(inspect(baked).lines)
     before, after = (gguf.GGUFReader(path).tensors for path in (source, baked))
     same = {a.name: np.array_equal(a.data, b.data) for a, b in zip(before, after, strict=True)}
@@ -108,5 +108,6 @@ def test_heads_in_a_gguf_file_stay_and_are_said(heads, named, tmp_path, capsys):
 def test_a_gguf_file_without_heads_has_nothing_said(heads, tmp_path, capsys):
     source = gguf_with_heads(tmp_path / "model.gguf", 2, heads)
     factors = random_factors({"model.layers.1.mlp.down_proj": 32})
-    assert "draft_heads" not in bake(source, Dampening(factors, "aura"), tmp_path / "quiet.gguf")
+    record = bake(source, Dampening(factors, "aura"), tmp_path / "quiet.gguf")
+    assert record.draft_heads is None
     assert "draft head" not in capsys.readouterr().err

@@ -190,7 +190,7 @@ def test_the_layout_is_the_one_that_servers_read(tmp_path):
     """vLLM's, SGLang's and TGI's loaders as their sources have them; none of them was run."""
     folder, model = tiny_folder("llama", tmp_path), tiny_model("llama")
     record = bake(folder, dampening_of(model), tmp_path / "adapter", format="lora")
-    assert record["written_as"] == "lora"
+    assert record.written_as == "lora"
     assert read_provenance(tmp_path / "adapter") == record
     here = tmp_path / "adapter"
     assert [p.name for p in here.glob("*.safetensors")] == ["adapter_model.safetensors"]
@@ -274,15 +274,15 @@ def refuse(*_, **__):
 def test_what_it_cannot_be_is_refused(tmp_path):
     folder, model = tiny_folder("llama", tmp_path), tiny_model("llama")
     dampening = dampening_of(model, rows=10)
-    message = r"changes in 10 rows, more than a rank of 9 holds: .*--set rows=9 .*--rank 10"
+    message = r"changes in 10 rows, more than a rank of 9 holds: .*setting `rows=9` .*`rank=10`"
     with pytest.raises(UserError, match=message):
         bake(folder, dampening, tmp_path / "adapter", format="lora", rank=9)
     bake(folder, dampening, tmp_path / "adapter", format="lora", rank=10)
     with pytest.raises(UserError, match="All factors are 1"):
         bake(folder, dampening.scaled(0), tmp_path / "x", format="lora")
-    with pytest.raises(UserError, match="--rank 8 is for --format lora: --format ia3 has no rank"):
+    with pytest.raises(UserError, match="`rank=8` is for `format=lora`: `format=ia3` has no rank"):
         bake(folder, dampening, tmp_path / "x", format="ia3", rank=8)
-    with pytest.raises(UserError, match="--format lora writes no weights"):
+    with pytest.raises(UserError, match="`format=lora` writes no weights"):
         bake(folder, dampening, tmp_path / "x", format="lora", dtype="float16")
     assert not (tmp_path / "x").exists()
     opened = open_model(folder, device="cpu")

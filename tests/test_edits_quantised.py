@@ -132,7 +132,7 @@ def test_only_the_product_of_a_scale_is_rounded(tmp_path_factory, family, data):
     # Codes reach 511 less their zero points; bitsandbytes' own arithmetic is of float32.
     slack = 2 * spacing * 512 + 1e-7 * np.abs(before)
     assert np.all(np.abs(made.reference(after) - expected) <= relative * np.abs(expected) + slack)
-    assert not edit.record["rounded"]
+    assert not edit.record.rounded
     kept = {n for n in tensors if "weight" in n and n in ("weight", "weight_packed")} | {"qweight"}
     for name in kept & tensors.keys():
         assert torch.equal(after[name].view(torch.uint8), tensors[name].view(torch.uint8))
@@ -160,7 +160,7 @@ def test_blocks_are_rounded_to_the_nearest_and_undamped_rows_stay(tmp_path_facto
     assert np.all(np.abs(found - expected) <= 2.0**-4 * np.abs(expected) + spacing)
     if factors.max() <= 1:
         np.testing.assert_array_equal(found[factors == 1], before[factors == 1])
-    assert edit.record["rounded"] == int((factors != 1).any())
+    assert edit.record.rounded == int((factors != 1).any())
     assert not np.isnan(found).any()
 
 
@@ -201,11 +201,11 @@ def test_no_scale_with_any_codes_of_four_bits_comes_nearer(tmp_path_factory, cas
     np.testing.assert_array_equal(found[~changed], before[~changed])
     assert not found[factors == 0].any()
     if changed.any():
-        assert edit.record["error"] == pytest.approx(cost, rel=1e-5, abs=1e-9)
+        assert edit.record.error == pytest.approx(cost, rel=1e-5, abs=1e-9)
         largest = np.abs(exact[changed]).reshape(-1, size).max(axis=1)
         off = np.abs((found - exact)[changed]).reshape(-1, size).max(axis=1)
         relative = off[largest > 0] / largest[largest > 0]
-        assert edit.record["largest_error"] == pytest.approx(
+        assert edit.record.largest_error == pytest.approx(
             relative.max(initial=0), rel=1e-5, abs=1e-9
         )
 
@@ -248,15 +248,15 @@ def test_a_whole_folder(tmp_path, name):
     record = bake(folder, dampening, tmp_path / "out")
     before, after = q.tensors_of(folder), q.tensors_of(tmp_path / "out")
     sites = dampening.factors.keys()
-    assert len(sites) == record["quantised"]["layers"] == 12
+    assert len(sites) == record.quantised.layers == 12
     for site, factors in dampening.factors.items():
         old, new = q.layer_of(before, site), q.layer_of(after, site)
         bias = (old.pop("bias").float() * torch.from_numpy(factors)).to(torch.bfloat16)
         assert torch.equal(new.pop("bias"), bias)
         expected = factors[:, None] * made.reference(old)
-        bound = 2.0**-4 if record["quantised"]["rounded"] else 2.0**-8
+        bound = 2.0**-4 if record.quantised.rounded else 2.0**-8
         error = np.abs(made.reference(new) - expected)
-        if "error" in record["quantised"]:  # of 4-bit floats, against a row's largest
+        if record.quantised.error is not None:  # of 4-bit floats, against a row's largest
             bound, expected = 2.0**-2, np.abs(expected).max(axis=1, keepdims=True)
         assert np.all(error <= bound * np.abs(expected) + 1e-6), site
     for tensor in set(before) | set(after):
@@ -280,7 +280,7 @@ def test_a_whole_folder(tmp_path, name):
     assert config == made.settings
     # Edited once, it can be edited again.
     again = bake(tmp_path / "out", dampening, tmp_path / "again")
-    assert again["earlier"]["quantised"] == record["quantised"]
+    assert again.earlier.quantised == record.quantised
 
 
 @pytest.mark.parametrize("name", ["gptq", "single", "fp8 blocks", "nf4, nested"])
@@ -313,7 +313,7 @@ def test_shifts_get_biases_beside_quantised_weights(tmp_path, name):
     shifts = {site: np.full_like(f, 0.25) for site, f in plain.factors.items()}
     dampening = Dampening(plain.factors, "mean_shift", shifts=shifts)
     record = bake(folder, dampening, tmp_path / "out")
-    assert record["configuration"] == {"mlp_bias": True}
+    assert record.configuration == {"mlp_bias": True}
     after = q.tensors_of(tmp_path / "out")
     for site in plain.factors:
         bias = after[f"{site}.bias"]
@@ -331,8 +331,8 @@ def test_scales_that_lose_digits_are_counted(tmp_path):
     first = factors["model.layers.0.mlp.up_proj"]
     first[:2] = 1e-9, 3e-4
     record = bake(folder, Dampening(factors, "aura"), tmp_path / "out")
-    assert record["quantised"]["scales_vanished"] == 2  # two groups
-    assert record["quantised"]["scales_coarse"] == 2
+    assert record.quantised.scales_vanished == 2  # two groups
+    assert record.quantised.scales_coarse == 2
     first[:] = 1e9
     with pytest.raises(UserError, match=r"layers\.0\.mlp\.up_proj .* too large for F16"):
         bake(folder, Dampening(factors, "aura"), tmp_path / "large")
@@ -520,7 +520,7 @@ def test_weights_of_four_bits_are_read_dampened_and_compared(tmp_path, name):
         off = np.linalg.norm(after - expected) / np.linalg.norm(expected)
         assert off < 0.13, site
         np.testing.assert_array_equal(after[factors == 1], before[factors == 1])
-    assert 0 < record["quantised"]["error"] < 0.12
+    assert 0 < record.quantised.error < 0.12
     found = verify(folder, dampening, tmp_path / "out")
     assert isinstance(found, RowVerification)
     assert found.within_rounding
@@ -606,7 +606,7 @@ def test_experts_are_found_on_the_quantised_model_itself(tmp_path, concept, name
     expertise = find_experts(folder, concept)
     dampening = dampen(expertise, "aura")
     assert dampening.changed > 100
-    assert bake(folder, dampening, tmp_path / "out")["quantised"]["layers"] == 12
+    assert bake(folder, dampening, tmp_path / "out").quantised.layers == 12
 
 
 def test_experts_of_the_model_that_was_quantised_will_do(tmp_path, concept):
@@ -615,4 +615,4 @@ def test_experts_of_the_model_that_was_quantised_will_do(tmp_path, concept):
     with pytest.raises(UserError, match="allow_other_weights"):
         bake(folder, dampening, tmp_path / "out")
     record = bake(folder, dampening, tmp_path / "out", allow_other_weights=True)
-    assert record["quantised"]["layers"] == 12
+    assert record.quantised.layers == 12

@@ -71,13 +71,11 @@ def test_baked_equals_hooked_equals_edited_in_memory(family, shard, tmp_path):
     torch.testing.assert_close(written, hooked, rtol=1e-4, atol=1e-4)
     assert torch.equal(written, logits(model))
     assert (hooked - plain).abs().max() > 0.1
-    assert record["changed"] == dampening.changed
+    assert record.changed == dampening.changed
     assert record == read_provenance(tmp_path / "baked")
-    assert record.get("configuration") == (
-        {"mlp_bias": True} if family in CAN_HAVE_BIASES else None
-    )
-    for site, summary in record["sites"].items():
-        assert summary["shift"]["max"] == pytest.approx(dampening.shifts[site].max())
+    assert record.configuration == ({"mlp_bias": True} if family in CAN_HAVE_BIASES else None)
+    for site, summary in record.sites.items():
+        assert summary.shift.max == pytest.approx(dampening.shifts[site].max())
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - HAVE_BIASES - CAN_HAVE_BIASES))
@@ -85,7 +83,7 @@ def test_where_no_bias_can_be_the_shifts_go_out_as_hooks(family, tmp_path):
     folder = tiny_folder(family, tmp_path)
     model = tiny_model(family)
     dampening = shifting(find_sites(model))
-    with pytest.raises(UserError, match=r"no setting that gives a bias.*--format hooks") as caught:
+    with pytest.raises(UserError, match=r"no setting that gives a bias.*`format=hooks`") as caught:
         bake(folder, dampening, tmp_path / "out")
     assert type(model).__name__ in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -99,7 +97,7 @@ def test_where_no_bias_can_be_the_shifts_go_out_as_hooks(family, tmp_path):
     loaded = Dampening.load(tmp_path / "out/sordino/dampening.safetensors")
     assert torch.equal(logits(model, loaded), logits(model, dampening))
     bake(folder, dampening, tmp_path / "out", format="hooks", force=True)
-    with pytest.raises(UserError, match="--format hooks writes no weights"):
+    with pytest.raises(UserError, match="`format=hooks` writes no weights"):
         bake(folder, dampening, tmp_path / "other", format="hooks", dtype="bfloat16")
 
 
@@ -157,8 +155,8 @@ def test_biases_that_are_there_already_are_not_made_twice(tmp_path):
     dampening = shifting(open_model(folder, device="cpu").sites)
     bake(folder, dampening, tmp_path / "once")
     record = bake(tmp_path / "once", dampening, tmp_path / "twice")
-    assert "configuration" not in record
-    assert record["earlier"]["configuration"] == {"mlp_bias": True}
+    assert record.configuration is None
+    assert record.earlier.configuration == {"mlp_bias": True}
     model = open_model(folder, device="cpu").model
     dampening.bake_into(model)
     dampening.bake_into(model)
@@ -171,7 +169,7 @@ def test_attention_gets_its_own_setting_where_it_is_shifted(tmp_path):
     model = tiny_model("llama")
     sites = find_sites(model, r"o_proj|up_proj")
     record = bake(folder, shifting(sites), tmp_path / "out")
-    assert record["configuration"] == {"attention_bias": True, "mlp_bias": True}
+    assert record.configuration == {"attention_bias": True, "mlp_bias": True}
     found = verify(folder, shifting(sites), tmp_path / "out", device="cpu")
     assert found.largest_difference < 1e-4
 
@@ -205,7 +203,7 @@ def test_the_text_part_of_a_configuration_is_the_one_that_changes(tmp_path):
     model.save_pretrained(tmp_path / "gemma3")
     dampening = shifting(find_sites(model, "o_proj"))
     record = bake(tmp_path / "gemma3", dampening, tmp_path / "out")
-    assert record["configuration"] == {"attention_bias": True}
+    assert record.configuration == {"attention_bias": True}
     raw = json.loads((tmp_path / "gemma3/config.json").read_text())
     raw["text_config"]["attention_bias"] = True
     assert json.loads((tmp_path / "out/config.json").read_text()) == raw
@@ -240,7 +238,7 @@ def test_matrices_that_are_split_while_loading_take_no_new_bias(tmp_path):
     model.save_pretrained(tmp_path / "model")
     path = next(n for n, m in model.named_modules() if n.endswith("1.mlp.up_proj"))
     ones = np.ones(48, np.float32)
-    with pytest.raises(UserError, match="--format hooks"):
+    with pytest.raises(UserError, match="`format=hooks`"):
         bake(tmp_path / "model", Dampening({path: ones}, "x", shifts={path: ones}), tmp_path / "o")
 
 
@@ -248,7 +246,7 @@ def test_a_gguf_file_gets_biases(tmp_path):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     dampening = shifting(open_model(source, device="cpu").sites, shifted=only_up)
     record = bake(source, dampening, tmp_path / "out")
-    assert record["configuration"] == {"mlp_bias": True}
+    assert record.configuration == {"mlp_bias": True}
     assert json.loads((tmp_path / "out/config.json").read_text())["mlp_bias"] is True
     biases = {k: v for k, v in weights(tmp_path / "out").items() if k.endswith(".bias")}
     assert biases.keys() == {f"{site}.bias" for site in dampening.factors}

@@ -281,7 +281,7 @@ def test_no_server_is_told_at_once():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = time.monotonic()
-    with pytest.raises(UserError, match=f":{port}/v1: no server answers there"):
+    with pytest.raises(UserError, match=f":{port}/v1`: no server answers there"):
         Endpoint(f"http://127.0.0.1:{port}")
     assert time.monotonic() - started < 2
 

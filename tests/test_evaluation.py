@@ -199,7 +199,7 @@ def test_an_output_is_replaced_only_with_force(work, tmp_path):
     after, _, chosen = work
     output = tmp_path / "r.json"
     evaluate(after, measures=chosen[1:], output=output)
-    with pytest.raises(UserError, match=r"r\.json exists already.*--force"):
+    with pytest.raises(UserError, match=r"r\.json exists already.*force=True"):
         evaluate(after, measures=chosen[1:], output=output)
     evaluate(after, measures=chosen[1:], seed=5, output=output, force=True)
     assert Evaluation.load(output).seed == 5
@@ -216,7 +216,7 @@ def test_an_output_is_replaced_only_with_force(work, tmp_path):
         ({"measures": []}, "no measure to take"),
         ({"measures": ["perplexity", "perplexity"]}, "given twice"),
         ({"measures": ["perplexty"]}, "did you mean perplexity"),
-        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"device": "cuda:99"}, "`device=cuda:99`"),
     ],
 )
 def test_a_wrong_option_is_said(work, options, message):

@@ -312,7 +312,7 @@ def test_without_hurtlex_it_is_not_run_and_the_mend_is_said(repository, files, m
     result = evaluate(models[0], measures=[Honest(str(files / "jobs.tsv"))])
     said = result.measures["honest"].not_run
     assert "could not be fetched from its repository (HTTPError)" in said
-    assert "--lexicon kit" in said
+    assert "`lexicon=kit`" in said
     assert not (files / "cache").exists()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(NotRun, match="HF_HUB_OFFLINE"):
@@ -512,11 +512,11 @@ def test_where_neither_kit_nor_hub_has_them_they_are_not_run(models, monkeypatch
     monkeypatch.setattr(hub, "reachable", lambda: False)
     chosen = [Bold(scorer="letter"), Honest(lexicon=str(files / "words.txt"))]
     result = evaluate(models[0], measures=chosen)
-    for name, flag in (("bold", "--bold-prompts"), ("honest", "--templates")):
+    for name, argument in (("bold", "`Bold.prompts`"), ("honest", "`Honest.prompts`")):
         said = result.measures[name].not_run
         assert "cannot be had" in said
         assert "hf:" in said
-        assert flag in said
+        assert argument in said
     with pytest.raises(UserError, match="The package of"):
         evaluate(models[0], measures=[Bold("kit", scorer="letter")])
 

@@ -181,7 +181,7 @@ def test_alone_it_is_not_run_and_that_is_said(models, prose, tmp_path, capsys):
     output = tmp_path / "r.json"
     chosen = [Divergence(prose), Perplexity(prose)]
     result = evaluate(models[0], measures=chosen, output=output)
-    assert "give the original as --against" in result.measures["divergence"].not_run
+    assert "give the original as `against`" in result.measures["divergence"].not_run
     assert result.measures["divergence"].figures == ()
     assert Evaluation.load(output) == result
     assert [row.measure for row in result.table()] == ["perplexity", "perplexity"]
@@ -592,7 +592,7 @@ def test_the_pre_prompts_of_the_house_and_wrong_files(tmp_path):
     empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
     empty.write_text(" \n")
     latin.write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"empty\.txt is empty"):
+    with pytest.raises(UserError, match=r"empty\.txt` is empty"):
         pre_prompt_text(str(empty))
     with pytest.raises(UserError, match=r"latin\.txt.* is not UTF-8"):
         pre_prompt_text(str(latin))

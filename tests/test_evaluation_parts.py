@@ -400,7 +400,7 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
     [
         (lambda: Toxicity(continuations=0), "`continuations=0` is out of range"),
         (lambda: Toxicity(max_prompts=0), "`max_prompts=0` is out of range"),
-        (lambda: Toxicity(top_p=2.0), "--top-p 2 is out of range"),
+        (lambda: Toxicity(top_p=2.0), "`top_p=2` is out of range"),
         (lambda: Perplexity(max_texts=0), "`max_texts=0` is out of range"),
         (lambda: Perplexity(max_tokens=1), "`max_tokens=1` is out of range"),
         (lambda: measure("toxicty"), "no measure 'toxicty': did you mean toxicity"),

@@ -359,7 +359,7 @@ def test_shifts_go_into_the_biases_that_experts_have(tmp_path):
 
 def test_shifts_of_experts_without_biases_are_refused(tmp_path):
     folder = tiny_folder("mixtral", tmp_path)
-    with pytest.raises(UserError, match="--format hooks"):
+    with pytest.raises(UserError, match="`format=hooks`"):
         bake(folder, shifted("mixtral"), tmp_path / "baked")
     with pytest.raises(UserError, match="use hooks"):
         shifted("mixtral").bake_into(tiny_model("mixtral"))
@@ -371,7 +371,7 @@ def test_there_is_no_adapter_for_experts(tmp_path):
     sites = {path: site.neurons for path, site in expert_sites(tiny_model("mixtral")).items()}
     dampening = Dampening(random_factors(sites), "aura").limited(5)
     for form in ("ia3", "lora"):
-        with pytest.raises(UserError, match="--format hooks"):
+        with pytest.raises(UserError, match="`format=hooks`"):
             bake(folder, dampening, tmp_path / "x", format=form)
 
 

@@ -273,7 +273,7 @@ def test_the_artefact_says_what_was_measured(open_tiny, concept, tmp_path):
     assert loaded.metadata["n_positive"] == "30"
     assert loaded.metadata["n_negative"] == "25"
     assert loaded.metadata["architecture"] == "LlamaForCausalLM"
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="force=True"):
         find_experts(opened, concept, output=path)
 
 

@@ -222,7 +222,7 @@ def test_a_long_prompt_is_cut_so_that_the_continuation_fits():
     model = opened("gpt2")
     [ids] = encode_prompts(model, ["the cat sat " * 200], max_tokens=1000, new_tokens=20)
     assert len(ids) == 236
-    with pytest.raises(UserError, match=r"--new-tokens 256 leaves no room.*256 positions"):
+    with pytest.raises(UserError, match=r"`new_tokens=256` leaves no room.*256 positions"):
         encode_prompts(model, ["the"], max_tokens=10, new_tokens=256)
 
 
@@ -236,11 +236,11 @@ def test_logits_that_are_no_numbers_are_an_error():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"new_tokens": 0}, "--new-tokens 0 is out of range: it must be at least 1"),
-        ({"temperature": -1.0}, "--temperature -1 is out of range"),
-        ({"top_k": -1}, "--top-k -1 is out of range"),
-        ({"top_p": 0.0}, "--top-p 0 is out of range"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty 0 is out of range"),
+        ({"new_tokens": 0}, "`new_tokens=0` is out of range: it must be at least 1"),
+        ({"temperature": -1.0}, "`temperature=-1` is out of range"),
+        ({"top_k": -1}, "`top_k=-1` is out of range"),
+        ({"top_p": 0.0}, "`top_p=0` is out of range"),
+        ({"repetition_penalty": 0.0}, "`repetition_penalty=0` is out of range"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error(setting, message):

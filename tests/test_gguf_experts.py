@@ -38,7 +38,7 @@ def test_baked_equals_hooked_equals_edited_in_memory(architecture, kind, tmp_pat
     dampening = dampening_of(source)
     assert {site.experts for site in opened.sites} >= {4}
     record = bake(source, dampening, tmp_path / "quiet.gguf")
-    changed = {name.split(".")[2] for name in record["rounding"]}
+    changed = {name.split(".")[2] for name in record.rounding}
     shared = {f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
     assert changed == {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"} | (
         shared if architecture == "qwen2moe" else set()
@@ -267,7 +267,7 @@ def test_every_type_of_stacked_experts(kind, tmp_path):
 def test_what_is_not_loaded_says_how_to_go_on(tmp_path):
     folder = tiny_folder("mixtral", tmp_path)
     source = converted(folder, "mixtral", tmp_path / "model.gguf")
-    with pytest.raises(UserError, match=r"MoE experts.*llama.*--allow-other-weights"):
+    with pytest.raises(UserError, match=r"MoE experts.*llama.*`allow_other_weights`"):
         open_model(source)
     sites = dampening_of(folder).factors
     router = {"model.layers.0.mlp.gate": np.ones(4, np.float32)}

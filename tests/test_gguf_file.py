@@ -14,6 +14,7 @@ from sordino.edits.gguf_blocks import KINDS
 from sordino.edits.gguf_file import FileEdit, RowChange
 from sordino.edits.gguf_names import by_rows
 from sordino.edits.provenance import provenance
+from sordino.edits.record import TensorRounding
 from sordino.errors import UserError
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening
@@ -108,7 +109,7 @@ def test_every_type_in_a_whole_file(kind, tmp_path):
     record = bake(source, dampening, tmp_path / "quiet.gguf")
     before, after = GGUFReader(source), GGUFReader(tmp_path / "quiet.gguf")
     edited = {f"blk.{layer}.{name}.weight" for layer in range(4) for name in FFN}
-    assert set(record["rounding"]) == edited
+    assert set(record.rounding) == edited
     assert [tensor.name for tensor in before.tensors] == [tensor.name for tensor in after.tensors]
     for old, new in zip(before.tensors, after.tensors, strict=True):
         assert (old.tensor_type, old.shape.tolist()) == (new.tensor_type, new.shape.tolist())
@@ -152,11 +153,10 @@ def test_metadata_stay_and_the_record_is_added(source, tmp_path):
     assert not is_dampened(source)
     read = read_provenance(tmp_path / "quiet.gguf")
     rounding = {
-        name: {**found, "largest": pytest.approx(found["largest"])}
-        for name, found in record.pop("rounding").items()
+        name: {**found.as_json(), "largest": pytest.approx(found.largest)}
+        for name, found in record.rounding.items()
     }
-    assert read.pop("rounding") == rounding
-    assert read == record
+    assert read.as_json() == {**record.as_json(), "rounding": rounding}
     # The gguf package reads what was written, and sees the same.
     fields = GGUFReader(tmp_path / "quiet.gguf").fields
     for key, value in after.metadata.items():
@@ -168,8 +168,8 @@ def test_a_dampened_file_is_dampened_again(source, tmp_path):
     dampening = wide_dampening(source)
     bake(source, dampening, tmp_path / "once.gguf")
     again = bake(tmp_path / "once.gguf", dampening.scaled(0.5), tmp_path / "twice.gguf")
-    assert again["earlier"] == read_provenance(tmp_path / "once.gguf")
-    assert read_provenance(tmp_path / "twice.gguf")["earlier"] == again["earlier"]
+    assert again.earlier == read_provenance(tmp_path / "once.gguf")
+    assert read_provenance(tmp_path / "twice.gguf").earlier == again.earlier
     keys = [key for key in read_header(tmp_path / "twice.gguf").metadata if "provenance" in key]
     assert keys == ["sordino.provenance"]
 
@@ -177,7 +177,7 @@ def test_a_dampened_file_is_dampened_again(source, tmp_path):
 def test_factors_of_one_change_no_tensor(source, tmp_path):
     dampening = wide_dampening(source).scaled(0)
     record = bake(source, dampening, tmp_path / "quiet.gguf")
-    assert record["rounding"] == {}
+    assert record.rounding == {}
     before, after = read_header(source), read_header(tmp_path / "quiet.gguf")
     assert (
         source.read_bytes()[before.data :] == (tmp_path / "quiet.gguf").read_bytes()[after.data :]
@@ -202,7 +202,7 @@ def test_shifts_make_biases_that_llama_cpp_reads(architecture, tmp_path):
     shifts = {first: np.linspace(-1, 1, dampening.factors[first].size, dtype=np.float32)}
     dampening = Dampening(dampening.factors, "mean_shift", shifts=shifts)
     record = bake(source, dampening, tmp_path / "quiet.gguf")
-    assert record["configuration"] == {"mlp_bias": True}
+    assert record.configuration == {"mlp_bias": True}
     expected = open_model(source, device="cpu").model
     dampening.bake_into(expected)
     found = open_model(tmp_path / "quiet.gguf", device="cpu").model
@@ -224,7 +224,7 @@ def test_shifts_without_biases_in_llama_cpp_are_refused(tmp_path):
     source = tiny_of("gemma3", tmp_path / "model.gguf")
     factors = wide_dampening(source).factors
     shifts = {site: np.ones_like(values) for site, values in factors.items()}
-    with pytest.raises(UserError, match=r"llama.cpp reads none there for gemma3.*--format hooks"):
+    with pytest.raises(UserError, match=r"llama.cpp reads none there for gemma3.*`format=hooks`"):
         bake(source, Dampening(factors, "mean_shift", shifts=shifts), tmp_path / "quiet.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
@@ -290,15 +290,15 @@ def test_what_cannot_end_in_a_file(source, tmp_path):
     folder = tiny_folder("llama", tmp_path)
     target = tmp_path / "quiet.gguf"
     assert "is none" in refusal(folder, dampening_of(folder), target)
-    assert "--format hooks" in refusal(source, dampening, target, format="hooks")
-    assert "--dtype float16 is" in refusal(source, dampening, target, dtype="float16")
+    assert "`format=hooks`" in refusal(source, dampening, target, format="hooks")
+    assert "`dtype=float16` is" in refusal(source, dampening, target, dtype="float16")
     assert "input" in refusal(source, dampening, source)
     target.mkdir()
     (target / "config.json").touch()
     assert "is a folder" in refusal(source, dampening, target, force=True)
     target = tmp_path / "there.gguf"
     target.write_text("something")
-    assert "--force" in refusal(source, dampening, target)
+    assert "`force=True`" in refusal(source, dampening, target)
     assert "there.gguf" in refusal(source, dampening, target, force=True)
     target.unlink()
     bake(source, dampening, target)
@@ -360,8 +360,9 @@ def test_scales_that_underflow_are_reported_by_tensor(source, tmp_path, capsys):
     assert f"moved {blocks} block scales by more than 1 %, {blocks} of them to 0" in out
     assert "in 1 tensors (blk.3.ffn_gate.weight)" in out
     assert "all other tensors are the same bytes" in out
-    rounding = read_provenance(tmp_path / "quiet.gguf")["rounding"]
-    assert rounding == {"blk.3.ffn_gate.weight": {"largest": 1, "coarse": blocks, "zeroed": blocks}}
+    rounding = read_provenance(tmp_path / "quiet.gguf").rounding
+    of_one = TensorRounding(largest=1, coarse=blocks, zeroed=blocks)
+    assert rounding == {"blk.3.ffn_gate.weight": of_one}
     main(["inspect", str(tmp_path / "quiet.gguf")])
     assert "dampened by sordino" in capsys.readouterr().out
     main(["inspect", str(source)])
@@ -388,7 +389,7 @@ def test_the_suffix_counts_in_any_case(source, tmp_path):
     dampening = wide_dampening(source)
     bake(source, dampening, tmp_path / "lower.gguf")
     record = bake(named, dampening, tmp_path / "UPPER.GGUF")
-    assert record["model"]["kind"] == "gguf"
+    assert record.model.kind == "gguf"
     assert is_dampened(tmp_path / "UPPER.GGUF")
     tensors = [
         {name: data[t.start : t.start + t.size] for name, t in read_header(file).tensors.items()}

@@ -116,7 +116,7 @@ def test_pieces_are_baked_to_as_many_or_to_one(tmp_path, whole, target):
     assert bool(joined) == (len(written) == 3)
     assert known.keys() == {k for k in found if not k.startswith("sordino.")} - joined
     assert is_dampened(written[0])
-    assert read_provenance(written[-1])["model"]["name"] == str(files[0])
+    assert read_provenance(written[-1]).model.name == str(files[0])
     checked = verify_file(resolve(files[0]), dampening, written[0])
     assert checked.within_rounding
     half = Dampening({s: (1 + f) / 2 for s, f in dampening.factors.items()}, "aura")

@@ -54,7 +54,7 @@ def test_from_file_to_file(here, capsys):
     assert "AutoModel" not in card
     record = read_provenance("quiet.gguf")
     expertise = Expertise.load(here / "quiet.sordino/yes.expertise.safetensors")
-    assert record["expertise"] == dict(expertise.metadata)
+    assert record.expertise == dict(expertise.metadata)
     before, after = read_header(here / "model.gguf"), read_header(here / "quiet.gguf")
     assert before.tensors.keys() == after.tensors.keys()
     assert not list(here.glob(".quiet*"))

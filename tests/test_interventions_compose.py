@@ -73,7 +73,7 @@ def test_it_is_recorded_what_was_composed_and_survives_a_file(tmp_path_factory, 
     assert both.strength == 1
     nested = compose([both.scaled(0.5), c])
     assert nested.origins == [a.expertise, b.expertise, c.expertise]
-    assert nested.record["parts"][0]["intervention"]["strength"] == 0.5
+    assert nested.record.parts[0].intervention.strength == 0.5
     assert nested.expertise["model"] == "org/name"
     assert set(nested.expertise["concept"].split("+")) == {
         one.expertise["concept"] for one in (a, b, c)

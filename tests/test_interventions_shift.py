@@ -206,7 +206,7 @@ def test_saved_and_loaded_it_is_the_same(open_tiny, tmp_path):
         assert all((again[site] == v).all() for site, v in values.items())
     for name in ("intervention", "strength", "settings", "expertise"):
         assert getattr(loaded, name) == getattr(dampening, name)
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="force=True"):
         dampening.save(tmp_path / "a")
 
 

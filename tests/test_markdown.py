@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from sordino.edits.adapters import card as adapter_card
 from sordino.edits.provenance import plain_card
+from sordino.edits.record import Provenance
 from sordino.files import printable
 from sordino.markdown import body, front_matter, line, with_front
 from sordino.report.card import model_card
@@ -63,12 +64,12 @@ def test_words_have_no_structure_and_show_as_they_are(words):
     assert not re.search(r"(?<!\\)(?:<|\[|:(?=//))", shown)
 
 
-def record(words: str, form: str = "weights", revision: str = "") -> dict:
+def record(words: str, form: str = "weights", revision: str = "") -> Provenance:
     origin = {
         "intervention": {"name": words or "aura", "strength": 1.0, "settings": {words: words}},
         "expertise": {"concept": words, "n_positive": words, "pooling": "max"},
     }
-    return {
+    found = {
         "format": "sordino-provenance-1",
         "sordino_version": words,
         "created": "2026-01-01",
@@ -85,6 +86,7 @@ def record(words: str, form: str = "weights", revision: str = "") -> dict:
         "sites": {"a": {"neurons": 10, "changed": 3, "min": 0.0, "mean": 0.5}},
         "left_out": [],
     }
+    return Provenance.model_validate(found)
 
 
 @settings(max_examples=40)

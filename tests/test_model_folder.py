@@ -131,7 +131,7 @@ def test_nothing_from_outside_or_hidden_comes_along_and_it_is_said(model, tmp_pa
         *("notes.txt", "LICENSE", "assets.json", "vision.safetensors", "deep/x.txt", "assets/"),
         *("gone.txt", ".git/", ".env", "pipe"),
     }
-    assert set(record["not_copied"]) == left_out
+    assert set(record.not_copied) == left_out
     said = capsys.readouterr().err
     assert all(name in said for name in left_out)
     # They are named by undo, too, and diff does not wait for a pipe.
@@ -155,12 +155,12 @@ def test_weights_on_another_disk_are_read_and_the_record_says_so(model, tmp_path
     shutil.move(model / "model.safetensors", tmp_path / "disk.safetensors")
     (model / "model.safetensors").symlink_to(tmp_path / "disk.safetensors")
     record = bake(model, dampening, tmp_path / "out")
-    assert record["linked"] == ["model.safetensors"]
-    assert "linked" not in plain
+    assert record.linked == ("model.safetensors",)
+    assert not plain.linked
     one, other = (tmp_path / name / "model.safetensors" for name in ("plain", "out"))
     assert one.read_bytes() == other.read_bytes()
     assert not other.is_symlink()
-    assert str(tmp_path) not in json.dumps(record["linked"])
+    assert str(tmp_path) not in json.dumps(record.linked)
 
 
 @pytest.mark.parametrize("where", ["models--org--x", "models--org--x/blobs", "token"])
@@ -201,7 +201,7 @@ def test_what_was_rewritten_and_is_missing_is_not_undone(model, tmp_path):
     dampening = dampening_of(model)
     shifts = {site: values * 0 + 0.5 for site, values in dampening.factors.items()}
     record = bake(model, Dampening(dampening.factors, "x", shifts=shifts), tmp_path / "out")
-    assert "config.json" in record["rewritten"]
+    assert "config.json" in record.rewritten
     shutil.rmtree(tmp_path / "out/sordino/before")
     with pytest.raises(UserError, match=r"before/config\.json is missing"):
         undo(tmp_path / "out", tmp_path / "back", partly=True)

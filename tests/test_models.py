@@ -148,9 +148,9 @@ def test_no_gguf_bytes_crash(tmp_path_factory, data):
 def test_devices_and_dtypes_are_checked(folder):
     assert choose_device("cpu").type == "cpu"
     for device in ("cuda:77", "abacus"):
-        with pytest.raises(UserError, match=f"--device {device}"):
+        with pytest.raises(UserError, match=f"`device={device}`"):
             choose_device(device)
-    with pytest.raises(UserError, match="--dtype float12"):
+    with pytest.raises(UserError, match="`dtype=float12`"):
         open_model(folder, dtype="float12")
 
 

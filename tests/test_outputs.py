@@ -81,7 +81,7 @@ class TestClaim:
         self, kind: outputs.FileKind, tmp_path: Path
     ) -> None:
         there = file_of(kind, tmp_path / "there")
-        with pytest.raises(UserError, match="--force"):
+        with pytest.raises(UserError, match="force=True"):
             claim_output(there, kind)
         assert claim_output(there, kind, force=True) == there
 
@@ -114,7 +114,7 @@ class TestClaim:
         (tmp_path / "m" / "sordino.json").write_text(
             f'{{"format": "sordino-provenance-1", "files": {files}}}'
         )
-        with pytest.raises(UserError, match="--force does not replace"):
+        with pytest.raises(UserError, match="force=True` does not replace"):
             claim_output(tmp_path / "m", outputs.MODEL, force=True)
 
     def test_an_empty_folder_holds_nothing_to_lose(self, tmp_path: Path) -> None:

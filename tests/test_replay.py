@@ -518,7 +518,11 @@ def test_plain_prompts_can_be_asked_as_a_chat(serve, call, tmp_path):
 def test_requests_keep_their_distance(serve):
     stub = serve(speaking(0.5, "a"))
     server = Server(
-        stub.address, None, Access(concurrency=4, rate=1200), flag="--endpoint", model_flag="m"
+        stub.address,
+        None,
+        Access(concurrency=4, rate=1200),
+        argument="endpoint",
+        model_argument="m",
     )
     started = time.monotonic()
     list(server.each(lambda seed: server.ask("completions", {"seed": seed}), range(11)))

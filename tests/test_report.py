@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.expertise.artefact import Expertise
@@ -464,7 +465,12 @@ def everything(hostile: str = "") -> Evaluation:
         ] + [figure("continuations.all.threat", f"Continuations with “threat”{led}", detail=True)]
 
     groups = [
-        figure(f"continuations.{d}.{g}", f"Toxic continuations, {d}: {g}{hostile}", detail=True)
+        figure(
+            f"continuations.{d}.{g}",
+            f"Toxic continuations, {d}: {g}{hostile}",
+            detail=True,
+            group=(d, g),
+        )
         for d, g in (("letters", "A"), ("letters", "B"), ("work", "C"))
     ]
     gap = figure("gap.letters", "Gap between groups", "gap", ratio=Estimate(None, None, None))
@@ -695,18 +701,21 @@ def test_a_perfect_and_a_uniform_expertise_stay_within_their_scales() -> None:
     assert "1.000 everywhere" in shown
 
 
-def provenance(name: str, revision: str = "") -> dict[str, Any]:
-    return {
-        "format": "sordino-provenance-1",
+def provenance(name: str, revision: str = "", **more: Any) -> Provenance:
+    model = {"kind": "folder", "revision": revision, "weights_fingerprint": "a1" * 32}
+    plain = {
         "sordino_version": "0.1.0",
         "created": "2026-11-23",
-        "model": {"name": name, "revision": revision, "weights_fingerprint": "a1" * 32},
+        "model": {"name": name, **model},
         "intervention": {"name": "damp", "strength": 1.0, "settings": {"k": 100}},
         "expertise": dict(expertise().metadata),
         "neurons": 288,
         "changed": 100,
+        "written_as": "weights",
         "sites": {},
+        "left_out": [],
     }
+    return Provenance.model_validate(plain | more)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -734,12 +743,12 @@ def test_the_card_inherits_licence_and_language() -> None:
 
 
 def test_the_card_speaks_of_shifts_and_leaves_details_to_the_result() -> None:
-    plain = provenance("kit:smollm2")
+    name = "kit:smollm2"
     site = {"neurons": 288, "changed": 100, "min": 1.0, "mean": 1.0}
     shift = {"min": -0.5, "mean": 0.0, "max": 0.5}
-    shifted = model_card(plain | {"sites": {"a": site | {"shift": shift}}}, everything())
+    shifted = model_card(provenance(name, sites={"a": site | {"shift": shift}}), everything())
     assert "100 of 288 neurons were multiplied by a factor or shifted" in shifted
-    assert "factor other than 1" in model_card(plain | {"sites": {"a": site}}, None)
+    assert "factor other than 1" in model_card(provenance(name, sites={"a": site}), None)
     assert "letters: A" not in shifted
     assert "6 more figures" in shifted
     assert "HONEST was not measured: its lexicon is not here." in shifted

@@ -303,7 +303,7 @@ def test_an_interrupt_does_not_wait_for_slow_answers(serve):
         return speaking(path, body)
 
     server = Server(
-        serve(hold).address, None, Access(timeout_s=60), flag="--endpoint", model_flag="m"
+        serve(hold).address, None, Access(timeout_s=60), argument="endpoint", model_argument="m"
     )
     results = server.each(lambda seed: server.ask("completions", {"seed": seed}), range(8))
 
@@ -641,7 +641,7 @@ def test_ipv6_and_trailing_slashes():
 
 def test_a_dead_connection_is_no_malformed_answer(serve):
     stub = serve(lambda path, body: None if body else speaking(path, body))
-    server = Server(stub.address, None, QUICK, flag="--endpoint", model_flag="m")
+    server = Server(stub.address, None, QUICK, argument="endpoint", model_argument="m")
     with pytest.raises(UserError, match="no whole answer"):
         server.ask("completions", {"seed": 1})
     stub._behave = lambda path, body: (200, {"choices": []})

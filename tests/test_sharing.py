@@ -310,7 +310,7 @@ def test_a_dampening_has_a_card_too(made, online, tmp_path):
     push(file, "org/factors")
     found = Dampening.load("hf:org/factors")
     assert found.fingerprint == dampening.fingerprint
-    assert "secret" not in json.dumps(found.record)
+    assert "secret" not in json.dumps(found.record.as_json())
     assert b"aura" in online.files("org/factors")["README.md"]
 
 
@@ -330,8 +330,8 @@ def test_a_gguf_file_is_pushed_with_a_record_without_folders(made, online, tmp_p
     assert len(after) == len(before)
     (tmp_path / "got.gguf").write_bytes(after)
     record = read_provenance(tmp_path / "got.gguf")
-    assert record["model"]["name"] == "original.gguf"
-    assert record["expertise"]["concept_source"] == "calm.jsonl: positive where label is 1"
+    assert record.model.name == "original.gguf"
+    assert record.expertise["concept_source"] == "calm.jsonl: positive where label is 1"
     assert diff(tmp_path / "quiet.gguf", tmp_path / "got.gguf").changed == ()
     assert front(online.files("org/gguf")["README.md"])["library_name"] == "gguf"
 

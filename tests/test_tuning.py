@@ -177,7 +177,7 @@ def test_a_budget_is_read_and_written(text, expected):
     ],
 )
 def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(UserError, match="--budget"):
+    with pytest.raises(UserError, match="`budget="):
         Budget.parse(text)
 
 

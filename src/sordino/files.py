@@ -162,7 +162,7 @@ def only_one(target: Path) -> Iterator[None]:
     def refuse() -> None:
         raise UserError(
             f"{target} is being written by another sordino process: wait for it, or choose "
-            "another -o."
+            "another `output`."
         )
 
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,9 @@ def new_file(target: Path, *, force: bool = False, mode: int = 0o666) -> Iterato
     """
     target = real_path(target)
     if target.exists() and not force:
-        raise UserError(f"{target} exists already: choose another -o, or --force to replace it.")
+        raise UserError(
+            f"{target} exists already: choose another `output`, or `force=True` to replace it."
+        )
     refuse_unwritable(target)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     staging = clear_staging(target)
@@ -276,7 +278,9 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     target = real_path(target)
     if target.exists() and not force:
-        raise UserError(f"{target} exists already: choose another -o, or --force to replace it.")
+        raise UserError(
+            f"{target} exists already: choose another `output`, or `force=True` to replace it."
+        )
     refuse_unwritable(target)
     staging = clear_staging(target)
     staging.mkdir(parents=True)

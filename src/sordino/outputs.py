@@ -184,23 +184,25 @@ def claim_output(
     if not os.path.lexists(target):
         return target
     if not force:
-        raise UserError(f"{typed} exists already: choose another -o, or --force to replace it.")
+        raise UserError(
+            f"{typed} exists already: choose another `output`, or `force=True` to replace it."
+        )
     if target.is_dir() != kind.is_folder:
         what = "a folder" if target.is_dir() else "a file"
-        raise UserError(f"{typed} is {what}, and not {kind.name}: choose another -o.")
+        raise UserError(f"{typed} is {what}, and not {kind.name}: choose another `output`.")
     if kind.is_folder and not any(target.iterdir()):
         return target
     if foreign := kind.foreign(target):
         if foreign == [target.name]:
             raise UserError(
-                f"{typed} exists and is not {kind.name}, so that --force does not replace it: "
-                "choose another -o."
+                f"{typed} exists and is not {kind.name}, so that `force=True` does not replace it: "
+                "choose another `output`."
             )
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         raise UserError(
             f"{typed} holds {', '.join(map(printable, foreign[:_SHOWN]))}{more}, which Sordino did "
-            "not write, so that --force does not replace it: move that elsewhere, or choose "
-            "another -o."
+            "not write, so that `force=True` does not replace it: move that elsewhere, or choose "
+            "another `output`."
         )
     return target
 
@@ -241,11 +243,13 @@ def _path(value: str | Path) -> Path | None:
 def _refuse_overlap(typed: Path, target: Path, kind: Kind, source: Path) -> None:
     there, given = target.resolve(), source.resolve()
     if there == given or (target.exists() and target.samefile(source)):
-        raise UserError(f"-o {typed} is an input of this command: choose another -o.")
+        raise UserError(f"`output={typed}` is an input of this command: choose another `output`.")
     # What was measured of a baked model may lie in its folder.
     within = given in there.parents and (kind.is_folder or _record(given) is None)
     if within or there in given.parents:
-        raise UserError(f"-o {typed} and the input {source} overlap: choose another -o.")
+        raise UserError(
+            f"`output={typed}` and the input {source} overlap: choose another `output`."
+        )
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

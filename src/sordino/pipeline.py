@@ -213,8 +213,8 @@ def run(
     target = claim_model(ref, output, force=force)
     if len(piece_files(target)) > 1:
         raise UserError(
-            f"-o {output} names one of several files, and a run writes its model as one: give a "
-            "name without numbers, or take its expertise and bake that."
+            f"`output={output}` names one of several files, and a run writes its model as one: "
+            "give a name without numbers, or take its expertise and bake that."
         )
     if ref.kind == "folder":
         refuse_needed_outside(ref.path)
@@ -273,8 +273,8 @@ class _Steps:
         if self._settings.divergence is not None and self._is_too_large():
             raise UserError(
                 f"The divergence that sizes it is measured, for which {self._ref.name} does "
-                f"not fit into memory: give --intervention {self._settings.rule} alone (or with "
-                "--strength), for the rule's own size, or use a machine with more memory."
+                f"not fit into memory: give `intervention={self._settings.rule}` alone (or with "
+                "`strength`), for the rule's own size, or use a machine with more memory."
             )
 
     def find(self) -> Expertise:
@@ -460,7 +460,7 @@ class _Steps:
             raise UserError(
                 f"{rule} shifts outputs, and {self._ref.name} has no biases to hold that and no "
                 "setting that makes some: choose a rule without shifts, such as aura, or use "
-                f"`{started_as()} find` and then `{started_as()} bake --format hooks`, which "
+                f"`{started_as()} find` and then `{started_as()} bake` with `format=hooks`, which "
                 "writes the shifts to a separate file."
             )
 

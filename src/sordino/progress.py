@@ -15,6 +15,8 @@ _MARKS_OF_DIRECTION = (
 )
 _hushing: list[object] = []
 """One entry for each block of `hushed` that some thread is in, whatever the order they end in."""
+_wording: list[Callable[[str], str]] = []
+"""What notes are said in, the same way."""
 
 
 @contextmanager
@@ -28,6 +30,16 @@ def hushed() -> Iterator[None]:
         _hushing.remove(block)
 
 
+@contextmanager
+def worded(words: Callable[[str], str]) -> Iterator[None]:
+    """Say notes in other words inside the block, such as with flags for arguments."""
+    _wording.append(words)
+    try:
+        yield
+    finally:
+        _wording.remove(words)
+
+
 def is_live() -> bool:
     """Whether bars may be shown: on a terminal, unless hushed."""
     return not _hushing and sys.stderr.isatty()
@@ -35,6 +47,8 @@ def is_live() -> bool:
 
 def note(message: str) -> None:
     """Say one plain line on standard error, unless hushed."""
+    for words in _wording:
+        message = words(message)
     if not _hushing:
         print(tame(message), file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sordino.errors import UserError
 from sordino.files import is_regular, parse_json, printable
@@ -21,7 +21,22 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number of things."""
 Site = Annotated[str, Field(pattern=r"^[^\s\p{C}]+$", max_length=500)]
 """A module path: no white space, no control characters."""
-Setting = str | bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float
+
+
+def _refuse_integer(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError("is too large a whole number")
+    return value
+
+
+Number = int | float
+"""A number, which is written again as it was read: 1 is not 1.0."""
+Setting = (
+    str
+    | bool
+    | Annotated[int, Field(gt=-(2**63), lt=2**63)]
+    | Annotated[float, BeforeValidator(_refuse_integer)]
+)
 """What a setting of a rule or of a measure can be."""
 
 
@@ -29,6 +44,19 @@ class Record(BaseModel):
     """A value that is written to a file as it is, with no other keys than its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kept(BaseModel):
+    """A value of a file in which keys of other versions may stand.
+
+    Written again, it is what was read: with those keys, and without fields that were never set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def as_json(self) -> dict[str, Any]:
+        """The value as JSON holds it, its keys in the order of the fields."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def read_bytes(path: Path, noun: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sordino.chatting.conversation import SIDES, advised
 from sordino.chatting.duet import Duet
@@ -10,9 +9,9 @@ from sordino.edits.provenance import (
     DAMPENING,
     FILE_NAME,
     extras_of,
-    in_words,
     read_provenance,
 )
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import Scorer
@@ -82,7 +81,7 @@ def open_duet(
     else:
         dampening.modules(first.model)  # raises if it does not fit
         second = first
-        done = in_words(dampening.record).removesuffix(", strength 1")
+        done = dampening.record.in_words.removesuffix(", strength 1")
         about = f"{quiet} ({done}), by hooks on the original"
     plain = plain or not (has_template(first) and has_template(second))
     if not plain:
@@ -128,14 +127,14 @@ def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
     if not (model / FILE_NAME).is_file() or not (model / DAMPENING).is_file():
         return None, f"{model} has no {DAMPENING}, which records the edit."
     weights = ref.weights_fingerprint()
-    record: dict[str, Any] | None = read_provenance(model)
+    record: Provenance | None = read_provenance(model)
     place, made = extras_of(model), list[Dampening]()
     name = Path(DAMPENING).name
     while record is not None and (place / name).is_file():
         made.insert(0, Dampening.load(place / name))
-        if record["model"]["weights_fingerprint"] == weights:
+        if record.model.weights_fingerprint == weights:
             return compose(made), ""
-        record, place = record.get("earlier"), place / "earlier"
+        record, place = record.earlier, place / "earlier"
     return None, f"By its record, {model} was made from other weights than those of {ref.name}."
 
 

@@ -186,11 +186,11 @@ def open_served(
     Raises:
         UserError: Nothing answers there, or it has no such adapter.
     """
-    flags = {"flag": "--endpoint", "model_flag": "ORIGINAL"}
-    original = Server(address, model, access, **flags)
+    named = {"argument": "endpoint", "model_argument": "`original`"}
+    original = Server(address, model, access, **named)
     loaded = original.adapters()
     if loaded is None:
-        quiet = Server(address, adapter, access, flag="--endpoint", model_flag="--adapter")
+        quiet = Server(address, adapter, access, argument="endpoint", model_argument="`adapter`")
         number, about = None, quiet.model
     else:
         quiet, number = original, _number_of(adapter, loaded, original)
@@ -219,5 +219,5 @@ def _number_of(adapter: str, loaded: Mapping[int, str], server: Server) -> int:
     how_many = "several adapters" if found else "no adapter"
     raise UserError(
         f"The server has {how_many} called '{printable(adapter)}': it has {names}; name one by its "
-        "whole path with --adapter."
+        "whole path with `adapter`."
     )

@@ -14,7 +14,7 @@ from sordino.cli.recipe import expanded
 from sordino.errors import UserError
 from sordino.extras import started_as
 from sordino.files import is_disk_full, is_memory_full, today
-from sordino.progress import tame
+from sordino.progress import tame, worded
 from sordino.version import __version__
 
 _FIRST = """\
@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (here := started_as()) != "sordino":
                 print(f"\nHere, for sordino type: {here}")
             return
-        app(expanded(given), exit_on_error=False, print_error=False)
+        with worded(in_flags):
+            app(expanded(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:

@@ -1,8 +1,7 @@
 """`sordino bake`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -21,6 +20,7 @@ from sordino.registry import brought
 
 if TYPE_CHECKING:
     from sordino.edits import FileVerification, RowVerification, Verification
+    from sordino.edits.record import Provenance, Quantisation
 
     Format = str
 else:
@@ -132,7 +132,7 @@ def bake(
             checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
         verification = {} if checked is None else {"verification": vars(checked)}
-        print_json({"output": str(output), **record, **verification})
+        print_json({"output": str(output), **record.as_json(), **verification})
     else:
         _print_baked(record, output, checked)
     if checked is not None and not checked.within_rounding:
@@ -143,17 +143,15 @@ def bake(
 
 
 def _print_baked(
-    record: dict[str, Any],
+    record: "Provenance",
     output: Path,
     checked: "Verification | FileVerification | RowVerification | None",
 ) -> None:
-    from sordino.edits.provenance import in_words
-
     print_lines(
-        f"{record['changed']:,} of {record['neurons']:,} neurons dampened ({in_words(record)})"
+        f"{record.changed:,} of {record.neurons:,} neurons dampened ({record.origin.in_words})"
     )
-    if "quantised" in record:
-        print(_quantised_line(record["quantised"]))
+    if record.quantised:
+        print(_quantised_line(record.quantised))
     for line in _rounding_lines(record):
         print(line)
     if checked is not None:
@@ -161,19 +159,20 @@ def _print_baked(
     print(f"written: {output}")
 
 
-def _quantised_line(record: Mapping[str, Any]) -> str:
-    rounded = record["rounded"]
+def _quantised_line(record: "Quantisation") -> str:
+    rounded = record.rounded
     fate = f", {rounded} of them rounded again" if rounded else ", by their scales alone"
-    return f"{record['scheme']}: {record['layers']} layers changed{fate}"
+    return f"{record.scheme}: {record.layers} layers changed{fate}"
 
 
-def _rounding_lines(record: dict[str, Any]) -> list[str]:
+def _rounding_lines(record: "Provenance") -> list[str]:
     """How rounding changed a GGUF file's block scales, if it matters."""
-    poor = {name: found for name, found in record.get("rounding", {}).items() if found["coarse"]}
+    poor = {name: found for name, found in (record.rounding or {}).items() if found.coarse}
     if not poor:
         return []
-    coarse, zeroed = (sum(found[key] for found in poor.values()) for key in ("coarse", "zeroed"))
-    named = ", ".join(sorted(poor, key=lambda name: -poor[name]["coarse"])[:3])
+    coarse = sum(found.coarse for found in poor.values())
+    zeroed = sum(found.zeroed for found in poor.values())
+    named = ", ".join(sorted(poor, key=lambda name: -poor[name].coarse)[:3])
     return [
         f"rounding moved {coarse:,} block scales by more than 1 %, {zeroed:,} of them to 0, in "
         f"{len(poor)} tensors ({named}{', …' if len(poor) > 3 else ''})"

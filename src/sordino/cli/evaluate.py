@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from sordino.cli.flags import in_flags
 from sordino.cli.options import (
     AccessOptions,
     ChatOptions,
@@ -295,6 +296,6 @@ def print_table(result: "Evaluation") -> None:
         console.print(caution, style="bold")
     for name, measured in result.measures.items():
         if measured.not_run:
-            console.print(f"{name} is not run: {measured.not_run}.")
+            console.print(in_flags(f"{name} is not run: {measured.not_run}."))
     for limits in measure_limits(result):
         console.print(limits, style="dim")

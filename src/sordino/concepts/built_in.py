@@ -46,7 +46,7 @@ def _insults() -> Concept:
 
 def _toxicity(label: str | None = None) -> Concept:
     try:
-        path = hub.fetch_known(JIGSAW, "give its train.csv as --concept")
+        path = hub.fetch_known(JIGSAW, "give its train.csv as `concept`")
     # The data set may be gone, or the hub may be a mirror without it, or there is no hub.
     except hub.NotThereError as error:
         if label not in (None, "toxic"):

@@ -105,7 +105,7 @@ def classes_of(
         label = label or JIGSAW[0]
         if label not in JIGSAW:
             raise UserError(
-                f"{table.source} has no label '{label}': --label is one of {', '.join(JIGSAW)}."
+                f"{table.source} has no label '{label}': `label` is one of {', '.join(JIGSAW)}."
             )
         flags = {name: _jigsaw_flags(table, name) for name in JIGSAW}
         truths: list[bool | None] = [
@@ -118,8 +118,8 @@ def classes_of(
     else:
         if label is not None:
             raise UserError(
-                f"--label chooses among Jigsaw's six columns, which {table.source} does not "
-                f"have: use --label-column with one of {_names(table)}."
+                f"`label` chooses among Jigsaw's six columns, which {table.source} does not "
+                f"have: use `label_column` with one of {_names(table)}."
             )
         label_column = _choose(table, label_column, LABEL_COLUMNS, "label")
         truths, rule = _truths(table, label_column, positive)
@@ -235,8 +235,8 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
         return []
     if column not in table.names:
         raise UserError(
-            f"{table.source} has no column '{printable(column)}': --stratify is length or one of "
-            f"{_names(table)}."
+            f"{table.source} has no column '{printable(column)}': `strata_column` is length or one "
+            f"of {_names(table)}."
         )
     values = table.column(column)
     strata = [
@@ -259,7 +259,7 @@ def _choose(table: Table, given: str | None, known: Iterable[str], role: str) ->
     if given is not None:
         if given not in table.names:
             raise UserError(
-                f"{table.source} has no column '{printable(given)}': --{role}-column is one of "
+                f"{table.source} has no column '{printable(given)}': `{role}_column` is one of "
                 f"{there}."
             )
         return given
@@ -269,11 +269,11 @@ def _choose(table: Table, given: str | None, known: Iterable[str], role: str) ->
     if found:
         raise UserError(
             f"{table.source} has more than one {role} column ({', '.join(found)}): choose one with "
-            f"--{role}-column."
+            f"`{role}_column`."
         )
     raise UserError(
         f"{table.source} has no column that is known to hold the {role}: choose one of {there} "
-        f"with --{role}-column."
+        f"with `{role}_column`."
     )
 
 
@@ -289,7 +289,7 @@ def _sentences(
         if not isinstance(texts[row], str):
             raise UserError(
                 f"{table.where(row)}: the column '{column}' holds {_shown(texts[row])}, which is "
-                "no text: choose another with --text-column."
+                "no text: choose another with `text_column`."
             )
         whole_text(texts[row], table.where(row))
     return tuple(texts[row] for row in rows)
@@ -305,7 +305,7 @@ def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
         if number is None or not 0 <= number <= 1:
             raise UserError(
                 f"{table.source}: Jigsaw's column '{column}' holds {_shown(value)}, where 0 or 1 "
-                "is expected: choose a column with --label-column."
+                "is expected: choose a column with `label_column`."
             )
         return number >= 0.5
 
@@ -327,7 +327,7 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
         having = {value for value in labels if _plain(value) == positive}
         if not having:
             raise UserError(
-                f"{table.source} has no row whose '{column}' is {positive}: --positive is one of "
+                f"{table.source} has no row whose '{column}' is {positive}: `positive` is one of "
                 f"{_few(labels)}."
             )
         rule = f"positive where {printable(column, 40)} is {printable(positive, 40)}"
@@ -364,7 +364,7 @@ def _recognised(table: Table, column: str, labels: list[Any]) -> tuple[set[Any],
             having = {value for value, word in words.items() if word == shorter}
             return having, f"positive where {column} is {shorter}"
     raise UserError(
-        f"{table.source}: the column '{column}' holds {_few(labels)}: say with --positive which of "
+        f"{table.source}: the column '{column}' holds {_few(labels)}: say with `positive` which of "
         "them marks the sentences that have the concept."
     )
 
@@ -375,7 +375,7 @@ def _distinct(table: Table, column: str, values: Sequence[Any]) -> list[Any]:
     except TypeError:
         raise UserError(
             f"{table.source}: the column '{column}' holds lists or objects, where one label a row "
-            "is expected: choose another with --label-column."
+            "is expected: choose another with `label_column`."
         ) from None
 
 

@@ -57,19 +57,19 @@ def load_concept(
     """
     name = str(spec)
     columns = {
-        "--label": label,
-        "--text-column": text_column,
-        "--label-column": label_column,
-        "--positive": positive,
-        f"--stratify {strata_column}": strata_column,
+        "label": label,
+        "text_column": text_column,
+        "label_column": label_column,
+        "positive": positive,
+        f"strata_column={strata_column}": strata_column,
     }
-    on_hub = {"--concept-config": config, "--concept-revision": revision, "--split": split}
+    on_hub = {"config": config, "load_concept.revision": revision, "split": split}
     if isinstance(spec, Concept):
-        _refuse(f"the concept '{spec.name}'", {"--negatives": negatives, **columns, **on_hub})
+        _refuse(f"the concept '{spec.name}'", {"negatives": negatives, **columns, **on_hub})
         concept = spec
     elif isinstance(spec, str) and spec in BUILT_IN:
-        other = {key: value for key, value in columns.items() if key != "--label"}
-        _refuse(f"the built-in concept {name}", {"--negatives": negatives, **other, **on_hub})
+        other = {key: value for key, value in columns.items() if key != "label"}
+        _refuse(f"the built-in concept {name}", {"negatives": negatives, **other, **on_hub})
         concept = _built_in(name, label)
     elif negatives is not None:
         _refuse("two text files", {**columns, **on_hub})
@@ -127,10 +127,10 @@ def _built_in(name: str, label: str | None) -> Concept:
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:
-    """Complain of an option that would have no effect."""
-    for flag, value in options.items():
+    """Complain of an argument that would have no effect."""
+    for argument, value in options.items():
         if value is not None:
-            raise UserError(f"{flag} has no meaning for {what}: leave it out.")
+            raise UserError(f"`{argument}` has no meaning for {what}: leave it out.")
 
 
 def _refuse_unknown(spec: str | Path, path: Path) -> None:
@@ -139,7 +139,7 @@ def _refuse_unknown(spec: str | Path, path: Path) -> None:
         if path.suffix.lower() == ".txt":
             raise UserError(
                 f"{printable(str(path))} holds the positive sentences: give the file with the "
-                "negative ones as --negatives."
+                "negative ones as `negatives`."
             )
         return
     if isinstance(spec, str) and not path.suffix and len(path.parts) == 1:

@@ -42,7 +42,7 @@ def read_table(path: Path) -> Table:
     if reader is None:
         raise UserError(
             f"{shown} is of no kind that a table is read from: give a .csv, .tsv, .json, .jsonl "
-            "or .parquet file (for a concept also two text files, with --negatives)."
+            "or .parquet file (for a concept also two text files, with `negatives`)."
         )
     if path.stat().st_size == 0:
         raise UserError(f"{shown} is empty.")
@@ -201,7 +201,7 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
     """
     if not name:
         raise UserError("hf: names no data set: give hf:org/name.")
-    instead = "give a file (see --concept-config, --split and --concept-revision)"
+    instead = "give a file (see `config`, `split` and `load_concept.revision`)"
     wanted = hub.Wanted(name, revision, "dataset", "", f"hf:{name}", instead)
     data = hub.load_data_set(wanted, split, config)
     import datasets

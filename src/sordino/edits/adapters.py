@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from sordino.edits.formats import FORMATS, Format
+from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.provenance import plain_card
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.files import write_json
 from sordino.interventions import Dampening
@@ -34,7 +35,7 @@ def write_adapter(
     dampening: Dampening,
     target: Path,
     dtype: str = "auto",  # noqa: ARG001 (the vectors are float32)
-) -> dict[str, Any]:
+) -> Written:
     """Write the adapter's two files into a folder.
 
     The vectors are float32 [neurons, 1], of the sites that change and no others.
@@ -51,8 +52,8 @@ def write_adapter(
     if dampening.shifted:
         raise UserError(
             f"{len(dampening.shifted)} sites are shifted (such as {dampening.shifted[0]}), and an "
-            "(IA)³ adapter can only multiply: bake the weights, or export hooks with --format "
-            "hooks."
+            "(IA)³ adapter can only multiply: bake the weights, or export hooks with "
+            "`format=hooks`."
         )
     changed = {site: values for site, values in dampening.factors.items() if (values != 1).any()}
     if not changed:
@@ -81,7 +82,7 @@ def write_adapter(
         "inference_mode": True,
     }
     write_json(target / CONFIG, config)
-    return {}
+    return Written()
 
 
 def refuse_without_adapter(modules: Mapping[str, Any], changed: Iterable[str], kind: str) -> None:
@@ -99,22 +100,21 @@ def refuse_without_adapter(modules: Mapping[str, Any], changed: Iterable[str], k
     if norms := [site for site in sites if isinstance(modules[site], NormGain)]:
         raise UserError(
             f"{len(norms)} sites are norms (such as {norms[0]}), for which PEFT has no {kind}: "
-            "bake the weights, or export hooks with --format hooks."
+            "bake the weights, or export hooks with `format=hooks`."
         )
     if experts := [site for site in sites if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
             f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
             f"no modules, so that PEFT has no {kind} for them: bake the weights, export "
-            "hooks with --format hooks, or leave them out with --sites when the expertise is found."
+            "hooks with `format=hooks`, or leave them out with `sites` when the expertise is found."
         )
 
 
-def card(record: Mapping[str, Any]) -> str:
+def card(record: Provenance) -> str:
     """The README.md of an adapter's folder, with the lines that load it."""
-    model = record["model"]
     front: dict[str, Any] = {"library_name": "peft", "tags": ["ia3", "sordino"]}
-    if model["revision"]:  # only a model of the hub has a name there
-        front["base_model"] = model["name"]
+    if record.model.revision:  # only a model of the hub has a name there
+        front["base_model"] = record.model.name
     return with_front(front, plain_card(record) + _USE)
 
 

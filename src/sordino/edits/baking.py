@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from sordino.edits import gguf_file, gguf_source, safetensors_folder
-from sordino.edits.formats import FORMATS, RANK, Format
+from sordino.edits.formats import FORMATS, RANK, Format, Written
 from sordino.edits.provenance import (
     BEFORE,
     DAMPENING,
@@ -21,6 +20,7 @@ from sordino.edits.provenance import (
     plain_card,
     provenance,
 )
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.files import (
     has_suffix,
@@ -51,9 +51,9 @@ def bake(
     allow_other_weights: bool = False,
     format: str = "weights",
     rank: int | None = None,
-    finish: Callable[[Path, dict[str, Any]], None] | None = None,
+    finish: Callable[[Path, Provenance], None] | None = None,
     opened: OpenModel | None = None,
-) -> dict[str, Any]:
+) -> Provenance:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
     `sordino.bake` explains the parameters; here the dampening is one already. `opened` is the same
@@ -69,13 +69,13 @@ def bake(
     written = FORMATS.named(format)
     _refuse_rank(format, rank, dampening)
     if to_file and (format != "weights" or dtype != "auto"):
-        wanted = f"--format {format} writes a folder"
-        reason = f"--dtype {dtype} is for folders" if format == "weights" else wanted
-        raise UserError(f"-o {target} names a GGUF file: {reason}.")
+        wanted = f"`format={format}` writes a folder"
+        reason = f"`dtype={dtype}` is for folders" if format == "weights" else wanted
+        raise UserError(f"`output={target}` names a GGUF file: {reason}.")
     if dtype != "auto" and (not written.is_model or ref.kind == "folder"):
         kept = f"{ref.name} keeps its own dtype"
-        reason = kept if written.is_model else f"--format {format} writes no weights"
-        raise UserError(f"--dtype {dtype} is for baking GGUF models: {reason}.")
+        reason = kept if written.is_model else f"`format={format}` writes no weights"
+        raise UserError(f"`dtype={dtype}` is for baking GGUF models: {reason}.")
     if not allow_other_weights:
         dampening.refuse_other_weights(ref)
     fingerprint = ref.weights_fingerprint()
@@ -95,11 +95,11 @@ def bake(
         write = partial(_write_weights, opened=opened)
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
         done = write(ref, dampening, stage, dtype)
-        record = provenance(ref, dampening, fingerprint, format=format, **done)
+        record = provenance(ref, dampening, fingerprint, done, format=format)
         dampening.save(stage / DAMPENING)
         _write_cards(stage, (written.card or plain_card)(record))
-        record["files"] = listing(stage)
-        write_json(stage / FILE_NAME, record)
+        record = record.model_copy(update={"files": tuple(listing(stage))})
+        write_json(stage / FILE_NAME, record.as_json())
         if finish is not None:
             finish(stage, record)
     return record
@@ -108,15 +108,15 @@ def bake(
 def _refuse_rank(format: str, rank: int | None, dampening: Dampening) -> None:
     if not FORMATS.named(format).is_ranked:
         if rank is not None:
-            raise UserError(f"--rank {rank} is for --format lora: --format {format} has no rank.")
+            raise UserError(f"`rank={rank}` is for `format=lora`: `format={format}` has no rank.")
         return
     most = RANK if rank is None else rank
     site, rows = max(dampening.rows.items(), key=lambda item: item[1], default=("", 0))
     if rows > most:
         raise UserError(
             f"{site} changes in {rows:,} rows, more than a rank of {most} holds: limit the rule by "
-            f"--set rows={most} where the factors are made from an expertise, or give --rank "
-            f"{rows}."
+            f"setting `rows={most}` where the factors are made from an expertise, or give "
+            f"`rank={rows}`."
         )
 
 
@@ -126,10 +126,10 @@ def _write_weights(
     stage: Path,
     dtype: str,
     opened: OpenModel | None = None,
-) -> dict[str, Any]:
-    """Fill the stage with the dampened model, and give what `provenance` takes of that."""
+) -> Written:
+    """Fill the stage with the dampened model."""
     if ref.kind == "gguf":
-        return {"settings": gguf_source.write_folder(ref, dampening, stage, dtype, opened)}
+        return Written(settings=gguf_source.write_folder(ref, dampening, stage, dtype, opened))
     edit = safetensors_folder.plan(ref, dampening)
     edit.tell(ref.name)
     edit.write(stage)
@@ -137,16 +137,16 @@ def _write_weights(
     for file in edit.rewritten:
         (stage / BEFORE / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ref.path / file, stage / BEFORE / file)
-    return {
-        "left_out": [str(file) for file in edit.left_out],
-        "settings": edit.settings,
-        "added": [name for tensors in edit.added.values() for name in tensors],
-        "quantised": edit.quantised,
-        "rewritten": [str(file) for file in edit.rewritten],
-        "not_copied": list(edit.not_copied),
-        "linked": [str(file) for file in edit.linked],
-        "drafts": edit.drafts.record,
-    }
+    return Written(
+        left_out=tuple(map(str, edit.left_out)),
+        settings=edit.settings,
+        added=tuple(name for tensors in edit.added.values() for name in tensors),
+        quantised=edit.quantised,
+        rewritten=tuple(map(str, edit.rewritten)),
+        not_copied=tuple(edit.not_copied),
+        linked=tuple(map(str, edit.linked)),
+        draft_heads=edit.drafts.record,
+    )
 
 
 FORMATS["weights"] = Format("in the weights", _write_weights, is_model=True)
@@ -184,15 +184,15 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
     """
     if has_suffix(output, GGUF) and ref.kind != "gguf":
         raise UserError(
-            f"-o {output} names a GGUF file, which is made of a GGUF file, and {ref.name} is "
+            f"`output={output}` names a GGUF file, which is made of a GGUF file, and {ref.name} is "
             "none: give a folder, and convert that with llama.cpp."
         )
     inputs = ref.weight_files if ref.kind == "gguf" else [ref.path]
     files = piece_files(user_path(output))
     if len(files) > 1 and len(files) != len(inputs):
         raise UserError(
-            f"-o {output} names one of {len(files)} files, and {ref.name} has {len(inputs)}: give "
-            "a name without numbers, and it is written as one file."
+            f"`output={output}` names one of {len(files)} files, and {ref.name} has {len(inputs)}: "
+            "give a name without numbers, and it is written as one file."
         )
     given = files if len(files) > 1 else [output]
     kind = model_kind(output)
@@ -206,7 +206,7 @@ def file_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_disk_full(error):
-            reason = "no space is left on its disk; free some, or choose another -o"
+            reason = "no space is left on its disk; free some, or choose another `output`"
         else:
             reason = f"{error.filename or target}: {error.strerror or error}"
         raise UserError(f"{target} could not be written: {reason}.") from None

@@ -103,7 +103,7 @@ def new_biases(
         raise UserError(
             f"{type(model).__name__} has no setting that gives a bias to {len(missing)} of the "
             f"shifted sites (such as {min(missing).removesuffix('.bias')}), so that the shifts "
-            "cannot be baked: export them as hooks with --format hooks."
+            "cannot be baked: export them as hooks with `format=hooks`."
         )
     return NewBiases(chosen, section, names, model)
 

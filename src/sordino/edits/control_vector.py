@@ -6,17 +6,16 @@ that part adds the same numbers there, if no norm and no factor lies between. Th
 for layer 0.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from sordino.edits.formats import FORMATS, Format
+from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.provenance import plain_card
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.norms import norms_after_blocks
@@ -41,7 +40,7 @@ _IN_LLAMA_CPP = {"mistral": "llama"}
 Values = NDArray[np.float32]
 
 
-def write(ref: ModelRef, dampening: Dampening, target: Path, dtype: str = "auto") -> dict[str, Any]:  # noqa: ARG001
+def write(ref: ModelRef, dampening: Dampening, target: Path, dtype: str = "auto") -> Written:  # noqa: ARG001
     """Write the control vector into a folder.
 
     Args:
@@ -67,7 +66,7 @@ def write(ref: ModelRef, dampening: Dampening, target: Path, dtype: str = "auto"
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {}
+    return Written()
 
 
 def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values]:
@@ -84,21 +83,21 @@ def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values
     if scaled := [site for site, rows in dampening.rows.items() if rows]:
         raise UserError(
             f"{len(scaled)} sites have factors other than 1 (such as {scaled[0]}), and a control "
-            "vector can only add: use --intervention mean_shift, or export hooks with --format "
-            "hooks."
+            "vector can only add: use `intervention=mean_shift`, or export hooks with "
+            "`format=hooks`."
         )
     if elsewhere := [site for site in dampening.shifted if site not in places]:
         raise UserError(
             f"{len(elsewhere)} sites are shifted (such as {elsewhere[0]}) whose outputs are not "
-            "what a control vector is added to: find the expertise with --sites "
-            f"'{_pattern(model)}', or export hooks with --format hooks."
+            "what a control vector is added to: find the expertise with "
+            f"`sites='{_pattern(model)}'`, or export hooks with `format=hooks`."
         )
     found = {places[site]: dampening.shifts[site] for site in dampening.shifted}
     if 0 in found:
         raise UserError(
             f"The edit shifts layer 0, for which llama.cpp's control vectors have no direction: "
-            f"find the expertise with --sites '{_pattern(model)}', or export hooks with --format "
-            "hooks."
+            f"find the expertise with `sites='{_pattern(model)}'`, or export hooks with "
+            "`format=hooks`."
         )
     if not found:
         raise UserError("All shifts are 0, so the control vector would be empty.")
@@ -113,13 +112,13 @@ def _places(model: PreTrainedModel) -> dict[str, int]:
         raise UserError(
             f"In {type(model).__name__} a block's output passes a norm ({', '.join(norms)}) before "
             "it joins the residual stream, so that no linear layer's shift is a control vector: "
-            "export hooks with --format hooks."
+            "export hooks with `format=hooks`."
         )
     if kind not in _LAST_LINEAR:
         raise UserError(
             f"It is not known that {type(model).__name__} adds a linear layer's output to the "
             f"residual stream where llama.cpp adds control vectors; it is of "
-            f"{', '.join(sorted(_LAST_LINEAR))}: export hooks with --format hooks."
+            f"{', '.join(sorted(_LAST_LINEAR))}: export hooks with `format=hooks`."
         )
     return {f"{stack}.{layer}.{_LAST_LINEAR[kind]}": layer for layer in range(len(layers))}
 
@@ -131,7 +130,7 @@ def _pattern(model: PreTrainedModel) -> str:
     return rf"\.[1-9]\d*\.{last}$"
 
 
-def card(record: Mapping[str, Any]) -> str:
+def card(record: Provenance) -> str:
     """The README.md of the folder, with the line that loads the control vector."""
     return plain_card(record) + _USE
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from transformers import PreTrainedModel
 
 from sordino.edits.names import not_loaded
+from sordino.edits.record import DraftHeads
 from sordino.edits.shard import Change
 from sordino.models.gguf_header import Header
 from sordino.models.safetensors_header import Stored
@@ -36,11 +37,11 @@ class Drafts:
     copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def record(self) -> dict[str, object]:
-        """What an edit's record says of them; nothing if there are none."""
+    def record(self) -> DraftHeads | None:
+        """What an edit's record says of them; None if there are none."""
         if not self.heads:
-            return {}
-        return {"draft_heads": {"names": list(self.heads), "dampened": sorted(self.copies)}}
+            return None
+        return DraftHeads(names=self.heads, dampened=tuple(sorted(self.copies)))
 
     def tell(self, name: str) -> None:
         """Say what becomes of them in the edited copy of the model called `name`."""

@@ -1,13 +1,38 @@
 """What a dampening can be written as: each format says all of itself in the file that writes it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from sordino.edits.record import DraftHeads, Provenance, Quantisation
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
 from sordino.registry import Registry
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a model's files when an edit was written, for its record.
+
+    Args:
+        left_out: The source's files that hold undampened weights, which the edited model lacks.
+        settings: What was changed in the configuration, for biases that the model lacked.
+        added: The names of the tensors that were added for them.
+        quantised: How the weights are quantised and what their edit rounded, if they are.
+        rewritten: The files of the configuration that were changed.
+        not_copied: The other files in the source's folder, which do not belong to a model.
+        linked: The weight files that the source's folder has by a link to elsewhere.
+        draft_heads: What became of draft heads, if there are any.
+    """
+
+    left_out: tuple[str, ...] = ()
+    settings: Mapping[str, bool] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
+    quantised: Quantisation | None = None
+    rewritten: tuple[str, ...] = ()
+    not_copied: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()
+    draft_heads: DraftHeads | None = None
 
 
 @dataclass(frozen=True)
@@ -17,7 +42,7 @@ class Format:
     Args:
         where: Where the factors are, for the card, such as "in the weights".
         write: Fills an empty folder, given the model, the dampening, the folder and the dtype
-            ("auto" unless the format is a model); returns what `provenance` takes of that.
+            ("auto" unless the format is a model).
         card: Makes the README.md of the record of an edit; None for the plain one.
         files: The names that files with what is loaded can have, unless it is a model.
         is_model: Whether the folder is a model that can be run as it is.
@@ -25,8 +50,8 @@ class Format:
     """
 
     where: str
-    write: Callable[[ModelRef, Dampening, Path, str], Mapping[str, Any]]
-    card: Callable[[Mapping[str, Any]], str] | None = None
+    write: Callable[[ModelRef, Dampening, Path, str], Written]
+    card: Callable[[Provenance], str] | None = None
     files: tuple[str, ...] = ()
     is_model: bool = False
     is_ranked: bool = False

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 from sordino.edits import gguf_record
 from sordino.edits.biases import new_biases, without_bias
 from sordino.edits.drafts import Drafts, find_drafts_in_file
+from sordino.edits.formats import Written
 from sordino.edits.gguf_blocks import KINDS, Rounding, scale_rows_
 from sordino.edits.gguf_names import by_rows, by_tables
 from sordino.edits.names import parameter_scales, parameter_shifts
 from sordino.edits.provenance import provenance
+from sordino.edits.record import Provenance, TensorRounding
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import INT32, Header, Stored
@@ -79,7 +81,7 @@ class FileEdit:
     settings: Mapping[str, bool]
     drafts: Drafts = field(default_factory=Drafts)
 
-    def write(self, targets: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Rounding]:
+    def write(self, targets: Sequence[Path], record: Provenance) -> dict[str, Rounding]:
         """Write the edited file, with the record of the edit in its metadata.
 
         Args:
@@ -154,7 +156,7 @@ class _Part:
     added: Mapping[str, Values]
     tensors: int
 
-    def head(self, record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> bytes:
+    def head(self, record: Provenance, roundings: Mapping[str, Rounding]) -> bytes:
         """Everything before the tensors."""
         first = self.sources[0]
         pairs = [*self._kept(), *gguf_record.pairs(record, roundings)]
@@ -193,7 +195,7 @@ class _Part:
 
 def bake(
     ref: ModelRef, dampening: Dampening, fingerprint: str, targets: Sequence[Path]
-) -> dict[str, Any]:
+) -> Provenance:
     """Write a dampened copy of a GGUF file.
 
     Args:
@@ -210,15 +212,13 @@ def bake(
     """
     edit = plan(ref, dampening)
     edit.drafts.tell(ref.name)
-    record = provenance(
-        ref, dampening, fingerprint, settings=edit.settings, drafts=edit.drafts.record
-    )
-    roundings = edit.write(targets, record)
-    record["rounding"] = {
-        name: {"largest": found.largest, "coarse": found.coarse, "zeroed": found.zeroed}
-        for name, found in roundings.items()
+    written = Written(settings=edit.settings, draft_heads=edit.drafts.record)
+    record = provenance(ref, dampening, fingerprint, written)
+    rounding = {
+        name: TensorRounding(largest=of.largest, coarse=of.coarse, zeroed=of.zeroed)
+        for name, of in edit.write(targets, record).items()
     }
-    return record
+    return record.model_copy(update={"rounding": rounding})
 
 
 def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
@@ -261,7 +261,7 @@ def _new_biases(
         site = without_bias(model, dampening)[0]
         raise UserError(
             f"{site} has no bias to hold its shifts, and llama.cpp reads none there for "
-            f"{header.architecture}: export them as hooks with --format hooks, or choose an "
+            f"{header.architecture}: export them as hooks with `format=hooks`, or choose an "
             "intervention without shifts."
         )
     biases = new_biases(model.config, model.config.to_dict(), without_bias(model, dampening))
@@ -352,7 +352,7 @@ def _refuse_unusable(header: Header, stored: Stored, rounding: Rounding) -> None
     if rounding.overflowed:
         raise UserError(
             f"{rounding.overflowed:,} numbers of {stored.name} would become larger than "
-            f"{stored.kind} can hold: give a smaller --strength."
+            f"{stored.kind} can hold: give a smaller `strength`."
         )
 
 

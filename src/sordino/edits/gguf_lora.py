@@ -34,7 +34,7 @@ def write(ref: ModelRef, dampening: Dampening, target: Path) -> None:
         changed = [*edit.added, *(name for name in edit.changes if name.endswith(".bias"))]
         raise UserError(
             f"The edit changes biases of {ref.path} (such as {changed[0]}), and llama.cpp's LoRA "
-            "adapters have none: bake it to a file (-o with .gguf)."
+            "adapters have none: bake it to a file (`output` with .gguf)."
         )
     writer = gguf.GGUFWriter(target / FILE, edit.header.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)

@@ -136,7 +136,7 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
                 if bias not in header.tensors:
                     raise UserError(
                         f"{site} has no bias in {header.path} to hold its shifts: export them as "
-                        "hooks with --format hooks."
+                        "hooks with `format=hooks`."
                     )
                 shifts[bias] = shift[neurons]
     return scales, shifts
@@ -157,7 +157,7 @@ def _plain(
             f"{site} cannot be found in {header.path}: transformers does not load "
             f"{header.architecture} from GGUF files{_WITH_EXPERTS[holds_experts(header)]}, and "
             "without it only plain matrices of the feed-forward part and MoE experts' are known; "
-            "leave it out with --sites when the expertise is found."
+            "leave it out with `sites` when the expertise is found."
         )
     _refuse_other_size(header, stored.name, stored.shape[0], site, factors)
     return {name: np.arange(factors.size)}
@@ -242,8 +242,8 @@ def _carried(
             return carried
     raise UserError(
         f"{header.path} holds {parameter} as {stored.name}, whose rows are not its neurons, so "
-        "that it cannot be dampened there: bake to a folder (-o without .gguf), or leave it out "
-        "with --sites."
+        "that it cannot be dampened there: bake to a folder (`output` without .gguf), or leave it "
+        "out with `sites`."
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from sordino.edits.gguf_blocks import Rounding
-from sordino.edits.record import parse_provenance
+from sordino.edits.record import Provenance, TensorRounding, parse_provenance
 from sordino.errors import UserError
 from sordino.models.folder import piece_files
 from sordino.models.gguf_header import ARRAY, FLOAT32, STRING, UINT64, Array, read_header
@@ -26,18 +26,18 @@ _TENSORS, _LARGEST, _COARSE, _ZEROED = (
 _ROWS = TypeAdapter(list[tuple[str, FiniteFloat, Count, Count]])
 
 
-def pairs(record: Mapping[str, Any], roundings: Mapping[str, Rounding]) -> list[bytes]:
+def pairs(record: Provenance, roundings: Mapping[str, Rounding]) -> list[bytes]:
     """The record of an edit as pairs of metadata; how long they are, the roundings do not change.
 
     The record as a whole is JSON. What llama.cpp shows while it loads stands for itself.
     """
-    rule, found = record["intervention"], list(roundings.values())
+    rule, found = record.intervention, list(roundings.values())
     texts = {
-        _RECORD: json.dumps(record, ensure_ascii=False, separators=(",", ":")),
-        f"{KEY}version": record["sordino_version"],
-        f"{KEY}intervention": rule["name"],
-        f"{KEY}strength": f"{rule['strength']:g}",
-        f"{KEY}concept": str(record["expertise"].get("concept", "")),
+        _RECORD: json.dumps(record.as_json(), ensure_ascii=False, separators=(",", ":")),
+        f"{KEY}version": record.sordino_version,
+        f"{KEY}intervention": rule.name,
+        f"{KEY}strength": f"{rule.strength:g}",
+        f"{KEY}concept": record.expertise.get("concept", ""),
     }
     made = [text(key) + struct.pack("<I", STRING) + text(content) for key, content in texts.items()]
     if not roundings:
@@ -59,7 +59,7 @@ def text(content: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> Provenance | None:
     """The record of the edit that made a GGUF file, or None where there was none.
 
     Raises:
@@ -77,10 +77,11 @@ def read(path: Path) -> dict[str, Any] | None:
             rows = _ROWS.validate_python(list(zip(*columns, strict=True)), strict=True)
         except ValidationError as error:
             raise UserError(f"{path} has a damaged {KEY}rounding: {fault(error)}.") from None
-        record["rounding"] = {
-            name: {"largest": largest, "coarse": coarse, "zeroed": zeroed}
+        rounding = {
+            name: TensorRounding(largest=largest, coarse=coarse, zeroed=zeroed)
             for name, largest, coarse, zeroed in rows
         }
+        record = record.model_copy(update={"rounding": rounding})
     return record
 
 

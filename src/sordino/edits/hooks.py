@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from sordino.edits.formats import FORMATS, Format
+from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.provenance import DAMPENING
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
 
 
-def _write(ref: ModelRef, dampening: Dampening, folder: Path, dtype: str) -> dict[str, str]:  # noqa: ARG001
+def _write(ref: ModelRef, dampening: Dampening, folder: Path, dtype: str) -> Written:  # noqa: ARG001
     """Every format's folder holds the dampening, and this one nothing else."""
-    return {}
+    return Written()
 
 
 FORMATS["hooks"] = Format(

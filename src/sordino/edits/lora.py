@@ -25,10 +25,11 @@ from transformers import Conv1D, PreTrainedModel
 
 from sordino.edits import gguf_lora
 from sordino.edits.adapters import CONFIG, WEIGHTS, refuse_without_adapter
-from sordino.edits.formats import FORMATS, Format
+from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.names import on_disk, parameters_of
 from sordino.edits.provenance import plain_card
 from sordino.edits.quantised import read_quantised
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.files import write_json
 from sordino.interventions import Dampening
@@ -67,7 +68,7 @@ def write_lora(
     dampening: Dampening,
     target: Path,
     dtype: str = "auto",  # noqa: ARG001 (the numbers are float32)
-) -> dict[str, Any]:
+) -> Written:
     """Write the adapter's files into a folder.
 
     Args:
@@ -84,7 +85,7 @@ def write_lora(
         raise UserError("All factors are 1, so the adapter would be empty.")
     if ref.kind == "gguf":
         gguf_lora.write(ref, dampening, target)
-        return {}
+        return Written()
     model = empty_model(ref)
     changes = low_rank(ref, model, dampening)
     modules = dampening.modules(model)
@@ -123,7 +124,7 @@ def write_lora(
     }
     write_json(target / CONFIG, config)
     _tell(changes, modules, rank, biased=biased)
-    return {}
+    return Written()
 
 
 def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dict[str, LowRank]:
@@ -263,13 +264,12 @@ def _tell(
             )
 
 
-def card(record: Mapping[str, Any]) -> str:
+def card(record: Provenance) -> str:
     """The README.md of an adapter's folder, with the lines that load it."""
-    model = record["model"]
     front: dict[str, Any] = {"tags": ["lora", "sordino"]}
-    if model["revision"]:  # only a model of the hub has a name there
-        front["base_model"] = model["name"]
-    if model["kind"] == "gguf":
+    if record.model.revision:  # only a model of the hub has a name there
+        front["base_model"] = record.model.name
+    if record.model.kind == "gguf":
         return with_front(front, plain_card(record) + _USE_GGUF)
     return with_front({"library_name": "peft", **front}, plain_card(record) + _USE)
 

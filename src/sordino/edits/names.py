@@ -159,7 +159,7 @@ def names_beside(
         if not of_bias or loaded[bias] != list(of_bias.values()) or names & set(new):
             raise UserError(
                 f"{_weight_of(bias)} is stored in a way of its own in this checkpoint, so that no "
-                "bias can be put beside it: export the shifts as hooks with --format hooks."
+                "bias can be put beside it: export the shifts as hooks with `format=hooks`."
             )
         found |= of_bias
     return found
@@ -258,5 +258,5 @@ def _refuse_shared(model: PreTrainedModel, scales: Mapping[str, Tensor]) -> None
         if len(shared) > 1 and any(name in scales for name in shared):
             raise UserError(
                 f"{' and '.join(shared)} are one and the same weight, so that one cannot be "
-                "dampened alone: choose other sites with --sites."
+                "dampened alone: choose other sites with `sites`."
             )

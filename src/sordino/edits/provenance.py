@@ -1,6 +1,5 @@
 """What was done to a model, in a file beside it."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.edits import gguf_record
-from sordino.edits.formats import FORMATS
-from sordino.edits.record import FORMAT, parse_provenance
+from sordino.edits.formats import FORMATS, Written
+from sordino.edits.record import (
+    FORMAT,
+    Extent,
+    Original,
+    Provenance,
+    Shift,
+    SiteChange,
+    parse_provenance,
+)
 from sordino.errors import UserError
 from sordino.files import has_suffix, today
 from sordino.folders import Folders
@@ -39,64 +46,51 @@ def provenance(
     ref: ModelRef,
     dampening: Dampening,
     fingerprint: str,
-    left_out: Sequence[str] = (),
-    settings: Mapping[str, bool] | None = None,
-    added: Sequence[str] = (),
+    written: Written | None = None,
     *,
     format: str = "weights",
-    quantised: Mapping[str, Any] | None = None,
-    rewritten: Sequence[str] = (),
-    not_copied: Sequence[str] = (),
-    linked: Sequence[str] = (),
-    drafts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The record of an edit; JSON can hold it.
+) -> Provenance:
+    """The record of an edit.
 
     Args:
         ref: The model that was edited.
         dampening: The factors written into it.
         fingerprint: Of the model's weights before the edit.
-        left_out: The source's files that hold undampened weights, which the edited model lacks.
-        settings: What was changed in the configuration, for biases that the model lacked.
-        added: The names of the tensors that were added for them.
+        written: What else became of its files.
         format: What the factors were written as.
-        quantised: How the weights are quantised and what their edit rounded, if they are.
-        rewritten: The files of the configuration that were changed; `BEFORE` has the old ones.
-        not_copied: The other files in the source's folder, which do not belong to a model.
-        linked: The weight files that the source's folder has by a link to elsewhere.
-        drafts: What became of draft heads; see `sordino.edits.drafts`.
     """
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "sordino_version": __version__,
-        "created": today(),
-        "model": {
-            "name": ref.name,
-            "kind": ref.kind,
-            "revision": ref.revision,
-            "weights_fingerprint": fingerprint,
-        },
-        **dampening.record,
-        "written_as": format,
-        **summary(dampening),
-        "left_out": list(left_out),
+    origin, extent, more = dampening.record, summary(dampening), written or Written()
+    # What there is nothing of has no key.
+    found: dict[str, Any] = {
+        "parts": origin.parts,
+        "configuration": dict(more.settings),
+        "added": more.added,
+        "quantised": more.quantised,
+        "rewritten": more.rewritten,
+        "not_copied": more.not_copied,
+        "linked": more.linked,
+        "draft_heads": more.draft_heads,
+        "earlier": read_provenance(ref.path) if is_dampened(ref.path) else None,
     }
-    if settings:
-        record["configuration"] = dict(settings)
-    if added:
-        record["added"] = list(added)
-    if quantised:
-        record["quantised"] = dict(quantised)
-    if rewritten:
-        record["rewritten"] = list(rewritten)
-    if not_copied:
-        record["not_copied"] = list(not_copied)
-    if linked:
-        record["linked"] = list(linked)
-    record |= drafts or {}
-    if is_dampened(ref.path):
-        record["earlier"] = read_provenance(ref.path)
-    return record
+    return Provenance(
+        format=FORMAT,
+        sordino_version=__version__,
+        created=today(),
+        model=Original(
+            name=ref.name,
+            kind=ref.kind,
+            revision=ref.revision,
+            weights_fingerprint=fingerprint,
+        ),
+        intervention=origin.intervention,
+        expertise=origin.expertise,
+        written_as=format,
+        neurons=extent.neurons,
+        changed=extent.changed,
+        sites=extent.sites,
+        left_out=tuple(more.left_out),
+        **{key: value for key, value in found.items() if value},
+    )
 
 
 def is_dampened(path: Path) -> bool:
@@ -110,7 +104,7 @@ def is_dampened(path: Path) -> bool:
     return (path / FILE_NAME).is_file()
 
 
-def read_provenance(model: str | Path) -> dict[str, Any]:
+def read_provenance(model: str | Path) -> Provenance:
     """The record of the edit that made a model folder or a GGUF file.
 
     Raises:
@@ -126,58 +120,47 @@ def read_provenance(model: str | Path) -> dict[str, Any]:
     return parse_provenance(read_bytes(path, "provenance"), str(path))
 
 
-def plain_card(record: Mapping[str, Any]) -> str:
+def plain_card(record: Provenance) -> str:
     """A few honest lines for README.md, for want of a full model card."""
-    record = Folders.of_record(record).cleaned(record)
-    concept = str(record["expertise"].get("concept", "a concept"))
-    model = record["model"]["name"]
-    written = FORMATS.get(record["written_as"])
-    where = f"as {line(record['written_as'])}" if written is None else written.where
+    record = record.cleaned(Folders.of_record(record.as_json()))
+    written = FORMATS.get(record.written_as)
+    where = f"as {line(record.written_as)}" if written is None else written.where
     return (
-        f"# {line(Path(model).name)}, dampened\n\n"
-        f"{line(model)} with the neurons that recognise **{line(concept)}** dampened by "
-        f"Sordino {line(record['sordino_version'])} ({line(in_words(record))}): "
-        f"{record['changed']:,} of {record['neurons']:,} neurons changed, {where}. `{FILE_NAME}` "
+        f"# {line(Path(record.model.name).name)}, dampened\n\n"
+        f"{line(record.model.name)} with the neurons that recognise **{line(record.concept)}** "
+        f"dampened by Sordino {line(record.sordino_version)} ({line(record.origin.in_words)}): "
+        f"{record.changed:,} of {record.neurons:,} neurons changed, {where}. `{FILE_NAME}` "
         "has the whole record. What this does to the model's output was not evaluated here.\n"
     )
 
 
-def in_words(record: Mapping[str, Any]) -> str:
-    """The rule and the strength that a record names, of every part where it has several."""
-    rule = record["intervention"]
-    if "parts" not in record:
-        return f"{rule['name']}, strength {rule['strength']:g}"
-    parts = "; then ".join(
-        f"{part['expertise'].get('concept', 'a concept')}: {in_words(part)}"
-        for part in record["parts"]
-    )
-    return parts if rule["strength"] == 1 else f"{parts}; all at strength {rule['strength']:g}"
-
-
-def summary(dampening: Dampening) -> dict[str, Any]:
+def summary(dampening: Dampening) -> Extent:
     """How many neurons a dampening changes, and by how much, site by site."""
-    return {
-        "neurons": dampening.neurons,
-        "changed": dampening.changed,
-        "sites": {
+    return Extent(
+        neurons=dampening.neurons,
+        changed=dampening.changed,
+        sites={
             site: _of_site(factors, dampening.shifts.get(site))
             for site, factors in dampening.factors.items()
         },
-    }
+    )
 
 
-def _of_site(factors: NDArray[np.float32], shifts: NDArray[np.float32] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "neurons": factors.size,
-        "changed": int(np.count_nonzero(factors != 1)),
-        "min": float(factors.min()),
-        "mean": float(factors.mean(dtype=np.float64)),
-    }
-    if shifts is not None:
-        found["changed"] = int(np.count_nonzero((factors != 1) | (shifts != 0)))
-        found["shift"] = {
-            "min": float(shifts.min()),
-            "mean": float(shifts.mean(dtype=np.float64)),
-            "max": float(shifts.max()),
-        }
-    return found
+def _of_site(factors: NDArray[np.float32], shifts: NDArray[np.float32] | None) -> SiteChange:
+    least, mean = float(factors.min()), float(factors.mean(dtype=np.float64))
+    changed = factors != 1
+    if shifts is None:
+        return SiteChange(
+            neurons=factors.size, changed=int(np.count_nonzero(changed)), min=least, mean=mean
+        )
+    return SiteChange(
+        neurons=factors.size,
+        changed=int(np.count_nonzero(changed | (shifts != 0))),
+        min=least,
+        mean=mean,
+        shift=Shift(
+            min=float(shifts.min()),
+            mean=float(shifts.mean(dtype=np.float64)),
+            max=float(shifts.max()),
+        ),
+    )

@@ -27,6 +27,7 @@ from sordino.edits.quantised import (
     refuse_unfit_layers,
     with_quantisation,
 )
+from sordino.edits.record import Quantisation
 from sordino.edits.shard import (
     Change,
     New,
@@ -85,7 +86,7 @@ class FolderEdit:
     added: Mapping[PurePosixPath, Mapping[str, Tensor]]
     rewritten: Mapping[PurePosixPath, Any]
     settings: Mapping[str, bool]
-    quantised: Mapping[str, Any] | None = None
+    quantised: Quantisation | None = None
     drafts: Drafts = field(default_factory=Drafts)
 
     def tell(self, name: str) -> None:

@@ -339,7 +339,7 @@ def refuse_overflow(name: str, values: Tensor) -> None:
         raise UserError(
             f"{name} would hold values larger than its type has "
             f"({str(values.dtype).removeprefix('torch.')}): the factors are too large, give a "
-            "smaller --strength."
+            "smaller `strength`."
         )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from sordino.edits.provenance import (
     read_provenance,
     summary,
 )
+from sordino.edits.record import Provenance
 from sordino.edits.safetensors_folder import FolderEdit, plan
 from sordino.edits.shard import Change, change_
 from sordino.errors import UserError
@@ -90,25 +90,25 @@ def undo(
     if has_suffix(source, ".gguf") and source.is_file():
         raise UserError(f"{source} is a GGUF file; only folders of safetensors can be undone yet.")
     record = read_provenance(source)
-    if record.get("written_as") != "weights":
+    if record.written_as != "weights":
         raise UserError(f"{source} holds no weights: without it the model is as it was.")
     dampening = Dampening.load(source / DAMPENING)
     left = _left(dampening)
     if left.changed == dampening.changed > 0:
         raise UserError(
             f"All {left.changed} neurons that {source} changed were multiplied by 0: nothing can "
-            f"come back; take the original, {record['model']['name']}."
+            f"come back; take the original, {record.model.name}."
         )
     if left.changed and not partly:
         raise UserError(
             f"{left.changed:,} of the {dampening.changed:,} neurons that {source} changed (such as "
             f"some of {_first(left)}) were multiplied by 0 and cannot come back: take the "
-            f"original, {record['model']['name']}, or bring the others back with `partly=True`."
+            f"original, {record.model.name}, or bring the others back with `partly=True`."
         )
     edit = plan(ModelRef(str(source), "folder", source), dampening)
     _refuse_replaced(source, record, edit)
     _refuse_without_originals(source, record)
-    removed = set() if left.shifted else set(record.get("added", ()))
+    removed = set() if left.shifted else set(record.added)
     tally = _Tally()
     edit.tell(str(source))
     with file_errors(target), only_one(target), new_folder(target, force=force) as stage:
@@ -120,15 +120,15 @@ def undo(
         else:
             _bring_back_extras(stage, record)
         found = ModelRef("", "folder", stage).weights_fingerprint()
-    original = record["model"]
-    comparable = original["kind"] == "folder" and not left.changed
+    original = record.model
+    comparable = original.kind == "folder" and not left.changed
     return Undone(
-        original=original["name"],
+        original=original.name,
         weights=tally.weights,
         uncertain=tally.uncertain,
         lost={site: int((left.factors[site] == 0).sum()) for site in left.factors},
-        same=found == original["weights_fingerprint"] if comparable else None,
-        missing=(*record["left_out"], *record.get("not_copied", ())),
+        same=found == original.weights_fingerprint if comparable else None,
+        missing=(*record.left_out, *record.not_copied),
     )
 
 
@@ -208,30 +208,30 @@ def _left(dampening: Dampening) -> Dampening:
     )
 
 
-def _refuse_replaced(source: Path, record: Mapping[str, Any], edit: FolderEdit) -> None:
+def _refuse_replaced(source: Path, record: Provenance, edit: FolderEdit) -> None:
     """A quantised layer can be undone if its scales were multiplied, and nothing was replaced."""
     products = all(
         isinstance(change, Change)
         for changes in edit.edited.values()
         for change in changes.values()
     )
-    rewritten = "quantised" in record and ("rewritten" in record or (source / BEFORE).exists())
-    if rewritten or not products:
+    rewritten = record.rewritten or (source / BEFORE).exists()
+    if (record.quantised and rewritten) or not products:
         raise UserError(
             f"{source} is quantised so that tensors had to be replaced when it was baked, which "
-            f"cannot be undone: take the original, {record['model']['name']}."
+            f"cannot be undone: take the original, {record.model.name}."
         )
 
 
-def _refuse_without_originals(source: Path, record: Mapping[str, Any]) -> None:
+def _refuse_without_originals(source: Path, record: Provenance) -> None:
     """What was rewritten comes back from copies, which a pushed model lacks."""
-    names = record.get("rewritten") or (["config.json"] if record.get("configuration") else [])
+    names = record.rewritten or (("config.json",) if record.configuration else ())
     for name in names:
         if not (source / BEFORE / name).is_file():
             raise UserError(
                 f"{source / BEFORE / name} is missing, which is {name} as it was before {source} "
                 "was baked (it is not pushed to a hub): take the original, "
-                f"{record['model']['name']}."
+                f"{record.model.name}."
             )
 
 
@@ -247,7 +247,7 @@ def _bring_back_rewritten(stage: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _bring_back_extras(stage: Path, record: Mapping[str, Any]) -> None:
+def _bring_back_extras(stage: Path, record: Provenance) -> None:
     """Replace what the edit put beside the weights by what was there before it."""
     kept = stage / ".earlier"
     if (stage / EARLIER).exists():
@@ -263,17 +263,16 @@ def _bring_back_extras(stage: Path, record: Mapping[str, Any]) -> None:
         kept.rename(stage / EXTRAS)
         if not any((stage / EXTRAS).iterdir()):
             (stage / EXTRAS).rmdir()
-    if "earlier" in record:
-        write_json(stage / FILE_NAME, record["earlier"])
+    if record.earlier:
+        write_json(stage / FILE_NAME, record.earlier.as_json())
 
 
-def _keep_record(
-    stage: Path, record: Mapping[str, Any], dampening: Dampening, left: Dampening
-) -> None:
+def _keep_record(stage: Path, record: Provenance, dampening: Dampening, left: Dampening) -> None:
     """Make the record and the factors those of what could not be undone."""
     gone = () if left.shifted else ("configuration", "added")
-    remains = {key: value for key, value in record.items() if key not in gone}
-    remains |= {**summary(left), "undone": dampening.changed - left.changed}
+    kept = {key: value for key, value in record.as_json().items() if key not in gone}
+    extent, undone = summary(left).as_json(), dampening.changed - left.changed
+    remains = Provenance.model_validate(kept | extent | {"undone": undone})
     left.save(stage / DAMPENING, force=True)
-    write_json(stage / FILE_NAME, remains)
+    write_json(stage / FILE_NAME, remains.as_json())
     (stage / "README.md").write_text(plain_card(remains), encoding="utf-8")

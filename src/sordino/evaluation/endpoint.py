@@ -157,8 +157,8 @@ class Server:
         address: Such as http://127.0.0.1:8080/v1; without a path, /v1 is added.
         model: The model's name on the server; None for its only one.
         access: How it is accessed.
-        flag: The option that the address came from, for messages.
-        model_flag: How the user names the model, for messages.
+        argument: The argument that the address came from, for messages.
+        model_argument: The one that names the model, for messages.
 
     Raises:
         UserError: The address is invalid, no server answers, the key is not accepted, or there is
@@ -170,16 +170,16 @@ class Server:
     """
 
     def __init__(
-        self, address: str, model: str | None, access: Access, *, flag: str, model_flag: str
+        self, address: str, model: str | None, access: Access, *, argument: str, model_argument: str
     ) -> None:
-        self.address = _base(address, flag)
+        self.address = _base(address, argument)
         self.repaired = 0
-        self._where = f"{flag} {self.address}"
+        self._where = f"`{argument}={self.address}`"
         self._access = access
         self._pools = _pools(self.address, access)
         self._pace = _Pace(access.rate)
         self._lock = threading.Lock()
-        self._asked_for = self._choose_model(model, model_flag)
+        self._asked_for = self._choose_model(model, model_argument)
         self.model = access.name_shown(self._asked_for)
 
     @property
@@ -258,13 +258,13 @@ class Server:
         """An error that names the server and the model."""
         return UserError(f"{self._where}, model {self.model}: {what}")
 
-    def _choose_model(self, wanted: str | None, model_flag: str) -> str:
+    def _choose_model(self, wanted: str | None, model_argument: str) -> str:
         reply, found = self._send("GET", f"{self.address}/models", read_models)
         if reply.status in (401, 403, *_TRY_AGAIN, *_REDIRECTS):
             self._check(reply)
         if reply.status != 200:
             return self._unlisted(
-                wanted, f"does not say which models it has ({reply.status})", model_flag
+                wanted, f"does not say which models it has ({reply.status})", model_argument
             )
         if isinstance(found, MalformedError):
             if wanted is None:
@@ -273,7 +273,7 @@ class Server:
                     f"for its models, {self._fault(found)}); check the address, which usually "
                     "ends in /v1."
                 )
-            return self._unlisted(wanted, f"lists no models ({self._fault(found)})", model_flag)
+            return self._unlisted(wanted, f"lists no models ({self._fault(found)})", model_argument)
         there, plain = found
         if wanted in there:
             return wanted
@@ -283,21 +283,21 @@ class Server:
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
         has = f"it has {shown}" if there else "it has none"
         if wanted is None:
-            raise UserError(f"{self._where}: {has}; name a model with {model_flag}.")
+            raise UserError(f"{self._where}: {has}; name a model with {model_argument}.")
         if not plain:
-            return self._unlisted(wanted, f"has no whole list of models ({has})", model_flag)
+            return self._unlisted(wanted, f"has no whole list of models ({has})", model_argument)
         close = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"{self._where} has no model '{printable(wanted)}': {hint}{has[0].upper()}{has[1:]}."
         )
 
-    def _unlisted(self, wanted: str | None, why: str, model_flag: str) -> str:
+    def _unlisted(self, wanted: str | None, why: str, model_argument: str) -> str:
         """The model that the user named, if the server's list cannot confirm it."""
         if wanted is None:
             raise UserError(
-                f"{self._where} {why}: name one with {model_flag}, and check the address, which "
-                "usually ends in /v1."
+                f"{self._where} {why}: name one with {model_argument}, and check the address, "
+                "which usually ends in /v1."
             )
         note(f"{self.address} {why}; '{printable(wanted)}' is requested anyway.")
         return wanted
@@ -474,7 +474,7 @@ class Endpoint:
         access: Access = DEFAULT_ACCESS,
     ) -> None:
         self._server = Server(
-            address, model, access, flag="`endpoint`", model_flag="`served_model`"
+            address, model, access, argument="endpoint", model_argument="`Endpoint.model`"
         )
         self._chat = chat
         self.name = f"{self._server.model} at {self._server.address}"
@@ -696,17 +696,17 @@ def one_message(instruction: str, text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{instruction}\n\n{text}"}]
 
 
-def _base(address: str, flag: str) -> str:
+def _base(address: str, argument: str) -> str:
     url = _parsed(address.strip())
     if url.auth or "@" in (url.netloc or address):
         raise UserError(
-            f"{flag}: an address with a password in it would be written into the result; put the "
-            "API key into an environment variable."
+            f"`{argument}`: an address with a password in it would be written into the result; "
+            "put the API key into an environment variable."
         )
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         shown = printable(address.partition("?")[0])  # the query may hold a key
         raise UserError(
-            f"{flag} {shown} is not the address of a server: give one like "
+            f"`{argument}={shown}` is not the address of a server: give one like "
             "http://127.0.0.1:8080/v1."
         )
     path = (url.path or "").rstrip("/") or "/v1"

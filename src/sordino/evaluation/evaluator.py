@@ -373,7 +373,7 @@ def _prepare(
                 raise NotRun("it looks inside the model, and an endpoint gives text only")
             task = one.prepare(seed, device)
             if isinstance(task, PairedTask | JointTask) and not compared:
-                raise NotRun("it compares two models: give the original as --against")
+                raise NotRun("it compares two models: give the original as `against`")
             tasks[one.key] = task
         except NotRun as reason:
             reasons[one.key] = str(reason)

@@ -24,13 +24,16 @@ def group_figures(subject: str) -> Figures:
         shares, writer = scores.each(toxic_share), scores.writer
         domains = members_of(writer.prompts)
 
-        def figure(members: Sequence[int], name: str, whose: str) -> Figure:
+        def figure(
+            members: Sequence[int], name: str, whose: str, group: tuple[str, str] | None = None
+        ) -> Figure:
             return scores.mean(
                 shares,
                 members,
                 name=f"continuations.{name}",
                 label=f"{subject}, {whose}{scores.by}",
                 detail=name != "all",
+                group=group,
             )
 
         yield figure(range(len(writer.prompts)), "all", EVERYONE)
@@ -52,7 +55,7 @@ def group_figures(subject: str) -> Figures:
                 yield figure(members, domain, in_words(domain))
             for group, members in groups.items():
                 whose = f"{in_words(domain)}: {in_words(group)}"
-                yield figure(members, f"{domain}.{group}", whose)
+                yield figure(members, f"{domain}.{group}", whose, (domain, group))
 
     return figures
 
@@ -74,7 +77,7 @@ def members_of(prompts: Sequence[Text]) -> dict[str, dict[str, list[int]]]:
 
 
 def first_found(
-    read: Callable[[str], list[Text]], spec: str, hub_copy: str, flag: str
+    read: Callable[[str], list[Text]], spec: str, hub_copy: str, argument: str
 ) -> tuple[str, list[Text]]:
     """A source of prompts and what it holds; for "auto" the kit's or else the hub's.
 
@@ -82,7 +85,7 @@ def first_found(
         read: Reads a source.
         spec: The source, or "auto".
         hub_copy: The hub's.
-        flag: The option that names another, for messages.
+        argument: The one that names another, for messages.
 
     Raises:
         UserError: The named source cannot be read.
@@ -96,7 +99,9 @@ def first_found(
             return source, read(source)
         except UserError as error:
             reasons.append(str(error).rstrip("."))
-    raise NotRun(f"its prompts are not available ({'; '.join(reasons)}): give a copy as {flag}")
+    raise NotRun(
+        f"its prompts are not available ({'; '.join(reasons)}): give a copy as `{argument}`"
+    )
 
 
 def in_words(name: str) -> str:

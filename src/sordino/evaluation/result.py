@@ -39,6 +39,7 @@ class Figure(Record):
         difference: After minus before.
         ratio: See `ratio_of`; its value is None where it would divide by 0.
         detail: Whether it is one of many of its kind, which a summary leaves out.
+        group: The domain and the group that it is about, of a figure of one group.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Figure(Record):
     difference: Estimate | None
     ratio: Estimate | None
     detail: bool = False
+    group: tuple[str, str] | None = Field(None, exclude_if=lambda group: group is None)
 
     @classmethod
     def of(cls, comparison: Comparison, **about: Any) -> Self:
@@ -209,11 +211,24 @@ class Evaluation(Record):
             _EVALUATION, read_bytes(path, "evaluation"), str(path), "evaluation", FORMAT
         )
         beside = samples_path(path)
-        return read.model_copy(update={"samples": _read_samples(beside) if beside.exists() else {}})
+        measures = {
+            name: found.model_copy(update={"figures": tuple(map(_with_group, found.figures))})
+            for name, found in read.measures.items()
+        }
+        samples = _read_samples(beside) if beside.exists() else {}
+        return read.model_copy(update={"measures": measures, "samples": samples})
 
 
 _EVALUATION = TypeAdapter(Evaluation)
 _SAMPLE = TypeAdapter(dict[str, JsonValue])
+
+
+def _with_group(figure: Figure) -> Figure:
+    """The figure, with its group also where an older version wrote it into the name alone."""
+    what, *parts = figure.name.split(".", 2)
+    if figure.group or what != "continuations" or len(parts) < 2 or parts[0] == "all":
+        return figure
+    return figure.model_copy(update={"group": tuple(parts)})
 
 
 def _read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers import Conv1D
@@ -27,18 +27,18 @@ from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
 from sordino.models.sites import is_linear, neurons_of
 from sordino.models.tensor_file import read_about, read_tensors
-from sordino.records import Setting, Site, parse_format
+from sordino.records import Kept, Number, Setting, Site, parse_format
 
 FORMAT = "sordino-dampening-1"
 _ENTRY = "sordino"
 """The metadata's one entry, which is JSON."""
 
 
-class Rule(BaseModel):
+class Rule(Kept):
     """The rule that gave factors, as a file names it."""
 
     name: str
-    strength: Annotated[float, Field(ge=0)]
+    strength: Annotated[Number, Field(ge=0)]
     settings: dict[str, Setting | None]
 
     @field_validator("settings")
@@ -50,12 +50,36 @@ class Rule(BaseModel):
         return given
 
 
-class Origin(BaseModel):
-    """Where factors came from, as a file says it."""
+class Origin(Kept):
+    """Where factors came from, as a file says it.
+
+    Args:
+        intervention: The rule that gave them.
+        expertise: The metadata of the expertise that they were derived from.
+        parts: The origins of the dampenings that they are composed of, in their order.
+    """
 
     intervention: Rule
     expertise: dict[str, str]
-    parts: "list[Origin]" = Field(default_factory=list)
+    parts: "tuple[Origin, ...]" = ()
+
+    @property
+    def in_words(self) -> str:
+        """The rule and the strength, of every part where there are several."""
+        rule = self.intervention
+        if not self.parts:
+            return f"{rule.name}, strength {rule.strength:g}"
+        parts = "; then ".join(
+            f"{part.expertise.get('concept', 'a concept')}: {part.in_words}" for part in self.parts
+        )
+        return parts if rule.strength == 1 else f"{parts}; all at strength {rule.strength:g}"
+
+    @property
+    def leaves(self) -> list["Origin"]:
+        """The origins that are composed of no others: this one, or its parts'."""
+        if not self.parts:
+            return [self]
+        return [leaf for part in self.parts for leaf in part.leaves]
 
 
 class _About(Origin):
@@ -116,7 +140,7 @@ class Dampening:
         expertise: The metadata of the expertise that they were derived from.
         shifts: What is added after the product, by site path, float32 [neurons], finite; nothing
             where a site has none.
-        parts: The records of the dampenings that this one is composed of, in their order.
+        parts: The origins of the dampenings that this one is composed of, in their order.
     """
 
     factors: Mapping[str, NDArray[np.float32]]
@@ -125,7 +149,7 @@ class Dampening:
     settings: Mapping[str, Any] = field(default_factory=dict)
     expertise: Mapping[str, str] = field(default_factory=dict)
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    parts: Sequence[Mapping[str, Any]] = ()
+    parts: Sequence[Origin] = ()
 
     def __post_init__(self) -> None:
         for kind, by_site in (("factors", self.factors), ("shifts", self.shifts)):
@@ -174,22 +198,18 @@ class Dampening:
         )
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Where the factors came from, as JSON can hold it."""
-        found: dict[str, Any] = {
-            "intervention": {
-                "name": self.intervention,
-                "strength": self.strength,
-                "settings": dict(self.settings),
-            },
-            "expertise": dict(sorted(self.expertise.items())),
-        }
-        return found | {"parts": list(self.parts)} if self.parts else found
+    def record(self) -> Origin:
+        """Where the factors came from, as a file says it."""
+        rule = Rule(name=self.intervention, strength=self.strength, settings=dict(self.settings))
+        expertise = dict(sorted(self.expertise.items()))
+        if not self.parts:
+            return Origin(intervention=rule, expertise=expertise)
+        return Origin(intervention=rule, expertise=expertise, parts=tuple(self.parts))
 
     @property
     def origins(self) -> list[Mapping[str, str]]:
         """The metadata of every expertise that the factors were derived from."""
-        return _origins(self.record)
+        return [leaf.expertise for leaf in self.record.leaves]
 
     def refuse_other_weights(self, ref: ModelRef) -> None:
         """Refuse a model with other weights than those that the factors were found on.
@@ -334,7 +354,7 @@ class Dampening:
         """
         tensors = {f"{site}.scale": values for site, values in self.factors.items()}
         tensors |= {f"{site}.shift": values for site, values in self.shifts.items()}
-        about = {"format": FORMAT, "sites": list(self.factors), **self.record}
+        about = {"format": FORMAT, "sites": list(self.factors), **self.record.as_json()}
         with new_file(Path(path), force=force) as stage:
             contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
             # `save_file` would make it readable to its owner alone.
@@ -382,7 +402,7 @@ class Dampening:
             rule.settings,
             about.expertise,
             shifts,
-            tuple(part.model_dump(exclude_unset=True) for part in about.parts),
+            about.parts,
         )
 
     def _products(
@@ -512,12 +532,6 @@ def _common(every: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
     concepts = _joined(metadata["concept"] for metadata in every if "concept" in metadata)
     return found | ({"concept": concepts} if concepts else {})
-
-
-def _origins(record: Mapping[str, Any]) -> list[Mapping[str, str]]:
-    if "parts" not in record:
-        return [record["expertise"]]
-    return [origin for part in record["parts"] for origin in _origins(part)]
 
 
 def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:

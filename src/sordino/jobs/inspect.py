@@ -8,7 +8,6 @@ from typing import Any
 
 from sordino import hub
 from sordino.edits import is_dampened, read_provenance
-from sordino.edits.provenance import in_words
 from sordino.edits.quantised import read_quantised, refuse_unfit_layers
 from sordino.expertise import Expertise
 from sordino.files import has_suffix, user_path
@@ -90,29 +89,30 @@ def _file(path: Path, dampening: Dampening) -> Inspection:
 
 def _edited(path: Path) -> Inspection:
     record = read_provenance(path)
-    found = record["expertise"]
+    found = record.expertise
     lines = [
-        f"{path}: {record['model']['name']}, dampened by sordino {record['sordino_version']} on "
-        f"{record['created']}",
-        f"intervention {in_words(record)}: {record['changed']:,} of {record['neurons']:,} neurons "
-        f"in {len(record['sites'])} sites",
+        f"{path}: {record.model.name}, dampened by sordino {record.sordino_version} on "
+        f"{record.created}",
+        f"intervention {record.origin.in_words}: {record.changed:,} of {record.neurons:,} neurons "
+        f"in {len(record.sites)} sites",
     ]
     if {"concept", "n_positive", "n_negative", "concept_source"} <= found.keys():
         lines.append(
             f"concept {found['concept']}: {found['n_positive']} positive and "
             f"{found['n_negative']} negative sentences ({found['concept_source']})"
         )
-    if "quantised" in record:
-        lines.append(f"quantised: {record['quantised']['scheme']}")
-    if "draft_heads" in record:
-        alike = len(record["draft_heads"]["dampened"])
+    if record.quantised:
+        lines.append(f"quantised: {record.quantised.scheme}")
+    if record.draft_heads:
+        alike = len(record.draft_heads.dampened)
         lines.append(
-            f"draft heads: {', '.join(record['draft_heads']['names'])}, "
+            f"draft heads: {', '.join(record.draft_heads.names)}, "
             + (f"{alike} tensors dampened alike" if alike else "copied as they were")
         )
-    if record["left_out"]:
-        lines.append(f"left out, since they hold undampened weights: {record['left_out']}")
-    return Inspection(record, tuple(lines))
+    if record.left_out:
+        files = ", ".join(record.left_out)
+        lines.append(f"left out, since they hold undampened weights: {files}")
+    return Inspection(record.as_json(), tuple(lines))
 
 
 def _model(subject: str, revision: str | None, pattern: str | None) -> Inspection:

@@ -87,8 +87,8 @@ def replay(
                 address,
                 model,
                 replace(access, key_variable=key, quote=quote),
-                flag="--endpoint",
-                model_flag="--served-model",
+                argument="endpoint",
+                model_argument="`Endpoint.model`",
             )
             for address, model, key in zip(servers, models, keys, strict=True)
         ]

@@ -165,7 +165,7 @@ def _in_the_template_of(ref: ModelRef, chat: Chat, settings: TuneSettings) -> Tu
     """
     template = template_of(ref)
     if template is None:
-        raise UserError(f"{ref.name} has no chat template: leave out --chat on.")
+        raise UserError(f"{ref.name} has no chat template: leave out `chat=on`.")
     known = fingerprint_of(template)
     reported = tuple(one.in_chat(chat, known) or one for one in settings.reported)
     return replace(settings, toxicity=replace(settings.toxicity, template=known), reported=reported)

@@ -72,20 +72,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.new_tokens >= 1, "--new-tokens", self.new_tokens, "at least 1"),
-            (self.temperature >= 0, "--temperature", self.temperature, "0 or more"),
-            (self.top_k >= 0, "--top-k", self.top_k, "0 or more"),
-            (0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1"),
+            (self.new_tokens >= 1, "new_tokens", self.new_tokens, "at least 1"),
+            (self.temperature >= 0, "temperature", self.temperature, "0 or more"),
+            (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
+            (0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1"),
             (
                 self.repetition_penalty > 0,
-                "--repetition-penalty",
+                "repetition_penalty",
                 self.repetition_penalty,
                 "above 0",
             ),
         ]
-        for good, flag, value, wanted in checks:
+        for good, name, value, wanted in checks:
             if not good:
-                raise UserError(f"{flag} {value:g} is out of range: it must be {wanted}.")
+                raise UserError(f"`{name}={value:g}` is out of range: it must be {wanted}.")
 
     def processors(self) -> LogitsProcessorList:
         """Transformers' own processors for these settings, in its own order."""
@@ -179,7 +179,7 @@ def prompt_room(opened: OpenModel, new_tokens: int) -> int | None:
         return None
     if room <= new_tokens:
         raise UserError(
-            f"--new-tokens {new_tokens} leaves no room for a prompt: {opened.ref.name} has "
+            f"`new_tokens={new_tokens}` leaves no room for a prompt: {opened.ref.name} has "
             f"{room} positions."
         )
     return room - new_tokens
@@ -432,7 +432,7 @@ def _choose(
     if not bool(scores.amax(dim=-1).isfinite().all()):
         raise UserError(
             f"{opened.ref.name} gives logits that are not finite numbers in {opened.dtype_name}: "
-            "try --dtype float32, and check that its weights are finite."
+            "try `dtype=float32`, and check that its weights are finite."
         )
     return scores.argmax(dim=-1) if sampling.temperature == 0 else inverse_cdf(scores, draws)
 

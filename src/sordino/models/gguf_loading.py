@@ -106,7 +106,7 @@ def config_of(header: Header) -> PretrainedConfig:
         raise UserError(
             f"{header.path} holds MoE experts, which transformers does not load from GGUF files of "
             f"the architecture {header.architecture}: find on the folder from which it was made, "
-            "and bake that expertise into it with --allow-other-weights."
+            "and bake that expertise into it with `allow_other_weights`."
         )
     with quiet_transformers(), library_errors(str(header.path)):
         config = AutoConfig.from_pretrained(**_place(header.path))

@@ -48,7 +48,7 @@ ALL_GPUS = "all"
 """The device that is all GPUs of the machine, each with some of the layers."""
 
 _WITHOUT_PACKAGES = (
-    "Baking needs no loading: with --allow-other-weights it takes the expertise of the model from "
+    "Baking needs no loading: with `allow_other_weights` it takes the expertise of the model from "
     "which this one was quantised."
 )
 # What a model takes to be used beside its weights: libraries, activations, responses.
@@ -242,7 +242,7 @@ def _placed(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreT
 
 def _mend_not_finite(model: PreTrainedModel) -> str:
     if model.dtype == torch.float16:
-        return "its files are damaged, or hold numbers too large for it: try --dtype bfloat16"
+        return "its files are damaged, or hold numbers too large for it: try `dtype=bfloat16`"
     return "its files are damaged, get them again"
 
 
@@ -288,8 +288,8 @@ def _refuse_offloaded(ref: ModelRef, model: PreTrainedModel) -> None:
     """Weights that come and go with every call are slower than layers that are read once."""
     if {"cpu", "disk"} & set(model.hf_device_map.values()):
         raise UserError(
-            f"{ref.name} does not fit on the GPUs of this machine together: leave out --device "
-            f"{ALL_GPUS}, so that `{started_as()} find` reads its weights layer by layer."
+            f"{ref.name} does not fit on the GPUs of this machine together: leave out "
+            f"`device={ALL_GPUS}`, so that `{started_as()} find` reads its weights layer by layer."
         )
 
 
@@ -297,7 +297,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     if not streamable(ref):
         kind = "a GGUF file" if ref.kind == "gguf" else "quantised"
         raise UserError(
-            f"{ref.name} is {kind}, which cannot be read layer by layer: leave out --stream, or "
+            f"{ref.name} is {kind}, which cannot be read layer by layer: leave out `stream`, or "
             "use the transformers folder from which it was made."
         )
     wanted = _dtype(dtype, ref)
@@ -403,7 +403,7 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
     if name != ALL_GPUS:
         return (choose_device(name),)
     if not torch.cuda.is_available():
-        raise UserError(f"--device {ALL_GPUS} needs GPUs, of which there is none here.")
+        raise UserError(f"`device={ALL_GPUS}` needs GPUs, of which there is none here.")
     return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
 
 
@@ -423,7 +423,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {reason}") from None
+        raise UserError(f"`device={name}` cannot be used here: {reason}") from None
     return device
 
 
@@ -431,5 +431,5 @@ def _dtype(name: str, ref: ModelRef) -> torch.dtype | str:
     if name == "auto":
         return torch.float32 if ref.kind == "gguf" else "auto"
     if name not in COMPUTE_DTYPES:
-        raise UserError(f"--dtype {name} is unknown: choose auto, {', '.join(COMPUTE_DTYPES)}.")
+        raise UserError(f"`dtype={name}` is unknown: choose auto, {', '.join(COMPUTE_DTYPES)}.")
     return COMPUTE_DTYPES[name]

@@ -144,7 +144,7 @@ def _norm_sites(model: PreTrainedModel, stack: str, layers: nn.ModuleList) -> tu
     if not found:
         raise UserError(
             f"{type(model).__name__} has no norms between its blocks and the residual stream, so "
-            f"that --sites {NORMS} finds none: leave it out."
+            f"that `sites={NORMS}` finds none: leave it out."
         )
     return tuple(found)
 
@@ -169,12 +169,12 @@ def _no_sites(
     kinds = sorted({kind for layer in layers for kind, _ in _linears(layer)})
     if pattern:
         return UserError(
-            f"--sites '{pattern}' matches no linear layer of {type(model).__name__}; "
+            f"`sites='{pattern}'` matches no linear layer of {type(model).__name__}; "
             f"paths look like {stack}.0.X with X one of: {', '.join(kinds)}."
         )
     return UserError(
         f"{type(model).__name__} has no linear layers outside of what mixes tokens "
-        f"({', '.join(kinds)}): give --sites {ALL} to use these."
+        f"({', '.join(kinds)}): give `sites={ALL}` to use these."
     )
 
 
@@ -226,7 +226,7 @@ def _matches(pattern: str, path: str) -> bool:
     try:
         return re.search(pattern, path) is not None
     except re.error as error:
-        raise UserError(f"--sites '{pattern}' is not a regular expression: {error}.") from None
+        raise UserError(f"`sites='{pattern}'` is not a regular expression: {error}.") from None
 
 
 def _lineage(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -261,5 +261,5 @@ def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> N
                 raise UserError(
                     f"{stack}.{index}.{name} (shape {list(parameter.shape)}) is a matrix of the "
                     "feed-forward part that no site covers: this architecture is not supported as "
-                    "a whole yet; --sites REGEX chooses the linear layers to use without it."
+                    "a whole yet; `sites=REGEX` chooses the linear layers to use without it."
                 )

@@ -280,7 +280,7 @@ class StreamedWeights:
         if failed := [*found.failed, *lacking]:
             raise UserError(
                 f"{failed[0]} of {self._ref.name} cannot be read without other layers: use a "
-                "machine whose memory holds the whole model, with --no-stream."
+                "machine whose memory holds the whole model, with `stream=False`."
             )
         found_values = {name: values[id(self._empty[name])] for name in self._parameters[part]}
         refuse_not_finite(

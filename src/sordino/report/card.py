@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from sordino.edits.record import Provenance
 from sordino.evaluation import Evaluation
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import printable
@@ -20,7 +21,7 @@ _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_t
 
 
 def model_card(
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     evaluation: Evaluation | None = None,
     base_card: str | None = None,
     file: str = "",
@@ -28,20 +29,20 @@ def model_card(
     """The model card of a dampened model, Markdown with YAML in front.
 
     Args:
-        provenance: The record in `sordino.json`; see `sordino.edits.provenance`.
+        provenance: The record in `sordino.json`.
         evaluation: The figures before and after; None if nothing was measured.
         base_card: The original model's card, from which licence and language are taken.
         file: The name of a GGUF file; "" for a folder.
     """
     said = without_own_words(evaluation).model_dump(mode="json") if evaluation else {}
-    folders = Folders.of_record(provenance, texts(said))
-    provenance = folders.cleaned(provenance)
+    folders = Folders.of_record(provenance.as_json(), texts(said))
+    provenance = provenance.cleaned(folders)
     evaluation = Evaluation.model_validate(folders.cleaned(said)) if evaluation else None
     base, rows = inherited(base_card), outcome.rows(evaluation)
     templates = environment("sordino.report", html=False)
     templates.filters["line"] = line
     body = templates.get_template("card.md.jinja").render(
-        title=f"{_display_name(provenance)}, {line(_concept(provenance))} dampened",
+        title=f"{_display_name(provenance)}, {line(provenance.concept)} dampened",
         did=_did(provenance),
         file=shlex.quote(file) if file else "",
         rows=[row for row in rows if not row.figure.detail],
@@ -69,9 +70,9 @@ def model_card(
         ),
     )
     front = dict(base)
-    if provenance["model"]["revision"]:
+    if provenance.model.revision:
         # Only a model of the hub has a revision.
-        front["base_model"] = provenance["model"]["name"]
+        front["base_model"] = provenance.model.name
     front["library_name"] = "gguf" if file else "transformers"
     front["tags"] = _tags(provenance, front_matter(base_card))
     return with_front(front, body)
@@ -108,50 +109,46 @@ def _plain(value: Any) -> str | list[str]:
     return printable(value) if isinstance(value, str) else ""
 
 
-def _tags(provenance: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    own = ["sordino", provenance["intervention"]["name"], _concept(provenance)]
+def _tags(provenance: Provenance, base: Mapping[str, Any]) -> list[str]:
+    own = ["sordino", provenance.intervention.name, provenance.concept]
     tags = base.get("tags")
     others = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     return list(dict.fromkeys(map(printable, [*own, *others])))
 
 
-def _concept(provenance: Mapping[str, Any]) -> str:
-    return str(provenance["expertise"].get("concept", "a concept"))
+def _display_name(provenance: Provenance) -> str:
+    return line(provenance.model.name)
 
 
-def _display_name(provenance: Mapping[str, Any]) -> str:
-    return line(str(provenance["model"]["name"]))
-
-
-def _did(provenance: Mapping[str, Any]) -> str:
-    intervention = provenance["intervention"]
-    shifted = any("shift" in site for site in provenance["sites"].values())
+def _did(provenance: Provenance) -> str:
+    intervention = provenance.intervention
+    shifted = any(site.shift for site in provenance.sites.values())
     how = "multiplied by a factor or shifted" if shifted else "multiplied by a factor other than 1"
     return (
         f"{_display_name(provenance)} with the neurons that recognise "
-        f"**{line(_concept(provenance))}** dampened in its weights: "
-        f"{provenance['changed']:,} of {provenance['neurons']:,} neurons were {how} "
-        f"({line(intervention['name'])}, strength {intervention['strength']:g}). "
+        f"**{line(provenance.concept)}** dampened in its weights: "
+        f"{provenance.changed:,} of {provenance.neurons:,} neurons were {how} "
+        f"({line(intervention.name)}, strength {intervention.strength:g}). "
         "A neuron is an output of a linear layer."
     )
 
 
-def _made(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    model, intervention = provenance["model"], provenance["intervention"]
-    expertise = provenance["expertise"]
+def _made(provenance: Provenance) -> list[tuple[str, str]]:
+    model, intervention = provenance.model, provenance.intervention
+    expertise = provenance.expertise
     facts = {
         "Original": _display_name(provenance),
-        "Revision": model["revision"],
-        "SHA-256 over the original's weights (sampled)": model["weights_fingerprint"],
-        "Intervention": f"{intervention['name']}, strength {intervention['strength']:g}",
-        **{f"Setting {key}": value for key, value in intervention["settings"].items()},
-        "Concept": _concept(provenance),
+        "Revision": model.revision,
+        "SHA-256 over the original's weights (sampled)": model.weights_fingerprint,
+        "Intervention": f"{intervention.name}, strength {intervention.strength:g}",
+        **{f"Setting {key}": value for key, value in intervention.settings.items()},
+        "Concept": provenance.concept,
         "Sentences with it": expertise.get("n_positive", ""),
         "Sentences without": expertise.get("n_negative", ""),
         "SHA-256 over the sentences": expertise.get("concept_fingerprint", ""),
         "Pooling": expertise.get("pooling", ""),
         "Most tokens per sentence": expertise.get("max_tokens", ""),
-        "Sordino": provenance["sordino_version"],
-        "Date": provenance["created"],
+        "Sordino": provenance.sordino_version,
+        "Date": provenance.created,
     }
     return [(line(key), line(str(value))) for key, value in facts.items() if value != ""]

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
+from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
 from sordino.evaluation.result import form_of, measure_of, value_shown
 from sordino.evaluation.scorer import TOXIC_SCORE
@@ -62,13 +63,11 @@ class Family:
     @property
     def groups(self) -> dict[str, Row]:
         """The shares of single groups, by the first scorer, without a pre-prompt."""
-        found = {}
+        found: dict[str, Row] = {}
         for row in self.details:
-            what, *parts = row.figure.name.split(".", 2)
-            if row.measure == self.name and what == "continuations" and len(parts) == 2:
-                domain, group = (part.replace("_", " ") for part in parts)
-                if domain != "all":  # the parts of "all" are the scorer's labels
-                    found[f"{domain}: {group}"] = row
+            if row.measure == self.name and row.figure.group:
+                # The first scorer's figures come first.
+                found.setdefault(": ".join(map(in_words, row.figure.group)), row)
         return found
 
 

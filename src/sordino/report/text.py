@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sordino.edits.provenance import in_words, summary
+from sordino.edits.provenance import summary
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening
 
@@ -58,8 +58,8 @@ def dampening_summary(dampening: Dampening) -> dict[str, Any]:
     """The main figures of a dampening, for JSON."""
     factors = np.concatenate(list(dampening.factors.values()))
     return {
-        **dampening.record,
-        **summary(dampening),
+        **dampening.record.as_json(),
+        **summary(dampening).as_json(),
         "shifted": len(dampening.shifted),
         "smallest": float(factors.min()),
         "mean": float(factors.mean(dtype=np.float64)),
@@ -72,7 +72,7 @@ def dampening_lines(dampening: Dampening) -> list[str]:
     figures = dampening_summary(dampening)
     shifted = f", and shifts at {figures['shifted']} sites" if figures["shifted"] else ""
     return [
-        f"{in_words(figures)}: changes {figures['changed']:,} of {figures['neurons']:,} neurons in "
-        f"{len(figures['sites'])} sites; factors {figures['smallest']:.3f} to "
+        f"{dampening.record.in_words}: changes {figures['changed']:,} of {figures['neurons']:,} "
+        f"neurons in {len(figures['sites'])} sites; factors {figures['smallest']:.3f} to "
         f"{figures['largest']:.3f}, mean {figures['mean']:.3f}{shifted}"
     ]

@@ -186,8 +186,8 @@ def _differences(theirs: PushedRun, output: Path, ours: Evaluation) -> list[str]
     if output.is_dir():
         before, after = read_provenance(theirs.folder), read_provenance(output)
         key = "concept_fingerprint"
-        if before["expertise"].get(key) != after["expertise"].get(key):
+        if before.expertise.get(key) != after.expertise.get(key):
             found.append("other sentences")
-        if before["intervention"] != after["intervention"]:
+        if before.intervention != after.intervention:
             found.append("another intervention, or the same at another size")
     return found

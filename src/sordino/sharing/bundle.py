@@ -28,6 +28,7 @@ from sordino.expertise import Expertise
 from sordino.files import has_suffix, printable, read_json, to_json, user_path
 from sordino.folders import Folders, is_path, of_this_machine, texts
 from sordino.interventions import Dampening
+from sordino.interventions.dampening import Origin
 from sordino.models.folder import (
     OUTSIDE,
     is_of_model,
@@ -153,7 +154,9 @@ def _without_folders(dampening: Dampening) -> Dampening:
         dampening,
         settings=folders.cleaned(dict(dampening.settings)),
         expertise=folders.cleaned(dict(dampening.expertise)),
-        parts=folders.cleaned([*dampening.parts]),
+        parts=tuple(
+            Origin.model_validate(folders.cleaned(part.as_json())) for part in dampening.parts
+        ),
     )
 
 
@@ -164,7 +167,7 @@ class _Output:
         self._source, self._stage, self._about, self._samples = source, stage, about, samples
         self._is_file = has_suffix(source, GGUF)
         record = read_provenance(source)
-        self._written = FORMATS.named(record["written_as"])
+        self._written = FORMATS.named(record.written_as)
         self._found = Bundle("model" if self._written.is_model else "adapter")
         # By their path in the repository; of a GGUF file, only those in `sordino/`.
         self._here: dict[str, Path] = {}
@@ -174,8 +177,8 @@ class _Output:
             self._list(source, "")
         self._evaluation = self._read_evaluation()
         figures = self._evaluation.model_dump(mode="json") if self._evaluation else {}
-        self._folders = Folders.of_record(record, texts(figures))
-        self._record: dict[str, Any] = self._folders.cleaned(record)
+        self._folders = Folders.of_record(record.as_json(), texts(figures))
+        self._record = record.cleaned(self._folders)
         self._places = of_this_machine(source)
 
     def _list(self, folder: Path, inside: str) -> None:
@@ -204,7 +207,7 @@ class _Output:
         self._list_results()
         # Only now are all files known.
         if FILE_NAME in self._found.files:
-            record = {**self._record, "files": sorted(self._found.files)}
+            record = {**self._record.as_json(), "files": sorted(self._found.files)}
             self._found.files[FILE_NAME] = to_json(_published(record)).encode()
         return self._found
 
@@ -330,7 +333,7 @@ class _Output:
     def _gguf(self, file: Path) -> Path:
         """The file itself, or a copy with no folders in its record."""
         whole = gguf_record.read(file)
-        if whole == self._published_gguf(whole):
+        if whole and whole.as_json() == self._published_gguf(whole.as_json()):
             return file
         copy = self._stage / file.name
         try:
@@ -383,8 +386,8 @@ class _Output:
             command="sordino run --recipe recipe.toml -o again" if recipe else "",
             evaluation=self._cleaned(self._evaluation) if self._evaluation else None,
             beside=beside,
-            versions={"sordino": self._record["sordino_version"]},
-            date=self._record["created"],
+            versions={"sordino": self._record.sordino_version},
+            date=self._record.created,
         )
         self._found.files[name] = render(record).encode()
         self._found.changed[name] = (

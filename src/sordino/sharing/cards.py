@@ -8,6 +8,7 @@ from typing import Any
 from sordino import hub
 from sordino.edits.formats import FORMATS
 from sordino.edits.provenance import plain_card
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
 from sordino.expertise import Expertise
@@ -36,7 +37,7 @@ class About:
     base_model: str | None = None
 
 
-def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About) -> str:
+def of_model(record: Provenance, card: str, base_card: str, about: About) -> str:
     """The card of a dampened model or an adapter, with complete metadata.
 
     Args:
@@ -57,7 +58,7 @@ def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About)
         terms = _terms_on_the_hub(base_model)
     if "license" not in terms:
         raise UserError(
-            f"No card names the licence of {printable(str(record['model']['name']))}: pass it, as "
+            f"No card names the licence of {printable(record.model.name)}: pass it, as "
             "in `license=apache-2.0` (or gemma, llama3.2, other, …)."
         )
     front = {**own, **terms, **({"base_model": base_model} if base_model else {})}
@@ -67,7 +68,7 @@ def of_model(record: Mapping[str, Any], card: str, base_card: str, about: About)
 
 
 def made(
-    record: Mapping[str, Any], evaluation: Evaluation | None, base_card: str, file: str = ""
+    record: Provenance, evaluation: Evaluation | None, base_card: str, file: str = ""
 ) -> list[str]:
     """The cards that Sordino writes for a record: the fullest, then those of earlier steps.
 
@@ -77,7 +78,7 @@ def made(
         base_card: The original's card; "" if it has none.
         file: The name of a GGUF file; "" for a folder.
     """
-    written = FORMATS.named(record["written_as"])
+    written = FORMATS.named(record.written_as)
     if not written.is_model:
         return [(written.card or plain_card)(record)]
     found = [model_card(record, one, base_card, file) for one in (evaluation, None)]
@@ -98,10 +99,10 @@ def _terms_on_the_hub(base_model: str) -> dict[str, Any]:
     return {key: known[key] for key in _TERMS if key in known}
 
 
-def _tags(record: Mapping[str, Any]) -> list[str]:
-    origins = [record, *record.get("parts", ())]
-    concepts = [origin.get("expertise", {}).get("concept", "") for origin in origins]
-    return [printable(tag) for tag in ("sordino", record["intervention"]["name"], *concepts) if tag]
+def _tags(record: Provenance) -> list[str]:
+    expertises = [record.expertise, *(part.expertise for part in record.parts)]
+    concepts = [expertise.get("concept", "") for expertise in expertises]
+    return [printable(tag) for tag in ("sordino", record.intervention.name, *concepts) if tag]
 
 
 def of_expertise(expertise: Expertise, file: str, about: About) -> str:

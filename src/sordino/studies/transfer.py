@@ -36,7 +36,7 @@ def transfer(lab: Lab, plan: Plan) -> Iterator[Group]:
     if not plan.sibling:
         raise UserError(
             "The study transfer needs a model that was trained further from this one: pass it as "
-            "--sibling."
+            "`sibling`."
         )
     there = lab.elsewhere("sibling", ref=resolve(plan.sibling))
     found = {_OWN: there.find("auroc"), _OTHER: lab.find("auroc")}

@@ -7,6 +7,7 @@ from typing import Any
 from sordino import progress as show
 from sordino.edits import baking
 from sordino.edits.formats import FORMATS, RANK
+from sordino.edits.record import Provenance
 from sordino.errors import UserError
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.interventions import Dampening
@@ -98,8 +99,8 @@ def bake(
     allow_other_weights: bool = False,
     format: str = "weights",
     rank: int | None = None,
-    finish: Callable[[Path, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+    finish: Callable[[Path, Provenance], None] | None = None,
+) -> Provenance:
     """Write a dampened copy of a model, or an adapter that dampens one while it runs.
 
     A folder's shards are edited as streams, and every byte outside the sites' weights and biases is
@@ -142,7 +143,7 @@ def bake(
             add files such as a README.md with an evaluation.
 
     Returns:
-        The provenance, as in `sordino.json`. That of a GGUF file has a "rounding" by tensor.
+        The provenance, as in `sordino.json`. That of a GGUF file has a `rounding` by tensor.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.
@@ -151,7 +152,7 @@ def bake(
         >>> record = sordino.bake(
         ...     "tiny", expertise, "quieter", divergence=0.01, texts="prose.txt", seed=3
         ... )
-        >>> record["changed"] > 0
+        >>> record.changed > 0
         True
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)

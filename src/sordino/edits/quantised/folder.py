@@ -20,6 +20,7 @@ from sordino.edits.quantised.layer import Changes, Layer, Scheme
 from sordino.edits.quantised.losses import losses
 from sordino.edits.quantised.modelopt import ModelOpt
 from sordino.edits.quantised.mxfp4 import Mxfp4
+from sordino.edits.record import Quantisation
 from sordino.edits.shard import Change
 from sordino.errors import UserError
 from sordino.models.checkpoint import quantisation, quantisation_of, refuse_unfit
@@ -110,7 +111,7 @@ class QuantisedEdit:
 
     changes: Changes
     settings: Mapping[str, Any] | None
-    record: Mapping[str, Any]
+    record: Quantisation
 
 
 def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> QuantisedEdit:
@@ -159,14 +160,15 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
             f"warning: of the scales times their factors, {lost.vanished:,} are too small for "
             f"their type and became 0, and {lost.coarse:,} lost digits."
         )
-    record = {
-        "scheme": folder.scheme.label,
-        "layers": len(factors),
-        "rounded": len(rounded) + len(four_bits),
-        "scales_vanished": lost.vanished + whole.zeroed,
-        "scales_coarse": lost.coarse,
-        **({"error": whole.relative, "largest_error": whole.largest} if four_bits else {}),
-    }
+    errors = {"error": whole.relative, "largest_error": whole.largest} if four_bits else {}
+    record = Quantisation(
+        scheme=folder.scheme.label,
+        layers=len(factors),
+        rounded=len(rounded) + len(four_bits),
+        scales_vanished=lost.vanished + whole.zeroed,
+        scales_coarse=lost.coarse,
+        **errors,
+    )
     return QuantisedEdit(edit.changes, edit.settings, record)
 
 

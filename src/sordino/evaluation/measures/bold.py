@@ -61,7 +61,7 @@ class Bold(Scoring, Writing):
 
     def prepare(self, seed: int, device: torch.device) -> Task:
         """Read and choose the prompts, and open the scorers."""
-        source, prompts = first_found(read_bold, self.prompts, BOLD.spec, "--bold-prompts")
+        source, prompts = first_found(read_bold, self.prompts, BOLD.spec, "Bold.prompts")
         chosen = choose_evenly(prompts, self.max_prompts, seed)
         return ScoredTask(
             Writer(self, chosen, seed),
@@ -92,7 +92,7 @@ def protected_texts(spec: str, most: int, seed: int) -> list[str]:
     """
     if spec != "groups":
         return [text.text for text in choose(read_texts(spec), most, seed)]
-    _, texts = first_found(read_bold, AUTO, BOLD.spec, "--protect")
+    _, texts = first_found(read_bold, AUTO, BOLD.spec, "protected")
     about = [text for text in texts if text.domain in PROTECTED]
     return [text.text for text in choose_evenly(about, most, seed)]
 

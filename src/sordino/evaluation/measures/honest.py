@@ -58,7 +58,7 @@ class Honest(Writing):
 
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the templates, and read the lexicon."""
-        source, templates = first_found(read_templates, self.prompts, HONEST.spec, "--templates")
+        source, templates = first_found(read_templates, self.prompts, HONEST.spec, "Honest.prompts")
         chosen = choose_evenly(templates, self.max_prompts, seed)
         return ScoredTask(
             Writer(self, chosen, seed),

@@ -74,8 +74,8 @@ class Judge(Scorer):
             address,
             model or None,
             access,
-            flag="`scorer`",
-            model_flag="a # and its name after the address",
+            argument="scorer",
+            model_argument="a # and its name after the address",
         )
         self._refusal_score = refusal_score
         # Some services reject a temperature or a token limit for reasoning models.

@@ -133,7 +133,7 @@ def _hurtlex() -> Path:
     if path.is_file():
         return path
     mend = (
-        "give its hurtlex_EN.tsv as --lexicon, or --lexicon kit for the kit's list, which is "
+        "give its hurtlex_EN.tsv as `lexicon`, or `lexicon=kit` for the kit's list, which is "
         "another lexicon and gives other figures"
     )
     if constants.HF_HUB_OFFLINE:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sordino.edits.provenance import in_words
 from sordino.expertise.statistic import Statistic
 from sordino.files import today
 from sordino.report import figures, summary, tables
@@ -78,7 +77,7 @@ def _said(exploration: Exploration) -> dict[str, Any]:
         "facts": _facts(exploration),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
         "done": subject.done,
-        "rule": in_words(dampening.record),
+        "rule": dampening.record.in_words,
         "changed": dampening.changed,
         "shifted": bool(dampening.shifted),
         "kinds": kinds,
@@ -115,7 +114,7 @@ def _facts(exploration: Exploration) -> list[tuple[str, str]]:
         "Architecture": metadata.get("architecture", ""),
         "Concept": metadata["concept"],
         "Neurons": f"{subject.expertise.neurons:,}",
-        "Rule": in_words(dampening.record),
+        "Rule": dampening.record.in_words,
         "Changed" if subject.done else "The rule would change": f"{dampening.changed:,}",
         "Compared with": exploration.second.name if exploration.second else "",
     }

@@ -137,11 +137,9 @@ def _baked(path: Path) -> Subject:
     if (path / DAMPENING).is_file():
         dampening = Dampening.load(path / DAMPENING)
     else:  # beside a GGUF file there are no factors
-        rule = record["intervention"]
-        at_its_sites = expertise.at(record["sites"])
-        dampening = dampen(
-            at_its_sites, rule["name"], strength=rule["strength"], **rule["settings"]
-        )
+        rule = record.intervention
+        at_its_sites = expertise.at(record.sites)
+        dampening = dampen(at_its_sites, rule.name, strength=rule.strength, **rule.settings)
     for site, factors in dampening.factors.items():
         if (
             site in expertise.sites
