@@ -5,7 +5,10 @@ import subprocess
 import sys
 import time
 
-ALL = ("auroc", "find", "rounding", "memory", "bake", "generation", "growth", "busy", "device")
+ALL = (
+    *("auroc", "find", "rounding", "memory", "parts", "bake", "generation"),
+    *("growth", "threads", "busy", "device"),
+)
 
 
 def main() -> None:

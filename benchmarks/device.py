@@ -27,6 +27,7 @@ from benchmarks.find import bare_decoder
 from benchmarks.generation import Sampled, by_transformers, ours, products_alone
 from benchmarks.measure import Figure, Options, Result, command, in_turns, ratio
 from benchmarks.models import SHAPES, random_concept, random_model, sentences
+from benchmarks.parts import forward_and_backward
 from sordino.concepts.concept import Concept
 from sordino.edits import bake
 from sordino.evaluation.evaluator import BATCH_TOKENS
@@ -183,24 +184,11 @@ def attribution(bench: Bench, name: str, opened: OpenModel, best: Part) -> Part:
     settings = AttributionSettings(per_class=count // 2)
     work = passages(opened, concept, settings, sweep.max_tokens, SWEEP_TOKENS)
 
-    def passes() -> None:
-        """A forward for each batch, a backward for its text, one more for drawn tokens."""
-        opened.model.requires_grad_(False)
-        embed = opened.model.get_input_embeddings()
-        for passage in work:
-            ids = passage.batch.input_ids.to(opened.device)
-            embedded = embed(ids).detach().requires_grad_()
-            logits = opened.model(inputs_embeds=embedded, use_cache=False).logits
-            chosen = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).sum()
-            vectors = len(passage.vectors)
-            for again in range(1, vectors + 1):
-                torch.autograd.grad(chosen, embedded, retain_graph=again < vectors)
-
     floor, alone = f"forward and backward, {name} (floor)", f"find without attribution, {name}"
     whole = f"find with attribution, {name}"
     seconds, _ = bench.timed(
         {
-            floor: passes,
+            floor: partial(forward_and_backward, opened, work),
             alone: partial(find_experts, opened, concept, settings=sweep),
             whole: partial(find_experts, opened, concept, settings=sweep, attribution=settings),
         }

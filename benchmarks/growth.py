@@ -1,180 +1,187 @@
-"""How AUROC, `find` and generation grow with sentences, neurons, layers and threads."""
+"""How AUROC, finding, attribution and generation grow with what they are given.
 
-import json
-import os
-import subprocess
-import sys
+On one thread, in seconds of processor time, so that other programs hardly touch the figures. Each
+series is warmed. An exponent is that of the power law through the times of all its sizes, by least
+squares on the logarithms, or of its two largest: in each round by itself, of which the mean and
+Student's interval are shown.
+"""
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from scipy import stats
 from transformers import LlamaConfig
 
 from benchmarks import auroc as auroc_benchmark
-from benchmarks.find import bare_decoder
 from benchmarks.generation import ours
-from benchmarks.measure import Options, Result, command, in_turns
+from benchmarks.measure import Figure, Options, Result, command, in_turns, limited_to
 from benchmarks.models import random_concept, random_model, sentences
+from benchmarks.parts import attributing
+from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
-from sordino.expertise.ranks import sharing
-from sordino.expertise.sweep import SweepSettings
+from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.models.generation import encode_prompts, plan
-from sordino.progress import hushed
 
 _VOCABULARY = 2000
 _USUAL = 125  # sentences
-_SWEEPS = 3  # that processes time together
-_WITHIN_S = 300
+_WITHIN_S = 480
 
 
-def shape(options: Options, *, layers: int = 8, neurons: int = 1536) -> LlamaConfig:
-    """SmolLM2's layers with a small vocabulary; quick: tiny."""
-    width = 64 if options.quick else 576
+@dataclass(frozen=True)
+class Series:
+    """One thing at several sizes.
+
+    Args:
+        what: What is done.
+        of: What there is more and more of.
+        ways: By how much of it, in rising order, what to call.
+    """
+
+    what: str
+    of: str
+    ways: Mapping[int, Callable[[], Any]]
+
+    def name(self, size: int) -> str:
+        """What the way of that size is called."""
+        return f"{self.what}, {size:,} {self.of}"
+
+
+def shape(*, layers: int = 2, neurons: int = 384) -> LlamaConfig:
+    """Narrow layers, so that there can be many of them, and many sentences."""
     return LlamaConfig(
         vocab_size=_VOCABULARY,
-        hidden_size=width,
-        intermediate_size=neurons // 8 if options.quick else neurons,
+        hidden_size=128,
+        intermediate_size=neurons,
         num_hidden_layers=layers,
-        num_attention_heads=width // 64,
+        num_attention_heads=2,
         num_key_value_heads=1,
     )
 
 
-def on_threads(threads: int, work: Callable[[], Any]) -> Callable[[], None]:
-    """Do it on so many threads."""
-
-    def limited() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            work()
-        finally:
-            torch.set_num_threads(before)
-
-    return limited
+def sizes(smallest: int, options: Options) -> tuple[int, ...]:
+    """The smallest size, ten and a hundred times it; quick: not the largest."""
+    return (smallest, 10 * smallest, 100 * smallest)[: 2 if options.quick else 3]
 
 
-def of_auroc(options: Options, threads: list[int]) -> dict[str, Callable[[], Any]]:
-    """AUROC by sentences, neurons and threads."""
-    part = 16 if options.quick else 1
-    ways: dict[str, Callable[[], Any]] = {}
-    for count in (500, 1000, 2000, 4000, 8000):
-        data = auroc_benchmark.data(count // part, 4096 // part)
-        ways[f"AUROC, {count:,} sentences × 4,096 neurons"] = partial(auroc, *data)
-    for neurons in (1024, 2048, 8192, 16384):
-        data = auroc_benchmark.data(2000 // part, neurons // part)
-        ways[f"AUROC, 2,000 sentences × {neurons:,} neurons"] = partial(auroc, *data)
-    data = auroc_benchmark.data(2000 // part, 4096 // part)
-    for number in threads:
-        name = f"AUROC, 2,000 × 4,096, threads: {number}"
-        ways[name] = on_threads(number, partial(auroc, *data))
-    return ways
+def of_auroc(options: Options) -> list[Series]:
+    """AUROC by sentences and by neurons."""
+
+    def on(sentences: int, neurons: int) -> Callable[[], Any]:
+        return partial(auroc, *auroc_benchmark.data(sentences, neurons))
+
+    return [
+        Series("AUROC", "sentences", {n: on(n, 256) for n in sizes(800, options)}),
+        Series("AUROC", "neurons", {n: on(500, n) for n in sizes(1600, options)}),
+    ]
 
 
-def of_find(options: Options, threads: list[int]) -> dict[str, Callable[[], Any]]:
-    """`find` and the bare decoder on random models, by sentences, layers, neurons and threads."""
-    part = 16 if options.quick else 1
-    ways: dict[str, Callable[[], Any]] = {}
-    settings = SweepSettings()
+def of_find(options: Options) -> list[Series]:
+    """`find` by sentences, layers and neurons."""
 
-    def add(what: str, config: LlamaConfig, count: int, number: int | None = None) -> None:
-        opened = random_model(what, config)
-        concept = random_concept(max(40, count // part), _VOCABULARY)
-        for name, work in (
-            ("bare decoder", bare_decoder(opened, concept, settings)),
-            ("find", partial(find_experts, opened, concept, settings=settings)),
-        ):
-            ways[f"{name}, {what}"] = on_threads(number or torch.get_num_threads(), work)
+    def on(count: int, config: LlamaConfig) -> Callable[[], Any]:
+        opened = random_model("growth", config)
+        return partial(find_experts, opened, random_concept(count, _VOCABULARY))
 
-    for count in (_USUAL, 250, 500, 1000):
-        add(f"{count:,} sentences", shape(options), count)
-    for layers in (2, 4, 16):
-        add(f"{layers} layers", shape(options, layers=layers), _USUAL)
-    for neurons in (512, 3072, 6144):
-        add(f"{neurons:,} neurons per projection", shape(options, neurons=neurons), _USUAL)
-    for number in threads:
-        add(f"{_USUAL} sentences, threads: {number}", shape(options), _USUAL, number)
-    return ways
+    layers = {n: on(_USUAL, shape(layers=n)) for n in sizes(2, options)}
+    neurons = {n: on(_USUAL, shape(neurons=n)) for n in sizes(600, options)}
+    return [
+        Series("find", "sentences", {n: on(n, shape()) for n in sizes(100, options)}),
+        Series("find", "layers", layers),
+        Series("find", "neurons per projection", neurons),
+    ]
 
 
-def of_generation(options: Options) -> dict[str, Callable[[], Any]]:
-    """Continuations of 20 prompts, by their number."""
-    opened = random_model("growth", shape(options))
-    texts = list(sentences(2 if options.quick else 20, _VOCABULARY, longest=16))
+def of_attribution(options: Options) -> list[Series]:
+    """Attribution by sentences."""
+    opened = random_model("growth", shape())
+
+    def on(count: int) -> Callable[[], Any]:
+        settings = AttributionSettings(per_class=count // 2)
+        work = passages(
+            opened,
+            random_concept(count, _VOCABULARY),
+            settings,
+            SweepSettings().max_tokens,
+            BATCH_TOKENS,
+        )
+        return partial(attributing, opened, work)
+
+    return [Series("attribution", "sentences", {n: on(n) for n in sizes(100, options)})]
+
+
+def of_generation(options: Options) -> list[Series]:
+    """Continuations of 20 tokens of 20 prompts, by their number."""
+    opened = random_model("growth", shape())
+    texts = list(sentences(20, _VOCABULARY, longest=16))
     prompts = encode_prompts(opened, texts, max_tokens=128, new_tokens=20)
-    return {
-        f"generation, {count} continuations per prompt": partial(
+    ways = {
+        count: partial(
             ours,
             opened,
             plan(opened, prompts, continuations=count, new_tokens=20, batch_tokens=8192),
         )
-        for count in (1, 5, 25, 50)
+        for count in sizes(5, options)
     }
+    return [Series("generation", "continuations per prompt", ways)]
 
 
-def together(quick: bool) -> None:
-    """Find among the processes that torchrun started, some times, and print the seconds."""
-    torch.set_num_threads(1)
-    options = Options(quick, None, Path(), Path())
-    opened = random_model("growth", shape(options))
-    concept = random_concept(40 if quick else _USUAL, _VOCABULARY)
-    seconds = []
-    with sharing("cpu") as (ranks, _), hushed():
-        for _ in range(1 + _SWEEPS):
-            ranks.wait()
-            started = time.perf_counter()
-            find_experts(opened, concept)
-            ranks.wait()
-            seconds.append(time.perf_counter() - started)
-    if ranks.first:
-        print(json.dumps(seconds[1:]))
+def exponent(
+    sizes: Sequence[int], rounds: Sequence[Sequence[float]]
+) -> tuple[float, float | None, float | None]:
+    """The power with which times grow with sizes.
 
+    Args:
+        sizes: The sizes.
+        rounds: In each round, the seconds at each size.
 
-def of_processes(options: Options, most: int) -> dict[str, list[float]]:
-    """The seconds of `find` shared by processes of one thread each, by their number."""
-    code = f"from benchmarks.growth import together; together({options.quick})"
-    script = options.work / "together.py"
-    script.write_text(code, encoding="utf-8")
-    found = {}
-    for number in sorted({1, most}):
-        # The script's folder is where torchrun's processes look for modules, and not this one.
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *(f"--nproc-per-node={number}", str(script)),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        name = f"find, {_USUAL} sentences, processes of one thread: {number}"
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    script.unlink()
-    return found
+    Returns:
+        The mean of the rounds' exponents and the ends of its 95 % interval, None for one round.
+    """
+    slopes = [np.polyfit(np.log(sizes), np.log(seconds), 1)[0] for seconds in rounds]
+    mean = float(np.mean(slopes))
+    if len(slopes) == 1:
+        return mean, None, None
+    half = float(stats.t.ppf(0.975, len(slopes) - 1) * stats.sem(slopes))
+    return mean, mean - half, mean + half
 
 
 def run(options: Options) -> Result:
-    """How the parts grow."""
-    most = torch.get_num_threads()
-    threads = sorted({1, most})
-    # The first of all compiles; these take so little that they can be warmed and repeated.
-    seconds, _ = in_turns(of_auroc(options, threads), options.rounds(5))
-    ways = of_find(options, threads) | of_generation(options)
-    longer, _ = in_turns(ways, options.rounds(3), warm=False, within_s=_WITHIN_S)
-    seconds |= longer
-    seconds |= of_processes(options, most)
+    """How the parts grow: exponents of power laws."""
+    parts = of_auroc, of_find, of_attribution, of_generation
+    series = [one for part in parts for one in part(options)]
+    ways = {one.name(size): way for one in series for size, way in one.ways.items()}
+    with limited_to(1):
+        for one in series:
+            next(iter(one.ways.values()))()  # compiles, and takes memory that is used again
+        seconds, _ = in_turns(
+            ways,
+            options.rounds(5),
+            warm=False,
+            within_s=_WITHIN_S,
+            clock=time.process_time,
+        )
+    figures = []
+    for one in series:
+        grown = list(one.ways)
+        rounds = list(zip(*(seconds[one.name(size)] for size in grown), strict=True))
+        for first in dict.fromkeys((0, len(grown) - 2)):
+            value, low, high = exponent(grown[first:], [times[first:] for times in rounds])
+            of = f"{grown[first]:,} to {grown[-1]:,} {one.of}"
+            figures.append(Figure(f"{one.what}, {of}: exponent", value, "", low=low, high=high))
     about = {
-        "model": "random, 8 layers of SmolLM2's shape unless stated otherwise",
+        "model": "random, 2 layers of 128 dimensions and 384 neurons unless stated otherwise",
         "sentences": f"{_USUAL} unless stated otherwise",
+        "AUROC": "of 256 neurons, or 500 sentences",
         "dtype": "float32",
+        "times": "processor time on one thread",
         "seed": 0,
     }
-    return Result("growth", about, seconds, [])
+    return Result("growth", about, seconds, figures)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,8 @@ class Figure:
         unit: "×", "MB", "s", "GB/s", "tokens/s", or "" for a plain number.
         at_least: Its bar, if it has one.
         at_most: Its bar, if it has one.
+        low: The lower end of its 95 % interval, if it has one.
+        high: The upper end.
     """
 
     what: str
@@ -60,6 +63,8 @@ class Figure:
     unit: str = "×"
     at_least: float | None = None
     at_most: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -95,6 +100,7 @@ def in_turns(
     warm: bool = True,
     between: Callable[[], None] = lambda: None,
     within_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time the ways in turns, each round beginning with another one.
 
@@ -107,6 +113,8 @@ def in_turns(
         between: Called before each call, untimed.
         within_s: A round that would probably end later than so many seconds from the start is
             left out, and so are those after it; the first never is.
+        clock: Gives the seconds that are kept. `time.process_time` counts those in which the
+            processor worked for this process, which other programs hardly touch.
 
     Returns:
         The seconds of every call, and what the last call gave, by name.
@@ -124,13 +132,24 @@ def in_turns(
         for name in names[first:] + names[:first]:
             given.pop(name, None)
             between()
-            started = time.perf_counter()
+            started = clock()
             given[name] = ways[name]()
-            taken = time.perf_counter() - started
+            taken = clock() - started
             if turn >= 0:
                 seconds[name].append(taken)
         last = time.perf_counter() - now
     return seconds, given
+
+
+@contextmanager
+def limited_to(threads: int) -> Iterator[None]:
+    """Compute on so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], slower: str, faster: str) -> float:
@@ -219,6 +238,8 @@ def table(record: Mapping[str, Any]) -> str:
         lines += ["| what | measured | bar |", "|---|---|---|"]
         for figure in record["figures"]:
             value = f"{amount(figure['value'])} {figure['unit']}".strip()
+            if figure.get("low") is not None:  # records from before have no intervals
+                value += f" ({amount(figure['low'])} to {amount(figure['high'])})"
             bar = ""
             for name, sign in (("at_least", "≥"), ("at_most", "≤")):
                 if figure[name] is not None:

@@ -12,12 +12,15 @@ import transformers as tf
 
 from benchmarks import costs, tables
 from benchmarks.__main__ import ALL
+from benchmarks.growth import exponent
 from benchmarks.measure import Figure, Options, in_turns, table
 from sordino.models.sites import find_sites
 from sordino.progress import hushed
 
 ROOT = Path(__file__).parents[1]
-SLOW = ("growth", "busy", "memory")
+MACHINE = {"processor": "p", "cores": 2, "amx": False, "gpu": None, "threads": 2}
+MACHINE |= {"load_before": 0.1, "torch": "2", "date": "2026-01-01"}
+SLOW = ("growth", "threads", "busy", "memory")
 
 
 @pytest.mark.parametrize(
@@ -67,8 +70,7 @@ def test_records_fill_their_places_and_no_other(tmp_path):
         "seconds": {"a": [3.0, 1.0, 2.0]},
         "notes": ["A note."],
         "settings": {"sentences": "2,000"},
-        "machine": {"processor": "p", "cores": 2, "amx": False, "gpu": None, "threads": 2}
-        | {"load_before": 0.1, "torch": "2", "date": "2026-01-01"},
+        "machine": MACHINE,
         "quick": False,
     }
     (tmp_path / "auroc.json").write_text(json.dumps(record))
@@ -97,8 +99,7 @@ def test_a_bar_that_one_run_reached_is_not_called_met():
         "figures": [figure | {"met": True}],
         "notes": [],
         "settings": {},
-        "machine": {"processor": "p", "cores": 2, "amx": False, "gpu": None, "threads": 2}
-        | {"load_before": 0.1, "torch": "2", "date": "2026-01-01"},
+        "machine": MACHINE,
         "quick": False,
     }
     once = table(record | {"seconds": {"a": [2.0], "b": [1.0]}})
@@ -163,6 +164,28 @@ def test_ways_take_turns():
     assert [len(times) for times in seconds.values()] == [2, 2, 2]
     seconds, _ = in_turns(ways, 5, within_s=0)
     assert [len(times) for times in seconds.values()] == [1, 1, 1]
+
+
+def test_exponents_of_power_laws():
+    sizes = [10, 100, 1000]
+    value, low, high = exponent(sizes, [[size**2 for size in sizes], [3 * s**2 for s in sizes]])
+    assert value == pytest.approx(2)
+    assert low == pytest.approx(2)
+    assert high == pytest.approx(2)
+    value, low, high = exponent(sizes, [sizes, [size**1.2 for size in sizes]])
+    assert value == pytest.approx(1.1)
+    # Student's interval of 1 and 1.2: one degree of freedom, 12.706 standard errors of 0.1.
+    assert (low, high) == pytest.approx((1.1 - 1.2706, 1.1 + 1.2706), abs=1e-4)
+    value, *ends = exponent(sizes, [sizes])
+    assert value == pytest.approx(1)
+    assert ends == [None, None]  # one round has no scatter
+
+
+def test_a_figure_shows_its_interval():
+    figure = {"what": "exponent", "value": 1.0, "unit": "", "at_least": None, "at_most": None}
+    record = {"figures": [figure | {"met": None, "low": 0.9, "high": 1.1}], "seconds": {}}
+    record |= {"notes": [], "settings": {}, "quick": False, "machine": MACHINE}
+    assert "| exponent | 1 (0.9 to 1.1) |  |" in table(record)
 
 
 def test_bars():
