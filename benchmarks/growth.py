@@ -19,8 +19,9 @@ from transformers import LlamaConfig
 from benchmarks import auroc as auroc_benchmark
 from benchmarks.generation import ours
 from benchmarks.measure import Figure, Options, Result, command, in_turns, limited_to
-from benchmarks.models import random_concept, random_model, sentences
+from benchmarks.models import random_model, sentences
 from benchmarks.parts import attributing
+from sordino.concepts.concept import Concept
 from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
@@ -29,7 +30,8 @@ from sordino.models.generation import encode_prompts, plan
 
 _VOCABULARY = 2000
 _USUAL = 125  # sentences
-_WITHIN_S = 480
+_LONGEST = 16  # their tokens
+_WITHIN_S = 210
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ def shape(*, layers: int = 2, neurons: int = 384) -> LlamaConfig:
     )
 
 
+def concept(count: int) -> Concept:
+    """So many short sentences of random words, half of them called positive."""
+    texts = sentences(count, _VOCABULARY, longest=_LONGEST)
+    return Concept("random", texts[: count // 2], texts[count // 2 :], "random words")
+
+
 def sizes(smallest: int, options: Options) -> tuple[int, ...]:
     """The smallest size, ten and a hundred times it; quick: not the largest."""
     return (smallest, 10 * smallest, 100 * smallest)[: 2 if options.quick else 3]
@@ -85,7 +93,7 @@ def of_find(options: Options) -> list[Series]:
 
     def on(count: int, config: LlamaConfig) -> Callable[[], Any]:
         opened = random_model("growth", config)
-        return partial(find_experts, opened, random_concept(count, _VOCABULARY))
+        return partial(find_experts, opened, concept(count))
 
     layers = {n: on(_USUAL, shape(layers=n)) for n in sizes(2, options)}
     neurons = {n: on(_USUAL, shape(neurons=n)) for n in sizes(600, options)}
@@ -104,20 +112,20 @@ def of_attribution(options: Options) -> list[Series]:
         settings = AttributionSettings(per_class=count // 2)
         work = passages(
             opened,
-            random_concept(count, _VOCABULARY),
+            concept(count),
             settings,
             SweepSettings().max_tokens,
             BATCH_TOKENS,
         )
         return partial(attributing, opened, work)
 
-    return [Series("attribution", "sentences", {n: on(n) for n in sizes(100, options)})]
+    return [Series("attribution", "sentences", {n: on(n) for n in sizes(40, options)})]
 
 
 def of_generation(options: Options) -> list[Series]:
-    """Continuations of 20 tokens of 20 prompts, by their number."""
+    """Continuations of 20 tokens of 8 prompts, by their number."""
     opened = random_model("growth", shape())
-    texts = list(sentences(20, _VOCABULARY, longest=16))
+    texts = list(sentences(8, _VOCABULARY, longest=_LONGEST))
     prompts = encode_prompts(opened, texts, max_tokens=128, new_tokens=20)
     ways = {
         count: partial(
@@ -175,7 +183,7 @@ def run(options: Options) -> Result:
             figures.append(Figure(f"{one.what}, {of}: exponent", value, "", low=low, high=high))
     about = {
         "model": "random, 2 layers of 128 dimensions and 384 neurons unless stated otherwise",
-        "sentences": f"{_USUAL} unless stated otherwise",
+        "sentences": f"{_USUAL} of at most {_LONGEST} tokens unless stated otherwise",
         "AUROC": "of 256 neurons, or 500 sentences",
         "dtype": "float32",
         "times": "processor time on one thread",
