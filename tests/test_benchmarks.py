@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers as tf
 
-from benchmarks import costs, tables
+from benchmarks import costs, parts, tables
 from benchmarks.__main__ import ALL
 from benchmarks.growth import exponent
 from benchmarks.measure import Figure, Options, in_turns, table
+from sordino.evaluation import Toxicity
 from sordino.models.sites import find_sites
+from sordino.pipeline import RECOMMENDED_DIVERGENCE
 from sordino.progress import hushed
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +181,18 @@ def test_exponents_of_power_laws():
     value, *ends = exponent(sizes, [sizes])
     assert value == pytest.approx(1)
     assert ends == [None, None]  # one round has no scatter
+
+
+def test_the_parts_are_those_of_the_demo():
+    demo = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
+    assert f"--attribution-per-class {parts.PER_CLASS} " in demo
+    assert f"--max-prompts {parts.PROMPTS} " in demo
+    assert f"--divergence {RECOMMENDED_DIVERGENCE:g} " in demo
+    assert demo.count("--beside ") + 2 == parts.ARMS  # with the original and the edited model
+    assert (parts.CONTINUATIONS, parts.NEW_TOKENS) == (
+        Toxicity.continuations,
+        Toxicity.new_tokens,
+    )
 
 
 def test_a_figure_shows_its_interval():
