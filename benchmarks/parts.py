@@ -46,7 +46,7 @@ from sordino.models.tokenise import encode
 from sordino.pipeline import RECOMMENDED_DIVERGENCE
 from sordino.tuning.calibration import TOKENS, Yardstick, calibrate, clean_texts
 
-_WITHIN_S = 480
+_WITHIN_S = 400
 _BARS = {"find": 1.1, "attribution": 1.25, "toxicity": 1.25}
 # What `make demo` asks for; a test compares.
 PER_CLASS, PROMPTS, CONTINUATIONS, NEW_TOKENS, ARMS = 400, 300, 5, 20, 3
@@ -160,16 +160,16 @@ def given(options: Options) -> Given:
     """The kit's model, comments, prose and prompts; quick: random ones."""
     writing = Toxicity(
         prompts=KIT_PROMPTS,
-        max_prompts=6,
+        max_prompts=4,
         continuations=CONTINUATIONS,
         new_tokens=NEW_TOKENS,
         scorer="alt-profanity-check",
     )
     if not options.quick:
-        reading = Perplexity(max_texts=12)
+        reading = Perplexity(max_texts=6)
         prose = chosen(reading.texts, Perplexity().max_texts)
         insults = load_concept("insults")
-        return Given("kit:smollm2", insults, 24, clean_texts(), prose, reading, writing)
+        return Given("kit:smollm2", insults, 20, clean_texts(), prose, reading, writing)
     model, lines = options.work / "parts" / "tiny", options.work / "parts" / "lines.txt"
     opened = random_model("tiny", SHAPES["tiny"])
     opened.model.save_pretrained(model)

@@ -189,10 +189,10 @@ def test_the_parts_are_those_of_the_demo():
     assert f"--max-prompts {parts.PROMPTS} " in demo
     assert f"--divergence {RECOMMENDED_DIVERGENCE:g} " in demo
     assert demo.count("--beside ") + 2 == parts.ARMS  # with the original and the edited model
-    assert (parts.CONTINUATIONS, parts.NEW_TOKENS) == (
+    assert (
         Toxicity.continuations,
         Toxicity.new_tokens,
-    )
+    ) == (parts.CONTINUATIONS, parts.NEW_TOKENS)
 
 
 def test_a_figure_shows_its_interval():
