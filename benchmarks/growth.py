@@ -31,7 +31,7 @@ from sordino.models.generation import encode_prompts, plan
 _VOCABULARY = 2000
 _USUAL = 125  # sentences
 _LONGEST = 16  # their tokens
-_WITHIN_S = 210
+_WITHIN_S = 300
 
 
 @dataclass(frozen=True)
