@@ -266,7 +266,7 @@ def test_a_folder_of_another_study_is_refused(open_tiny, concept, tmp_path):
     ref = open_tiny("llama").ref
     Lab(ref, concept, tmp_path / "lab", seed=0)
     Lab(ref, concept, tmp_path / "lab", seed=0)
-    with pytest.raises(UserError, match="choose another -o"):
+    with pytest.raises(UserError, match="choose another `output`"):
         Lab(ref, concept, tmp_path / "lab", seed=1)
 
 

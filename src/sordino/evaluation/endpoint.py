@@ -446,6 +446,19 @@ class _Dialect:
     extras: bool
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """How many continuations are wanted of each prompt, how they are sampled, and by which seed."""
+
+    sampling: Sampling
+    seed: int
+    continuations: int
+
+
+_Prompt = str | Sequence[Message]
+"""A raw text, or the messages of a conversation."""
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible server, which gives text alone.
 
@@ -483,7 +496,7 @@ class Endpoint:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[Message]],
+        prompts: Sequence[_Prompt],
         sampling: Sampling,
         *,
         seed: int,
@@ -511,10 +524,11 @@ class Endpoint:
         batches = [range(start, min(start + BATCH_PROMPTS, len(prompts))) for start in starts]
         if not batches:
             return
-        dialect = self._agree(prompts[:_PROBED], sampling, seed, continuations)
+        wanted = _Wanted(sampling, seed, continuations)
+        dialect = self._agree(prompts[:_PROBED], wanted)
 
-        def work(prompt: int) -> list[Continuation]:
-            return self._continue(prompts[prompt], prompt, sampling, seed, continuations, dialect)
+        def work(number: int) -> list[Continuation]:
+            return self._continue(prompts[number], number, wanted, dialect)
 
         missing = 0
         with closing(self._server.each(work, list(chain.from_iterable(batches)))) as results:
@@ -546,18 +560,12 @@ class Endpoint:
             f"it gives no text for any of {prompts} prompts ({reason}); {thinks}."
         )
 
-    def _agree(
-        self,
-        prompts: Sequence[str | Sequence[Message]],
-        sampling: Sampling,
-        seed: int,
-        continuations: int,
-    ) -> _Dialect:
+    def _agree(self, prompts: Sequence[_Prompt], wanted: _Wanted) -> _Dialect:
         """Find out what the server understands, by the first prompt with a well-formed answer."""
         fault = ""
         for number, prompt in enumerate(prompts):
             try:
-                return self._agree_by(prompt, number, sampling, seed, continuations)
+                return self._agree_by(prompt, number, wanted)
             except MalformedError as error:
                 fault = str(error)
         raise self._server.problem(
@@ -565,23 +573,18 @@ class Endpoint:
             "which usually ends in /v1."
         )
 
-    def _agree_by(
-        self,
-        prompt: str | Sequence[Message],
-        number: int,
-        sampling: Sampling,
-        seed: int,
-        continuations: int,
-    ) -> _Dialect:
+    def _agree_by(self, prompt: _Prompt, number: int, wanted: _Wanted) -> _Dialect:
         """The best kind of request for a prompt's continuations that the server understands."""
+        sampling = wanted.sampling
         needs_extras = bool(sampling.top_k) or sampling.repetition_penalty != 1
         refusal = ""
         for extras in (True,) if needs_extras else (True, False):
-            for at_once in dict.fromkeys((continuations, 1)):
-                dialect = _Dialect(at_once, extras)
+            for at_once in dict.fromkeys((wanted.continuations, 1)):
+                request = sampling_request(
+                    sampling, request_seed(wanted.seed, number, 0), extras=extras
+                )
                 try:
-                    own = request_seed(seed, number, 0)
-                    choices = self._ask(prompt, sampling, own, at_once, dialect)
+                    choices = self._ask(prompt, {"n": at_once, **request})
                 except RefusedError as error:
                     refusal = str(error)
                     continue
@@ -596,56 +599,42 @@ class Endpoint:
                         f"{self.name} accepts OpenAI's own settings only: top-k, min-p and the "
                         "repetition penalty are the server's."
                     )
-                return dialect
+                return _Dialect(at_once, extras)
         if needs_extras:
             refusal += " (`top_k` and `repetition_penalty` are not part of OpenAI's own protocol)"
         raise self._server.problem(f"it refuses to continue a prompt: {refusal}.")
 
     def _continue(
-        self,
-        text: str | Sequence[Message],
-        prompt: int,
-        sampling: Sampling,
-        seed: int,
-        continuations: int,
-        dialect: _Dialect,
+        self, prompt: _Prompt, number: int, wanted: _Wanted, dialect: _Dialect
     ) -> list[Continuation]:
         written: list[Continuation] = []
-        while len(written) < continuations:
-            wanted = min(dialect.at_once, continuations - len(written))
-            own = request_seed(seed, prompt, len(written))
+        while len(written) < wanted.continuations:
+            count = min(dialect.at_once, wanted.continuations - len(written))
+            seed = request_seed(wanted.seed, number, len(written))
+            request = sampling_request(wanted.sampling, seed, extras=dialect.extras)
             try:
-                found = [
-                    self._written(choice)
-                    for choice in self._ask(text, sampling, own, wanted, dialect)[:wanted]
-                ]
+                choices = self._ask(prompt, {"n": count, **request})[:count]
+                found = [self._written(choice) for choice in choices]
             except RefusedError as error:
-                raise self._server.problem(f"it refuses prompt {prompt + 1}: {error}.") from None
+                raise self._server.problem(f"it refuses prompt {number + 1}: {error}.") from None
             except MalformedError as error:
-                found = [("", f"malformed: {error}")] * wanted
+                found = [("", f"malformed: {error}")] * count
             written += [
-                Continuation(prompt, len(written) + number, None, *one)
-                for number, one in enumerate(found)
+                Continuation(number, len(written) + more, None, *one)
+                for more, one in enumerate(found)
             ]
         return written
 
-    def _ask(
-        self,
-        prompt: str | Sequence[Message],
-        sampling: Sampling,
-        seed: int,
-        count: int,
-        dialect: _Dialect,
-    ) -> list[Choice]:
-        request = {"n": count, **sampling_request(sampling, seed, extras=dialect.extras)}
-        if not isinstance(prompt, str):
-            request["messages"] = [dict(message) for message in prompt]
-        elif self._chat:
-            request["messages"] = one_message(CHAT_INSTRUCTION, prompt)
-        else:
-            request["prompt"] = prompt
-        path = "chat/completions" if "messages" in request else "completions"
-        return self._server.ask(path, request)
+    def _ask(self, prompt: _Prompt, request: dict[str, Any]) -> list[Choice]:
+        """Send a prompt with these settings of the request."""
+        if isinstance(prompt, str) and not self._chat:
+            return self._server.ask("completions", {**request, "prompt": prompt})
+        messages = (
+            one_message(CHAT_INSTRUCTION, prompt)
+            if isinstance(prompt, str)
+            else [dict(message) for message in prompt]
+        )
+        return self._server.ask("chat/completions", {**request, "messages": messages})
 
     def _written(self, choice: Choice) -> tuple[str, str]:
         """A continuation's text, and why it is missing ("" if it is not)."""
