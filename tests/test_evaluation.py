@@ -131,6 +131,8 @@ def test_a_model_dampened_in_memory_is_an_arm_of_its_own(work, tmp_path):
         hooked = evaluate(opened, measures=chosen, output=tmp_path / "hooked.json")
     assert hooked.after.fingerprint == ""
     assert hooked.figure("perplexity", "mean").after == result.figure("perplexity", "mean").after
+    with opened.model.get_input_embeddings().register_forward_pre_hook(lambda *_: None):
+        assert evaluate(opened, measures=chosen).after.fingerprint == ""
 
 
 @pytest.mark.parametrize("batches", [2, 14])

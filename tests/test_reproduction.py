@@ -192,6 +192,11 @@ def test_a_tiny_recipe_is_carried_out(tiny, call):
     status, _, err = call("reproduce", "tiny.toml", "-o", "out", "--max-prompts", 4)
     assert status == 2
     assert "is of another recipe or other settings" in err
+    # Figures without a record of their recipe could be anybody's.
+    (tiny / "out/recipe.json").unlink()
+    status, _, err = call("reproduce", "tiny.toml", "-o", "out", "--device", "cpu")
+    assert status == 2
+    assert "is of another recipe or other settings" in err
 
 
 def test_a_copy_of_the_model_and_fewer_prompts(tiny, call):

@@ -533,7 +533,7 @@ def _arm(subject: Subject, device: str, dtype: str) -> Arm:
 
 def _in_memory(opened: OpenModel) -> str:
     """SHA-256 over a model's parameters as they are now; "" if it has hooks."""
-    if any(module._forward_hooks for module in opened.model.modules()):
+    if any(m._forward_hooks or m._forward_pre_hooks for m in opened.model.modules()):
         return ""
     digest = hashlib.sha256()
     for name, tensor in opened.model.state_dict().items():

@@ -121,13 +121,14 @@ def reproduce(
     measures = recipe.build(changes.max_prompts, changes.scorer)
     folder, mark = output / "model", output / "recipe.json"
     asked = {"recipe": recipe.model_dump(mode="json"), "changes": _deciding(changes)}
-    if mark.exists() and read_json(mark) != asked:
+    figures = extras_of(folder) / "evaluation.json"
+    begun = read_json(mark) if mark.exists() else None
+    if begun != asked and (mark.exists() or figures.exists()):
         raise UserError(
             f"{output} is of another recipe or other settings: choose another `output`."
         )
     results = claim_output(output / "reproduction.json", REPRODUCTION, force=True)
     page = claim_output(output / "reproduction.html", PAGE, force=True)
-    figures = extras_of(folder) / "evaluation.json"
     with only_one(results):
         if not figures.exists():
             missing = lacking(recipe, changes, output)
