@@ -96,7 +96,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, m
     monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
     from sordino.expertise import causal
 
-    measured, left = causal._measured, 5
+    measured, left = causal._measure, 5
 
     def failing(*args):
         nonlocal left
@@ -107,10 +107,10 @@ def test_a_killed_call_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, m
 
     target, again = tmp_path / "cut.safetensors", []
     with monkeypatch.context() as patch:
-        patch.setattr(causal, "_measured", failing)
+        patch.setattr(causal, "_measure", failing)
         with pytest.raises(KeyboardInterrupt):
             find_experts(opened, concept, output=target, **options)
-    monkeypatch.setattr(causal, "_measured", lambda *a: again.append(a) or measured(*a))
+    monkeypatch.setattr(causal, "_measure", lambda *a: again.append(a) or measured(*a))
     find_experts(opened, concept, output=target, **options)
     assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert len(again) == len(opened.sites) - 3  # the first layer's were kept

@@ -295,9 +295,9 @@ def test_the_cost_of_an_expert_s_neuron_predicts_the_divergence(open_tiny, large
     opened.model.set_experts_implementation("eager")  # the default has no float64
     site, amount = "model.layers.2.mlp.experts.down_proj", 0.02
     drawn = larger.sampled(max_per_class=30, seed=0)
-    draw, costs = attribution._drawn, []
+    draw, costs = attribution._draw, []
     for seed in range(12):
-        monkeypatch.setattr(attribution, "_drawn", lambda p, i, s=seed: draw(p, 1000 * s + i))
+        monkeypatch.setattr(attribution, "_draw", lambda p, i, s=seed: draw(p, 1000 * s + i))
         found = find_experts(opened, larger, attribution=AttributionSettings(30))
         costs.append(found.statistics[site]["cost"])
     mean = np.mean(costs, axis=0)

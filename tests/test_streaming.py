@@ -295,7 +295,7 @@ def test_free_memory_heeds_limits(tmp_path, monkeypatch):
         (folder / "memory.max").write_text(most)
         (folder / "memory.current").write_text(str(used))
         (folder / "memory.stat").write_text("anon 1\ninactive_file 200\n")
-    assert list(memory._left_by_groups(tmp_path / "v2", own)) == [500]
+    assert list(memory._read_groups(tmp_path / "v2", own)) == [500]
     # Version 1, of whose path only the root is to be seen.
     own.write_text("4:cpu:/x\n3:memory:/docker/abc\n")
     root = tmp_path / "v1" / "memory"
@@ -303,7 +303,7 @@ def test_free_memory_heeds_limits(tmp_path, monkeypatch):
     (root / "memory.limit_in_bytes").write_text("900")
     (root / "memory.usage_in_bytes").write_text("1000")
     (root / "memory.stat").write_text("cache 1\ntotal_inactive_file 300\n")
-    assert list(memory._left_by_groups(tmp_path / "v1", own)) == [200]
+    assert list(memory._read_groups(tmp_path / "v1", own)) == [200]
 
 
 def test_states_in_files_are_those_that_were_written(tmp_path):

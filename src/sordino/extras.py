@@ -63,9 +63,9 @@ def started_as(extra: str = "") -> str:
     """
     where = Path(sys.prefix).parts
     if "archive-v0" in where:  # of uv's cache
-        return f"uvx {_wanted('--from', extra)}sordino"
+        return f"uvx {_name_wanted('--from', extra)}sordino"
     if "pipx" in where and "venvs" not in where:  # where `pipx install` puts things
-        return f"pipx run {_wanted('--spec', extra)}sordino"
+        return f"pipx run {_name_wanted('--spec', extra)}sordino"
     if Path(sys.argv[0]).parts[-2:] == ("sordino", "__main__.py"):
         return f"{Path(sys.executable).name} -m sordino"
     return "sordino"
@@ -80,7 +80,7 @@ def installing(extra: str) -> str:
     return f'{installer} "sordino[{extra}]"'
 
 
-def _wanted(flag: str, extra: str) -> str:
+def _name_wanted(flag: str, extra: str) -> str:
     """The flag that names what to install, where that is more than "sordino" of the index."""
     name = f"sordino[{extra}]" if extra else "sordino"
     told = distribution("sordino").read_text("direct_url.json")  # which the installer wrote

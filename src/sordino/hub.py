@@ -147,10 +147,10 @@ def in_one_sentence(wanted: Wanted) -> Iterator[None]:
     except failures() as error:
         if isinstance(error, OSError) and is_disk_full(error):
             raise
-        raise _said(error, wanted) from None
+        raise _explain(error, wanted) from None
 
 
-def _said(error: Exception, wanted: Wanted) -> UserError:
+def _explain(error: Exception, wanted: Wanted) -> UserError:
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -249,7 +249,7 @@ def fetch_files(
                 folder = Path(fetch(local_files_only=True))
             except LocalEntryNotFoundError:
                 raise error from None
-            note(f"{_said(error, wanted)} The copy in the hub's cache is used.")
+            note(f"{_explain(error, wanted)} The copy in the hub's cache is used.")
             return folder
         if check is not None:
             check([file.rfilename for file in getattr(about, "siblings", None) or ()])
@@ -281,7 +281,7 @@ def about(repository: Repository) -> About:
     """
     from huggingface_hub import HfApi
 
-    with in_one_sentence(_wanted(repository)):
+    with in_one_sentence(_want(repository)):
         found = HfApi().repo_info(
             repository.name, revision=repository.revision, repo_type=repository.repo_type
         )
@@ -306,7 +306,7 @@ def beginning(repository: Repository, file: str) -> str:
         repository.name, file, repo_type=repository.repo_type, revision=repository.revision
     )
     headers = {**build_hf_headers(), "Range": f"bytes=0-{_BEGINNING - 1}"}
-    with in_one_sentence(_wanted(repository, file)):
+    with in_one_sentence(_want(repository, file)):
         answer = get_session().get(address, headers=headers, follow_redirects=True)
         hf_raise_for_status(answer)
     return bytes(answer.content[:_BEGINNING]).decode(errors="replace")
@@ -347,10 +347,10 @@ def fetch_known(repository: Repository, instead: str) -> Path:
         UserError: It is not available (`NotThereError` where there is no such thing).
     """
     [file] = repository.files
-    return fetch_file(_wanted(repository, file, instead))
+    return fetch_file(_want(repository, file, instead))
 
 
-def _wanted(repository: Repository, file: str = "", instead: str = "see its page") -> Wanted:
+def _want(repository: Repository, file: str = "", instead: str = "see its page") -> Wanted:
     return Wanted(
         repository.name,
         repository.revision,
@@ -465,10 +465,10 @@ def local(path: str | Path) -> Path:
     Raises:
         UserError: The repository or the file is not available.
     """
-    return _fetched(str(path)) if is_shared(path) else user_path(path)
+    return _fetch(str(path)) if is_shared(path) else user_path(path)
 
 
-def _fetched(name: str) -> Path:
+def _fetch(name: str) -> Path:
     found = _SHARED.fullmatch(name)
     if found is None:
         raise UserError(

@@ -116,7 +116,7 @@ class _ModelFolder:
 
     def foreign(self, there: Path) -> Sequence[str]:
         """The files that are neither listed in the folder's record nor results of Sordino."""
-        listed = _listed(there)
+        listed = _read_listed(there)
         if listed is None:
             return [there.name]
         return [
@@ -264,7 +264,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record if known else None
 
 
-def _listed(folder: Path) -> set[str] | None:
+def _read_listed(folder: Path) -> set[str] | None:
     """The files that a folder's record lists; None where it has no record that lists them."""
     files = (_record(folder) or {}).get("files")
     return {str(name) for name in files} if isinstance(files, list) else None

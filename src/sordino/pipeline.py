@@ -285,13 +285,13 @@ class _Steps:
                 self._concept,
                 settings=self._settings.sweep,
                 attribution=self._settings.attribution,
-                own=self._own(),
+                own=self._plan_own(),
                 output=self.expertise,
             )
             self._steps.done("find", self.expertise)
         return Expertise.load(self.expertise)
 
-    def _own(self) -> OwnSettings | None:
+    def _plan_own(self) -> OwnSettings | None:
         chosen = self._settings
         if chosen.own is None:
             return None
@@ -345,12 +345,12 @@ class _Steps:
         arms = []
         for rule in self._settings.beside:
             dampening = dampen(self._at_its_sites(rule, expertise), rule)
-            arms.append(hooked_on(self._ref, dampening, self._kept_original, name=rule))
+            arms.append(hooked_on(self._ref, dampening, self._keep_original, name=rule))
         if not arms or self._is_too_large():
             return {}
         found = evaluate_each(
             arms,
-            Arm.of(self._ref, self._kept_original),
+            Arm.of(self._ref, self._keep_original),
             measures=self._ready,
             device=self._settings.device,
             dtype=self._settings.dtype,
@@ -373,7 +373,7 @@ class _Steps:
             baked = ModelRef(self._target.name, kind, self._model)
             evaluate(
                 Arm.of(baked, partial(self._measured, baked)),
-                Arm.of(self._ref, self._lent_original),
+                Arm.of(self._ref, self._lend_original),
                 measures=self._ready,
                 device=self._settings.device,
                 dtype=self._settings.dtype,
@@ -477,7 +477,7 @@ class _Steps:
             )
         return self._opened
 
-    def _kept_original(self) -> AbstractContextManager[OpenModel]:
+    def _keep_original(self) -> AbstractContextManager[OpenModel]:
         return nullcontext(self._original())
 
     def _is_too_large(self) -> bool:
@@ -488,7 +488,7 @@ class _Steps:
         return not fits(self._ref, devices, self._settings.dtype)
 
     @contextmanager
-    def _lent_original(self) -> Iterator[OpenModel]:
+    def _lend_original(self) -> Iterator[OpenModel]:
         """The original for its part of the evaluation; it is closed afterwards."""
         if self._opened is None or self._opened.streamed:
             chosen = self._settings

@@ -103,7 +103,7 @@ def _bar(label: str, total: float, unit: str, done: float) -> Iterator[Callable[
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
             elapsed = time.monotonic() - started
-            return Text(_left(task.completed - before, total - task.completed, elapsed))
+            return Text(_tell_left(task.completed - before, total - task.completed, elapsed))
 
     columns = (
         TextColumn("{task.description}"),
@@ -122,7 +122,7 @@ def _lines(label: str, total: float, unit: str, done: float) -> Iterator[Callabl
     def say(now: float) -> None:
         new, elapsed = done - before, now - started
         share = 100 * done / total if total else 100
-        rate, left = _rate(new, elapsed, unit), _left(new, total - done, elapsed)
+        rate, left = _rate(new, elapsed, unit), _tell_left(new, total - done, elapsed)
         note(f"{label}: {share:3.0f} %, {rate}, {left}")
 
     def advance(step: float) -> None:
@@ -149,7 +149,7 @@ def _rate(new: float, elapsed: float, unit: str) -> str:
     return f"{rate * 3600:.1f} {unit}/h"
 
 
-def _left(new: float, remaining: float, elapsed: float) -> str:
+def _tell_left(new: float, remaining: float, elapsed: float) -> str:
     return f"{_clock(remaining * elapsed / new)} left" if new > 0 else "-:-- left"
 
 

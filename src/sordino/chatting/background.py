@@ -57,11 +57,11 @@ class Background:
         while True:
             answers, gone, deliver = self._asked.get()
             self._busy = True
-            deliver(Ended(_made(answers, deliver, gone)))
+            deliver(Ended(_deliver_all(answers, deliver, gone)))
             self._busy = False
 
 
-def _made(
+def _deliver_all(
     answers: Callable[[], Events], deliver: Deliver, gone: Callable[[], bool]
 ) -> BaseException | None:
     """Deliver all events; the error that ended them early, if one did."""

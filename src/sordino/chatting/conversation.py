@@ -186,7 +186,7 @@ class Conversation(_Value):
         lines += [f"- {side.capitalize()}: {self.models[side]}" for side in SIDES]
         lines += [f"- Judged by {self.scorer}"] if self.scorer else []
         for number, turn in enumerate(self.turns, start=1):
-            lines += ["", f"## {number}", "", _quoted(turn.prompt)]
+            lines += ["", f"## {number}", "", _quote(turn.prompt)]
             for side in SIDES:
                 if side in turn.answers:
                     lines += _told(side, turn.answers[side], self.hooks)
@@ -205,10 +205,10 @@ def _told(side: Side, answer: Answer, hooks: bool) -> list[str]:
     ]
     before = [f"(after: {how.pre_prompt})", ""] if how.pre_prompt else []
     heading = f"### {side.capitalize()} ({'; '.join(about)})"
-    return ["", heading, "", *before, _quoted(answer.text)]
+    return ["", heading, "", *before, _quote(answer.text)]
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Text as a Markdown quotation without markup of its own."""
     return "\n".join(f"> {_literal(line)}  ".rstrip(" ") + "  " for line in text.split("\n"))
 
@@ -299,7 +299,7 @@ def prompt_ids(
             left_out = bisect_left(range(len(told)), True, lo=left_out + 1, key=fits)
         ids = tokens(min(left_out, last))
         if ids is not None and left_out <= last:
-            return _known(opened, ids, "The prompt"), left_out
+            return _check_ids(opened, ids, "The prompt"), left_out
         has = has if ids is None else f"{len(ids):,} tokens"
     if room is None:
         raise UserError(f"The prompt has over {_MOST_CHARACTERS:,} characters: shorten it.")
@@ -353,7 +353,7 @@ def _plainly(opened: OpenModel, turns: Sequence[Turn], side: Side, pre_prompt: s
     [ids] = encode_open(opened, [lead + turns[0].prompt], _NO_LIMIT)
     prompts = texts_ids(opened, [f"\n{turn.prompt}" for turn in turns[1:]])
     for before, prompt in zip(turns, prompts, strict=False):
-        ids += _known(opened, before.answers[side].ids, "An earlier answer")
+        ids += _check_ids(opened, before.answers[side].ids, "An earlier answer")
         ids += prompt
     return ids
 
@@ -366,7 +366,7 @@ def _messages(turns: Sequence[Turn], side: Side) -> list[Message]:
     return [*said, {"role": "user", "content": turns[-1].prompt}]
 
 
-def _known(opened: OpenModel, ids: Sequence[int], what: str) -> list[int]:
+def _check_ids(opened: OpenModel, ids: Sequence[int], what: str) -> list[int]:
     """Tokens from outside, if the model has them all."""
     size = opened.model.config.get_text_config(decoder=True).vocab_size
     if any(not 0 <= token < size for token in ids):

@@ -261,9 +261,9 @@ def application(service: Service, start: Settings, served: str = "127.0.0.1") ->
         ],
         middleware=[Middleware(_SameOrigin, served=served)],
         exception_handlers={
-            UserError: _mistaken,
-            ValidationError: _mistaken,
-            ClientDisconnect: _mistaken,
+            UserError: _answer_mistake,
+            ValidationError: _answer_mistake,
+            ClientDisconnect: _answer_mistake,
         },
     )
 
@@ -285,7 +285,7 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _mistaken(_: Request, error: Exception) -> Response:
+def _answer_mistake(_: Request, error: Exception) -> Response:
     said = str(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False)[0]

@@ -113,7 +113,7 @@ class Session:
         """Answer the last turn, and keep it."""
         turn, said = Turn(prompt=turns[-1].prompt), dict.fromkeys(SIDES, "")
         heard = queue.SimpleQueue[Said | Answered | Ended]()
-        with self._interruptions() as stopped, self._shown() as show:
+        with self._interruptions() as stopped, self._show_partial() as show:
             self._background.ask(
                 lambda: self._duet.answers(turns, self._settings, stopped=stopped), heard.put
             )
@@ -130,7 +130,7 @@ class Session:
         self._console.print(self._pair(said, turn))
 
     @contextmanager
-    def _shown(self) -> Iterator[Callable[[RenderableType], None]]:
+    def _show_partial(self) -> Iterator[Callable[[RenderableType], None]]:
         """Show partial answers on a terminal, until they are complete."""
         if not self._console.is_terminal:
             yield lambda _: None

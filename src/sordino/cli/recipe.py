@@ -62,17 +62,17 @@ def read(path: Path) -> dict[str, Any]:
     from sordino.records import check, parse_toml, read_bytes
 
     recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
-    known = _known()
+    known = _list_known()
     for key, value in recipe.items():
         if key not in known:
-            raise UserError(_unknown(path, key, known))
+            raise UserError(_describe_unknown(path, key, known))
         several = get_origin(known[key]) is tuple
         given = [value] if several and not isinstance(value, list) else value
         check(TypeAdapter(known[key]), given, f"{path}: {key}")
     return recipe
 
 
-def _unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
+def _describe_unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
     if key in _TYPED:
         return f"{path}: {key} does not belong in a recipe: pass it on the command line."
     close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
@@ -81,7 +81,7 @@ def _unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
     return f"{path}: there is no option {printable(key)}{hint}"
 
 
-def _known() -> dict[str, Any]:
+def _list_known() -> dict[str, Any]:
     """The types of a recipe's values, by key."""
     from pydantic import Field
 

@@ -68,7 +68,7 @@ def reproduce(
         from sordino.reproduction.reproduce import reproduce as carry_out
 
         if is_run(name):
-            _again(name, output, _overrides(model, concept, scorer, max_prompts, device), printing)
+            _repeat(name, output, _overrides(model, concept, scorer, max_prompts, device), printing)
             return
         recipe = recipe_named(name)
         changes = Changes(model, concept, scorer, max_prompts, device)
@@ -92,7 +92,9 @@ def _overrides(
     return [*([] if model is None else [model]), *given]
 
 
-def _again(name: str, output: Path | None, overrides: Sequence[str], printing: JsonOptions) -> None:
+def _repeat(
+    name: str, output: Path | None, overrides: Sequence[str], printing: JsonOptions
+) -> None:
     """Repeat somebody's run from its recipe, and print their figures beside ours."""
     from sordino.cli.app import app
     from sordino.cli.recipe import expanded
@@ -120,7 +122,13 @@ def _again(name: str, output: Path | None, overrides: Sequence[str], printing: J
         print_json(found.model_dump(mode="json"))
         return
     rows = [
-        [each.measure, each.label, _shown(each.theirs), _shown(each.ours), each.verdict]
+        [
+            each.measure,
+            each.label,
+            _format_estimate(each.theirs),
+            _format_estimate(each.ours),
+            each.verdict,
+        ]
         for each in found.figures
     ]
     print_columns(("measure", "figure", "theirs", "ours", "verdict"), rows)
@@ -134,7 +142,7 @@ def _again(name: str, output: Path | None, overrides: Sequence[str], printing: J
     )
 
 
-def _shown(estimate: "Estimate | None") -> str:
+def _format_estimate(estimate: "Estimate | None") -> str:
     if estimate is None or estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:

@@ -130,10 +130,10 @@ def undo_escapes(comment: str) -> str:
     """
     if len(comment) >= 2 and comment[0] == comment[-1] == '"':
         comment = comment[1:-1]
-    return _ESCAPE.sub(_written, comment)
+    return _ESCAPE.sub(_decode_escape, comment)
 
 
-def _written(escape: re.Match[str]) -> str:
+def _decode_escape(escape: re.Match[str]) -> str:
     body = escape[0].lstrip("\\")
     if body[0] == "u":
         return chr(int(body[1:], 16))

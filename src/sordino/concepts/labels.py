@@ -124,7 +124,7 @@ def classes_of(
         label_column = _choose(table, label_column, LABEL_COLUMNS, "label")
         truths, rule = _truths(table, label_column, positive)
         values = table.column(label_column)
-        words = {value: _shown(value) or "empty" for value in dict.fromkeys(values)}
+        words = {value: _show(value) or "empty" for value in dict.fromkeys(values)}
         shown = [words[value] for value in values]
         name = ""
     texts = table.column(text_column)
@@ -240,7 +240,7 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
         )
     values = table.column(column)
     strata = [
-        None if is_missing(value) else whole_text(_plain(value), table.where(row))
+        None if is_missing(value) else whole_text(_write_label(value), table.where(row))
         for row, value in enumerate(values)
     ]
     missing = strata.count(None)
@@ -288,7 +288,7 @@ def _sentences(
     for row in rows:
         if not isinstance(texts[row], str):
             raise UserError(
-                f"{table.where(row)}: the column '{column}' holds {_shown(texts[row])}, which is "
+                f"{table.where(row)}: the column '{column}' holds {_show(texts[row])}, which is "
                 "no text: choose another with `text_column`."
             )
         whole_text(texts[row], table.where(row))
@@ -304,7 +304,7 @@ def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
             return None
         if number is None or not 0 <= number <= 1:
             raise UserError(
-                f"{table.source}: Jigsaw's column '{column}' holds {_shown(value)}, where 0 or 1 "
+                f"{table.source}: Jigsaw's column '{column}' holds {_show(value)}, where 0 or 1 "
                 "is expected: choose a column with `label_column`."
             )
         return number >= 0.5
@@ -324,25 +324,25 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
         missing -= {v for v in missing if isinstance(v, str) and v.strip() == positive != ""}
     labels = [value for value in distinct if value not in missing]
     if positive is not None:
-        having = {value for value in labels if _plain(value) == positive}
+        having = {value for value in labels if _write_label(value) == positive}
         if not having:
             raise UserError(
                 f"{table.source} has no row whose '{column}' is {positive}: `positive` is one of "
-                f"{_few(labels)}."
+                f"{_list_few(labels)}."
             )
         rule = f"positive where {printable(column, 40)} is {printable(positive, 40)}"
     else:
-        having, rule = _recognised(table, column, labels)
+        having, rule = _recognise(table, column, labels)
     if missing and not set(labels) - having:
         raise UserError(
-            f"{table.source} has no negative sentence: {_few(list(missing))} in the column "
+            f"{table.source} has no negative sentence: {_list_few(list(missing))} in the column "
             f"'{printable(column)}' means that there is no label. If it means a class, rename it."
         )
     meaning = {value: None if value in missing else value in having for value in distinct}
     return [meaning[value] for value in values], rule
 
 
-def _recognised(table: Table, column: str, labels: list[Any]) -> tuple[set[Any], str]:
+def _recognise(table: Table, column: str, labels: list[Any]) -> tuple[set[Any], str]:
     """Which of a column's labels mean that the sentence has the concept, if that is plain."""
     numbers = {value: number_of(value) for value in labels}
     if all(number is not None and 0 <= number <= 1 for number in numbers.values()):
@@ -364,8 +364,8 @@ def _recognised(table: Table, column: str, labels: list[Any]) -> tuple[set[Any],
             having = {value for value, word in words.items() if word == shorter}
             return having, f"positive where {column} is {shorter}"
     raise UserError(
-        f"{table.source}: the column '{column}' holds {_few(labels)}: say with `positive` which of "
-        "them marks the sentences that have the concept."
+        f"{table.source}: the column '{column}' holds {_list_few(labels)}: say with `positive` "
+        "which of them marks the sentences that have the concept."
     )
 
 
@@ -397,17 +397,17 @@ def number_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _plain(value: Any) -> str:
+def _write_label(value: Any) -> str:
     """A label as a user would type it: 1 for 1.0."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 
 
-def _few(labels: list[Any]) -> str:
-    shown = [_shown(label) or "an empty field" for label in labels[:_FEW]]
+def _list_few(labels: list[Any]) -> str:
+    shown = [_show(label) or "an empty field" for label in labels[:_FEW]]
     return ", ".join(shown) + (f" and {len(labels) - _FEW} more" if len(labels) > _FEW else "")
 
 
-def _shown(value: Any) -> str:
-    return printable(_plain(value), 41)
+def _show(value: Any) -> str:
+    return printable(_write_label(value), 41)

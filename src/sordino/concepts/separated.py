@@ -52,7 +52,7 @@ def read_separated(text: str, source: str, separator: str) -> Table:
         if separator == _TAB:
             rows = _tab_separated(text, lines)
         else:
-            rows = _quoted(text, separator)
+            rows = _read_quoted(text, separator)
             _refuse_swallowed(rows, lines, separator)
         return _table(rows, source)
     except _RowError as error:
@@ -62,25 +62,25 @@ def read_separated(text: str, source: str, separator: str) -> Table:
 def _tab_separated(text: str, lines: Sequence[str]) -> list[_Row]:
     first = next((line for line in lines if line), "")
     if any(len(name) > 1 and name[0] == name[-1] == '"' for name in first.split(_TAB)):
-        return _quoted(text, _TAB)
+        return _read_quoted(text, _TAB)
     if not any(cell.startswith('"') for line in lines for cell in line.split(_TAB)):
-        return _unquoted(lines)
+        return _read_unquoted(lines)
     try:
-        rows = _quoted(text, _TAB)
+        rows = _read_quoted(text, _TAB)
     except _RowError:
-        return _unquoted(lines)
+        return _read_unquoted(lines)
     ragged = any(len(row.cells) != len(rows[0].cells) for row in rows)
     if ragged or not _is_consistent(rows, lines):
-        return _unquoted(lines)
+        return _read_unquoted(lines)
     _refuse_swallowed(rows, lines, _TAB)
     return rows
 
 
-def _unquoted(lines: Sequence[str]) -> list[_Row]:
+def _read_unquoted(lines: Sequence[str]) -> list[_Row]:
     return [_Row(n, n, line.split(_TAB)) for n, line in enumerate(lines, start=1) if line]
 
 
-def _quoted(text: str, separator: str) -> list[_Row]:
+def _read_quoted(text: str, separator: str) -> list[_Row]:
     # A field may be longer than the 128 KiB at which the module stops by default.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -104,7 +104,7 @@ def _is_consistent(rows: Sequence[_Row], lines: Sequence[str]) -> bool:
     """Whether a writer that puts in quotation marks what needs them would write these lines."""
     return any(
         all(
-            "\n".join(split_lines(_written(row.cells, special) + "\n"))
+            "\n".join(split_lines(_write_cells(row.cells, special) + "\n"))
             == "\n".join(lines[row.line - 1 : row.last])
             for row in rows
         )
@@ -112,7 +112,7 @@ def _is_consistent(rows: Sequence[_Row], lines: Sequence[str]) -> bool:
     )
 
 
-def _written(cells: Sequence[str], special: str) -> str:
+def _write_cells(cells: Sequence[str], special: str) -> str:
     doubled = ((cell, cell.replace('"', '""')) for cell in cells)
     return _TAB.join(
         f'"{inside}"' if any(mark in cell for mark in special) else cell for cell, inside in doubled

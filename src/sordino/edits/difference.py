@@ -340,7 +340,7 @@ def _compare(name: str, a: _Source, b: _Source) -> TensorChange | None:
             return None
         found = replace(found, rows=differing, row_count=before.rows)
     pairs = _Pairs(name, a, b)
-    return replace(found, **_measured(pairs, found.dtypes)) if pairs.are_numbers else found
+    return replace(found, **_measure(pairs, found.dtypes)) if pairs.are_numbers else found
 
 
 def _pieces(entry: _Entry) -> Iterator[tuple[int, int]]:
@@ -402,7 +402,7 @@ class _Lines:
 
 
 @np.errstate(all="ignore")  # infinities and what is no number give no figure
-def _measured(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
+def _measure(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
     """The figures of a tensor that differs."""
     slack = _Slack(
         2 * max(_PRODUCTS, *(rounding_unit(dtype) or _BLOCKS for dtype in dtypes)),
@@ -411,7 +411,7 @@ def _measured(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
     values, squares, squares_of_change, largest = 0, 0.0, 0.0, 0.0
     differ, factors = [], []
     for x, y in pairs:
-        moved = _moved(x, y)
+        moved = _find_moved(x, y)
         change = y - x
         values += int(moved.sum())
         squares += float((x * x).sum())
@@ -455,10 +455,10 @@ def _factors(x: Array, y: Array, slack: _Slack) -> Array:
     """By row, what x is multiplied by to give y; not a number where nothing does."""
     factors = (x * y).sum(axis=1) / (x * x).sum(axis=1)
     off = y - factors[:, None] * x
-    return _accepted(factors, (off * off).sum(axis=1), (y * y).sum(axis=1), x.shape[1], slack)
+    return _accept(factors, (off * off).sum(axis=1), (y * y).sum(axis=1), x.shape[1], slack)
 
 
-def _accepted(factors: Array, off: Array, squares: Array, size: int, slack: _Slack) -> Array:
+def _accept(factors: Array, off: Array, squares: Array, size: int, slack: _Slack) -> Array:
     allowed = slack.relative * np.sqrt(squares) + slack.absolute * np.sqrt(size)
     return np.where(np.sqrt(off) <= allowed, factors, np.nan)
 
@@ -472,14 +472,14 @@ def _columns(pairs: _Pairs, slack: _Slack) -> _Lines:
         xx += (x * x).sum(axis=0)
         xy += (x * y).sum(axis=0)
         yy += (y * y).sum(axis=0)
-        differ |= _moved(x, y).any(axis=0)
+        differ |= _find_moved(x, y).any(axis=0)
     factors = xy / xx
     for x, y in pairs:
         off += np.square(y - factors * x).sum(axis=0)
-    return _Lines("columns", differ, _accepted(factors, off, yy, count, slack))
+    return _Lines("columns", differ, _accept(factors, off, yy, count, slack))
 
 
-def _moved(x: Array, y: Array) -> NDArray[np.bool_]:
+def _find_moved(x: Array, y: Array) -> NDArray[np.bool_]:
     return ~((x == y) | (np.isnan(x) & np.isnan(y)))
 
 
@@ -509,10 +509,10 @@ def _entries(path: Path) -> dict[str, str]:
 
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
-        return _flat({key: _unpacked(text) for key, text in (file.metadata() or {}).items()})
+        return _flat({key: _unpack(text) for key, text in (file.metadata() or {}).items()})
 
 
-def _unpacked(text: str) -> Any:
+def _unpack(text: str) -> Any:
     """A piece of metadata, which can be text only, but also the text of a JSON object."""
     if not text.startswith("{"):
         return text

@@ -146,7 +146,7 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
         rounding = Rounding()
         for start in layout.scales:
             scales = halves[:, :, start // 2]
-            scales[changed], found = _scaled(scales, factors, changed)
+            scales[changed], found = _scale(scales, factors, changed)
             rounding += found
         return rounding
     if kind == "IQ1_M":
@@ -156,7 +156,7 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
     raise ValueError(f"{kind} cannot be scaled")
 
 
-def _scaled(
+def _scale(
     scales: NDArray[np.float16], factors: Factors, changed: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float16], Rounding]:
     """The changed rows of half-precision scales [rows, blocks] times their factors."""
@@ -205,7 +205,7 @@ def _scale_iq1_m_(rows: Rows, factors: Factors, changed: NDArray[np.bool_]) -> R
     blocks = rows.reshape(len(rows), -1, _IQ1_M_SIZE)
     words = blocks[:, :, _IQ1_M_WORDS:].view(np.uint16)  # [rows, blocks, 4]
     bits = np.bitwise_or.reduce((words >> 12) << _IQ1_M_SHIFTS, axis=-1)
-    rounded, rounding = _scaled(bits.view(np.float16), factors, changed)
+    rounded, rounding = _scale(bits.view(np.float16), factors, changed)
     new = (rounded.view(np.uint16)[..., None] >> _IQ1_M_SHIFTS) << np.uint16(12)
     words[changed] = (words[changed] & np.uint16(0x0FFF)) | new
     return rounding

@@ -159,7 +159,7 @@ class _Part:
     def head(self, record: Provenance, roundings: Mapping[str, Rounding]) -> bytes:
         """Everything before the tensors."""
         first = self.sources[0]
-        pairs = [*self._kept(), *gguf_record.pairs(record, roundings)]
+        pairs = [*self._keep_pairs(), *gguf_record.pairs(record, roundings)]
         entries, end, count = b"", 0, len(self.added)
         for source in self.sources:
             begin = -(-end // first.alignment) * first.alignment
@@ -177,7 +177,7 @@ class _Part:
         head = struct.pack("<4sIQQ", b"GGUF", first.version, *counts) + b"".join(pairs) + entries
         return head + b"\0" * (-len(head) % first.alignment)
 
-    def _kept(self) -> list[bytes]:
+    def _keep_pairs(self) -> list[bytes]:
         """The pairs of the first source's metadata; those of pieces only where it remains one."""
         first = self.sources[0]
         with first.path.open("rb") as file:

@@ -78,7 +78,7 @@ def by_rows(
     found = {
         tensor: values[parameter].numpy()
         if _is_gain(header, tensor)  # whose order no converter changes
-        else _carried(header, table, header.tensors[tensor], parameter, values[parameter])
+        else _carry(header, table, header.tensors[tensor], parameter, values[parameter])
         for tensor, parameter in names.items()
         if parameter in values
     }
@@ -125,7 +125,7 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
         places = (
             _of_experts(header, site, factors)
             or _of_shared_mlp(header, site, factors)
-            or _plain(header, table, site, factors)
+            or _find_plain(header, table, site, factors)
         )
         for name, neurons in places.items():
             scales[f"{name}.weight"] = factors[neurons]
@@ -142,7 +142,7 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
     return scales, shifts
 
 
-def _plain(
+def _find_plain(
     header: Header, table: TensorNameMap, site: str, factors: Values
 ) -> dict[str, NDArray[np.int64]]:
     """Of a plain matrix, its tensor's name (less ".weight") and all its neurons."""
@@ -225,7 +225,7 @@ def _refuse_other_size(header: Header, name: str, rows: int, site: str, factors:
         )
 
 
-def _carried(
+def _carry(
     header: Header, table: GgufTable, stored: Stored, parameter: str, values: Tensor
 ) -> Values:
     """A parameter's values by the rows of one of its tensors, float32 [rows]."""

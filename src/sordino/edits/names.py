@@ -118,7 +118,7 @@ def on_disk(
     converted = {name: value for name, value in values.items() if not sources[name]}
     if converted:
         through = _through_converters(model, conversions, converted, names, rest)
-        found |= _turned_back(model, conversions, converted, through, shapes or {})
+        found |= _turn_back(model, conversions, converted, through, shapes or {})
     return found
 
 
@@ -202,7 +202,7 @@ def _through_converters(
     return found
 
 
-def _turned_back(
+def _turn_back(
     model: PreTrainedModel,
     conversions: Conversions,
     values: Mapping[str, Tensor],

@@ -93,10 +93,10 @@ class FolderEdit:
         """Say what of the folder, called `name`, is not copied, and what comes from elsewhere."""
         for reason in sorted(set(self.not_copied.values())):
             files = [file for file, why in self.not_copied.items() if why == reason]
-            note(f"not copied from {name} ({reason}): {_some(files)}")
+            note(f"not copied from {name} ({reason}): {_name_some(files)}")
         if self.linked:
             files = [str(file) for file in self.linked]
-            note(f"read through links out of {name}, and written whole: {_some(files)}")
+            note(f"read through links out of {name}, and written whole: {_name_some(files)}")
         self.drafts.tell(name)
 
     def write(
@@ -192,7 +192,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
         biases = new_biases(model.config, raw, lacking)
         beside = names_beside(model, biases.model, biases.names, names)
         with_weights = quantised.with_weights(shards, _dtype(model)) if quantised else shards
-        added = _added(ref.path, with_weights, dampening, biases, beside)
+        added = _make_biases(ref.path, with_weights, dampening, biases, beside)
         rewritten[PurePosixPath(_CONFIG)] = with_settings(raw, biases.section, biases.settings)
     edit = edit_quantised(quantised, changes) if quantised else None
     plain = {
@@ -205,7 +205,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
     left_out |= {file for file in headers.keys() - shards.keys() if every.keys() & headers[file]}
     edited = {
-        file: _edits(ref.path / file, tensors, plain) | _present(tensors, edit)
+        file: _edits(ref.path / file, tensors, plain) | _find_present(tensors, edit)
         for file, tensors in shards.items()
     }
     edited = {file: found for file, found in edited.items() if found or file in added}
@@ -254,7 +254,7 @@ def _edits(
     return {name: change for name, change in here.items() if not change.is_none}
 
 
-def _present(
+def _find_present(
     tensors: Mapping[str, Stored], edit: QuantisedEdit | None
 ) -> dict[str, Change | New | None]:
     """The changes of a shard's quantised tensors."""
@@ -263,7 +263,7 @@ def _present(
     )
 
 
-def _added(
+def _make_biases(
     folder: Path,
     shards: Headers,
     dampening: Dampening,
@@ -334,7 +334,7 @@ def refuse_needed_outside(folder: Path, listed: FolderFiles | None = None) -> No
             )
 
 
-def _some(names: Sequence[str], shown: int = 10) -> str:
+def _name_some(names: Sequence[str], shown: int = 10) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 

@@ -208,10 +208,10 @@ def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    return _encoded(header)
+    return _encode(header)
 
 
-def _encoded(header: Mapping[str, object]) -> bytes:
+def _encode(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)  # the data that follow stay aligned
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
@@ -298,7 +298,7 @@ def _header(metadata: object, tensors: Mapping[str, Stored | New], order: Sequen
         name: {"dtype": here.dtype, "shape": list(here.shape), "data_offsets": list(ends[name])}
         for name, here in tensors.items()
     }
-    return _encoded(entries if metadata is None else {"__metadata__": metadata, **entries})
+    return _encode(entries if metadata is None else {"__metadata__": metadata, **entries})
 
 
 def change_(values: Tensor, change: Change) -> None:

@@ -93,7 +93,7 @@ def undo(
     if record.written_as != "weights":
         raise UserError(f"{source} holds no weights: without it the model is as it was.")
     dampening = Dampening.load(source / DAMPENING)
-    left = _left(dampening)
+    left = _find_lasting(dampening)
     if left.changed == dampening.changed > 0:
         raise UserError(
             f"All {left.changed} neurons that {source} changed were multiplied by 0: nothing can "
@@ -102,7 +102,7 @@ def undo(
     if left.changed and not partly:
         raise UserError(
             f"{left.changed:,} of the {dampening.changed:,} neurons that {source} changed (such as "
-            f"some of {_first(left)}) were multiplied by 0 and cannot come back: take the "
+            f"some of {_name_first(left)}) were multiplied by 0 and cannot come back: take the "
             f"original, {record.model.name}, or bring the others back with `partly=True`."
         )
     edit = plan(ModelRef(str(source), "folder", source), dampening)
@@ -147,14 +147,14 @@ def restore_(values: Tensor, change: Change) -> int:
     """
     scale = change.scale.double()
     shift = torch.zeros((), dtype=torch.float64) if change.shift is None else change.shift.double()
-    touched = _touched(change).expand_as(values)
+    touched = _find_touched(change).expand_as(values)
     nearest = ((values.double() - shift) / torch.where(scale == 0, 1, scale)).to(values.dtype)
     # Compared and chosen as bits, so that the zeros of both signs are two.
     kept = values.view(_BITS[values.itemsize])
     first = nearest.view(kept.dtype)
     found, hits = first, torch.zeros(values.shape, dtype=torch.int8)
     for step in _STEPS:
-        candidate = _stepped(first, step) if step else first
+        candidate = _step(first, step) if step else first
         again = candidate.view(values.dtype).clone()
         change_(again, change)
         hit = again.view(kept.dtype) == kept
@@ -164,7 +164,7 @@ def restore_(values: Tensor, change: Change) -> int:
     return int(((hits != 1) & touched).sum())
 
 
-def _stepped(bits: Tensor, step: int) -> Tensor:
+def _step(bits: Tensor, step: int) -> Tensor:
     """The bits of the numbers that are so many steps above (not a number beyond the ends)."""
     lowest = torch.iinfo(bits.dtype).min
     # Numbers below 0 count away from it, with the lowest integer for −0.
@@ -172,7 +172,7 @@ def _stepped(bits: Tensor, step: int) -> Tensor:
     return torch.where(order < 0, lowest - order, order)
 
 
-def _touched(change: Change) -> Tensor:
+def _find_touched(change: Change) -> Tensor:
     """What was changed and can be turned back; it broadcasts to the tensor."""
     moved = change.scale != 1
     if change.shift is not None:
@@ -188,13 +188,16 @@ class _Tally:
         self._lock = Lock()
 
     def restore(self, values: Tensor, change: Change) -> None:
-        touched, uncertain = int(_touched(change).expand_as(values).sum()), restore_(values, change)
+        touched, uncertain = (
+            int(_find_touched(change).expand_as(values).sum()),
+            restore_(values, change),
+        )
         with self._lock:
             self.weights += touched
             self.uncertain += uncertain
 
 
-def _left(dampening: Dampening) -> Dampening:
+def _find_lasting(dampening: Dampening) -> Dampening:
     """The part of a dampening that cannot be undone: what has the factor 0."""
     lost = {site: values == 0 for site, values in dampening.factors.items() if (values == 0).any()}
     return replace(
@@ -235,7 +238,7 @@ def _refuse_without_originals(source: Path, record: Provenance) -> None:
             )
 
 
-def _first(dampening: Dampening) -> str:
+def _name_first(dampening: Dampening) -> str:
     return next(iter(dampening.factors))
 
 

@@ -161,7 +161,7 @@ def verify(
     unit = max(_unit(ref, Path(baked)), torch.finfo(opened.model.dtype).eps / 2)
     layers = opened.model.config.get_text_config(decoder=True).num_hidden_layers
     if _is_adapter(Path(baked)):
-        adapted = _adapted(opened.model, baked)
+        adapted = _adapt(opened.model, baked)
         written = _logits(adapted, tokens)
         adapted.unload()
     else:
@@ -213,7 +213,7 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(torch.inf).amax()) if values.numel() else 0.0
 
 
-def _adapted(model: PreTrainedModel, adapter: str | Path) -> Any:
+def _adapt(model: PreTrainedModel, adapter: str | Path) -> Any:
     require("peft", "The comparison of an adapter")
     from peft import PeftModel
 

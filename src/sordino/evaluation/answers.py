@@ -160,7 +160,7 @@ def _disguises(text: str) -> Iterable[str]:
     """The letters of the text, and of the text with one or two layers of escapes undone."""
     yield _letters(text)
     for _ in range(2):
-        for undo in (unquote, html.unescape, _unescaped):
+        for undo in (unquote, html.unescape, _unescape):
             text = undo(text)
         yield _letters(text)
 
@@ -170,7 +170,7 @@ def _letters(text: str) -> str:
     return "".join(letter for letter in text.lower() if "!" <= letter <= "~")
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2], text)
 
 

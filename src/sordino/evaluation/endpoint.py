@@ -263,7 +263,7 @@ class Server:
         if reply.status in (401, 403, *_TRY_AGAIN, *_REDIRECTS):
             self._check(reply)
         if reply.status != 200:
-            return self._unlisted(
+            return self._take_unlisted(
                 wanted, f"does not say which models it has ({reply.status})", model_argument
             )
         if isinstance(found, MalformedError):
@@ -273,7 +273,9 @@ class Server:
                     f"for its models, {self._fault(found)}); check the address, which usually "
                     "ends in /v1."
                 )
-            return self._unlisted(wanted, f"lists no models ({self._fault(found)})", model_argument)
+            return self._take_unlisted(
+                wanted, f"lists no models ({self._fault(found)})", model_argument
+            )
         there, plain = found
         if wanted in there:
             return wanted
@@ -285,14 +287,16 @@ class Server:
         if wanted is None:
             raise UserError(f"{self._where}: {has}; name a model with {model_argument}.")
         if not plain:
-            return self._unlisted(wanted, f"has no whole list of models ({has})", model_argument)
+            return self._take_unlisted(
+                wanted, f"has no whole list of models ({has})", model_argument
+            )
         close = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"{self._where} has no model '{printable(wanted)}': {hint}{has[0].upper()}{has[1:]}."
         )
 
-    def _unlisted(self, wanted: str | None, why: str, model_argument: str) -> str:
+    def _take_unlisted(self, wanted: str | None, why: str, model_argument: str) -> str:
         """The model that the user named, if the server's list cannot confirm it."""
         if wanted is None:
             raise UserError(
@@ -539,7 +543,7 @@ class Endpoint:
                 if len(without) == len(written) and (
                     not batch.start or len(batch) == BATCH_PROMPTS
                 ):
-                    raise self._nothing(len(batch), without[0])
+                    raise self._explain_nothing(len(batch), without[0])
                 missing += len(without)
                 yield written
         if missing:
@@ -550,7 +554,7 @@ class Endpoint:
                 "by U+FFFD."
             )
 
-    def _nothing(self, prompts: int, reason: str) -> UserError:
+    def _explain_nothing(self, prompts: int, reason: str) -> UserError:
         thinks = (
             "a model that thinks before it writes cannot be measured by its first tokens"
             if reason.startswith("no text")
@@ -614,7 +618,7 @@ class Endpoint:
             request = sampling_request(wanted.sampling, seed, extras=dialect.extras)
             try:
                 choices = self._ask(prompt, {"n": count, **request})[:count]
-                found = [self._written(choice) for choice in choices]
+                found = [self._read_written(choice) for choice in choices]
             except RefusedError as error:
                 raise self._server.problem(f"it refuses prompt {number + 1}: {error}.") from None
             except MalformedError as error:
@@ -636,7 +640,7 @@ class Endpoint:
         )
         return self._server.ask("chat/completions", {**request, "messages": messages})
 
-    def _written(self, choice: Choice) -> tuple[str, str]:
+    def _read_written(self, choice: Choice) -> tuple[str, str]:
         """A continuation's text, and why it is missing ("" if it is not)."""
         if choice.ended == FILTERED:
             raise self._server.problem(
@@ -686,7 +690,7 @@ def one_message(instruction: str, text: str) -> list[dict[str, str]]:
 
 
 def _base(address: str, argument: str) -> str:
-    url = _parsed(address.strip())
+    url = _parse(address.strip())
     if url.auth or "@" in (url.netloc or address):
         raise UserError(
             f"`{argument}`: an address with a password in it would be written into the result; "
@@ -702,7 +706,7 @@ def _base(address: str, argument: str) -> str:
     return f"{url.scheme}://{url.netloc}{path}"
 
 
-def _parsed(address: str) -> Url:
+def _parse(address: str) -> Url:
     try:
         return parse_url(address)
     except (LocationParseError, UnicodeError):  # an invalid host name, or one not encodable
@@ -711,17 +715,17 @@ def _parsed(address: str) -> Url:
 
 def _host(address: str) -> str:
     """The host and port of an address; "" where it has none."""
-    url = _parsed(address)
+    url = _parse(address)
     return (url.host or "") + (f":{url.port}" if url.port else "")
 
 
 def _pools(address: str, access: Access) -> PoolManager:
-    url = _parsed(address)
+    url = _parse(address)
     proxy = getproxies().get(str(url.scheme))
     if not proxy or _is_loopback(str(url.host)) or proxy_bypass(str(url.host)):
         return bound(PoolManager(maxsize=access.concurrency))
     # The proxy's address may hold a password, which must not be in a message.
-    own = _parsed(proxy if "://" in proxy else f"http://{proxy}")
+    own = _parse(proxy if "://" in proxy else f"http://{proxy}")
     if own.scheme not in ("http", "https") or not own.host:
         raise UserError(
             f"The environment's proxy for {url.scheme} is not an http proxy: change "

@@ -272,7 +272,7 @@ def _change(figure: Figure) -> tuple[str, str]:
     if before is None or difference is None or ratio is None:
         return "", ""
     if figure.unit != "share":
-        times = "" if ratio.value is None or ratio.value <= 0 else f" (× {_grown(figure):.2f})"
+        times = "" if ratio.value is None or ratio.value <= 0 else f" (× {_grow(figure):.2f})"
         change = _number(difference.value, figure.unit, signed=True) + times
         return change, _ends(difference, figure.unit, signed=True)
     points = f"{100 * ((after.value or 0) - (before.value or 0)):+.1f} points".replace("-", "−")
@@ -345,7 +345,7 @@ def _ends(estimate: Estimate, unit: str, *, signed: bool = False) -> str:
     return f"{low.removesuffix(' points')} to {high}"
 
 
-def _grown(figure: Figure) -> float:
+def _grow(figure: Figure) -> float:
     """After divided by before, whichever way the figure's own ratio goes; it is above 0."""
     value = 1.0 if figure.ratio is None or figure.ratio.value is None else figure.ratio.value
     return value if figure.ratio_of == "after/before" else 1 / value

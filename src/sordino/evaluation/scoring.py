@@ -81,7 +81,7 @@ class Scoring(Measure):
         Raises:
             UserError: A scorer is not available, or both are the same one.
         """
-        found = {scorer.name: scorer for scorer in (self._opened(n, device) for n in self.scorers)}
+        found = {scorer.name: scorer for scorer in (self._open(n, device) for n in self.scorers)}
         if len(found) < len(self.scorers):
             raise UserError(
                 f"`scorer=auto` is {', '.join(found)} here, which is given as well: give another."
@@ -89,7 +89,7 @@ class Scoring(Measure):
         note(f"{self.key.capitalize()}: prompts from {prompts}, scored by {' and '.join(found)}.")
         return {n: ByPosition(s) for n, s in found.items()} if by_position else found
 
-    def _opened(self, name: str, device: torch.device) -> Scorer:
+    def _open(self, name: str, device: torch.device) -> Scorer:
         how = (self.toxic_label, self.judge_refusal, self.judge_dtype, self.access)
         key = (SCORERS.get(name), name, *how, str(device))
         scorer = _OPEN.get(key)

@@ -306,7 +306,7 @@ class Writer:
             yield [
                 [one.prompt, one.number, said, *note]
                 for one, said, note in zip(
-                    written, map(_said, written), notes(written), strict=True
+                    written, map(_note_text, written), notes(written), strict=True
                 )
             ]
 
@@ -366,7 +366,7 @@ def _with_system(messages: Sequence[Message], system: str) -> list[Message]:
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
 
 
-def _said(one: Continuation) -> str | dict[str, str]:
+def _note_text(one: Continuation) -> str | dict[str, str]:
     return {"missing": one.missing} if one.missing else one.text
 
 

@@ -187,7 +187,7 @@ class Expertise:
         sites = parse(_SITES, metadata.get("sites", ""), f"{source}, its metadata sites,")
         sentences = int(about.n_positive) + int(about.n_negative)
         tensors = read_tensors(source, "expertise", ("F32", "I32"))
-        return cls(_by_site(source, tensors, sites, sentences), _plain(metadata))
+        return cls(_by_site(source, tensors, sites, sentences), _keep_own(metadata))
 
 
 def _with_sorted_metadata(blob: bytes) -> bytes:
@@ -204,7 +204,7 @@ def _with_sorted_metadata(blob: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + blob[end:]
 
 
-def _plain(metadata: Mapping[str, str]) -> dict[str, str]:
+def _keep_own(metadata: Mapping[str, str]) -> dict[str, str]:
     # The library reads them in an order that changes from process to process.
     return {k: metadata[k] for k in sorted(metadata) if k not in ("format", "sites")}
 

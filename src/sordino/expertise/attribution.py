@@ -174,7 +174,7 @@ def _statistics(
     def mean(part: Part, *kinds: Statistic) -> torch.Tensor:
         # Beside their spread the means over texts are so small that they need not be taken away.
         divisor = sum(divisors[of] for of in kinds) ** (2 if part is Part.SQUARES else 1)
-        return _added(site, sums, part, kinds) / divisor
+        return _add_sums(site, sums, part, kinds) / divisor
 
     def corpus(*clean: Statistic) -> dict[Statistic, torch.Tensor]:
         """What depends on the clean texts, with these for them."""
@@ -203,7 +203,7 @@ def _statistics(
     return found
 
 
-def _added(site: Site, sums: Sums, part: Part, kinds: Sequence[Statistic]) -> torch.Tensor:
+def _add_sums(site: Site, sums: Sums, part: Part, kinds: Sequence[Statistic]) -> torch.Tensor:
     """A sum over the texts of several kinds."""
     return torch.stack([sums[Sum(site.path, of, part)] for of in kinds]).sum(dim=0)
 
@@ -223,7 +223,7 @@ def _zeros(opened: OpenModel, kinds: Sequence[Statistic]) -> Sums:
     return found
 
 
-def _few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> torch.Tensor:
+def _find_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> torch.Tensor:
     """Which of a site's experts too few texts reached, bool [experts].
 
     Args:
@@ -232,7 +232,7 @@ def _few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> torch.Tensor
         together: The kinds of texts, each of which has to be enough; those of one tuple count as
             one.
     """
-    reached = [_added(site, sums, Part.REACHED, kinds) for kinds in together]
+    reached = [_add_sums(site, sums, Part.REACHED, kinds) for kinds in together]
     return torch.stack(reached).amin(dim=0) < FEWEST_SENTENCES
 
 
@@ -242,13 +242,13 @@ def _masking(
     """Makes float32 of a statistic, not-a-number for the experts of `_few`."""
     if not site.experts:
         return lambda values: values.float()
-    unknown = _few(site, sums, *together).repeat_interleave(site.neurons // site.experts)
+    unknown = _find_few(site, sums, *together).repeat_interleave(site.neurons // site.experts)
     return lambda values: values.float().masked_fill(unknown, torch.nan)
 
 
 def _say_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> None:
     """Say how many experts `_few` names."""
-    few = int(_few(site, sums, *together).sum()) if site.experts else 0
+    few = int(_find_few(site, sums, *together).sum()) if site.experts else 0
     if few:
         texts = "continuations" if Statistic.OWN in together[0] else "of a class's texts"
         show.note(
@@ -491,7 +491,7 @@ class ThereAndBack:
         """One layer there, or the head, or one layer back."""
         if stage < self._count:
             # By the same code as on the way back, which sees what experts put out.
-            seen = {site.path: _seen for site in self._opened.sites if site.experts}
+            seen = {site.path: _see for site in self._opened.sites if site.experts}
             with experts_hooked(self._opened.model, seen):
                 self._layers.run(stage, batch)
         elif stage == self._count:
@@ -587,7 +587,7 @@ def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[list[_Watched
             handle.remove()
 
 
-def _seen(_routed: Routed) -> None:
+def _see(_routed: Routed) -> None:
     """A hook that has nothing to do."""
 
 
@@ -596,7 +596,7 @@ def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str,
     log_p = logits[:, :-1].float().log_softmax(dim=-1)
     targets = {OBSERVED: passage.batch.input_ids[:, 1:].to(log_p.device)}
     if DRAWN in passage.vectors:
-        targets[DRAWN] = _drawn(log_p, seed)
+        targets[DRAWN] = _draw(log_p, seed)
     starts = torch.tensor(passage.starts, device=log_p.device)
     counts = torch.arange(1, logits.shape[1], device=log_p.device) >= starts[:, None]
     return {
@@ -651,7 +651,7 @@ def _sums(
     yield from found.items()
 
 
-def _drawn(log_p: torch.Tensor, seed: int) -> torch.Tensor:
+def _draw(log_p: torch.Tensor, seed: int) -> torch.Tensor:
     """A next token for each position, drawn from the model's own distribution."""
     generator = torch.Generator(log_p.device).manual_seed(seed)
     flat = log_p.detach().exp().flatten(0, 1)

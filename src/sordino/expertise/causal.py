@@ -62,7 +62,7 @@ def causal_sweep(
         for stage in range(restored.stage, len(way.stages)):
             with ExitStack() as edits:
                 for site in _in_order(opened, way, stage):
-                    found = _measured(opened, way, stage, site, sentences, settings, advance)
+                    found = _measure(opened, way, stage, site, sentences, settings, advance)
                     statistics[site.path] = found
                     edits.enter_context(_mapped(opened, site, _map(found, settings.causal)))
                 for index, batch in enumerate(sentences.batches):
@@ -109,7 +109,7 @@ def _in_order(opened: OpenModel, way: LayerByLayer, stage: int) -> list[Site]:
     return called
 
 
-def _measured(
+def _measure(
     opened: OpenModel,
     way: LayerByLayer,
     stage: int,

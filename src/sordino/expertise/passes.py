@@ -77,7 +77,7 @@ class LayerByLayer:
         for index, batch in enumerate(batches):
             hidden, calls = _dry_run(opened, self._layers, batch, self._forms)
             self.states.write("0", index, hidden)
-            self._calls.append(_shared(calls, self._calls[-1]) if self._calls else calls)
+            self._calls.append(_share(calls, self._calls[-1]) if self._calls else calls)
 
     def run(self, stage: int, batch: int) -> None:
         """Run one batch through one layer."""
@@ -89,7 +89,7 @@ class LayerByLayer:
         if self._streamed:
             self._streamed.hold(stage, then if then in range(len(self.stages)) else None)
         args, kwargs = self._calls[batch][stage]
-        return _first(self._layers[stage](hidden, *args, **kwargs))
+        return _take_first(self._layers[stage](hidden, *args, **kwargs))
 
     def tried(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
         """The same for a model whose layers may not run one by one.
@@ -205,7 +205,7 @@ def _of(error: Exception) -> str:
 def _hidden_states(opened: OpenModel, batch: Batch) -> list[torch.Tensor]:
     """Each layer's output in the ordinary forward."""
     # Cloned at once, because a later layer may change it in place.
-    return _each_output(opened, batch.input_ids, lambda output: _first(output).clone())
+    return _each_output(opened, batch.input_ids, lambda output: _take_first(output).clone())
 
 
 def _each_output(opened: OpenModel, ids: torch.Tensor, take: Callable[[Any], T]) -> list[T]:
@@ -220,11 +220,11 @@ def _each_output(opened: OpenModel, ids: torch.Tensor, take: Callable[[Any], T])
     return found
 
 
-def _first(output: Any) -> torch.Tensor:
+def _take_first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _shared(new: Any, old: Any) -> Any:
+def _share(new: Any, old: Any) -> Any:
     """New calls with the old ones' tensors where they are equal, to save memory.
 
     Batches of one length mostly have the same masks and position embeddings.
@@ -235,14 +235,14 @@ def _shared(new: Any, old: Any) -> Any:
         return new
     return tree_unflatten(
         [
-            was if isinstance(now, torch.Tensor) and _same(now, was) else now
+            was if isinstance(now, torch.Tensor) and _is_same(now, was) else now
             for now, was in zip(fresh, known, strict=True)
         ],
         form,
     )
 
 
-def _same(one: torch.Tensor, other: Any) -> bool:
+def _is_same(one: torch.Tensor, other: Any) -> bool:
     return (
         isinstance(other, torch.Tensor)
         and (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())

@@ -120,7 +120,7 @@ def make_plan(
     weights, files = _weights(opened), _files(opened)
     # A model in another dtype than its files' is in memory twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
-    resident = _streamed(opened, own) if streamed else weights
+    resident = _count_streamed(opened, own) if streamed else weights
     return Plan(
         streamed=streamed,
         sentences=sum(len(batch.indices) for batch in batches),
@@ -286,7 +286,7 @@ def _statistics(opened: OpenModel) -> int:
     return 56 * sum(site.neurons for site in opened.sites)
 
 
-def _streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
+def _count_streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
     """The most bytes of weights in memory while they are streamed."""
     weights = opened.streamed
     assert weights is not None

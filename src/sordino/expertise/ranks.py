@@ -115,7 +115,7 @@ class Ranks:
 
     def each(self, values: Mapping[K, torch.Tensor]) -> list[Mapping[K, torch.Tensor]]:
         """Each rank's values, in the order of the ranks."""
-        return [values] if self.size == 1 else self._gathered(values)
+        return [values] if self.size == 1 else self._gather(values)
 
     def joined(self, statistics: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
         """Each statistic of all neurons, from each rank's share [its neurons]."""
@@ -145,7 +145,7 @@ class Ranks:
             yield from mine
             return
         while True:
-            given = self._gathered(next(mine, None))
+            given = self._gather(next(mine, None))
             there = [one for one in given if one is not None]
             yield from there
             if not there:
@@ -153,7 +153,7 @@ class Ranks:
 
     def agree(self, value: object) -> bool:
         """Whether all ranks have the same value."""
-        return self.size == 1 or all(one == value for one in self._gathered(value))
+        return self.size == 1 or all(one == value for one in self._gather(value))
 
     def wait(self) -> None:
         """Wait for all ranks."""
@@ -174,7 +174,7 @@ class Ranks:
                 "continues from here."
             ) from error
 
-    def _gathered(self, value: T) -> list[T]:
+    def _gather(self, value: T) -> list[T]:
         given: list[Any] = [None] * self.size
         dist.all_gather_object(given, value)
         return given

@@ -320,7 +320,7 @@ def _of_experts(
             any_two = np.array([np.argmax(labels), np.argmin(labels)])
             one = None if strata is None else np.zeros_like(strata)
             found = statistics_of(torch.zeros_like(block[:2]), labels, one, any_two, settings)
-            parts.append({name: _nothing(values) for name, values in found.items()})
+            parts.append({name: _fill_unknown(values) for name, values in found.items()})
             continue
         rows = torch.from_numpy(reached).to(block.device)
         parts.append(statistics_of(block[rows], labels, strata, order[reached], settings))
@@ -337,7 +337,7 @@ def _are_enough(
     return strata is None or bool(np.intersect1d(*(strata[of_class] for of_class in classes)).size)
 
 
-def _nothing(values: torch.Tensor) -> torch.Tensor:
+def _fill_unknown(values: torch.Tensor) -> torch.Tensor:
     return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
 
 

@@ -72,7 +72,7 @@ def inspect(
         dampening = dampening_of(path, intervention, strength=strength, settings=settings)
         return _file(path, dampening)
     if is_dampened(path):
-        return _edited(path)
+        return _inspect_edited(path)
     return _model(str(subject), revision, sites)
 
 
@@ -87,7 +87,7 @@ def _file(path: Path, dampening: Dampening) -> Inspection:
     )
 
 
-def _edited(path: Path) -> Inspection:
+def _inspect_edited(path: Path) -> Inspection:
     record = read_provenance(path)
     found = record.expertise
     lines = [

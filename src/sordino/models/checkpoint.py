@@ -161,11 +161,11 @@ def refuse_differences(
     kind = type(model).__name__
     said = []
     if missing:
-        said.append(f"its files lack {len(missing):,} weights of {kind} ({_some(missing)})")
+        said.append(f"its files lack {len(missing):,} weights of {kind} ({_name_some(missing)})")
     if left_over:
         said.append(
             f"its files hold {len(left_over):,} tensors that {kind} has no place for "
-            f"({_some(left_over)})"
+            f"({_name_some(left_over)})"
         )
     if mismatched:
         first = min(mismatched)
@@ -287,6 +287,6 @@ def _layers_said(model: PreTrainedModel) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _some(names: list[str]) -> str:
+def _name_some(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(map(printable, names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")

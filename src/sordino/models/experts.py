@@ -129,7 +129,7 @@ def _again_of(module: nn.Module) -> Callable[..., Tensor] | None:
     return _AGAIN.get(experts_kind(module))
 
 
-def _shown(
+def _show(
     module: nn.Module, name: str, expert: int, tokens: Tensor, outputs: Tensor, of: int
 ) -> Tensor:
     """An expert's outputs, after all hooks have seen them."""
@@ -146,10 +146,10 @@ def _forward(
     """What transformers' experts compute, expert by expert; `self` is the module."""
     inner = partial(apply_gate, self) if self.has_gate else self.act_fn
     last = self.post_expert_norm if self.has_post_expert_norm else _as_it_is
-    return _routed(self, hidden_states, top_k_index, top_k_weights, inner, last)
+    return _route(self, hidden_states, top_k_index, top_k_weights, inner, last)
 
 
-def _routed(
+def _route(
     module: Any,
     states: Tensor,
     index: Tensor,
@@ -177,7 +177,7 @@ def _routed(
         outputs = states[tokens]
         for (name, matrix), then in ((first, inner), (second, last)):
             outputs = _linear(outputs, matrix, expert)
-            outputs = then(_shown(module, name, expert, tokens, outputs, count))
+            outputs = then(_show(module, name, expert, tokens, outputs, count))
         weighted = outputs * weights[tokens, places, None]
         result.index_add_(0, tokens, weighted.to(result.dtype))
     return result
@@ -196,14 +196,14 @@ def _linear(inputs: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:
     return outputs if matrix.bias is None else outputs + matrix.bias[expert]
 
 
-def _again_step(
+def _recompute_step(
     module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
 ) -> Tensor:
     """Compute Step 3.7's experts anew."""
-    return _routed(module, *inputs, partial(apply_gate, module), _as_it_is)
+    return _route(module, *inputs, partial(apply_gate, module), _as_it_is)
 
 
-def _again_longcat(
+def _recompute_longcat(
     module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
 ) -> Tensor:
     """Compute LongCat's experts anew, of which the last give back what they get."""
@@ -213,7 +213,7 @@ def _again_longcat(
         gate, up = outputs.chunk(2, dim=-1)
         return module.act_fn(gate) * up
 
-    result = _routed(module, states, index, weights, gated, _as_it_is)
+    result = _route(module, states, index, weights, gated, _as_it_is)
     for expert in index.unique().tolist():
         if expert >= module.num_routed_experts:
             places, tokens = torch.where((index == expert).T)
@@ -222,7 +222,7 @@ def _again_longcat(
     return result
 
 
-def _again_shared(
+def _recompute_shared(
     module: Any, inputs: tuple[Tensor], kwargs: Mapping[str, Tensor], output: Tensor
 ) -> Tensor:
     """Compute Inkling's shared experts anew, which all get every token."""
@@ -233,7 +233,7 @@ def _again_shared(
 
     def put_out(name: str, expert: int, of: Tensor) -> Tensor:
         outputs = _linear(of, matrices[name], expert)
-        return _shown(module, name, expert, tokens, outputs, len(states))
+        return _show(module, name, expert, tokens, outputs, len(states))
 
     total = torch.zeros_like(states, dtype=torch.float32)
     for expert in range(module.n_shared_experts):
@@ -243,7 +243,7 @@ def _again_shared(
     return total.to(output.dtype).view(output.shape)
 
 
-def _again_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Tensor) -> Tensor:
+def _recompute_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Tensor) -> Tensor:
     """Compute Llama 4's experts anew, which get all tokens, each times its score.
 
     The score of a token that was not routed to an expert is 0, and so is all that comes of it.
@@ -257,7 +257,7 @@ def _again_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Ten
             if not len(tokens):
                 continue
             put_out = outputs[expert, tokens]
-            changed = _shown(module, name, expert, tokens, put_out, states.shape[1])
+            changed = _show(module, name, expert, tokens, put_out, states.shape[1])
             if changed is not put_out:
                 outputs[expert, tokens] = changed
         return outputs
@@ -268,8 +268,8 @@ def _again_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Ten
 
 
 _AGAIN: dict[str | None, Callable[..., Tensor]] = {
-    "llama4": _again_llama4,
-    "longcat": _again_longcat,
-    "step": _again_step,
-    "inkling shared": _again_shared,
+    "llama4": _recompute_llama4,
+    "longcat": _recompute_longcat,
+    "step": _recompute_step,
+    "inkling shared": _recompute_shared,
 }

@@ -207,11 +207,11 @@ def plan(
     for together in _of_like_length(prompts, continuations, new_tokens):
         longest = len(prompts[together[0]])
         rows = max(1, min(batch_tokens // (longest + new_tokens), most_logits // vocabulary))
-        for indices in _even(together, max(1, rows // continuations)):
+        for indices in _cut_evenly(together, max(1, rows // continuations)):
             ids = tuple(tuple(prompts[index]) for index in indices)
             batches += [
                 GenerationBatch(tuple(indices), numbers, ids)
-                for numbers in _even(range(continuations), rows)
+                for numbers in _cut_evenly(range(continuations), rows)
             ]
     return batches
 
@@ -234,7 +234,7 @@ def _of_like_length(
     return groups
 
 
-def _even(items: Any, largest: int) -> list[Any]:
+def _cut_evenly(items: Any, largest: int) -> list[Any]:
     """Cut a sequence into as few pieces of at most `largest` as can be, as even as can be."""
     pieces = -(-len(items) // largest)
     bounds = [piece * len(items) // pieces for piece in range(pieces + 1)]

@@ -190,7 +190,7 @@ def parse_header(data: Buffer, path: Path) -> Header:
         key, at = _name(data, at, path)
         kind, at = _number(_U32, data, at, path)
         if key in metadata:
-            raise _damaged(path, f"it has the key {key!r} twice")
+            raise _make_damaged(path, f"it has the key {key!r} twice")
         metadata[key], at = _value(data, at, kind, key, path)
         places[key] = start, at
     alignment = _alignment(metadata, path)
@@ -199,7 +199,7 @@ def parse_header(data: Buffer, path: Path) -> Header:
     for _ in range(tensor_count):
         name, at = _name(data, at, path)
         if name in entries:
-            raise _damaged(path, f"it has the tensor {name!r} twice")
+            raise _make_damaged(path, f"it has the tensor {name!r} twice")
         entries[name], at = _entry(data, at, name, path)
     first = -(-at // alignment) * alignment
     tensors = {
@@ -251,7 +251,7 @@ def _name(data: Buffer, at: int, path: Path) -> tuple[str, int]:
     try:
         return data[start:end].decode(), end
     except UnicodeDecodeError:
-        raise _damaged(path, "a name in it is not UTF-8") from None
+        raise _make_damaged(path, "a name in it is not UTF-8") from None
 
 
 def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Value, int]:
@@ -264,7 +264,7 @@ def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Valu
         [(start, end)] = _strings(data, at, 1, path)
         return data[start:end].decode(errors="replace"), end
     if kind != ARRAY:
-        raise _damaged(path, f"{key!r} is of a type {kind} that does not exist")
+        raise _make_damaged(path, f"{key!r} is of a type {kind} that does not exist")
     inner, at = _number(_U32, data, at, path)
     count, at = _number(_U64, data, at, path)
     if inner in _FIXED:
@@ -276,14 +276,14 @@ def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Valu
         for _first, after in _strings(data, at, count, path):
             end = after
     else:
-        raise _damaged(path, f"{key!r} is an array of a type {inner} that arrays cannot have")
+        raise _make_damaged(path, f"{key!r} is an array of a type {inner} that arrays cannot have")
     return Array(inner, count, at, end), end
 
 
 def _alignment(metadata: Mapping[str, Value], path: Path) -> int:
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise _damaged(path, "its general.alignment is no power of two")
+        raise _make_damaged(path, "its general.alignment is no power of two")
     return alignment
 
 
@@ -293,7 +293,7 @@ def _entry(
     """A tensor's type, shape, offset and size, from the table of tensors."""
     dimensions, at = _number(_U32, data, at, path)
     if dimensions > _MAX_DIMENSIONS:
-        raise _damaged(path, f"the tensor {name!r} has {dimensions} dimensions")
+        raise _make_damaged(path, f"the tensor {name!r} has {dimensions} dimensions")
     sizes = []
     for _ in range(dimensions):
         size, at = _number(_U64, data, at, path)
@@ -308,10 +308,10 @@ def _entry(
     kind, weights, block = _types()[number]
     row = sizes[0] if sizes else 1
     if row % weights:
-        raise _damaged(path, f"rows of {row} weights of {name!r} cannot be {kind}")
+        raise _make_damaged(path, f"rows of {row} weights of {name!r} cannot be {kind}")
     size = prod(sizes) // weights * block
     if size > len(data):
-        raise _damaged(path, f"the tensor {name!r} would be larger than the file")
+        raise _make_damaged(path, f"the tensor {name!r} would be larger than the file")
     return (kind, tuple(reversed(sizes)) or (1,), offset, size), at
 
 
@@ -333,15 +333,15 @@ def _refuse_misplaced(
                 f"{path} ends before its tensor {tensor.name!r} does: it is cut off, get it again."
             )
         if (tensor.start - first) % alignment:
-            raise _damaged(path, f"the tensor {tensor.name!r} has an invalid offset")
+            raise _make_damaged(path, f"the tensor {tensor.name!r} has an invalid offset")
     for one, other in pairwise(ordered):
         if other.start < one.end:
-            raise _damaged(path, f"the tensors {one.name!r} and {other.name!r} overlap")
+            raise _make_damaged(path, f"the tensors {one.name!r} and {other.name!r} overlap")
 
 
 def _cut_off(path: Path) -> UserError:
     return UserError(f"{path} ends inside its header: it is damaged or cut off, get it again.")
 
 
-def _damaged(path: Path, reason: str) -> UserError:
+def _make_damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged, for {reason}: get it again.")

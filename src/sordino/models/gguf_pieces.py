@@ -55,8 +55,8 @@ def _refuse_unlike(pieces: tuple[Header, ...]) -> None:
         said = piece.metadata.get(NUMBER), piece.metadata.get(COUNT)
         if said != (number, len(pieces)):
             raise UserError(
-                f"{piece.path} says that it is piece {_shown(said[0])} of {said[1]}, and it is "
-                f"called piece {number + 1} of {len(pieces)}: it belongs to another model."
+                f"{piece.path} says that it is piece {_count_from_one(said[0])} of {said[1]}, and "
+                f"it is called piece {number + 1} of {len(pieces)}: it belongs to another model."
             )
         if piece.metadata.get(TENSORS) != first.metadata.get(TENSORS):
             raise UserError(
@@ -81,5 +81,5 @@ def _refuse_unlike(pieces: tuple[Header, ...]) -> None:
         )
 
 
-def _shown(number: object) -> object:
+def _count_from_one(number: object) -> object:
     return number + 1 if isinstance(number, int) else number

@@ -42,10 +42,10 @@ def available(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(psutil.virtual_memory().available, *_left_by_groups(), *_left_by_limits())
+    return min(psutil.virtual_memory().available, *_read_groups(), *_read_limits())
 
 
-def _left_by_limits() -> Iterator[int]:
+def _read_limits() -> Iterator[int]:
     if sys.platform == "win32":
         return
     import resource
@@ -61,7 +61,7 @@ def _left_by_limits() -> Iterator[int]:
             yield max(soft - used, 0)
 
 
-def _left_by_groups(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def _read_groups(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """What each control group above this process leaves; files that it has cached can go."""
     if not own.exists():
         return
@@ -77,14 +77,14 @@ def _left_by_groups(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup"))
         # In a container the path may be the host's, of which only the upper end is there.
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
-            left = _left(folder, limit, usage, cached)
+            left = _read_group(folder, limit, usage, cached)
             if left is not None:
                 yield left
             if folder == base:
                 break
 
 
-def _left(folder: Path, limit: str, usage: str, cached: str) -> int | None:
+def _read_group(folder: Path, limit: str, usage: str, cached: str) -> int | None:
     try:
         most = (folder / limit).read_text(encoding="utf-8").strip()
         if most == "max":

@@ -158,7 +158,7 @@ def open_model(
     options: dict[str, Any] = {"dtype": _dtype(dtype, ref), **_spread(devices)}
     if ref.kind == "gguf":
         model, tokenizer = gguf_loading.load(ref, options)
-        model = _placed(ref, model, target)
+        model = _place(ref, model, target)
     else:
         model, tokenizer = _open_folder(ref, target, options)
         if quantisation_of(ref.path) and dtype != "auto" and not is_quantised(model):
@@ -177,7 +177,7 @@ def _open_folder(
         refuse_unfit(ref.name, model, StoredTensors(ref).empty)
     tokenizer = open_tokenizer(ref.path, ref.name)
     if settings is not None and settings.get("quant_method") == "modelopt":
-        return _placed(ref, _dequantised(ref, config, model, settings, options), target), tokenizer
+        return _place(ref, _dequantise(ref, config, model, settings, options), target), tokenizer
     quantised = {} if settings is None else _quantised_options(config, settings, target)
     with quiet_transformers(), library_errors(ref.name, _WITHOUT_PACKAGES if quantised else ""):
         model, found = auto_class(config).from_pretrained(
@@ -198,10 +198,10 @@ def _open_folder(
     )
     if quantised:
         return model, tokenizer  # its layers are made where they stay
-    return _placed(ref, model, target), tokenizer
+    return _place(ref, model, target), tokenizer
 
 
-def _dequantised(
+def _dequantise(
     ref: ModelRef,
     config: PretrainedConfig,
     empty: PreTrainedModel,
@@ -232,7 +232,7 @@ def _dequantised(
     return model
 
 
-def _placed(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreTrainedModel:
+def _place(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreTrainedModel:
     """The model where it computes: on one device, unless it was spread over several."""
     if getattr(model, "hf_device_map", None):
         _refuse_offloaded(ref, model)

@@ -65,7 +65,7 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         data = LENGTH_BYTES + length
         metadata = header.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
-        stored = {name: _stored(entry, data) for name, entry in header.items()}
+        stored = {name: _read_entry(entry, data) for name, entry in header.items()}
         _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -84,7 +84,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _stored(entry: Any, data: int) -> Stored:
+def _read_entry(entry: Any, data: int) -> Stored:
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(
         type(number) is int and number >= 0 for number in (*shape, start, end)

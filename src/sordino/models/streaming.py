@@ -54,9 +54,9 @@ class StoredTensors:
         self._places: dict[str, tuple[Path, Stored]] = {}
         for path in ref.weight_files:
             self._places |= {name: (path, stored) for name, stored in read_header(path).items()}
-        self.empty = {name: self._described(name) for name in self._places}
+        self.empty = {name: self._describe(name) for name in self._places}
 
-    def _described(self, name: str) -> Tensor:
+    def _describe(self, name: str) -> Tensor:
         _, stored = self._places[name]
         dtype = torch_dtype(stored.dtype, name)
         return torch.empty(stored.shape, dtype=dtype, device="meta")
@@ -155,11 +155,11 @@ class StreamedWeights:
             return
         if part != self._held:
             self.release()
-            loaded = self._ahead(part).result()
+            loaded = self._read_ahead(part).result()
             self._install(loaded)
             self._coming, self._held = None, part
         if then is not None:
-            self._ahead(then)
+            self._read_ahead(then)
 
     def release(self) -> None:
         """Let go of the part that is in memory."""
@@ -183,7 +183,7 @@ class StreamedWeights:
             raise ValueError("made-up layers need what is around them")
         names = [name for part in range(self.layers) for name in self._parameters[part]]
         empty = {name: self._empty[name] for name in names}
-        self._install(_made_up(empty, self._model, self.device))
+        self._install(_make_up(empty, self._model, self.device))
         self._pretending = True
         try:
             yield
@@ -254,7 +254,7 @@ class StreamedWeights:
         }
         return names, converted
 
-    def _ahead(self, part: Part) -> Future[dict[str, Tensor]]:
+    def _read_ahead(self, part: Part) -> Future[dict[str, Tensor]]:
         """The part as it is being read."""
         if self._coming is None or self._coming[0] != part:
             self._coming = None  # what was read in vain goes before the next comes
@@ -311,7 +311,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     places[leaf] = tensor
 
 
-def _made_up(
+def _make_up(
     weights: Mapping[str, Tensor], model: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
     """Weights of these shapes, views of a few tensors: matrices that keep sizes, norms about 1."""

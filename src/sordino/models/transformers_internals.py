@@ -272,7 +272,7 @@ def load_tensors(
         conversions: The model's.
         device: Where they are put.
     """
-    return _loaded(_load(model, dict(tensors), _plan(model, conversions, device))[0])
+    return _report_loaded(_load(model, dict(tensors), _plan(model, conversions, device))[0])
 
 
 def compare(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Loaded:
@@ -288,7 +288,7 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Loaded:
     found, _ = _load(model, dict(tensors), plan)
     model.tie_weights(missing_keys=found.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(found)
-    return _loaded(found)
+    return _report_loaded(found)
 
 
 def finish_loading(
@@ -320,7 +320,7 @@ def _plan(model: PreTrainedModel, conversions: Conversions, device: torch.device
     )
 
 
-def _loaded(found: Any) -> Loaded:
+def _report_loaded(found: Any) -> Loaded:
     return Loaded(
         set(found.missing_keys),
         set(found.unexpected_keys),

@@ -119,7 +119,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not raw.strip():
             continue
         try:
-            row = parse_json(_decoded(raw), f"{shown}, line {number}")
+            row = parse_json(_decode(raw), f"{shown}, line {number}")
         except UserError:
             if not whole:
                 return
@@ -129,7 +129,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _decoded(raw: bytes) -> str | bytes:
+def _decode(raw: bytes) -> str | bytes:
     """The line, with halves of surrogate pairs unchanged; as bytes if it is not UTF-8."""
     try:
         return raw.decode("utf-8", "surrogatepass")
@@ -165,7 +165,7 @@ def _prompt(row: Mapping[str, Any], log: str, line: int) -> Prompt | None:
         if not isinstance(inner, dict):
             return None
         row = inner
-    asked = _asked(row)
+    asked = _read_asked(row)
     if asked is None:
         return None
     settings = {name: row[name] for name in _KEPT if row.get(name) is not None}
@@ -200,7 +200,7 @@ def _sendable(value: Any, deepest: int) -> Any:
     return value
 
 
-def _asked(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_asked(row: Mapping[str, Any]) -> dict[str, Any] | None:
     messages, prompt = row.get("messages"), row.get("prompt")
     if isinstance(messages, list):
         kept = list(messages)

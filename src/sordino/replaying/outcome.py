@@ -79,7 +79,7 @@ def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
     if not len(toxic):
         return ReplayOutcome(dated=dated, shares=None, looks=(), first=None, **known)
     labels, ends = _days(pairs.at) if dated else _parts(len(toxic))
-    looks = tuple(_looked_at(toxic, labels, ends))
+    looks = tuple(_look_at(toxic, labels, ends))
     original, dampened = (
         _estimate(confidence_sequence(arm, ends[-1:])[0]) for arm in np.ascontiguousarray(toxic.T)
     )
@@ -92,7 +92,7 @@ def outcome_of(pairs: Pairs, **known: Any) -> ReplayOutcome:
     )
 
 
-def _looked_at(toxic: Floats, labels: Sequence[str], ends: NDArray[np.int64]) -> Iterator[Look]:
+def _look_at(toxic: Floats, labels: Sequence[str], ends: NDArray[np.int64]) -> Iterator[Look]:
     running = confidence_sequence(toxic[:, 1] - toxic[:, 0], ends)
     counts = np.diff(np.cumsum(toxic, axis=0)[ends - 1], axis=0, prepend=0)
     sizes = np.diff(ends, prepend=0)

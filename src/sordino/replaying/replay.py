@@ -163,7 +163,7 @@ def ask_both(
                 _refuse_all(answers, servers, "")
             if len(answers) == size:
                 _refuse_all(answers, servers, _MALFORMED)
-            judged = _judged(answers, scorer)
+            judged = _judge(answers, scorer)
             store.add(dict(batch), judged, passed, digest.hexdigest())
             advance(passed - before)
     for arm, server in zip(ARMS, servers, strict=True):
@@ -218,7 +218,7 @@ def _batches(
     for number, prompt in numbered:
         prompt.added_to(digest)
         done = number + 1
-        if settings.fraction == 1 or _drawn(settings.seed, number) < settings.fraction:
+        if settings.fraction == 1 or _draw(settings.seed, number) < settings.fraction:
             batch.append((number, prompt))
         if len(batch) == size:
             yield batch, done
@@ -227,7 +227,7 @@ def _batches(
         yield batch, done
 
 
-def _drawn(seed: int, number: int) -> float:
+def _draw(seed: int, number: int) -> float:
     """A random number from 0 to 1 for this prompt, whatever the length of the log."""
     return float(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]) / 2**32
 
@@ -280,17 +280,17 @@ def _refuse_all(
             raise server.problem(f"it answers none of {len(of_arm)} prompts ({reasons[0]}).")
 
 
-def _judged(answers: Sequence[Sequence[Answer]], scorer: Scorer) -> list[list[Answer]]:
+def _judge(answers: Sequence[Sequence[Answer]], scorer: Scorer) -> list[list[Answer]]:
     """The answers with their scores."""
     texts = [answer.text for pair in answers for answer in pair if answer.text is not None]
     scores: Iterator[float] = iter(scores_of(scorer, texts)[:, 0].tolist() if texts else ())
     return [
-        [answer if answer.text is None else _scored(answer.text, next(scores)) for answer in pair]
+        [answer if answer.text is None else _score(answer.text, next(scores)) for answer in pair]
         for pair in answers
     ]
 
 
-def _scored(text: str, score: float) -> Answer:
+def _score(text: str, score: float) -> Answer:
     if math.isnan(score):
         return Answer(text, missing="not judged")
     return Answer(text, score)

@@ -184,7 +184,7 @@ def was_redacted(path: Path) -> bool:
 def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.DuckDBPyConnection":
     known = {**about, "redacted": "yes" if redact else ""}
     if not path.exists():
-        return _made(path, known)
+        return _make(path, known)
     connection = _connect(path)
     found = _about(connection)
     begun = "passed" in found  # otherwise the file is empty and is made anew
@@ -197,7 +197,7 @@ def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.Du
         return connection
     connection.close()
     if not begun:
-        return _made(path, known)
+        return _make(path, known)
     _without_texts(path)
     return _connect(path)
 
@@ -257,7 +257,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     )
 
 
-def _made(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
+def _make(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
     """A new file, published only when it has its tables."""
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(_filled(path, {"format": _FORMAT, **about}), path)

@@ -54,7 +54,7 @@ def model_card(
         ],
         caption=outcome.CAPTION,
         damage=outcome.damage(rows),
-        made=_made(provenance),
+        made=_list_made(provenance),
         protocol=[
             (
                 line(name),
@@ -98,11 +98,11 @@ def _without_own_words(protocol: Mapping[str, Any]) -> dict[str, Any]:
 def inherited(base_card: str | None) -> dict[str, Any]:
     """The part of the original card's YAML that holds for a changed model as well."""
     base = front_matter(base_card)
-    plain = {key: _plain(base[key]) for key in _INHERITED if key in base}
+    plain = {key: _tame_value(base[key]) for key in _INHERITED if key in base}
     return {key: value for key, value in plain.items() if value}
 
 
-def _plain(value: Any) -> str | list[str]:
+def _tame_value(value: Any) -> str | list[str]:
     """A text, or the texts in a list; empty for anything else."""
     if isinstance(value, list):
         return [printable(one) for one in value if isinstance(one, str)]
@@ -133,7 +133,7 @@ def _did(provenance: Provenance) -> str:
     )
 
 
-def _made(provenance: Provenance) -> list[tuple[str, str]]:
+def _list_made(provenance: Provenance) -> list[tuple[str, str]]:
     model, intervention = provenance.model, provenance.intervention
     expertise = provenance.expertise
     facts = {

@@ -206,7 +206,7 @@ def outputs_at_tokens(
     with track(label, total, "tokens") if label else nullcontext(lambda _: None) as advance:
         for stage in range(stages):
             for index, batch in enumerate(batches):
-                with _recorded(model.model, batch, places, of) as recorded:
+                with _record(model.model, batch, places, of) as recorded:
                     run(stage, index)
                 outputs[index] |= recorded
                 advance(batch.tokens)
@@ -232,7 +232,7 @@ def _decoder(model: OpenModel, batches: Sequence[Batch]) -> Callable[[int, int],
 
 
 @contextmanager
-def _recorded(
+def _record(
     model: nn.Module,
     batch: Batch,
     places: Sequence[Place],

@@ -133,7 +133,7 @@ def families(evaluation: Evaluation | None) -> list[Family]:
 def _family(
     name: str, keys: Sequence[str], evaluation: Evaluation, by_key: Mapping[str, Sequence[Row]]
 ) -> Family:
-    title, about = _declared(name)
+    title, about = _find_declared(name)
     taken = [key for key in keys if key in by_key]
     reasons = dict.fromkeys(evaluation.measures[key].not_run for key in keys)
     reason = "; ".join(reason for reason in reasons if reason)
@@ -147,7 +147,7 @@ def _family(
     return Family(name, title, about, tuple(main), led, tuple(others), reason)
 
 
-def _declared(name: str) -> tuple[str, str]:
+def _find_declared(name: str) -> tuple[str, str]:
     """A measure's title and sentence; only its name if its package is not installed."""
     kind = MEASURES.get(name)
     return (name.capitalize(), "") if kind is None else (kind.title, kind.sentence)
@@ -322,8 +322,8 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
                 pair for pair in moved[: -_EXTREME - 1 : -1] if _rise(pair) > 0
             ],
         }
-        found[_declared(name)[0]] = {
-            why: [_marked(pair) for pair in pairs] for why, pairs in chosen.items() if pairs
+        found[_find_declared(name)[0]] = {
+            why: [_mark(pair) for pair in pairs] for why, pairs in chosen.items() if pairs
         }
     return found
 
@@ -413,7 +413,7 @@ def _pairs(row: Mapping[str, Any]) -> list[Sample]:
     ]
 
 
-def _marked(sample: Sample) -> Sample:
+def _mark(sample: Sample) -> Sample:
     before, after = differences(sample.before.text, sample.after.text)
     return replace(
         sample,

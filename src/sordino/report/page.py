@@ -41,11 +41,11 @@ def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> P
 def render(record: RunRecord) -> str:
     """The page of a run as HTML."""
     template = environment("sordino.report").get_template("page.html.jinja")
-    drawn, charts = _drawn(record)
-    return template.render(**_said(record), **drawn, **frame(charts, record.date))
+    drawn, charts = _draw(record)
+    return template.render(**_write_words(record), **drawn, **frame(charts, record.date))
 
 
-def _said(record: RunRecord) -> dict[str, Any]:
+def _write_words(record: RunRecord) -> dict[str, Any]:
     """The page's words and tables."""
     metadata, dampening = record.expertise.shown, record.dampening
     whole = summary.overall(record.expertise, dampening)
@@ -108,7 +108,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _drawn(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+def _draw(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the captions of the page's charts need, and the charts by name."""
     layers = summary.by_layer(record.expertise, record.dampening)
     whole = summary.overall(record.expertise, record.dampening)
@@ -203,8 +203,8 @@ def _percent(share: float) -> str:
 
 def _row(row: Row) -> dict[str, Any]:
     """A row of the before/after table, with each interval beside its figure."""
-    before, before_range = _apart(row.figure.before, row.figure.unit)
-    after, after_range = _apart(row.figure.after, row.figure.unit)
+    before, before_range = _split_interval(row.figure.before, row.figure.unit)
+    after, after_range = _split_interval(row.figure.after, row.figure.unit)
     note = f"95 %: {row.interval}" if row.interval else ""
     return {
         "label": row.label,
@@ -220,7 +220,7 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _apart(estimate: Estimate | None, unit: str) -> tuple[str, str]:
+def _split_interval(estimate: Estimate | None, unit: str) -> tuple[str, str]:
     """A value and its interval as text; empty if there is no estimate."""
     if estimate is None:
         return "", ""

@@ -40,7 +40,7 @@ def replay_article(outcome: ReplayOutcome, database: str, command: Sequence[str]
         command: The command line that continues it.
     """
     over = "Day by day" if outcome.dated else "From part to part"
-    sections = [Section("The servers", list(_asked(outcome)))]
+    sections = [Section("The servers", list(_describe_asked(outcome)))]
     if outcome.looks:
         sections.insert(0, Section(over, list(_over_time(outcome))))
     sections.append(Section("Protocol", list(_protocol(outcome, database, command))))
@@ -119,14 +119,14 @@ def _axis(outcome: ReplayOutcome) -> dict[str, Any]:
     return {"shorthand": "when:Q", "title": "prompts", "axis": alt.Axis(tickCount=8)}
 
 
-def _when(outcome: ReplayOutcome, look: Look) -> Any:
+def _name_look(outcome: ReplayOutcome, look: Look) -> Any:
     return look.label if outcome.dated else look.so_far
 
 
 def _difference_chart(outcome: ReplayOutcome) -> Chart:
     rows = [
         {
-            "when": _when(outcome, look),
+            "when": _name_look(outcome, look),
             "label": look.label,
             "prompts": look.so_far,
             "value": look.difference.value,
@@ -172,7 +172,7 @@ def _difference_chart(outcome: ReplayOutcome) -> Chart:
 def _shares_chart(outcome: ReplayOutcome) -> Chart:
     rows = [
         {
-            "when": _when(outcome, look),
+            "when": _name_look(outcome, look),
             "label": look.label,
             "prompts": look.pairs,
             "server": name,
@@ -208,7 +208,7 @@ def _shares_chart(outcome: ReplayOutcome) -> Chart:
     )
 
 
-def _asked(outcome: ReplayOutcome) -> Iterator[Block]:
+def _describe_asked(outcome: ReplayOutcome) -> Iterator[Block]:
     yield (
         f"{outcome.prompts:,} prompts were sent to both servers with the same seed. "
         f"{outcome.pairs:,} were answered by both and are compared."

@@ -41,7 +41,7 @@ def show_studies(page: Path, studies: Path) -> bool:
     template = environment("sordino.report").get_template("studies.html.jinja")
     html = template.render(studies=shown, specs=specs)
     before = page.read_text(encoding="utf-8")
-    after = _filled(_filled(before, "studies", html), "studies-link", _LINK)
+    after = _fill(_fill(before, "studies", html), "studies-link", _LINK)
     if after == before:
         return "<!-- studies -->" in before
     with new_file(page, force=True) as stage:
@@ -49,7 +49,7 @@ def show_studies(page: Path, studies: Path) -> bool:
     return True
 
 
-def _filled(page: str, name: str, content: str) -> str:
+def _fill(page: str, name: str, content: str) -> str:
     """The page with new content between two comments, which escaped text cannot contain."""
     place = re.compile(rf"(?<=<!-- {name} -->).*?(?=<!-- /{name} -->)", re.DOTALL)
     return place.sub(lambda _: content, page, count=1)

@@ -55,7 +55,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
         original = " and ".join(f"{share(figure.before)} ({scorer})" for scorer, figure in found)
         n = found[0][1].n
         yield (
-            f"In the original, {original} of the {written(key)}{_led(key)} are toxic "
+            f"In the original, {original} of the {written(key)}{_name_pre_prompt(key)} are toxic "
             f"({n['prompts']} prompts, {n['continuations']:,} {written(key)}). Changes are paired "
             "with the original on the same prompts, with 95 % intervals."
         )
@@ -111,7 +111,7 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
             "",
             "neurons changed",
             *[
-                f"toxic{_form(key)}{_led(key)}, {scorer}"
+                f"toxic{_form(key)}{_name_pre_prompt(key)}, {scorer}"
                 for key in keys
                 for scorer, _ in toxic(first, key)
             ],
@@ -151,8 +151,8 @@ def _cell(figure: Figure, kind: str) -> str:
 
 def _findings(record: StudyRecord, group: GroupRecord) -> Table:
     if group.crossed:
-        return _crossed(record, group)
-    rows = [[finding.label, _said(finding)] for finding in group.findings]
+        return _cross(record, group)
+    rows = [[finding.label, _format_finding(finding)] for finding in group.findings]
     return Table(
         f"{record.study}-{group.name}-findings",
         "Figures that compare trials. Intervals are 95 %, over resampled prompts.",
@@ -161,12 +161,12 @@ def _findings(record: StudyRecord, group: GroupRecord) -> Table:
     )
 
 
-def _crossed(record: StudyRecord, group: GroupRecord) -> Table:
+def _cross(record: StudyRecord, group: GroupRecord) -> Table:
     """What findings are about, by what they are by."""
     columns = list(dict.fromkeys(finding.by for finding in group.findings))
     cells: dict[str, dict[str, str]] = {}
     for finding in group.findings:
-        cells.setdefault(finding.about, {})[finding.by] = _said(finding)
+        cells.setdefault(finding.about, {})[finding.by] = _format_finding(finding)
     return Table(
         f"{record.study}-{group.name}-findings",
         "Intervals are 95 %, over resampled texts.",
@@ -175,7 +175,7 @@ def _crossed(record: StudyRecord, group: GroupRecord) -> Table:
     )
 
 
-def _said(finding: Finding) -> str:
+def _format_finding(finding: Finding) -> str:
     if finding.unit == "share":
         return share(finding.estimate)
     if finding.unit == "points":
@@ -183,7 +183,7 @@ def _said(finding: Finding) -> str:
     return interval(finding.estimate, 3)
 
 
-def _led(key: str) -> str:
+def _name_pre_prompt(key: str) -> str:
     """A measure's pre-prompt in words, from its key; "" for none."""
     led = pre_prompt_of(key)
     return f" after the {led} pre-prompt" if led else ""

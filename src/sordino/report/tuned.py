@@ -22,8 +22,8 @@ def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> 
         bake: The command line that writes the chosen intervention into the weights.
     """
     sections = [
-        Section("On the held-out prompts", list(_reported(tuned))),
-        Section("All trials", list(_tried(tuned))),
+        Section("On the held-out prompts", list(_report(tuned))),
+        Section("All trials", list(_list_tried(tuned))),
         Section(
             "Use",
             [Code(shlex.join(bake))]
@@ -63,7 +63,7 @@ def _answer(tuned: Tuned) -> Iterator[str]:
     yield f"In the search it kept the budget {tuned.budget}; on held-out texts it {held_out}."
 
 
-def _reported(tuned: Tuned) -> Iterator[Block]:
+def _report(tuned: Tuned) -> Iterator[Block]:
     rows = [
         [one.name, row.label, row.before, row.after, row.change, row.interval]
         for one in tuned.reported
@@ -78,7 +78,7 @@ def _reported(tuned: Tuned) -> Iterator[Block]:
     )
 
 
-def _tried(tuned: Tuned) -> Iterator[Block]:
+def _list_tried(tuned: Tuned) -> Iterator[Block]:
     yield _chart(tuned)
     yield Table(
         "tried",

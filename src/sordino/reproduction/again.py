@@ -132,7 +132,7 @@ def compare_runs(theirs: PushedRun, output: Path) -> Again:
     """
     ours = Evaluation.load(figures_of(output))
     figures = [
-        _repeated(name, figure, ours)
+        _repeat(name, figure, ours)
         for name, measured in theirs.evaluation.measures.items()
         for figure in measured.figures
     ]
@@ -143,7 +143,7 @@ def compare_runs(theirs: PushedRun, output: Path) -> Again:
     )
 
 
-def _repeated(measure: str, figure: Figure, ours: Evaluation) -> Repeated:
+def _repeat(measure: str, figure: Figure, ours: Evaluation) -> Repeated:
     measured = ours.measures.get(measure)
     found = {each.name: each for each in measured.figures} if measured else {}
     mine = found[figure.name].after if figure.name in found else None

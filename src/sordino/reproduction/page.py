@@ -79,13 +79,13 @@ def _protocol(found: Reproduction, command: Sequence[str]) -> Iterator[Block]:
         f"{found.dtype} on {found.device}, seed {recipe.seed}."
     )
     for name, settings in recipe.measures.items():
-        said = ", ".join(f"{key} {_plain(value)}" for key, value in settings.items())
+        said = ", ".join(f"{key} {_write_value(value)}" for key, value in settings.items())
         yield f"{name}: {said or 'the defaults'}."
     yield "To repeat it:"
     yield Code(shlex.join(command))
 
 
-def _plain(value: object) -> str:
+def _write_value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -100,7 +100,7 @@ def _theirs(one: Compared) -> str:
     said = (
         f"up to ÷ {published.times_fewer_at_most:g}"
         if published.times_fewer_at_most is not None
-        else _signed(published.difference, one)
+        else _sign(published.difference, one)
     )
     return f"{said}, over all their models" if published.whole_paper else said
 
@@ -116,10 +116,10 @@ def _ends(one: Compared) -> str:
 
 
 def _change(value: float | None, one: Compared) -> str:
-    return _signed(value, one) if one.change == "difference" else times_shown(value)
+    return _sign(value, one) if one.change == "difference" else times_shown(value)
 
 
-def _signed(value: float | None, one: Compared) -> str:
+def _sign(value: float | None, one: Compared) -> str:
     if value is None:
         return "unbounded"
     text = f"{100 * value:+.1f} points" if one.ours.unit == "share" else f"{value:+.2f}"

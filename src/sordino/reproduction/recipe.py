@@ -169,9 +169,7 @@ def recipes() -> dict[str, Recipe]:
     """All published rows, by name."""
     folder = files("sordino.reproduction") / "recipes"
     found = sorted((one for one in folder.iterdir() if one.name.endswith(".toml")), key=str)
-    return {
-        recipe.name: recipe for recipe in (_parsed(one.read_bytes(), one.name) for one in found)
-    }
+    return {recipe.name: recipe for recipe in (_parse(one.read_bytes(), one.name) for one in found)}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -182,7 +180,7 @@ def recipe_named(name: str) -> Recipe:
     """
     path = user_path(name)
     if has_suffix(path, ".toml"):
-        recipe = _parsed(read_bytes(path, "recipe"), str(path))
+        recipe = _parse(read_bytes(path, "recipe"), str(path))
         recipe.build()  # raises for unknown settings
         return recipe
     known = recipes()
@@ -199,7 +197,7 @@ def recipe_named(name: str) -> Recipe:
 _RECIPE = TypeAdapter(Recipe)
 
 
-def _parsed(text: bytes, where: str) -> Recipe:
+def _parse(text: bytes, where: str) -> Recipe:
     what = f"The recipe {where}"
     value = parse_toml(text, what)
     check(_RECIPE, value, what)

@@ -208,14 +208,14 @@ class _Output:
         # Only now are all files known.
         if FILE_NAME in self._found.files:
             record = {**self._record.as_json(), "files": sorted(self._found.files)}
-            self._found.files[FILE_NAME] = to_json(_published(record)).encode()
+            self._found.files[FILE_NAME] = to_json(_publish(record)).encode()
         return self._found
 
     def _list_results(self) -> None:
         """Add the figures for the hub's own lists."""
         if self._evaluation is None:
             return
-        evaluation = self._cleaned(self._evaluation)
+        evaluation = self._clean(self._evaluation)
         self._found.files |= eval_results(evaluation, self._about.repository)
         if unlisted := not_listed(evaluation):
             note(
@@ -263,8 +263,8 @@ class _Output:
         files = self._found.files
         take: dict[str, Callable[[], Path | bytes]] = {
             f"{EXTRAS}/recipe.toml": lambda: self._recipe(file),
-            DAMPENING: lambda: self._staged(name, _without_folders(Dampening.load(file))),
-            f"{EARLIER}/{PurePosixPath(DAMPENING).name}": lambda: self._staged(
+            DAMPENING: lambda: self._stage_value(name, _without_folders(Dampening.load(file))),
+            f"{EARLIER}/{PurePosixPath(DAMPENING).name}": lambda: self._stage_value(
                 name, _without_folders(Dampening.load(file))
             ),
         }
@@ -276,7 +276,7 @@ class _Output:
             else:
                 self._found.left_out[name] = _SAMPLES
         elif name.endswith(EXPERTISE):
-            self._try(name, lambda: self._staged(name, _expertise(file, self._folders)))
+            self._try(name, lambda: self._stage_value(name, _expertise(file, self._folders)))
         elif fnmatch(name, f"{EXTRAS}/evaluation*.json"):
             self._try(name, lambda: self._figures(file))
         elif name in take:
@@ -297,7 +297,7 @@ class _Output:
         text = self._text(f"{EXTRAS}/{file.name}")
         return self._folders.also(Folders(_values(text))).recipe(text).encode()
 
-    def _staged(self, name: str, value: Expertise | Dampening) -> Path:
+    def _stage_value(self, name: str, value: Expertise | Dampening) -> Path:
         (self._stage / name).parent.mkdir(parents=True, exist_ok=True)
         return value.save(self._stage / name)
 
@@ -314,7 +314,7 @@ class _Output:
         """
         base, file = self._text(BASE_CARD), self._source.name if self._is_file else ""
         there = self._text(f"{EXTRAS}/{CARD}" if self._is_file else CARD)
-        evaluation = self._cleaned(self._evaluation) if self._evaluation else None
+        evaluation = self._clean(self._evaluation) if self._evaluation else None
         made = cards.made(self._record, evaluation, base, file)
         ours = {self._folders.without(one).strip() for one in ("", *made)}
         card = made[0]
@@ -333,7 +333,7 @@ class _Output:
     def _gguf(self, file: Path) -> Path:
         """The file itself, or a copy with no folders in its record."""
         whole = gguf_record.read(file)
-        if whole and whole.as_json() == self._published_gguf(whole.as_json()):
+        if whole and whole.as_json() == self._publish_gguf(whole.as_json()):
             return file
         copy = self._stage / file.name
         try:
@@ -343,11 +343,11 @@ class _Output:
                 f"{file} could not be copied to {copy.parent}, to remove folders from its record "
                 f"({error.strerror}): make room there, or set TMPDIR."
             ) from None
-        gguf_record.rewrite(copy, self._published_gguf)
+        gguf_record.rewrite(copy, self._publish_gguf)
         return copy
 
-    def _published_gguf(self, record: Any) -> Any:
-        return _published(self._folders.cleaned(record))
+    def _publish_gguf(self, record: Any) -> Any:
+        return _publish(self._folders.cleaned(record))
 
     def _read_evaluation(self) -> Evaluation | None:
         file = self._here.get(f"{EXTRAS}/evaluation.json")
@@ -357,9 +357,9 @@ class _Output:
         return to_json(self._evaluation_of(file).model_dump(mode="json")).encode()
 
     def _evaluation_of(self, file: Path) -> Evaluation:
-        return self._cleaned(Evaluation.load(file))
+        return self._clean(Evaluation.load(file))
 
-    def _cleaned(self, read: Evaluation) -> Evaluation:
+    def _clean(self, read: Evaluation) -> Evaluation:
         """Figures without folders or the user's own words; with samples if they are pushed."""
         value = self._folders.cleaned(without_own_words(read).model_dump(mode="json"))
         return Evaluation.model_validate(value | {"samples": read.samples if self._samples else {}})
@@ -384,7 +384,7 @@ class _Output:
             dampening=_without_folders(Dampening.load(factors)),
             concept_source=expertise.metadata.get("concept_source", ""),
             command="sordino run --recipe recipe.toml -o again" if recipe else "",
-            evaluation=self._cleaned(self._evaluation) if self._evaluation else None,
+            evaluation=self._clean(self._evaluation) if self._evaluation else None,
             beside=beside,
             versions={"sordino": self._record.sordino_version},
             date=self._record.created,
@@ -415,11 +415,11 @@ def _without_places(value: Any, folders: Folders, key: str = "") -> Any:
     return value
 
 
-def _published(record: dict[str, Any]) -> dict[str, Any]:
+def _publish(record: dict[str, Any]) -> dict[str, Any]:
     """A record without the names of files that were not copied."""
     shown = {key: value for key, value in record.items() if key not in ("not_copied", "linked")}
     if "earlier" in shown:
-        shown["earlier"] = _published(shown["earlier"])
+        shown["earlier"] = _publish(shown["earlier"])
         shown["earlier"].pop("files", None)
     return shown
 

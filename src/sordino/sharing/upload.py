@@ -129,7 +129,7 @@ class _Upload:
                 "HF_HUB_OFFLINE is set). Try again when it does."
             )
         with self._failures(), _bars():
-            self._repository = self._made()
+            self._repository = self._make_repository()
             older = self._older()
             for addition in self._additions:
                 show.note(f"uploading {addition.path_in_repo}")
@@ -148,7 +148,7 @@ class _Upload:
             self._check(commit.oid)
         return f"{self._api.endpoint}/{self._repository}", commit.oid, older
 
-    def _made(self) -> str:
+    def _make_repository(self) -> str:
         """The repository's full name, once it and the branch are there."""
         url = self._api.create_repo(self._repository, private=self._private or None, exist_ok=True)
         info = self._api.model_info(url.repo_id)

@@ -182,7 +182,7 @@ class Lab:
     def divergence(self, trial: Trial) -> float:
         """The divergence of a trial on the yardstick's texts, measured once."""
         key = f"divergence {trial.dampening.fingerprint[:16]}"
-        found: float = self._once(key, lambda: self.yardstick.divergence(trial.dampening))
+        found: float = self._compute_once(key, lambda: self.yardstick.divergence(trial.dampening))
         return found
 
     def sized(
@@ -196,7 +196,7 @@ class Lab:
         concept: str = "",
     ) -> Trial | None:
         """The trial of that name, as strong as the budget allows; None if it cannot fill it."""
-        trial, reached = self._turned(name, family, budget, start)
+        trial, reached = self._calibrate(name, family, budget, start)
         return replace(trial, rule=rule, concept=concept) if reached else None
 
     def largest(
@@ -208,16 +208,16 @@ class Lab:
         start: float | None = None,
     ) -> Trial:
         """The trial of that name, as strong as the budget allows or as possible."""
-        return self._turned(name, family, budget, start)[0]
+        return self._calibrate(name, family, budget, start)[0]
 
-    def _turned(
+    def _calibrate(
         self, name: str, family: Callable[[float], Edit], budget: float, start: float | None
     ) -> tuple[Trial, bool]:
         def turn() -> dict[str, Any]:
             found = calibrate(self.yardstick, family, budget, start=start)
             return {"dial": found.dial, "divergence": found.divergence, "reached": found.reached}
 
-        kept = self._once(f"{name} {budget:.6g}", turn)
+        kept = self._compute_once(f"{name} {budget:.6g}", turn)
         return Trial(name, family(kept["dial"]), kept["dial"]), kept["reached"]
 
     def compare(
@@ -237,7 +237,7 @@ class Lab:
 
     def _arm(self, trial: Trial) -> Arm:
         if trial.baked:
-            return self._baked(trial)
+            return self._bake(trial)
 
         def lend() -> AbstractContextManager[OpenModel]:
             show.note(f"measuring: {trial.name}")
@@ -245,7 +245,7 @@ class Lab:
 
         return hooked_on(self.ref, trial.dampening, lend, name=f"{self.ref.name} {trial.name}")
 
-    def _baked(self, trial: Trial) -> Arm:
+    def _bake(self, trial: Trial) -> Arm:
         """A trial written to files, which stay in the folder."""
         suffix = ".gguf" if trial.baked == "gguf" else ""
         dampening = trial.dampening
@@ -265,7 +265,7 @@ class Lab:
         changes = trial.dampening.fingerprint, trial.baked
         return Arm.of(self.ref, opened, *changes, name=f"{self.ref.name} {trial.name}")
 
-    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+    def _compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """A small value, computed once and stored in the folder."""
         file = self._folder / "values.json"
         values = read_json(file) if self._work.holds("values", file) else {}

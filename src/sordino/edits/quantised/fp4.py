@@ -69,7 +69,7 @@ def fp4_rounding(layer: Layer, places: Fp4Places, factors: Tensor) -> Rescaled:
     Raises:
         UserError: It does too much, a scale would be too large, or one is none.
     """
-    found = _rescaled(layer, places, factors)[2]
+    found = _rescale_parts(layer, places, factors)[2]
     if found.damaged:
         raise layer.unfit(f"{found.damaged:,} of its {places.scales} are no scales")
     if found.overflowed:
@@ -109,7 +109,7 @@ class _Product:
 
         def make() -> Tensor:
             if suffix not in self._made:
-                codes, scales, _ = _rescaled(*self._of)
+                codes, scales, _ = _rescale_parts(*self._of)
                 self._made = {
                     name: torch.from_numpy(data)
                     for name, data in ((places.codes, codes), (places.scales, scales))
@@ -120,7 +120,9 @@ class _Product:
         return make
 
 
-def _rescaled(layer: Layer, places: Fp4Places, factors: Tensor) -> tuple[Bytes, Bytes, Rescaled]:
+def _rescale_parts(
+    layer: Layer, places: Fp4Places, factors: Tensor
+) -> tuple[Bytes, Bytes, Rescaled]:
     codes, scales, kind = _blocks(layer, places)
     return codes, scales, rescale_(codes, scales, factors.numpy(), kind)
 

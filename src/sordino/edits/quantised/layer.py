@@ -54,7 +54,7 @@ class Layer:
         Raises:
             UserError: There is no such tensor.
         """
-        return self._stored(suffix).shape
+        return self._find(suffix).shape
 
     def dtype(self, suffix: str) -> str:
         """A tensor's type as the format calls it.
@@ -62,7 +62,7 @@ class Layer:
         Raises:
             UserError: There is no such tensor.
         """
-        return self._stored(suffix).dtype
+        return self._find(suffix).dtype
 
     def torch_dtype(self, suffix: str) -> torch.dtype:
         """A tensor's type as torch calls it.
@@ -81,7 +81,7 @@ class Layer:
         Raises:
             UserError: There is no such tensor, or its type is unknown here.
         """
-        stored, dtype = self._stored(suffix), self.torch_dtype(suffix)
+        stored, dtype = self._find(suffix), self.torch_dtype(suffix)
         with self.files[suffix].open("rb") as file:
             file.seek(stored.start)
             data = bytearray(file.read(stored.end - stored.start))
@@ -93,7 +93,7 @@ class Layer:
 
     def expect(self, suffix: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raise `UserError` unless a tensor has one of the types, and the shape."""
-        stored = self._stored(suffix)
+        stored = self._find(suffix)
         if stored.dtype not in dtypes:
             raise self.unfit(
                 f"{suffix} has the type {stored.dtype}, where {' or '.join(dtypes)} belongs"
@@ -110,7 +110,7 @@ class Layer:
             f"{file} holds the quantised layer {self.name} in a way that cannot be baked: {reason}."
         )
 
-    def _stored(self, suffix: str) -> Stored:
+    def _find(self, suffix: str) -> Stored:
         if suffix not in self.tensors:
             raise self.unfit(f"{suffix} is missing beside {', '.join(sorted(self.tensors))}")
         return self.tensors[suffix]

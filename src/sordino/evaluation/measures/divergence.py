@@ -131,7 +131,7 @@ class _DivergenceTask(PairedTask):
 
 def kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
     """The text's tokens and what `keep` gives, as JSON values for a record."""
-    return [ids.tolist(), *map(_packed, keep(logits, seed, text))]
+    return [ids.tolist(), *map(_pack, keep(logits, seed, text))]
 
 
 def against_kept(
@@ -146,10 +146,10 @@ def against_kept(
     places = len(ids) - 1
     if ids.tolist() != expected:
         raise _tokenizers_differ(opened)
-    found = _unpacked(tokens, np.int32, places)
+    found = _unpack(tokens, np.int32, places)
     if found.max(initial=0) >= logits.shape[1]:
         raise _tokenizers_differ(opened)
-    return against(found, _unpacked(log_p, np.float32, places), logits)
+    return against(found, _unpack(log_p, np.float32, places), logits)
 
 
 def keep(
@@ -229,10 +229,10 @@ def _tokenizers_differ(opened: OpenModel) -> UserError:
     )
 
 
-def _packed(array: NDArray[Any]) -> str:
+def _pack(array: NDArray[Any]) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
-def _unpacked(text: str, dtype: DTypeLike, places: int) -> NDArray[Any]:
+def _unpack(text: str, dtype: DTypeLike, places: int) -> NDArray[Any]:
     flat = np.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype)
     return flat.reshape(places, -1) if places else flat.reshape(0, 1)

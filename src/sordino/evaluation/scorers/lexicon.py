@@ -72,7 +72,7 @@ class Lexicon(LabelScorer):
         rows = _rows(spec)
         entries: dict[str, dict[str, float]] = {}
         for lemma, category in rows:
-            entries.setdefault(_plain(lemma), {})[category] = 1.0
+            entries.setdefault(_simplify(lemma), {})[category] = 1.0
         entries.pop("", None)
         if not entries:
             raise UserError(f"The lexicon {spec} holds no entry.")
@@ -92,7 +92,7 @@ class Lexicon(LabelScorer):
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """1 or 0 for any entry and for those of each category, float64 [texts, 1 + labels]."""
-        return self._phrases.weigh([_plain(text) for text in texts])[:, : 1 + len(self.labels)]
+        return self._phrases.weigh([_simplify(text) for text in texts])[:, : 1 + len(self.labels)]
 
 
 def _rows(spec: str) -> list[tuple[str, str]]:
@@ -151,7 +151,7 @@ def _hurtlex() -> Path:
     return path
 
 
-def _plain(text: str) -> str:
+def _simplify(text: str) -> str:
     """A text in lower case, without accents, with single spaces."""
     letters = unicodedata.normalize("NFKD", text.casefold())
     return " ".join("".join(c for c in letters if not unicodedata.combining(c)).split())

@@ -118,7 +118,7 @@ class VerdictScorer(Scorer):
         prefix = self._prefix
         encoded = [
             [*([] if prefix else before), *ids[:_TEXT_TOKENS], *after]
-            for ids in texts_ids(opened, [self._quoted(text) for text in texts])
+            for ids in texts_ids(opened, [self._quote(text) for text in texts])
         ]
         scores = np.empty(len(texts))
         counts = torch.tensor([*self._asking.verdicts.values()], dtype=torch.float64)
@@ -154,7 +154,7 @@ class VerdictScorer(Scorer):
         before, _, after = asked.partition(mark)
         return before, after + self._asking.lead
 
-    def _quoted(self, text: str) -> str:
+    def _quote(self, text: str) -> str:
         """A text for the prompt: a JSON string if a question precedes it."""
         return json.dumps(text, ensure_ascii=False) if self._asking.question else text
 

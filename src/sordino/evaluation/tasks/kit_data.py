@@ -38,11 +38,11 @@ def load(task: str, **_: Any) -> dict[str, Any]:
 
     with kit.data_file(FILES[task]).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    documents = [_DOCUMENTS[task](row) for row in rows if _answered(row)]
+    documents = [_DOCUMENTS[task](row) for row in rows if _has_answer(row)]
     return {"test": datasets.Dataset.from_list(documents)}
 
 
-def _answered(row: Row) -> bool:
+def _has_answer(row: Row) -> bool:
     """Whether a row has its answer: those of BoolQ's test split have none."""
     return "answer" in row or "label" in row
 
@@ -50,7 +50,7 @@ def _answered(row: Row) -> bool:
 def piqa(row: Row) -> Row:
     """A question of PIQA: `goal`, `sol1`, `sol2`, and `label`, 0 or 1 for the right one."""
     _, (first, second) = _split(row["options"])
-    return {"goal": row["question"], "sol1": first, "sol2": second, "label": _gold(row)}
+    return {"goal": row["question"], "sol1": first, "sol2": second, "label": _find_answer(row)}
 
 
 def _siqa(row: Row) -> Row:
@@ -59,7 +59,7 @@ def _siqa(row: Row) -> Row:
         "context": row["passage"],
         "question": row["question"],
         **{f"answer{letter}": choice for letter, choice in zip("ABC", choices, strict=True)},
-        "label": str(_gold(row) + 1),
+        "label": str(_find_answer(row) + 1),
     }
 
 
@@ -68,7 +68,11 @@ def _commonsense_qa(row: Row) -> Row:
     question, choices = _split(row["question"] + row["options"])
     # Questions without a question mark have it after their last choice.
     choices[-1] = choices[-1].removesuffix("?")
-    return {"question": question, "choices": {"text": choices}, "answerKey": "ABCDE"[_gold(row)]}
+    return {
+        "question": question,
+        "choices": {"text": choices},
+        "answerKey": "ABCDE"[_find_answer(row)],
+    }
 
 
 def _openbookqa(row: Row) -> Row:
@@ -77,13 +81,13 @@ def _openbookqa(row: Row) -> Row:
         # The hub's stems do not end in a space, which would double that of the answer.
         "question_stem": row["question"].rstrip(),
         "choices": {"text": choices, "label": list("ABCD")},
-        "answerKey": "ABCD"[_gold(row)],
+        "answerKey": "ABCD"[_find_answer(row)],
     }
 
 
 def _mmlu(row: Row) -> Row:
     _, choices = _split(row["options"])
-    return {"question": row["question"], "choices": choices, "answer": _gold(row)}
+    return {"question": row["question"], "choices": choices, "answer": _find_answer(row)}
 
 
 def _boolq(row: Row) -> Row:
@@ -110,6 +114,6 @@ def _split(text: str) -> tuple[str, list[str]]:
     return before, choices
 
 
-def _gold(row: Row) -> int:
+def _find_answer(row: Row) -> int:
     """The number of the right choice, from 0."""
     return "ABCDE".index(row["answer"][0])

@@ -88,7 +88,7 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
     def listed(among: NDArray[np.bool_], by: NDArray[np.float64]) -> tuple[Shared, ...]:
         places = np.flatnonzero(among)
         best = places[np.argsort(-by[places], kind="stable")[:_LISTED]]
-        return tuple(_shared(first.sites, list(sizes[0].values()), int(i), a, b) for i in best)
+        return tuple(_make_shared(first.sites, list(sizes[0].values()), int(i), a, b) for i in best)
 
     return Comparison(
         int(known.size),
@@ -119,7 +119,7 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _shared(
+def _make_shared(
     sites: Sequence[str],
     sizes: Sequence[int],
     position: int,

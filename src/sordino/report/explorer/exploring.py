@@ -205,7 +205,7 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
             )
     refuse_other_sentences(concept, expertise)  # before a model is opened for it
     try:
-        opened = _opened(expertise, look)
+        opened = _open(expertise, look)
     except UserError as error:
         if look.model is not None:
             raise
@@ -215,7 +215,7 @@ def _closer(expertise: Expertise, look: _Look) -> tuple[list[Insight], str]:
     return found, "" if found else "no neuron has an AUROC."
 
 
-def _opened(expertise: Expertise, look: _Look) -> OpenModel:
+def _open(expertise: Expertise, look: _Look) -> OpenModel:
     metadata = expertise.metadata
     given = look.model
     if isinstance(given, OpenModel):

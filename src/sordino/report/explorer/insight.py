@@ -125,7 +125,7 @@ def insights(
     chat = chat_of(opened, expertise.metadata)
     encoded = dict(enumerate(encode_sentences(opened, concept, longest, chat)))
     outputs = outputs_at_tokens(opened, encoded, top, label="responses of the top neurons")
-    responses = _pooled(outputs, expertise.metadata.get("pooling", "max"))
+    responses = _pool(outputs, expertise.metadata.get("pooling", "max"))
     ranked = [_ends(responses[:, number], sentences) for number in range(len(top))]
     shown = sorted({sentence for ends in ranked for end in ends for sentence in end})
     excerpt = excerpts(opened, concept, {sentence: encoded[sentence] for sentence in shown})
@@ -170,7 +170,7 @@ def curve(responses: NDArray[np.float32], labels: NDArray[np.bool_]) -> Curve:
     return Curve(across, up, negatives, positives)
 
 
-def _pooled(outputs: dict[int, torch.Tensor], pooling: str) -> NDArray[np.float32]:
+def _pool(outputs: dict[int, torch.Tensor], pooling: str) -> NDArray[np.float32]:
     """Each neuron's response to each sentence, [sentences, neurons]; see `pooling.py`."""
     rows = []
     for sentence in range(len(outputs)):

@@ -201,13 +201,13 @@ def logits_of(opened: OpenModel, directions: Sequence[tuple[int, str, Tensor]]) 
     else:
         with ExitStack() as stack:
             last = decoder_layers(opened.model)[1][-1]
-            stack.callback(last.register_forward_hook(_replaced(states)).remove)
+            stack.callback(last.register_forward_hook(_replace(states)).remove)
             logits = opened.model(input_ids=ids.to(opened.device), use_cache=False).logits
     found: Tensor = logits[:, 0].float().cpu()
     return found[1:] - found[:1]
 
 
-def _replaced(states: Tensor) -> Callable[..., Any]:
+def _replace(states: Tensor) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple | list):
             return type(output)([states, *output[1:]])

@@ -39,9 +39,9 @@ class Exploration:
 def render(exploration: Exploration) -> str:
     """The page as HTML; it loads nothing from anywhere."""
     template = environment("sordino.report").get_template("explorer.html.jinja")
-    drawn, charts = _drawn(exploration)
+    drawn, charts = _draw(exploration)
     return template.render(
-        **_said(exploration),
+        **_write_words(exploration),
         **drawn,
         **frame(charts, today()),
         own_css=own_file("sordino.report", "explorer.css"),
@@ -49,14 +49,14 @@ def render(exploration: Exploration) -> str:
     )
 
 
-def _said(exploration: Exploration) -> dict[str, Any]:
+def _write_words(exploration: Exploration) -> dict[str, Any]:
     subject, second = exploration.subject, exploration.second
     expertise, dampening = subject.expertise, subject.dampening
     metadata = expertise.shown
     whole = summary.overall(expertise, dampening)
     kinds = [*summary.by_kind(expertise, dampening), whole]
     layers = summary.by_layer(expertise, dampening)
-    compared = _compared(exploration)
+    compared = _compare(exploration)
     shown = {(insight.site, insight.index): n for n, insight in enumerate(exploration.insights, 1)}
     sections = {
         "map-section": "The map",
@@ -121,7 +121,7 @@ def _facts(exploration: Exploration) -> list[tuple[str, str]]:
     return [(key, value) for key, value in facts.items() if value]
 
 
-def _drawn(exploration: Exploration) -> tuple[dict[str, Any], dict[str, Any]]:
+def _draw(exploration: Exploration) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the script and the charts' keys need, and the charts by name."""
     subject = exploration.subject
     expertise, dampening = subject.expertise, subject.dampening
@@ -222,7 +222,7 @@ def visible(token: str) -> str:
     return "".join(marks.get(character, character) for character in token)
 
 
-def _compared(exploration: Exploration) -> dict[str, Any] | None:
+def _compare(exploration: Exploration) -> dict[str, Any] | None:
     comparison, second = exploration.comparison, exploration.second
     if comparison is None or second is None:
         return None

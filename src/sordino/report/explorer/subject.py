@@ -80,7 +80,7 @@ def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = 
             f"`intervention`, `strength` and `settings` have no meaning for {path}, which has its "
             "factors already: leave them out, or pass the expertise file."
         )
-    return _baked(path)
+    return _read_baked(path)
 
 
 def concept_of_run(subject: str | Path, expertise: Expertise) -> Concept | None:
@@ -125,7 +125,7 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
-def _baked(path: Path) -> Subject:
+def _read_baked(path: Path) -> Subject:
     extras = extras_of(path)
     files = sorted(extras.glob("*.expertise.safetensors"))
     if len(files) != 1:
