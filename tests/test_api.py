@@ -139,7 +139,10 @@ COMMANDS = [
     *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
     *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
 ]
-VALUES = ["Changes", "Evaluation", "Perplexity", "ReplaySettings", "Toxicity"]
+VALUES = [
+    *("Changes", "Evaluation", "Expertise", "OwnPlan", "Perplexity", "ReplaySettings"),
+    *("SweepSettings", "Toxicity"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,8 @@ def tampered(tmp_path, tensors=None, metadata=None, drop=()):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drop": ["format"]}, "no expertise file of this version"),
-        ({"metadata": {"format": "sordino-expertise-9"}}, "no expertise file of this version"),
+        ({"drop": ["format"]}, "not an expertise file of this version"),
+        ({"metadata": {"format": "sordino-expertise-9"}}, "not an expertise file of this version"),
         ({"drop": ["concept", "model"]}, "metadata model"),
         ({"drop": ["n_positive"]}, "metadata n_positive"),
         ({"metadata": {"n_positive": "many"}}, "metadata n_positive"),
@@ -103,7 +103,7 @@ def tampered(tmp_path, tensors=None, metadata=None, drop=()):
         ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.float64)}}, "dtype F64"),
         ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.int32)}}, "dtype int32"),
         ({"tensors": {f"{SITE}.strongest_1": np.full(7, 50, np.int32)}}, "strongest_1"),
-        ({"tensors": {f"{SITE}.auroc": np.zeros(6, np.float32)}}, "no whole set of statistics"),
+        ({"tensors": {f"{SITE}.auroc": np.zeros(6, np.float32)}}, "lacks statistics of"),
         ({"tensors": {f"{SITE}.auroc": np.full(7, 1.5, np.float32)}}, "AUROC outside"),
     ],
 )

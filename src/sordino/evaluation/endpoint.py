@@ -358,7 +358,7 @@ class Server:
                     "its certificate is not trusted on this machine; name the file of its "
                     "authority's certificate in SSL_CERT_FILE, or check the address."
                 )
-            return "there is no https there; check the address, which may begin with http://."
+            return "no https there; check the address, which may begin with http://."
         if isinstance(error, ReadTimeoutError):
             return (
                 f"no answer within {self._access.timeout_s:g} s {tries}; raise `timeout_s`, or "

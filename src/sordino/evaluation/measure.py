@@ -1,4 +1,4 @@
-"""What a measure is, and the registry of measures."""
+"""Measures: their interface and registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The expertise artefact: what was measured of each neuron about a concept, in one file."""
+"""The expertise artefact: every neuron's statistics about a concept, in one file."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ _Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
 
 
 class _Metadata(BaseModel):
-    """What the metadata must say, and what those that are not always there look like."""
+    """Required metadata, and the format of optional ones."""
 
     model: str
     architecture: str
@@ -51,9 +51,18 @@ class Expertise:
 
     Args:
         statistics: By site path, then by statistic, an array [neurons]. The AUROC (float32, in
-            [0, 1]; not-a-number where a response was) is always there; `STRONGEST` are the indices
+            [0, 1]; not-a-number if a response was) is always there; `STRONGEST` are the indices
             (int32) of the sentences that excite the neuron most.
-        metadata: Strings that say what was measured on what; see `docs/design.md`.
+        metadata: Strings about the model, the concept and the settings; see `docs/design.md`.
+
+    Example:
+        >>> expertise.save("copy.expertise.safetensors").name
+        'copy.expertise.safetensors'
+        >>> again = sordino.Expertise.load("copy.expertise.safetensors")
+        >>> again.top(1) == expertise.top(1)
+        True
+        >>> again["auroc"][again.sites[0]].dtype
+        dtype('float32')
     """
 
     statistics: Mapping[str, Mapping[Statistic, NDArray[Any]]]
@@ -63,7 +72,7 @@ class Expertise:
         """One statistic of all sites, by site path.
 
         Args:
-            statistic: It, or its name.
+            statistic: The statistic, or its name.
 
         Raises:
             UserError: A site lacks it.
@@ -82,7 +91,7 @@ class Expertise:
         return all(name in of for of in self.statistics.values() for name in statistics)
 
     def __repr__(self) -> str:
-        """In one line: of which concept and model, and how many neurons."""
+        """One line: the concept, the model, the number of neurons, and the statistics."""
         about = self.metadata
         names = dict.fromkeys(
             name.rstrip("_0123456789") for of in self.statistics.values() for name in of
@@ -99,19 +108,19 @@ class Expertise:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The metadata as a page or a table may show them, whoever wrote the file."""
+        """The metadata, made safe for pages and tables, because the file may be anybody's."""
         return {key: printable(value) for key, value in self.metadata.items()}
 
     def at(self, sites: Collection[str]) -> "Expertise":
-        """The same at these sites alone, which must be among its own."""
+        """The same for these sites alone, which must be among its own."""
         kept = {site: of for site, of in self.statistics.items() if site in sites}
         return Expertise(kept, self.metadata)
 
     def unprotected(self) -> "Expertise":
-        """The same as if no texts had been protected while attribution was measured.
+        """The same as if attribution had been measured without protected texts.
 
         Raises:
-            UserError: None were.
+            UserError: It was.
         """
         without = {name: self[kept] for name, kept in UNPROTECTED.items()}
         left_out = {*UNPROTECTED.values(), Statistic.PROTECTED}
@@ -127,7 +136,7 @@ class Expertise:
 
     @cached_property
     def neurons(self) -> int:
-        """How many neurons there are in all."""
+        """The number of neurons of all sites."""
         return sum(values[Statistic.AUROC].size for values in self.statistics.values())
 
     def top(self, count: int) -> list[tuple[str, int, float]]:
@@ -145,7 +154,7 @@ class Expertise:
         return found
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the artefact; the file appears only when it is whole.
+        """Write the artefact; the file appears only when it is complete.
 
         Raises:
             UserError: `path` exists and `force` is not set.
@@ -156,7 +165,7 @@ class Expertise:
             for site, of_site in self.statistics.items()
             for statistic, values in of_site.items()
         }
-        # The format keeps no order of its own, and the sites' order is the model's.
+        # Safetensors files do not keep the order of the sites, which is the model's.
         order = json.dumps(list(self.statistics))
         blob = save(tensors, metadata={**self.metadata, "format": FORMAT, "sites": order})
         with new_file(target, force=force) as stage:
@@ -171,13 +180,13 @@ class Expertise:
             path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.local`.
 
         Raises:
-            UserError: It is missing, damaged, or no expertise file.
+            UserError: It is missing, damaged, or not an expertise file.
         """
         source = local(path)
         metadata = read_about(source, "expertise")
         if metadata.get("format") != FORMAT:
             raise UserError(
-                f"{source} is no expertise file of this version (format "
+                f"{source} is not an expertise file of this version (format "
                 f"'{printable(metadata.get('format', 'none'))}', expected '{FORMAT}')."
             )
         try:
@@ -193,7 +202,7 @@ class Expertise:
 def _with_sorted_metadata(blob: bytes) -> bytes:
     """The same safetensors file with its metadata in a fixed order.
 
-    The library writes metadata in an order that changes from process to process; the same input
+    The library writes metadata in an order that changes from process to process, and the same input
     has to give the same bytes.
     """
     end = 8 + int.from_bytes(blob[:8], "little")
@@ -224,8 +233,8 @@ def _by_site(
             )
         if last not in set(Statistic):
             raise UserError(
-                f"{source} holds '{printable(name)}', and this version knows no such statistic: "
-                "read it with the version that wrote it, or find the expertise again."
+                f"{source} holds '{printable(name)}', a statistic unknown to this version: read it "
+                "with the version that wrote it, or find the expertise again."
             )
         statistic = Statistic(last)
         _refuse_other_values(
@@ -234,9 +243,7 @@ def _by_site(
         statistics[site][statistic] = values
     for site, of_site in statistics.items():
         if Statistic.AUROC not in of_site or len({v.size for v in of_site.values()}) != 1:
-            raise UserError(
-                f"{source} has no whole set of statistics for {printable(site)}: it is damaged."
-            )
+            raise UserError(f"{source} lacks statistics of {printable(site)}: it is damaged.")
     return statistics
 
 
@@ -246,6 +253,6 @@ def _refuse_other_values(
     if values.size == 0 or values.dtype != statistic.dtype:
         raise UserError(f"{what} has {values.size} values of dtype {values.dtype}.")
     if statistic in STRONGEST and not bool(np.all((values >= -1) & (values < sentences))):
-        raise UserError(f"{what} names sentences beyond the {sentences} that there were.")
+        raise UserError(f"{what} names sentences beyond the {sentences} of the concept.")
     if statistic in SHARES and not bool(np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))):
         raise UserError(f"{what} has an AUROC outside [0, 1].")

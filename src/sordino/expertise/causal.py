@@ -1,9 +1,10 @@
-"""Moments taken layer after layer, each on the responses of the model edited so far.
+"""Moments measured layer by layer, each on the responses of the model edited so far.
 
-A map that is put on one layer changes what every later layer sees. Measured on the original, the
-maps of later layers correct what the earlier ones have corrected already. So each layer's moments
-are taken while the maps of all sites before it are on (causal estimation: Rodriguez et al., 2024,
-arXiv:2410.23054, section 3.2). Sites of one layer come in the order in which they are called.
+A map that is applied to one layer changes the inputs of every later layer. Measured on the original
+model, the maps of later layers would correct again what the earlier ones correct. So each layer's
+moments are measured while the maps of all sites before it are applied (causal estimation: Rodriguez
+et al., 2024, arXiv:2410.23054, section 3.2). The sites of one layer are in the order in which they
+are called.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,17 +35,17 @@ def causal_sweep(
     snapshots: Snapshots,
     restored: Progress,
 ) -> Tensors:
-    """The statistics of all sites, each measured with the maps of those before it on.
+    """The statistics of all sites, each measured with the maps of those before it applied.
 
     Args:
         opened: The model, in memory as a whole.
         sentences: The sentences.
-        settings: With moments, and `causal` the map that is put on.
-        snapshots: Where progress is kept, after each layer.
-        restored: Where an interrupted call stood.
+        settings: With moments, and `causal` for the kind of the maps.
+        snapshots: Stores progress, after each layer.
+        restored: The progress of an interrupted call.
 
     Returns:
-        By site and statistic, float32 or int32 [neurons], as of an ordinary sweep.
+        By site and statistic, float32 or int32 [neurons], like an ordinary sweep.
 
     Raises:
         UserError: The model is streamed, has MoE experts among its sites, or has layers that do not
@@ -77,8 +78,8 @@ def causal_sweep(
 def _refuse(opened: OpenModel, sentences: Sentences) -> None:
     if opened.streamed is not None:
         raise UserError(
-            f"Maps are put on a model in memory, and {opened.ref.name} is read layer by layer: "
-            "leave `causal` out, or use a machine whose memory holds it, with `stream=False`."
+            f"`causal` needs a model in memory, and {opened.ref.name} is read layer by layer: "
+            "leave it out, or use a machine whose memory holds it, with `stream=False`."
         )
     if Ranks().size > 1:
         raise UserError("`causal` is for one process: start it without torchrun.")
@@ -95,7 +96,7 @@ def _refuse(opened: OpenModel, sentences: Sentences) -> None:
 
 
 def _in_order(opened: OpenModel, way: LayerByLayer, stage: int) -> list[Site]:
-    """A layer's sites as they are called."""
+    """A layer's sites in the order in which they are called."""
     called: list[Site] = []
 
     def noting(site: Site) -> Callable[..., None]:
@@ -118,7 +119,7 @@ def _measure(
     settings: SweepSettings,
     advance: Callable[[int], None],
 ) -> dict[Statistic, torch.Tensor]:
-    """One site's statistics, on a model that is mapped as far as hooks are on it."""
+    """One site's statistics, with the maps that are applied so far."""
     count = len(sentences.labels)
     responses = torch.empty(count, site.neurons, device=opened.device_of(site.path))
     capture, start = Capture(settings.pooling), 0
@@ -139,7 +140,7 @@ def _map(found: dict[Statistic, torch.Tensor], kind: str) -> Map:
 
 @contextmanager
 def _mapped(opened: OpenModel, site: Site, given: Map) -> Iterator[None]:
-    """A site's outputs z are factor · z + shift inside the block."""
+    """Inside the block a site's outputs z become factor · z + shift."""
     device = opened.device_of(site.path)
     factor, shift = (torch.from_numpy(v).to(device, opened.model.dtype) for v in given)
 

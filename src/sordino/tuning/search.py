@@ -351,11 +351,12 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
     sized_on = set(clean_texts(lab.texts, seed=lab.seed))
     texts = read_texts(lab.texts)
     others = [text for text in texts if text.text not in sized_on]
+    # With few texts, interventions are calibrated on some of the same ones.
+    enough = others if len(others) >= _FEWEST else texts
     halves = []
     for toxic, clean in zip(
-        _dealt_out(prompts, folder, "prompts", lab.seed),
-        # With few texts, interventions are calibrated on some of the same ones.
-        _dealt_out(others if len(others) >= _FEWEST else texts, folder, "clean-texts", lab.seed),
+        _split_in_half(prompts, folder, "prompts", lab.seed),
+        _split_in_half(enough, folder, "clean-texts", lab.seed),
         strict=True,
     ):
         divergence, limited = Divergence(clean), settings.budget.measured(clean)
@@ -364,7 +365,7 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
     return halves
 
 
-def _dealt_out(texts: Sequence[Text], folder: Path, name: str, seed: int) -> list[str]:
+def _split_in_half(texts: Sequence[Text], folder: Path, name: str, seed: int) -> list[str]:
     """Two files with half of the texts each, drawn by seed."""
     if len(texts) < _FEWEST:
         raise UserError(

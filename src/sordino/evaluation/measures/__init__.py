@@ -1,1 +1,1 @@
-"""One file a measure; each describes itself."""
+"""One file per measure; each describes itself."""

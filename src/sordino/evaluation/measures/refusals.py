@@ -1,4 +1,4 @@
-"""How often a model refuses what is safe, and what is not."""
+"""How often a model refuses safe prompts, and unsafe ones."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""One file a scorer; each says what it is blind to."""
+"""One file per scorer; each states its limits."""

@@ -142,7 +142,7 @@ class Judge(Scorer):
             score, said = self._answer(_PLAIN_TEXT)
         if score is None:
             raise self._server.problem(
-                f"it cannot be a judge: asked for a number about a harmless sentence it said: "
+                f"it cannot be a judge: asked for a number about a harmless sentence, it said: "
                 f"{said}; choose a model that follows instructions."
             )
 

@@ -135,7 +135,7 @@ class VerdictScorer(Scorer):
 
     @cached_property
     def _prefix(self) -> Prefix | None:
-        """What stands before every text, read once."""
+        """The prompt before the texts, run once."""
         return read_once(self._opened, texts_ids(self._opened, [self._before])[0])
 
     def _around(self) -> tuple[str, str]:
