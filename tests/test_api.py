@@ -140,8 +140,8 @@ COMMANDS = [
     *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
 ]
 VALUES = [
-    *("Changes", "Evaluation", "Expertise", "OwnPlan", "Perplexity", "ReplaySettings"),
-    *("SweepSettings", "Toxicity"),
+    *("AttributionSettings", "Changes", "Evaluation", "Expertise", "OwnPlan", "OwnSettings"),
+    *("Perplexity", "ReplaySettings", "SweepSettings", "Toxicity"),
 ]
 
 

@@ -34,7 +34,7 @@ class OwnPlan:
         new_tokens: The most tokens of each.
 
     Example:
-        >>> plan = sordino.OwnPlan("kit:ordinary", max_prompts=20, continuations=2)
+        >>> plan = sordino.OwnPlan("prompts.txt", max_prompts=20, continuations=2)
         >>> own = plan.settings(concept)
         >>> len(own.prompts), own.judge.name
         (20, 'concept')

@@ -71,8 +71,16 @@ class AttributionSettings:
     Args:
         per_class: How many sentences of each class at most, drawn by seed.
         seed: Of the draw of sentences and of the tokens that stand for the model's own.
-        protected: Texts whose likelihood must not fall. They join the negative sentences: what a
-            neuron does for them is on the clean side, and changing it costs what it costs there.
+        protected: Texts whose likelihood must not fall. They are added to the negative sentences.
+
+    Raises:
+        UserError: There are too few sentences of each class.
+
+    Example:
+        >>> settings = sordino.AttributionSettings(per_class=20)
+        >>> found = sordino.find_experts("tiny", concept, attribution=settings)
+        >>> sorted(found["cost"]) == sorted(found.sites)
+        True
     """
 
     per_class: int = 1000

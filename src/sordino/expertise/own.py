@@ -66,6 +66,13 @@ class OwnSettings:
 
     Raises:
         UserError: There are too few prompts or continuations.
+
+    Example:
+        >>> own = sordino.OwnPlan("prompts.txt", max_prompts=20, continuations=2).settings(concept)
+        >>> settings = sordino.AttributionSettings(per_class=20)
+        >>> found = sordino.find_experts("tiny", concept, attribution=settings, own=own)
+        >>> found.metadata["own_n_prompts"]
+        '20'
     """
 
     prompts: tuple[str, ...]
