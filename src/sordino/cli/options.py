@@ -55,9 +55,9 @@ class ModelOptions:
     revision: str | None = None
     """Branch, tag or commit, for a model on the hub."""
     sites: str | None = None
-    """attention (attention's linear layers, too), all (every linear layer but routers), norms (the
-    gains of norms that a block's output passes before it is added), or a regular expression over
-    module paths: use the linear layers that it matches."""
+    """attention (also attention's linear layers), all (every linear layer except routers), norms
+    (the gains of norms between a block and the residual stream), or a regular expression that the
+    linear layers' module paths must match."""
 
 
 @Parameter(name="*", group="Concept")
@@ -147,7 +147,7 @@ class InterventionOptions:
     budget, the k of damp and det_zero)."""
     set: tuple[str, ...] = ()
     """A setting of the rule, NAME=VALUE, such as --set k=500 for damp and det_zero; every rule has
-    rows, the most neurons of each linear layer that it may change."""
+    rows, the largest number of neurons in each linear layer that it may change."""
 
     def __post_init__(self) -> None:
         """Refuse a strength together with a divergence."""
@@ -223,7 +223,7 @@ class SweepOptions:
     pooling: str = "max"
     """A neuron's response to a sentence: max (the paper's), mean or last."""
     batch_tokens: int | None = None
-    """How many tokens go through the model at a time; by default 2,048, on a GPU more."""
+    """How many tokens to process at a time; by default 2,048, or more on a GPU."""
     stratify: str | None = None
     """Also measure the AUROC between sentences of the same stratum only: length, or a column of the
     data. For the intervention stratified."""
@@ -234,8 +234,8 @@ class SweepOptions:
     """mean_shift or linear_transport: measure the means of each layer with this rule's maps on all
     layers before it, as their paper does; by default all are measured on the model as it is."""
     attribution: bool = False
-    """Also measure, by gradients, what each neuron does for the likelihood of both classes and what
-    changing it costs. For contrast."""
+    """Also measure, by gradients, each neuron's contribution to the likelihood of both classes, and
+    the cost of changing it. For contrast."""
     attribution_per_class: int = 1000
     """The largest number of sentences per class for --attribution."""
     protect: str | None = None

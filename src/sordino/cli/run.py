@@ -61,7 +61,7 @@ def run(
     output
         The folder to write, or the .gguf file.
     plan
-        Write nothing, and say what finding will take (tokens, bytes to read, memory and time), and
+        Write nothing; estimate what finding takes (tokens, bytes to read, memory, time), and list
         what is measured afterwards.
     beside
         Another rule to measure as well, at strength 1, for comparison; repeat for several.
@@ -95,7 +95,7 @@ def run(
             return
         if output is None:
             raise UserError("There is nothing to write: pass --output FOLDER or --plan.")
-        # The recipe's options have come as if they had been typed.
+        # The recipe's options were expanded before parsing.
         given = named_files(recipe, *vars(concept).values(), *vars(how).values())
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *given])
         settings = pipeline.RunSettings(
@@ -153,7 +153,7 @@ def run(
 def print_plan(
     planned: "Plan", rule: RunRuleOptions, measures: Sequence[str], *, json: bool
 ) -> None:
-    """Say what a run will take."""
+    """Print what a run will take."""
     if json:
         print_json({**asdict(planned), "intervention": rule.intervention, "measures": measures})
         return
@@ -166,7 +166,7 @@ def print_plan(
 
 
 def next_steps(model: str, folder: Path) -> list[str]:
-    """One command for each of what people do with a dampened model."""
+    """The commands that people run next with a dampened model."""
     is_file = has_suffix(folder, ".gguf")
     quiet = shlex.quote(str(folder))
     served = f"llama-server -m {quiet}" if is_file else f"vllm serve {quiet}"
