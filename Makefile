@@ -39,7 +39,7 @@ studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where
 chat-models: $(BIN)/.dev  ## docs/chat-models.md from nothing, in hours; goes on where it was interrupted
 	$(BIN)/sordino study chat kit:smollm2 kit:qwen2.5-coder-1.5b kit:qwen2.5-coder-0.5b kit:gemma3 \
 		--concept insults --dtype bfloat16 --judge-dtype bfloat16 \
-		--scorer alt-profanity-check --scorer yes-no:kit:qwen2.5-coder-0.5b \
+		--scorer alt-profanity-check --scorer probe:kit:qwen2.5-coder-0.5b \
 		--max-per-class 200 --attribution-per-class 200 --max-prompts 100 --continuations 1 \
 		--max-refusals 100 --max-group-texts 600 --questions 150 --max-texts 60 \
 		--output $(OUT)/results --markdown docs/chat-models.md

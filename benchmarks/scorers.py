@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from sordino import kit
-from sordino.concepts.built_in import undo_escapes
-from sordino.concepts.labels import classes_of
-from sordino.concepts.readers import read_table
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import scores_of
+from sordino.evaluation.scorers.probe import comments
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
 from sordino.expertise.auroc import auroc
 
@@ -30,13 +28,8 @@ Texts = tuple[list[str], list[str]]
 
 
 def insults() -> Texts:
-    """The kit's held-out comments: insulting ones, and others."""
-    found = classes_of(read_table(kit.data_file("insults/test.csv")))
-    positive, negative = (
-        [" ".join(undo_escapes(comment).split()) for comment in texts]
-        for texts in (found.positive, found.negative)
-    )
-    return positive, negative
+    """Those of the kit's comments with which no scorer was trained: insulting ones, and others."""
+    return comments()[1]
 
 
 def prompts() -> Texts:

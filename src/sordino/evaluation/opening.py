@@ -32,8 +32,9 @@ def open_scorer(
     Args:
         spec: "auto"; a name of the registry, "hf:org/name" for a text classifier of the hub, the
             folder of one, "yes-no:MODEL" for a language model that judges in this process
-            (`sordino.evaluation.scorers.verdict`), or the address of a server whose chat model
-            judges (`sordino.evaluation.scorers.judge`).
+            (`sordino.evaluation.scorers.verdict`), "probe:MODEL" for a classifier of what one
+            makes of a text (`sordino.evaluation.scorers.probe`), or the address of a server whose
+            chat model judges (`sordino.evaluation.scorers.judge`).
         toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
         judge_refusal: The score of a text that a server's model refuses to judge.
         judge_dtype: The dtype of a language model that judges in this process.

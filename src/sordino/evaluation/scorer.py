@@ -84,8 +84,8 @@ SCORERS: Registry[Callable[[], Scorer]] = Registry(
     "scorer",
     "scorers",
     "sordino.evaluation.scorers",
-    "hf:org/name for a text classifier of the hub, the folder of one, yes-no:MODEL for a language "
-    "model that judges in this process, and http(s)://… for one on a server",
+    "hf:org/name for a text classifier of the hub, the folder of one, yes-no:MODEL or probe:MODEL "
+    "for a language model that judges in this process, and http(s)://… for one on a server",
 )
 """Scorers by name; each entry opens its scorer."""
 
@@ -93,7 +93,7 @@ register = SCORERS.register
 """A decorator with the name of a scorer, for a function or class that opens it."""
 
 JUDGES: Registry[Judging] = Registry("judging model", "judges", "sordino.evaluation.scorers")
-"""Ways of asking a language model for its verdict, by name.
+"""Ways of having a language model judge, by name.
 
 Each opens a model as a scorer, given its name, device and dtype.
 """
