@@ -19,6 +19,7 @@ from sordino.evaluation.measures import zero_shot
 from sordino.evaluation.measures.zero_shot import KIT_TASKS, ZeroShot
 from sordino.evaluation.statistics import compare_mean_shares, compare_shares
 from sordino.evaluation.tasks import kit_data
+from sordino.evaluation.texts import choose
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.model import LM
@@ -221,10 +222,11 @@ def test_a_collection_is_taken_up_at_any_batch(tiny) -> None:
 
 def test_a_smaller_choice_is_part_of_a_larger_one() -> None:
     parts = zero_shot._load(("kit_piqa",), 0)["kit_piqa"]
-    few, many = (zero_shot._choose(parts, limit, 5) for limit in (10, 100))
+    questions = list(range(len(parts["kit_piqa"].eval_docs)))
+    few, many = (choose(questions, limit, 5) for limit in (10, 100))
     assert set(few) < set(many)
     assert many == sorted(many)
-    assert len(zero_shot._choose(parts, None, 5)) == 1500
+    assert len(choose(questions, None, 5)) == 1500
 
 
 def test_examples_are_other_questions(tiny) -> None:

