@@ -55,8 +55,8 @@ class Piqa(Measure):
     def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
         """Read and choose the questions."""
         lines = kit.data_file(FILES["kit_piqa"]).read_text(encoding="utf-8").splitlines()
-        rows = [piqa(json.loads(line)) for line in lines]
-        return _PiqaTask(self, choose(rows, self.questions, seed), seed)
+        rows = choose([piqa(json.loads(line)) for line in lines], self.questions, seed)
+        return _PiqaTask(self, rows, seed)
 
 
 class _PiqaTask(Task):
