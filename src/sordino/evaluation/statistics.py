@@ -238,6 +238,11 @@ def ratio_of_means(means: Floats) -> Floats:
     return np.asarray(means[..., 0] / means[..., 1])
 
 
+def corpus_perplexity(means: Floats) -> Floats:
+    """Perplexity of a corpus from its texts' mean negative log-likelihood and mean length."""
+    return np.asarray(np.exp(ratio_of_means(means)))
+
+
 def compare_gaps(
     before: Floats | None, after: Floats, groups: Sequence[Sequence[int]], seed: int
 ) -> Comparison | None:
@@ -299,7 +304,7 @@ def compare_perplexities(
         texts = [np.exp(corpus[:, :1] / corpus[:, 1:]) for corpus in corpora]
     mean, corpus = (
         compare(columns[0] if before is not None else None, columns[-1], statistic, seed)
-        for columns, statistic in ((texts, first_mean), (corpora, _corpus_perplexity))
+        for columns, statistic in ((texts, first_mean), (corpora, corpus_perplexity))
     )
     return mean, corpus
 
@@ -367,10 +372,6 @@ def _gap(means: Floats) -> Floats:
         for choice in (others.argmax(axis=-3), others.argmin(axis=-3))
     )
     return np.asarray((largest - smallest).mean(axis=(-3, -2)))
-
-
-def _corpus_perplexity(means: Floats) -> Floats:
-    return np.asarray(np.exp(ratio_of_means(means)))
 
 
 def _estimate(value: float, replicates: Floats) -> Estimate:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from sordino.evaluation.statistics import (
     Floats,
     compare,
     compare_gaps,
-    compare_perplexities,
+    corpus_perplexity,
     ratio_of_means,
 )
 from sordino.evaluation.texts import Text, choose_evenly, distinct_texts, named_rows
@@ -204,23 +203,25 @@ class _Found:
         ]
 
     def _cost(self, members: Sequence[int]) -> float:
-        """The ratio of the perplexities of some texts."""
+        """The log of the ratio of some texts' perplexities."""
         lost = self.after[members].sum() - self.before[members].sum()
-        return exp(min(lost / self.places[members].sum(), 700.0))  # which no float exceeds
+        return float(lost / self.places[members].sum())
+
+    def _columns(self, values: Floats, members: Sequence[int]) -> Floats:
+        """Some texts' values and numbers of scored tokens, float64 [texts, 2]."""
+        return np.stack([values[members], self.places[members]], axis=1)
 
     def _perplexity(
         self, members: Sequence[int], name: str, label: str, detail: bool = False
     ) -> Figure:
-        places = self.places[members]
-        before, after = (self.before[members], places), (self.after[members], places)
-        _, corpus = compare_perplexities(before, after, self.seed)
-        return self._figure(corpus, members, name, label, "perplexity", detail)
+        before, after = (self._columns(nll, members) for nll in (self.before, self.after))
+        found = compare(before, after, corpus_perplexity, self.seed)
+        return self._figure(found, members, name, label, "perplexity", detail)
 
     def _divergence(
         self, members: Sequence[int], name: str, label: str, detail: bool = False
     ) -> Figure:
-        columns = np.stack([self.nats[members], self.places[members]], axis=1)
-        found = compare(None, columns, ratio_of_means, self.seed)
+        found = compare(None, self._columns(self.nats, members), ratio_of_means, self.seed)
         return self._figure(found, members, name, label, "nats per token", detail)
 
     def _figure(
