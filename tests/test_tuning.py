@@ -16,10 +16,9 @@ from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, family
 from sordino.interventions.registry import Family
 from sordino.models.open import open_model
-from sordino.tuning import Yardstick, calibrate
 from sordino.tuning import search as search_module
 from sordino.tuning.budget import Budget
-from sordino.tuning.calibration import SHORTFALL, clean_texts
+from sordino.tuning.calibration import SHORTFALL, Yardstick, calibrate, clean_texts
 from sordino.tuning.lab import Lab, Trial
 from sordino.tuning.search import TuneSettings
 from sordino.tuning.search import search as tune

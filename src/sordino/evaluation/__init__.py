@@ -22,13 +22,10 @@ from sordino.evaluation.measures.speed import Speed
 from sordino.evaluation.measures.toxicity import OrdinaryToxicity, Toxicity
 from sordino.evaluation.measures.zero_shot import ZeroShot
 from sordino.evaluation.result import Evaluation, Figure, MeasureResult, ModelRecord, Row
-from sordino.evaluation.scorer import CLASSIFIER_LIMITS, SCORERS, Scorer
-from sordino.evaluation.scorers.linear import LINEAR_LIMITS
+from sordino.evaluation.scorer import SCORERS, Scorer
 from sordino.evaluation.statistics import Estimate
 
 __all__ = [
-    "CLASSIFIER_LIMITS",
-    "LINEAR_LIMITS",
     "MEASURES",
     "SCORERS",
     "Access",
