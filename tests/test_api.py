@@ -138,10 +138,12 @@ def test_what_a_dampening_is_made_of(found, tmp_path):
 COMMANDS = [
     *("run", "find_experts", "bake", "evaluate", "tune", "study", "replay", "reproduce", "explore"),
     *("chat", "push", "diff", "undo", "inspect", "doctor", "make_dampening", "hooked", "plan_find"),
+    *("load_concept", "open_model", "verify"),
 ]
 VALUES = [
     *("AttributionSettings", "Changes", "Evaluation", "Expertise", "OwnPlan", "OwnSettings"),
-    *("Perplexity", "ReplaySettings", "SweepSettings", "Toxicity"),
+    *("Concept", "Perplexity", "ReplaySettings", "SweepSettings", "Toxicity"),
+    *("load_concept", "open_model", "verify"),
 ]
 
 

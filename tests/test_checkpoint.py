@@ -135,7 +135,7 @@ def test_a_part_that_the_class_lacks_is_said(folder, tensors, capsys):
     for way in WAYS.values():
         capsys.readouterr()
         way(folder)
-        assert "mtp (1 tensors) is left out" in capsys.readouterr().err
+        assert "mtp (1 tensors) is ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
@@ -438,7 +438,7 @@ def test_a_pipe_among_the_model_s_files_is_never_opened(folder):
     WAYS["without weights"](folder)
     (folder / "tokenizer.json").unlink()
     os.mkfifo(folder / "tokenizer.json")
-    assert all("tokenizer.json is no regular file" in said for said in refusals(folder))
+    assert all("tokenizer.json is not a regular file" in said for said in refusals(folder))
 
 
 def test_tokens_beyond_the_embedding_are_named_where_a_text_has_them(open_tiny):

@@ -216,7 +216,7 @@ def test_diff_and_undo(call, here):
     call("bake", "tiny", "c.expertise.safetensors", "-o", "silent", *zeros)
     status, _, error = call("undo", "silent", "-o", "unsilent")
     assert status == 2
-    assert "nothing can come back" in error
+    assert "cannot be restored" in error
     call("bake", "tiny", "c.expertise.safetensors", "-o", "aura")
     both = ("aura/sordino/dampening.safetensors", "silent/sordino/dampening.safetensors")
     assert call("diff", *both)[0] == 1
@@ -314,8 +314,8 @@ def test_a_run_does_what_we_recommend_and_says_what_comes_next(call, here):
     # Its factors of 0 cannot be divided out; what else it changed can.
     status, _, error = call("undo", "advised", "-o", "back")
     assert status == 2
-    assert "were multiplied by 0 and cannot come back: take the original, tiny, or" in error
-    assert error.endswith("bring the others back with --partly.\n")
+    assert "were multiplied by 0 and cannot be restored: use the original, tiny, or" in error
+    assert error.endswith("with --partly.\n")
     status, out, _ = call("undo", "advised", "-o", "back", "--partly")
     assert status == 0
     zeros = sum(

@@ -244,16 +244,16 @@ def relabelled(**changes: Any) -> list[dict[str, Any]]:
         (ROWS, {"label_column": "no"}, "no column 'no': `label_column` is one of text, label"),
         (ROWS, {"label": "threat"}, "`label_column` with one of text, label"),
         (ROWS, {"positive": "3"}, "`positive` is one of 1, 0"),
-        (ROWS, {"revision": "main"}, "`load_concept.revision` has no meaning"),
-        ([{"a": "b", "label": 1}], {}, "known to hold the text: choose one of a, label"),
-        ([{"text": "b", "c": 1}], {}, "known to hold the label: choose one of text, c"),
+        (ROWS, {"revision": "main"}, "`load_concept.revision`"),
+        ([{"a": "b", "label": 1}], {}, "known name for the text: choose one of a, label"),
+        ([{"text": "b", "c": 1}], {}, "known name for the label: choose one of text, c"),
         (relabelled(comment="x"), {}, "more than one text column (text, comment)"),
         (relabelled(toxic=1), {}, "more than one label column (label, toxic)"),
-        ([*ROWS, {"text": "x", "label": 3}], {}, "holds 1, 0, 3: say with `positive`"),
+        ([*ROWS, {"text": "x", "label": 3}], {}, "holds 1, 0, 3: choose with `positive`"),
         ([*relabelled(label="good"), {"text": "x", "label": "bad"}], {}, "holds good, bad"),
-        (relabelled(label="x" * 99), {}, f"holds {'x' * 40}…: say"),
+        (relabelled(label="x" * 99), {}, f"holds {'x' * 40}…: choose"),
         ([jigsaw_row("x")], {"label": "rude"}, "`label` is one of toxic, severe_toxic"),
-        ([{**jigsaw_row("x"), "threat": 7}], {}, "'threat' holds 7, where 0 or 1"),
+        ([{**jigsaw_row("x"), "threat": 7}], {}, "'threat' holds 7, and 0 or 1"),
     ],
 )
 def test_mistakes_in_any_table(
@@ -293,7 +293,7 @@ def test_the_line_is_that_of_the_file_and_not_of_the_row(tmp_path: Path) -> None
         ("a.csv", b"text,label\na,1\nb\xe9,0\n", "line 3: the byte 0xe9 is not UTF-8"),
         ("a.csv", b"\xef\xbb\xbftext,label\nb\xe9,0\n", "line 2: the byte 0xe9"),
         ("a.csv", "text,label\n".encode("utf-16-le"), "like UTF-16 without a byte order mark"),
-        ("a.csv", "text,label\n".encode("utf-16") + b"\n", "begins like UTF-16 and is not"),
+        ("a.csv", "text,label\n".encode("utf-16") + b"\n", "the mark of UTF-16 and is not"),
         ("a.csv", b"PK\x03\x04 and so on", "looks like ZIP"),
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
@@ -340,7 +340,7 @@ def test_broken_text_files(tmp_path: Path, content: bytes, expected: str) -> Non
     missing = error_of(tmp_path / "p.txt", negatives=tmp_path / "none.txt")
     assert "none.txt does not exist" in missing
     clash = error_of(tmp_path / "p.txt", negatives=tmp_path / "n.txt", text_column="text")
-    assert "`text_column` has no meaning for two text files" in clash
+    assert "Two text files cannot be combined with `text_column`" in clash
 
 
 def test_names_that_are_nothing(tmp_path: Path) -> None:
@@ -372,7 +372,9 @@ def test_insults(tiny_insults: None) -> None:
     assert concept.name == "insults"
     assert "demo kit" in concept.source
     assert "no label 'threat'" in error_of("insults", label="threat")
-    assert "`label_column` has no meaning for the built-in" in error_of("insults", label_column="a")
+    assert "built-in concept insults cannot be combined with `label_column`" in error_of(
+        "insults", label_column="a"
+    )
 
 
 def test_toxicity_without_a_hub_is_quick_and_says_so(
@@ -389,7 +391,7 @@ def test_toxicity_without_a_hub_is_quick_and_says_so(
     assert time.monotonic() - begun < 5
     assert concept.name == "toxicity"
     assert "demo kit; insults stand for toxicity" in concept.source
-    assert "the demo kit's insults stand for toxicity" in capsys.readouterr().err
+    assert "the demo kit's insults are used for toxicity" in capsys.readouterr().err
     assert "label=threat" in error_of("toxicity", label="threat")
     hub.reachable.cache_clear()
 

@@ -126,8 +126,8 @@ def test_the_header_is_what_others_write(tmp_path):
         ("llama", r"o_proj", r"4 sites are shifted \(.*o_proj\).*`sites='(.*)'`, or"),
         ("gemma2", r"down_proj", r"passes a norm \(post_attention_layernorm, .*`format=hooks`"),
         ("olmo2", r"down_proj", r"passes a norm \(.*post_feedforward_layernorm\).*`format=hooks`"),
-        ("granite", r"down_proj", r"It is not known that Granite.*`format=hooks`"),
-        ("qwen3_moe", r"down_proj", r"It is not known that Qwen3Moe.*`format=hooks`"),
+        ("granite", r"down_proj", r"llama, .*not for Granite.*`format=hooks`"),
+        ("qwen3_moe", r"down_proj", r"llama, .*not for Qwen3Moe.*`format=hooks`"),
     ],
 )  # fmt: skip
 def test_what_no_control_vector_can_hold_is_refused(family, pattern, message, tmp_path):

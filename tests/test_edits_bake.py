@@ -248,7 +248,7 @@ def _mark_quantised(folder):
         (_drop_a_site, r"lack 1 weights .*model\.layers\.2\.mlp\.up_proj\.weight"),
         (_quantise, r"hold model\.layers\.2\.mlp\.up_proj\.weight as float8_e4m3fn"),
         (_truncate, r"model\.safetensors is damaged"),
-        (_mark_quantised, r"is quantised \(gptq\)"),
+        (_mark_quantised, r"quantised .*\(gptq\)"),
     ],
 )
 def test_an_unusable_folder_is_refused_in_one_sentence(tmp_path, damage, message):

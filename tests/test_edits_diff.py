@@ -272,7 +272,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         ((folder, tmp_path / "empty"), "holds no safetensors"),
         ((folder, tmp_path / "bad.safetensors"), "damaged"),
         ((source, tmp_path / "bad.gguf"), "is of GGUF version"),
-        ((folder, tmp_path / "none.txt"), "is no model"),
+        ((folder, tmp_path / "none.txt"), r"none\.txt is not a model"),
         ((folder, tmp_path / "nowhere"), "does not exist"),
         ((twice, folder), r"x is in both .*a\.safetensors"),
     ]:

@@ -43,7 +43,7 @@ def test_a_head_with_neurons_of_its_own_stays_and_is_said(family, head, tmp_path
     name = f"{head}.mlp.down_proj.weight"
     folder, dampening = with_head(tmp_path, family, {name: own})
     record = bake(folder, dampening, tmp_path / "baked")
-    assert f"draft heads ({head}.*), which are copied as they are" in capsys.readouterr().err
+    assert f"draft heads ({head}.*), which are copied unchanged" in capsys.readouterr().err
     assert record.draft_heads.as_json() == {"names": [head], "dampened": []}
     assert (load_file(tmp_path / "baked" / "model.safetensors")[name] == 0.5).all()
     assert f"draft heads: {head}, copied" in "\n".join(inspect(tmp_path / "baked").lines)
@@ -95,7 +95,7 @@ def test_heads_in_a_gguf_file_stay_and_are_said(heads, named, tmp_path, capsys):
     baked = tmp_path / "quiet.gguf"
     bake(source, Dampening(random_factors(sites), "aura"), baked)
     said = ", ".join(f"{name}.*" for name in named)
-    assert f"draft heads ({said}), which are copied as they are" in capsys.readouterr().err
+    assert f"draft heads ({said}), which are copied unchanged" in capsys.readouterr().err
     assert read_provenance(baked).draft_heads.as_json() == {"names": named, "dampened": []}
     assert f"draft heads: {', '.join(named)}, copied" in "\n".join(inspect(baked).lines)
     before, after = (gguf.GGUFReader(path).tensors for path in (source, baked))

@@ -389,8 +389,8 @@ def _state(**values):
         ("gptq", _settings(quant_method="hqq"), "quantised by 'hqq'"),
         ("gptq", _settings(quant_method=None), "quantised by 'None'"),
         ("awq", _settings(version="gemv_fast"), "gemv_fast"),
-        ("awq", _settings(group_size="many"), "no whole number"),
-        ("awq", _settings(group_size=48), "no whole number of groups"),
+        ("awq", _settings(group_size="many"), "group_size is 'many'"),
+        ("awq", _settings(group_size=48), "groups of 48"),
         ("awq", _nan("scales"), "not finite"),
         ("channels", _set("weight", torch.zeros(64, 128, dtype=torch.int16)), "type I16"),
         ("channels", _set("weight_scale", torch.ones(3, 1)), r"\[3, 1\]"),
@@ -544,6 +544,11 @@ def test_settings_in_a_file_of_their_own_are_read_or_refused(tmp_path):
     dampening = dampening_of(folder)
     bake(folder, dampening, tmp_path / "out")
     assert verify(folder, dampening, tmp_path / "out").within_rounding
+    file, lost = tmp_path / "out/model.safetensors", "model.layers.0.mlp.up_proj"
+    kept = {name: tensor for name, tensor in load_file(file).items() if lost not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"out has no quantised layer {lost}"):
+        verify(folder, dampening, tmp_path / "out")
     (folder / "hf_quant_config.json").write_text("{}")
     with pytest.raises(UserError, match="no settings under 'quantization'"):
         open_model(folder)

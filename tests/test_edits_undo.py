@@ -199,7 +199,7 @@ def test_silenced_rows_stay_and_are_told(shifted, tmp_path):
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     tf.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
-    with pytest.raises(UserError, match="nothing can come back"):
+    with pytest.raises(UserError, match=r"All 36 neurons .*\b0\b"):
         undo(tmp_path / "back", tmp_path / "further", partly=True)
 
 
@@ -242,7 +242,7 @@ def test_biases_that_were_moved_since_are_refused(tmp_path):
     bake(folder, shifting(open_model(folder, device="cpu").sites), tmp_path / "baked")
     file = tmp_path / "baked/model.safetensors"
     save_file(load_file(file), file, metadata={"format": "pt"})  # sorts them anew
-    with pytest.raises(UserError, match="written anew"):
+    with pytest.raises(UserError, match=r"model\.safetensors was rewritten .*\.bias"):
         undo(tmp_path / "baked", tmp_path / "back", partly=True)
 
 

@@ -309,5 +309,5 @@ def test_a_site_that_sees_other_tokens_is_refused(open_tiny, concept):
 
 
 def test_a_text_without_a_token_is_refused(open_tiny):
-    with pytest.raises(UserError, match="gives no token"):
+    with pytest.raises(UserError, match="Text 2 of 2 has no tokens"):
         encode(tiny_tokenizer(bos=False), ["fine", ""], 128)

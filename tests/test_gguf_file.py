@@ -211,6 +211,8 @@ def test_shifts_make_biases_that_llama_cpp_reads(architecture, tmp_path):
         assert torch.equal(tensor, there.expand(tensor.shape)), name
     assert torch.equal(found.get_submodule(first).bias, torch.from_numpy(shifts[first]))
     assert verify_file(resolve(source), dampening, tmp_path / "quiet.gguf").others_equal
+    with pytest.raises(UserError, match=r"model\.gguf.*blk\.0\.ffn_.*\.bias"):
+        verify_file(resolve(source), dampening, source)
     # And again, now that there are biases: scaled with the rest.
     bake(tmp_path / "quiet.gguf", dampening, tmp_path / "again.gguf")
     again = open_model(tmp_path / "again.gguf", device="cpu").model.get_submodule(first).bias
@@ -289,7 +291,7 @@ def test_what_cannot_end_in_a_file(source, tmp_path):
     dampening = wide_dampening(source)
     folder = tiny_folder("llama", tmp_path)
     target = tmp_path / "quiet.gguf"
-    assert "is none" in refusal(folder, dampening_of(folder), target)
+    assert f"{folder} is not one" in refusal(folder, dampening_of(folder), target)
     assert "`format=hooks`" in refusal(source, dampening, target, format="hooks")
     assert "`dtype=float16` is" in refusal(source, dampening, target, dtype="float16")
     assert "input" in refusal(source, dampening, source)
@@ -312,14 +314,14 @@ def test_what_the_file_cannot_take_is_refused_by_name(tmp_path):
     site = "model.layers.2.mlp.up_proj"
     amplified = {**dampening.factors, site: np.full_like(dampening.factors[site], 1e9)}
     found = refusal(source, Dampening(amplified, "amplify"), tmp_path / "quiet.gguf")
-    assert "blk.2.ffn_up.weight would become larger than Q4_0 can hold" in found
+    assert "blk.2.ffn_up.weight would overflow Q4_0" in found
     damaged = tmp_path / "damaged.gguf"
     data = bytearray(source.read_bytes())
     start = read_header(source).tensors["blk.1.ffn_down.weight"].start
     data[start : start + 2] = b"\x00\x7e"  # a half that is not a number
     damaged.write_bytes(data)
     found = refusal(damaged, dampening, tmp_path / "quiet.gguf")
-    assert "in blk.1.ffn_down.weight that are infinite or none" in found
+    assert "in blk.1.ffn_down.weight that are infinite or not" in found
     with pytest.raises(
         UserError, match=r"model.layers.1.mlp.down_proj.weight weights that are not"
     ):

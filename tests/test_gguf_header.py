@@ -155,8 +155,8 @@ def test_a_key_twice(good, edit):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("block_count", 2**31, "layers and has tensors of 4"),
-        ("block_count", 2, "layers and has tensors of 4"),
+        ("block_count", 2**31, f"block_count is {2**31} and it has tensors of 4"),
+        ("block_count", 2, "block_count is 2 and it has tensors of 4"),
         ("embedding_length", 2**30, "its metadata say"),
         ("embedding_length", 32, "its metadata say"),
         ("feed_forward_length", 2**31 - 1, "its metadata say"),

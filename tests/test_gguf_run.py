@@ -83,4 +83,4 @@ def test_a_folder_does_not_become_a_file(here, capsys):
     (here / "model/config.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["run", "model", "-o", "quiet.gguf", "--concept", "yes.txt", "--negatives", "no.txt"])
-    assert "made of a GGUF file, and model is none" in capsys.readouterr().err
+    assert "-o quiet.gguf names a GGUF file, and model is not one" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_doctor_holds_the_table_against_the_hub(online, call_in, tmp_path):
     assert status == 1
     rows = {row["about"]: row for row in json.loads(out) if row["state"] != "good"}
     for about, said in {
-        "hf:AmazonScience/bold": "is called there/bold now",
+        "hf:AmazonScience/bold": "renamed to there/bold",
         "hf:unitary/toxic-bert": "has no file *.safetensors",
         hub_table.JIGSAW.spec: "does not begin with the column severe_toxic",
         "google/gemma-2-2b": "is not gated any more",
@@ -128,7 +128,7 @@ def test_a_model_of_the_hub_is_had_and_is_there_afterwards(online, tmp_path, mon
     online.moved["org/old"] = "org/new"
     ref = resolve("org/old")
     assert ref.revision == online.repositories["org/new"].branches["main"]
-    assert "org/old is called org/new on the hub now" in capsys.readouterr().err
+    assert "org/old was renamed to org/new" in capsys.readouterr().err
     open_model(ref)
     # Without a hub, and with one that is out of order, what was fetched is used.
     for state in ("offline", "away", "broken"):
@@ -200,7 +200,7 @@ def fault(online, **how):
     [
         ((500, "out of order"), "could not be downloaded from the hub (500)"),
         ((503, "busy"), "(503)"),
-        ((429, "slow down"), "too many requests"),
+        ((429, "slow down"), "(429)"),
         ((401, "who"), "(401)"),
         ((403, "no"), "(403)"),
         ((407, "proxy"), "The proxy refuses"),

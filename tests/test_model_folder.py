@@ -144,7 +144,7 @@ def test_a_file_that_the_model_needs_is_not_taken_from_outside(name, model, tmp_
     dampening = dampening_of(model)
     shutil.move(model / name, tmp_path / "elsewhere.json")
     (model / name).symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(UserError, match=rf"{name} is a link out .* put the file itself"):
+    with pytest.raises(UserError, match=rf"{name} is a link out "):
         bake(model, dampening, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -74,14 +74,14 @@ def test_what_is_no_model_is_named(tmp_path, folder):
     (tmp_path / "holder").mkdir()
     (tmp_path / "holder" / "x.gguf").write_bytes(b"GGUF")
     for spec, message in [
-        (tmp_path / "notes.txt", "is no model"),
+        (tmp_path / "notes.txt", r"notes\.txt is not a model"),
         (tmp_path / "empty", "has no config.json"),
         (tmp_path / "holder", r"it holds x\.gguf: name that file"),
         (tmp_path / "none", "does not exist"),
         ("none.gguf", "does not exist"),
         ("no/such/place", "does not exist"),
         ("kit:smolm2", "smollm2"),
-        ("org/name", "hub could not be asked"),
+        ("org/name", "the hub does not answer"),
     ]:
         with pytest.raises(UserError, match=message):
             resolve(spec)

@@ -344,11 +344,11 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
     assert hub.local("hf:org/two/b.expertise.safetensors").read_bytes() == data
     assert hub.local(f"hf:org/two@{commit}/a.expertise.safetensors").read_bytes() == data
     for name, said in {
-        "hf:org/two": "several files of that kind .* name one, as in hf:org/two/a.expertise",
+        "hf:org/two": "several files of that kind .* such as hf:org/two/a.expertise",
         "hf:org/two@v9": "org/two has no revision 'v9'",
         "hf:org/two/c": "org/two has no file c",
         "hf:org/none": "org/none is not a model repository",
-        "hf:org": "names no file of the hub: give hf:org/name",
+        "hf:org": "hf:org does not name a file of the hub",
     }.items():
         with pytest.raises(UserError, match=said):
             hub.local(name)

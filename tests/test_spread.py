@@ -134,7 +134,7 @@ def test_nothing_mixes_devices(family, tmp_path, concept):
 def test_what_all_gpus_cannot_do_is_said(tmp_path, monkeypatch):
     folder = tiny_folder("llama", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="needs GPUs, of which there is none here"):
+    with pytest.raises(UserError, match="`device=all` needs GPUs"):
         open_model(folder, device="all")
     ref, gpus = resolve(folder), [torch.device("cuda", 0), torch.device("cuda", 1)]
     each = (1 << 30) + 150_000  # what is beside the weights, and half of a tiny model or so

@@ -409,7 +409,7 @@ def test_prose_is_no_table(line: str, tmp_path: Path) -> None:
         ("p.json", '[{"prompt": {"text": "\\udc00", "toxicity": 1}}]', "item 1: the text holds"),
         ("p.csv", "prompt\n\"{'text': 'a', 'toxicity': 1}\"\n", "line 2 has an object"),
         ("p.csv", "text,toxicity\na,2\n", "line 2 has the toxicity 2"),
-        ("p.txt", "abc\0b\n", "line 1: there is a NUL"),
+        ("p.txt", "abc\0b\n", "line 1: it holds a NUL"),
         ("p.parquet.gz", "x", "Parquet inside gzip"),
         ("p.jsonl.gz", "x", "cannot be read"),
     ],

@@ -119,7 +119,7 @@ def test_an_operation_that_is_not_known_is_named(tmp_path, monkeypatch):
     header = read_header(tiny_of("llama", tmp_path / "model.gguf"))
     rows = header.rows(header.tensors["blk.0.ffn_up.weight"])
     assert found.convert("blk.0.ffn_down.weight", rows) is rows
-    with pytest.raises(UserError, match=rf"blk.0.ffn_up.weight by Twist.*{TESTED_TRANSFORMERS}"):
+    with pytest.raises(UserError, match=rf"blk.0.ffn_up.weight with Twist.*{TESTED_TRANSFORMERS}"):
         found.convert("blk.0.ffn_up.weight", rows)
 
 

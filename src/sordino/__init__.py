@@ -1,6 +1,6 @@
-"""Turn a concept down inside a language model.
+"""Dampen a concept in a language model.
 
-The chain of `docs/design.md`, each link a value that can be saved and handed on::
+The chain of `docs/design.md`, in which each step gives a value that can be saved and passed on::
 
     concept = sordino.load_concept("insults")
     expertise = sordino.find_experts("kit:smollm2", concept, output="x.expertise.safetensors")
@@ -8,7 +8,7 @@ The chain of `docs/design.md`, each link a value that can be saved and handed on
     sordino.bake("kit:smollm2", dampening, "quiet")
     evaluation = sordino.evaluate("quiet", against="kit:smollm2")
 
-and `sordino.run`, which is all of it with a report.
+`sordino.run` does all of it and writes a report.
 """
 
 import os
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from sordino.errors import UserError
 from sordino.version import __version__
 
-# Where a repository of the hub has no safetensors, transformers by itself asks a public service to
-# convert its pickle, with the user's token. Nothing is ever sent there.
+# If a repository of the hub has no safetensors, transformers would ask a public service to convert
+# its pickle, with the user's token. Nothing is ever sent there.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
-    # Container builds leave it empty, which means none; numpy.f2py, which SciPy imports, fails.
+    # Container builds leave it empty, at which numpy.f2py, which SciPy imports, would fail.
     del os.environ["SOURCE_DATE_EPOCH"]
 
 if TYPE_CHECKING:

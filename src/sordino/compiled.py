@@ -1,4 +1,4 @@
-"""Functions compiled by numba, kept for the next process where there is a place for that."""
+"""Functions compiled by numba, cached for the next process where possible."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import numba
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator like `numba.njit`, with its cache on disk where numba finds a folder for it.
+    """A decorator like `numba.njit`, with a cache on disk if numba finds a folder for it.
 
-    In a container whose user has no home and no write access to the installation it finds none, and
-    refuses; then each process compiles anew. A folder that others can write to is no way out: what
-    lies in numba's cache is run.
+    In a container whose user has no home and cannot write to the installation, numba finds none and
+    raises; then each process compiles again. A folder that others can write to would not be safe,
+    because the files in numba's cache are run.
     """
 
     def compile_(function: Callable[..., Any]) -> Any:

@@ -4,8 +4,9 @@
 class UserError(Exception):
     """Something in the input that the user can correct.
 
-    The message is one sentence that names the file or the argument and what to do. The command line
-    prints it to standard error without a traceback and exits with status 2.
+    The message is one sentence that names the file or the argument and says what to do. Arguments
+    are in backticks, with a value as in `device=cpu`; the command line turns them into flags,
+    prints the message to standard error without a traceback, and exits with status 2.
     """
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers: packages, devices, disk space, the hub; and what is missing."""
+"""Check this machine: packages, devices, disk space, caches and the hub."""
 
 import os
 import platform
@@ -29,12 +29,12 @@ _NOT_FOR_USERS = ("all", "dev", "dist", "docs", "fuzz")  # "all" is the sum of t
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        about: What was looked at, a word or two.
-        state: "good"; "missing" where sordino cannot do without; "optional" where only some things
-            need what is not there.
+        about: What was checked, in a word or two.
+        state: "good"; "missing" if sordino cannot work without it; "optional" if only some
+            commands need it.
         says: What was found.
         mend: The command or the setting that changes it; "" if there is nothing to do.
     """
@@ -49,11 +49,14 @@ def doctor(*, hub: bool = False) -> list[Finding]:
     """Check packages, devices, disk space, caches and the hub, and say how to fix what is missing.
 
     Args:
-        hub: Look instead at each model, scorer and data set that Sordino takes from the hub by
-            itself: whether the hub has it with the files, columns and terms that are expected.
+        hub: Check instead that the hub has each model, scorer and data set that Sordino uses by
+            itself, with the expected files, columns and terms.
+
+    Returns:
+        One finding per check.
 
     Raises:
-        UserError: No hub answers, where it is what is looked at.
+        UserError: `hub` is set, and no hub answers.
 
     Example:
         >>> next(finding.state for finding in sordino.doctor() if finding.about == "sordino")
@@ -63,7 +66,7 @@ def doctor(*, hub: bool = False) -> list[Finding]:
 
 
 def examine() -> Iterator[Finding]:
-    """Check everything, the slowest last."""
+    """Do all checks, the slowest last."""
     yield Finding("sordino", "good", f"{__version__}, Python {platform.python_version()}")
     yield from _packages()
     yield from _transformers()
@@ -74,7 +77,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """The packages that are needed, in one finding, and those of each extra in one."""
+    """One finding for the required packages, and one for each extra."""
     by_extra: dict[str, list[Requirement]] = {"": []}
     for line in requires("sordino") or []:
         requirement = Requirement(line)
@@ -102,11 +105,11 @@ def _packages() -> Iterator[Finding]:
 
 
 def _transformers() -> Iterator[Finding]:
-    """Whether transformers is of a tested version, if it is there."""
+    """Whether transformers, if installed, is of a tested version."""
     try:
         found = version("transformers")
     except PackageNotFoundError:
-        return  # the packages' finding says so
+        return  # reported by `_packages`
     if SpecifierSet(TESTED_TRANSFORMERS).contains(found, prereleases=True):
         yield Finding("transformers", "good", f"{found}, of {TESTED_TRANSFORMERS}")
     else:
@@ -119,7 +122,7 @@ def _transformers() -> Iterator[Finding]:
 
 
 def _with_parts(extra: str, by_extra: Mapping[str, list[Requirement]]) -> Iterator[Requirement]:
-    """The requirements of an extra, with those of the extras that it names."""
+    """The requirements of an extra, and those of the extras that it includes."""
     for requirement in by_extra.get(extra, []):
         if requirement.name == "sordino":
             for part in sorted(requirement.extras):
@@ -129,7 +132,7 @@ def _with_parts(extra: str, by_extra: Mapping[str, list[Requirement]]) -> Iterat
 
 
 def _extra(requirement: Requirement) -> str:
-    """The extra that asks for a requirement, "" if sordino itself does."""
+    """The extra that has a requirement; "" if sordino itself has it."""
     marker = str(requirement.marker or "")
     _, found, rest = marker.partition('extra == "')
     return rest.partition('"')[0] if found else ""
@@ -140,7 +143,7 @@ def _is_there(requirement: Requirement) -> bool:
         found = version(requirement.name)
     except PackageNotFoundError:
         return False
-    # Of transformers another version may do: it is a finding of its own.
+    # Another version of transformers may work: that is a finding of its own.
     return requirement.name == "transformers" or requirement.specifier.contains(
         found, prereleases=True
     )
@@ -168,7 +171,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _fast_16_bits() -> bool:
-    """Whether the processor multiplies bfloat16 as such, and does not convert it first."""
+    """Whether the processor multiplies bfloat16 directly, without converting it first."""
     import torch
 
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -213,7 +216,7 @@ def _kit() -> Finding:
 
 
 def examine_hub() -> Iterator[Finding]:
-    """Hold what Sordino takes from the hub by itself against the hub, a finding each.
+    """Compare the repositories that Sordino uses by itself with the hub, one finding for each.
 
     Raises:
         UserError: No hub answers.
@@ -222,8 +225,8 @@ def examine_hub() -> Iterator[Finding]:
 
     if not hub.reachable():
         raise UserError(
-            f"The hub {constants.ENDPOINT} does not answer, or HF_HUB_OFFLINE is set: nothing can "
-            "be compared."
+            f"The hub {constants.ENDPOINT} does not answer, or HF_HUB_OFFLINE is set, so nothing "
+            "can be compared."
         )
     for repository in REPOSITORIES:
         try:
@@ -238,10 +241,10 @@ def examine_hub() -> Iterator[Finding]:
 
 
 def _differences(repository: Repository) -> Iterator[str]:
-    """Where the hub has it otherwise than the table, in half sentences."""
+    """The differences between a repository on the hub and the table, as parts of a sentence."""
     about = hub.about(repository)
     if about.name != repository.name:
-        yield f"is called {printable(about.name)} now"
+        yield f"was renamed to {printable(about.name)}"
     for pattern in repository.files:
         if not any(fnmatch(file, pattern) for file in about.files):
             yield f"has no file {pattern}"
@@ -257,7 +260,7 @@ def _differences(repository: Repository) -> Iterator[str]:
         return
     head = hub.beginning(repository, file)
     for column in repository.columns:
-        # Labels of that name are transformers' own, which a config.json does not write.
+        # Labels of that form are transformers' defaults, which are not in a config.json.
         if column not in head and not column.startswith("LABEL_"):
             yield f"{file} does not begin with the column {column}"
 
@@ -273,11 +276,11 @@ def _hub() -> Finding:
     except UserError as error:
         return Finding("model hub", "missing", str(error))
     if not answers:
-        says = f"{constants.ENDPOINT} does not answer; what is in its cache, folders, files and "
         return Finding(
             "model hub",
             "optional",
-            says + "the demo kit can be used",
+            f"{constants.ENDPOINT} does not answer; its cache, local files and the demo kit can be "
+            "used",
             "set HF_ENDPOINT to a mirror, or HF_HUB_OFFLINE=1 so that it is not asked",
         )
     token = "with a token" if get_token() else "without a token, so no gated models (hf auth login)"
@@ -289,5 +292,5 @@ def _size(count: float) -> str:
 
 
 def is_well(findings: list[Finding]) -> bool:
-    """Whether nothing is missing that sordino cannot do without."""
+    """Whether nothing is missing that sordino needs."""
     return sys.version_info >= (3, 11) and all(one.state != "missing" for one in findings)

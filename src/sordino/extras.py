@@ -1,4 +1,4 @@
-"""The optional parts of Sordino, and whether what they need is installed."""
+"""The optional parts of Sordino, and whether their packages are installed."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ PACKAGES = {
     "tune": ("optuna", *_REPORT),
     "zero-shot": ("lm_eval", "datasets"),
 }
-"""What each optional part imports, by the name of the extra that installs it."""
+"""The packages of each optional part, by the name of the extra that installs them."""
 
 
 def lacking(extra: str) -> list[str]:
@@ -48,14 +48,14 @@ def require(extra: str, what: str) -> None:
 
 
 def started_as(extra: str = "") -> str:
-    """The words with which Sordino was started here, such as "sordino" or "uvx sordino".
+    """The command with which Sordino was started, such as "sordino" or "uvx sordino".
 
-    What `uvx` and `pipx run` make for one command is on no path, and nothing that could be
-    installed into: there, an extra comes with the command.
+    The environment of `uvx` or `pipx run` is on no path, and nothing can be installed into it:
+    there, an extra is part of the command.
 
     Args:
         extra: The part that the command needs beside the core, a key of `PACKAGES`; "" for none.
-            Where Sordino is installed, it is not part of the command.
+            It is ignored if Sordino is installed.
 
     Example:
         >>> started_as().endswith("sordino")
@@ -72,7 +72,7 @@ def started_as(extra: str = "") -> str:
 
 
 def installing(extra: str) -> str:
-    """The command that brings an extra, or several with commas, to where Sordino runs."""
+    """The command that installs an extra, or several with commas, where Sordino runs."""
     again = started_as(extra)
     if again.startswith(("uvx ", "pipx ")):
         return f"{again} …"
@@ -81,12 +81,12 @@ def installing(extra: str) -> str:
 
 
 def _name_wanted(flag: str, extra: str) -> str:
-    """The flag that names what to install, where that is more than "sordino" of the index."""
+    """The flag that names what to install, if that is more than "sordino" from the index."""
     name = f"sordino[{extra}]" if extra else "sordino"
-    told = distribution("sordino").read_text("direct_url.json")  # which the installer wrote
-    if told is None:
+    source = distribution("sordino").read_text("direct_url.json")  # written by the installer
+    if source is None:
         return f'{flag} "{name}" ' if extra else ""
-    origin = json.loads(told)
+    origin = json.loads(source)
     version_control = origin.get("vcs_info", {}).get("vcs")
     where = f"{version_control}+{origin['url']}" if version_control else origin["url"]
     return f'{flag} "{name} @ {where}" '

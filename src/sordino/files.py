@@ -1,8 +1,8 @@
 """Files: names as users type them, outputs that appear only when they are whole, JSON.
 
-An output is built under a hidden name beside it (the *staging path*) and becomes the output by a
-rename. A staging path has a fixed name, so that a killed command finds its own work again. What an
-output may replace is decided in `sordino.outputs`.
+An output is built under a hidden name beside it (the *staging path*) and renamed when it is
+complete. A staging path has a fixed name, so that a killed command finds its own work again. What
+an output may replace is decided in `sordino.outputs`.
 """
 
 import errno
@@ -13,7 +13,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,9 +74,7 @@ def is_regular(path: Path) -> bool:
 def printable(text: str, limit: int = 200) -> str:
     """Foreign text for a message or a table: one line, without control characters, shortened.
 
-    What could command a terminal, turn the direction of writing or not be encoded (C0 and C1
-    controls, marks of direction, halves of surrogate pairs) becomes U+FFFD; white space becomes
-    one space.
+    White space becomes one space, and what `tame` replaces becomes U+FFFD.
 
     Example:
         >>> printable("a\x1b[31m  b\n")
@@ -85,12 +84,23 @@ def printable(text: str, limit: int = 200) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def list_some(names: Sequence[str], most: int) -> str:
+    """The first names with commas, and how many more there are.
+
+    Example:
+        >>> list_some(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
+
+
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
-    """Open a file for writing that is made now; nothing there is followed or written over.
+    """Create a file and open it for writing; an existing one is neither followed nor overwritten.
 
     Args:
-        path: Where.
-        mode: Its permissions, of which the umask takes some away.
+        path: The file.
+        mode: Its permissions before the umask.
 
     Raises:
         FileExistsError: Something has that name, be it a link to nothing.
@@ -101,10 +111,10 @@ def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
 
 @contextmanager
 def private_files(needed: bool = True) -> Iterator[None]:
-    """Inside the block new files and folders are their owner's only, from their first byte.
+    """Inside the block only the owner can read new files and folders, from their first byte on.
 
     Args:
-        needed: Whether they are to be; else nothing changes.
+        needed: Whether to do so; otherwise nothing changes.
     """
     if not needed:
         yield
@@ -117,7 +127,7 @@ def private_files(needed: bool = True) -> Iterator[None]:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a file is there that only its owner can read."""
+    """Whether a path is a file that only its owner can read."""
     return is_regular(path) and not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
 
 
@@ -127,15 +137,12 @@ def staging_path(target: Path) -> Path:
 
 
 def previous_path(target: Path) -> Path:
-    """The hidden path beside the folder `target` at which the old one waits to be deleted."""
+    """The hidden path beside the folder `target` to which the old one moves before its deletion."""
     return target.absolute().parent / f".{target.name}.sordino-old"
 
 
 def drop_link(path: Path) -> Path:
-    """Remove a link that lies where Sordino keeps its work, and give the path.
-
-    Whoever planted it would redirect what is written there.
-    """
+    """Remove a link where Sordino keeps its work, which would redirect it; return the path."""
     if path.is_symlink():
         path.unlink()
     return path
@@ -179,17 +186,17 @@ def only_one(target: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(lock_file: Path, *, on_busy: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock, after waiting for another process that has it.
+    """Hold a lock, and wait for another process that holds it.
 
-    On a file system without locks there is none, and a note says so.
+    On a file system without locks nothing is locked, and a note says so.
 
     Args:
-        lock_file: In a folder that exists.
-        on_busy: Called before the waiting; what it raises ends the attempt.
+        lock_file: A file in an existing folder.
+        on_busy: Called before waiting; it can raise to give up instead.
     """
     if not _has_locks(lock_file.parent):
         folder = lock_file.parent
-        note(f"{folder} has no file locks: nothing keeps a second process from writing there")
+        note(f"{folder} has no file locks: a second process could write there, too")
         yield
         return
     lock = FileLock(lock_file)
@@ -205,11 +212,10 @@ def locked(lock_file: Path, *, on_busy: Callable[[], None]) -> Iterator[None]:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether files in a folder can be locked, tried on one that nobody else has.
+    """Whether files in a folder can be locked, tried on a new temporary file.
 
-    The library takes a lock that the file system does not have for one that another process
-    holds (NFS without its lock service), or falls back to a mere file, which outlives its process
-    (Lustre).
+    Where a file system has no locks, the library believes that another process holds the lock (NFS
+    without its lock service), or falls back to a plain file, which outlives its process (Lustre).
     """
     try:
         import fcntl
@@ -226,9 +232,9 @@ def _has_locks(folder: Path) -> bool:
 
 
 def clear_staging(target: Path) -> Path:
-    """Remove what a killed command left at `target`'s staging path, and give that path.
+    """Remove what a killed command left at `target`'s staging path, and return that path.
 
-    A link that lies there goes; what it points to stays.
+    A link there is removed; what it points to stays.
     """
     staging = staging_path(target)
     if staging.is_dir() and not staging.is_symlink():
@@ -240,24 +246,18 @@ def clear_staging(target: Path) -> Path:
 
 @contextmanager
 def new_file(target: Path, *, force: bool = False, mode: int = 0o666) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `target` when the block ends well, else it goes.
+    """Yield a path to write to; it becomes `target` if the block succeeds, else it is removed.
 
     Args:
         target: The file. Where it is a link, the file that it points to is written.
-        force: Replace a file that is there; a folder is never replaced.
-        mode: The file's permissions, of which the umask takes some away.
+        force: Replace an existing file; a folder is never replaced.
+        mode: The file's permissions before the umask.
 
     Raises:
-        UserError: Something is there that is not to be replaced, or nothing can be written there.
+        UserError: Something there must not be replaced, or nothing can be written there.
     """
-    target = real_path(target)
-    if target.exists() and not force:
-        raise UserError(
-            f"{target} exists already: choose another `output`, or `force=True` to replace it."
-        )
-    refuse_unwritable(target)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging = clear_staging(target)
+    target, staging = _begin(target, force=force)
+    staging.parent.mkdir(parents=True, exist_ok=True)
     create_file(staging, mode).close()
     try:
         yield staging
@@ -269,20 +269,14 @@ def new_file(target: Path, *, force: bool = False, mode: int = 0o666) -> Iterato
 
 @contextmanager
 def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes `target` when the block ends well, else it goes.
+    """Yield an empty folder to fill; it becomes `target` if the block succeeds, else it is removed.
 
-    What `force` may replace is for the caller to decide before (`sordino.outputs`).
+    The caller decides what `force` may replace (`sordino.outputs`).
 
     Raises:
-        UserError: Something is there that is not to be replaced, or nothing can be written there.
+        UserError: Something there must not be replaced, or nothing can be written there.
     """
-    target = real_path(target)
-    if target.exists() and not force:
-        raise UserError(
-            f"{target} exists already: choose another `output`, or `force=True` to replace it."
-        )
-    refuse_unwritable(target)
-    staging = clear_staging(target)
+    target, staging = _begin(target, force=force)
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -292,16 +286,27 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise
 
 
+def _begin(target: Path, *, force: bool) -> tuple[Path, Path]:
+    """Check that an output can be written; return its real path and its free staging path."""
+    target = real_path(target)
+    if target.exists() and not force:
+        raise UserError(
+            f"{target} exists already: choose another `output`, or `force=True` to replace it."
+        )
+    refuse_unwritable(target)
+    return target, clear_staging(target)
+
+
 def publish(staging: Path, target: Path) -> None:
     """Flush `staging` (a file or a folder) to disk and rename it to `target`.
 
     Raises:
-        UserError: A folder is there and a file would replace it, or the other way round.
+        UserError: A file would replace a folder, or a folder a file.
     """
     target = real_path(target)
     if target.exists() and target.is_dir() != staging.is_dir():
         what, other = ("folder", "file") if target.is_dir() else ("file", "folder")
-        raise UserError(f"{target} is a {what}, which a {other} does not replace.")
+        raise UserError(f"{target} is a {what}, and a {other} cannot replace it.")
     for file in [staging] if staging.is_file() else sorted(filter(is_regular, staging.rglob("*"))):
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -311,7 +316,7 @@ def publish(staging: Path, target: Path) -> None:
     if not target.is_dir():
         staging.replace(target)
         return
-    # A folder cannot be renamed onto a full one: the old one steps aside first.
+    # A folder cannot be renamed onto a full one, so the old one is moved away first.
     previous = previous_path(target)
     shutil.rmtree(previous, ignore_errors=True)
     target.rename(previous)
@@ -320,7 +325,7 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def real_path(target: Path) -> Path:
-    """What an output's name stands for: of a link what it points to, be it there or not.
+    """The path itself, or the target of a link, whether it exists or not.
 
     Raises:
         UserError: The link leads back to itself.
@@ -334,40 +339,45 @@ def real_path(target: Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON with a stable order, whole or not at all."""
+    """Write `value` as readable JSON in a stable order, completely or not at all."""
     with new_file(path, force=True) as stage:
         stage.write_text(to_json(value), encoding="utf-8")
 
 
 def to_json(value: Any) -> str:
-    """`value` as readable JSON; not-a-number and infinity are refused, for no JSON has them."""
+    """`value` as readable JSON, without NaN and infinity, which JSON does not have."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; `UserError` names the file and the place when it is not JSON."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist.")
-    if not is_regular(path):
-        raise UserError(f"{path} is not a file.")
+    refuse_missing(path, str(path))
     return parse_json(path.read_bytes(), str(path))
+
+
+def refuse_missing(path: Path, what: str) -> None:
+    """Raise `UserError` unless a path is a regular file, called `what` in the message."""
+    if not path.exists():
+        raise UserError(f"{what} does not exist.")
+    if not is_regular(path):
+        raise UserError(f"{what} is not a file.")
 
 
 def parse_json(text: str | bytes, what: str, *, strict: bool = False) -> Any:
     """The value that JSON text holds.
 
     Args:
-        text: From wherever.
+        text: JSON.
         what: What it is called in a message.
         strict: Refuse what Python reads and JSON does not allow or leaves open: numbers that are
-            not finite, and a key that stands twice in an object.
+            not finite, and a key that occurs twice in an object.
 
     Raises:
         UserError: It is not JSON, not UTF-8, nested too deeply or has too long a number.
     """
     hooks: dict[str, Any] = {}
     if strict:
-        hooks = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": _unique}
+        hooks = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": unique}
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), **hooks)
     except (ValueError, RecursionError) as error:
@@ -377,15 +387,16 @@ def parse_json(text: str | bytes, what: str, *, strict: bool = False) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not a finite number")
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError where a key occurs in it twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
-        raise ValueError(f"the key {twice} stands twice in an object")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice} occurs twice in an object")
     return found
 
 
@@ -408,8 +419,8 @@ def sha256_of(path: Path) -> str:
 def today() -> str:
     """The date in UTC, or that of SOURCE_DATE_EPOCH where it is set.
 
-    A day and not a second, so that a command repeated, or resumed after a kill, gives the same
-    bytes; SOURCE_DATE_EPOCH makes them the same for ever.
+    It is a day and not a second, so that a command that is repeated, or resumed after a kill, gives
+    the same bytes.
 
     Raises:
         UserError: SOURCE_DATE_EPOCH is not a number of seconds.

@@ -1,4 +1,4 @@
-"""Texts without what tells of the machine that they were written on: folders and servers."""
+"""Remove from texts what identifies the machine on which they were written: folders and servers."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sordino.errors import UserError
 
-# The beginning of a path, and two parts of one at least, or one below a folder that says where.
+# The beginning of a path; a path has at least two parts, or one after such a beginning.
 _START = r"(?:file://|~[\w.-]*|\.{1,2}|[A-Za-z]:|\\\\[^\s/\\]+)"
 _PART = r"[/\\][^\s/\\\"'<>|,;:()]+"
 _INSIDE = re.compile(rf"(?<![\w./\\~%])(?:{_START}(?:{_PART})+|(?:{_PART}){{2,}})")
@@ -25,15 +25,15 @@ _DATA = re.compile(
 
 
 class Folders:
-    """What takes folders, and the addresses of servers, out of text.
+    """Removes folders and the addresses of servers from texts.
 
-    A text that is a path as a whole becomes its last part. Inside other text, paths that are known
-    are replaced first (they may hold spaces), and then what looks like one.
+    A text that is one path becomes its last part. Inside other text, known paths (which may have
+    spaces) are replaced first, and then whatever looks like a path.
 
     Args:
         known: Texts that may be paths, such as the values of a recipe.
-        files: Texts that are paths if they have a slash, such as the name of a model that is not
-            the hub's.
+        files: Texts that are paths if they have a slash, such as the name of a model that is not on
+            the hub.
     """
 
     def __init__(self, known: Iterable[str], files: Iterable[str] = ()) -> None:
@@ -43,7 +43,7 @@ class Folders:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], more: Iterable[str] = ()) -> "Folders":
-        """What takes out what the record of an edit (`sordino.json`) names.
+        """A remover that knows the paths in the record of an edit (`sordino.json`).
 
         Args:
             record: The record.
@@ -55,16 +55,16 @@ class Folders:
 
     @classmethod
     def of_metadata(cls, *metadata: Mapping[str, Any]) -> "Folders":
-        """What takes out what the metadata of an expertise name."""
+        """A remover that knows the paths in the metadata of expertise files."""
         files = [name for one in metadata for name in _model_names({"expertise": one})]
         return cls([text for one in metadata for text in _sources(one)], files)
 
     def also(self, other: "Folders") -> "Folders":
-        """The same, with what another one knows."""
+        """A remover that also knows another one's paths."""
         return Folders((), [*self._known, *other._known])
 
     def without(self, text: str) -> str:
-        """The text with the names of files alone."""
+        """The text with the last parts of paths only, and without servers."""
         if text in self._known:
             return _name(text)
         if _WHOLE.fullmatch(text) and not re.search(r"[,;:] ", text):
@@ -73,13 +73,13 @@ class Folders:
         return _INSIDE.sub(lambda found: _name(found[0]), text)
 
     def without_known(self, text: str) -> str:
-        """The text with the last parts of known paths alone."""
+        """The text with the last parts of known paths only."""
         for path in self._known:
             text = text.replace(path, _name(path))
         return text
 
     def cleaned(self, value: Any) -> Any:
-        """A value of JSON, all of whose texts are without folders."""
+        """A value of JSON whose texts are all without folders."""
         if isinstance(value, str):
             return self.without(value)
         if isinstance(value, Mapping):
@@ -120,7 +120,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def of_this_machine(subject: Path) -> list[str]:
-    """The folders that no pushed text may name: home, where we are, and where the subject is."""
+    """The folders that a pushed text must not name: home, the working folder, the subject's."""
     places = {Path.home(), Path.cwd(), subject.resolve().parent}
     return sorted(f"{place}/" for place in places if len(place.parts) > 1)
 
@@ -140,14 +140,14 @@ def _records(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _model_names(record: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the models in a record that are not the hub's, which have a revision."""
+    """The names of models in a record that are not on the hub: those without a revision."""
     for about, key in ((record.get("model"), "name"), (record.get("expertise"), "model")):
         if isinstance(about, Mapping) and not about.get("revision"):
             yield str(about.get(key, ""))
 
 
 def _sources(metadata: Mapping[str, Any]) -> list[str]:
-    """The model, and the files that a concept's source names before what it says of them."""
+    """The model's name, and the files that a concept's source begins with."""
     source = str(metadata.get("concept_source", ""))
     for mark in (" (positive) and ", " (negative)"):
         source = source.replace(mark, ": ")
@@ -160,7 +160,7 @@ def _is_elsewhere(text: str) -> bool:
 
 
 def _is_relative(text: str) -> bool:
-    """Whether a text is a file by a relative path: it is called like data, or is there."""
+    """Whether a text is a file's relative path: it has a suffix of data, or it exists."""
     if not re.search(r"\w[/\\]", text) or _is_elsewhere(text) or len(text) > 4096:
         return False
     if _DATA.fullmatch(PurePosixPath(text).suffix) and not re.search(r"[,;:] ", text):
@@ -172,7 +172,7 @@ def _is_relative(text: str) -> bool:
 
 
 def _public_address(found: re.Match[str]) -> str:
-    """An address of a public place as it is; of any other, nothing."""
+    """A public address itself; "a server" for any other."""
     try:
         parts = urlsplit(found[0])
         host = parts.hostname or ""

@@ -1,4 +1,4 @@
-"""The model hub: whether it can be asked, what it has, and files that are shared on it."""
+"""The model hub: whether it answers, what it has, and files that are shared on it."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ _PATIENCE_S = 3
 _SHARED = re.compile(
     r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?(?:/(?P<file>.+))?"
 )
-# What is taken of a repository where no file is named: the first kind of which there is one.
+# What is read from a repository if no file is named: the first of these kinds that it has.
 _KINDS = ("*.expertise.safetensors", "*dampening.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -32,23 +32,23 @@ _BEGINNING = 64 * 1024
 
 
 class NotThereError(UserError):
-    """The hub does not have what was asked for, or no hub answers and the cache does not have it.
+    """The hub does not have what was asked for, or does not answer and the cache lacks it.
 
-    A caller with an alternative can use that.
+    A caller with an alternative can then use that.
     """
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of the hub.
+    """A request to the hub.
 
     Args:
         repository: Its id, "org/name".
         revision: A branch, tag or commit; None for the main branch.
-        kind: What it is on the hub.
-        file: The file's path in it; "" where the whole is wanted.
-        name: What the user wrote for it; "" for the repository.
-        instead: What the user can do where it is not available, a clause for the end of a sentence.
+        kind: Its kind on the hub.
+        file: The path of a file in it; "" for the whole repository.
+        name: What the user wrote for it; "" for the repository's id.
+        instead: What the user can do if it is not available, a clause for the end of a sentence.
     """
 
     repository: str
@@ -56,7 +56,7 @@ class Wanted:
     kind: Literal["model", "dataset"] = "model"
     file: str = ""
     name: str = field(default="", compare=False)
-    instead: str = field(default="give a file that is here", compare=False)
+    instead: str = field(default="give a local file", compare=False)
 
     @property
     def shown(self) -> str:
@@ -66,9 +66,9 @@ class Wanted:
 
 @cache
 def reachable() -> bool:
-    """Whether the model hub answers, asked once in a process; never with HF_HUB_OFFLINE=1.
+    """Whether the model hub answers, asked once per process; never with HF_HUB_OFFLINE=1.
 
-    The hub's own client tries for some 20 seconds before it gives up, for every file again.
+    The hub's own client tries for about 20 seconds before it gives up, for every file again.
 
     Raises:
         UserError: A setting of the hub's client (its address, a proxy, the token) is invalid.
@@ -87,14 +87,14 @@ def reachable() -> bool:
 
 
 def _refuse_odd_settings() -> None:
-    """Explain in a sentence a setting that would break the hub's client."""
+    """Raise `UserError` for a setting that would break the hub's client."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]
 
     try:
         parts = urlsplit(constants.ENDPOINT)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-        _ = parts.port  # not a number, or none that a port can have
+        _ = parts.port  # a ValueError if it is not a valid port
     except ValueError:
         is_address = False
     if not is_address:
@@ -111,27 +111,27 @@ def _refuse_odd_settings() -> None:
         ) from None
     if token and not re.fullmatch("[!-~]+", token):
         raise UserError(
-            "The hub's token (HF_TOKEN, or that of `hf auth login`) holds characters that no token "
-            "has: set it again, or unset it."
+            "The hub's token (HF_TOKEN, or that of `hf auth login`) has characters that are not "
+            "allowed in a token: set it again, or unset it."
         )
     try:
         get_session()
-    # The client reads the settings of proxies: an unknown scheme, a package for SOCKS that is not
-    # there, or no address at all.
+    # The client reads the proxy settings, which may have an unknown scheme, need a package for
+    # SOCKS that is not installed, or not be an address.
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise UserError(
-            "The settings of proxies (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: "
+            "The proxy settings (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: "
             f"{printable(str(error)).rstrip('.')}."
         ) from None
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the hub's client raises where the hub, or the way to it, fails."""
+    """What the hub's client raises if the hub, or the connection to it, fails."""
     from huggingface_hub import errors
 
-    # The first base is the error of its HTTP library; which library, depends on its version.
+    # The first base is the error of its HTTP library, which depends on its version.
     found = (errors.HfHubHTTPError, *errors.HfHubHTTPError.__bases__, OSError)
-    # What comes by the protocol Xet has an error of its own in later versions.
+    # In later versions downloads by the protocol Xet have an error of their own.
     by_xet = getattr(errors, "XetDownloadError", None)
     return (*found, errors.HFValidationError, *((by_xet,) if by_xet else ()))
 
@@ -140,7 +140,7 @@ def failures() -> tuple[type[Exception], ...]:
 def in_one_sentence(wanted: Wanted) -> Iterator[None]:
     """Turn what the hub's client raises inside the block into a `UserError`.
 
-    A full disk is raised as it is: the command line says that in a sentence, for all commands.
+    A full disk is raised as it is: the command line reports that for all commands.
     """
     try:
         yield
@@ -168,11 +168,11 @@ def _explain(error: Exception, wanted: Wanted) -> UserError:
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotThereError(
             f"{name} is not a {wanted.kind} repository that can be read on the hub: check its "
-            f"name, or log in with `hf auth login`, or {wanted.instead}."
+            f"name, log in with `hf auth login`, or {wanted.instead}."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return NotThereError(
-            f"{name} is not in the hub's cache, or not all of it, and the hub could not be asked: "
+            f"{name} is not in the hub's cache, or not completely, and the hub does not answer: "
             f"try again later, or {wanted.instead}."
         )
     if isinstance(error, errors.EntryNotFoundError):
@@ -184,13 +184,13 @@ def _explain(error: Exception, wanted: Wanted) -> UserError:
     if status in (401, 403, 407):
         who = "The proxy" if status == 407 else "The hub"
         return UserError(
-            f"{who} refuses {name} to this token ({status}): renew HF_TOKEN or log in with "
-            "`hf auth login`, or unset it for what is public."
+            f"{who} refuses {name} for this token ({status}): renew HF_TOKEN or log in with "
+            "`hf auth login`, or unset it for public repositories."
         )
     if status == _TOO_MANY:
         return UserError(
-            f"The hub has had too many requests to give {name} now ({status}): wait a while, or "
-            "log in with `hf auth login`, and give the same command again."
+            f"The hub limits requests and does not give {name} now ({status}): wait a while, or "
+            "log in with `hf auth login`, and run the same command again."
         )
     if status is not None:
         return UserError(
@@ -200,7 +200,7 @@ def _explain(error: Exception, wanted: Wanted) -> UserError:
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         place = error.filename or constants.HF_HUB_CACHE
         return UserError(
-            f"{name} cannot be stored at {printable(str(place))}: set HF_HOME to a folder that may "
+            f"{name} cannot be stored at {printable(str(place))}: set HF_HOME to a folder that can "
             "be written to."
         )
     return UserError(
@@ -212,18 +212,18 @@ def _explain(error: Exception, wanted: Wanted) -> UserError:
 def fetch_files(
     wanted: Wanted, patterns: Sequence[str], check: Callable[[Sequence[str]], None] | None = None
 ) -> Path:
-    """A folder of the hub's cache with a repository's files; it is called like the commit.
+    """A folder of the hub's cache with a repository's files, named after the commit.
 
-    If the hub cannot be asked, or answers wrongly, the cached one is used.
+    If the hub does not answer, or fails, the cached files are used.
 
     Args:
         wanted: The repository.
-        patterns: Of the files that are fetched.
-        check: Called with the names of all its files before anything is fetched, to refuse them.
+        patterns: Of the files to fetch.
+        check: Called with the names of all its files before anything is fetched; it can raise.
 
     Raises:
-        UserError: It is not available (`NotThereError` where it does not exist), or `check` says
-            no.
+        UserError: It is not available (`NotThereError` if it does not exist), or `check` refuses
+            it.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
@@ -254,7 +254,7 @@ def fetch_files(
         if check is not None:
             check([file.rfilename for file in getattr(about, "siblings", None) or ()])
         if about.id and about.id != wanted.repository:
-            note(f"{wanted.shown} is called {printable(about.id)} on the hub now")
+            note(f"{wanted.shown} was renamed to {printable(about.id)} on the hub")
         return Path(fetch())
 
 
@@ -263,9 +263,9 @@ class About:
     """The hub's description of a repository.
 
     Args:
-        name: What it is called now.
+        name: Its current name.
         files: The names of its files.
-        gated: Whether its terms have to be accepted first.
+        gated: Whether its terms must be accepted first.
     """
 
     name: str
@@ -293,7 +293,7 @@ def beginning(repository: Repository, file: str) -> str:
     """The first 64 KiB of a file of the table's repository, as far as they are text.
 
     Raises:
-        UserError: The hub does not give it.
+        UserError: The hub fails, or does not have it.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -314,13 +314,13 @@ def beginning(repository: Repository, file: str) -> str:
 
 @cache
 def fetch_file(wanted: Wanted) -> Path:
-    """A file of a repository, in the hub's cache, below a folder that is called like the commit.
+    """A file of a repository in the hub's cache, below a folder that is named after the commit.
 
     Args:
         wanted: The repository and the file.
 
     Raises:
-        UserError: It is not available (`NotThereError` where there is no such thing).
+        UserError: It is not available (`NotThereError` if it does not exist).
     """
     from huggingface_hub import hf_hub_download
 
@@ -341,10 +341,10 @@ def fetch_known(repository: Repository, instead: str) -> Path:
 
     Args:
         repository: The data set.
-        instead: What the user can do where it is not available.
+        instead: What the user can do if it is not available.
 
     Raises:
-        UserError: It is not available (`NotThereError` where there is no such thing).
+        UserError: It is not available (`NotThereError` if it does not exist).
     """
     [file] = repository.files
     return fetch_file(_want(repository, file, instead))
@@ -362,7 +362,7 @@ def _want(repository: Repository, file: str = "", instead: str = "see its page")
 
 
 def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
-    """A split of a data set, read with the package datasets; a data set's code is never run.
+    """A split of a data set, read with the package datasets; the data set's code is never run.
 
     Args:
         wanted: The data set.
@@ -377,7 +377,7 @@ def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
     require("datasets", wanted.shown)
     if not reachable() and not constants.HF_HUB_OFFLINE:
         raise NotThereError(
-            f"{wanted.shown} cannot be read, for the hub {constants.ENDPOINT} does not answer: "
+            f"{wanted.shown} cannot be read, because the hub {constants.ENDPOINT} does not answer: "
             f"{wanted.instead}, or set HF_HUB_OFFLINE=1 to use what was downloaded before."
         )
     import datasets
@@ -386,7 +386,7 @@ def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
         return datasets.load_dataset(
             wanted.repository, config, split=split, revision=wanted.revision
         )
-    # ValueError: no such split or configuration; RuntimeError: the data set is a program.
+    # ValueError: no such split or configuration; RuntimeError: the data set needs its own code.
     except (
         *(datasets.exceptions.DatasetsError, ValueError, RuntimeError),
         *failures(),
@@ -404,16 +404,13 @@ def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
 def refuse_pickles(
     name: str, files: Sequence[str], auto_class: str, revision: str | None = None
 ) -> None:
-    """Refuse weights that are there only as a pickle, which can hold a program.
+    """Raise `UserError` if there are no safetensors, saying how to convert a pickle to them.
 
     Args:
         name: A repository of the hub, or a folder.
         files: The names of its files.
         auto_class: The class of transformers that opens such a model.
         revision: The branch, tag or commit of the repository.
-
-    Raises:
-        UserError: There is no safetensors file; it says how to make one.
     """
     if any(file.endswith(".safetensors") for file in files):
         return
@@ -422,22 +419,22 @@ def refuse_pickles(
     if found is not None:
         raise UserError(
             f"{shown} has its weights only as a pickle ({printable(found)}), which can hold a "
-            "program and is not read here: where you trust it, convert it with "
-            f"`{conversion(name, auto_class, revision)}`, and give the folder that this writes."
+            "program and is not read here: if you trust it, convert it with "
+            f"`{conversion(name, auto_class, revision)}`, and use the folder that this writes."
         )
     ggufs = [file for file in files if file.endswith(".gguf")]
     if ggufs:
         raise UserError(
             f"{shown} holds GGUF files and no safetensors: fetch one, such as "
-            f"{printable(ggufs[0])}, with `hf download`, and give that file."
+            f"{printable(ggufs[0])}, with `hf download`, and use that file."
         )
-    raise UserError(f"{shown} holds no weights in safetensors: give another model.")
+    raise UserError(f"{shown} holds no weights in safetensors: choose another model.")
 
 
 def conversion(name: str, auto_class: str, revision: str | None = None) -> str:
     """The shell command that reads a pickle with transformers and writes safetensors.
 
-    Transformers would also have a service convert the weights for the public: that is forbidden.
+    Transformers could also ask a service to publish converted weights, which is switched off.
     """
     source = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
     target = json.dumps(f"{Path(name).name}-safetensors")
@@ -450,7 +447,7 @@ def conversion(name: str, auto_class: str, revision: str | None = None) -> str:
 
 
 def is_shared(path: str | Path) -> bool:
-    """Whether a name stands for a file on the hub ("hf:org/name")."""
+    """Whether a name means a file on the hub ("hf:org/name")."""
     return str(path).startswith("hf:")
 
 
@@ -472,7 +469,7 @@ def _fetch(name: str) -> Path:
     found = _SHARED.fullmatch(name)
     if found is None:
         raise UserError(
-            f"{printable(name)} names no file of the hub: give hf:org/name, or "
+            f"{printable(name)} does not name a file of the hub: write hf:org/name, or "
             "hf:org/name@revision/file."
         )
     repository, revision, file = found.group("repository", "revision", "file")
@@ -500,10 +497,10 @@ def _the_one(name: str, files: list[str]) -> str:
             return found[0]
         if found:
             raise UserError(
-                f"{name} has several files of that kind ({', '.join(map(printable, found))}): name "
-                f"one, as in {name}/{printable(found[0])}."
+                f"{name} has several files of that kind ({', '.join(map(printable, found))}): "
+                f"choose one, such as {name}/{printable(found[0])}."
             )
     raise UserError(
-        f"{name} has no expertise and no dampening ({' or '.join(_KINDS)}): name the file, as in "
+        f"{name} has no expertise and no dampening ({' or '.join(_KINDS)}): name the file, such as "
         f"{name}/FILE.safetensors."
     )

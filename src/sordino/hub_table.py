@@ -1,7 +1,7 @@
-"""Every repository of the model hub that Sordino names by itself, and what is expected of it.
+"""All repositories of the model hub that Sordino uses by itself, and their expected content.
 
 The rest of the code takes ids from here. `sordino doctor --hub` compares the table with the hub,
-and the tests' stand-in of a hub serves these layouts.
+and the tests' own hub serves these layouts.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ class Repository:
     Args:
         name: Its id, "org/name".
         kind: What it holds.
-        licence: Of its content, by its card.
-        used_by: Which part of Sordino asks for it.
+        licence: Of its content, according to its card.
+        used_by: The part of Sordino that uses it.
         files: Patterns of the files that are read; each matches at least one.
-        columns: Of a data set the columns that are read, of a scorer its labels.
-        revision: The branch, tag or commit that is asked for.
-        gated: Whether its terms have to be accepted first.
-        pickled: Whether its weights are there only as a pickle (pytorch_model.bin), as far as is
-            known; Sordino reads no pickle and says how to convert it.
-        trained_on: The data that a scorer was trained on, where a concept comes from it, too.
-        toxic_label: The scorer's label that means toxic, where it is not called so.
+        columns: The columns of a data set that are read, or the labels of a scorer.
+        revision: The branch, tag or commit that is used.
+        gated: Whether its terms must be accepted first.
+        pickled: Whether its weights are known to exist only as a pickle (pytorch_model.bin), which
+            Sordino does not read.
+        trained_on: The data that a scorer was trained on, if a concept comes from them, too.
+        toxic_label: The scorer's label for toxic text, if it is not "toxic".
     """
 
     name: str
@@ -41,12 +41,12 @@ class Repository:
 
     @property
     def spec(self) -> str:
-        """What a user writes for it, where a file of one's own could be given as well."""
+        """What a user writes for it, where a file is also accepted."""
         return self.name if self.kind == "model" else f"hf:{self.name}"
 
     @property
     def repo_type(self) -> Literal["model", "dataset"]:
-        """What the hub calls its kind."""
+        """The hub's name of its kind."""
         return "dataset" if self.kind == "dataset" else "model"
 
 
@@ -131,7 +131,7 @@ IMPLICIT_SCORER = Repository(
     "tomh/toxigen_roberta",
     "scorer",
     "none stated",
-    "a user who names it: it was trained on implicit hate",
+    "a user who names it, because it was trained on implicit hate",
     ("config.json", "*.bin"),
     ("LABEL_0", "LABEL_1"),
     pickled=True,
@@ -139,7 +139,7 @@ IMPLICIT_SCORER = Repository(
 )
 
 AUTO_SCORERS = (TOXIC_BERT, TOXIC_ROBERTA)
-"""What the scorer "auto" is, the first that is available; without a hub it is the linear one."""
+"""The scorer "auto" is the first of these that is available; without a hub, the linear one."""
 
 
 def _model(name: str, licence: str, *, gated: bool = False, pickled: bool = False) -> Repository:
@@ -185,4 +185,4 @@ HURTLEX_ADDRESS = (
     "https://raw.githubusercontent.com/valeriobasile/hurtlex/"
     "10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
 )
-"""HurtLex 1.2, English: one commit of its repository, which cannot become another text."""
+"""HurtLex 1.2, English, at one commit of its repository, which cannot change."""

@@ -1,4 +1,4 @@
-"""Markdown in which foreign words stay words, and the YAML in front of a card."""
+"""Markdown in which foreign text stays text, and the YAML in front of a card."""
 
 import re
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from sordino.files import printable
 
 _LONGEST = 2000
-# What makes more than words inside a line: emphasis, code, links, pictures, HTML, cells, formulas,
-# entities, and addresses, which GitHub's dialect links by itself.
+# Markup inside a line: emphasis, code, links, pictures, HTML, cells, formulas, entities, and
+# addresses, which GitHub's dialect links by itself.
 _INLINE = re.compile(
     r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)", re.IGNORECASE
 )
 
 
 def line(text: str) -> str:
-    """Foreign text for Markdown: one line that shows as it is, with no structure of its own.
+    """Foreign text for Markdown: one line that is shown literally.
 
     Example:
         >>> line("[a](b)  <c>")
         '\\\\[a\\\\](b) \\\\<c\\\\>'
     """
     shown = _INLINE.sub(r"\\\g<0>", printable(text, _LONGEST))
-    # A heading or a list would need it to begin the line.
+    # At the beginning of a line these would start a heading or a list.
     return re.sub(r"^([#+=-])|^(\d{1,9})([.)])", _escaped_start, shown)
 
 
@@ -34,7 +34,7 @@ def _escaped_start(found: re.Match[str]) -> str:
 
 
 def front_matter(card: str | None) -> dict[str, Any]:
-    """The YAML header of a card; empty if there is none that can be read."""
+    """The YAML header of a card; empty if there is none or it cannot be read."""
     found = REGEX_YAML_BLOCK.search(card or "")
     if found is None:
         return {}
@@ -46,11 +46,11 @@ def front_matter(card: str | None) -> dict[str, Any]:
 
 
 def body(card: str) -> str:
-    """A card without the YAML in front of it."""
+    """A card without its YAML header."""
     return REGEX_YAML_BLOCK.sub("", card, count=1).lstrip()
 
 
 def with_front(front: Mapping[str, Any], body: str) -> str:
-    """A card: YAML, and Markdown below it."""
+    """A card: a YAML header, and Markdown below it."""
     text = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n\n{body.lstrip()}"

@@ -1,8 +1,8 @@
-"""What may be written where: decided once for every command, before any work.
+"""Decide where outputs may be written, in one place for all commands and before any work.
 
-An output never is, holds or lies in an input. `--force` replaces what Sordino itself wrote of the
-same kind, and nothing else. A file's kind is known by marks near its beginning; a folder lists its
-own files in its record.
+An output never is, contains or lies in an input. `force` replaces only what Sordino itself wrote of
+the same kind. A file's kind is recognised by marks near its beginning; a folder lists its own files
+in its record.
 """
 
 import mmap
@@ -16,7 +16,7 @@ from sordino.errors import UserError
 from sordino.files import (
     has_suffix,
     is_regular,
-    printable,
+    list_some,
     read_json,
     real_path,
     refuse_unwritable,
@@ -36,14 +36,14 @@ class Kind(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in a message, with its article."""
+        """Its name in a message, with its article."""
 
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder and not a file."""
 
     def foreign(self, there: Path) -> Sequence[str]:
-        """What at a path Sordino did not write as this kind, by name; nothing if all of it is."""
+        """The names of files at a path that Sordino did not write as this kind."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class FileKind:
     """A kind of file that Sordino writes.
 
     Args:
-        name: What it is called in a message, with its article.
-        marks: Bytes that every file of this kind has in its first `searched`.
-        searched: Bytes.
+        name: Its name in a message, with its article.
+        marks: Bytes that every file of this kind has near its beginning.
+        searched: The number of bytes in which they are searched.
     """
 
     name: str
@@ -95,7 +95,7 @@ REPLAY = FileKind("what sordino replay found", (b'"format": "sordino-replay-',))
 REPRODUCTION = FileKind("a reproduction", (b'"format": "sordino-reproduction-',))
 RECIPE = FileKind("a recipe", (b"# sordino run --recipe ",))
 CARD = FileKind("a model card", (b"Sordino",))
-# Its record lies behind its vocabulary.
+# Its record comes after its vocabulary.
 GGUF_MODEL = FileKind("a GGUF file that Sordino wrote", (b"sordino.provenance",), 256 << 20)
 _ARTEFACTS = (
     *(EXPERTISE, DAMPENING, EVALUATION, SAMPLES, PAGE, MARKDOWN_PAGE),
@@ -115,7 +115,7 @@ class _ModelFolder:
         return True
 
     def foreign(self, there: Path) -> Sequence[str]:
-        """The files that are neither listed in the folder's record nor results of Sordino."""
+        """The files that are neither in the folder's record nor results of Sordino."""
         listed = _read_listed(there)
         if listed is None:
             return [there.name]
@@ -149,7 +149,7 @@ MODEL_EXTRAS = _Extras()
 
 
 def model_kind(output: str | Path) -> Kind:
-    """What a model is written as: a GGUF file if the output's name ends in .gguf, else a folder."""
+    """The kind of a model's output: a GGUF file if its name ends in .gguf, else a folder."""
     return GGUF_MODEL if has_suffix(output, ".gguf") else MODEL
 
 
@@ -166,15 +166,15 @@ def claim_output(
         output: As the user typed it.
         kind: What will be written.
         force: Replace what Sordino wrote of this kind.
-        inputs: What the command reads: files, a model's folder, or names that are neither (of the
-            hub, of the kit, None), which are passed over.
+        inputs: What the command reads: files and folders; other names (of the hub or the kit, None)
+            are ignored.
 
     Returns:
-        The path to write to: where the output is a link, what it points to.
+        The path to write to: the output, or the target if it is a link.
 
     Raises:
-        UserError: Something is there that is not to be replaced, the output overlaps an input, or
-            nothing can be written there.
+        UserError: Something there must not be replaced, the output overlaps an input, or nothing
+            can be written there.
     """
     typed = user_path(output)
     target = real_path(typed)
@@ -195,30 +195,28 @@ def claim_output(
     if foreign := kind.foreign(target):
         if foreign == [target.name]:
             raise UserError(
-                f"{typed} exists and is not {kind.name}, so that `force=True` does not replace it: "
+                f"{typed} exists and is not {kind.name}, so `force=True` does not replace it: "
                 "choose another `output`."
             )
-        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         raise UserError(
-            f"{typed} holds {', '.join(map(printable, foreign[:_SHOWN]))}{more}, which Sordino did "
-            "not write, so that `force=True` does not replace it: move that elsewhere, or choose "
-            "another `output`."
+            f"{typed} holds files that Sordino did not write ({list_some(foreign, _SHOWN)}), so "
+            "`force=True` does not replace it: move them elsewhere, or choose another `output`."
         )
     return target
 
 
 def is_artefact(file: Path) -> bool:
-    """Whether a file is a result that Sordino wrote, of whatever kind."""
+    """Whether a file is a result that Sordino wrote, of any kind."""
     return any(kind.holds(file) for kind in _ARTEFACTS)
 
 
 def listing(folder: Path) -> list[str]:
-    """The files of a folder that was just written, for its record: names with slashes, sorted."""
+    """The files of a folder that was just written, for its record, as sorted paths with slashes."""
     return sorted({RECORD, "README.md", *(name for name, _ in _files(folder))})
 
 
 def named_files(*given: object) -> Iterator[Path]:
-    """The files that values of options name, such as "prompts.txt"; folders and words are not."""
+    """The files among the values of options, such as "prompts.txt"; not folders and other words."""
     for value in given:
         if isinstance(value, str | Path):
             if (path := _path(value)) and is_regular(path):
@@ -236,7 +234,7 @@ def _existing(inputs: Iterable[object]) -> Iterator[Path]:
 def _path(value: str | Path) -> Path | None:
     try:
         return user_path(value)
-    except UserError:  # no file can have that name: whoever reads the input says so
+    except UserError:  # no file can have that name, which reading the input reports
         return None
 
 
@@ -271,7 +269,7 @@ def _read_listed(folder: Path) -> set[str] | None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """All that is in a folder but its folders, by names with slashes; links are not followed."""
+    """All files below a folder, with their paths with slashes; links are not followed."""
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in sorted([*files, *links]):

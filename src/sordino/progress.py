@@ -14,14 +14,14 @@ _MARKS_OF_DIRECTION = (
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )
 _hushing: list[object] = []
-"""One entry for each block of `hushed` that some thread is in, whatever the order they end in."""
+"""One entry for each block of `hushed` that any thread is in; they may end in any order."""
 _wording: list[Callable[[str], str]] = []
 """What notes are said in, the same way."""
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Silence all progress inside the block (for `--json` and for use as a library)."""
+    """Silence all progress inside the block."""
     block = object()
     _hushing.append(block)
     try:
@@ -46,7 +46,7 @@ def is_live() -> bool:
 
 
 def note(message: str) -> None:
-    """Say one plain line on standard error, unless hushed."""
+    """Print one plain line to standard error, unless hushed."""
     for words in _wording:
         message = words(message)
     if not _hushing:
@@ -54,10 +54,9 @@ def note(message: str) -> None:
 
 
 def tame(text: str) -> str:
-    """Make text fit for the terminal and leave its line breaks.
+    """Make text safe for a terminal, and keep its line breaks.
 
-    What could command a terminal, turn the direction of writing or not be encoded (C0 and C1
-    controls, marks of direction, halves of surrogate pairs) becomes U+FFFD.
+    Controls (C0 and C1), marks of writing direction and halves of surrogate pairs become U+FFFD.
     """
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
@@ -75,11 +74,11 @@ def track(
     """Show progress towards `total` units; the yielded function adds finished ones.
 
     Args:
-        label: What is being done, a few words.
-        total: How many units there are in all.
+        label: What is being done, in a few words.
+        total: The number of all units.
         unit: The unit's name in the plural, such as "tokens".
-        done: Units that an earlier, interrupted run had finished already; they count as progress
-            and not towards the rate.
+        done: Units that an earlier, interrupted run has finished; they count as progress, but not
+            in the rate.
     """
     if _hushing:
         yield lambda _: None

@@ -1,7 +1,7 @@
 """Files that people pass on to each other, read by types.
 
-Whatever is in such a file, reading it gives a value of the type that was asked for, or one sentence
-that names the file and the key.
+Reading such a file gives a value of the type that was asked for, or one sentence that names the
+file and the key.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sordino.errors import UserError
-from sordino.files import is_regular, parse_json, printable
+from sordino.files import parse_json, printable, refuse_missing
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ Setting = (
 
 
 class Record(BaseModel):
-    """A value that is written to a file as it is, with no other keys than its own."""
+    """A value that is written to a file as it is; other keys than its own are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,20 +69,16 @@ def read_bytes(path: Path, noun: str) -> bytes:
     Raises:
         UserError: It does not exist, is not a regular file, or may not be read.
     """
-    if not path.exists():
-        raise UserError(f"The {noun} {printable(str(path))} does not exist.")
-    if not is_regular(path):
-        raise UserError(f"The {noun} {printable(str(path))} is not a file.")
+    what = f"The {noun} {printable(str(path))}"
+    refuse_missing(path, what)
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"The {noun} {printable(str(path))} cannot be read: {error.strerror}."
-        ) from None
+        raise UserError(f"{what} cannot be read: {error.strerror}.") from None
 
 
 def parse(kind: TypeAdapter[T], text: str | bytes, what: str) -> T:
-    """The value of a type that JSON text holds; no number stands for a text, nor a text for one.
+    """The value of a type that JSON text holds; numbers and texts are not converted to each other.
 
     Args:
         kind: The type.
@@ -100,7 +96,7 @@ def parse(kind: TypeAdapter[T], text: str | bytes, what: str) -> T:
 
 
 def parse_format(kind: TypeAdapter[T], text: str | bytes, what: str, noun: str, format: str) -> T:
-    """The same of an object that names its format, which must be this one.
+    """The same for an object that names its format, which must be this one.
 
     Args:
         kind: The type.
@@ -119,19 +115,16 @@ def parse_format(kind: TypeAdapter[T], text: str | bytes, what: str, noun: str, 
 
 
 def check(kind: TypeAdapter[Any], value: Any, what: str) -> None:
-    """Refuse a value, such as one of TOML, that is not of a type.
+    """Raise `UserError` if a value, such as one from TOML, is not of a type.
 
     Args:
         kind: The type.
-        value: Of whatever kind.
+        value: The value.
         what: What it is called in a message.
-
-    Raises:
-        UserError: It is of another type.
     """
     try:
         text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):  # a date, no finite number, nested too deeply
+    except (TypeError, ValueError, RecursionError):  # a date, infinity or NaN, nested too deeply
         raise UserError(
             f"{printable(what)} must be text, a number, true or false, or a list of these."
         ) from None
@@ -166,7 +159,7 @@ def parse_toml(text: bytes, what: str) -> dict[str, Any]:
 
 
 def fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place: "sites.0: Input should be a valid string"."""
+    """The first error with its place, such as "sites.0: Input should be a valid string"."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     said = first["msg"].removeprefix("Value error, ").rstrip(".")

@@ -1,4 +1,4 @@
-"""What has a name and can be asked for by it: Sordino's own things and other packages'."""
+"""A registry of things by name, from Sordino itself and from other packages."""
 
 import difflib
 import pkgutil
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class Registry(MutableMapping[str, T]):
-    """Things of one kind by name, in the order of their names.
+    """Things of one kind by name, sorted by name.
 
-    Each thing is registered by the module that has it. Sordino's own modules are those of the home,
-    imported at the first question. A package adds one by an entry point of the group
+    Each thing is registered by the module that defines it. Sordino's own modules are those of the
+    home, imported at the first use. Another package adds a thing by an entry point of the group
     "sordino.GROUP": the entry point's name is the thing's, and its value names the module, which is
-    imported when that thing is asked for and not before.
+    imported when that thing is first used.
 
     Args:
-        kind: What one of them is called in a message, such as "measure".
+        kind: The word for one of them in a message, such as "measure".
         group: The plural, such as "measures".
-        home: The package with the modules of Sordino's own; "" for none.
-        also: What else is accepted instead of a name, for the message.
+        home: The package with Sordino's own modules; "" for none.
+        also: What is accepted instead of a name, for the message.
 
     Example:
         >>> fruits: Registry[int] = Registry("fruit", "fruits")
@@ -67,10 +67,10 @@ class Registry(MutableMapping[str, T]):
 
     @cached_property
     def others(self) -> dict[str, EntryPoint]:
-        """What other packages bring, by name; nothing is imported for this.
+        """The entry points of other packages by name; their modules are not imported.
 
         Raises:
-            UserError: Two packages bring things of one name.
+            UserError: Two packages use the same name.
         """
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self._group):
@@ -80,7 +80,7 @@ class Registry(MutableMapping[str, T]):
         return dict(sorted(found.items()))
 
     def __getitem__(self, name: str) -> T:
-        """The thing of that name; a KeyError where there is none."""
+        """The thing of that name; a KeyError if there is none."""
         with self._lock:
             self._import_home()
             if name in self.others:
@@ -88,7 +88,7 @@ class Registry(MutableMapping[str, T]):
             return self._things[name]
 
     def __setitem__(self, name: str, thing: T) -> None:
-        """Register a thing; a ValueError where its name is taken."""
+        """Register a thing; a ValueError if its name is taken."""
         if name in self._things:
             raise ValueError(f"two {self._kind}s are called {name}")
         self._things[name] = thing
@@ -98,11 +98,11 @@ class Registry(MutableMapping[str, T]):
         del self._things[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a thing of that name; nothing of another package is imported."""
+        """Whether there is a thing of that name; no other package's module is imported."""
         return name in set(self)
 
     def __iter__(self) -> Iterator[str]:
-        """All names, in their order; nothing of another package is imported."""
+        """All names, sorted; no other package's module is imported."""
         with self._lock:
             self._import_home()
             return iter(sorted({*self._things, *self.others}))
@@ -129,8 +129,8 @@ class Registry(MutableMapping[str, T]):
             ) from error
         if name not in self._things:
             raise UserError(
-                f"The package {_package(entry)} names a {self._kind} '{name}', and its module "
-                f"{entry.module} registers none of that name."
+                f"The package {_package(entry)} announces a {self._kind} '{name}', but its module "
+                f"{entry.module} does not register it."
             )
 
     def _collision(self, name: str, first: EntryPoint | None, second: EntryPoint) -> UserError:
@@ -141,7 +141,7 @@ class Registry(MutableMapping[str, T]):
 
 
 def brought(group: str) -> tuple[str, ...]:
-    """The names of what other packages bring, without loading the kind's own registry.
+    """The names of other packages' things, without loading the registry of their kind.
 
     Args:
         group: The plural, such as "measures".
@@ -150,7 +150,7 @@ def brought(group: str) -> tuple[str, ...]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The beginning of a hint, "did you mean apple? ", or "" where no name is close."""
+    """The beginning of a hint, such as "did you mean apple? ", or "" if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}? " if close else ""
 

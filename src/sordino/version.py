@@ -1,4 +1,4 @@
-"""The one place that holds the version, and the versions of transformers that it is tested with."""
+"""The version, and the versions of transformers with which it is tested."""
 
 __version__ = "0.1.0"
 

@@ -1,8 +1,8 @@
-"""A folder in which the steps of a long work wait for its end, believed only with sums.
+"""A folder that keeps the finished steps of a long job, with checksums.
 
-As each step ends, the SHA-256 of every file that it left is noted in `steps.json`, which has a sum
-of its own. A command that goes on from there does a step again if a file of it was changed, cut
-off, removed, added or made a link since, and all steps after it.
+After each step, the SHA-256 of every file that it wrote is noted in `steps.json`, which has a
+checksum of its own. A command that resumes the job repeats a step if one of its files was changed,
+cut off, removed, added or replaced by a link, and all steps after it.
 """
 
 import json
@@ -32,12 +32,12 @@ _NOTES = TypeAdapter(_Notes)
 
 
 class WorkFolder:
-    """The files of a work in steps.
+    """The files of a job in steps.
 
     Args:
         folder: Where they are.
         key: A hash of everything that decides the results.
-        known: The sums that were noted, by step, in the order of the steps.
+        known: The checksums by step, in the order of the steps.
     """
 
     def __init__(self, folder: Path, key: str, known: dict[str, _Sums] | None = None) -> None:
@@ -45,7 +45,7 @@ class WorkFolder:
 
     @classmethod
     def open(cls, folder: Path, key: str) -> "WorkFolder | None":
-        """The work of this key that an earlier call began; None where there is none."""
+        """The job of this key that an earlier call began; None if there is none."""
         try:
             notes = parse(_NOTES, read_bytes(folder / _FILE, "list of steps"), _FILE)
         except UserError:
@@ -55,11 +55,11 @@ class WorkFolder:
         return cls(folder, key, notes.steps)
 
     def holds(self, step: str, *paths: Path, apart: str = "") -> bool:
-        """Whether a step is done, with its files as it left them; if not, its files are removed.
+        """Whether a step is done and its files are unchanged; if not, its files are removed.
 
         Args:
             step: Its name.
-            paths: Its files and folders, whether or not they are there.
+            paths: Its files and folders, whether they exist or not.
             apart: The name of a file in those folders that does not belong to the step.
         """
         if step in self._known:
@@ -69,7 +69,7 @@ class WorkFolder:
             self._known = {name: self._known[name] for name in order[: order.index(step)]}
             self.write()
         if any(path.exists() or path.is_symlink() for path in paths):
-            note(f"{paths[0].name} is not as this work left it, and is made again")
+            note(f"{paths[0].name} was changed since it was written, and is made again")
         for path in paths:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -78,12 +78,12 @@ class WorkFolder:
         return False
 
     def done(self, step: str, *paths: Path, apart: str = "") -> None:
-        """Note that a step has ended, with what it left; the arguments are those of `holds`."""
+        """Note that a step is done, with the checksums of its files; arguments as for `holds`."""
         self._known[step] = self._sums(paths, apart)
         self.write()
 
     def write(self) -> None:
-        """Write down what is known."""
+        """Write `steps.json`."""
         notes = _Notes(key=self._key, steps=self._known, sum=_sum(self._key, self._known))
         write_json(self.folder / _FILE, notes.model_dump(mode="json"))
 
@@ -99,7 +99,7 @@ class WorkFolder:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or all that is in a folder but its folders."""
+    """The file itself, or all files below a folder."""
     if path.is_symlink() or path.is_file():
         yield path
     elif path.is_dir():

@@ -1,4 +1,4 @@
-"""Concepts by name. A new one of ours is one entry of `BUILT_IN`."""
+"""Built-in concepts; a new one is one entry of `BUILT_IN`."""
 
 import re
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class BuiltIn:
     """A concept known by name.
 
     Args:
-        what: What it is and where it is from, in one line.
+        what: The sentences and their source, in one line.
         load: Makes the concept.
-        labelled: Makes the one of another label of the same data; None where there are none.
+        labelled: Makes a concept from another label of the same data; None if there are none.
     """
 
     what: str
@@ -46,18 +46,18 @@ def _insults() -> Concept:
 
 def _toxicity(label: str | None = None) -> Concept:
     try:
-        path = hub.fetch_known(JIGSAW, "give its train.csv as `concept`")
-    # The data set may be gone, or the hub may be a mirror without it, or there is no hub.
+        path = hub.fetch_known(JIGSAW, "use its train.csv as the concept")
+    # The data set may be gone, the hub may be a mirror without it, or there is no hub.
     except hub.NotThereError as error:
         if label not in (None, "toxic"):
             raise UserError(
-                f"Without a hub there are no sentences for `label={label}`: give Jigsaw's "
-                "train.csv as `concept`."
+                f"Without a hub there are no sentences for `label={label}`: use Jigsaw's train.csv "
+                "as the concept."
             ) from None
         if hub.reachable():
             note(str(error))
         return _stand_in()
-    # A published file is not the user's to mend.
+    # The user cannot mend a published file.
     classes = classes_of(replace(read_table(path), editable=False), label=label)
     note(classes.account)
     source = f"{JIGSAW.spec}, {path.name} at {path.parent.name}: {classes.rule}"
@@ -66,7 +66,7 @@ def _toxicity(label: str | None = None) -> Concept:
 
 def _stand_in() -> Concept:
     insults = _insults()
-    note("No hub at hand has Jigsaw: the demo kit's insults stand for toxicity")
+    note("Jigsaw is not available from a hub: the demo kit's insults are used for toxicity")
     source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
     return Concept(
         "toxicity", insults.positive, insults.negative, source, source_is_substitute=True
@@ -74,7 +74,7 @@ def _stand_in() -> Concept:
 
 
 def _beginnings(name: str, domain: str) -> Callable[[], Concept]:
-    """A subject of the beginnings of sentences in BOLD, against its other subjects."""
+    """BOLD's beginnings of sentences on one subject, against those on its other subjects."""
 
     def load() -> Concept:
         texts = {
@@ -89,11 +89,12 @@ def _beginnings(name: str, domain: str) -> Callable[[], Concept]:
             )
             for other in _SUBJECTS
         }
-        others = tuple(t for other, those in texts.items() if other != domain for t in those)
+        others = (t for other, those in texts.items() if other != domain for t in those)
+        own = set(texts[domain])
         return Concept(
             name,
             texts[domain],
-            tuple(text for text in dict.fromkeys(others) if text not in set(texts[domain])),
+            tuple(text for text in dict.fromkeys(others) if text not in own),
             f"BOLD's beginnings of sentences of {domain.replace('_', ' ')}, against its other "
             "subjects, from the demo kit",
         )
@@ -123,10 +124,10 @@ _PLAIN = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"'}
 
 
 def undo_escapes(comment: str) -> str:
-    r"""The comment as it was written, from how the `insults` data set writes it.
+    r"""The original comment, from its form in the `insults` data set.
 
-    That is in quotes and with Python's escapes: characters as `\xa0` and `\u2019`, line breaks as
-    `\n`. Some were escaped twice or more, as the bytes of their UTF-8: `\\xe2\\x80\\x99`.
+    There it is in quotes and has Python's escapes: characters as `\xa0` and `\u2019`, line breaks
+    as `\n`. Some were escaped twice or more, as the bytes of their UTF-8: `\\xe2\\x80\\x99`.
     """
     if len(comment) >= 2 and comment[0] == comment[-1] == '"':
         comment = comment[1:-1]

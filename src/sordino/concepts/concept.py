@@ -1,4 +1,4 @@
-"""A concept: labelled sentences, those that have it and those that do not."""
+"""A concept: sentences that have it, and sentences that do not."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sordino.files import fingerprint, printable
 FEWEST_PER_CLASS = 20
 
 Context = tuple[tuple[tuple[str, str], ...], str]
-"""What was said before a sentence, as (role, text), and the role of who says the sentence."""
+"""The messages before a sentence, as (role, text), and the role of the sentence itself."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,20 @@ class Concept:
         name: A short word, such as "toxicity".
         positive: The sentences that have the concept.
         negative: The sentences that do not.
-        source: Where they come from, in words that a reader of a report understands.
-        strata: Which stratum each of `sentences` is of, for an AUROC within strata; or ().
-        source_is_substitute: Whether the sentences stand in for others that were not available.
-        contexts: The conversation that each of `sentences` is the last turn of; or (), where they
-            stand for themselves.
+        source: Where they come from, in words for the reader of a report.
+        strata: The stratum of each of `sentences`, for an AUROC within strata; or ().
+        source_is_substitute: Whether the sentences replace others that were not available.
+        contexts: The conversation that each of `sentences` is the last turn of; () if there is
+            none.
 
     Raises:
         UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
-        ValueError: There are strata or contexts, but not one a sentence.
+        ValueError: There are strata or contexts, but not one for each sentence.
+
+    Example:
+        >>> concept = sordino.load_concept("calm.jsonl", max_per_class=20)
+        >>> concept.labels.shape
+        (40,)
     """
 
     name: str
@@ -67,7 +72,7 @@ class Concept:
                     )
 
     def __repr__(self) -> str:
-        """In one line, without the sentences, which may be many and not for every eye."""
+        """One line without the sentences, which may be many and offensive."""
         strata = f", {len(set(self.strata))} strata" if self.strata else ""
         return printable(
             f"Concept({self.name!r}: {len(self.positive):,} positive and {len(self.negative):,} "
@@ -76,7 +81,7 @@ class Concept:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """All sentences, the positive ones first; every index into sentences refers to this."""
+        """All sentences, the positive ones first; all indices of sentences refer to this order."""
         return self.positive + self.negative
 
     @property
@@ -86,19 +91,19 @@ class Concept:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over both classes' sentences in their order, their strata and contexts."""
+        """SHA-256 over both classes' sentences in order, their strata and contexts."""
         said = [json.dumps(self.contexts)] if self.contexts else []
         return fingerprint(str(len(self.positive)), *self.sentences, *self.strata, *said)
 
     def sampled(
         self, *, max_per_class: int | None = None, balance: bool = True, seed: int = 0
     ) -> "Concept":
-        """A part of the concept, drawn by `seed`; the order of the sentences stays.
+        """A random sample of the concept; the sentences keep their order.
 
         Args:
-            max_per_class: The largest number per class.
-            balance: Keep as many of the larger class as the smaller one has.
-            seed: The draw's seed.
+            max_per_class: The most sentences per class.
+            balance: Reduce the larger class to the size of the smaller one.
+            seed: Of the sample.
 
         Raises:
             UserError: `max_per_class` is less than 20, or the seed is negative.
@@ -125,7 +130,7 @@ class Concept:
         return self.at(draw(len(self.positive), sizes[0], 0), draw(len(self.negative), sizes[1], 1))
 
     def at(self, positive: Sequence[int], negative: Sequence[int]) -> "Concept":
-        """The concept of these of its sentences, in this order.
+        """The concept with a selection of its sentences, in this order.
 
         Args:
             positive: Indices into the positive sentences.

@@ -21,17 +21,17 @@ from sordino.records import fault
 JIGSAW = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 _NONE_OF_SIX = (False,) * len(JIGSAW)
 
-# A prompt or a passage is not a labelled sentence.
+# Prompts and passages are not labelled sentences.
 _SENTENCE_COLUMNS = tuple(name for name in TEXT_COLUMNS if name not in ("prompt", "passage"))
 _YES, _NO = {"true", "yes"}, {"false", "no"}
 _NO_LABEL = {
     *("", "-", "--", "na", "n/a", "#n/a", "#na", "<na>", "n.a.", "nan", "-nan"),
     *("null", "<null>", "\\n", "nil", "nat"),
 }
-"""What programs write where a label is missing, in small letters.
+"""What programs write for a missing label, in lower case.
 
-"none" is not among them, because it also names a class, such as that of comments in which nothing
-was found; it counts only as Python writes it, "None"."""
+"none" is not among them, because it can name a class, such as that of harmless comments; only
+"None" as Python writes it counts."""
 _FEW = 5
 MESSAGES = "messages"
 """The column of conversations."""
@@ -54,11 +54,11 @@ class Classes:
         positive: The sentences with the concept.
         negative: The sentences without.
         rule: How they were separated, in words.
-        account: Which labels became what, with the number of their rows, in one line.
+        account: The number of rows by label and class, in one line.
         strata: Each sentence's value in the strata column, the positive ones' first; () without
             such a column.
         contexts: The conversation that each sentence is the last turn of, in the same order; ()
-            where sentences stand for themselves.
+            without conversations.
     """
 
     name: str
@@ -82,18 +82,17 @@ def classes_of(
     """Separate a table's positive and negative sentences.
 
     With Jigsaw's six columns (and no label column given) the positive rows are those whose `label`
-    is 1 and the negative rows those whose six flags are all 0; rows that are neither are left out.
-    Otherwise one label column decides. A column "messages" has conversations, whose last turns are
-    the sentences. Rows without a label, or without a value in the strata
-    column, are left out.
+    is 1 and the negative rows those whose six flags are all 0; other rows are left out. Otherwise
+    one label column decides. A column "messages" has conversations, whose last turns are the
+    sentences. Rows without a label, or without a value in the strata column, are left out.
 
     Args:
         table: The table.
-        label: Which of Jigsaw's six flags is the concept; "toxic" by default.
+        label: The one of Jigsaw's six flags that is the concept; "toxic" by default.
         text_column: The column with the sentences; recognised by its name if not given.
         label_column: The column with the labels; recognised by its name if not given.
         positive: The label of the sentences that have the concept.
-        strata_column: A column whose values part the sentences into strata; see
+        strata_column: A column whose values divide the sentences into strata; see
             `sordino.expertise.strata`.
 
     Raises:
@@ -108,9 +107,11 @@ def classes_of(
                 f"{table.source} has no label '{label}': `label` is one of {', '.join(JIGSAW)}."
             )
         flags = {name: _jigsaw_flags(table, name) for name in JIGSAW}
+        rows = zip(*flags.values(), strict=True)
+        harmless = [six == _NONE_OF_SIX for six in rows]
         truths: list[bool | None] = [
-            True if has else False if six == _NONE_OF_SIX else None
-            for has, six in zip(flags[label], zip(*flags.values(), strict=True), strict=True)
+            has or (False if none else None)
+            for has, none in zip(flags[label], harmless, strict=True)
         ]
         shown = ["unlabelled" if has is None else f"{label} {has:d}" for has in flags[label]]
         rule = f"positive where {label} is 1, negative where all six of Jigsaw's flags are 0"
@@ -162,11 +163,11 @@ def classes_of(
 
 
 def last_turns(table: Table, values: Sequence[Any]) -> list[tuple[str, Context] | None]:
-    """The last turn of each conversation, and what it stands in; None where there is none.
+    """The last turn of each conversation, and its context; None where there is none.
 
     Args:
-        table: Where they are from, for messages.
-        values: Of each row a list of {"role": …, "content": …}.
+        table: Their table, for messages.
+        values: For each row a list of {"role": …, "content": …}.
 
     Raises:
         UserError: A value is something else.
@@ -178,11 +179,11 @@ def last_turns(table: Table, values: Sequence[Any]) -> list[tuple[str, Context] 
 
 
 def last_turn(value: Any, where: str) -> tuple[str, Context]:
-    """The last turn of a conversation, and what it stands in.
+    """The last turn of a conversation, and its context.
 
     Args:
         value: A list of {"role": …, "content": …}.
-        where: Where it is from, for messages.
+        where: Its place, for messages.
 
     Raises:
         UserError: It is something else.
@@ -202,10 +203,10 @@ def last_turn(value: Any, where: str) -> tuple[str, Context]:
 
 
 def sentences_of(table: Table) -> tuple[str, ...]:
-    """All sentences of a table without regard to labels.
+    """All sentences of a table, whatever their labels.
 
     Raises:
-        UserError: Which column holds them is unclear, or a text is empty or not a string.
+        UserError: The column of texts is ambiguous, or a text is empty or not a string.
     """
     column = _choose(table, None, _SENTENCE_COLUMNS, "text")
     texts = table.column(column)
@@ -216,7 +217,7 @@ def sentences_of(table: Table) -> tuple[str, ...]:
 
 
 def _account(table: Table, truths: Sequence[bool | None], shown: Sequence[str]) -> str:
-    """How many rows of which label became positive, negative or were left out."""
+    """How many rows of each label are positive, negative or left out."""
     parts = []
     for what, wanted in (("positive", True), ("negative", False), ("left out", None)):
         counts = Counter(
@@ -235,8 +236,8 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
         return []
     if column not in table.names:
         raise UserError(
-            f"{table.source} has no column '{printable(column)}': `strata_column` is length or one "
-            f"of {_names(table)}."
+            f"{table.source} has no column '{printable(column)}': `strata_column` is one of "
+            f"{_names(table)}."
         )
     values = table.column(column)
     strata = [
@@ -254,7 +255,7 @@ def _names(table: Table) -> str:
 
 
 def _choose(table: Table, given: str | None, known: Iterable[str], role: str) -> str:
-    """The column that the user named, or the only one whose name is known for the role."""
+    """The column that the user named, or the only one with a known name for the role."""
     there = _names(table)
     if given is not None:
         if given not in table.names:
@@ -272,7 +273,7 @@ def _choose(table: Table, given: str | None, known: Iterable[str], role: str) ->
             f"`{role}_column`."
         )
     raise UserError(
-        f"{table.source} has no column that is known to hold the {role}: choose one of {there} "
+        f"{table.source} has no column with a known name for the {role}: choose one of {there} "
         f"with `{role}_column`."
     )
 
@@ -284,19 +285,19 @@ def _is_blank(text: Any) -> bool:
 def _sentences(
     table: Table, column: str, texts: Sequence[Any], rows: Sequence[int]
 ) -> tuple[str, ...]:
-    """The texts of the rows, which must be valid text and not something else."""
+    """The texts of the rows, which must be valid text."""
     for row in rows:
         if not isinstance(texts[row], str):
             raise UserError(
                 f"{table.where(row)}: the column '{column}' holds {_show(texts[row])}, which is "
-                "no text: choose another with `text_column`."
+                "not text: choose another with `text_column`."
             )
         whole_text(texts[row], table.where(row))
     return tuple(texts[row] for row in rows)
 
 
 def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
-    """One of Jigsaw's flags; its -1 ("not scored") and an empty field are neither."""
+    """One of Jigsaw's flags; None for its -1 ("not scored") and for an empty field."""
 
     def flag(value: Any) -> bool | None:
         number = number_of(value)
@@ -304,8 +305,8 @@ def _jigsaw_flags(table: Table, column: str) -> list[bool | None]:
             return None
         if number is None or not 0 <= number <= 1:
             raise UserError(
-                f"{table.source}: Jigsaw's column '{column}' holds {_show(value)}, where 0 or 1 "
-                "is expected: choose a column with `label_column`."
+                f"{table.source}: Jigsaw's column '{column}' holds {_show(value)}, and 0 or 1 is "
+                "expected: choose a column with `label_column`."
             )
         return number >= 0.5
 
@@ -320,7 +321,7 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
     distinct = _distinct(table, column, values)
     missing = {value for value in distinct if is_missing(value)}
     if positive is not None:
-        # Whoever names such a label means it.
+        # A label that the user names is not missing.
         missing -= {v for v in missing if isinstance(v, str) and v.strip() == positive != ""}
     labels = [value for value in distinct if value not in missing]
     if positive is not None:
@@ -336,14 +337,14 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
     if missing and not set(labels) - having:
         raise UserError(
             f"{table.source} has no negative sentence: {_list_few(list(missing))} in the column "
-            f"'{printable(column)}' means that there is no label. If it means a class, rename it."
+            f"'{printable(column)}' means a missing label; if it is a class, rename it."
         )
     meaning = {value: None if value in missing else value in having for value in distinct}
     return [meaning[value] for value in values], rule
 
 
 def _recognise(table: Table, column: str, labels: list[Any]) -> tuple[set[Any], str]:
-    """Which of a column's labels mean that the sentence has the concept, if that is plain."""
+    """The labels of a column that mean having the concept, if that is clear, and the rule."""
     numbers = {value: number_of(value) for value in labels}
     if all(number is not None and 0 <= number <= 1 for number in numbers.values()):
         having = {value for value, number in numbers.items() if number and number >= 0.5}
@@ -357,15 +358,15 @@ def _recognise(table: Table, column: str, labels: list[Any]) -> tuple[set[Any], 
         if set(words.values()) <= _YES | _NO:
             having = {value for value, word in words.items() if word in _YES}
             return having, f"positive where {column} is true"
-        # "toxic" against "non-toxic": of two labels that one negates, the other is the concept.
+        # "toxic" and "non-toxic": if one label negates the other, that one is the concept.
         shorter, *longer = sorted(set(words.values()), key=len)
         negated = re.compile(rf"(?:non|not|no)[\s_-]*{re.escape(shorter)}")
         if len(longer) == 1 and negated.fullmatch(longer[0]):
             having = {value for value, word in words.items() if word == shorter}
             return having, f"positive where {column} is {shorter}"
     raise UserError(
-        f"{table.source}: the column '{column}' holds {_list_few(labels)}: say with `positive` "
-        "which of them marks the sentences that have the concept."
+        f"{table.source}: the column '{column}' holds {_list_few(labels)}: choose with `positive` "
+        "the one that marks the sentences with the concept."
     )
 
 
@@ -374,20 +375,20 @@ def _distinct(table: Table, column: str, values: Sequence[Any]) -> list[Any]:
         return list(dict.fromkeys(values))
     except TypeError:
         raise UserError(
-            f"{table.source}: the column '{column}' holds lists or objects, where one label a row "
+            f"{table.source}: the column '{column}' holds lists or objects, and one label per row "
             "is expected: choose another with `label_column`."
         ) from None
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is missing: None, or a word that programs write for it, such as NaN."""
+    """Whether a value is missing: None, or what programs write for it, such as NaN."""
     if isinstance(value, str):
         return value.strip() == "None" or value.strip().lower() in _NO_LABEL
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def number_of(value: Any) -> float | None:
-    """The finite number that a value is or spells; the values true and false are 1 and 0."""
+    """The finite number that a value is or spells, else None; true and false are 1 and 0."""
     if not isinstance(value, str | int | float):
         return None
     try:

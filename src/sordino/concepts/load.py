@@ -1,4 +1,4 @@
-"""Load a concept, whatever it is given as."""
+"""Load a concept from a name, files, a data set of the hub or sentences."""
 
 import os
 from collections.abc import Mapping
@@ -34,26 +34,34 @@ def load_concept(
 
     Args:
         spec: A built-in concept ("toxicity", "insults"); a CSV, TSV, JSON, JSON Lines or Parquet
-            file; a data set of the hub ("hf:org/name"); or a text file with one positive sentence a
-            line, together with `negatives`. A `Concept` is only sampled. Where a table has a column
-            "messages", it is of conversations, whose last turns are the sentences.
-        negatives: The text file with one negative sentence a line. It and the positive one may also
-            be tables; their column of texts is read.
-        label: Which of Jigsaw's six flags is the concept, where the source has them ("toxic" by
-            default); the negative sentences are then those with none of the six.
+            file; a data set of the hub ("hf:org/name"); or a text file with one positive sentence
+            per line, together with `negatives`. A `Concept` is only sampled. If a table has a
+            column "messages", it holds conversations, whose last turns are the sentences.
+        negatives: The text file with one negative sentence per line. It and the positive one may
+            also be tables, whose column of texts is read.
+        label: The one of Jigsaw's six flags that is the concept, where the source has them
+            ("toxic" by default); the negative sentences are then those with none of the six.
         text_column: The column with the sentences; recognised by its name if not given.
         label_column: The column with the labels; recognised by its name if not given.
         positive: The label of the sentences with the concept, if it cannot be inferred.
-        strata_column: The column whose values part the sentences into strata.
+        strata_column: The column whose values divide the sentences into strata.
         config: The configuration of a hub data set that has several.
         revision: A branch, tag or commit of a hub data set.
         split: The split of a hub data set; "train" by default.
-        max_per_class: The largest number of sentences per class.
-        balance: Keep the same number of sentences of both classes: as many as the smaller one has.
-        seed: Seed of the sample.
+        max_per_class: The most sentences per class.
+        balance: Reduce the larger class to the size of the smaller one.
+        seed: Of the sample.
+
+    Returns:
+        The sampled concept, with at least 20 sentences per class.
 
     Raises:
-        UserError: The source is missing, unclear or broken, or an option does not go with it.
+        UserError: The source is missing, ambiguous or damaged, or an argument does not apply to it.
+
+    Example:
+        >>> concept = sordino.load_concept("calm.jsonl", max_per_class=20)
+        >>> concept.name, len(concept.positive), len(concept.negative)
+        ('calm', 20, 20)
     """
     name = str(spec)
     columns = {
@@ -65,14 +73,14 @@ def load_concept(
     }
     on_hub = {"config": config, "load_concept.revision": revision, "split": split}
     if isinstance(spec, Concept):
-        _refuse(f"the concept '{spec.name}'", {"negatives": negatives, **columns, **on_hub})
+        _refuse(f"The concept '{spec.name}'", {"negatives": negatives, **columns, **on_hub})
         concept = spec
     elif isinstance(spec, str) and spec in BUILT_IN:
         other = {key: value for key, value in columns.items() if key != "label"}
-        _refuse(f"the built-in concept {name}", {"negatives": negatives, **other, **on_hub})
+        _refuse(f"The built-in concept {name}", {"negatives": negatives, **other, **on_hub})
         concept = _built_in(name, label)
     elif negatives is not None:
-        _refuse("two text files", {**columns, **on_hub})
+        _refuse("Two text files", {**columns, **on_hub})
         concept = _from_text_files(user_path(name), user_path(negatives))
     else:
         if name.startswith("hf:"):
@@ -120,21 +128,21 @@ def _built_in(name: str, label: str | None) -> Concept:
         return known.load()
     if known.labelled is None:
         raise UserError(
-            f"The concept {name} has no label '{printable(label)}': leave `label` out, or give "
-            "Jigsaw's train.csv as `concept`."
+            f"The concept {name} has no label '{printable(label)}': leave `label` out, or use "
+            "Jigsaw's train.csv as the concept."
         )
     return known.labelled(label)
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:
-    """Complain of an argument that would have no effect."""
+    """Raise `UserError` for an argument that would have no effect."""
     for argument, value in options.items():
         if value is not None:
-            raise UserError(f"`{argument}` has no meaning for {what}: leave it out.")
+            raise UserError(f"{what} cannot be combined with `{argument}`: leave it out.")
 
 
 def _refuse_unknown(spec: str | Path, path: Path) -> None:
-    """Complain of a name that is neither a file nor a built-in concept."""
+    """Raise `UserError` for a name that is neither a file nor a built-in concept."""
     if os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
         if path.suffix.lower() == ".txt":
             raise UserError(

@@ -1,4 +1,4 @@
-"""Readers: each makes a `Table` (or plain sentences) of one kind of source."""
+"""Read a `Table` (or plain sentences) from each kind of source."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ def read_table(path: Path) -> Table:
     """Read a CSV, TSV, JSON, JSON Lines or Parquet file, by its suffix.
 
     Raises:
-        UserError: The file is missing, empty, of another kind or not what its suffix says.
+        UserError: The file is missing, empty, of another kind or does not match its suffix.
     """
     path = input_path(
         path,
@@ -41,8 +41,8 @@ def read_table(path: Path) -> Table:
     reader = _READERS.get(kind_of(path))
     if reader is None:
         raise UserError(
-            f"{shown} is of no kind that a table is read from: give a .csv, .tsv, .json, .jsonl "
-            "or .parquet file (for a concept also two text files, with `negatives`)."
+            f"{shown} is not a table: give a .csv, .tsv, .json, .jsonl or .parquet file (for a "
+            "concept also two text files, one as `negatives`)."
         )
     if path.stat().st_size == 0:
         raise UserError(f"{shown} is empty.")
@@ -89,7 +89,7 @@ def _of_rows(
 
 
 def _read_json(path: Path, shown: str) -> Table:
-    """A list of objects, an object of columns (lists, or objects by row as pandas writes them)."""
+    """Read a list of objects, or an object of columns (lists, or objects as pandas writes them)."""
     text = read_text(path)
     if _is_json_lines(text):
         return _json_lines(text, shown)
@@ -115,7 +115,7 @@ def _read_json(path: Path, shown: str) -> Table:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether a JSON file has an object a line, as data sets of the hub have under this suffix."""
+    """Whether a JSON file has one object per line, as some data sets of the hub do."""
     lines = [line for line in split_lines(text) if line.strip()]
     if len(lines) < 2:
         return False
@@ -169,13 +169,13 @@ _READERS: dict[str, Callable[[Path, str], Table]] = {
 
 
 def read_sentences(path: Path) -> list[str]:
-    """Read a plain text file with one sentence a line.
+    """Read a plain text file with one sentence per line.
 
     Raises:
         UserError: The file is missing or empty, or a line is.
     """
     path = input_path(
-        path, what=f"The text file {printable(str(path))}", mend="give one with a sentence a line"
+        path, what=f"The text file {printable(str(path))}", mend="give one with a sentence per line"
     )
     lines = read_lines(path)
     shown = printable(str(path))
@@ -201,7 +201,7 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
     """
     if not name:
         raise UserError("hf: names no data set: give hf:org/name.")
-    instead = "give a file (see `config`, `split` and `load_concept.revision`)"
+    instead = "give a file, or other `config`, `split` and `load_concept.revision`"
     wanted = hub.Wanted(name, revision, "dataset", "", f"hf:{name}", instead)
     data = hub.load_data_set(wanted, split, config)
     import datasets
@@ -210,7 +210,7 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
         values: list[Any] = data[wanted][:]
         feature = data.features[wanted]
         if isinstance(feature, datasets.ClassLabel):
-            # The number of a class is arbitrary; its name may have a meaning.
+            # The number of a class is arbitrary, but its name may mean something.
             return [None if value in (None, -1) else feature.names[value] for value in values]
         return values
 

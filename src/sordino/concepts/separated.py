@@ -1,4 +1,4 @@
-"""Tables of separated values; no row may be lost to a quotation mark."""
+"""Read tables of separated values, without losing rows to quotation marks."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from sordino.progress import note
 
 _TAB = "\t"
 _SPECIAL = '\t\r\n"'
-"""What must stand in quotation marks."""
+"""The characters of a field that must be in quotation marks."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class _RowError(Exception):
 def read_separated(text: str, source: str, separator: str) -> Table:
     r"""The table that a text of separated values holds.
 
-    In a CSV, quotation marks are syntax. In a TSV they are syntax only where the whole file is
-    written so, and text otherwise. The whole file is written so where a name in the first line is
-    in quotation marks, or where exactly those fields are in quotation marks that need them: that
-    hold a tab, a line end or a quotation mark (or, as a spreadsheet writes it, a comma).
+    In a CSV, quotation marks are syntax. In a TSV they are syntax only if the whole file uses them
+    as such, and text otherwise. It does so if a name in the first line is in quotation marks, or if
+    exactly those fields are that need them: those with a tab, a line end or a quotation mark (or,
+    as a spreadsheet writes it, a comma).
 
     Args:
         text: The text.
@@ -81,7 +81,7 @@ def _read_unquoted(lines: Sequence[str]) -> list[_Row]:
 
 
 def _read_quoted(text: str, separator: str) -> list[_Row]:
-    # A field may be longer than the 128 KiB at which the module stops by default.
+    # By default the module refuses fields of more than 128 KiB.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[_Row] = []
@@ -101,7 +101,7 @@ def _read_quoted(text: str, separator: str) -> list[_Row]:
 
 
 def _is_consistent(rows: Sequence[_Row], lines: Sequence[str]) -> bool:
-    """Whether a writer that puts in quotation marks what needs them would write these lines."""
+    """Whether a writer that quotes exactly the fields that need it would write these lines."""
     return any(
         all(
             "\n".join(split_lines(_write_cells(row.cells, special) + "\n"))
@@ -120,11 +120,11 @@ def _write_cells(cells: Sequence[str], special: str) -> str:
 
 
 def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str) -> None:
-    """Raise where two quotation marks that are text may have made one field of several rows.
+    """Raise if two quotation marks that are text may have turned several rows into one field.
 
-    At least two of the lines between them, taken alone, have as many fields as the table has
-    columns. Commas also stand inside sentences: in a CSV such lines must look alike in one column,
-    too, as labels do. Their values there stand in other rows as well, or repeat among themselves.
+    That is so if at least two of the lines between them, taken alone, have as many fields as the
+    table has columns. Because sentences contain commas, such lines of a CSV must also look alike in
+    one column, as labels do: their values there occur in other rows, or repeat among themselves.
     """
     columns = len(rows[0].cells) if rows else 0
     # The row itself is among them: it can have swallowed all others of its label.
@@ -153,7 +153,7 @@ def _refuse_swallowed(rows: Sequence[_Row], lines: Sequence[str], separator: str
 def _table(rows: Sequence[_Row], source: str) -> Table:
     """The table, whose first row names its columns."""
     header = [name.strip() for name in rows[0].cells] if rows else []
-    # A spreadsheet writes empty columns and cells at the end of its rows.
+    # Spreadsheets write empty columns and cells at the end of rows.
     width = max((n for n, name in enumerate(header, start=1) if name), default=0)
     named = [name for name in header if name]
     if rows and not named:

@@ -1,4 +1,4 @@
-"""A table of sentences and labels, whatever it was read from."""
+"""A table of sentences and labels, from any source."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ TEXT_COLUMNS = (
     *("text", "prompt", "passage", "sentence"),
     *("comment_text", "comment", "content", "tweet"),
 )
-"""Names of columns that hold texts, in small letters; the first one that a row has counts."""
+"""Names of columns that hold texts, in lower case; the first one that a row has counts."""
 LABEL_COLUMNS = ("label", "labels", "target", "class", "toxic", "toxicity", "is_toxic", "insult")
-"""Names of columns that hold labels, in small letters."""
+"""Names of columns that hold labels, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Table:
         source: The file's or data set's name.
         names: The columns there are.
         column: Reads one column: one value per row, None where it has none.
-        unit: What a row is called: "line", "row" or "item".
+        unit: The word for a row: "line", "row" or "item".
         numbers: The number of each row in the source.
-        editable: Whether it is the user's own file, in which an empty text is an error to mend,
-            and not a published data set, in which such a row is passed over.
+        editable: Whether it is the user's own file, in which an empty text is an error, and not a
+            published data set, in which such a row is skipped.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Table:
         """Each row's index and its values by column, without those that are missing.
 
         Args:
-            wanted: The columns, by their names in small letters; all of them if not given.
+            wanted: The columns, by their names in lower case; None for all.
         """
         names = [name for name in self.names if wanted is None or name.lower() in wanted]
         columns = [self.column(name) for name in names]

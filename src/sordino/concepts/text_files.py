@@ -1,4 +1,4 @@
-"""The user's files of text: which kind a file is of, its bytes, its text and its lines."""
+"""The user's text files: their kind, bytes, text and lines."""
 
 import codecs
 import gzip
@@ -18,7 +18,7 @@ from sordino.progress import note
 
 GZIP = ".gz"
 _TEXT = (".txt", ".text")
-# UTF-32 first: its mark begins with that of UTF-16.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -44,12 +44,12 @@ _WORD = re.compile(r"[\w.]+")
 def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
     """The path of a file to be read, as the user typed it.
 
-    A pipe is refused, because some files are read more than once and a pipe can be read only once;
-    opening one without a writer would block for ever.
+    A pipe is refused, because some files are read more than once, and opening a pipe without a
+    writer would block for ever.
 
     Args:
         name: What the user typed.
-        what: What it is called in a message; the name itself if not given.
+        what: The file's name in messages; None for `name`.
         mend: What to do if there is no such file.
 
     Raises:
@@ -60,21 +60,21 @@ def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
     if not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it raises nothing
         raise UserError(f"{shown} does not exist: {mend}.")
     if path.is_dir():
-        raise UserError(f"{shown} is a folder and no file: {mend}.")
+        raise UserError(f"{shown} is a folder, not a file: {mend}.")
     if not is_regular(path):
         raise UserError(
-            f"{shown} is a pipe or a device, which cannot be read twice: save what it gives to a "
-            "file, and give that."
+            f"{shown} is a pipe or a device, which cannot be read twice: save its output to a file "
+            "first."
         )
     return path
 
 
 def text_or_file(given: str, what: str) -> str:
-    """A text that was typed, or the file's whose name was.
+    """A text that was typed, or the text of the file whose name was typed.
 
     Args:
         given: The text, or the file.
-        what: What it is for, such as "--system", for messages.
+        what: Its option, such as "--system", for messages.
 
     Raises:
         UserError: The file cannot be read, or is empty.
@@ -89,7 +89,7 @@ def text_or_file(given: str, what: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that tells a file's kind, in small letters: ".jsonl" for `P.JSONL.gz`."""
+    """The suffix of a file's kind in lower case, such as ".jsonl" for `P.JSONL.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == GZIP:
         suffixes.pop()
@@ -98,7 +98,7 @@ def kind_of(path: Path) -> str:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file for reading bytes; what ends in ".gz" is decompressed.
+    """Open a file for reading bytes, decompressed if its name ends in ".gz".
 
     Raises:
         UserError: It cannot be opened, or reading fails inside the block.
@@ -116,7 +116,7 @@ def read_text(path: Path) -> str:
     """A file's whole text: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        UserError: It cannot be read, or is in another encoding or no text at all.
+        UserError: It cannot be read, is in another encoding, or is not text.
     """
     with open_input(path) as stream:
         data = stream.read()
@@ -124,7 +124,7 @@ def read_text(path: Path) -> str:
     for beginning, kind in _BEGINNINGS.items():
         if data.startswith(beginning):
             raise UserError(
-                f"{shown} is not text but looks like {kind}: give a file that matches its name."
+                f"{shown} is not text but looks like {kind}: use a file that matches its name."
             )
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and data[:2].count(0) == 1:
@@ -132,12 +132,12 @@ def read_text(path: Path) -> str:
             f"{shown} looks like UTF-16 without a byte order mark: save the file as UTF-8."
         )
     try:
-        # Files that were put together may begin with more than one mark.
+        # Files that were joined may begin with more than one mark.
         return data.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
             raise UserError(
-                f"{shown} begins like {encoding.upper()} and is not: save the file as UTF-8."
+                f"{shown} has the mark of {encoding.upper()} and is not: save the file as UTF-8."
             ) from None
         # The decoder counts from after the byte order mark.
         start = error.start + len(data) - len(error.object)
@@ -149,9 +149,9 @@ def read_text(path: Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    r"""The lines of a text, which end in `\n`, `\r\n` or `\r` and in nothing else.
+    r"""The lines of a text, which end in `\n`, `\r\n` or `\r` only.
 
-    `str.splitlines` also breaks at form feeds and at Unicode's line separators, which stand inside
+    `str.splitlines` also breaks at form feeds and Unicode's line separators, which occur inside
     sentences.
     """
     lines = _LINE_END.split(text)
@@ -170,12 +170,12 @@ def read_lines(path: Path) -> list[str]:
     shown = printable(str(path))
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
-            raise UserError(f"{shown}, line {number}: there is a NUL character, so it is not text.")
+            raise UserError(f"{shown}, line {number}: it holds a NUL character, so it is not text.")
     kind, suffix = _looks_like(text, lines)
     if kind and kind_of(path) in _TEXT:
         note(
-            f"{shown} looks like {kind} and is read as plain text, a line at a time: if it is a "
-            f"table, give it a name that ends in {suffix}"
+            f"{shown} looks like {kind} and is read as plain text, line by line: if it is a table, "
+            f"give it a name that ends in {suffix}"
         )
     elif kind:
         raise UserError(
@@ -186,10 +186,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def whole_text(text: str, where: str) -> str:
-    """The text itself, where every character of it is whole.
+    """The text itself, if all its characters are complete.
 
     Raises:
-        UserError: It holds half of a surrogate pair, which JSON can write and no tokenizer reads.
+        UserError: It holds half of a surrogate pair, which JSON can write and tokenizers refuse.
     """
     try:
         text.encode()
@@ -202,7 +202,7 @@ def whole_text(text: str, where: str) -> str:
 
 
 def _looks_like(text: str, lines: list[str]) -> tuple[str, str]:
-    """What a table that is not called one looks like, and its suffix; "" and "" for plain text."""
+    """The kind of table that a text looks like, and its suffix; "" and "" for plain text."""
     first = next((line.strip() for line in lines if line.strip()), "")
     if first in ("[", "{", "[{"):
         return "JSON", ".json"

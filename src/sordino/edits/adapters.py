@@ -1,8 +1,8 @@
-"""An adapter for PEFT of the kind (IA)³: a vector a site, by which its output is multiplied.
+"""An (IA)³ adapter for PEFT: one vector per site, by which its output is multiplied.
 
-That is what dampening does, so the adapter is the same map, put on the model while it runs. The
-paper's (Liu et al., arXiv:2205.05638) own vectors in the feed-forward part multiply an input; PEFT
-calls such modules `feedforward_modules`, and here there are none.
+That is what dampening does, so the adapter computes the same while the model runs. The paper's own
+vectors in the feed-forward part (Liu et al., arXiv:2205.05638) multiply an input; PEFT calls such
+modules `feedforward_modules`, and here there are none.
 """
 
 import re
@@ -44,7 +44,7 @@ def write_adapter(
         ref: The model that the adapter is for.
         dampening: Factors for its sites.
         target: An empty folder.
-        dtype: Of no meaning here.
+        dtype: Ignored.
 
     Raises:
         UserError: The dampening shifts, or changes nothing, or does not fit the model.
@@ -52,8 +52,7 @@ def write_adapter(
     if dampening.shifted:
         raise UserError(
             f"{len(dampening.shifted)} sites are shifted (such as {dampening.shifted[0]}), and an "
-            "(IA)³ adapter can only multiply: bake the weights, or export hooks with "
-            "`format=hooks`."
+            "(IA)³ adapter can only multiply: use `format=weights` or `format=hooks`."
         )
     changed = {site: values for site, values in dampening.factors.items() if (values != 1).any()}
     if not changed:
@@ -100,13 +99,13 @@ def refuse_without_adapter(modules: Mapping[str, Any], changed: Iterable[str], k
     if norms := [site for site in sites if isinstance(modules[site], NormGain)]:
         raise UserError(
             f"{len(norms)} sites are norms (such as {norms[0]}), for which PEFT has no {kind}: "
-            "bake the weights, or export hooks with `format=hooks`."
+            "use `format=weights` or `format=hooks`."
         )
     if experts := [site for site in sites if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
-            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), which are "
-            f"no modules, so that PEFT has no {kind} for them: bake the weights, export "
-            "hooks with `format=hooks`, or leave them out with `sites` when the expertise is found."
+            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), for which "
+            f"PEFT has no {kind}: use `format=weights` or `format=hooks`, or choose other `sites` "
+            "when you find the expertise."
         )
 
 

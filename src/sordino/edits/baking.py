@@ -56,9 +56,9 @@ def bake(
 ) -> Provenance:
     """Write a dampened copy of a model, or what dampens one while it runs.
 
-    `sordino.bake` explains the parameters; here the dampening is one already. `opened` is the same
-    model, open and as it was loaded: a GGUF file need not be de-quantised again for a folder of
-    weights then. A caller's own `OpenModel` is not taken for that, for it may have been changed.
+    `sordino.bake` documents the parameters; this function takes a `Dampening` only. `opened` is the
+    same model, open and as it was loaded, so that a GGUF file need not be de-quantised again for a
+    folder of weights. An `OpenModel` as `model` is not used for that, for it may have been changed.
 
     Raises:
         UserError: The model and the dampening do not fit, or the output cannot be written.
@@ -114,8 +114,8 @@ def _refuse_rank(format: str, rank: int | None, dampening: Dampening) -> None:
     site, rows = max(dampening.rows.items(), key=lambda item: item[1], default=("", 0))
     if rows > most:
         raise UserError(
-            f"{site} changes in {rows:,} rows, more than a rank of {most} holds: limit the rule by "
-            f"setting `rows={most}` where the factors are made from an expertise, or give "
+            f"{rows:,} rows of {site} change, more than a rank of {most} can hold: limit the rule "
+            f"with setting `rows={most}`, if the factors are made from an expertise, or use "
             f"`rank={rows}`."
         )
 
@@ -127,7 +127,7 @@ def _write_weights(
     dtype: str,
     opened: OpenModel | None = None,
 ) -> Written:
-    """Fill the stage with the dampened model."""
+    """Write the dampened model to the staging path."""
     if ref.kind == "gguf":
         return Written(settings=gguf_source.write_folder(ref, dampening, stage, dtype, opened))
     edit = safetensors_folder.plan(ref, dampening)
@@ -153,7 +153,7 @@ FORMATS["weights"] = Format("in the weights", _write_weights, is_model=True)
 
 
 def _set_earlier_aside(stage: Path) -> None:
-    """Keep what (most likely) an earlier edit left, so that `undo` can bring it back."""
+    """Keep what an earlier edit (most likely) left, so that `undo` can restore it."""
     extras, card, kept = stage / EXTRAS, stage / BASE_CARD, stage / ".earlier"
     if not (extras.exists() or card.exists()):
         return
@@ -174,7 +174,7 @@ def _write_cards(stage: Path, text: str) -> None:
 
 
 def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
-    """Decide whether a model can be baked to a place, whatever the dampening.
+    """Check that a model can be baked to an output, whatever the dampening.
 
     Returns:
         The path to write to; see `claim_output`.
@@ -184,19 +184,20 @@ def claim_model(ref: ModelRef, output: str | Path, *, force: bool) -> Path:
     """
     if has_suffix(output, GGUF) and ref.kind != "gguf":
         raise UserError(
-            f"`output={output}` names a GGUF file, which is made of a GGUF file, and {ref.name} is "
-            "none: give a folder, and convert that with llama.cpp."
+            f"`output={output}` names a GGUF file, and {ref.name} is not one: bake to a folder, "
+            "and convert that with llama.cpp."
         )
     inputs = ref.weight_files if ref.kind == "gguf" else [ref.path]
     files = piece_files(user_path(output))
     if len(files) > 1 and len(files) != len(inputs):
         raise UserError(
-            f"`output={output}` names one of {len(files)} files, and {ref.name} has {len(inputs)}: "
-            "give a name without numbers, and it is written as one file."
+            f"`output={output}` names one of {len(files)} files, and {ref.name} has "
+            f"{len(inputs)}: give a name without numbers to write one file."
         )
     given = files if len(files) > 1 else [output]
     kind = model_kind(output)
-    return [claim_output(file, kind, force=force, inputs=inputs) for file in given][0]  # noqa: RUF015
+    targets = [claim_output(file, kind, force=force, inputs=inputs) for file in given]
+    return targets[0]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Biases that a model does not have yet, where its configuration can give it some.
+"""Biases that a model does not have yet and that a setting of its configuration adds.
 
-Which setting gives biases to which layers is not in a table: each setting that is called so is
-turned on, and the module tree that transformers builds from it (without weights) tells.
+No table says which setting adds biases to which layers. So each setting with "bias" in its name is
+switched, and the module tree that transformers then builds (without weights) shows what appears.
 """
 
 import copy
@@ -30,7 +30,7 @@ class NewBiases:
         settings: What to set in the configuration, such as {"mlp_bias": True}.
         section: The part of the configuration that they are in, such as "text_config"; "" for the
             configuration itself.
-        names: The parameters that appear.
+        names: The parameters that they add.
         model: The module tree with them, without weights.
     """
 
@@ -47,7 +47,7 @@ def without_bias(model: nn.Module, dampening: Dampening) -> tuple[str, ...]:
 
 
 def can_shift(model: PreTrainedModel, sites: Collection[str]) -> bool:
-    """Whether biases can hold shifts of these sites: those there are, or those a setting makes."""
+    """Whether biases can hold shifts of these sites, existing ones or those that a setting adds."""
     matrices = {site: expert_matrix(model, site) for site in sites}
     lacking = [
         site
@@ -65,7 +65,7 @@ def can_shift(model: PreTrainedModel, sites: Collection[str]) -> bool:
 def new_biases(
     config: PretrainedConfig, raw: Mapping[str, Any], sites: Collection[str]
 ) -> NewBiases:
-    """Find the settings that give sites their biases, and nothing to any other kind of module.
+    """Find the settings that add biases to these sites, and to no other kind of module.
 
     Args:
         config: The model's configuration.
@@ -73,7 +73,7 @@ def new_biases(
         sites: The sites that need a bias.
 
     Raises:
-        UserError: There are none; the shifts can be exported as hooks.
+        UserError: There are no such settings.
     """
     text = config.get_text_config(decoder=True)
     sections = (key for key in config.sub_configs if getattr(config, key, None) is text)
@@ -93,7 +93,7 @@ def new_biases(
         except (StrictDataclassError, ValueError):
             continue  # the configuration refuses it
         new = found - before
-        # Attention, say, is not to get biases because the feed-forward part needs them.
+        # Attention, say, must not get biases because the feed-forward part needs them.
         if before <= found and new & wanted and {_place(parameter) for parameter in new} <= places:
             chosen[name] = value
     model = _model(config, raw, section, chosen)
@@ -102,8 +102,8 @@ def new_biases(
     if missing:
         raise UserError(
             f"{type(model).__name__} has no setting that gives a bias to {len(missing)} of the "
-            f"shifted sites (such as {min(missing).removesuffix('.bias')}), so that the shifts "
-            "cannot be baked: export them as hooks with `format=hooks`."
+            f"shifted sites (such as {min(missing).removesuffix('.bias')}), so the shifts cannot "
+            "be baked: write them with `format=hooks`."
         )
     return NewBiases(chosen, section, names, model)
 

@@ -2,8 +2,7 @@
 
 llama.cpp adds the vector `direction.i` to the residual stream after layer i's feed-forward part
 (`common_control_vector_load` and `build_cvec` in its source). A shift of the last linear layer of
-that part adds the same numbers there, if no norm and no factor lies between. There is no direction
-for layer 0.
+that part does the same, if no norm and no factor lies between. Layer 0 has no direction.
 """
 
 from pathlib import Path
@@ -34,7 +33,7 @@ _LAST_LINEAR = {
     **dict.fromkeys(("bloom", "falcon"), "mlp.dense_4h_to_h"),
     **dict.fromkeys(("gpt2", "starcoder2"), "mlp.c_proj"),
 }
-# What llama.cpp calls those that it calls otherwise.
+# Where llama.cpp uses another name.
 _IN_LLAMA_CPP = {"mistral": "llama"}
 
 Values = NDArray[np.float32]
@@ -47,7 +46,7 @@ def write(ref: ModelRef, dampening: Dampening, target: Path, dtype: str = "auto"
         ref: The model that it is for, a folder or a GGUF file.
         dampening: Shifts for its sites, and no factors.
         target: An empty folder.
-        dtype: Of no meaning here; the numbers are float32.
+        dtype: Ignored; the numbers are float32.
 
     Raises:
         UserError: The dampening does not fit the model, shifts nothing, or changes what no control
@@ -70,34 +69,32 @@ def write(ref: ModelRef, dampening: Dampening, target: Path, dtype: str = "auto"
 
 
 def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values]:
-    """What a dampening adds to the residual stream after each layer, float32 [hidden], by layer.
+    """What shifts add to the residual stream after each layer, float32 [hidden], by layer.
 
     Args:
         model: The module tree.
         dampening: Shifts for its sites, and no factors.
 
     Raises:
-        UserError: It does anything else as well, or llama.cpp cannot add it there.
+        UserError: The dampening does anything else as well, or llama.cpp cannot add it there.
     """
-    places = _places(model)
+    places, pattern = _places(model), _pattern(model)
     if scaled := [site for site, rows in dampening.rows.items() if rows]:
         raise UserError(
             f"{len(scaled)} sites have factors other than 1 (such as {scaled[0]}), and a control "
-            "vector can only add: use `intervention=mean_shift`, or export hooks with "
-            "`format=hooks`."
+            "vector can only add: use `intervention=mean_shift` or `format=hooks`."
         )
     if elsewhere := [site for site in dampening.shifted if site not in places]:
         raise UserError(
             f"{len(elsewhere)} sites are shifted (such as {elsewhere[0]}) whose outputs are not "
-            "what a control vector is added to: find the expertise with "
-            f"`sites='{_pattern(model)}'`, or export hooks with `format=hooks`."
+            f"what a control vector is added to: find the expertise with `sites='{pattern}'`, or "
+            "use `format=hooks`."
         )
     found = {places[site]: dampening.shifts[site] for site in dampening.shifted}
     if 0 in found:
         raise UserError(
-            f"The edit shifts layer 0, for which llama.cpp's control vectors have no direction: "
-            f"find the expertise with `sites='{_pattern(model)}'`, or export hooks with "
-            "`format=hooks`."
+            "The edit shifts layer 0, for which llama.cpp's control vectors have no direction: "
+            f"find the expertise with `sites='{pattern}'`, or use `format=hooks`."
         )
     if not found:
         raise UserError("All shifts are 0, so the control vector would be empty.")
@@ -105,20 +102,19 @@ def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values
 
 
 def _places(model: PreTrainedModel) -> dict[str, int]:
-    """The layers' numbers by the sites at which a shift is a direction."""
+    """The sites at which a shift is a direction, each with its layer's number."""
     kind = model.config.get_text_config(decoder=True).model_type
     stack, layers = decoder_layers(model)
     if norms := [name for name, _ in norms_after_blocks(layers[0])]:
         raise UserError(
             f"In {type(model).__name__} a block's output passes a norm ({', '.join(norms)}) before "
-            "it joins the residual stream, so that no linear layer's shift is a control vector: "
-            "export hooks with `format=hooks`."
+            "it joins the residual stream, so a linear layer's shift is not a control vector: use "
+            "`format=hooks`."
         )
     if kind not in _LAST_LINEAR:
         raise UserError(
-            f"It is not known that {type(model).__name__} adds a linear layer's output to the "
-            f"residual stream where llama.cpp adds control vectors; it is of "
-            f"{', '.join(sorted(_LAST_LINEAR))}: export hooks with `format=hooks`."
+            f"Control vectors are written for {', '.join(sorted(_LAST_LINEAR))}, and not for "
+            f"{type(model).__name__}: use `format=hooks`."
         )
     return {f"{stack}.{layer}.{_LAST_LINEAR[kind]}": layer for layer in range(len(layers))}
 

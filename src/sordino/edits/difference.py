@@ -1,7 +1,7 @@
-"""What differs between two models' files: which tensors, by how much, and which settings.
+"""Compare two models' files: which tensors differ, by how much, and which settings.
 
-Tensors are streams, and compared as bytes first. Of those that differ it is also told whether each
-row (or column, for layers that store their neurons so) is the other one's times a factor, which is
+Tensors are read as streams and compared as bytes first. Where they differ, each row (or column, for
+layers that store their neurons so) is checked for being the other one's times a factor, which is
 what dampening leaves behind.
 """
 
@@ -68,14 +68,14 @@ class TensorChange:
         name: Its name.
         dtypes: Its type before and after, as its file calls it.
         shapes: Its shape before and after.
-        values: How many values differ; None where only bytes can be compared (a type that holds
-            no numbers, such as packed integers), or nothing can (another shape).
-        rows: How many rows differ, or columns where `factors` are theirs; None as for the shape.
+        values: How many values differ; None where only bytes can be compared (packed integers, for
+            example), or nothing can (another shape).
+        rows: How many rows differ, or columns where `factors` are theirs; None for another shape.
         row_count: How many there are; of a vector, every value is a row.
         factors: What they were multiplied by; None where no row is the other's times a factor, or
             a row is one value.
-        norm: The Frobenius norm before; None where it is no finite number.
-        norm_of_change: That of the difference.
+        norm: The Frobenius norm before; None where it is not finite.
+        norm_of_change: The Frobenius norm of the difference.
         largest: The largest absolute difference of two values.
     """
 
@@ -97,7 +97,7 @@ class SettingChange:
 
     Args:
         file: The file, or "metadata" for those inside weight files.
-        key: Its place in it, by dots.
+        key: Its place there, as keys joined by dots.
         before: Its value as JSON; None where there was none.
         after: Its value as JSON; None where there is none.
     """
@@ -110,16 +110,16 @@ class SettingChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two models' files.
+    """All differences between two models' files.
 
     Args:
         before: The first.
         after: The second.
-        unchanged: How many tensors both have alike.
+        unchanged: How many tensors are the same in both.
         changed: The tensors that both have and that differ.
         added: The names of the tensors that the second alone has.
         removed: The names of the tensors that the first alone has.
-        settings: What differs in the metadata and in JSON files.
+        settings: The entries of metadata and JSON files that differ.
         files_changed: The other files that both have and that differ.
         files_added: The files that the second alone has.
         files_removed: The files that the first alone has.
@@ -145,16 +145,19 @@ class Difference:
 
 
 def diff(before: str | Path | ModelRef, after: str | Path | ModelRef) -> Difference:
-    """Compare two models' files; a piece of one tensor at a time is in memory.
+    """Compare two models' files, reading a piece of one tensor at a time.
 
     Args:
-        before: A folder, a safetensors file (an expertise or a dampening, too), a GGUF file, or the
+        before: A folder, a safetensors file (also an expertise or a dampening), a GGUF file, or the
             name of a model of the hub or the kit.
         after: Another of the same kind. How the tensors of a folder are split into files does not
             matter.
 
+    Returns:
+        The tensors, settings and files that differ.
+
     Raises:
-        UserError: One of them cannot be read, or they are a GGUF file and none.
+        UserError: One of them cannot be read, or only one of them is a GGUF file.
 
     Example:
         >>> found = sordino.diff("tiny", "quiet")
@@ -165,7 +168,7 @@ def diff(before: str | Path | ModelRef, after: str | Path | ModelRef) -> Differe
     if isinstance(a, _Gguf) != isinstance(b, _Gguf):
         raise UserError(
             f"{a.name} and {b.name} are of different kinds, whose tensors have different names: "
-            "give two GGUF files, or two folders."
+            "compare two GGUF files, or two folders."
         )
     both = [name for name in a.tensors if name in b.tensors]
     size = sum(a.tensors[name].bytes for name in both)
@@ -206,7 +209,7 @@ class _Entry(NamedTuple):
     def rows(self) -> int:
         """The number of rows; of a vector, every value is one."""
         rows = prod(self.shape[:-1]) if len(self.shape) > 1 else prod(self.shape)
-        # Where a row is no whole number of bytes, all of them are taken for one.
+        # Where a row is not a whole number of bytes, the tensor counts as one row.
         return rows if not self.bytes or self.bytes % rows == 0 else 1
 
 
@@ -224,7 +227,7 @@ class _Source(ABC):
 
     @abstractmethod
     def values(self, name: str, rows: NDArray[Any]) -> Array | None:
-        """Rows as numbers, [count, values of a row]; None where that cannot be told."""
+        """Rows as numbers, [count, values of a row]; None if the type holds no numbers."""
 
 
 class _Safetensors(_Source):
@@ -352,7 +355,7 @@ def _pieces(entry: _Entry) -> Iterator[tuple[int, int]]:
 
 
 class _Pairs:
-    """The numbers of a tensor in both files, piece by piece, as often as they are wanted."""
+    """The numbers of a tensor in both files, piece by piece; it can be iterated repeatedly."""
 
     def __init__(self, name: str, a: _Source, b: _Source) -> None:
         self._name, self._a, self._b = name, a, b
@@ -360,7 +363,7 @@ class _Pairs:
 
     @property
     def are_numbers(self) -> bool:
-        """Whether both files hold them in a type that can be told."""
+        """Whether both files hold the tensor in a type of numbers."""
         return all(
             source.values(self._name, source.rows(self._name, 0, 1)) is not None
             for source in (self._a, self._b)
@@ -383,7 +386,7 @@ class _Lines:
     Args:
         name: "rows" or "columns".
         differ: bool [lines].
-        factors: float64 [lines]; not a number where a line is not the other's times a factor.
+        factors: float64 [lines]; NaN where a line is not the other's times a factor.
     """
 
     name: str
@@ -397,11 +400,11 @@ class _Lines:
 
     @property
     def share(self) -> float:
-        """How many of the lines that differ these are."""
+        """The share of these among the lines that differ."""
         return float(self.explained.size / max(1, self.differ.sum()))
 
 
-@np.errstate(all="ignore")  # infinities and what is no number give no figure
+@np.errstate(all="ignore")  # infinities and NaN give no figure
 def _measure(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
     """The figures of a tensor that differs."""
     slack = _Slack(
@@ -445,14 +448,14 @@ def _measure(pairs: _Pairs, dtypes: tuple[str, str]) -> dict[str, Any]:
 
 
 class _Slack(NamedTuple):
-    """How far rounding takes a line from the other's times a factor, at most."""
+    """The most that rounding moves a line from the other's times a factor."""
 
     relative: float
     absolute: float
 
 
 def _factors(x: Array, y: Array, slack: _Slack) -> Array:
-    """By row, what x is multiplied by to give y; not a number where nothing does."""
+    """By row, the factor from x to y; NaN where there is none."""
     factors = (x * y).sum(axis=1) / (x * x).sum(axis=1)
     off = y - factors[:, None] * x
     return _accept(factors, (off * off).sum(axis=1), (y * y).sum(axis=1), x.shape[1], slack)
@@ -464,7 +467,7 @@ def _accept(factors: Array, off: Array, squares: Array, size: int, slack: _Slack
 
 
 def _columns(pairs: _Pairs, slack: _Slack) -> _Lines:
-    """The same for columns, which takes two more passes, since none is whole in a piece."""
+    """The same for columns, which takes two more passes, since no piece has a whole column."""
     count, width = pairs.shape
     xx, xy, yy, off = np.zeros((4, width))
     differ = np.zeros(width, bool)
@@ -503,7 +506,7 @@ def _entries(path: Path) -> dict[str, str]:
         return {}
     try:
         return _flat(read_json(path))
-    except (UserError, RecursionError):  # no JSON, or nested too deeply to be told apart
+    except (UserError, RecursionError):  # not JSON, or nested too deeply
         return {}
 
 
@@ -513,7 +516,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _unpack(text: str) -> Any:
-    """A piece of metadata, which can be text only, but also the text of a JSON object."""
+    """A value of metadata, parsed if it is the text of a JSON object."""
     if not text.startswith("{"):
         return text
     try:

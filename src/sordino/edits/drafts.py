@@ -1,7 +1,7 @@
 """Draft heads in a model's files, with which a speculative decoder guesses the next tokens.
 
 Transformers does not load them (`mtp.*`, or a layer beyond the last), and the model's output does
-not depend on them. What depends on them is how many guesses the model accepts, and thereby speed.
+not depend on them, but how many guesses the model accepts does, and so does its speed.
 """
 
 import re
@@ -29,7 +29,7 @@ class Drafts:
     """The draft heads of a checkpoint.
 
     Args:
-        heads: What the names of their tensors begin with, such as "mtp".
+        heads: The prefixes of their tensors' names, such as "mtp".
         copies: By the name of a tensor in a head, that of the dampened tensor with the same bytes.
     """
 
@@ -38,13 +38,13 @@ class Drafts:
 
     @property
     def record(self) -> DraftHeads | None:
-        """What an edit's record says of them; None if there are none."""
+        """Their entry in an edit's record; None if there are none."""
         if not self.heads:
             return None
         return DraftHeads(names=self.heads, dampened=tuple(sorted(self.copies)))
 
     def tell(self, name: str) -> None:
-        """Say what becomes of them in the edited copy of the model called `name`."""
+        """Say what happens to them in the edited copy of the model `name`."""
         heads = ", ".join(f"{head}.*" for head in self.heads)
         if self.copies:
             note(
@@ -53,9 +53,9 @@ class Drafts:
             )
         elif self.heads:
             note(
-                f"{name} has draft heads ({heads}), which are copied as they are: their neurons "
-                "are their own. The output of the model does not depend on them, but a "
-                "speculative decoder may accept fewer of their guesses."
+                f"{name} has draft heads ({heads}), which are copied unchanged. The output of the "
+                "model does not depend on them, but a speculative decoder may accept fewer of "
+                "their guesses."
             )
 
 
@@ -71,7 +71,7 @@ def find_drafts(
         folder: The model's folder.
         model: Its module tree.
         shards: By file, its tensors.
-        changes: By the name on disk, what becomes of the tensors of sites.
+        changes: The changes of the sites' tensors, by name on disk.
     """
     left = not_loaded(model, [name for tensors in shards.values() for name in tensors])
     if not left:
@@ -96,7 +96,7 @@ def find_drafts(
 
 
 def find_drafts_in_file(header: Header) -> Drafts:
-    """The draft heads in a GGUF file: the last of its layers, as many as its metadata say."""
+    """The draft heads in a GGUF file: its last layers, as many as its metadata say."""
     layers, count = (
         header.metadata.get(f"{header.architecture}.{key}")
         for key in ("block_count", "nextn_predict_layers")
@@ -107,7 +107,7 @@ def find_drafts_in_file(header: Header) -> Drafts:
 
 
 def _heads(names: Iterable[str], layers: int) -> Iterator[tuple[str, str]]:
-    """Those of the names that are of a draft head, and what it is called."""
+    """The names that belong to a draft head, each with the head's prefix."""
     for name in names:
         found = _NAMED.match(name) or _LAYER.match(name)
         if found and (found.re is _NAMED or int(found[2]) >= layers):
@@ -115,7 +115,7 @@ def _heads(names: Iterable[str], layers: int) -> Iterator[tuple[str, str]]:
 
 
 def _kind(name: str, stored: Stored) -> tuple[str, object, object]:
-    """What two tensors have in common that could be copies: "down_proj.weight", type and shape."""
+    """What two copies of a tensor have in common: "down_proj.weight", type and shape."""
     return ".".join(name.split(".")[-2:]), stored.dtype, stored.shape
 
 

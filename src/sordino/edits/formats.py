@@ -1,4 +1,4 @@
-"""What a dampening can be written as: each format says all of itself in the file that writes it."""
+"""Output formats of a dampening; each one is declared in the file that writes it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,16 +37,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Format:
-    """A format in which `sordino bake` writes a folder.
+    """A format of a folder that `bake` writes.
 
     Args:
         where: Where the factors are, for the card, such as "in the weights".
         write: Fills an empty folder, given the model, the dampening, the folder and the dtype
             ("auto" unless the format is a model).
-        card: Makes the README.md of the record of an edit; None for the plain one.
-        files: The names that files with what is loaded can have, unless it is a model.
-        is_model: Whether the folder is a model that can be run as it is.
-        is_ranked: Whether its size is a rank, the most rows of each matrix that it can change.
+        card: Makes a README.md from the record of the edit; None for the plain one.
+        files: The possible names of the file that a program loads; () if the folder is a model.
+        is_model: Whether the folder is a model that runs as it is.
+        is_ranked: Whether it has a rank: the most rows of a matrix that it can change.
     """
 
     where: str
@@ -58,7 +58,7 @@ class Format:
 
 
 FORMATS: Registry[Format] = Registry("format", "formats", "sordino.edits")
-"""Formats by name, which is what `--format` takes."""
+"""Formats by name, as the argument `format` takes them."""
 
 RANK = 64
-"""The rank of a format that has one, where none is given: servers take that much without ado."""
+"""The default rank, for formats that have one."""

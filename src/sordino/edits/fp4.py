@@ -1,12 +1,11 @@
 """Rows of 4-bit floats multiplied by a factor: the scales and codes that come nearest.
 
 A block of 4-bit floats (E2M1) has one scale of eight bits, which is a power of two (E8M0, in MXFP4)
-or has three bits of mantissa (E4M3, in NVFP4). Neither holds the product with most factors. So
-block by block every scale in reach is tried with the codes that are nearest under it, and the one
-whose weights are off the least, in the mean square, is taken.
+or has three bits of mantissa (E4M3, in NVFP4). Neither holds the product with most factors exactly.
+So for each block every scale in reach is tried with its nearest codes, and the one whose weights
+have the smallest mean square error is taken.
 """
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
@@ -20,9 +19,9 @@ from sordino.compiled import compiled
 from sordino.models.fp4 import MAGNITUDES
 
 COARSE = 0.01
-"""An error larger than this, relative to what is exact, is reported."""
+"""An error larger than this, relative to the exact value, is reported."""
 _SIZES = np.array(MAGNITUDES)
-# Halfway between each two of them: what lies there goes to the smaller.
+# The midpoints between neighbours, which round down.
 _BOUNDS = (_SIZES[1:] + _SIZES[:-1]) / 2
 _BLOCKS_AT_A_TIME = 2**15
 
@@ -49,21 +48,23 @@ E4M3 = Scales(torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).dou
 
 
 @dataclass(frozen=True)
-class Rescaled:
-    """What became of blocks that were multiplied by a factor other than 1.
+class Rounding:
+    """What rounding did to the scales of changed rows.
 
     Args:
-        blocks: How many held anything but zeros and had a factor other than 0.
-        largest: The largest error of a weight, relative to the largest one of its block.
-        coarse: In how many blocks that is more than 1 %.
-        zeroed: How many became zeros.
-        overflowed: How many are too large for their type of scale.
-        damaged: How many had no scale before.
-        error: The sum of the squared errors, in units of the tensor's own scale.
-        exact: The sum of the squares of the exact products, in the same.
+        scales: How many scales other than 0 were multiplied by a factor other than 0 and 1; of
+            4-bit floats, those of blocks that are not all zeros.
+        largest: The largest error of a scale, relative to its exact value. For 4-bit floats, whose
+            codes are rounded, the largest error of a weight relative to the largest of its block.
+        coarse: How many of these errors are more than 1 %.
+        zeroed: How many scales became 0, and their blocks' weights with them.
+        overflowed: How many are too large for their type (also weights of F32, F16 and BF16).
+        damaged: How many were not finite before.
+        error: For 4-bit floats, the sum of the weights' squared errors, without the shared scale.
+        exact: The sum of the squares of the exact products, likewise.
     """
 
-    blocks: int = 0
+    scales: int = 0
     largest: float = 0.0
     coarse: int = 0
     zeroed: int = 0
@@ -72,9 +73,9 @@ class Rescaled:
     error: float = 0.0
     exact: float = 0.0
 
-    def __add__(self, other: "Rescaled") -> "Rescaled":
-        return Rescaled(
-            self.blocks + other.blocks,
+    def __add__(self, other: "Rounding") -> "Rounding":
+        return Rounding(
+            self.scales + other.scales,
             max(self.largest, other.largest),
             self.coarse + other.coarse,
             self.zeroed + other.zeroed,
@@ -90,13 +91,13 @@ class Rescaled:
         return sqrt(self.error / self.exact) if self.exact else 0.0
 
 
-def rescale_(codes: Bytes, scales: Bytes, factors: NDArray[np.float32], kind: Scales) -> Rescaled:
+def rescale_(codes: Bytes, scales: Bytes, factors: NDArray[np.float32], kind: Scales) -> Rounding:
     """Multiply rows of 4-bit floats by one factor each, in place.
 
     Rows with a factor of 1 keep their bytes, those with a factor of 0 become zeros.
 
     Args:
-        codes: uint8 [rows, blocks, bytes], two codes a byte, in whatever order.
+        codes: uint8 [rows, blocks, bytes], two codes per byte, in either order.
         scales: uint8 [rows, blocks].
         factors: [rows].
         kind: The type of the scales.
@@ -114,20 +115,16 @@ def rescale_(codes: Bytes, scales: Bytes, factors: NDArray[np.float32], kind: Sc
     rows, blocks, _ = codes.shape
     step = max(1, _BLOCKS_AT_A_TIME // max(blocks, 1))
 
-    def piece(first: int) -> Rescaled:
+    def piece(first: int) -> Rounding:
         here = slice(first, first + step)
         counts, sums = np.zeros(5, np.int64), np.zeros(3)
         _rescale(codes[here], scales[here], factors[here].astype(np.float64), *kind, counts, sums)
         some, coarse, zeroed, overflowed, damaged = counts.tolist()
         largest, error, exact = sums.tolist()
-        return Rescaled(some, largest, coarse, zeroed, overflowed, damaged, error, exact)
+        return Rounding(some, largest, coarse, zeroed, overflowed, damaged, error, exact)
 
-    return sum(_in_threads(piece, range(0, rows, step)), Rescaled())
-
-
-def _in_threads(work: Callable[[int], Rescaled], starts: Iterable[int]) -> list[Rescaled]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(work, starts))
+        return sum(pool.map(piece, range(0, rows, step)), Rounding())
 
 
 @compiled(nogil=True)
@@ -140,7 +137,7 @@ def _rescale(
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
 ) -> None:
-    """See `rescale_`; counts and sums are those of `Rescaled`."""
+    """See `rescale_`; `counts` and `sums` are added to, as the fields of `Rounding`."""
     rows, blocks, width = codes.shape
     top = values.size - 1
     often = np.zeros(8, np.int64)

@@ -1,9 +1,8 @@
-"""Rows of quantised blocks multiplied by a factor, in the numbers that scale a whole block.
+"""Multiply rows of a GGUF tensor by factors, in the scales of its blocks.
 
-A block of a GGUF tensor holds some weights of one row as small integers and says by one or two
-half-precision numbers what they are to be multiplied by. A row multiplied by a factor is the same
-integers with other scales, so that nothing is quantised again: what is rounded is the scale alone.
-The layouts are those of ggml's block structures.
+A block holds some weights of one row as small integers, and one or two half-precision numbers that
+scale them. A row times a factor has the same integers under other scales, so nothing is quantised
+again and only the scales are rounded. The layouts are those of ggml's block structures.
 """
 
 from dataclasses import dataclass
@@ -12,43 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sordino.edits.fp4 import COARSE, E4M3, E8M0, Scales, rescale_
+from sordino.edits.fp4 import COARSE, E4M3, E8M0, Rounding, Scales, rescale_
 from sordino.models.dtypes import PLAIN
 
 Rows = NDArray[np.uint8]
 Factors = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding did to the scales of changed rows.
-
-    Args:
-        scales: How many scales other than 0 were multiplied by a factor other than 0 and 1.
-        largest: The largest error of one, relative to its exact value. For 4-bit floats, whose
-            codes are rounded, the largest error of a weight relative to the largest of its block.
-        coarse: How many are off by more than 1 %.
-        zeroed: How many of those became 0, and their blocks' weights with them.
-        overflowed: How many became infinite (also of the weights of F32, F16 and BF16).
-        damaged: How many were not finite before.
-    """
-
-    scales: int = 0
-    largest: float = 0.0
-    coarse: int = 0
-    zeroed: int = 0
-    overflowed: int = 0
-    damaged: int = 0
-
-    def __add__(self, other: "Rounding") -> "Rounding":
-        return Rounding(
-            self.scales + other.scales,
-            max(self.largest, other.largest),
-            self.coarse + other.coarse,
-            self.zeroed + other.zeroed,
-            self.overflowed + other.overflowed,
-            self.damaged + other.damaged,
-        )
 
 
 @dataclass(frozen=True)
@@ -118,8 +85,8 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
 
     A scale is multiplied exactly (in float64) and rounded once to half precision; a weight of F32,
     F16 or BF16 is multiplied in float32 and rounded once. Rows with a factor of 1 keep their bytes,
-    and those with a factor of 0 become zeros. 4-bit floats (MXFP4, NVFP4) take, block by block, the
-    scale and the codes that come nearest (in the mean square).
+    and those with a factor of 0 become zeros. Blocks of 4-bit floats (MXFP4, NVFP4) get the scale
+    and the codes with the smallest mean square error.
 
     Args:
         kind: The tensor's type, one of `KINDS`.
@@ -128,7 +95,7 @@ def scale_rows_(kind: str, rows: Rows, factors: Factors, shifts: Factors | None 
         shifts: [rows], added to every weight of a row afterwards; for F32, F16 and BF16.
 
     Returns:
-        What rounding did to block scales; of F32, F16 and BF16 only what overflowed.
+        What rounding did to block scales; of F32, F16 and BF16 only overflow and damage.
 
     Raises:
         ValueError: The type is none of `KINDS`, or has block scales and cannot be shifted.
@@ -220,11 +187,4 @@ def _scale_fp4_(kind: str, rows: Rows, factors: Factors) -> Rounding:
     found = rescale_(codes, scales, factors, layout.kind)
     blocks[:, :, :count] = scales.reshape(*blocks.shape[:2], count)
     blocks[:, :, count:] = codes.reshape(*blocks.shape[:2], -1)
-    return Rounding(
-        scales=found.blocks,
-        largest=found.largest,
-        coarse=found.coarse,
-        zeroed=found.zeroed,
-        overflowed=found.overflowed,
-        damaged=found.damaged,
-    )
+    return found

@@ -1,8 +1,8 @@
-"""A GGUF file copied with the rows of its sites multiplied: the same types, the same size.
+"""Copy a GGUF file with the rows of its sites multiplied: the same types, the same size.
 
-Of the tensors only the block scales (or, of unquantised ones, the weights) of the dampened rows
-change. The metadata stay as they are, byte for byte, and the record of the edit is added to them
-under keys that begin with "sordino.".
+Only the block scales of the dampened rows change, or their weights where a tensor is not quantised.
+The metadata are kept byte for byte, and the record of the edit is added under keys that begin with
+"sordino.".
 """
 
 import struct
@@ -21,12 +21,14 @@ from sordino.edits import gguf_record
 from sordino.edits.biases import new_biases, without_bias
 from sordino.edits.drafts import Drafts, find_drafts_in_file
 from sordino.edits.formats import Written
-from sordino.edits.gguf_blocks import KINDS, Rounding, scale_rows_
+from sordino.edits.fp4 import Rounding
+from sordino.edits.gguf_blocks import KINDS, scale_rows_
 from sordino.edits.gguf_names import by_rows, by_tables
 from sordino.edits.names import parameter_scales, parameter_shifts
 from sordino.edits.provenance import provenance
 from sordino.edits.record import Provenance, TensorRounding
 from sordino.errors import UserError
+from sordino.files import printable
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import INT32, Header, Stored
 from sordino.models.gguf_loading import is_loadable, module_tree, reading
@@ -34,20 +36,20 @@ from sordino.models.gguf_pieces import COUNT, NUMBER, TENSORS, read_model
 from sordino.models.reference import ModelRef
 from sordino.progress import track
 
-# What rounding explains of a difference, relative to the largest weight of a row, and at least; see
-# `FileVerification`.
+# The difference that rounding explains, relative to the largest weight of a row, and the least that
+# it explains; see `FileVerification`.
 _UNITS = {"BF16": 2.0**-8, "MXFP4": 2.0**-2, "NVFP4": 2.0**-2}
 _UNIT, _SMALLEST = 2.0**-9, 2.0**-12
 _CHUNK = 8 * 2**20
-# Where llama.cpp's graph takes a bias for each matrix of the feed-forward part, and transformers'
-# configuration has a setting for them.
+# Architectures for which llama.cpp reads a bias for each matrix of the feed-forward part, and
+# transformers' configuration has a setting for them.
 _BIASES_IN_LLAMA_CPP = ("llama", "nemotron")
 Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class RowChange:
-    """What becomes of a tensor's rows: each times its scale, plus its shift.
+    """The change of a tensor's rows: each times its scale, plus its shift.
 
     Args:
         scales: [rows]; of a bias, [entries].
@@ -65,7 +67,7 @@ class RowChange:
 
 @dataclass(frozen=True)
 class FileEdit:
-    """What baking a GGUF file comes to, checked before anything is written.
+    """The plan of baking a GGUF file, checked before anything is written.
 
     Args:
         header: The source's.
@@ -85,7 +87,7 @@ class FileEdit:
         """Write the edited file, with the record of the edit in its metadata.
 
         Args:
-            targets: The file to write; or as many as the source has, one for each.
+            targets: The file to write, or one for each file of the source.
             record: The provenance.
 
         Returns:
@@ -113,7 +115,7 @@ class FileEdit:
         return roundings
 
     def _parts(self, targets: Sequence[Path]) -> list["_Part"]:
-        """The files to write; new biases come into the last of them."""
+        """The files to write; the last one gets the new biases."""
         files = self.header.files
         sources = [files] if len(targets) == 1 else [(file,) for file in files]
         last = len(sources) - 1
@@ -126,7 +128,7 @@ class FileEdit:
     def _copy(
         self, source: Header, writer: BinaryIO, advance: Callable[[float], None], *, whole: bool
     ) -> dict[str, Rounding]:
-        """Copy the tensors of a file, some of them changed; to the file's end where it is whole."""
+        """Copy the tensors of a file, some of them changed; all bytes to its end if `whole`."""
         roundings = {}
         with source.path.open("rb") as reader:
             reader.seek(source.data)
@@ -178,7 +180,7 @@ class _Part:
         return head + b"\0" * (-len(head) % first.alignment)
 
     def _keep_pairs(self) -> list[bytes]:
-        """The pairs of the first source's metadata; those of pieces only where it remains one."""
+        """The first source's pairs of metadata, without those about pieces if these are joined."""
         first = self.sources[0]
         with first.path.open("rb") as file:
             data = file.read(first.data)
@@ -235,7 +237,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
         if is_loadable(header):
             model = module_tree(header)
             scales = by_rows(header, model, parameter_scales(model, dampening))
-            # Files hold the gains of norms whole, and no weight to which the model adds 1.
+            # Files hold whole gains of norms, also where the model's weight is the gain less 1.
             of_biases = parameter_shifts(model, dampening, gains=False)
             shifts = by_rows(header, model, of_biases)
             if without_bias(model, dampening):
@@ -246,8 +248,8 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
     for name in changes:
         if header.tensors[name].kind not in KINDS:
             raise UserError(
-                f"{header.path} holds {name} as {header.tensors[name].kind}, whose rows cannot be "
-                f"multiplied: use a file in {', '.join(KINDS)}."
+                f"{header.path} holds {name} as {header.tensors[name].kind}, which cannot be "
+                f"scaled by rows: use a file in {', '.join(KINDS)}."
             )
     changed = {name: change for name, change in changes.items() if not change.is_none}
     return FileEdit(header, changed, added, settings, find_drafts_in_file(header))
@@ -256,13 +258,13 @@ def plan(ref: ModelRef, dampening: Dampening) -> FileEdit:
 def _new_biases(
     header: Header, model: PreTrainedModel, dampening: Dampening
 ) -> tuple[dict[str, Values], Mapping[str, bool]]:
-    """The biases that shifts need, by tensor name, with zeros for those that come with them."""
+    """The biases that shifts need, by tensor name; zeros for others that the setting adds."""
     if header.architecture not in _BIASES_IN_LLAMA_CPP:
         site = without_bias(model, dampening)[0]
         raise UserError(
             f"{site} has no bias to hold its shifts, and llama.cpp reads none there for "
-            f"{header.architecture}: export them as hooks with `format=hooks`, or choose an "
-            "intervention without shifts."
+            f"{header.architecture}: use `format=hooks`, or choose an `intervention` without "
+            "shifts."
         )
     biases = new_biases(model.config, model.config.to_dict(), without_bias(model, dampening))
     wanted = parameter_shifts(biases.model, dampening)
@@ -271,7 +273,7 @@ def _new_biases(
         weight = f"{name.removesuffix('bias')}weight"
         zeros = torch.zeros(model.get_parameter(weight).shape[0])
         columns[weight] = wanted.get(name, zeros)[:, None]
-    # A bias is ordered as the rows of its weight are.
+    # A bias has the order of its weight's rows.
     rows = by_rows(header, model, columns)
     added = {f"{name.removesuffix('weight')}bias": values for name, values in rows.items()}
     return added, biases.settings
@@ -310,29 +312,16 @@ def _change(
 ) -> Rounding:
     """Read a tensor some rows at a time, change them and write them."""
     rounding = Rounding()
-    for rows, scales, shifts in _pieces(stored, change):
-        piece = np.empty(rows, np.uint8)
+    width = stored.size // max(change.scales.size, 1)
+    for here in _slices(change.scales.size, width):
+        scales = change.scales[here]
+        shifts = None if change.shifts is None else change.shifts[here]
+        piece = np.empty((scales.size, width), np.uint8)
         _fill(reader, piece.data.cast("B"))
         rounding += scale_rows_(stored.kind, piece, scales, shifts)
         writer.write(piece.data)
         advance(piece.nbytes / 1e6)
     return rounding
-
-
-def _pieces(
-    stored: Stored, change: RowChange
-) -> Iterator[tuple[tuple[int, int], Values, Values | None]]:
-    """The shape in bytes of so many rows as fit into memory, and what becomes of them."""
-    count = change.scales.size
-    if not count:
-        return
-    width = stored.size // count
-    step = max(1, _CHUNK // max(width, 1))
-    for first in range(0, count, step):
-        here = slice(first, first + step)
-        scales = change.scales[here]
-        shifts = None if change.shifts is None else change.shifts[here]
-        yield (scales.size, width), scales, shifts
 
 
 def _fill(reader: BinaryIO, buffer: memoryview) -> None:
@@ -347,25 +336,25 @@ def _refuse_unusable(header: Header, stored: Stored, rounding: Rounding) -> None
     if rounding.damaged:
         raise UserError(
             f"{header.path} has {rounding.damaged:,} numbers in {stored.name} that are infinite or "
-            "none: it is damaged, get it again."
+            "not numbers: it is damaged, get it again."
         )
     if rounding.overflowed:
         raise UserError(
-            f"{rounding.overflowed:,} numbers of {stored.name} would become larger than "
-            f"{stored.kind} can hold: give a smaller `strength`."
+            f"{rounding.overflowed:,} numbers of {stored.name} would overflow {stored.kind}: "
+            "choose a smaller `strength`."
         )
 
 
 @dataclass(frozen=True)
 class FileVerification:
-    """How far the weights of an edited GGUF file are from the dampened ones of the original.
+    """How far the weights of an edited GGUF file are from the original's times their factors.
 
     Args:
         largest_difference: The largest absolute difference of two weights.
         largest_relative: The largest difference relative to the largest weight that its row had
             before the edit.
         weights: The number of weights that were compared: those of all changed tensors.
-        others_equal: Whether every other tensor has the same bytes in both.
+        others_equal: Whether all other tensors have the same bytes in both.
         share_of_rounding: The largest difference in a row as a share of what rounding explains
             there: 2⁻⁹ (2⁻⁸ for BF16, 2⁻² for MXFP4 and NVFP4, whose codes are rounded) of its
             largest weight, and 2⁻¹² for scales that are too small for all digits.
@@ -408,10 +397,18 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
     edit, after = plan(ref, dampening), read_model(baked)
     difference = relative = of_rounding = 0.0
     equal, count = True, 0
+    if unlike := after.tensors.keys() ^ (edit.header.tensors.keys() | edit.added.keys()):
+        raise UserError(
+            f"{baked} and an edit of {ref.path} do not have the same tensors (such as "
+            f"{printable(min(unlike))}): it was not baked from it."
+        )
     for name, stored in edit.header.tensors.items():
-        other = after.tensors.get(name)
-        if other is None or (other.kind, other.shape) != (stored.kind, stored.shape):
-            raise UserError(f"{baked} has another {name} than {ref.path}: it is no copy of it.")
+        other = after.tensors[name]
+        if (other.kind, other.shape) != (stored.kind, stored.shape):
+            raise UserError(
+                f"{baked} has {name} in another type or shape than {ref.path}: it was not baked "
+                "from it."
+            )
         old, new = edit.header.rows(stored), after.rows(other)
         if name not in edit.changes:
             equal = equal and all(
@@ -419,7 +416,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
             )
             continue
         change = edit.changes[name]
-        # A bias has an entry a neuron, and that of MoE experts several rows of them.
+        # A bias has one entry per neuron, and several rows of them for MoE experts.
         old, new = (rows.reshape(change.scales.size, -1) for rows in (old, new))
         for here in _slices(*old.shape):
             original = _values(stored.kind, old[here])

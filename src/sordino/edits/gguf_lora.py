@@ -1,7 +1,7 @@
 """A LoRA adapter in a GGUF file, as llama.cpp loads it.
 
-It is for one file's tensors as they lie there, rows in the file's own order, and so nothing is
-permuted on the way. MoE experts have a pair of matrices each, of one rank.
+It has the tensors of one GGUF file, rows in that file's own order, so nothing is permuted. MoE
+experts have a pair of matrices each, all of the same rank.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ def write(ref: ModelRef, dampening: Dampening, target: Path) -> None:
 
 
 def pair(header: Header, stored: Stored, scales: Values) -> tuple[Values, Values]:
-    """The two matrices whose product is what a tensor's rows change by.
+    """The two matrices whose product is the change of a tensor's rows.
 
     Args:
         header: The file's.

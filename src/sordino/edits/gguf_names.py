@@ -1,8 +1,8 @@
 """Where a model's parameters lie in a GGUF file: which row of which tensor is which neuron.
 
 Converters transpose, permute, split and stack weights, and transformers' loader undoes that. Here
-the numbers of a tensor's rows are sent through that loader in place of its weights: where a number
-comes out, the row goes in.
+the rows of a tensor are numbered, and the numbers are sent through that loader in place of the
+weights: where a number arrives, that row belongs.
 """
 
 import re
@@ -32,7 +32,7 @@ _PLAIN = {
     *(MODEL_TENSOR.FFN_GATE, MODEL_TENSOR.FFN_UP, MODEL_TENSOR.FFN_DOWN),
     *(MODEL_TENSOR.FFN_GATE_SHEXP, MODEL_TENSOR.FFN_UP_SHEXP, MODEL_TENSOR.FFN_DOWN_SHEXP),
 }
-# The gains of norms after blocks. What a model's own norms add to them, files have in them.
+# The gains of norms after blocks, which files hold whole.
 _GAINS = {MODEL_TENSOR.ATTN_POST_NORM, MODEL_TENSOR.FFN_POST_NORM}
 # By the name of the experts' matrix: the tensor that has it whole, or those that share it.
 _EXPERTS = {
@@ -51,7 +51,7 @@ _SHARED_MLP = {
     ),
     "output_linear": ((MODEL_TENSOR.FFN_DOWN_SHEXP,), (MODEL_TENSOR.FFN_DOWN,)),
 }
-# Architectures whose transformers models have gate's and up's neurons in turns.
+# Architectures whose transformers models interleave the neurons of gate and up.
 _INTERLEAVED = ("gpt-oss",)
 _WITH_EXPERTS = {True: " where it has MoE experts", False: ""}
 Values = NDArray[np.float32]
@@ -135,8 +135,8 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
             if shift is not None:
                 if bias not in header.tensors:
                     raise UserError(
-                        f"{site} has no bias in {header.path} to hold its shifts: export them as "
-                        "hooks with `format=hooks`."
+                        f"{site} has no bias in {header.path} to hold its shifts: use "
+                        "`format=hooks`."
                     )
                 shifts[bias] = shift[neurons]
     return scales, shifts
@@ -145,7 +145,7 @@ def by_tables(header: Header, dampening: Dampening) -> tuple[dict[str, Values], 
 def _find_plain(
     header: Header, table: TensorNameMap, site: str, factors: Values
 ) -> dict[str, NDArray[np.int64]]:
-    """Of a plain matrix, its tensor's name (less ".weight") and all its neurons."""
+    """The name of a plain matrix's tensor (without ".weight"), and all its neurons."""
     found = table.get_type_and_name(site)
     if found is None:  # of hybrids the tables know the names in checkpoints
         found = table.get_type_and_name(re.sub("^model", "backbone", site))
@@ -157,18 +157,18 @@ def _find_plain(
             f"{site} cannot be found in {header.path}: transformers does not load "
             f"{header.architecture} from GGUF files{_WITH_EXPERTS[holds_experts(header)]}, and "
             "without it only plain matrices of the feed-forward part and MoE experts' are known; "
-            "leave it out with `sites` when the expertise is found."
+            "choose other `sites` when you find the expertise."
         )
     _refuse_other_size(header, stored.name, stored.shape[0], site, factors)
     return {name: np.arange(factors.size)}
 
 
 def _of_experts(header: Header, site: str, factors: Values) -> dict[str, NDArray[np.int64]]:
-    """Of a matrix of MoE experts, the names of its tensors and the neurons that each has.
+    """The names of the tensors of a matrix of MoE experts, and the neurons that each holds.
 
-    Nothing if it is no such matrix, or the file has it under no name that is known. Where a site
-    has the outputs of gate and up together, the file may have a tensor for each: an expert's gate
-    comes before its up, or (GPT-OSS) each of its neurons before that of up.
+    Empty if it is not such a matrix, or the file has it under no known name. Where a site has the
+    outputs of gate and up together, the file may have a tensor for each: an expert's gate comes
+    before its up, or (GPT-OSS) the neurons of both alternate.
     """
     found = re.fullmatch(r"(?:\D*\.)?(\d+)\..*\bexperts\.(gate_up|up|down)_proj", site)
     if found is None:
@@ -200,7 +200,7 @@ def _of_experts(header: Header, site: str, factors: Values) -> dict[str, NDArray
 
 
 def _of_shared_mlp(header: Header, site: str, factors: Values) -> dict[str, NDArray[np.int64]]:
-    """The same of Granite's shared part, whose gate comes before its up; nothing if it is none."""
+    """The same for Granite's shared part, whose gate comes before its up."""
     found = re.fullmatch(r"(?:\D*\.)?(\d+)\.shared_mlp\.(input_linear|output_linear)", site)
     if found is None:
         return {}
@@ -221,7 +221,7 @@ def _refuse_other_size(header: Header, name: str, rows: int, site: str, factors:
     if rows != factors.size:
         raise UserError(
             f"{header.path} holds {name} with {rows} rows, which does not fit {site} with "
-            f"{factors.size} neurons: it belongs to another configuration."
+            f"{factors.size} neurons: the factors are of another model."
         )
 
 
@@ -241,17 +241,17 @@ def _carry(
         if np.array_equal(carried[rows[ours]], there) and not np.isnan(carried).any():
             return carried
     raise UserError(
-        f"{header.path} holds {parameter} as {stored.name}, whose rows are not its neurons, so "
-        "that it cannot be dampened there: bake to a folder (`output` without .gguf), or leave it "
-        "out with `sites`."
+        f"{header.path} holds {parameter} as {stored.name}, whose rows are not its neurons, so it "
+        "cannot be dampened there: bake to a folder (`output` without .gguf), or choose other "
+        "`sites`."
     )
 
 
 def _landings(table: GgufTable, stored: Stored) -> Iterator[NDArray[np.int64]]:
-    """Where in a parameter the rows of a tensor, numbered from 1, come to lie.
+    """Where in a parameter the rows of a tensor arrive, numbered from 1.
 
-    First each row is stood for by one weight, which is enough for most loaders; then, for those
-    that fold rows, by as many as it has.
+    First each row is represented by one weight, which is enough for most loaders; then, for those
+    that fold rows, by all its weights.
     """
     inside = stored.shape if len(stored.shape) == 1 else stored.shape[:-1]
     numbers = np.arange(1, 1 + prod(inside)).reshape(inside)
@@ -263,4 +263,4 @@ def _landings(table: GgufTable, stored: Stored) -> Iterator[NDArray[np.int64]]:
         try:
             yield table.convert(stored.name, weights)
         except ValueError:
-            continue  # one weight a row is too few for it
+            continue  # one weight per row is not enough for it

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from sordino.edits.gguf_blocks import Rounding
+from sordino.edits.fp4 import Rounding
 from sordino.edits.record import Provenance, TensorRounding, parse_provenance
 from sordino.errors import UserError
 from sordino.models.folder import piece_files
@@ -27,9 +27,9 @@ _ROWS = TypeAdapter(list[tuple[str, FiniteFloat, Count, Count]])
 
 
 def pairs(record: Provenance, roundings: Mapping[str, Rounding]) -> list[bytes]:
-    """The record of an edit as pairs of metadata; how long they are, the roundings do not change.
+    """The record of an edit as pairs of metadata, whose length does not depend on the roundings.
 
-    The record as a whole is JSON. What llama.cpp shows while it loads stands for itself.
+    One pair holds the whole record as JSON; others repeat what llama.cpp shows while it loads.
     """
     rule, found = record.intervention, list(roundings.values())
     texts = {
@@ -86,7 +86,7 @@ def read(path: Path) -> Provenance | None:
 
 
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change the record in a GGUF file in place, to one that is no longer: spaces fill the rest.
+    """Change the record in a GGUF file in place; the new one must not be longer than the old.
 
     Args:
         path: A file with a record.

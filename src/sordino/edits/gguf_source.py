@@ -52,7 +52,7 @@ def write_folder(
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
     for weights in target.glob("*.safetensors"):
-        # They are saved for their owner's eyes alone, and the other files as the user wants it.
+        # The library makes them readable for their owner alone, unlike the other files.
         weights.chmod((target / "config.json").stat().st_mode)
     return settings
 
@@ -78,7 +78,7 @@ def _as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _add_biases(model: PreTrainedModel, dampening: Dampening) -> Mapping[str, bool]:
-    """Add the biases that shifts need, and what else their setting adds; give that setting."""
+    """Add the biases that shifts need, and others that the setting adds; return the setting."""
     lacking = without_bias(model, dampening)
     if not lacking:
         return {}

@@ -1,4 +1,4 @@
-"""Nothing but factors and shifts, which Sordino puts on a model by forward hooks."""
+"""Factors and shifts alone, which Sordino applies to a model with forward hooks."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sordino.models.reference import ModelRef
 
 
 def _write(ref: ModelRef, dampening: Dampening, folder: Path, dtype: str) -> Written:  # noqa: ARG001
-    """Every format's folder holds the dampening, and this one nothing else."""
+    """Write nothing: `bake` puts the dampening into every format's folder."""
     return Written()
 
 

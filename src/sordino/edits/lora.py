@@ -2,11 +2,12 @@
 
 Multiplying k rows of a matrix is a change of rank k: W' − W = Σ (αₘ − 1)·eₘ·wₘᵀ, one term for each
 row m that changes. So A has the rows wₘ of the original, B has αₘ − 1 in the row of each neuron,
-and an adapter at scale s does what the dampening does at strength s (up to 1; above, a factor can
-become negative, which `Dampening.scaled` does not let it). Biases change by (αₘ − 1)·bₘ, and by
-shifts, for which PEFT has `lora_bias`.
+and the adapter at scale s is the dampening at strength s (up to 1; above it, factors can become
+negative, which `Dampening.scaled` prevents). Biases change by (αₘ − 1)·bₘ and by shifts, for which
+PEFT has `lora_bias`.
 
-Of a safetensors folder the adapter has PEFT's layout; of a GGUF file llama.cpp's, see `gguf_lora`.
+For a safetensors folder the adapter has PEFT's layout; for a GGUF file llama.cpp's, see
+`gguf_lora`.
 """
 
 import re
@@ -49,7 +50,7 @@ class LowRank:
 
     Args:
         a: float32 [rank, inputs], the rows that change.
-        b: float32 [neurons, rank], with one number a column.
+        b: float32 [neurons, rank], with one number in each column.
         bias: The change of its bias, float32 [neurons].
     """
 
@@ -59,7 +60,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """How many rows change, but at least 1: there are no adapters of rank 0."""
+        """How many rows change, but at least 1, the smallest rank of an adapter."""
         return len(self.a)
 
 
@@ -75,11 +76,11 @@ def write_lora(
         ref: The model that the adapter is for; its files are read, one tensor at a time.
         dampening: Factors for its sites.
         target: An empty folder.
-        dtype: Of no meaning here.
+        dtype: Ignored.
 
     Raises:
-        UserError: The dampening changes nothing, does not fit the model, or changes what no such
-            adapter can.
+        UserError: The dampening changes nothing, does not fit the model, or changes what a LoRA
+            cannot.
     """
     if not dampening.changed:
         raise UserError("All factors are 1, so the adapter would be empty.")
@@ -107,7 +108,7 @@ def write_lora(
         "base_model_name_or_path": ref.name,
         "revision": ref.revision or None,
         "target_modules": _targets(model, changes),
-        # The scale is alpha over rank, so that these make it 1.
+        # The scale is alpha over rank, so these make it 1.
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": lower,
@@ -128,7 +129,7 @@ def write_lora(
 
 
 def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dict[str, LowRank]:
-    """What changes of a folder's model, by site, of the sites where anything does.
+    """The changes of a folder's model by site, without sites that do not change.
 
     Args:
         ref: A safetensors folder; its rows are de-quantised where it is quantised.
@@ -161,8 +162,8 @@ def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dic
 class _Rows:
     """Rows of a folder's matrices, read where the checkpoint has them.
 
-    Where a neuron's row is, is found by sending its number the way that a factor would go to the
-    files: see `sordino.edits.names.on_disk`.
+    A neuron's row is found by sending the neuron's number to the files in place of a factor; see
+    `sordino.edits.names.on_disk`.
 
     Args:
         ref: The folder.
@@ -216,7 +217,7 @@ class _Rows:
         return found
 
     def _parts(self, dimensions: int) -> Iterator[tuple[str, str, list[int], list[int]]]:
-        """A tensor's name, one of its sites, that one's neurons there, and where they lie."""
+        """Each tensor's name with one of its sites, that site's neurons, and their rows there."""
         for name, numbers in self._places.items():
             if numbers.dim() != dimensions:
                 continue
@@ -240,7 +241,7 @@ class _Rows:
 
 
 def _targets(model: PreTrainedModel, sites: Mapping[str, Any]) -> list[str]:
-    """The shortest names that mean these modules and no others: servers know those best."""
+    """The shortest names that match these modules and no others; servers support those best."""
     ends = sorted({site.rpartition(".")[2] for site in sites})
     meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
     return ends if meant == set(sites) else list(sites)
@@ -252,15 +253,15 @@ def _tell(
     least = min(change.rank for change in changes.values())
     if least < rank:
         note(
-            f"the matrices take ranks from {least} to {rank} (rank_pattern): PEFT heeds that, and "
-            "not every server does (SGLang and TGI want one rank for all)."
+            f"the matrices have ranks from {least} to {rank} (rank_pattern): PEFT supports that, "
+            "and some servers do not (SGLang and TGI want one rank for all)."
         )
     if biased:
-        note("biases change, which only PEFT's own LoRA can hold (lora_bias): no server takes it.")
+        note("biases change, which only PEFT supports (lora_bias): no server loads this adapter.")
         if without := [site for site in changes if modules[site].bias is None]:
             note(
-                f"{len(without)} sites (such as {without[0]}) have no bias, so that PEFT runs the "
-                "adapter and does not merge it."
+                f"{len(without)} sites (such as {without[0]}) have no bias: PEFT runs the adapter "
+                "and cannot merge it."
             )
 
 

@@ -27,7 +27,7 @@ _ROW_MOVES = {
 
 
 def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
-    """What each parameter is to be multiplied by: the weight and the bias of every site.
+    """The scales of the parameters that are dampened: the weight and the bias of every site.
 
     Args:
         model: The module tree.
@@ -53,13 +53,13 @@ def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, 
 def parameter_shifts(
     model: PreTrainedModel, dampening: Dampening, *, gains: bool = True
 ) -> dict[str, Tensor]:
-    """What is to be added to the biases of shifted sites that have them, and to norms' weights.
+    """What to add to the biases of shifted sites, where they have one, and to norms' weights.
 
     Args:
         model: The module tree.
         dampening: Factors and shifts for its sites.
-        gains: Whether norms' weights take part: where a gain is a weight plus 1, scaling it changes
-            the weight by more than a factor; see `NormGain.scaled_by`.
+        gains: Whether to include norms' weights: where a gain is a weight plus 1, scaling it is not
+            scaling the weight; see `NormGain.scaled_by`.
 
     Raises:
         UserError: The dampening does not fit the model.
@@ -103,8 +103,8 @@ def on_disk(
         values: By parameter name, a tensor of the parameter's dimensions that broadcasts to it.
         names: The names of all tensors in the checkpoint.
         rest: The value of the parameters that are not named, where a tensor on disk holds several.
-        shapes: The shapes of the checkpoint's tensors, as far as they are known: some are turned
-            while they are loaded, or not, as their shapes demand.
+        shapes: The shapes of the checkpoint's tensors, as far as they are known: loading transposes
+            some of them or not, depending on their shape.
 
     Returns:
         By the name on disk, a tensor that broadcasts to the tensor on disk.
@@ -123,7 +123,7 @@ def on_disk(
 
 
 def not_loaded(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """The tensors of a checkpoint that become nothing in the model."""
+    """The tensors of a checkpoint that the model does not load."""
     parameters = model.state_dict().keys()
     places = Conversions(model).place(names)
     return [name for name, placement in places.items() if placement.parameter not in parameters]
@@ -132,7 +132,7 @@ def not_loaded(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
 def names_beside(
     model: PreTrainedModel, biased: PreTrainedModel, biases: Iterable[str], names: Iterable[str]
 ) -> dict[str, str]:
-    """What new biases are to be called in a checkpoint: as their weights are, but for the end.
+    """The names of new biases in a checkpoint: those of their weights, but for the end.
 
     Args:
         model: The module tree to which the checkpoint belongs.
@@ -154,12 +154,13 @@ def names_beside(
     }
     new = [name for of_bias in beside.values() for name in of_bias.values()]
     loaded = _sources(Conversions(biased), new)
+    taken = not names.isdisjoint(new)
     found: dict[str, str] = {}
     for bias, of_bias in beside.items():
-        if not of_bias or loaded[bias] != list(of_bias.values()) or names & set(new):
+        if not of_bias or loaded[bias] != list(of_bias.values()) or taken:
             raise UserError(
-                f"{_weight_of(bias)} is stored in a way of its own in this checkpoint, so that no "
-                "bias can be put beside it: export the shifts as hooks with `format=hooks`."
+                f"{_weight_of(bias)} is converted when this checkpoint is loaded, so no bias can "
+                "be stored beside it: write the shifts with `format=hooks`."
             )
         found |= of_bias
     return found
@@ -209,10 +210,10 @@ def _turn_back(
     through: dict[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """What went through the converters, less the turns that this checkpoint does not need.
+    """What the converters gave, without the transpositions that this checkpoint does not need.
 
-    Transformers turns some tensors only where their shape is not that of the parameter already,
-    which it cannot tell from values with one number a row: it turns those always.
+    Transformers transposes some tensors only where their shape differs from the parameter's. It
+    cannot see that from values with one number per row, and always transposes those.
     """
     parameters = model.state_dict()
     for name, parameter in conversions.turned_by_shape(through).items():
@@ -257,6 +258,6 @@ def _refuse_shared(model: PreTrainedModel, scales: Mapping[str, Tensor]) -> None
     for shared in places.values():
         if len(shared) > 1 and any(name in scales for name in shared):
             raise UserError(
-                f"{' and '.join(shared)} are one and the same weight, so that one cannot be "
-                "dampened alone: choose other sites with `sites`."
+                f"{' and '.join(shared)} are the same weight, so one of them cannot be dampened "
+                "alone: choose other `sites`."
             )

@@ -1,12 +1,13 @@
-"""A transformers folder of safetensors, copied with its sites changed on the way.
+"""Copy a transformers folder of safetensors, and change its sites on the way.
 
-Weights are never loaded as a model: shards are streams, and whatever is not a site's tensor
-(auxiliary heads, the index, the tokenizer, the configuration) is copied byte for byte. Only where
-shifts need biases that the model lacks, the configuration's setting for them and the index change.
+The model is never loaded. Shards are copied as streams, and whatever is not a site's tensor
+(auxiliary heads, the index, the tokenizer, the configuration) is copied byte for byte. The
+configuration and the index change only where tensors are added, removed or resized: biases for
+shifts, and some scales of quantised layers.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,6 @@ from sordino.edits.drafts import Drafts, find_drafts
 from sordino.edits.names import names_beside, on_disk, parameter_scales, parameter_shifts
 from sordino.edits.quantised import (
     Changes,
-    QuantisedEdit,
     edit_quantised,
     quantised_folder,
     refuse_unfit_layers,
@@ -37,7 +37,7 @@ from sordino.edits.shard import (
     refuse_unchangeable,
 )
 from sordino.errors import UserError
-from sordino.files import create_file, printable, read_json
+from sordino.files import create_file, list_some, printable, read_json
 from sordino.interventions import Dampening
 from sordino.models.checkpoint import quantisation_of
 from sordino.models.dtypes import PLAIN
@@ -54,26 +54,26 @@ _OTHER_WEIGHTS = (
     *("*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json"),
 )
 _CONFIG = "config.json"
-
+_NAMED = 10
 
 Headers = Mapping[PurePosixPath, Mapping[str, Stored]]
 
 
 @dataclass(frozen=True)
 class FolderEdit:
-    """What baking a folder comes to, checked before anything is written.
+    """The plan of baking a folder, checked before anything is written.
 
     Args:
         folder: The source.
         edited: The files that hold a site, each with the changes of its tensors.
         copied: The files that stay as they are.
         left_out: The files that would hold undampened weights.
-        not_copied: Why what else is in the folder is no file of the model, by its path.
-        linked: The weight files that lie elsewhere, behind a link.
+        not_copied: By path, why another file of the folder does not belong to the model.
+        linked: The weight files that are links to files elsewhere.
         added: The biases that the model lacked, by file and name.
-        rewritten: The JSON files that tell of what changed, with their new content.
+        rewritten: The JSON files that describe what changed, with their new content.
         settings: The settings of the configuration that were changed for new biases.
-        quantised: How the weights are quantised and what their edit rounds, if they are.
+        quantised: How the weights are quantised and what their edit rounds; None if plain.
         drafts: The draft heads beside the model.
     """
 
@@ -90,13 +90,13 @@ class FolderEdit:
     drafts: Drafts = field(default_factory=Drafts)
 
     def tell(self, name: str) -> None:
-        """Say what of the folder, called `name`, is not copied, and what comes from elsewhere."""
+        """Say which files of the folder `name` are not copied, and which lie behind links."""
         for reason in sorted(set(self.not_copied.values())):
             files = [file for file, why in self.not_copied.items() if why == reason]
-            note(f"not copied from {name} ({reason}): {_name_some(files)}")
+            note(f"not copied from {name} ({reason}): {list_some(files, _NAMED)}")
         if self.linked:
             files = [str(file) for file in self.linked]
-            note(f"read through links out of {name}, and written whole: {_name_some(files)}")
+            note(f"links out of {name}, copied as whole files: {list_some(files, _NAMED)}")
         self.drafts.tell(name)
 
     def write(
@@ -111,9 +111,9 @@ class FolderEdit:
 
         Args:
             target: The folder.
-            title: What is being done.
+            title: The label of the progress bar.
             removed: The names of tensors to leave out; see `copy_changed`.
-            change: What is done to the tensors; see `copy_changed`.
+            change: Changes rows of a tensor; see `copy_changed`.
         """
         files = [*self.edited, *self.copied]
         size = sum((self.folder / file).stat().st_size for file in files)
@@ -198,14 +198,16 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     plain = {
         name: c for name, c in changes.items() if not quantised or name not in quantised.layers
     }
-    every: Changes = {**plain, **edit.changes} if edit else plain
+    in_codes: Changes = edit.changes if edit else {}
     if edit and edit.settings is not None:
         config = rewritten.get(PurePosixPath(_CONFIG), raw)
         rewritten[PurePosixPath(_CONFIG)] = with_quantisation(config, edit.settings)
     # A deeper folder that has the same tensors has a copy of the model, such as a checkpoint.
-    left_out |= {file for file in headers.keys() - shards.keys() if every.keys() & headers[file]}
+    changing = plain.keys() | in_codes.keys()
+    left_out |= {file for file in headers.keys() - shards.keys() if changing & headers[file].keys()}
     edited = {
-        file: _edits(ref.path / file, tensors, plain) | _find_present(tensors, edit)
+        file: _edits(ref.path / file, tensors, plain)
+        | {name: change for name, change in in_codes.items() if name in tensors}
         for file, tensors in shards.items()
     }
     edited = {file: found for file, found in edited.items() if found or file in added}
@@ -227,7 +229,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
 
 
 def _dtype(model: PreTrainedModel) -> str:
-    """The type in which the parts of a quantised model are that are not quantised."""
+    """The dtype of the parts of a quantised model that are not quantised."""
     dtype = model.config.dtype
     return next((name for name, ours in PLAIN.items() if ours == dtype), "F32")
 
@@ -238,7 +240,7 @@ def _changes(
     names: set[str],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Change]:
-    """What becomes of the tensors of the checkpoint, by their names there."""
+    """The changes of the checkpoint's tensors, by their names there."""
     scales = on_disk(model, parameter_scales(model, dampening), names, shapes=shapes)
     shifts = on_disk(model, parameter_shifts(model, dampening), names, 0.0, shapes)
     return {name: Change(scale, shifts.get(name)) for name, scale in scales.items()}
@@ -247,20 +249,11 @@ def _changes(
 def _edits(
     path: Path, tensors: Mapping[str, Stored], changes: Mapping[str, Change]
 ) -> dict[str, Change | New | None]:
-    """The changes of a shard's tensors, less those that change nothing."""
+    """The changes of a shard's tensors, without those that change nothing."""
     here = {name: change for name, change in changes.items() if name in tensors}
     for name, change in here.items():
         refuse_unchangeable(path, name, tensors[name], change)
     return {name: change for name, change in here.items() if not change.is_none}
-
-
-def _find_present(
-    tensors: Mapping[str, Stored], edit: QuantisedEdit | None
-) -> dict[str, Change | New | None]:
-    """The changes of a shard's quantised tensors."""
-    return (
-        {name: change for name, change in edit.changes.items() if name in tensors} if edit else {}
-    )
 
 
 def _make_biases(
@@ -329,14 +322,9 @@ def refuse_needed_outside(folder: Path, listed: FolderFiles | None = None) -> No
     for file in (listed or list_files(folder)).outside:
         if is_of_model(file):
             raise UserError(
-                f"{folder / file} is a link out of the model's folder, and what lies elsewhere is "
-                "not copied: put the file itself in its place, or give the folder that it is in."
+                f"{folder / file} is a link out of the model's folder, which is not copied: "
+                "replace the link by the file itself, or use the folder that the file is in."
             )
-
-
-def _name_some(names: Sequence[str], shown: int = 10) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _is_shard(file: PurePosixPath) -> bool:

@@ -29,7 +29,7 @@ _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP,
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a tensor: values · scale + shift.
+    """The change of a tensor: values · scale + shift.
 
     Args:
         scale: float32; it broadcasts to the tensor.
@@ -54,12 +54,12 @@ class Change:
 
 @dataclass(frozen=True)
 class New:
-    """What a tensor is replaced by, where its size changes or its values are not a product.
+    """The replacement of a tensor whose size changes, or whose new values are not a product.
 
     Args:
         dtype: The format's name, such as "F32".
         shape: Its dimensions.
-        make: Gives the tensor, of that type and shape, when its turn to be written comes.
+        make: Makes the tensor, of that type and shape, when it is written.
     """
 
     dtype: str
@@ -68,7 +68,7 @@ class New:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "New":
-        """A tensor that there is already."""
+        """The replacement by a tensor that exists already."""
         return cls(name_of(tensor.dtype), tuple(tensor.shape), lambda: tensor)
 
     @property
@@ -120,15 +120,15 @@ def copy_changed(
         source: The file to read.
         target: The file to write; it must not exist.
         changes: By tensor name.
-        advance: Told of the source's bytes as they are written.
-        added: New tensors by name, of the dtypes above. They come last, so that in the header,
-            which grows by their entries, the offsets of all others stay.
-        removed: Names of tensors to leave out, which were added so.
-        change: What is done to some rows of a tensor, in place; `change_` if None.
+        advance: Called with the number of the source's bytes that were written.
+        added: New tensors by name, of a dtype in `PLAIN`. They come last, so that the header grows
+            by their entries and the offsets of all others stay.
+        removed: Names of tensors to leave out, which were `added` by an earlier edit.
+        change: Changes some rows of a tensor in place; `change_finite_` if None.
 
     Raises:
-        UserError: The file is damaged, a tensor cannot be changed or removed, or (by `change_`)
-            would hold what is no finite number.
+        UserError: The file is damaged, a tensor cannot be changed or removed, or a changed one
+            would hold a number that is not finite.
     """
     for name, tensor in (added or {}).items():
         refuse_overflow(name, tensor)
@@ -169,15 +169,15 @@ def copy_changed(
 
 
 def _end_of_rest(source: Path, tensors: Mapping[str, Stored], gone: Collection[str]) -> int:
-    """The byte after the last tensor that is not left out; those left out must follow it."""
+    """The byte after the last tensor that stays; those that are left out must follow it."""
     size = source.stat().st_size
     if not gone:
         return size
     end = size - sum(tensors[name].end - tensors[name].start for name in gone)
     if any(stored.end > end for name, stored in tensors.items() if name not in gone):
         raise UserError(
-            f"{source} was written anew since it was baked: {min(gone)} does not come last, so "
-            "that it cannot be taken out."
+            f"{source} was rewritten after it was baked: {min(gone)} is not its last tensor and "
+            "cannot be removed."
         )
     return end
 
@@ -188,14 +188,14 @@ def copy(source: Path, target: Path, advance: Callable[[int], None]) -> None:
     Args:
         source: The file to read.
         target: The file to write; it must not exist.
-        advance: Told of the bytes as they are written.
+        advance: Called with the number of bytes that were written.
     """
     with source.open("rb") as reader, target.open("xb") as writer:
         _in_threads(_copies(reader, writer, 0, os.fstat(reader.fileno()).st_size, 0), advance)
 
 
 def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[str]) -> bytes:
-    """Read the header and give it without some entries, and with those of tensors to follow."""
+    """Read the header, and return it without some entries and with those of added tensors."""
     length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
     header = json.loads(reader.read(length))
     header = {name: entry for name, entry in header.items() if name not in gone}
@@ -232,11 +232,11 @@ def copy_rewritten(
         source: The file to read.
         target: The file to write; it must not exist.
         changes: By tensor name: a change, a replacement (or an addition), or None to leave it out.
-        advance: Told of the source's bytes as they are dealt with.
+        advance: Called with the number of the source's bytes that were dealt with.
 
     Raises:
-        UserError: The file is damaged, or a tensor cannot be changed or would hold what is no
-            finite number.
+        UserError: The file is damaged, a tensor cannot be changed, or a changed one would hold a
+            number that is not finite.
     """
     tensors = read_header(source)
     # What stays and what replaces, in the order of the header's entries; additions come last.
@@ -306,7 +306,7 @@ def change_(values: Tensor, change: Change) -> None:
 
     Args:
         values: Of any floating dtype.
-        change: What becomes of them.
+        change: The change.
     """
     wide = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
     wide = wide.mul_(change.scale)  # several times faster than `values.mul_(scale)` in 16 bits
@@ -314,15 +314,15 @@ def change_(values: Tensor, change: Change) -> None:
 
 
 def change_finite_(name: str, values: Tensor, change: Change) -> None:
-    """The same, if all values are finite numbers before and after.
+    """Change in place like `change_`, and refuse values that are not finite.
 
     Args:
         name: Of the tensor, for messages.
         values: Of any floating dtype.
-        change: What becomes of them.
+        change: The change.
 
     Raises:
-        UserError: A value is infinite or not a number.
+        UserError: A value is infinite or not a number, before or after.
     """
     if not _is_finite(values):
         raise UserError(
@@ -334,19 +334,18 @@ def change_finite_(name: str, values: Tensor, change: Change) -> None:
 
 
 def refuse_overflow(name: str, values: Tensor) -> None:
-    """Raise `UserError` if a changed tensor holds an infinite value or what is no number."""
+    """Raise `UserError` if a changed tensor holds a value that is not finite."""
     if not _is_finite(values):
         raise UserError(
-            f"{name} would hold values larger than its type has "
-            f"({str(values.dtype).removeprefix('torch.')}): the factors are too large, give a "
-            "smaller `strength`."
+            f"{name} would overflow its type ({str(values.dtype).removeprefix('torch.')}): the "
+            "factors are too large, choose a smaller `strength`."
         )
 
 
 def _is_finite(values: Tensor) -> bool:
     if not values.is_floating_point():
         return True
-    # Of eight bits there are few functions.
+    # Torch has few functions for floats of eight bits.
     wide = values.float() if values.element_size() == 1 else values
     return bool(torch.isfinite(wide).all())
 
@@ -386,9 +385,9 @@ def _changes(
 
 
 def _in_threads(work: Iterable[Callable[[], int]], advance: Callable[[int], None]) -> None:
-    """Do all pieces of work, on as many threads as torch uses; each gives the bytes it wrote."""
+    """Do all pieces of work, on as many threads as torch uses; each returns the bytes it wrote."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each thread of the pool: they work side by side
+    torch.set_num_threads(1)  # in each thread of the pool: they work side by side
     try:
         with ThreadPoolExecutor(threads) as pool:
             for count in pool.map(lambda piece: piece(), work):

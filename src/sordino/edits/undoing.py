@@ -1,8 +1,8 @@
-"""From a baked folder back to the model from which it was made.
+"""Restore the model from which a baked folder was made.
 
-A neuron's factor can be divided out again unless it is 0. What cannot be had back is what the
-edit's rounding lost: two weights that became one value are one value still. How many weights that
-leaves open is counted exactly, by trying what the edit makes of each weight's neighbours.
+A neuron's factor can be divided out again unless it is 0. What the edit's rounding lost stays lost:
+two weights that became one value cannot be told apart. How many weights are uncertain for that
+reason is counted exactly, by applying the edit to each weight's neighbours.
 """
 
 import shutil
@@ -42,15 +42,15 @@ _STEPS = (0, -1, 1, -2, 2)
 
 @dataclass(frozen=True)
 class Undone:
-    """What an undoing came to.
+    """What `undo` restored.
 
     Args:
-        original: The name of the model that was brought back.
+        original: The name of the original model.
         weights: How many weights (and entries of biases) were changed back.
-        uncertain: How many of these are not certain to be as they were.
+        uncertain: How many of these may differ from the original's by rounding.
         lost: By site, how many neurons had the factor 0 and stayed as they are.
-        same: Whether the weight files are the original's, by their fingerprint; None where it has
-            none to compare with (a GGUF file), or neurons were lost.
+        same: Whether the weight files are the original's, by their fingerprint; None where there is
+            none to compare with (the original is a GGUF file), or neurons were lost.
         missing: The original's files that were left out when it was edited.
     """
 
@@ -65,21 +65,24 @@ class Undone:
 def undo(
     folder: str | Path, output: str | Path, *, partly: bool = False, force: bool = False
 ) -> Undone:
-    """Write the model from which a baked folder was made, as far as its weights tell.
+    """Restore the model from which a baked folder was made.
 
-    Biases that were made for shifts go, and the configuration is what it was. A folder that was
-    edited several times goes back by its last edit.
+    Biases that were added for shifts are removed, and the configuration is restored. Of a folder
+    that was edited several times, the last edit is undone.
 
     Args:
         folder: A folder that `bake` made.
         output: The folder to make.
-        partly: Bring back what can be where some factors are 0, and leave the other rows as they
-            are; the output's record then tells of those.
+        partly: Where some factors are 0, restore the other rows and leave these as they are; the
+            output's record then lists them.
         force: Whether an existing model folder there is replaced.
 
+    Returns:
+        What was restored, and how certain it is.
+
     Raises:
-        UserError: The folder is none that `bake` filled with weights, has neurons whose factor was
-            0, or the output cannot be written.
+        UserError: `bake` wrote no weights into the folder, some factors were 0, or the output
+            cannot be written.
 
     Example:
         >>> sordino.undo("quiet", "loud").weights > 0
@@ -91,19 +94,19 @@ def undo(
         raise UserError(f"{source} is a GGUF file; only folders of safetensors can be undone yet.")
     record = read_provenance(source)
     if record.written_as != "weights":
-        raise UserError(f"{source} holds no weights: without it the model is as it was.")
+        raise UserError(f"{source} holds no weights: the model itself was not changed.")
     dampening = Dampening.load(source / DAMPENING)
     left = _find_lasting(dampening)
     if left.changed == dampening.changed > 0:
         raise UserError(
-            f"All {left.changed} neurons that {source} changed were multiplied by 0: nothing can "
-            f"come back; take the original, {record.model.name}."
+            f"All {left.changed} neurons that {source} changed were multiplied by 0 and cannot be "
+            f"restored: use the original, {record.model.name}."
         )
     if left.changed and not partly:
         raise UserError(
             f"{left.changed:,} of the {dampening.changed:,} neurons that {source} changed (such as "
-            f"some of {_name_first(left)}) were multiplied by 0 and cannot come back: take the "
-            f"original, {record.model.name}, or bring the others back with `partly=True`."
+            f"some of {min(left.factors)}) were multiplied by 0 and cannot be restored: use the "
+            f"original, {record.model.name}, or restore the others with `partly=True`."
         )
     edit = plan(ModelRef(str(source), "folder", source), dampening)
     _refuse_replaced(source, record, edit)
@@ -133,23 +136,21 @@ def undo(
 
 
 def restore_(values: Tensor, change: Change) -> int:
-    """Turn values that a change made back, in place, into those that it made them of.
-
-    What the change scaled by 0 stays as it is.
+    """Reverse a change of values, in place; what it scaled by 0 stays as it is.
 
     Args:
         values: Of any floating dtype.
-        change: What became of them; see `change_`.
+        change: What `change_` did to them.
 
     Returns:
-        How many are not certain, because the change makes the same value of a neighbour. The change
-        is monotonic, so that where it does not do so for either, it does for no other number.
+        How many are uncertain, because the change maps a neighbour to the same value. The change is
+        monotonic: if it does so for neither neighbour, it does for no other number.
     """
     scale = change.scale.double()
     shift = torch.zeros((), dtype=torch.float64) if change.shift is None else change.shift.double()
     touched = _find_touched(change).expand_as(values)
     nearest = ((values.double() - shift) / torch.where(scale == 0, 1, scale)).to(values.dtype)
-    # Compared and chosen as bits, so that the zeros of both signs are two.
+    # Compared and chosen as bits, so that 0 and −0 differ.
     kept = values.view(_BITS[values.itemsize])
     first = nearest.view(kept.dtype)
     found, hits = first, torch.zeros(values.shape, dtype=torch.int8)
@@ -165,7 +166,7 @@ def restore_(values: Tensor, change: Change) -> int:
 
 
 def _step(bits: Tensor, step: int) -> Tensor:
-    """The bits of the numbers that are so many steps above (not a number beyond the ends)."""
+    """The bits of the numbers that are `step` steps above (NaN beyond the ends)."""
     lowest = torch.iinfo(bits.dtype).min
     # Numbers below 0 count away from it, with the lowest integer for −0.
     order = torch.where(bits < 0, lowest - bits, bits) + step
@@ -173,7 +174,7 @@ def _step(bits: Tensor, step: int) -> Tensor:
 
 
 def _find_touched(change: Change) -> Tensor:
-    """What was changed and can be turned back; it broadcasts to the tensor."""
+    """What was changed and can be reversed, bool; it broadcasts to the tensor."""
     moved = change.scale != 1
     if change.shift is not None:
         moved |= change.shift != 0
@@ -181,7 +182,7 @@ def _find_touched(change: Change) -> Tensor:
 
 
 class _Tally:
-    """Counts while tensors are turned back, several at a time."""
+    """Counts while tensors are restored, several at a time."""
 
     def __init__(self) -> None:
         self.weights = self.uncertain = 0
@@ -221,8 +222,8 @@ def _refuse_replaced(source: Path, record: Provenance, edit: FolderEdit) -> None
     rewritten = record.rewritten or (source / BEFORE).exists()
     if (record.quantised and rewritten) or not products:
         raise UserError(
-            f"{source} is quantised so that tensors had to be replaced when it was baked, which "
-            f"cannot be undone: take the original, {record.model.name}."
+            f"{source} is quantised, and some of its tensors were replaced when it was baked, "
+            f"which cannot be undone: use the original, {record.model.name}."
         )
 
 
@@ -232,14 +233,9 @@ def _refuse_without_originals(source: Path, record: Provenance) -> None:
     for name in names:
         if not (source / BEFORE / name).is_file():
             raise UserError(
-                f"{source / BEFORE / name} is missing, which is {name} as it was before {source} "
-                "was baked (it is not pushed to a hub): take the original, "
-                f"{record.model.name}."
+                f"{source / BEFORE / name}, the {name} from before the edit, is missing (it is not "
+                f"pushed to a hub): use the original, {record.model.name}."
             )
-
-
-def _name_first(dampening: Dampening) -> str:
-    return next(iter(dampening.factors))
 
 
 def _bring_back_rewritten(stage: Path) -> None:
@@ -251,7 +247,7 @@ def _bring_back_rewritten(stage: Path) -> None:
 
 
 def _bring_back_extras(stage: Path, record: Provenance) -> None:
-    """Replace what the edit put beside the weights by what was there before it."""
+    """Replace what the edit put beside the weights by what was there before."""
     kept = stage / ".earlier"
     if (stage / EARLIER).exists():
         (stage / EARLIER).rename(kept)
@@ -271,7 +267,7 @@ def _bring_back_extras(stage: Path, record: Provenance) -> None:
 
 
 def _keep_record(stage: Path, record: Provenance, dampening: Dampening, left: Dampening) -> None:
-    """Make the record and the factors those of what could not be undone."""
+    """Reduce the record and the factors to what could not be undone."""
     gone = () if left.shifted else ("configuration", "added")
     kept = {key: value for key, value in record.as_json().items() if key not in gone}
     extent, undone = summary(left).as_json(), dampening.changed - left.changed

@@ -1,4 +1,4 @@
-"""Whether what was baked computes what the hooked model does."""
+"""Check that a baked model or an adapter computes what the hooked model does."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,14 +30,14 @@ _TEXTS = (
 )
 _MAX_TOKENS = 32  # with a large vocabulary the logits of few tokens take much memory already
 _ROUNDINGS = 16
-"""How far rounding is let to take logits, in units of their own rounding and √layers.
+"""How far rounding may move logits, in units of their own rounding and √layers.
 
 Measured on random models of 70 families the median token is off by 1 to 4 such units.
 """
 _FLOAT32 = 2.0**-24  # the relative error of one rounding in which everything is computed
 # Of 4-bit floats, relative to the largest weight of a block.
 _FP4_UNIT = 2.0**-3
-_TOO_COARSE = "4-bit floats are rounded too coarsely for them to tell"
+_TOO_COARSE = "4-bit floats are rounded too coarsely to compare logits"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Verification:
     @property
     def within_rounding(self) -> bool:
         """Whether rounding explains the difference."""
-        return self.median_difference <= self.bound  # not so if it is no number
+        return self.median_difference <= self.bound  # false for NaN
 
     @property
     def line(self) -> str:
@@ -85,7 +85,7 @@ class RowVerification:
         largest_difference: The largest absolute difference of two weights.
         largest_weight: The largest absolute weight after the edit, for comparison.
         rows: The number of rows that were compared.
-        reason: Why no logits were.
+        reason: Why no logits were compared.
         unit: The relative error of one rounding in the coarsest type of the weights.
     """
 
@@ -103,7 +103,7 @@ class RowVerification:
     @property
     def within_rounding(self) -> bool:
         """Whether rounding explains the difference."""
-        return self.largest_difference <= self.bound  # not so if it is no number
+        return self.largest_difference <= self.bound  # false for NaN
 
     @property
     def line(self) -> str:
@@ -141,8 +141,15 @@ def verify(
         dtype: In which both compute; "auto" is the checkpoint's own.
         revision: A branch, tag or commit of the hub.
 
+    Returns:
+        The comparison of logits, or of rows; `within_rounding` is its verdict.
+
     Raises:
         UserError: A model cannot be opened, or the dampening does not fit it.
+
+    Example:
+        >>> sordino.verify("tiny", sordino.aura(expertise), "quiet").within_rounding
+        True
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
     quantised = read_quantised(ref.path) if ref.kind == "folder" else None
@@ -166,11 +173,11 @@ def verify(
         adapted.unload()
     else:
         at = str(opened.device) if len(opened.devices) == 1 else ALL_GPUS
-        # FP8 is no choice
+        # FP8 is not among the choices.
         precision = opened.dtype_name if opened.dtype_name in COMPUTE_DTYPES else "auto"
         del opened
         written = _logits(open_model(baked, device=at, dtype=precision).model, tokens)
-    # Of each token; `max` of torch, unlike Python's, keeps what is no number.
+    # Per token; torch's `max`, unlike Python's, keeps NaN.
     apart = torch.cat(
         [(a - b).abs().amax(-1) for a, b in zip(hooked, written, strict=True)]
     ).nan_to_num(torch.inf)
@@ -209,7 +216,7 @@ def _logits(
 
 
 def _largest(values: Tensor) -> float:
-    """The largest absolute value; infinity if one is no number."""
+    """The largest absolute value; infinity if one is NaN."""
     return float(values.abs().nan_to_num(torch.inf).amax()) if values.numel() else 0.0
 
 
@@ -231,7 +238,12 @@ def _compare_rows(
     unit = _FP4_UNIT if before.is_fp4 else max(_unit(ref, baked), _FLOAT32)
     found = RowVerification(0.0, 0.0, 0, reason, unit)
     for name, scale in scales.items():
-        if name in before.layers and name in after.layers:
+        if name in before.layers:
+            if name not in after.layers:
+                raise UserError(
+                    f"{baked} has no quantised layer {name}, and {ref.name} has: it was not baked "
+                    "from it."
+                )
             rows = after.scheme.rows(after.layers[name])
             expected = before.scheme.rows(before.layers[name]) * scale.reshape(-1, 1)
             found = RowVerification(

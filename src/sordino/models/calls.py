@@ -1,4 +1,4 @@
-"""Calls of transformers on a user's files: kept quiet, and what they raise in one sentence."""
+"""Call transformers on a user's files: quietly, and with its errors as one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -16,19 +16,19 @@ from sordino.models.transformers_internals import attention_of, use_own_attentio
 from sordino.progress import note
 
 _ORDINARY = (None, "eager", "sdpa")
-"""The ways to compute attention that need no package beside torch."""
+"""The implementations of attention that need torch alone."""
 _LONGEST_REASON = 300
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the loaders' own bars and warnings out of the output; what fails is raised anyway."""
+    """Suppress the loaders' own progress bars and warnings; errors are raised all the same."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # the GGUF reader's bar knows no other way
+        with redirect_stderr(StringIO()):  # the GGUF reader's bar has no switch
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -40,13 +40,13 @@ def quiet_transformers() -> Iterator[None]:
 def library_errors(name: str, mend: str = "") -> Iterator[None]:
     """Turn what a library raises on a user's files into one sentence.
 
-    It goes around calls of transformers alone, and around no code of ours. These calls run the code
-    of some hundred architectures on whatever a configuration says, and the tokenizers library
-    raises nothing but a bare `Exception`: what they raise has no closer class in common.
+    It is only put around calls of transformers, never around our own code. These calls run the code
+    of some hundred architectures on any configuration, and the tokenizers library raises a bare
+    `Exception`: their errors have no closer class in common.
 
     Args:
         name: What is being loaded, as the user called it.
-        mend: What to do where a package is missing.
+        mend: What to do if a package is missing.
 
     Raises:
         UserError: The library failed.
@@ -76,13 +76,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise UserError(
-            f"{path} holds {_kind(settings)} where a model's settings belong: get it again."
+            f"{path} holds {_kind(settings)} in place of a model's settings: get it again."
         )
     return settings
 
 
 def open_config(folder: Path, name: str) -> PretrainedConfig:
-    """A folder's configuration as transformers reads it, set to an attention that is here.
+    """A folder's configuration as transformers reads it, with an attention that is installed.
 
     Args:
         folder: The model's folder.
@@ -94,8 +94,8 @@ def open_config(folder: Path, name: str) -> PretrainedConfig:
     settings = read_settings(folder)
     if "model_type" not in settings:
         raise UserError(
-            f"{folder / 'config.json'} has no model_type, so that it says of no architecture: get "
-            "it again from where the model came from."
+            f"{folder / 'config.json'} has no model_type, which names the architecture: get it "
+            "again from where the model came from."
         )
     with quiet_transformers(), library_errors(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -104,7 +104,7 @@ def open_config(folder: Path, name: str) -> PretrainedConfig:
         wanted == "flash_attention_2" and is_flash_attn_2_available()
     ):
         note(
-            f"{name} asks for the attention {printable(str(wanted), 60)}, which is not here: "
+            f"{name} asks for the attention {printable(str(wanted), 60)}, which is not installed: "
             "torch's own is used."
         )
         use_own_attention(config)
@@ -127,13 +127,13 @@ def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
                 folder, trust_remote_code=False
             )
         # The tokenizers library raises a bare `Exception` for a file that it cannot read, and
-        # transformers what its readers of older files happen to meet.
+        # transformers' readers of older files raise anything.
         except Exception as error:
             reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
             raise UserError(
                 f"The tokenizer of {name} could not be loaded ({type(error).__name__}: {reason}): "
-                f"see that its files in {folder} are there and whole, or install newer versions of "
-                "transformers and tokenizers if it is of a newer kind."
+                f"check that its files in {folder} are complete, or install newer versions of "
+                "transformers and tokenizers if it needs them."
             ) from error
     return found
 

@@ -1,8 +1,8 @@
-"""Texts as a model's chat template has them: their own tokens, prompts, and what a reply is.
+"""Texts in a model's chat template: the tokens of a message, prompts, and the end of a reply.
 
-Everything that speaks of conversations comes here: the sweep, attribution, measures, the chat page.
-What the template makes of a message is found out with a mark: the same conversation is written once
-with a mark in the message's place, and what stands before and behind the mark is the template's.
+The sweep, attribution, measures and the chat page all use this module. To find what the template
+writes around a message, the conversation is written once more with a mark in the message's place:
+what is before and behind the mark is the template's.
 """
 
 import re
@@ -31,7 +31,7 @@ Use = Literal["auto", "on", "off"]
 Role = Literal["assistant", "user"]
 
 ASKED = "Write a short text."
-"""What the user says before a sentence that stands as the assistant's turn."""
+"""What the user says before a sentence that is the assistant's turn."""
 
 _MARK = "Sordino0marks0this0place"
 _NEXT = "Sordino1marks1the1next"
@@ -40,7 +40,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+).*?<\|message\|>", re.DOTALL)
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>.*", re.DOTALL)
 _FINAL = "final"
 _THINK, _THOUGHT = "<think>", "</think>"
-# Behind a turn stands the next one's heading, if that is no shorter than this.
+# What the template writes between turns counts as a heading if it is at least this long.
 _SHORTEST_HEADING = 4
 
 
@@ -49,11 +49,11 @@ class Chat:
     """Whether and how a model's chat template is used.
 
     Args:
-        use: "on", "off", or "auto": as whoever asks sees fit.
+        use: "on", "off", or "auto", which the command that uses it decides.
         role: Whose turn a sentence is, "assistant" or "user".
-        system: What the system says first; "" for nothing.
-        thinking: Whether what a model thinks before its reply counts as part of it; without, the
-            template is asked for no thoughts, and those that come are cut off.
+        system: The system message; "" for none.
+        thinking: Whether a model's thoughts before its reply are part of it; if not, the template
+            is asked for no thoughts, and any that come are cut off.
 
     Raises:
         UserError: One of them is unknown.
@@ -80,14 +80,14 @@ class Chat:
                 )
 
     def settled(self, opened: OpenModel, *, otherwise: bool) -> "Chat | None":
-        """The same with "auto" decided, or None where texts stand as they are.
+        """The same with "auto" decided, or None where the template is not used.
 
         Args:
             opened: The model.
             otherwise: What "auto" means, for a model that has a template.
 
         Raises:
-            UserError: The template is wanted, and there is none.
+            UserError: `use` is "on", and there is no template.
         """
         if self.use == "on" and not has_template(opened):
             raise UserError(f"{opened.ref.name} has no chat template: leave out `chat=on`.")
@@ -95,11 +95,11 @@ class Chat:
         return replace(self, use="on") if wanted else None
 
     def variables(self) -> dict[str, bool]:
-        """What the template is told beside the conversation."""
+        """The template's variables beside the conversation."""
         return {"enable_thinking": self.thinking}
 
     def record(self, opened: OpenModel) -> dict[str, str]:
-        """What decided about results, to be kept beside them."""
+        """What decides about results, to be kept beside them."""
         return {
             "chat_role": self.role,
             "chat_system": self.system,
@@ -117,13 +117,13 @@ AS_SEES_FIT = Chat()
 
 @dataclass(frozen=True)
 class Spoken:
-    """A turn of a conversation, and what was said before it.
+    """A turn of a conversation, and the messages before it.
 
     Args:
-        text: What is said in the turn.
-        before: The messages before it.
-        role: Who says it; "" for `Chat.role`, before which the user then says `ASKED`, if it is the
-            assistant.
+        text: The turn's text.
+        before: The messages before it, as (role, text).
+        role: Whose turn it is; "" for `Chat.role`. If that is the assistant, the user says `ASKED`
+            before.
     """
 
     text: str
@@ -139,7 +139,7 @@ class Spoken:
 
 
 def template_fingerprint(opened: OpenModel) -> str:
-    """Tells a model's chat template from others, in sixteen letters.
+    """A fingerprint of a model's chat template, sixteen letters.
 
     Raises:
         UserError: There is none that could be filled in.
@@ -150,15 +150,15 @@ def template_fingerprint(opened: OpenModel) -> str:
 def place(opened: OpenModel, turns: Sequence[Spoken], chat: Chat, max_tokens: int) -> list[Placed]:
     """The tokens of conversations up to the end of their last turns, and where these begin.
 
-    The tokens of a turn are those that have a character of its text. What the template drops or
-    adds (white space at the ends, a thought) is as it wants. What stands behind the text is not
-    among the tokens: to a causal model it makes no difference.
+    The tokens of a turn are those that have a character of its text. The template may drop or add
+    something (white space at the ends, a thought). What it writes behind the text is not among the
+    tokens: it makes no difference to a causal model.
 
     Args:
         opened: The model.
         turns: The last turn of each conversation.
         chat: How the template is used.
-        max_tokens: The most tokens of a turn's own.
+        max_tokens: The most tokens of a turn itself.
 
     Raises:
         UserError: The template or the tokenizer does not allow it, or a conversation is too long
@@ -176,7 +176,7 @@ def place(opened: OpenModel, turns: Sequence[Spoken], chat: Chat, max_tokens: in
         texts.append(text)
         spans.append((start, end))
     if changed:
-        note(f"the chat template of {opened.ref.name} does not write {changed:,} texts as they are")
+        note(f"the chat template of {opened.ref.name} changes {changed:,} texts")
     return _own_tokens(opened, texts, spans, max_tokens)
 
 
@@ -185,22 +185,22 @@ class _Frame:
     """What a template writes around a message.
 
     Args:
-        before: All that stands before it.
-        behind: All that stands behind it.
+        before: All text before it.
+        behind: All text behind it.
     """
 
     before: str
     behind: str
 
     def inside(self, opened: OpenModel, text: str, which: str) -> tuple[int, int]:
-        """From where to where the message goes in a text."""
+        """Where the message begins and ends in a text."""
         start, end = len(self.before), len(text) - len(self.behind)
         framed = text.startswith(self.before) and text.endswith(self.behind)
         if not framed or not text[start:end].strip():
-            what = "leaves out" if framed else "does not write like others"
+            what = "leaves out" if framed else "treats unlike other texts"
             raise UserError(
-                f"The chat template of {opened.ref.name} {what} {which}, so that its tokens cannot "
-                "be told: leave it out of the data, or give `chat=off`."
+                f"The chat template of {opened.ref.name} {what} {which}, so its tokens cannot be "
+                "located: remove it from the data, or use `chat=off`."
             )
         return start, end
 
@@ -208,7 +208,7 @@ class _Frame:
 def _frame(opened: OpenModel, turn: Spoken, chat: Chat, which: str) -> _Frame:
     if chat.system and any(role == "system" for role, _ in turn.before):
         raise UserError(
-            f"The conversation of {which} has a system's message of its own: leave out `system`."
+            f"The conversation of {which} has a system message of its own: leave out `system`."
         )
     messages = replace(turn, text=_MARK).messages(chat)
     text = _fill(opened, messages, chat)
@@ -216,8 +216,8 @@ def _frame(opened: OpenModel, turn: Spoken, chat: Chat, which: str) -> _Frame:
         role = printable(messages[-1]["role"])
         often = f"{text.count(_MARK)} times" if _MARK in text else "not"
         raise UserError(
-            f"The chat template of {opened.ref.name} writes a message of the {role}'s {often}: "
-            "it may know other roles; give another `role`, or `chat=off`."
+            f"The chat template of {opened.ref.name} writes a message of the role {role} {often}: "
+            "it may know other roles; choose another `role`, or `chat=off`."
         )
     before, _, behind = text.partition(_MARK)
     return _Frame(before, behind)
@@ -235,7 +235,7 @@ def _fill(
             variables=chat.variables(),
         )
     except TemplateFailure as failure:
-        raise UserError(f"{failure.sentence}: give `chat=off`, or another `role`.") from None
+        raise UserError(f"{failure.sentence}: use `chat=off`, or another `role`.") from None
 
 
 def opening_ids(
@@ -250,9 +250,9 @@ def opening_ids(
 
     Args:
         opened: The model.
-        prompts: What the user says last in each conversation.
+        prompts: The user's last message in each conversation.
         chat: How the template is used.
-        max_tokens: A prompt is cut at so many tokens; what stands before it does not count.
+        max_tokens: The most tokens of a prompt, which is cut there; what is before it not counted.
         new_tokens: The most tokens of a reply.
 
     Raises:
@@ -269,14 +269,14 @@ def opening_ids(
             raise UserError(
                 f"Prompt {number} of {len(prompts)} has {len(ids):,} tokens in the chat template "
                 f"of {opened.ref.name}, which has room for {room:,} before a reply of "
-                f"{new_tokens:,}: shorten it, or give fewer `turns` or `new_tokens`."
+                f"{new_tokens:,}: shorten it, or use fewer `turns` or `new_tokens`."
             )
     refuse_unknown(opened, encoded)
     return encoded
 
 
 def _cut(opened: OpenModel, prompts: Sequence[Spoken], max_tokens: int) -> list[str]:
-    """The prompts' texts, each with at most so many tokens."""
+    """The prompts' texts, each cut at `max_tokens`."""
     texts = [turn.text for turn in prompts]
     long = [n for n, ids in enumerate(texts_ids(opened, texts)) if len(ids) > max_tokens]
     if long:
@@ -288,12 +288,12 @@ def _cut(opened: OpenModel, prompts: Sequence[Spoken], max_tokens: int) -> list[
 
 @dataclass(frozen=True)
 class Replies:
-    """How a model's replies are told from what it writes around them.
+    """How a model's replies are separated from what it writes around them.
 
     Args:
         ends: The tokens that end a turn, beside those that end a text.
-        heading: What stands before the next turn; "" where a token tells its end.
-        thinks: Whether a thought is begun for the model.
+        heading: What comes before the next turn; "" where a token marks the end.
+        thinks: Whether the template begins a thought for the model.
         keeps: Whether thoughts are part of a reply.
     """
 
@@ -303,9 +303,9 @@ class Replies:
     keeps: bool
 
     def cut(self, opened: OpenModel, written: Continuation) -> Continuation:
-        """What a model wrote, as a reply: without the next turn, and without its thoughts.
+        """The reply in what a model wrote: without the next turn, and without its thoughts.
 
-        A reply that did not come, because the model was still thinking, is missing.
+        It is missing if the model was still thinking at the last token.
         """
         assert written.ids is not None
         whole = str(
@@ -339,14 +339,14 @@ class Replies:
 
 
 def without_thoughts(written: Continuation, chat: Chat) -> Continuation:
-    """What a server wrote, whose template is its own, without the thoughts in it."""
+    """What a server wrote, which has its own template, without the thoughts in it."""
     if chat.thinking or written.missing or _THOUGHT not in written.text:
         return written
     return replace(written, text=written.text.rpartition(_THOUGHT)[2].lstrip())
 
 
 def replies(opened: OpenModel, chat: Chat) -> Replies:
-    """How replies are told, found out from the template.
+    """How replies are separated, found by trying the template.
 
     Raises:
         UserError: The template cannot be filled in.
@@ -367,13 +367,13 @@ def replies(opened: OpenModel, chat: Chat) -> Replies:
 
 
 def _ending(opened: OpenModel, behind: str) -> set[int]:
-    """The token that a turn ends with, of what stands behind it; none where that is plain text."""
+    """The token that ends a turn, from the text behind it; none if that is plain text."""
     ids = text_ids(opened, behind.strip())[:1]
     return set(ids) & {*opened.tokenizer.added_tokens_decoder, *opened.tokenizer.all_special_ids}
 
 
 def _channels(whole: str) -> tuple[str, str]:
-    """What gpt-oss says in its other channels, and in the final one."""
+    """What gpt-oss writes in its other channels, and in the final one."""
     headers = list(_CHANNEL.finditer(whole))
     ends = [*(header.start() for header in headers[1:]), len(whole)]
     parts = [
@@ -420,11 +420,11 @@ def _own_tokens(
 def _with_offsets(
     opened: OpenModel, texts: Sequence[str]
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    """The tokens of texts, and from which character to which each goes."""
+    """The tokens of texts, and the first and last character of each."""
     if not getattr(opened.tokenizer, "is_fast", False):
         raise UserError(
             f"The tokenizer of {opened.ref.name} does not say which characters a token has: "
-            "use its fast form (tokenizer.json), or give `chat=off`."
+            "use its fast form (tokenizer.json), or `chat=off`."
         )
     found = opened.tokenizer(
         list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False

@@ -1,7 +1,7 @@
-"""Conversations as the text that a model's chat template makes of them.
+"""Fill in a model's chat template.
 
-The template is filled in by `template_worker.py`, in a process of its own that can be killed. That
-process is started once, stays, and ends with this one.
+`template_worker.py` does so in a process of its own that can be killed. That process is started
+once and ends with this one.
 """
 
 import atexit
@@ -36,7 +36,7 @@ MOST_MEMORY = 2**29
 MOST_CHARACTERS = 2**23
 """The longest text that a template may write."""
 
-# A busy machine may take much longer than the processor time of a request, and starting.
+# On a busy machine a request and a start may take much longer than their processor time.
 _WAIT_S, _START_S = 30.0, 120.0
 _LOOK_EVERY_S = 0.05
 
@@ -50,7 +50,7 @@ class TemplateFailure(UserError):
     Args:
         name: The model's.
         reason: Why, in the template's or Python's words.
-        endless: Whether its process had to be ended, so that it is not worth another try.
+        endless: Whether its process had to be killed, so that another try is pointless.
     """
 
     def __init__(self, name: str, reason: str, *, endless: bool) -> None:
@@ -61,7 +61,7 @@ class TemplateFailure(UserError):
 
 
 class Stopped(Exception):
-    """What was asked for is not wanted any more."""
+    """The caller no longer wants the result."""
 
 
 def _never() -> bool:
@@ -69,22 +69,17 @@ def _never() -> bool:
 
 
 def template_of(ref: ModelRef) -> str | None:
-    """A model's chat template, of its files alone; None where there is none to be taken.
+    """A model's chat template, from its files alone; None if there is none.
 
     Raises:
-        UserError: The tokenizer cannot be read.
+        UserError: The tokenizer cannot be read, or has no usable template.
     """
     if ref.kind == "gguf":
         with gguf_loading.reading(ref.path) as header:
             found = header.metadata.get("tokenizer.chat_template")
         return found if isinstance(found, str) else None
     tokenizer = open_tokenizer(ref.path, ref.name)
-    if not tokenizer.chat_template:
-        return None
-    try:
-        return _template(tokenizer)
-    except _Failed as failed:
-        raise TemplateFailure(ref.name, str(failed), endless=False) from None
+    return _template(tokenizer, ref.name) if tokenizer.chat_template else None
 
 
 def fingerprint_of(template: str) -> str:
@@ -113,16 +108,16 @@ def render(
     Args:
         opened: The model.
         messages: The conversation, at least one message.
-        system: What the system says at the beginning. Where the template refuses or drops a
-            system's message, it stands before the first message; "" for nothing.
+        system: The system message; "" for none. Where the template refuses or drops it, it is put
+            before the first message's text.
         add_generation_prompt: Whether the assistant's next message is begun.
-        variables: What else the template is told, such as {"enable_thinking": False}.
-        stopped: Asked while the template is being filled in.
+        variables: The template's other variables, such as {"enable_thinking": False}.
+        stopped: Called while the template is being filled in; true to give up.
 
     Raises:
         TemplateFailure: The template refuses the conversation, is wrong, writes nothing, or takes
             more than `MOST_SECONDS`, `MOST_MEMORY` or `MOST_CHARACTERS`.
-        Stopped: `stopped` has said yes.
+        Stopped: `stopped` returned true.
     """
 
     def filled(given: Sequence[Message]) -> str:
@@ -146,12 +141,9 @@ def template_text(opened: OpenModel) -> str:
     """The model's chat template.
 
     Raises:
-        TemplateFailure: There is none, or none among several that could be taken.
+        TemplateFailure: There is none, or there are several and no default.
     """
-    try:
-        return _template(opened.tokenizer)
-    except _Failed as failed:
-        raise TemplateFailure(opened.ref.name, str(failed), endless=False) from None
+    return _template(opened.tokenizer, opened.ref.name)
 
 
 def text_ids(opened: OpenModel, text: str) -> list[int]:
@@ -180,7 +172,7 @@ def _fill_in(
     try:
         return _ask_worker(
             {
-                "template": _template(opened.tokenizer),
+                "template": template_text(opened),
                 "messages": [dict(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
                 "variables": {**opened.tokenizer.special_tokens_map, **variables},
@@ -191,18 +183,20 @@ def _fill_in(
         raise TemplateFailure(opened.ref.name, str(failed), endless=failed.endless) from None
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+def _template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     try:
         template: Any = tokenizer.get_chat_template()
-    except ValueError:  # several by name, and none of them the default
-        raise _Failed("there are several, and none is called default") from None
+    except ValueError:
+        reason = "there are several, and none is called default"
+        raise TemplateFailure(name, reason, endless=False) from None
     if not isinstance(template, str):
-        raise _Failed(f"it is no text, but of the type {type(template).__name__}")
+        reason = f"it is not text, but of the type {type(template).__name__}"
+        raise TemplateFailure(name, reason, endless=False)
     return template
 
 
 class _Failed(Exception):
-    """Why a template could not be filled in; see `TemplateFailure`."""
+    """The worker could not fill in a template; see `TemplateFailure`."""
 
     def __init__(self, reason: str, *, endless: bool = False) -> None:
         super().__init__(reason)
@@ -231,11 +225,11 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, asked: Mapping[str, Any], stopped: Callable[[], bool]) -> str:
-        """The text that it makes of a request.
+        """The text that it answers a request with.
 
         Raises:
-            Stopped: `stopped` has said yes.
-            _Failed: It could not, or had to be killed.
+            Stopped: `stopped` returned true.
+            _Failed: It could not answer, or had to be killed.
         """
         if not self._ready:
             if not self._line(_START_S, stopped):
@@ -246,10 +240,10 @@ class _Worker:
             self._process.stdin.write(json.dumps(asked).encode("ascii") + b"\n")
             self._process.stdin.flush()
             line = self._line(_WAIT_S, stopped)
-        except BrokenPipeError:  # it was ended from outside
+        except BrokenPipeError:  # it was killed from outside
             line = b""
         except BaseException:
-            # What it still says would be taken for the answer to the next request.
+            # Its late answer would be taken for the answer to the next request.
             self.kill()
             raise
         if not line:
@@ -262,11 +256,11 @@ class _Worker:
         return _sound(answer["text"])
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # of what was not written any more
+        with suppress(BrokenPipeError):  # from a request that was not written completely
             self._process.stdin.close()
 
     def _listen(self) -> None:
@@ -277,7 +271,7 @@ class _Worker:
         self._lines.put(b"")
 
     def _line(self, seconds: float, stopped: Callable[[], bool]) -> bytes:
-        """Its next line; b"" where it has ended, or is to be killed for taking too long."""
+        """Its next line; b"" if it has ended or takes too long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -313,7 +307,7 @@ _worker: _Worker | None = None
 
 
 def _ask_worker(asked: Mapping[str, Any], stopped: Callable[[], bool]) -> str:
-    """Have a request answered by the worker, which is started where there is none."""
+    """Have the worker answer a request, and start it if it is not running."""
     global _worker
     with _one_at_a_time:
         if _worker is None or not _worker.alive():

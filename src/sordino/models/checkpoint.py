@@ -1,9 +1,8 @@
-"""Whether a folder's files hold the model that its config.json describes.
+"""Check that a folder's files hold the model that its config.json describes.
 
-Transformers fills what a checkpoint lacks with random numbers and passes over what it does not
-know, with a warning at most. Here both are refused by name, before any weight is read: the names,
-shapes and types in the headers of the files are held against the module tree by transformers' own
-conversion tables.
+Transformers fills missing weights with random numbers and ignores unknown tensors, with a warning
+at most. Here both are refused by name, before any weight is read: the names, shapes and types in
+the headers of the files are compared with the module tree by transformers' own conversion tables.
 """
 
 import re
@@ -16,28 +15,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sordino.errors import UserError
-from sordino.files import printable, read_json
+from sordino.files import list_some, printable, read_json
 from sordino.models.calls import quiet_transformers, read_settings
 from sordino.models.dtypes import PLAIN
 from sordino.models.transformers_internals import Conversions, compare
 from sordino.progress import note
 
-# Where a config.json has the settings of quantisation: the first of these.
+# Where a config.json has the quantisation settings: the first of these.
 _PLACES = (
     *(("quantization_config",), ("compression_config",)),
     *(("text_config", "quantization_config"), ("llm_config", "quantization_config")),
 )
-# Files of their own, which AutoGPTQ and AutoAWQ used to have for them.
+# Separate files, in which AutoGPTQ and AutoAWQ used to write them.
 _APART = ("quantize_config.json", "quant_config.json")
-# NVIDIA Model Optimizer's, which its older exports have alone.
+# The file of NVIDIA Model Optimizer, whose older exports have no other.
 _MODELOPT = "hf_quant_config.json"
 
 # How many modules of a kind there are, as configurations call it.
 _COUNT = re.compile(r"(layers?|blocks?|experts?|depth)$", re.IGNORECASE)
-_ANYHOW = 512  # so many are built whatever the files hold: it takes a second
-_NAMED = 3  # so many tensors are named, and the others counted
-# Parts that some checkpoints bring and that a class may leave out: heads that predict further
-# tokens, heads of the training before, and what reads pictures or sounds.
+_ANYHOW = 512  # a module tree of this size takes a second, whatever the files hold
+_NAMED = 3  # this many tensors are named, and the others counted
+# Parts that some checkpoints have and a class may ignore: heads that predict further tokens, heads
+# of earlier training, and encoders of pictures or sounds.
 _PARTS = re.compile(
     r"^(mtp\w*|nextn\w*|pooler|cls|lm_head|v_head|encoder|vision_\w+|visual|audio_\w+|"
     r"multi_modal_projector|embed_vision|embed_audio)$"
@@ -62,10 +61,10 @@ def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def quantisation_of(folder: Path) -> Mapping[str, Any] | None:
     """The quantisation settings of a model's folder; None if its weights are plain.
 
-    Those that Model Optimizer writes into a file of their own are read from there.
+    Those that Model Optimizer writes into a separate file are read from there.
 
     Raises:
-        UserError: They are in a file of another kind, where most readers would not see them.
+        UserError: They are in another separate file, where most readers would not see them.
     """
     found = quantisation(read_settings(folder))
     if found is None and (folder / _MODELOPT).exists():
@@ -73,9 +72,9 @@ def quantisation_of(folder: Path) -> Mapping[str, Any] | None:
     apart = next((name for name in _APART if (folder / name).exists()), None)
     if found is None and apart:
         raise UserError(
-            f"{folder / apart} says that the weights are quantised, and config.json does not: put "
-            "its settings into config.json as quantization_config, with their quant_method, or "
-            "move the file away if the weights are plain."
+            f"{folder / apart} says that the weights are quantised, and config.json does not: "
+            "move its settings into config.json as quantization_config, with their quant_method, "
+            "or remove the file if the weights are plain."
         )
     return found
 
@@ -87,15 +86,15 @@ def _of_modelopt(file: Path) -> Mapping[str, Any]:
     if not isinstance(inner, dict):
         raise UserError(
             f"{file} has no settings under 'quantization', which say how the weights are "
-            "quantised: get it again, or move it away if the weights are plain."
+            "quantised: get it again, or remove it if the weights are plain."
         )
     return {"quant_method": "modelopt", **inner}
 
 
 def refuse_counts(name: str, settings: Mapping[str, Any], tensors: Iterable[str]) -> None:
-    """Raise `UserError` if config.json says of more layers or experts than the files can hold.
+    """Raise `UserError` if config.json has more layers or experts than the files can hold.
 
-    A module tree takes memory and time with their number, so this comes before it is built.
+    A module tree takes memory and time with their number, so this is checked before it is built.
 
     Args:
         name: What the user called the model.
@@ -106,16 +105,16 @@ def refuse_counts(name: str, settings: Mapping[str, Any], tensors: Iterable[str]
     for key, count in _counts(settings):
         if count > most:
             raise UserError(
-                f"The config.json of {name} says {key} = {count:.6g}, and its files hold no more "
-                f"than {most:,} tensors: one of them is damaged or of another model."
+                f"The config.json of {name} has {key} = {count:.6g}, and its files hold at most "
+                f"{most:,} tensors: one of them is damaged or of another model."
             )
 
 
 def refuse_unfit(name: str, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `UserError` unless a checkpoint's tensors are the model's, no more and no less.
+    """Raise `UserError` unless a checkpoint's tensors are exactly the model's.
 
-    What transformers itself leaves out or computes is no fault, nor are tied weights. Parts that
-    the class does not have, such as a pooler, are said.
+    Tensors that transformers itself ignores or computes are allowed, and so are tied weights. Parts
+    that the class does not have, such as a pooler, are noted.
 
     Args:
         name: What the user called the model.
@@ -145,7 +144,7 @@ def refuse_differences(
     mismatched: Mapping[str, tuple[tuple[int, ...], ...]],
     stored: Iterable[str] = (),
 ) -> None:
-    """Raise `UserError` if a checkpoint and the model differ in this way; say what is left out.
+    """Raise `UserError` if a checkpoint and the model differ; note the parts that are ignored.
 
     Args:
         name: What the user called the model.
@@ -153,7 +152,7 @@ def refuse_differences(
         missing: The parameters that the files lack.
         left_over: The tensors that the model has no place for.
         mismatched: By parameter, its shape in the files and in the model.
-        stored: The names of all tensors in the files, to find a prefix that they share.
+        stored: The names of all tensors in the files, to find a common prefix.
     """
     missing, left_over = sorted(missing), sorted(left_over)
     parts = {key: part for key in left_over if (part := _part_of(model, key))}
@@ -161,18 +160,19 @@ def refuse_differences(
     kind = type(model).__name__
     said = []
     if missing:
-        said.append(f"its files lack {len(missing):,} weights of {kind} ({_name_some(missing)})")
+        some = list_some(missing, _NAMED)
+        said.append(f"its files lack {len(missing):,} weights of {kind} ({some})")
     if left_over:
+        some = list_some(left_over, _NAMED)
         said.append(
-            f"its files hold {len(left_over):,} tensors that {kind} has no place for "
-            f"({_name_some(left_over)})"
+            f"its files hold {len(left_over):,} tensors that {kind} has no place for ({some})"
         )
     if mismatched:
         first = min(mismatched)
         there, wanted = mismatched[first]
         said.append(
             f"its files hold {len(mismatched):,} weights in other shapes than config.json says "
-            f"({printable(first)} is {list(there)}, where {list(wanted)} belongs)"
+            f"({printable(first)} is {list(there)}, and should be {list(wanted)})"
         )
     if said:
         raise UserError(
@@ -181,7 +181,7 @@ def refuse_differences(
         )
     for part in sorted(set(parts.values())):
         count = sum(found == part for found in parts.values())
-        note(f"{name}: {part} ({count:,} tensors) is left out, for {kind} has no such part.")
+        note(f"{name}: {part} ({count:,} tensors) is ignored, because {kind} has no such part.")
 
 
 def refuse_not_finite(name: str, tensors: Iterable[tuple[str, Tensor]], mend: str) -> None:
@@ -189,7 +189,7 @@ def refuse_not_finite(name: str, tensors: Iterable[tuple[str, Tensor]], mend: st
 
     Args:
         name: What the user called the model.
-        tensors: Weights by name; those of other types than floating ones are passed over.
+        tensors: Weights by name; those that are not floating are ignored.
         mend: What to do about it.
     """
     for key, tensor in tensors:
@@ -198,7 +198,7 @@ def refuse_not_finite(name: str, tensors: Iterable[tuple[str, Tensor]], mend: st
         # One pass, and no copy: the sum is not finite if one of its terms is not.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise UserError(
-                f"{name} gives {key} weights that are not finite numbers "
+                f"{name} has weights in {key} that are not finite numbers "
                 f"({str(tensor.dtype).removeprefix('torch.')}): {mend}."
             )
 
@@ -212,7 +212,7 @@ def _counts(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str,
 
 
 def _refuse_codes(name: str, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Integers where numbers belong are the codes of quantised weights."""
+    """Raise `UserError` for integers in place of weights: they are codes of quantised weights."""
     odd = [key for key, tensor in tensors.items() if tensor.dtype not in PLAIN.values()]
     if not odd:
         return
@@ -222,21 +222,21 @@ def _refuse_codes(name: str, model: PreTrainedModel, tensors: Mapping[str, Tenso
             stored = str(tensors[key].dtype).removeprefix("torch.")
             raise UserError(
                 f"The model {name} could not be loaded: its files hold {printable(key)} as "
-                f"{stored}, which are codes of quantised weights, and config.json says nothing of "
-                "how they were quantised: put the settings there as quantization_config, or take "
-                "the model from which it was made."
+                f"{stored}, which are codes of quantised weights, and config.json does not say how "
+                "they were quantised: add the settings there as quantization_config, or use the "
+                "model from which it was made."
             )
 
 
 def _is_old(key: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a buffer that earlier versions stored."""
+    """Whether a tensor is a buffer that earlier versions of transformers stored."""
     return bool(_BUFFERS.search(key)) and (
         tensor.numel() == 1 or tensor.shape[:2] == (1, 1) or not tensor.dim() > 1
     )
 
 
 def _part_of(model: nn.Module, key: str) -> str:
-    """The part that a tensor belongs to, if the model lacks it as a whole and may; "" otherwise."""
+    """The part of a tensor, if the model lacks that whole part and may ignore it; "" otherwise."""
     module, path = model, []
     for name in key.split("."):
         path.append(name)
@@ -252,41 +252,31 @@ def _mend(
 ) -> str:
     if prefix := _prefix(missing, stored):
         return (
-            f"The names in its files begin with '{printable(prefix, 60)}', as a wrapper leaves "
-            "them: take it off, or save the model inside the wrapper with save_pretrained."
+            f"The names in its files begin with '{printable(prefix, 60)}', as of a wrapper: remove "
+            "that prefix, or save the model inside the wrapper with save_pretrained."
         )
     if any("lora_" in key for key in left_over):
         return "They are of an adapter: merge it (PEFT's merge_and_unload) and save the model."
-    layers = _layers_said(model)
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
     held = [int(found[1]) for key in left_over if (found := re.search(r"\.(\d+)\.", f".{key}"))]
-    if held and max(held) >= layers > 0:
+    if held and isinstance(layers, int) and max(held) >= layers > 0:
         return (
-            f"config.json says {layers} layers, and the files hold layers up to number "
+            f"config.json has {layers} layers, and the files hold layers up to number "
             f"{max(held)}, counted from 0: one of them is of another model."
         )
     if any(key.endswith(("_scale", "qweight", "scales", "qzeros", "absmax")) for key in left_over):
         return (
-            "The weights are quantised, and config.json says nothing of how: put the settings "
-            "there as quantization_config, or take the model from which it was made."
+            "The weights are quantised, and config.json does not say how: add the settings there "
+            "as quantization_config, or use the model from which it was made."
         )
     return "Get its files again, or the config.json that belongs to them."
 
 
 def _prefix(missing: list[str], stored: Iterable[str]) -> str:
-    """What stands in front of a missing weight's name in the files."""
+    """The prefix of a missing weight's name in the files; "" if there is none."""
     names = list(stored)
     for key in missing[:_NAMED]:
         for name in names:
             if name.endswith(f".{key}"):
                 return name.removesuffix(key)
     return ""
-
-
-def _layers_said(model: PreTrainedModel) -> int:
-    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    return count if isinstance(count, int) else 0
-
-
-def _name_some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(map(printable, names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")

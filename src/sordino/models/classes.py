@@ -1,4 +1,4 @@
-"""Which of transformers' classes a configuration is opened as."""
+"""The transformers class with which a configuration is opened."""
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -14,8 +14,8 @@ AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 def auto_class(config: PretrainedConfig) -> AutoClass:
     """The auto class for models of this configuration.
 
-    Models that take pictures beside text are opened whole: of some the class for causal language
-    models is the text part alone, of most there is none.
+    Models that also take pictures are opened whole. For some of them the class for causal language
+    models is only the text part, and for most there is none.
     """
     has_text_part = config.get_text_config(decoder=True) is not config
     is_text_alone = not has_text_part and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING

@@ -1,4 +1,4 @@
-"""Opening a text classifier: from safetensors alone, with all of its weights or not at all."""
+"""Open a text classifier, from safetensors only and only if all its weights are there."""
 
 import torch
 from transformers import (
@@ -63,8 +63,8 @@ def open_classifier(
         device: Where it runs.
 
     Raises:
-        UserError: Its files are damaged, or lack a weight, such as the classifying head of a model
-            that is none.
+        UserError: Its files are damaged, or lack a weight, such as the head of a model that is not
+            a classifier.
     """
     refuse_adapter(ref.path)
     quantisation_of(ref.path)  # refuses settings in a file of their own

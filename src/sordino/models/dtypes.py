@@ -1,6 +1,6 @@
-"""The types of numbers in model files, in one table: names, sizes, and how finely they round.
+"""The one table of dtypes in model files: names, sizes and rounding errors.
 
-Files name types as the safetensors format does ("BF16"), a command as torch does ("bfloat16").
+Files name dtypes as the safetensors format does ("BF16"), arguments as torch does ("bfloat16").
 """
 
 import torch
@@ -27,7 +27,7 @@ PLAIN = {name: TORCH_DTYPES[name] for name in ("F64", "F32", "F16", "BF16")}
 """The types of weights that are not quantised."""
 
 SCALED = PLAIN | {name: TORCH_DTYPES[name] for name in ("F8_E4M3", "F8_E8M0")}
-"""These, and types that make sense only with a scale beside them, which can be multiplied too."""
+"""These, and the 8-bit types of quantised weights and scales that can be multiplied."""
 
 COMPUTE_DTYPES = {
     str(PLAIN[name]).removeprefix("torch."): PLAIN[name] for name in ("F32", "BF16", "F16")
@@ -46,7 +46,7 @@ def torch_dtype(name: str, tensor: str) -> torch.dtype:
         torch.bfloat16
     """
     if name not in TORCH_DTYPES:
-        raise UserError(f"The tensor {tensor} is of a type that is unknown: {name}.")
+        raise UserError(f"The tensor {tensor} has an unknown type, {name}.")
     return TORCH_DTYPES[name]
 
 
@@ -63,8 +63,8 @@ def name_of(dtype: torch.dtype) -> str:
 def rounding_unit(name: str) -> float | None:
     """The largest relative error of a number rounded to a floating type; None for other types.
 
-    Of F8_E8M0, whose numbers are powers of two, it is that of the F8_E4M3 codes beside it, which
-    take what the scale cannot.
+    For F8_E8M0, whose numbers are powers of two, it is that of the F8_E4M3 codes beside it, which
+    absorb what the scale cannot hold.
 
     Example:
         >>> rounding_unit("BF16") == 2**-8
@@ -75,7 +75,7 @@ def rounding_unit(name: str) -> float | None:
 
 
 def smallest_error(name: str) -> float:
-    """The largest absolute error of a number that is too small for `rounding_unit` to hold.
+    """The largest absolute error of a number that is too small for `rounding_unit` to apply.
 
     It is half the smallest number above zero; 0 for types that are not floating.
 

@@ -1,9 +1,9 @@
 """MoE experts whose weights are one tensor for all of them, as transformers holds them.
 
-Such a module has no linear layers inside whose outputs a hook could see. Transformers lets it be
-computed by any function that is registered with its experts interface; here is one that does what
-the module's own code does, in the same order, and shows what each expert puts out. Llama 4's
-experts are not behind that interface: they are computed again by a hook on the module.
+Such a module has no linear layers whose outputs a hook could see. Transformers computes it with any
+function that is registered with its experts interface; the one here does what the module's own code
+does, in the same order, and passes each expert's outputs to hooks. Experts that are not behind that
+interface, such as Llama 4's, are computed again by a hook on the module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +23,13 @@ _NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Routed(NamedTuple):
-    """What one expert puts out at one of its matrices.
+    """The outputs of one MoE expert at one of its matrices.
 
     Args:
         expert: Its index.
-        tokens: int64 [n], which of all tokens came to it.
+        tokens: int64 [n], the indices of the tokens that were routed to it.
         outputs: [n, neurons of one expert], bias included, before any non-linearity.
-        of: How many tokens there are in all.
+        of: The number of all tokens.
     """
 
     expert: int
@@ -39,7 +39,7 @@ class Routed(NamedTuple):
 
 
 Hook = Callable[[Routed], Tensor | None]
-"""Sees what an expert puts out; what it gives back, if anything, takes its place."""
+"""Gets an expert's outputs; what it returns, unless None, replaces them."""
 
 
 class ExpertMatrix(NamedTuple):
@@ -62,12 +62,12 @@ class ExpertMatrix(NamedTuple):
 
     @property
     def neurons(self) -> int:
-        """The number of neurons of all experts together: one expert's follow the other's."""
+        """The number of neurons of all experts together, one expert's after the other's."""
         return self.experts * self.weight.shape[2 if self.transposed else 1]
 
 
 def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
-    """The matrices of a module of fused experts by parameter name; none if it is no such module."""
+    """The matrices of a module of fused experts by parameter name; empty for other modules."""
     kind = experts_kind(module)
     if kind in _AGAIN:
         transposed, biased = kind == "llama4", False
@@ -93,7 +93,7 @@ def expert_matrix(model: nn.Module, path: str) -> ExpertMatrix | None:
 
 @contextmanager
 def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Call hooks with what experts put out, inside the block.
+    """Call hooks with experts' outputs, inside the block.
 
     Args:
         model: The model.
@@ -125,14 +125,14 @@ _hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictiona
 
 
 def _again_of(module: nn.Module) -> Callable[..., Tensor] | None:
-    """What computes experts again that are not behind the interface; None for all others."""
+    """What computes experts again that are not behind the interface; None for others."""
     return _AGAIN.get(experts_kind(module))
 
 
 def _show(
     module: nn.Module, name: str, expert: int, tokens: Tensor, outputs: Tensor, of: int
 ) -> Tensor:
-    """An expert's outputs, after all hooks have seen them."""
+    """An expert's outputs, as all hooks leave them."""
     for of_module in _hooks.get(module, []):
         if name in of_module:
             changed = of_module[name](Routed(expert, tokens, outputs, of))
@@ -157,22 +157,22 @@ def _route(
     inner: Callable[[Tensor], Tensor],
     last: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The weighted sum of what the experts put out that each token is routed to.
+    """The weighted sum of the outputs of each token's experts, [tokens, size].
 
     Args:
         module: The experts.
         states: [tokens, size].
         index: int64 [tokens, chosen], the experts that a token is routed to.
         weights: [tokens, chosen].
-        inner: What comes between the two matrices.
-        last: What comes after the second.
+        inner: The function between the two matrices.
+        last: The function after the second.
     """
     first, second = expert_matrices(module).items()
     count = len(states)
     result = torch.zeros_like(states)
     for expert in index.unique().tolist():
         if not 0 <= expert < second[1].experts:
-            continue  # what stands for no expert, or another machine's
+            continue  # no expert, or another machine's
         places, tokens = torch.where((index == expert).T)
         outputs = states[tokens]
         for (name, matrix), then in ((first, inner), (second, last)):
@@ -199,14 +199,14 @@ def _linear(inputs: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:
 def _recompute_step(
     module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
 ) -> Tensor:
-    """Compute Step 3.7's experts anew."""
+    """Compute Step 3.7's experts again."""
     return _route(module, *inputs, partial(apply_gate, module), _as_it_is)
 
 
 def _recompute_longcat(
     module: Any, inputs: tuple[Tensor, Tensor, Tensor], _kwargs: Any, _output: Tensor
 ) -> Tensor:
-    """Compute LongCat's experts anew, of which the last give back what they get."""
+    """Compute LongCat's experts again, the last of which return their inputs."""
     states, index, weights = inputs
 
     def gated(outputs: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def _recompute_longcat(
 def _recompute_shared(
     module: Any, inputs: tuple[Tensor], kwargs: Mapping[str, Tensor], output: Tensor
 ) -> Tensor:
-    """Compute Inkling's shared experts anew, which all get every token."""
+    """Compute Inkling's shared experts again, all of which get every token."""
     states = inputs[0].reshape(-1, inputs[0].shape[-1])
     gammas = kwargs["gammas"].reshape(-1, module.n_shared_experts)
     tokens = torch.arange(len(states), device=states.device)
@@ -244,9 +244,9 @@ def _recompute_shared(
 
 
 def _recompute_llama4(module: Any, inputs: tuple[Tensor], _kwargs: Any, _output: Tensor) -> Tensor:
-    """Compute Llama 4's experts anew, which get all tokens, each times its score.
+    """Compute Llama 4's experts again, which get all tokens, each times its score.
 
-    The score of a token that was not routed to an expert is 0, and so is all that comes of it.
+    A token that was not routed to an expert has a score and outputs of 0 there.
     """
     states = inputs[0].view(module.num_experts, -1, module.hidden_size)
     routed = states.ne(0).any(dim=-1)

@@ -1,4 +1,4 @@
-"""Which files a model's folder has, wherever its links lead."""
+"""List the files of a model's folder, and decide which links to follow."""
 
 import re
 import stat
@@ -11,7 +11,7 @@ from sordino.errors import UserError
 from sordino.files import printable
 
 OUTSIDE = "a link out of the folder"
-# What a causal model's folder has beside its weights, by the names of transformers and the hub.
+# Files of a causal model beside its weights, as transformers and the hub name them.
 _SETTINGS = (
     *("config.json", "generation_config.json", "*processor_config.json"),
     *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
@@ -25,7 +25,7 @@ _VOCABULARY = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 _TERMS = ("licen[cs]e", "licen[cs]e[.-]*", "notice", "notice.*", "use_policy*", "copying")
-# A GGUF model's file that is one of several, as llama.cpp calls them.
+# One of several files of a GGUF model, as llama.cpp names them.
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.I)
 _CACHED = "models--"
 _OF_OTHER_PROGRAMS = ("__pycache__", "*.incomplete", "*.partial", "*.lock")
@@ -36,10 +36,10 @@ class FolderFiles:
     """The files of a folder, in a stable order.
 
     Args:
-        inside: Regular files that lie in the folder, or behind a link in the hub's cache.
-        outside: Regular files behind a link that leads anywhere else.
-        left_out: Why whatever else is there is no file of the model, by its path; a folder's ends
-            with a slash.
+        inside: Regular files in the folder, or behind links into the hub's cache.
+        outside: Regular files behind links to anywhere else.
+        left_out: By path, why anything else does not belong to the model; a folder's path ends with
+            a slash.
     """
 
     inside: tuple[PurePosixPath, ...]
@@ -50,8 +50,8 @@ class FolderFiles:
 def list_files(folder: Path) -> FolderFiles:
     """List the files of a model's folder; none is opened.
 
-    Links are followed inside the folder, and to what the hub's cache holds of models, because its
-    snapshots are made of links. Hidden files are not the model's.
+    Links are followed inside the folder, and into the hub's cache of models, whose snapshots
+    consist of links. Hidden files do not belong to the model.
 
     Raises:
         UserError: A folder in it cannot be read.
@@ -60,23 +60,23 @@ def list_files(folder: Path) -> FolderFiles:
 
 
 def is_settings(file: PurePosixPath) -> bool:
-    """Whether a file is called as a model's configuration is, or another short JSON beside it."""
+    """Whether a file has the name of a model's configuration, or of another short JSON file."""
     return _is_called(file, _SETTINGS) or file.as_posix() == "tokenizer_config.json"
 
 
 def is_terms(file: PurePosixPath) -> bool:
-    """Whether a file is called as a licence is, or as what belongs to one."""
+    """Whether a file has the name of a licence or a notice."""
     return _is_called(file, _TERMS)
 
 
 def is_of_model(file: PurePosixPath) -> bool:
-    """Whether a file is called as one that opening a model reads, weights aside."""
+    """Whether a file has the name of one that opening a model reads, weights aside."""
     return _is_called(file, (*_SETTINGS, *_VOCABULARY))
 
 
 def _is_called(file: PurePosixPath, patterns: tuple[str, ...]) -> bool:
     name = file.as_posix().lower()
-    # A pattern's * would take slashes, too.
+    # A * in a pattern would match slashes, too.
     return any(fnmatch(name, one) and name.count("/") == one.count("/") for one in patterns)
 
 
@@ -103,7 +103,7 @@ class _Walk:
             self._sort(place / name, linked=linked)
 
     def _sort(self, file: PurePosixPath, *, linked: bool) -> None:
-        """Put one entry of a folder where it belongs."""
+        """Put one entry of a folder into its list."""
         path = self._folder / file
         is_folder, is_link = stat.S_ISDIR(_mode(path)), stat.S_ISLNK(_mode(path, follow=False))
         reason = self._reason(file, path, is_link=is_link, linked=linked)
@@ -117,7 +117,7 @@ class _Walk:
             self._outside.append(file)
 
     def _reason(self, file: PurePosixPath, path: Path, *, is_link: bool, linked: bool) -> str:
-        """Why an entry is no file of the model and no folder of such; "" if it is one."""
+        """Why an entry does not belong to the model; "" if it does."""
         mode = _mode(path)
         if file.name.startswith("."):
             return "hidden"
@@ -132,7 +132,7 @@ class _Walk:
         real = path.resolve()
         if not real.is_relative_to(self._root):
             return OUTSIDE
-        # Links below a linked folder could lead round and round.
+        # Links below a linked folder could form a circle.
         if linked or path.parent.resolve().is_relative_to(real):
             return "a link to a folder that is listed already"
         return ""
@@ -143,7 +143,7 @@ class _Walk:
 
 
 def _mode(path: Path, *, follow: bool = True) -> int:
-    """What a path is and who may do what with it; 0 where that cannot be told."""
+    """The mode of a path; 0 if it cannot be read."""
     try:
         return path.stat(follow_symlinks=follow).st_mode
     except OSError:
@@ -151,22 +151,22 @@ def _mode(path: Path, *, follow: bool = True) -> int:
 
 
 def _blobs(root: Path, real: Path) -> Iterator[Path]:
-    """Where the hub's cache keeps the files of the model that a snapshot or a link belongs to."""
+    """The folders of the hub's cache that hold the files of a snapshot, or of a link's model."""
     from huggingface_hub import constants
 
     repository = root.parent.parent
     if root.parent.name == "snapshots" and repository.name.startswith(_CACHED):
-        yield repository / "blobs"  # whatever cache that is
+        yield repository / "blobs"  # in any cache
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if real.is_relative_to(cache) and real.relative_to(cache).parts[0].startswith(_CACHED):
         yield cache / real.relative_to(cache).parts[0] / "blobs"
 
 
 def piece_files(path: Path) -> list[Path]:
-    """The files of a model, by the name of one of them: that file alone where it is whole.
+    """The files of a model, by the name of one of them: that file alone if its name has no numbers.
 
     Args:
-        path: A file, be it there or not.
+        path: A file, whether it exists or not.
 
     Example:
         >>> [file.name for file in piece_files(Path("tiny-00001-of-00002.gguf"))]

@@ -1,10 +1,10 @@
-"""Weights of 4-bit floats (E2M1) in blocks that share a scale, as MXFP4 and NVFP4 have them."""
+"""De-quantise 4-bit floats (E2M1) in blocks that share a scale, as in MXFP4 and NVFP4."""
 
 import torch
 from torch import Tensor
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the lower three bits of a code stand for; the highest bit is the sign."""
+"""The values of the lower three bits of a code; the highest bit is the sign."""
 _VALUES = torch.tensor([*MAGNITUDES, *(-value for value in MAGNITUDES)])
 
 
@@ -12,7 +12,7 @@ def weights_of(codes: Tensor, scales: Tensor) -> Tensor:
     """The weights that codes and scales stand for.
 
     Args:
-        codes: uint8 [rows, blocks, bytes]; of each byte's two codes the lower half is the first.
+        codes: uint8 [rows, blocks, bytes]; the lower half of a byte is the first of its two codes.
         scales: float32 [rows, blocks].
 
     Returns:

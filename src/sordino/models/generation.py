@@ -33,30 +33,30 @@ from sordino.models.transformers_internals import CACHE
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
 MAX_LOGITS = 2**26
-# Logits from which tokens are chosen at once: 8 MiB in float32, so that what is made of them stays
-# in the processor's cache, and in memory that is used again and not asked of the system anew.
+# Logits from which tokens are chosen at once: 8 MiB in float32, so that intermediate results stay
+# in the processor's cache and their memory is reused.
 _PIECE = 2**21
-# With fewer rows than this, a step takes as long as reading the weights does.
+# With fewer rows than this, a step takes only as long as reading the weights.
 _FEW = 128
 # Finished rows are dropped once they are this share of a batch: dropping copies the cache.
 _DROP_SHARE = 0.25
 # The cumulative distribution is summed in blocks of this many tokens; see `inverse_cdf`.
 _BLOCK = 256
-# The largest share of a sum that is sure to be below the sum itself after rounding.
+# The largest share of a sum that is below the sum itself, even after rounding.
 _BELOW_ONE = 1 - 1e-15
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; the default is plain sampling from the model's own distribution.
+    """How tokens are chosen; by default, sampled from the model's own distribution.
 
-    The model's own generation settings are not used, so that every model is asked the same.
+    The model's own generation settings are not used, so that all models are treated alike.
 
     Args:
         new_tokens: The most tokens of a continuation.
-        temperature: What the logits are divided by; 0 takes the likeliest token.
+        temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Sample among this many likeliest tokens; 0 for all.
-        top_p: Sample among the likeliest tokens that hold this share of the probability.
+        top_p: Sample among the likeliest tokens that together have this probability.
         repetition_penalty: Divides positive logits of tokens seen already and multiplies negative
             ones (Keskar et al. 2019, arXiv 1909.05858); 1 for none.
 
@@ -72,20 +72,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.new_tokens >= 1, "new_tokens", self.new_tokens, "at least 1"),
-            (self.temperature >= 0, "temperature", self.temperature, "0 or more"),
-            (self.top_k >= 0, "top_k", self.top_k, "0 or more"),
-            (0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1"),
-            (
-                self.repetition_penalty > 0,
-                "repetition_penalty",
-                self.repetition_penalty,
-                "above 0",
-            ),
+            ("new_tokens", self.new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
         ]
-        for good, name, value, wanted in checks:
+        for name, good, wanted in checks:
             if not good:
-                raise UserError(f"`{name}={value:g}` is out of range: it must be {wanted}.")
+                value = f"{getattr(self, name):g}"
+                raise UserError(f"`{name}={value}` is out of range: it must be {wanted}.")
 
     def processors(self) -> LogitsProcessorList:
         """Transformers' own processors for these settings, in its own order."""
@@ -110,7 +106,7 @@ class Continuation:
         number: Which of the prompt's continuations.
         ids: The tokens, without the one that ended it; None where only the text is known.
         text: These tokens as text.
-        missing: Why there is no text, which is not the same as an empty one; "" where there is one.
+        missing: Why there is no text, which is not the same as an empty text; "" if there is.
     """
 
     prompt: int
@@ -125,8 +121,8 @@ class GenerationBatch:
     """Prompts of about the same length, each continued the same number of times.
 
     Args:
-        prompts: Which of the prompts these are.
-        numbers: Which continuations of each are asked for.
+        prompts: The prompts' indices.
+        numbers: The numbers of each prompt's continuations.
         ids: The token ids of each prompt.
     """
 
@@ -140,8 +136,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts, cut so that the continuation still fits the model.
 
-    A tokenizer's own special tokens are kept, except an end-of-sequence token at the end, after
-    which a model would begin something new.
+    The tokenizer's own special tokens are kept, except an end-of-sequence token at the end, after
+    which a model would begin a new text.
 
     Args:
         opened: The model.
@@ -150,17 +146,17 @@ def encode_prompts(
         new_tokens: The most tokens of a continuation.
 
     Raises:
-        UserError: A prompt says nothing, or the model has no room for the continuation.
+        UserError: A prompt has no tokens, or the model has no room for the continuation.
     """
     room = prompt_room(opened, new_tokens)
     return encode_open(opened, texts, max_tokens if room is None else min(max_tokens, room))
 
 
 def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of texts that are to be continued: no end-of-sequence token stands at their end.
+    """Token ids of texts to be continued, without an end-of-sequence token at the end.
 
     Raises:
-        UserError: A text gives no token at all.
+        UserError: A text has no tokens.
     """
     ends = _end_ids(opened)
     encoded = encode(opened.tokenizer, texts, max_tokens)
@@ -197,9 +193,9 @@ def plan(
 
     A batch's rows are its prompts times `continuations`; rows × (longest prompt + new tokens) is at
     most `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`, on a GPU more. Prompts of one
-    length are together; where they alone would be few rows, those of the next shorter ones join
-    them, as long as no more than `new_tokens` shorter. Batches of the same lengths are as even as
-    can be. A prompt whose continuations do not fit together is given several batches.
+    length are together; if they are few rows, the next shorter prompts join them, up to
+    `new_tokens` shorter. Batches of the same lengths are as even as possible. A prompt whose
+    continuations do not fit into one batch gets several.
     """
     vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
     most_logits = for_device(MAX_LOGITS, opened.device)
@@ -219,7 +215,7 @@ def plan(
 def _of_like_length(
     prompts: Sequence[Sequence[int]], continuations: int, span: int
 ) -> list[list[int]]:
-    """The numbers of the prompts, longest first, in groups that are worth a batch."""
+    """The indices of the prompts, longest first, in groups that are large enough for a batch."""
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(index)
@@ -235,7 +231,7 @@ def _of_like_length(
 
 
 def _cut_evenly(items: Any, largest: int) -> list[Any]:
-    """Cut a sequence into as few pieces of at most `largest` as can be, as even as can be."""
+    """Cut a sequence into the fewest pieces of at most `largest`, as even as possible."""
     pieces = -(-len(items) // largest)
     bounds = [piece * len(items) // pieces for piece in range(pieces + 1)]
     return [items[low:high] for low, high in pairwise(bounds)]
@@ -258,10 +254,10 @@ def generate(
         batches: The prompts, see `plan`.
         sampling: How tokens are chosen.
         seed: Of the sampling.
-        ends: Tokens that end a continuation beside those that end the model's texts.
+        ends: Tokens that end a continuation, beside those that end the model's texts.
 
     Raises:
-        UserError: The model's logits are not numbers.
+        UserError: The model's logits are not finite.
     """
     for batch in batches:
         owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
@@ -280,22 +276,22 @@ def stream(
     number: int = 0,
     ends: Collection[int] = (),
 ) -> Generator[Continuation]:
-    """Sample one continuation, and yield what there is of it after each token.
+    """Sample one continuation, and yield it after each token.
 
-    The last one is what `generate` gives for the same place and the same token ids. Before it, the
-    text has no character whose bytes are not all there yet.
+    The last one is what `generate` gives for the same prompt, number and token ids. Those before it
+    have no character whose bytes are not complete.
 
     Args:
         opened: The model.
         ids: The token ids of the prompt.
         sampling: How tokens are chosen.
         seed: Of the sampling.
-        prompt: Which of the prompts it is, for its random numbers.
-        number: Which of the prompt's continuations it is.
+        prompt: The prompt's index, for its random numbers.
+        number: The continuation's number, likewise.
         ends: As for `generate`.
 
     Raises:
-        UserError: The model's logits are not numbers.
+        UserError: The model's logits are not finite.
     """
     batch = GenerationBatch((prompt,), range(number, number + 1), (tuple(ids),))
     owner = (prompt, number)
@@ -306,13 +302,13 @@ def stream(
 
 
 def uniforms(seed: int, prompt: int, number: int, steps: int) -> NDArray[np.float64]:
-    """The random numbers of one continuation, one a step, float64 in [0, 1).
+    """The random numbers of one continuation, one per step, float64 [steps] in [0, 1).
 
     They come from a counter-based generator (Philox) whose key is the seed and whose counter
-    starts at (prompt, number), so they depend on nothing else, and those of fewer steps are the
-    first of those of more.
+    starts at (prompt, number), so they depend on nothing else, and fewer steps give the first of
+    the same numbers.
     """
-    # The lowest two of the counter's four words are left to count the steps.
+    # The lowest two of the counter's four words count the steps.
     counter = np.array([0, 0, number, prompt], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=counter)).random(steps)
 
@@ -345,8 +341,8 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     target = draws.clamp(max=_BELOW_ONE).unsqueeze(-1) * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True)
     total = sums.gather(1, block)
-    # The block's float32 sum and the sum of its tokens in float64 differ by rounding, so the place
-    # inside the block is taken as a share: it can then never run past the block's last token.
+    # The block's float32 sum and the float64 sum of its tokens differ by rounding. So the place in
+    # the block is taken as a share, which never runs past the block's last token.
     share = ((target - ends.gather(1, block) + total) / total).clamp(0, _BELOW_ONE)
     chosen = block.to(weights.device).unsqueeze(-1).expand(-1, 1, _BLOCK)
     within = double(weights.gather(1, chosen).squeeze(1)).cumsum(dim=-1)
@@ -363,7 +359,7 @@ def _steps(
     seed: int,
     more_ends: Collection[int],
 ) -> Iterator[torch.Tensor]:
-    """Sample a batch, and yield after each step the tokens that there are.
+    """Sample a batch, and yield the tokens so far after each step.
 
     Yields:
         int64 [owners, new tokens], -1 where there is none (yet): the same tensor every time.
@@ -374,9 +370,9 @@ def _steps(
     ends = torch.tensor(sorted(_end_ids(opened).union(more_ends)), dtype=torch.int64, device=device)
     processors = sampling.processors()
 
-    # One forward over what all prompts have of tokens; its last logits and its cache then serve
-    # all their continuations. What longer prompts have beyond it is put in token by token while
-    # the others are being continued already, so that all rows stand at the same position.
+    # One forward over as many tokens as all prompts have; its last logits and its cache serve all
+    # their continuations. The rest of longer prompts is fed token by token while shorter ones are
+    # being continued already, so that all rows are at the same position.
     lengths = torch.tensor([len(ids) for ids in batch.ids], device=device)
     shortest, longest = int(lengths.min()), int(lengths.max())
     prompts = torch.full((len(batch.ids), longest), -1, dtype=torch.int64)
@@ -398,7 +394,7 @@ def _steps(
     for position in range(shortest, longest + steps):
         step = position - lengths[alive]  # below 0 inside the prompt
         writing = ((step >= 0) & ~finished).nonzero().squeeze(-1)
-        # What a finished row is given does not matter.
+        # A finished row can be given any token.
         chosen = prompts[alive, min(position, longest - 1)].clamp(min=0)
         for piece in writing.split(rows):
             draw = draws[alive[piece].to(draws.device), step[piece].to(draws.device)]
@@ -440,7 +436,7 @@ def _choose(
 def _forward(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """The logits [rows, vocabulary] after the last token, and the cache with all tokens in it.
 
-    A model without a cache whose rows can be chosen reads the whole of `ids` each time.
+    A model whose cache cannot be reordered reads all of `ids` each time.
     """
     options = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
     fresh = ids if cache is None else ids[:, -1:]
@@ -454,14 +450,14 @@ def _keeps_last_logits(model: Any) -> bool:
 
 
 def ending(opened: OpenModel) -> int | None:
-    """The token that ends a text: where a model has several, the tokenizer's own if it is one."""
+    """The token that ends a text; if a model has several, the tokenizer's own if it is one."""
     ends = _end_ids(opened)
     own = opened.tokenizer.eos_token_id
     return own if own in ends else min(ends, default=None)
 
 
 def _end_ids(opened: OpenModel) -> set[int]:
-    """The tokens that end a text, by the model's generation settings or else by its tokenizer."""
+    """The tokens that end a text, by the model's generation settings, else by its tokenizer."""
     ends = opened.model.generation_config.eos_token_id
     if ends is None:
         ends = opened.tokenizer.eos_token_id

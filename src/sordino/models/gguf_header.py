@@ -1,9 +1,9 @@
-"""What a GGUF file says about itself, checked before anybody believes it.
+"""The header of a GGUF file, checked before it is used.
 
-Counts, lengths and offsets in a header are numbers that anybody can write there. Here each is held
-against the file's size before it is used, so that a damaged or hostile file ends in one sentence:
-nothing is allocated that is larger than the file, and no loop runs longer than the file is long.
-Arrays, such as a vocabulary, are passed over and read when they are asked for.
+Anybody can write any number into a header. Here every count, length and offset is compared with the
+file's size first, so a damaged or hostile file gives one sentence: nothing larger than the file is
+allocated, and no loop takes more steps than the file has bytes. Arrays, such as a vocabulary, are
+skipped and read on request.
 """
 
 import mmap
@@ -23,7 +23,7 @@ from sordino.errors import UserError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # where the file names none
+_ALIGNMENT = 32  # the default
 _MAX_DIMENSIONS = 4  # llama.cpp's limit
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 """The format's numbers for types of values."""
@@ -60,9 +60,9 @@ class Stored(NamedTuple):
     """A tensor as a GGUF file holds it.
 
     Args:
-        name: What llama.cpp calls it, such as "blk.3.ffn_up.weight".
+        name: Its name in llama.cpp, such as "blk.3.ffn_up.weight".
         kind: The type's name, such as "Q4_K".
-        shape: Its dimensions, the one that lies together in the file last.
+        shape: Its dimensions, the contiguous one last.
         start: Its first byte in the file.
         size: Its bytes.
         path: The file.
@@ -91,7 +91,7 @@ class Header:
     """A GGUF file's metadata and its table of tensors.
 
     Args:
-        path: The file; of a model in several files the first.
+        path: The file; of a model in several files, the first.
         metadata: Values by key, in the file's order.
         places: By key, where in the file the pair of key and value starts and ends.
         tensors: By name, in the file's order.
@@ -99,8 +99,8 @@ class Header:
         alignment: Of the tensors' first bytes.
         data: Where the tensors begin.
         version: Of the format.
-        pieces: The headers of a model's files where it is in several; the tensors are then those of
-            all, and everything else is the first one's.
+        pieces: The headers of all files of a model in several; `tensors` are then those of all, and
+            everything else is the first one's.
     """
 
     path: Path
@@ -115,19 +115,21 @@ class Header:
 
     @property
     def files(self) -> tuple["Header", ...]:
-        """The headers of the model's files, be it in one or in several."""
+        """The headers of all files of the model."""
         return self.pieces or (self,)
 
     @property
     def architecture(self) -> str:
-        """What llama.cpp calls the architecture, such as "llama".
+        """The architecture's name in llama.cpp, such as "llama".
 
         Raises:
             UserError: The file names none.
         """
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str) or not name:
-            raise UserError(f"{self.path} names no general.architecture: it is no language model.")
+            raise UserError(
+                f"{self.path} has no general.architecture, so it is not a language model."
+            )
         return name
 
     def read(self, array: Array) -> list[Any]:
@@ -156,7 +158,7 @@ class Header:
         shape = (rows, tensor.size // rows if rows else 0)
         if not tensor.size:
             return np.empty(shape, np.uint8)
-        # Not as a memmap, whose every slice costs microseconds.
+        # As a plain array: each slice of a memmap costs microseconds.
         return np.asarray(np.memmap(tensor.path, np.uint8, "r", tensor.start, shape))
 
 
@@ -164,7 +166,7 @@ def read_header(path: Path) -> Header:
     """Read and check a GGUF file's header.
 
     Raises:
-        UserError: It is no GGUF file, or a damaged one.
+        UserError: It is not a GGUF file, or it is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -180,7 +182,7 @@ def parse_header(data: Buffer, path: Path) -> Header:
     """The header of a GGUF file whose bytes are `data`; `path` is for messages.
 
     Raises:
-        UserError: It is no GGUF file, or a damaged one.
+        UserError: It is not a GGUF file, or it is damaged.
     """
     version, tensor_count, pair_count, at = _start(data, path)
     metadata: dict[str, Value] = {}

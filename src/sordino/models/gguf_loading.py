@@ -1,4 +1,4 @@
-"""A GGUF file opened through transformers, which sees it through our own checked header."""
+"""Open a GGUF file with transformers, which reads it through our own checked header."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import list_some
 from sordino.models.calls import library_errors, quiet_transformers
 from sordino.models.gguf_header import Header
 from sordino.models.gguf_pieces import read_model
@@ -31,15 +31,14 @@ from sordino.models.transformers_internals import (
     reading_through,
 )
 
-# Sizes that transformers does not read, but takes the defaults of.
+# Sizes for which transformers takes its defaults and does not read the file's.
 _EXPERTS_SIZES = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
 
-# What llama.cpp computes with and transformers computes by itself.
+# Tensors of llama.cpp that transformers computes by itself.
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
 
 # Architectures that transformers loads without experts only (Mixtral's files are of "llama"), or
 # whose experts it looks for under names that llama.cpp does not use.
@@ -60,7 +59,7 @@ def holds_experts(header: Header) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Header]:
-    """Check a GGUF file's header, and have transformers read the file through it in this block.
+    """Check a GGUF file's header, and make transformers read the file through it in this block.
 
     Raises:
         UserError: The file is damaged or lacks a piece, or its sizes contradict each other.
@@ -75,7 +74,7 @@ def reading(path: Path) -> Iterator[Header]:
 def load(
     ref: ModelRef, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The de-quantised model of a GGUF file, as if it never had been one, and its tokenizer.
+    """The de-quantised model of a GGUF file, like one from a plain folder, and its tokenizer.
 
     Args:
         ref: The file.
@@ -96,8 +95,8 @@ def load(
 def config_of(header: Header) -> PretrainedConfig:
     """The transformers configuration of a GGUF file, inside `reading`.
 
-    Biases of the feed-forward part, which transformers does not look for, are turned on where the
-    file has them, and experts have the sizes that it says.
+    Biases of the feed-forward part, for which transformers does not look, are turned on if the file
+    has them, and experts get the file's sizes.
 
     Raises:
         UserError: Transformers does not load the file's experts.
@@ -105,8 +104,8 @@ def config_of(header: Header) -> PretrainedConfig:
     if header.architecture in _WITHOUT_EXPERTS and holds_experts(header):
         raise UserError(
             f"{header.path} holds MoE experts, which transformers does not load from GGUF files of "
-            f"the architecture {header.architecture}: find on the folder from which it was made, "
-            "and bake that expertise into it with `allow_other_weights`."
+            f"the architecture {header.architecture}: find experts in the folder from which it was "
+            "made, and bake that expertise into it with `allow_other_weights=True`."
         )
     with quiet_transformers(), library_errors(str(header.path)):
         config = AutoConfig.from_pretrained(**_place(header.path))
@@ -120,9 +119,9 @@ def config_of(header: Header) -> PretrainedConfig:
 
 
 def _place(path: Path) -> dict[str, Any]:
-    """A GGUF file, as transformers' loaders take it: the name has to be absolute.
+    """Arguments for transformers' loaders, with an absolute path to the file.
 
-    A file of that name in the working directory would be taken before the one in the folder.
+    A relative one would prefer a file of that name in the working directory.
     """
     whole = path.absolute()
     return {
@@ -152,18 +151,18 @@ def table_of(header: Header, model: PreTrainedModel) -> GgufTable:
 
 
 def _refuse_other_blocks(header: Header) -> None:
-    """Other layers than the file has would be built, or left out, before it is found out."""
+    """Refuse a wrong number of layers, with which others than the file's would be built."""
     said = header.metadata.get(f"{header.architecture}.block_count", 0)
     blocks = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
     if isinstance(said, bool) or not isinstance(said, int) or said != len(blocks):
         raise UserError(
-            f"{header.path} is damaged, for it says that it has {said} layers and has tensors of "
-            f"{len(blocks)} (block_count): get it again."
+            f"{header.path} is damaged, because its block_count is {said} and it has tensors of "
+            f"{len(blocks)} layers: get it again."
         )
 
 
 def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
-    """What the file lacks, transformers would fill with random numbers without a word."""
+    """Refuse missing tensors, which transformers would silently fill with random numbers."""
     stored: defaultdict[str, int] = defaultdict(int)
     names = table_of(header, model).parameters(header.tensors)
     for tensor, target in names.items():
@@ -181,9 +180,8 @@ def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
             )
     left_over = sorted(header.tensors.keys() - names.keys() - set(_DERIVED))
     if left_over:
-        more = f" and {len(left_over) - 3:,} more" if len(left_over) > 3 else ""
         raise UserError(
             f"{header.path} has {len(left_over):,} tensors that {type(model).__name__} has no "
-            f"place for ({', '.join(map(printable, left_over[:3]))}{more}): it is of a variant of "
-            f"{header.architecture} that transformers does not load from GGUF files."
+            f"place for ({list_some(left_over, 3)}): it is of a variant of {header.architecture} "
+            "that transformers does not load from GGUF files."
         )

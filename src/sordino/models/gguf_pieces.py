@@ -32,8 +32,8 @@ def read_model(path: Path) -> Header:
     files = piece_files(path)
     if len(files) != count:
         raise UserError(
-            f"{path} is one of {count} pieces of a model, which are found by their names: call "
-            f"them NAME-00001-of-{count:05}.gguf and so on."
+            f"{path} is one of {count} pieces of a model, which are found by their names: rename "
+            f"them to NAME-00001-of-{count:05}.gguf and so on."
         )
     for file in files:
         if not file.is_file():
@@ -56,12 +56,12 @@ def _refuse_unlike(pieces: tuple[Header, ...]) -> None:
         if said != (number, len(pieces)):
             raise UserError(
                 f"{piece.path} says that it is piece {_count_from_one(said[0])} of {said[1]}, and "
-                f"it is called piece {number + 1} of {len(pieces)}: it belongs to another model."
+                f"its name says piece {number + 1} of {len(pieces)}: it belongs to another model."
             )
         if piece.metadata.get(TENSORS) != first.metadata.get(TENSORS):
             raise UserError(
-                f"{piece.path} says of {piece.metadata.get(TENSORS)} tensors in all, and "
-                f"{first.path} of {first.metadata.get(TENSORS)}: it belongs to another model."
+                f"{piece.path} says {piece.metadata.get(TENSORS)} tensors in all, and "
+                f"{first.path} says {first.metadata.get(TENSORS)}: it belongs to another model."
             )
         if piece.alignment != first.alignment:
             raise UserError(
@@ -76,7 +76,7 @@ def _refuse_unlike(pieces: tuple[Header, ...]) -> None:
         names |= piece.tensors.keys()
     if len(names) != first.metadata.get(TENSORS):
         raise UserError(
-            f"{first.path} says of {first.metadata.get(TENSORS)} tensors, and the {len(pieces)} "
+            f"{first.path} says {first.metadata.get(TENSORS)} tensors, and the {len(pieces)} "
             f"pieces hold {len(names):,}: one of them is damaged, get it again."
         )
 

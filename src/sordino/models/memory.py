@@ -13,15 +13,14 @@ _PART_OF_GPU, _MOST_PARTS = 8 * _GIB, 8
 
 
 def for_device(count: int, device: torch.device) -> int:
-    """How much to have in memory at once on a device, from what suits the processor.
+    """The batch size for a device, given one that suits the processor.
 
-    A GPU is idle on a processor's batches. It takes as many times more as its memory has pieces of
-    8 GiB, at most eight times. That depends on the kind of GPU and not on what is free, so that the
-    same command rounds in the same way again.
+    A GPU takes one such batch for each 8 GiB of its memory, at most eight. That depends on the kind
+    of GPU and not on free memory, so that the same command rounds in the same way again.
 
     Args:
         count: How many tokens or logits suit the processor.
-        device: Where they will be.
+        device: The device.
 
     Example:
         >>> for_device(2048, torch.device("cpu"))
@@ -30,15 +29,15 @@ def for_device(count: int, device: torch.device) -> int:
     if device.type != "cuda":
         return count
     total = torch.cuda.get_device_properties(device).total_memory
-    # An "80 GB" card has a little less; the driver takes a part.
+    # An "80 GB" card shows a little less, because the driver takes some.
     return count * min(max(round(total / _PART_OF_GPU), 1), _MOST_PARTS)
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be taken on a device before something is refused or killed.
+    """Bytes that this process can still take on a device.
 
-    For the processor the least of what the machine has free, what the control groups of this
-    process leave it, and what its limits on address space and data (`ulimit -v`, `-d`) leave it.
+    On the processor it is the least of the machine's free memory, what the control groups of this
+    process leave, and what its limits on address space and data (`ulimit -v`, `-d`) leave.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -51,7 +50,7 @@ def _read_limits() -> Iterator[int]:
     import resource
 
     taken = psutil.Process().memory_info()
-    # Data are what is private and writable; of some systems only the whole address space is known.
+    # Data means private, writable memory; some systems report only the whole address space.
     for limit, used in (
         (resource.RLIMIT_AS, taken.vms),
         (resource.RLIMIT_DATA, getattr(taken, "data", taken.vms)),
@@ -74,7 +73,7 @@ def _read_groups(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) ->
             usage, cached = "memory.usage_in_bytes", "total_inactive_file"
         else:
             continue
-        # In a container the path may be the host's, of which only the upper end is there.
+        # In a container the path may be the host's, whose lower folders are not visible.
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
             left = _read_group(folder, limit, usage, cached)

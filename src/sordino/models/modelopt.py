@@ -1,4 +1,4 @@
-"""NVIDIA Model Optimizer's NVFP4 checkpoints, which transformers does not open, de-quantised."""
+"""De-quantise NVFP4 checkpoints of NVIDIA's Model Optimizer, which transformers cannot open."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from sordino.models.fp4 import weights_of
 from sordino.models.streaming import StoredTensors
 
 CODES, SCALES, SHARED = "weight", "weight_scale", "weight_scale_2"
-"""The ends of the names of a layer's codes, its scales of blocks, and that of the whole."""
+"""The suffixes of a layer's codes, its scales of blocks, and the scale of the whole."""
 _ALGORITHM = "NVFP4"
-# What stands beside weights: scales of layers' inputs, and of the keys and values that are cached.
+# Tensors beside weights: scales of layers' inputs, and of cached keys and values.
 _BESIDE = ("_scale", "_scale_2")
 
 
@@ -23,13 +23,13 @@ def refuse_other_algorithms(settings: Mapping[str, Any]) -> None:
     algorithm = settings.get("quant_algo")
     if algorithm != _ALGORITHM:
         raise UserError(
-            f"Model Optimizer's checkpoints are taken in {_ALGORITHM}, and this one is "
+            f"Model Optimizer's checkpoints are supported in {_ALGORITHM}, and this one is "
             f"{printable(str(algorithm), 60)}: use the model from which it was quantised."
         )
 
 
 def plain_tensors(stored: StoredTensors, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint by name, de-quantised ones in place of codes and scales.
+    """The tensors of a checkpoint by name, with weights in place of codes and scales.
 
     Args:
         stored: What its files hold.

@@ -1,7 +1,7 @@
-"""Norms that a block's output passes before it joins the residual stream.
+"""Norms between a block's output and the residual stream.
 
-What such a norm puts out is what the block adds to the stream, and its gain has one number for
-each: so a gain can be scaled as a row of a matrix can.
+Such a norm's outputs are what the block adds to the stream, and its gain has one number for each of
+them, so a gain can be scaled like a row of a matrix.
 """
 
 import re
@@ -15,7 +15,8 @@ from torch.func import functional_call
 from sordino.errors import UserError
 
 _AFTER_BLOCK = re.compile(r"^post_(feedforward_layernorm|mlp_layernorm|self_attn_layernorm)$")
-# Where the feed-forward part has a norm after it, this one is attention's; else it is before that.
+# If the feed-forward part has a norm after it, this one is after attention; else it is before the
+# feed-forward part.
 _AFTER_ATTENTION, _BESIDE = "post_attention_layernorm", "post_feedforward_layernorm"
 
 
@@ -31,7 +32,7 @@ class NormGain:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter that holds the gain, less `offset`: [neurons]."""
+        """The parameter that holds the gain less `offset`, [neurons]."""
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight
@@ -49,10 +50,10 @@ class NormGain:
 
     @cached_property
     def offset(self) -> float:
-        """What is added to the weight before it multiplies: 1 in Gemma's norms, 0 in most.
+        """What the norm adds to its weight before multiplying: 1 in Gemma's norms, 0 in most.
 
-        No attribute says it, so the norm is asked: with a weight of 0 it puts out the offset times
-        the normed input, and with a weight of 1 once more of it.
+        No attribute holds it, so the norm is tried: with a weight of 0 its output is the offset
+        times the normed input, and with a weight of 1 once more of that.
 
         Raises:
             UserError: The norm's outputs are not a gain times something.
@@ -65,8 +66,8 @@ class NormGain:
             if normed.any() and torch.allclose(zero, offset * normed, rtol=1e-4, atol=1e-5):
                 return offset
         raise UserError(
-            f"{type(self.module).__name__} does not multiply by its weight, so that its gain "
-            "cannot be scaled: leave it out with `sites`."
+            f"{type(self.module).__name__} does not multiply by its weight, so its gain cannot be "
+            "scaled: choose other `sites`."
         )
 
     def _with_weight(self, value: float, inputs: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class NormGain:
         return outputs.float()
 
     def scaled_by(self, factors: Tensor) -> Tensor | None:
-        """What is to be added to the weight times these factors, [neurons]; None for nothing.
+        """What to add to the weight times these factors, [neurons]; None for nothing.
 
         A gain of w + 1 times α is (α · w + α − 1) + 1.
         """

@@ -48,10 +48,10 @@ ALL_GPUS = "all"
 """The device that is all GPUs of the machine, each with some of the layers."""
 
 _WITHOUT_PACKAGES = (
-    "Baking needs no loading: with `allow_other_weights` it takes the expertise of the model from "
-    "which this one was quantised."
+    "baking does not load the model: with `allow_other_weights=True` it takes the expertise of the "
+    "model from which this one was quantised"
 )
-# What a model takes to be used beside its weights: libraries, activations, responses.
+# Memory that using a model takes beside its weights: libraries, activations, responses.
 _BESIDE_WEIGHTS = 1 << 30
 
 
@@ -63,9 +63,9 @@ class OpenModel:
         ref: Where it came from.
         model: The transformers model.
         tokenizer: Its tokenizer.
-        site_pattern: The `--sites` override, or None.
-        streamed: Where the model is not in memory, what brings its weights there part by part.
-        taken: Bytes of memory that the process had taken before the weights came; 0 if unknown.
+        site_pattern: The argument `sites` of `open_model`.
+        streamed: Brings the weights into memory part by part; None if all are there.
+        taken: Bytes of memory that the process used before loading the weights; 0 if unknown.
     """
 
     ref: ModelRef
@@ -82,7 +82,7 @@ class OpenModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are, or are brought; of several devices that of the input."""
+        """The device of the model's weights; of several devices, that of the input."""
         return self.streamed.device if self.streamed else self.model.device
 
     @property
@@ -91,7 +91,7 @@ class OpenModel:
         return tuple(dict.fromkeys([self.device, *self._places.values()]))
 
     def device_of(self, path: str) -> torch.device:
-        """Where the module or the parameter of that path computes."""
+        """The device on which the module or the parameter at that path computes."""
         names = path.split(".")
         for length in range(len(names), 0, -1):
             if place := self._places.get(".".join(names[:length])):
@@ -100,11 +100,11 @@ class OpenModel:
 
     @cached_property
     def _places(self) -> dict[str, torch.device]:
-        """Where parts compute, by module path, if the model is spread over several devices."""
+        """The parts' devices by module path, if the model is spread over several."""
         places = getattr(self.model, "hf_device_map", {})
         if len(set(places.values())) < 2:
             return {}
-        # What lies elsewhere until it is needed is brought to where the input is.
+        # Offloaded parts are moved to the input's device when they are needed.
         return {
             path: self.device if place in ("cpu", "disk") else torch.device(place)
             for path, place in places.items()
@@ -128,19 +128,24 @@ def open_model(
     """Load a model and its tokenizer.
 
     Args:
-        spec: A hub id, a transformers folder, a ".gguf" file, or the kit's ("kit:smollm2"); a
-            model that is open already is given back as it is.
+        spec: A hub id, a transformers folder, a ".gguf" file, or a model of the kit
+            ("kit:smollm2"); a model that is open already is returned as it is.
         device: "auto" (a GPU if there is one), "all" (every GPU of the machine, some of the layers
             on each), or a torch device such as "cpu" or "cuda:1".
         dtype: "auto" (the checkpoint's own; float32 for GGUF), "float32", "bfloat16", "float16".
         revision: A branch, tag or commit of the hub.
-        sites: "attention", "all" or a regular expression over module paths that chooses the
-            sites; see `sordino.models.sites.find_sites`.
+        sites: "attention", "all", "norms" or a regular expression over module paths that chooses
+            the sites; see `sordino.models.sites.find_sites`.
         stream: Leave the weights in their files and read them layer by layer, which is enough for
             `find_experts`; None: if they do not fit into memory.
 
     Raises:
-        UserError: The model, the device or the dtype cannot be had.
+        UserError: The model, the device or the dtype is not available.
+
+    Example:
+        >>> opened = sordino.open_model("tiny")
+        >>> len(opened.sites) > 0
+        True
     """
     if isinstance(spec, OpenModel):
         return spec
@@ -170,7 +175,7 @@ def open_model(
 def _open_folder(
     ref: ModelRef, target: torch.device, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A folder's model in memory, checked before its weights are read, and its tokenizer."""
+    """A folder's model in memory and its tokenizer; it is checked before its weights are read."""
     settings = quantisation_of(ref.path)
     config, model = _module_tree(ref)
     if settings is None:
@@ -188,7 +193,7 @@ def _open_folder(
             output_loading_info=True,
             **{**options, **quantised},
         )
-    # What quantised layers are made of is known to their loader alone.
+    # Only their loader knows the tensors of quantised layers.
     refuse_differences(
         ref.name,
         model,
@@ -197,7 +202,7 @@ def _open_folder(
         mismatched={},
     )
     if quantised:
-        return model, tokenizer  # its layers are made where they stay
+        return model, tokenizer  # its layers were made on the target device
     return _place(ref, model, target), tokenizer
 
 
@@ -208,14 +213,14 @@ def _dequantise(
     settings: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """The model of a checkpoint that transformers does not know how to read.
+    """The de-quantised model of a checkpoint that transformers cannot read.
 
     Args:
         ref: The folder.
-        config: Its configuration, which loses its quantisation settings.
+        config: Its configuration; its quantisation settings are removed.
         empty: Its module tree on the "meta" device.
         settings: The quantisation settings.
-        options: What loading it takes beside the rest.
+        options: Further options for `from_pretrained`.
     """
     modelopt.refuse_other_algorithms(settings)
     note(f"De-quantising {ref.name} …")
@@ -233,7 +238,7 @@ def _dequantise(
 
 
 def _place(ref: ModelRef, model: PreTrainedModel, target: torch.device) -> PreTrainedModel:
-    """The model where it computes: on one device, unless it was spread over several."""
+    """The model on its device, unless it is spread over several."""
     if getattr(model, "hf_device_map", None):
         _refuse_offloaded(ref, model)
         return model
@@ -247,16 +252,16 @@ def _mend_not_finite(model: PreTrainedModel) -> str:
 
 
 def streamable(ref: ModelRef) -> bool:
-    """Whether a model can be read layer by layer: it lies in safetensors files, not quantised."""
+    """Whether a model can be read layer by layer: a folder whose weights are not quantised."""
     return ref.kind == "folder" and quantisation_of(ref.path) is None
 
 
 def fits(ref: ModelRef, devices: Sequence[torch.device], dtype: str = "auto") -> bool:
-    """Whether a transformers folder can be opened as a whole, going by the memory that is free.
+    """Whether a transformers folder fits into the memory that is free.
 
     Args:
         ref: The folder.
-        devices: Where its weights shall be, together.
+        devices: The devices that share its weights.
         dtype: See `open_model`.
 
     Raises:
@@ -270,14 +275,14 @@ def fits(ref: ModelRef, devices: Sequence[torch.device], dtype: str = "auto") ->
     size += size // 20
     if len(devices) > 1:
         return size <= sum(max(available(place) - _BESIDE_WEIGHTS, 0) for place in devices)
-    # It passes through the processor's memory on its way elsewhere.
+    # On its way to another device it passes through the processor's memory.
     return all(
         size + _BESIDE_WEIGHTS <= available(place) for place in {*devices, torch.device("cpu")}
     )
 
 
 def _spread(devices: Sequence[torch.device]) -> dict[str, object]:
-    """What loading a model onto several devices takes beside the rest; nothing for one."""
+    """Options that load a model onto several devices; none for one device."""
     if len(devices) == 1:
         return {}
     room = {place.index: max(available(place) - _BESIDE_WEIGHTS, 0) for place in devices}
@@ -285,7 +290,7 @@ def _spread(devices: Sequence[torch.device]) -> dict[str, object]:
 
 
 def _refuse_offloaded(ref: ModelRef, model: PreTrainedModel) -> None:
-    """Weights that come and go with every call are slower than layers that are read once."""
+    """Offloaded weights are moved at every call, which is slower than reading each layer once."""
     if {"cpu", "disk"} & set(model.hf_device_map.values()):
         raise UserError(
             f"{ref.name} does not fit on the GPUs of this machine together: leave out "
@@ -315,11 +320,11 @@ def _module_tree(
 
     Args:
         ref: The folder.
-        dtype: Of the weights; None for the configuration's.
-        otherwise: Of the weights where the configuration names none either.
+        dtype: The weights' dtype; None for the configuration's.
+        otherwise: Their dtype where the configuration does not name one either.
 
     Raises:
-        UserError: The configuration cannot be read, or says of more than the files can hold.
+        UserError: The configuration cannot be read, or describes more than the files can hold.
     """
     names = [name for path in ref.weight_files for name in read_header(path)]
     refuse_counts(ref.name, read_settings(ref.path), names)
@@ -334,11 +339,11 @@ def _module_tree(
 
 
 def _refuse_other_inputs(name: str, model: PreTrainedModel) -> None:
-    """Text alone has to be enough for a model."""
+    """Raise `UserError` if the model takes anything but text, or is not a decoder."""
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
         raise UserError(
-            f"{name} is an encoder-decoder ({kind}), and Sordino dampens decoders alone: choose a "
+            f"{name} is an encoder-decoder ({kind}), and Sordino dampens only decoders: choose a "
             "causal language model."
         )
     parameters = signature(decoder_of(model).forward).parameters.values()
@@ -349,19 +354,19 @@ def _refuse_other_inputs(name: str, model: PreTrainedModel) -> None:
     if others:
         raise UserError(
             f"{name} does not take text alone ({kind} wants {others[0]}), and Sordino measures "
-            "with nothing but text: choose a causal language model."
+            "with text only: choose a causal language model."
         )
 
 
 def _quantised_options(
     config: PretrainedConfig, settings: Mapping[str, Any], target: torch.device
 ) -> dict[str, Any]:
-    """What loading a folder of quantised weights takes beside the rest.
+    """Options that load a folder of quantised weights.
 
     Args:
-        config: Its configuration, which gets the settings where it has them under an old name.
-        settings: The settings of quantisation in its config.json.
-        target: Where the weights shall be.
+        config: Its configuration; settings under an old name are moved to the new one.
+        settings: The quantisation settings in its config.json.
+        target: The device of the weights.
     """
     if hasattr(config, "compression_config"):
         config.quantization_config = dict(settings)
@@ -369,10 +374,10 @@ def _quantised_options(
     options: dict[str, Any] = {"device_map": {"": target}}
     match settings.get("quant_method"):
         case "compressed-tensors":
-            # Otherwise the layers have no weights before the whole model has run once.
+            # Otherwise the layers have no weights before the first forward pass.
             options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
         case "mxfp4":
-            # Otherwise the experts have no outputs of their own that could be seen.
+            # Otherwise the experts' outputs are not visible.
             options["quantization_config"] = Mxfp4Config(dequantize=True)
     return options
 
@@ -381,7 +386,7 @@ def empty_model(ref: ModelRef) -> PreTrainedModel:
     """The model's module tree without its weights, on torch's "meta" device.
 
     Raises:
-        UserError: The files do not hold the model that they describe. Of quantised weights only
+        UserError: The files do not hold the model that they describe. For quantised weights only
             the number of layers is checked.
     """
     note_untested_version()
@@ -403,7 +408,7 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
     if name != ALL_GPUS:
         return (choose_device(name),)
     if not torch.cuda.is_available():
-        raise UserError(f"`device={ALL_GPUS}` needs GPUs, of which there is none here.")
+        raise UserError(f"`device={ALL_GPUS}` needs GPUs, and this machine has none.")
     return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
 
 

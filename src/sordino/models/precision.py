@@ -1,4 +1,4 @@
-"""Precisions that not every device has."""
+"""Float64, which not every device has."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ def has_float64(device: torch.device) -> bool:
 
 
 def where_float64(tensor: Tensor) -> Tensor:
-    """A tensor where it is, or on the processor if its device has no float64."""
+    """The tensor itself, or a copy on the processor if its device has no float64."""
     return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
 def double(tensor: Tensor) -> Tensor:
-    """A tensor in float64; on the processor if its device has none."""
+    """A tensor in float64, on the processor if its device has none."""
     return where_float64(tensor).double()

@@ -1,4 +1,4 @@
-"""Where a model's files are: a hub id, a folder, a GGUF file or a model of the demo kit."""
+"""Find a model's files, by a hub id, a folder, a GGUF file or a name of the demo kit."""
 
 import hashlib
 import re
@@ -9,13 +9,14 @@ from typing import Literal
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.files import has_suffix, is_regular, user_path
+from sordino.files import has_suffix, is_regular, read_json, user_path
 from sordino.models.folder import piece_files
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-# What a model's folder can need; weights come from safetensors alone.
+_PIECE = 64 * 1024
+# All that opening a model can need; weights come from safetensors alone.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
-"""Patterns of the files of a model on the hub that are fetched."""
+"""Patterns of the files that are fetched of a model on the hub."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelRef:
 
     @property
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights, in the order of their names.
+        """The files that hold the weights, sorted by name.
 
         Raises:
             UserError: The folder has no safetensors file.
@@ -60,8 +61,8 @@ class ModelRef:
     def weights_fingerprint(self) -> str:
         """SHA-256 over each weight file's size and up to 1,024 evenly spaced pieces of 64 KiB.
 
-        The whole of a file up to 64 MiB, a sample of a larger one: enough to tell an edited or
-        another model from this one without reading hundreds of gigabytes.
+        A file up to 64 MiB is read whole, a larger one is sampled: enough to recognise an edited or
+        another model without reading hundreds of gigabytes.
         """
         digest = hashlib.sha256()
         for file in self.weight_files:
@@ -75,14 +76,11 @@ class ModelRef:
         return digest.hexdigest()
 
 
-_PIECE = 64 * 1024
-
-
 def place_of(model: object) -> str | Path | None:
-    """Where a model's files are, as far as that is known without asking the hub or the kit.
+    """Where a model's files are, without asking the hub or the kit; None if unknown.
 
     Args:
-        model: A name, a `ModelRef`, or something opened that has one as its `ref`.
+        model: A name, a `ModelRef`, or an opened model, whose `ref` is one.
     """
     ref = getattr(model, "ref", model)
     given = ref.path if isinstance(ref, ModelRef) else ref
@@ -90,14 +88,15 @@ def place_of(model: object) -> str | Path | None:
 
 
 def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
-    """Find a model's files, downloading them if they are the hub's or the kit's.
+    """Find a model's files, and download them if they are on the hub or in the kit.
 
     Args:
-        spec: A hub id ("org/name"), a folder, a ".gguf" file, or the kit's ("kit:smollm2").
+        spec: A hub id ("org/name"), a folder, a ".gguf" file, or a model of the kit
+            ("kit:smollm2").
         revision: A branch, tag or commit of the hub.
 
     Raises:
-        UserError: There is no such model, or it cannot be had.
+        UserError: There is no such model, or it cannot be downloaded.
     """
     if isinstance(spec, ModelRef):
         return spec
@@ -111,7 +110,7 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
         return _folder(name, path)
     if path.is_file():
         if not has_suffix(path, ".gguf"):
-            raise UserError(f"{path} is no model: give a transformers folder or a .gguf file.")
+            raise UserError(f"{path} is not a model: give a transformers folder or a .gguf file.")
         return ModelRef(name, "gguf", piece_files(path)[0])
     if isinstance(spec, Path) or has_suffix(name, ".gguf") or not _HUB_ID.fullmatch(name):
         raise UserError(f"The model {name} does not exist: there is no such file or folder.")
@@ -122,7 +121,7 @@ def _folder(name: str, path: Path, revision: str = "") -> ModelRef:
     if not (path / "config.json").is_file():
         inside = ", ".join(sorted(p.name for p in path.glob("*.gguf"))[:5])
         hint = f" (it holds {inside}: name that file)" if inside else ""
-        raise UserError(f"{path} is no transformers model folder: it has no config.json{hint}.")
+        raise UserError(f"{path} is not a model's folder: it has no config.json{hint}.")
     refuse_adapter(path)
     _refuse_pipes(path)
     return ModelRef(name, "folder", path, revision)
@@ -131,32 +130,30 @@ def _folder(name: str, path: Path, revision: str = "") -> ModelRef:
 def refuse_adapter(folder: Path) -> None:
     """Raise `UserError` if an adapter lies beside whole weights.
 
-    Transformers puts it on the model, servers do not: the folder is two models.
+    Transformers loads it onto the model, servers do not: the folder is two models.
     """
     adapter = folder / "adapter_config.json"
     if adapter.exists() and (folder / "config.json").exists():
         raise UserError(
-            f"{folder} holds a whole model and an adapter ({adapter.name}), so that it is one "
-            "model to some programs and another to others: move the adapter's files into a folder "
-            "of their own, or merge it into the weights (PEFT's merge_and_unload)."
+            f"{folder} holds a whole model and an adapter ({adapter.name}), which some programs "
+            "load and others do not: move the adapter's files into a folder of their own, or merge "
+            "it into the weights (PEFT's merge_and_unload)."
         )
 
 
 def _refuse_pipes(folder: Path) -> None:
-    """Whoever opens a named pipe waits for ever."""
+    """Opening a named pipe would wait for ever."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() or not path.exists() or is_regular(path):
             continue
         if any(fnmatch(path.name, pattern) for pattern in HUB_FILES):
             raise UserError(
-                f"{path} is no regular file (a pipe, a socket or a device): remove it, or put the "
-                "file there that belongs to the model."
+                f"{path} is not a regular file (a pipe, a socket or a device): remove it, or "
+                "replace it by the model's own file."
             )
 
 
 def _shards(index: Path) -> list[str]:
-    from sordino.files import read_json
-
     listing = read_json(index)
     weight_map = listing.get("weight_map") if isinstance(listing, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

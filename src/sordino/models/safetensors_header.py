@@ -1,7 +1,7 @@
-"""What a safetensors file holds, checked without mapping the file.
+"""The header of a safetensors file, checked without mapping the file.
 
-The library maps a file as a whole while it opens it, if only for a moment, and that counts in full
-towards a limit on address space: a shard larger than what is left of it could not be opened.
+The library maps the whole file while it opens it, which counts in full towards a limit on address
+space: a shard larger than the space left could not be opened.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sordino.errors import UserError
+from sordino.files import printable, unique
 from sordino.models.dtypes import BITS
 
 LENGTH_BYTES = 8
@@ -61,7 +62,7 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or length > min(_LONGEST, size - LENGTH_BYTES):
                 raise ValueError("its header does not fit it")
-            header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
+            header = json.loads(file.read(length).decode(), object_pairs_hook=unique)
         data = LENGTH_BYTES + length
         metadata = header.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
@@ -69,19 +70,11 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise UserError(
-            f"{path} is damaged or no safetensors file ({reason}): get it again."
+            f"{path} is damaged or not a safetensors file ({reason}): get it again."
         ) from None
     return stored, metadata
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the header, in which no key stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands in its header twice")
-    return found
 
 
 def _read_entry(entry: Any, data: int) -> Stored:
@@ -89,15 +82,15 @@ def _read_entry(entry: Any, data: int) -> Stored:
     if not isinstance(shape, list) or not all(
         type(number) is int and number >= 0 for number in (*shape, start, end)
     ):
-        raise ValueError("a shape or an offset is no whole number")
+        raise ValueError("a shape or an offset is not a whole number")
     if BITS[dtype] * math.prod(shape) != 8 * (end - start):
-        raise ValueError("a tensor is not as large as its shape says")
+        raise ValueError("a tensor's size does not match its shape")
     return Stored(dtype, tuple(shape), data + start, data + end)
 
 
 def _refuse_other_than_text(metadata: Any) -> None:
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are no text")
+        raise ValueError("its metadata are not text")
 
 
 def _refuse_gaps(stored: dict[str, Stored], data: int, size: int) -> None:
@@ -108,4 +101,4 @@ def _refuse_gaps(stored: dict[str, Stored], data: int, size: int) -> None:
             raise ValueError("its tensors overlap or leave gaps")
         place = end
     if place != size:
-        raise ValueError("its tensors end elsewhere than it does")
+        raise ValueError("its tensors do not end where the file does")

@@ -1,4 +1,4 @@
-"""Which linear layers (and MoE experts' matrices) are sites, found from the module tree alone."""
+"""Find the sites (linear layers, MoE experts' matrices) of a model from its module tree."""
 
 import re
 from collections.abc import Iterator
@@ -11,32 +11,31 @@ from sordino.errors import UserError
 from sordino.models.experts import ExpertMatrix, expert_matrices
 from sordino.models.norms import NormGain, norms_after_blocks
 
-# Names as a layer's submodules bear them ("self_attn", "attention", "linear_attn", …) or as their
-# classes do; whatever sits below such a module belongs to attention.
+# Names of a layer's submodules ("self_attn", "attention", "linear_attn", …) or of their classes;
+# whatever is below such a module belongs to attention.
 _ATTENTION = re.compile(
     r"(^|_)(attn|attention|crossattention)($|_)|Attention$|Attn$", re.IGNORECASE
 )
-# What mixes tokens in attention's place: state spaces, recurrences, short convolutions.
+# What mixes tokens in place of attention: state spaces, recurrences, short convolutions.
 _MIXER = re.compile(
     r"^(mamba|temporal_block|mlstm_layer)$|Mixer$|MambaLayer$|Mamba$|RecurrentBlock$|DeltaNet$"
     r"|ShortConv(olution)?$"
 )
-# A router chooses MoE experts; turning one of its outputs down would re-route, not dampen.
+# A router chooses MoE experts; scaling its outputs would re-route tokens, not dampen.
 _ROUTER = re.compile(r"^(gate|router|shared_expert_gate)$|_router$|Router$|Gate$|Gating$")
 # What carries the residual stream: it mixes several streams (AltUp, hyper-connections), chooses
 # among earlier layers' (attention residuals), adds a learned part to it (LAuReL), or norms it.
 _RESIDUAL = re.compile(r"AltUp$|HyperConnection$|Residual$|LaurelBlock$|layernorm$")
-# Layers and experts that text without pictures passes by (Mllama's, Ernie's), so that their outputs
-# are never seen.
+# Layers and experts that text without pictures does not pass through (Mllama's, Ernie's).
 _ONLY_WITH_PICTURES = re.compile(r"CrossAttentionDecoderLayer$|^vision_moe$")
 _NOT_FEED_FORWARD = (_ATTENTION, _MIXER, _ROUTER, _RESIDUAL, _ONLY_WITH_PICTURES)
-# Layers whose weights are used without their being called, so that they have no outputs.
+# Layers that are never called, because their weights are used directly.
 _NEVER_CALLED = re.compile(r"^dt_proj$")
 
 ATTENTION, ALL = "attention", "all"
-"""The patterns that add attention's linear layers to the feed-forward part's, and all others."""
+"""Patterns that add the linear layers of attention, or all others, to the feed-forward part's."""
 NORMS = "norms"
-"""The pattern for the gains of norms after blocks, in place of linear layers."""
+"""The pattern for the gains of norms after blocks, instead of linear layers."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class Site:
     """One linear layer whose outputs are neurons, one matrix of MoE experts, or a norm's gain.
 
     Args:
-        path: Module path in the model, such as "model.layers.3.mlp.up_proj"; of experts, whose
+        path: Module path in the model, such as "model.layers.3.mlp.up_proj"; for experts, whose
             matrix is a parameter and not a module, that parameter's path.
         layer: Index of the decoder layer that it is in.
         kind: Path inside its layer, such as "mlp.up_proj".
-        neurons: Number of outputs; of experts, of all together, one expert's after the other's.
+        neurons: Number of outputs; for experts, of all of them, one expert's after the other's.
         transposed: The weight is stored [inputs, neurons] (GPT-2's Conv1D, GPT-OSS's experts) and
             not [neurons, inputs] (Linear).
         bias: Whether it has a bias.
@@ -68,7 +67,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The module path and the list of the decoder's layers.
 
     Raises:
-        UserError: The model has no such list, or several that could be meant.
+        UserError: The model has no such list, or several.
     """
     config = model.config.get_text_config(decoder=True)
     # LongCat's layers hold two sub-layers each, and `num_hidden_layers` counts these.
@@ -88,8 +87,8 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(candidates) != 1:
         found = ", ".join(candidates) or "none"
         raise UserError(
-            f"The decoder's layers of {type(model).__name__} were not found: one list of "
-            f"{expected} modules was looked for, and these fit: {found}."
+            f"The decoder's layers of {type(model).__name__} were not found: exactly one list of "
+            f"{expected} modules is expected, and these fit: {found}."
         )
     return next(iter(candidates.items()))
 
@@ -97,24 +96,26 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The part of the model that turns token ids into hidden states, without the LM head."""
     decoder: nn.Module = model.get_decoder()
-    # ModernBERT's decoder calls its LM head so.
+    # ModernBERT calls its LM head the decoder.
     return model.base_model if is_linear(decoder) else decoder
 
 
 def find_sites(model: PreTrainedModel, pattern: str | None = None) -> tuple[Site, ...]:
     """The model's sites in the order of their layers.
 
-    Without a pattern: every linear layer in the decoder's layers that belongs to the feed-forward
-    part: neither to attention, nor to what mixes tokens in its place (Mamba, say). "attention" adds
-    those of attention, "all" all others; "norms" are the norms through which a block's output goes
-    before it joins the residual stream, in place of linear layers. Any other pattern is a regular
-    expression: the linear layers in the decoder's layers whose module path it matches anywhere
-    (`re.search`). Neither a router nor what carries the residual stream is ever a site, and no
-    layer has any that text without pictures does not pass. The matrices of MoE experts count as
-    linear layers.
+    Linear layers include the matrices of MoE experts. Routers, what carries the residual stream,
+    and layers that text without pictures does not pass through are never sites.
+
+    Args:
+        model: The model, or its module tree.
+        pattern: None for the linear layers of the feed-forward part, that is, neither of attention
+            nor of what mixes tokens in its place (Mamba, say). "attention" adds those of attention,
+            "all" all others. "norms" are the gains of the norms between a block and the residual
+            stream, instead of linear layers. Any other pattern is a regular expression: it chooses
+            the linear layers of the decoder whose module path it matches anywhere (`re.search`).
 
     Raises:
-        UserError: The pattern is no regular expression or matches nothing; or, without a regular
+        UserError: The pattern is not a regular expression or matches nothing; or, without a regular
             expression, a matrix of the feed-forward part would not be covered by any site, or there
             is none.
     """
@@ -143,8 +144,8 @@ def _norm_sites(model: PreTrainedModel, stack: str, layers: nn.ModuleList) -> tu
     ]
     if not found:
         raise UserError(
-            f"{type(model).__name__} has no norms between its blocks and the residual stream, so "
-            f"that `sites={NORMS}` finds none: leave it out."
+            f"{type(model).__name__} has no norms between its blocks and the residual stream: "
+            f"leave out `sites={NORMS}`."
         )
     return tuple(found)
 
@@ -174,7 +175,7 @@ def _no_sites(
         )
     return UserError(
         f"{type(model).__name__} has no linear layers outside of what mixes tokens "
-        f"({', '.join(kinds)}): give `sites={ALL}` to use these."
+        f"({', '.join(kinds)}): use these with `sites={ALL}`."
     )
 
 
@@ -230,7 +231,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _lineage(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Each module (at the end, perhaps parameter) from the layer's child down to `path`, named."""
+    """Each module with its name from the layer's child to `path`, which may be a parameter."""
     module = layer
     for name in path.split("."):
         module = getattr(module, name)
@@ -238,7 +239,7 @@ def _lineage(layer: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_within(layer: nn.Module, path: str, *patterns: re.Pattern[str]) -> bool:
-    """Whether the module at `path`, or one that it is in, is called so or of such a class."""
+    """Whether the name or class of the module at `path`, or of one around it, matches a pattern."""
     return any(
         pattern.search(name) or pattern.search(type(module).__name__)
         for name, module in _lineage(layer, path)
@@ -261,5 +262,5 @@ def _refuse_uncovered(stack: str, layers: nn.ModuleList, covered: set[str]) -> N
                 raise UserError(
                     f"{stack}.{index}.{name} (shape {list(parameter.shape)}) is a matrix of the "
                     "feed-forward part that no site covers: this architecture is not supported as "
-                    "a whole yet; `sites=REGEX` chooses the linear layers to use without it."
+                    "a whole yet; choose linear layers without it by `sites`, a regular expression."
                 )

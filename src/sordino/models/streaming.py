@@ -1,10 +1,10 @@
 """A model's weights, read from its files one part at a time, for models that memory cannot hold.
 
-The module tree stands on torch's "meta" device, where tensors have a shape and no values. A *part*
-of it is brought into memory when it is needed and let go when another is: a decoder layer, by its
+The module tree is on torch's "meta" device, where tensors have a shape and no values. A *part* of
+it is brought into memory when it is needed and released when another is: a decoder layer, by its
 index; `INPUT`, what the decoder has outside of its layers (embeddings, norms); or `OUTPUT`, what
-turns the last hidden state into logits. The next part can be read in the background meanwhile.
-Names, shapes and dtypes in the files become the model's by transformers' own tables.
+turns the last hidden state into logits. The next part can be read in the background.
+Transformers' own tables translate names, shapes and dtypes from the files to the model.
 
 Files are read and never mapped: a mapping counts in full towards a limit on address space.
 """
@@ -40,7 +40,7 @@ INPUT: Part = -1
 OUTPUT: Part = -2
 
 _READERS = 4  # how many tensors transformers reads at a time
-_MADE_UP = 65_521  # made-up values before they repeat: a prime, so that a matrix's rows differ
+_MADE_UP = 65_521  # random values before they repeat: a prime, so that a matrix's rows differ
 
 
 class StoredTensors:
@@ -62,7 +62,7 @@ class StoredTensors:
         return torch.empty(stored.shape, dtype=dtype, device="meta")
 
     def __getitem__(self, name: str) -> "Unread":
-        """A tensor that is read when it is indexed, as transformers' loading does."""
+        """A tensor that is read when it is indexed, as transformers' loader does."""
         path, stored = self._places[name]
         return Unread(path, stored.start, self.empty[name])
 
@@ -88,7 +88,7 @@ class Unread:
     form: Tensor
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Read it, and give that part of it.
+        """Read the tensor, and return that part of it.
 
         Raises:
             OSError: The file cannot be read, or has become shorter.
@@ -106,17 +106,17 @@ class Unread:
 
 
 class StreamedWeights:
-    """The weights of a model, at most one part of them in memory (and the next, being read).
+    """The weights of a model, of which one part is in memory (and the next is being read).
 
     Args:
         ref: The model.
         stored: The tensors in its files.
         model: Its module tree on the "meta" device, in the dtype wanted. Buffers that are in no
             file get their values here.
-        device: Where parts are brought.
+        device: The device to which parts are brought.
 
     Raises:
-        UserError: The files do not hold the model's weights, no more and no less.
+        UserError: The files do not hold exactly the model's weights.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class StreamedWeights:
         self.device = device
         self._ref, self._stored, self._model = ref, stored, model
         self._conversions = Conversions(model)
-        # A thread loads parts into a second tree; the model gets them from there.
+        # A thread loads parts into a second tree, from which the model gets them.
         self._vessel = copy.deepcopy(model)
         self._finish_model()
         self._empty = {name: tensor for name, tensor in _tensors(model) if tensor.is_meta}
@@ -142,11 +142,11 @@ class StreamedWeights:
         return sum(part >= 0 for part in self._parameters)
 
     def hold(self, part: Part, then: Part | None = None) -> None:
-        """Bring a part into memory, in place of the one that is there.
+        """Bring a part into memory, and release the one that is there.
 
         Args:
             part: The part that is needed now.
-            then: The part that will be needed next: it is read in the background.
+            then: The part that will be needed next; it is read in the background.
 
         Raises:
             UserError: The files cannot be read.
@@ -162,7 +162,7 @@ class StreamedWeights:
             self._read_ahead(then)
 
     def release(self) -> None:
-        """Let go of the part that is in memory."""
+        """Release the part that is in memory."""
         if self._held is not None:
             self._install({name: self._empty[name] for name in self._parameters[self._held]})
             self._held = None
@@ -170,17 +170,17 @@ class StreamedWeights:
 
     @contextmanager
     def made_up(self) -> Iterator[None]:
-        """Inside the block every layer has weights, made up and all in the room of one matrix.
+        """Inside the block every layer has random weights, all in the memory of one matrix.
 
-        For what depends on how layers are called and not on what they know: so they can run one
-        after another, although not two of them might fit into memory. Nothing is brought there
-        meanwhile; `INPUT` or `OUTPUT` has to be there already.
+        All layers can then run, although no two of them might fit into memory, to find out how they
+        are called, which does not depend on weights. No part is read inside the block; `INPUT` or
+        `OUTPUT` has to be in memory already.
         """
         if self._pretending:
             yield
             return
         if self._held not in (INPUT, OUTPUT):
-            raise ValueError("made-up layers need what is around them")
+            raise ValueError("made_up() needs INPUT or OUTPUT in memory")
         names = [name for part in range(self.layers) for name in self._parameters[part]]
         empty = {name: self._empty[name] for name in names}
         self._install(_make_up(empty, self._model, self.device))
@@ -192,40 +192,40 @@ class StreamedWeights:
             self._install(empty)
 
     def resident(self, *parts: Part) -> int:
-        """Bytes that these parts take together in memory; those of all weights if none is given."""
+        """Bytes that these parts take together in memory; all parts if none is given."""
         names = chain.from_iterable(self._parameters[part] for part in parts or self._parameters)
-        # What two names share is there once.
+        # A shared tensor counts once.
         return sum({id(self._empty[n]): self._empty[n].nbytes for n in names}.values())
 
     def stored(self, part: Part) -> int:
-        """Bytes that are read to bring the part into memory."""
+        """Bytes that are read from files to bring the part into memory."""
         return sum(self._stored.empty[name].nbytes for name in self._names[part])
 
     @property
     def scratch(self) -> int:
-        """Bytes that reading a part takes for a moment, at most, beside what it leaves there."""
+        """The most bytes that reading a part takes temporarily, beside the part itself."""
         recast = 0
         for names in self._names.values():
             tensors = [self._stored.empty[name] for name in names]
             sizes = sorted(t.nbytes for t in tensors if t.dtype != self._model.dtype)
             recast = max(recast, sum(sizes[-_READERS:]))
-        # A merged tensor is there as it was read, as parts of the whole, and whole.
+        # A merged tensor is in memory as it was read, as parts of the whole, and whole.
         merged = max((self._empty[name].nbytes for name in self._converted), default=0)
         return recast + 2 * merged
 
     def _finish_model(self) -> None:
-        """What `from_pretrained` does beside reading: check names and shapes, tie, fill buffers."""
+        """Do what `from_pretrained` does before reading: check names, tie weights, fill buffers."""
         refuse_unfit(self._ref.name, self._model, self._stored.empty)
         with quiet_transformers():
             finish_loading(self._model, self._stored.empty, self._conversions, self.device)
         self._model.eval()
 
     def _parts(self) -> dict[Part, list[str]]:
-        """The names of each part's weights, those that share another's included."""
+        """The names of each part's weights, shared ones included."""
         stack, layers = decoder_layers(self._model)
         decoder = {id(tensor) for _, tensor in _tensors(decoder_of(self._model))}
         head = self._model.get_output_embeddings()
-        # Without a module for it the embeddings may serve as the head.
+        # Without a module of its own, the head may be the embeddings.
         embeddings = _ids(self._model.get_input_embeddings()) - _ids(head) if head else set()
         parts: dict[Part, list[str]] = {part: [] for part in (*range(len(layers)), INPUT, OUTPUT)}
         for name, tensor in self._empty.items():
@@ -239,7 +239,7 @@ class StreamedWeights:
         return parts
 
     def _sources(self) -> tuple[dict[Part, list[str]], set[str]]:
-        """The names in the files by part, and which weights are made of them in another form."""
+        """The names in the files by part, and the weights that are converted while loading."""
         found: defaultdict[int, list[str]] = defaultdict(list)
         converted: set[str] = set()
         for name, (target, operations) in self._conversions.place(self._stored.empty).items():
@@ -255,9 +255,9 @@ class StreamedWeights:
         return names, converted
 
     def _read_ahead(self, part: Part) -> Future[dict[str, Tensor]]:
-        """The part as it is being read."""
+        """The part that is being read; reading starts if it has not yet."""
         if self._coming is None or self._coming[0] != part:
-            self._coming = None  # what was read in vain goes before the next comes
+            self._coming = None  # frees a part that was read in vain
             self._coming = part, self._reader.submit(self._read, part)
         return self._coming[1]
 
@@ -269,8 +269,8 @@ class StreamedWeights:
                 found = load_tensors(self._vessel, tensors, self._conversions, self.device)
         except OSError as error:
             raise UserError(
-                f"The weights of {self._ref.name} could not be read ({error}): see that its files "
-                "are there and whole, and give the same command again."
+                f"The weights of {self._ref.name} could not be read ({error}): check that its "
+                "files are complete, and run the same command again."
             ) from None
         loaded = {name: tensor for name, tensor in _tensors(self._vessel) if not tensor.is_meta}
         for name in loaded:
@@ -314,7 +314,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _make_up(
     weights: Mapping[str, Tensor], model: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
-    """Weights of these shapes, views of a few tensors: matrices that keep sizes, norms about 1."""
+    """Random weights of these shapes, views of few tensors; matrices keep sizes, norms are ≈ 1."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(_MADE_UP, generator=generator)
     width = model.config.get_text_config(decoder=True).hidden_size
@@ -338,7 +338,7 @@ def _make_up(
 
 
 def _give_back() -> None:
-    """Have the C library return what is free: reading threads leave holes that no other fills."""
+    """Have the C library return free memory: reading threads leave holes that nothing fills."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

@@ -1,9 +1,9 @@
 """Fill in chat templates, in a process of its own.
 
 A template is a program that came with a model. It may loop, recurse, or ask for all memory, and
-inside Python nothing stops that. `chat_template` therefore starts this file as a script, which
-imports nothing of Sordino's (and no torch). One request is one line of JSON on standard input, and
-its answer one line on standard output. Whoever started it says the limits on the command line.
+nothing inside Python stops that. `chat_template` therefore starts this file as a script, which
+imports neither Sordino nor torch. A request is one line of JSON on standard input, and its answer
+one line on standard output. The limits are given on the command line.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ def main(seconds: float, memory: int, characters: int) -> None:
     """Answer requests until standard input ends.
 
     Args:
-        seconds: The processor time of a request. The process ends where one takes more.
-        memory: How many bytes a request may take on top of what the process has at its start.
+        seconds: The processor time of a request; the process ends if one takes more.
+        memory: The bytes that a request may take beside those that the process has at its start.
         characters: The most characters of a text.
     """
     # Transformers' own function, so that the text is the one that `apply_chat_template` gives.
@@ -28,7 +28,7 @@ def main(seconds: float, memory: int, characters: int) -> None:
 
     _limit_memory(memory)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    # Nothing that a template causes (such as a warning) is said to anyone.
+    # Output that a template causes, such as a warning, is discarded.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -58,7 +58,7 @@ def _answer(render: Any, line: bytes, characters: int) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What a template's mistake is, in its own words where it raised it itself."""
+    """Why a template failed, in its own words if it raised the error itself."""
     kind, words = type(error).__name__, str(error)[:1000]
     if kind == "TemplateError":  # of `raise_exception`
         return words or "it raises an exception without words"
@@ -72,8 +72,8 @@ def _say(answers: Any, answer: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _limited_time(seconds: float) -> Any:
-    """End the process where the block takes more processor time, even inside C code."""
-    if not hasattr(signal, "setitimer"):  # such as on Windows, where only the starter looks
+    """End the process if the block takes more processor time, even inside C code."""
+    if not hasattr(signal, "setitimer"):  # on Windows only the parent process limits time
         yield
         return
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -82,7 +82,7 @@ def _limited_time(seconds: float) -> Any:
 
 
 def _limit_memory(memory: int) -> None:
-    """Limit the address space, where the system says how much of it is taken (Linux)."""
+    """Limit the address space, where the system reports how much is used (Linux)."""
     taken = Path("/proc/self/statm")
     if not taken.is_file():
         return

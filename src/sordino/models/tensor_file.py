@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sordino.errors import UserError
-from sordino.files import is_regular, printable
+from sordino.files import printable, refuse_missing
 from sordino.models.safetensors_header import read_header, read_metadata
 
 
@@ -22,10 +22,7 @@ def read_about(path: Path, noun: str) -> dict[str, str]:
     Raises:
         UserError: It is missing or damaged.
     """
-    if not path.exists():
-        raise UserError(f"The {noun} file {printable(str(path))} does not exist.")
-    if not is_regular(path):
-        raise UserError(f"The {noun} file {printable(str(path))} is not a file.")
+    refuse_missing(path, f"The {noun} file {printable(str(path))}")
     return read_metadata(path)
 
 

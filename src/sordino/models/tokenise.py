@@ -1,4 +1,4 @@
-"""Texts to tokens, and tokens to batches that need no padding."""
+"""Turn texts into tokens, and tokens into batches that need no padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from sordino.progress import note
 
 @dataclass(frozen=True)
 class Placed:
-    """The tokens of a text, with those that stand before it.
+    """The tokens of a text, with those before it.
 
     Args:
         ids: All tokens.
-        start: Where the text's own begin; they go to the end.
+        start: Where the text's own tokens begin; they reach to the end.
     """
 
     ids: tuple[int, ...]
@@ -31,9 +31,9 @@ class Batch:
     """Sequences of one length.
 
     Args:
-        indices: Which of the texts these are.
+        indices: The texts' indices.
         input_ids: int64 [len(indices), length].
-        starts: Where the own tokens of each begin; () where all tokens of all are their own.
+        starts: Where each text's own tokens begin; () where all tokens are the texts' own.
     """
 
     indices: tuple[int, ...]
@@ -52,22 +52,22 @@ def encode(
     """Token ids of each text, cut at `max_tokens`, with the tokenizer's own special tokens.
 
     Raises:
-        UserError: A text gives no token at all.
+        UserError: A text has no tokens.
     """
     encoded = tokenizer(
         list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False
     )["input_ids"]
     for number, ids in enumerate(encoded, start=1):
         if not ids:
-            raise UserError(f"Text {number} of {len(texts)} gives no token: it says nothing.")
+            raise UserError(f"Text {number} of {len(texts)} has no tokens: remove it.")
     return list(encoded)
 
 
 def encode_for(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each text as `encode` gives them, cut at the model's positions, too.
+    """Token ids of each text as `encode` gives them, also cut at the model's positions.
 
     Raises:
-        UserError: A text gives no token at all, or one for which the model has no embedding.
+        UserError: A text has no tokens, or one for which the model has no embedding.
     """
     room = positions(opened.model)
     most = max_tokens if room is None else min(max_tokens, room)
@@ -79,13 +79,13 @@ def encode_for(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model has positions for; None where there is no limit."""
+    """The most tokens for which the model has positions; None if there is no limit."""
     config = model.config.get_text_config(decoder=True)
     said = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     limits = [said] if isinstance(said, int) and said > 0 else []  # XLNet says -1: no limit
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa's kind counts from the place after the padding's.
+            # RoBERTa counts positions from the one after the padding's.
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - skipped)
     return min(limits, default=None)
@@ -110,8 +110,8 @@ def refuse_unknown(opened: OpenModel, encoded: Sequence[Sequence[int]]) -> None:
             for name, token in zip(names, beyond, strict=False)
         )
         raise UserError(
-            f"The tokenizer of {opened.ref.name} writes {len(beyond):,} tokens for which the model "
-            f"has no embedding, such as {shown}: it has {known:,}, numbered from 0. Take the "
+            f"The tokenizer of {opened.ref.name} gives {len(beyond):,} tokens for which the model "
+            f"has no embedding, such as {shown}; it has {known:,}, numbered from 0: use the "
             "tokenizer that belongs to the model, or resize the model's embeddings "
             "(resize_token_embeddings) and train them."
         )
@@ -122,8 +122,8 @@ def equal_length_batches(
 ) -> list[Batch]:
     """Group sequences of equal length into batches of at most `batch_tokens` tokens.
 
-    Longest first, so that the largest use of memory comes at once; within a length in the order
-    given. A sequence longer than `batch_tokens` makes a batch by itself.
+    The longest come first, so that memory peaks at once; within a length the order stays. A
+    sequence longer than `batch_tokens` is a batch of its own.
     """
     placed = [one if isinstance(one, Placed) else Placed(tuple(one)) for one in encoded]
     by_length: dict[int, list[int]] = {}

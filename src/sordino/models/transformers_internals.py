@@ -1,13 +1,13 @@
-"""The one door to what transformers does not promise.
+"""The one module that uses what transformers does not promise.
 
-Transformers documents its models, configurations and auto classes. Sordino needs more of it: the
-tables by which tensors in files become parameters, the steps of loading, the inside of experts and
+Transformers documents its models, configurations and auto classes. Sordino also needs the tables by
+which tensors in files become parameters, the steps of loading, and the inside of experts and
 caches. Such names may change with any minor version. They are imported here and nowhere else, each
-behind a function or a class that says what it relies on; `make compatibility` tries them with the
+behind a function or a class that says what it relies on; `make compatibility` tests them with the
 oldest and the newest version of `TESTED_TRANSFORMERS`.
 
-A name that the installed version lacks, or a table of another form, is a `UserError` that says
-which. Otherwise it would pass for a fault of the user's model.
+A name that the installed version lacks, or a table of another form, is a `UserError` that names it.
+Otherwise it would look like a fault of the user's model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,16 +38,16 @@ from sordino.version import TESTED_TRANSFORMERS
 
 @cache
 def note_untested_version(installed: str = transformers.__version__) -> None:
-    """Say once if the installed transformers is outside of the tested range."""
+    """Say once if the installed transformers is outside the tested range."""
     if not SpecifierSet(TESTED_TRANSFORMERS).contains(installed, prereleases=True):
         note(
-            f"transformers {installed} is installed, with which Sordino has not "
-            f"been tested: {_MEND}."
+            f"transformers {installed} is installed, with which Sordino has not been tested: "
+            f"{_MEND}."
         )
 
 
 def _take(module: str, name: str) -> Any:
-    """A name of a module of transformers, or a method of a class of its: "Class.method".
+    """A name of a module of transformers, such as a function or "Class.method".
 
     Raises:
         UserError: The installed version does not have it.
@@ -65,7 +65,7 @@ def _take(module: str, name: str) -> Any:
 
 def _unlike(what: str) -> UserError:
     return UserError(
-        f"transformers {transformers.__version__} {what}, which Sordino relies on: {_MEND}."
+        f"transformers {transformers.__version__} {what} that Sordino relies on: {_MEND}."
     )
 
 
@@ -99,7 +99,7 @@ _ON_ROWS = (
 _Output = _take("modeling_outputs", "CausalLMOutputWithPast")
 
 CACHE = "cache" if "cache" in _Output.__dataclass_fields__ else "past_key_values"
-"""What a model takes and gives its cache as: 5.24 has renamed it, and complains of the old name."""
+"""The name of a model's argument and output for its cache: 5.24 renamed it and warns of the old."""
 
 for _method in (
     "_adjust_missing_and_unexpected_keys",
@@ -123,12 +123,12 @@ DynamicSlidingWindowLayer = _take("cache_utils", "DynamicSlidingWindowLayer")
 
 
 class Placement(NamedTuple):
-    """Where a tensor of a file goes.
+    """Where a tensor of a file is loaded.
 
     Args:
-        parameter: The parameter that it is loaded into; the first, where it is split into several.
-        operations: The names of the operations on the way, such as "Concatenate"; none where the
-            tensor is the parameter, under another name at most.
+        parameter: The parameter that it is loaded into; the first one if it is split.
+        operations: The names of the operations on the way, such as "Concatenate"; none if the
+            tensor is only renamed.
     """
 
     parameter: str
@@ -136,17 +136,17 @@ class Placement(NamedTuple):
 
 
 class Conversions:
-    """Transformers' table of how the tensors of a model's files become its parameters.
+    """Transformers' table by which the tensors of a model's files become its parameters.
 
     Relied on: a table is a list of `WeightRenaming` and `WeightConverter`; renamings come first,
     then at most one converter; a converter has patterns of source and target, and operations.
 
     Args:
         model: The module tree.
-        table: Its table; that of its class for safetensors files if none is given.
+        table: Its table; None for that of its class for safetensors files.
 
     Raises:
-        UserError: The table has an entry of another kind.
+        UserError: The table has another kind of entry.
     """
 
     def __init__(self, model: PreTrainedModel, table: list[Any] | None = None) -> None:
@@ -154,17 +154,17 @@ class Conversions:
         for entry in self.table:
             if not isinstance(entry, _Renaming | _Converter):
                 raise _unlike(
-                    f"converts {type(model).__name__} by {type(entry).__name__}, an entry of "
-                    "another kind than those"
+                    f"converts {type(model).__name__} with {type(entry).__name__}, which is not a "
+                    "kind of entry"
                 )
         self._model, self._parameters = model, model.state_dict()
         self._renamings = [entry for entry in self.table if isinstance(entry, _Renaming)]
         self._converters = [entry for entry in self.table if isinstance(entry, _Converter)]
 
     def place(self, names: Iterable[str]) -> dict[str, Placement]:
-        """Where each tensor goes, in the order in which transformers loads them.
+        """Where each tensor is loaded, in the order in which transformers loads them.
 
-        A name that is a parameter's already, as `save_pretrained` once wrote them, stays as it is.
+        A name that is a parameter's already, as `save_pretrained` once wrote them, is not renamed.
         """
         return {name: self._place(name) for name in sorted(set(names), key=_natural_order)}
 
@@ -179,9 +179,9 @@ class Conversions:
         return next(entry for entry in self._converters if pattern in entry.source_patterns)
 
     def turned_by_shape(self, names: Iterable[str]) -> dict[str, str]:
-        """The tensors that are turned only where their shape is another than their parameter's.
+        """The tensors that are transposed only if their shape differs from their parameter's.
 
-        Relied on: `Transpose` says so by `check_dims`.
+        Relied on: `Transpose` has `check_dims` in that case.
 
         Returns:
             By tensor, its parameter.
@@ -197,21 +197,21 @@ class Conversions:
         return found
 
     def revert(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Send values by parameter the way of `save_pretrained`, back to the tensors in files.
+        """Convert values from parameters back to the tensors in files, as `save_pretrained` does.
 
-        Only the entries that `place` has met are reverted: others belong to other files.
+        Only the entries that `place` has used are reverted: others belong to other files.
 
         Args:
-            values: By parameter, and complete: those of all `companions`.
+            values: By parameter, with those of all `companions`.
         """
         self._model._weight_conversions = self._used
         found: dict[str, Tensor] = _revert_weight_conversion(self._model, dict(values))
         return found
 
     def companions(self, parameters: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """The parameters that lie in one tensor with these, and the operations of loading each.
+        """The parameters that share a tensor with these, and the operations of loading each.
 
-        These are among them; one that is loaded as it is has no operations.
+        These are among them; one that is only renamed has no operations.
         """
         used = [entry for entry in reversed(self._used) if isinstance(entry, _Converter)]
         reverse = [entry.reverse_transform() for entry in used]
@@ -241,11 +241,11 @@ def _names(converter: Any) -> tuple[str, ...]:
 
 
 class Loaded(NamedTuple):
-    """How tensors and a model's parameters agree.
+    """The differences between tensors and a model's parameters.
 
     Args:
-        missing: The parameters for which there was no tensor.
-        left_over: The tensors for which there was no parameter.
+        missing: The parameters without a tensor.
+        left_over: The tensors without a parameter.
         mismatched: By parameter, its shape in the files and in the model.
         failed: The parameters whose conversion failed.
     """
@@ -262,23 +262,23 @@ def load_tensors(
     conversions: Conversions,
     device: torch.device,
 ) -> Loaded:
-    """Put tensors into a model's parameters, converted and in its dtypes.
+    """Load tensors into a model's parameters, converted and in its dtypes.
 
     Relied on: `convert_and_load_state_dict_in_model`, and that it reads a tensor by indexing it.
 
     Args:
         model: The model; parameters without a tensor stay as they are.
-        tensors: By their names in the files; what a file holds, or "meta" tensors in its place.
+        tensors: By their names in the files; unread tensors, or "meta" tensors in their place.
         conversions: The model's.
-        device: Where they are put.
+        device: The device to load them to.
     """
     return _report_loaded(_load(model, dict(tensors), _plan(model, conversions, device))[0])
 
 
 def compare(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Loaded:
-    """Which tensors and parameters do not fit together, less what transformers makes by itself.
+    """Which tensors and parameters do not fit together, without those that transformers computes.
 
-    Relied on: `_adjust_missing_and_unexpected_keys`, which takes away tied and computed weights.
+    Relied on: `_adjust_missing_and_unexpected_keys`, which removes tied and computed weights.
 
     Args:
         model: The module tree on the "meta" device; its parameters are replaced.
@@ -297,7 +297,7 @@ def finish_loading(
     conversions: Conversions,
     device: torch.device,
 ) -> None:
-    """Do what `from_pretrained` does beside reading: tie weights, and fill buffers in no file.
+    """Tie weights, and fill buffers that are in no file, as `from_pretrained` does.
 
     Relied on: `_finalize_model_loading`.
 
@@ -305,7 +305,7 @@ def finish_loading(
         model: The module tree on the "meta" device.
         tensors: All tensors of its files, on the "meta" device.
         conversions: The model's.
-        device: Where the buffers are made.
+        device: The device of the buffers.
     """
     found, _ = _load(model, dict(tensors), _plan(model, conversions, torch.device("meta")))
     PreTrainedModel._finalize_model_loading(model, _plan(model, conversions, device), found)
@@ -335,9 +335,9 @@ def is_quantised(model: PreTrainedModel) -> bool:
 
 
 def forget_quantisation(model: PreTrainedModel) -> None:
-    """Drop the marks of a quantised source: the weights are plain and can be saved as such.
+    """Remove the marks of a quantised source from a model whose weights are plain.
 
-    Relied on: a loader leaves no others than these.
+    Relied on: a loader leaves only these marks.
     """
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -354,7 +354,7 @@ def attention_of(config: PretrainedConfig) -> str | None:
 
 
 def use_own_attention(config: PretrainedConfig) -> None:
-    """Have a configuration ask for no attention, so that transformers takes torch's own."""
+    """Make transformers use torch's own attention for a configuration."""
     config._attn_implementation = None
 
 
@@ -362,11 +362,10 @@ def use_own_attention(config: PretrainedConfig) -> None:
 
 
 def register_experts(name: str, forward: Callable[..., Tensor]) -> None:
-    """Make a function that computes experts known under a name, for `set_experts_implementation`.
+    """Register a function that computes experts, for `set_experts_implementation`.
 
-    Relied on: it is called with the module, the hidden states, and of each token the indices and
-    the weights of its experts; `num_experts`, `has_gate`, `act_fn` and `has_post_expert_norm` are
-    the module's.
+    Relied on: it is called with the module, the hidden states, and the indices and weights of each
+    token's experts; the module has `num_experts`, `has_gate`, `act_fn` and `has_post_expert_norm`.
     """
     _experts_functions.register(name, forward)
 
@@ -382,10 +381,10 @@ _OWN_EXPERTS: dict[str, ExpertsKind] = {
 
 
 def experts_kind(module: nn.Module) -> ExpertsKind | None:
-    """Whether a module is of fused experts: of the experts interface, or whose own; None if not.
+    """The kind of a module of fused experts; None for other modules.
 
-    Relied on: the interface leaves `is_transposed`, `has_bias` and `_is_expert_parallel` in the
-    module; the others' classes have these names.
+    Relied on: the experts interface leaves `is_transposed`, `has_bias` and `_is_expert_parallel` in
+    the module; the other classes have these names.
     """
     if own := _OWN_EXPERTS.get(type(module).__name__):
         return own
@@ -399,7 +398,7 @@ def has_gate_step(module: nn.Module) -> bool:
 
 
 def apply_gate(module: Any, outputs: Tensor) -> Tensor:
-    """What experts' down projection gets of gate and up: [tokens, inner] of [tokens, 2 · inner].
+    """The inputs of experts' down projection, [tokens, inner], from [tokens, 2 · inner].
 
     Relied on: `_apply_gate`.
 
@@ -407,7 +406,7 @@ def apply_gate(module: Any, outputs: Tensor) -> Tensor:
         UserError: The module has no such step.
     """
     if not has_gate_step(module):
-        raise _unlike(f"computes {type(module).__name__} without _apply_gate")
+        raise _unlike(f"computes {type(module).__name__} without the _apply_gate")
     gated: Tensor = module._apply_gate(outputs)
     return gated
 
@@ -423,12 +422,12 @@ class GgufTable(Protocol):
         ...
 
     def convert(self, name: str, weights: NDArray[Any]) -> NDArray[Any]:
-        """What a tensor becomes with these weights, [rows, columns]; columns may be in any order.
+        """A tensor's parameter for these weights, [rows, columns]; columns may be in any order.
 
-        Where it is one of several that make up a parameter, the others' weights are zeros.
+        If the parameter is made of several tensors, the others' weights are zeros.
 
         Raises:
-            ValueError: It cannot be made of weights of this shape.
+            ValueError: It cannot be made from weights of this shape.
             UserError: It takes an operation that is not known here.
         """
         ...
@@ -471,7 +470,7 @@ class _GgufConversions(Conversions):
                 continue  # it reorders columns
             if not isinstance(operation, _ON_ROWS):
                 raise _unlike(
-                    f"loads {name} by {type(operation).__name__}, another operation than those"
+                    f"loads {name} with {type(operation).__name__}, which is not an operation"
                 )
             given = {source: torch.zeros_like(values) for source in sources} | {pattern: values}
             [values] = operation.convert(given, sources, targets).values()
@@ -509,13 +508,13 @@ _patching = RLock()
 
 @contextmanager
 def reading_through(header: Header) -> Iterator[None]:
-    """Have transformers read a GGUF file through its checked header, inside the block.
+    """Make transformers read a GGUF file through its checked header, inside the block.
 
     Transformers reads a file's metadata three times with a reader that makes an array of every
-    token, and makes the table of tensor names anew for every module of the model; between them they
-    cost ten times what de-quantising costs, and it lets no other reader be given. So both are
-    replaced: the reader for this file and this thread, the table by itself remembered. Another
-    thread's block waits until this one ends, which is what keeps the one's names from the other.
+    token, and makes the table of tensor names again for every module of the model. Together that
+    takes ten times as long as de-quantising, and transformers accepts no other reader. So both are
+    replaced: the reader for this file and this thread, the table by one that is cached. Another
+    thread's block waits until this one ends, so that they do not see each other's replacements.
 
     Relied on: transformers imports `GGUFReader` and `get_tensor_name_map` from gguf where it uses
     them, and of the reader uses what `_Reader` has.
@@ -536,7 +535,7 @@ def reading_through(header: Header) -> Iterator[None]:
 
 
 class _Reader:
-    """As much of `gguf.GGUFReader` as transformers uses."""
+    """The part of `gguf.GGUFReader` that transformers uses."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
@@ -557,11 +556,11 @@ class _Reader:
 
 @dataclass
 class _Field:
-    """A pair of key and value, as `gguf.GGUFReader` gives it, with the values as they are."""
+    """A pair of key and value like `gguf.GGUFReader`'s, with values that are decoded already."""
 
     header: Header
     key: str
-    types = (None,)  # no number of the format's: transformers then leaves the parts as they are
+    types = (None,)  # no type of the format, so that transformers leaves the parts as they are
 
     @cached_property
     def parts(self) -> list[Any]:
@@ -569,7 +568,7 @@ class _Field:
         if not isinstance(value, Array):
             return [value]
         values = self.header.read(value)
-        # Of a list with one element transformers takes that element: so the whole array is one.
+        # Transformers takes the element of a list of one, so the array becomes that element.
         return values if len(values) == 1 else [values]
 
     @property

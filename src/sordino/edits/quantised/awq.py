@@ -51,9 +51,7 @@ class Awq(Scheme):
 
     def shape(self, layer: Layer) -> tuple[int, int]:
         """From the codes; scales and zero points must fit them."""
-        words = layer.shape("qweight")
-        if len(words) != 2 or 0 in words:
-            raise layer.unfit(f"qweight has the shape {list(words)}")
+        words = layer.matrix("qweight")
         layer.expect("qweight", ("I32",), words)
         if self._layout == "gemv":
             neurons, inputs = words[0], words[1] * _PER_WORD
@@ -89,7 +87,7 @@ class Awq(Scheme):
     def _groups(self, layer: Layer, inputs: int) -> int:
         size = self._group_size if self._group_size > 0 else inputs
         if inputs % size:
-            raise layer.unfit(f"its {inputs} inputs are no whole number of groups of {size}")
+            raise layer.unfit(f"its {inputs} inputs do not divide into groups of {size}")
         return inputs // size
 
     @property

@@ -61,12 +61,10 @@ class Int8(Scheme):
 
     def shape(self, layer: Layer) -> tuple[int, int]:
         """The weight's."""
-        shape = layer.shape("weight")
-        if len(shape) != 2 or 0 in shape:
-            raise layer.unfit(f"weight has the shape {list(shape)}")
-        layer.expect("weight", ("I8",), shape)
-        layer.expect("SCB", ("F32",), shape[:1])
-        return shape[0], shape[1]
+        neurons, inputs = layer.matrix("weight")
+        layer.expect("weight", ("I8",), (neurons, inputs))
+        layer.expect("SCB", ("F32",), (neurons,))
+        return neurons, inputs
 
     def changes(self, layer: Layer, factors: Tensor) -> Changes:  # noqa: ARG002
         """An entry of the statistics is a neuron."""
@@ -140,7 +138,7 @@ class FourBit(Scheme):
 
 @dataclass(frozen=True)
 class _State:
-    """What the JSON beside a layer's codes says.
+    """The JSON beside a layer's codes.
 
     Args:
         name: The tensor that holds it.
@@ -177,7 +175,7 @@ class _State:
 
     @classmethod
     def of(cls, layer: Layer) -> "_State":
-        """Read it.
+        """A layer's state.
 
         Raises:
             UserError: There is none, or it is damaged.

@@ -78,17 +78,14 @@ class CompressedTensors(Scheme):
         elif layer.dtype("weight") == "F8_E4M3":
             return fp8_shape(layer, "weight_scale", self._block)
         else:
-            found = layer.shape("weight")
-            if len(found) != 2 or 0 in found:
-                raise layer.unfit(f"weight has the shape {list(found)}")
-            layer.expect("weight", ("I8",), found)
-            neurons, inputs = found
+            neurons, inputs = layer.matrix("weight")
+            layer.expect("weight", ("I8",), (neurons, inputs))
         scales = layer.shape("weight_scale")
         layer.expect("weight_scale", SCALES, scales)
         if not (self._single(layer) or (_is_by_row(scales, neurons) and 0 not in scales)):
             raise layer.unfit(
-                f"weight_scale has the shape {list(scales)}, where a scale a neuron, a row of them "
-                "or a single one belongs"
+                f"weight_scale has the shape {list(scales)}, and one scale per neuron, a row of "
+                "them or a single one is expected"
             )
         if "weight_zero_point" in layer.tensors:
             self._expect_zeros(layer, neurons, inputs)
@@ -137,7 +134,7 @@ class CompressedTensors(Scheme):
             if "weight_zero_point" in layer.tensors:
                 zeros = layer.read("weight_zero_point").float().reshape(-1, groups)
         if _is_by_row(tuple(scales.shape), neurons) and groups > 1:
-            group = self._group_of(layer, inputs, groups)
+            group = layer.group_of("weight_g_idx", inputs, groups)
             return (codes - zeros[:, group]) * scales[:, group]
         if _is_by_row(tuple(scales.shape), neurons) or _is_single(tuple(scales.shape)):
             return (codes - zeros) * scales.reshape(-1, 1)
@@ -156,7 +153,7 @@ class CompressedTensors(Scheme):
         return Edit(changes, edit.rounded, settings)
 
     def _single(self, layer: Layer) -> bool:
-        """Whether a layer has a single scale, and that not because it is a single block."""
+        """Whether a layer has a single scale, and not because it is a single block."""
         return (
             _is_single(layer.shape("weight_scale")) and self._block is None and not self.fp4(layer)
         )
@@ -165,8 +162,8 @@ class CompressedTensors(Scheme):
         packed = layer.shape("weight_packed")
         if layer.dtype("weight_packed") != "I32" or len(packed) != 2:
             raise layer.unfit(
-                f"its codes are {layer.dtype('weight_packed')} of the shape {list(packed)}, where "
-                "integers in words of 32 bits or pairs of 4-bit floats belong"
+                f"its codes are {layer.dtype('weight_packed')} of the shape {list(packed)}, and "
+                "integers in words of 32 bits or pairs of 4-bit floats are expected"
             )
         layer.expect("weight_shape", ("I64", "I32"), (2,))
         neurons, inputs = layer.read("weight_shape").tolist()
@@ -186,15 +183,6 @@ class CompressedTensors(Scheme):
         else:
             layer.expect("weight_zero_point", ("I8",), scales)
 
-    def _group_of(self, layer: Layer, inputs: int, groups: int) -> Tensor:
-        if "weight_g_idx" in layer.tensors:
-            layer.expect("weight_g_idx", ("I32", "I64"), (inputs,))
-            index = layer.read("weight_g_idx").long()
-            if not 0 <= int(index.min()) <= int(index.max()) < groups:
-                raise layer.unfit(f"weight_g_idx names groups outside 0 to {groups - 1}")
-            return index
-        return torch.arange(inputs) // -(-inputs // groups)
-
     def _by_channel(self, layers: Mapping[str, Layer]) -> Mapping[str, Any]:
         """The settings with "channel" for "tensor"."""
         settings = copy.deepcopy(dict(self.settings))
@@ -206,8 +194,8 @@ class CompressedTensors(Scheme):
             if not inputs.get("dynamic") and any(".experts." in name for name in layers):
                 raise UserError(
                     "The checkpoint has MoE experts with a single scale each and static scales of "
-                    "their inputs: servers take scales a neuron only with dynamic ones, so that it "
-                    "cannot be baked; use the model from which it was quantised."
+                    "their inputs, which cannot be baked, because servers take scales per neuron "
+                    "only with dynamic ones: use the model from which it was quantised."
                 )
             weights["strategy"] = "channel"
         return settings

@@ -1,4 +1,4 @@
-"""Which family a folder of quantised weights is of, and what its layers are."""
+"""The quantised layers of a model's folder, and the changes that dampening makes to them."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Conv1D, PreTrainedModel
 
-from sordino.edits.fp4 import Rescaled
+from sordino.edits.fp4 import Rounding
 from sordino.edits.quantised.awq import Awq
 from sordino.edits.quantised.bitsandbytes import bitsandbytes
 from sordino.edits.quantised.compressed_tensors import CompressedTensors
@@ -35,7 +35,7 @@ class QuantisedFolder:
 
     Args:
         scheme: How they are stored.
-        layers: By what their weights would be called.
+        layers: By the names that their weights would have.
         stored: All tensors of the folder by name.
     """
 
@@ -45,7 +45,7 @@ class QuantisedFolder:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of all tensors, and of what the weights would be called."""
+        """The names of all tensors, and those that the weights would have."""
         return frozenset(self.stored.keys() | self.layers.keys())
 
     @property
@@ -91,7 +91,7 @@ def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFold
         # Servers' scales of the cache stand beside the layers.
         if key not in parts and not key.endswith(("_scale", "_zero_point"))
     }
-    # A quantised layer knows its neurons and inputs, and not that a Conv1D has the inputs first.
+    # A quantised layer does not know that a Conv1D has the inputs first.
     turned = any(isinstance(module, Conv1D) for module in model.modules())
     for weight, layer in folder.layers.items():
         shape = folder.scheme.weight_shape(layer, transposed=turned)
@@ -101,12 +101,12 @@ def refuse_unfit_layers(name: str, model: PreTrainedModel, folder: QuantisedFold
 
 @dataclass(frozen=True)
 class QuantisedEdit:
-    """What becomes of a folder's quantised layers, checked.
+    """The changes of a folder's quantised layers, checked.
 
     Args:
         changes: By the tensor's name; None leaves it out.
         settings: The checkpoint's quantisation settings, if they change.
-        record: What the provenance says of it.
+        record: The entry in the provenance.
     """
 
     changes: Changes
@@ -115,11 +115,11 @@ class QuantisedEdit:
 
 
 def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> QuantisedEdit:
-    """Work out what becomes of a folder's quantised layers.
+    """Work out the changes of a folder's quantised layers.
 
     Args:
         folder: The layers.
-        changes: What would become of the weights, by their names; others are passed over.
+        changes: The changes that their weights would have, by name; other names are ignored.
 
     Raises:
         UserError: A layer is damaged or of another size, or its format cannot hold the product.
@@ -130,9 +130,7 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
             layer, values = folder.layers[weight], change.scale.reshape(-1)
             neurons, _ = folder.scheme.shape(layer)
             if len(values) != neurons:
-                raise layer.unfit(
-                    f"it has {neurons} neurons, and the dampening {len(values)} factors for it"
-                )
+                raise layer.unfit(f"it has {neurons} neurons, and there are {len(values)} factors")
             factors[weight] = values
     four_bits = {
         weight: fp4_rounding(folder.layers[weight], places, values)
@@ -144,21 +142,21 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
     rounded = set(edit.rounded) - four_bits.keys()
     if rounded:
         note(
-            f"{len(rounded)} layers hold neurons that share scales: their codes are rounded "
-            "anew to the nearest FP8 (docs/quantised.md)."
+            f"{len(rounded)} layers have neurons that share scales: their codes are rounded to the "
+            "nearest FP8 again (docs/quantised.md)."
         )
-    whole = sum(four_bits.values(), Rescaled())
+    whole = sum(four_bits.values(), Rounding())
     if four_bits:
         note(
-            f"{len(four_bits)} layers are 4-bit floats, whose scales and codes are rounded anew: "
-            f"dampened weights are off by {whole.relative:.1%} of what they should be (root mean "
+            f"{len(four_bits)} layers are 4-bit floats, whose scales and codes are rounded again: "
+            f"dampened weights are off by {whole.relative:.1%} of the exact product (root mean "
             f"square), at most by {whole.largest:.1%} of the largest of their block "
             "(docs/quantised.md)."
         )
     if lost.vanished or lost.coarse:
         note(
-            f"warning: of the scales times their factors, {lost.vanished:,} are too small for "
-            f"their type and became 0, and {lost.coarse:,} lost digits."
+            f"warning: {lost.vanished:,} scales times their factors are too small for their type "
+            f"and became 0, and {lost.coarse:,} lost digits."
         )
     errors = {"error": whole.relative, "largest_error": whole.largest} if four_bits else {}
     record = Quantisation(
@@ -185,7 +183,7 @@ def quantised_folder(
         shards: The headers of its shards.
 
     Raises:
-        UserError: It is quantised in a way that is not known here.
+        UserError: It is quantised in a way that is not supported.
     """
     if settings is None:
         return None
@@ -193,8 +191,8 @@ def quantised_folder(
     layers = _layers(folder, shards, scheme)
     if not layers:
         raise UserError(
-            f"{folder} is quantised ({settings.get('quant_method')}) by its settings, but no "
-            "layer in its safetensors is: get it again."
+            f"{folder} is quantised by its settings ({settings.get('quant_method')}), but its "
+            "safetensors hold no quantised layer: get it again."
         )
     stored = {name: found for tensors in shards.values() for name, found in tensors.items()}
     return QuantisedFolder(scheme, layers, stored)
@@ -204,7 +202,7 @@ def read_quantised(folder: Path) -> QuantisedFolder | None:
     """The quantised layers of a model's folder, from its files; None if its weights are plain.
 
     Raises:
-        UserError: It is quantised in a way that is not known here, or damaged.
+        UserError: It is quantised in a way that is not supported, or damaged.
     """
     settings = quantisation_of(folder)
     if settings is None:

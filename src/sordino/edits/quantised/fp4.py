@@ -9,12 +9,12 @@ A layer of n neurons and i inputs has
 
 and stands for  W[m, k] = g · s[m, block of k] · e2m1(code[m, k]).
 
-**Dampening** cannot be exact, because the scales are as coarse as the codes: block by block the
-scale and the codes are taken that come nearest to the product (`sordino.edits.fp4`). The shared
-number stays, since servers fuse layers and want it alike. What that costs is worked out before
-anything is written; a layer whose weights would be off by more than `MOST` of the product, in the
-root mean square, is refused. Of weights that are normally distributed no factor comes near that
-(`benchmarks/fp4_rounding.py`), unless the products are too small for their type of scale.
+**Dampening** cannot be exact, because the scales are as coarse as the codes: each block gets the
+scale and the codes that are nearest to the product (`sordino.edits.fp4`). The shared number stays,
+since servers fuse layers and want it alike. The error is computed before anything is written; a
+layer whose weights would be off by more than `MOST` of the product, in the root mean square, is
+refused. For normally distributed weights no factor comes near that (`benchmarks/fp4_rounding.py`),
+unless the products are too small for their type of scale.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sordino.edits.fp4 import E4M3, E8M0, Bytes, Rescaled, Scales, rescale_
+from sordino.edits.fp4 import E4M3, E8M0, Bytes, Rounding, Scales, rescale_
 from sordino.edits.quantised.layer import Changes, Fp4Places, Layer
 from sordino.edits.shard import New
 from sordino.models.fp4 import weights_of
@@ -63,15 +63,15 @@ def fp4_changes(layer: Layer, places: Fp4Places, factors: Tensor) -> Changes:
     }
 
 
-def fp4_rounding(layer: Layer, places: Fp4Places, factors: Tensor) -> Rescaled:
+def fp4_rounding(layer: Layer, places: Fp4Places, factors: Tensor) -> Rounding:
     """What rounding does to a layer's weights.
 
     Raises:
-        UserError: It does too much, a scale would be too large, or one is none.
+        UserError: The error is too large, a scale would overflow, or one is not a number.
     """
     found = _rescale_parts(layer, places, factors)[2]
     if found.damaged:
-        raise layer.unfit(f"{found.damaged:,} of its {places.scales} are no scales")
+        raise layer.unfit(f"{found.damaged:,} of its {places.scales} are not numbers")
     if found.overflowed:
         raise layer.unfit(
             f"{places.scales} times the factors is too large for {layer.dtype(places.scales)} in "
@@ -104,7 +104,7 @@ class _Product:
         self._made: dict[str, Tensor] = {}
 
     def maker(self, suffix: str) -> Callable[[], Tensor]:
-        """What gives the one or the other when its turn to be written comes."""
+        """Makes the codes or the scales when they are written."""
         layer, places, _ = self._of
 
         def make() -> Tensor:
@@ -114,7 +114,7 @@ class _Product:
                     name: torch.from_numpy(data)
                     for name, data in ((places.codes, codes), (places.scales, scales))
                 }
-            # Whoever asks again, gets it worked out again: it is not kept.
+            # It is not kept: asked for again, it is computed again.
             return self._made.pop(suffix).view(layer.torch_dtype(suffix)).view(layer.shape(suffix))
 
         return make
@@ -122,13 +122,13 @@ class _Product:
 
 def _rescale_parts(
     layer: Layer, places: Fp4Places, factors: Tensor
-) -> tuple[Bytes, Bytes, Rescaled]:
+) -> tuple[Bytes, Bytes, Rounding]:
     codes, scales, kind = _blocks(layer, places)
     return codes, scales, rescale_(codes, scales, factors.numpy(), kind)
 
 
 def _blocks(layer: Layer, places: Fp4Places) -> tuple[Bytes, Bytes, Scales]:
-    """uint8 [neurons, blocks, bytes] and [neurons, blocks], and what the latter stand for."""
+    """uint8 [neurons, blocks, bytes] and [neurons, blocks], and the type of the latter."""
     kind, size = _KINDS[layer.dtype(places.scales)]
     scales = layer.read(places.scales).view(torch.uint8)
     scales = scales.view(-1, scales.shape[-1])

@@ -105,7 +105,7 @@ def block_of(setting: Any) -> tuple[int, int] | None:
     """The neurons and inputs of a block, from the settings; None for no blocks.
 
     Raises:
-        UserError: It is no pair of positive whole numbers.
+        UserError: It is not a pair of positive whole numbers.
     """
     if setting is None:
         return None
@@ -113,37 +113,34 @@ def block_of(setting: Any) -> tuple[int, int] | None:
         neurons, inputs = setting
         if isinstance(neurons, int) and isinstance(inputs, int) and neurons > 0 and inputs > 0:
             return neurons, inputs
-    raise UserError(f"The blocks of a quantised weight are two sizes, and not {setting!r}.")
+    raise UserError(f"The block size of a quantised weight must be two sizes, not {setting!r}.")
 
 
 def fp8_shape(layer: Layer, scale: str, block: tuple[int, int] | None) -> tuple[int, int]:
     """A layer's numbers of neurons and inputs.
 
     Raises:
-        UserError: Its weight is no E4M3 matrix, or its scales do not fit it.
+        UserError: Its weight is not an E4M3 matrix, or its scales do not fit it.
     """
-    shape = layer.shape("weight")
-    if len(shape) != 2 or 0 in shape:
-        raise layer.unfit(f"weight has the shape {list(shape)}")
-    layer.expect("weight", ("F8_E4M3",), shape)
-    neurons, inputs = shape
+    neurons, inputs = layer.matrix("weight")
+    layer.expect("weight", ("F8_E4M3",), (neurons, inputs))
     found = layer.shape(scale)
     fitting: list[tuple[int, ...]] = [(), (1,), (1, 1), (neurons,), (neurons, 1)]
     if block:
         fitting.append((-(-neurons // block[0]), -(-inputs // block[1])))
     if found not in fitting:
         expected = " or ".join(str(list(shape)) for shape in fitting)
-        raise layer.unfit(f"{scale} has the shape {list(found)}, where {expected} belongs")
+        raise layer.unfit(f"{scale} has the shape {list(found)}, and {expected} is expected")
     layer.expect(scale, BLOCK_SCALES, found)
     return neurons, inputs
 
 
 def block_changes(layer: Layer, scale: str, factors: Tensor, block: tuple[int, int]) -> Changes:
-    """What becomes of a weight whose neurons share scales; see above.
+    """The changes of a weight whose neurons share scales; see above.
 
     Args:
         layer: The layer.
-        scale: What its scales are called.
+        scale: The suffix of its scales.
         factors: float32 [neurons].
         block: The neurons and inputs of a block.
     """
@@ -165,7 +162,7 @@ def power_at_least(values: Tensor) -> Tensor:
 
 
 def spread(scales: Tensor, shape: tuple[int, ...], block: tuple[int, int]) -> Tensor:
-    """Scales of blocks, or of the whole, for each weight: [neurons, inputs]."""
+    """Scales of blocks, or of the whole weight, for each number of it: [neurons, inputs]."""
     if scales.numel() == 1:
         return scales.reshape(1, 1)
     spread = scales.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)

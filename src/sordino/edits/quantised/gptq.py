@@ -17,7 +17,6 @@ the scales.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sordino.edits.quantised.layer import Changes, Layer, Scheme, whole
@@ -48,10 +47,10 @@ class Gptq(Scheme):
         return f"GPTQ ({self._format}), {whole(self.settings, 'bits', 4)} bits, {groups}{order}"
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """As many neurons as columns, as many inputs as codes fit into a column."""
+        """One neuron per column, and as many inputs as codes fit into a column."""
         _ = self._format  # refuses others
-        groups, neurons = _matrix(layer, "scales")
-        words, _ = _matrix(layer, "qweight")
+        groups, neurons = layer.matrix("scales")
+        words, _ = layer.matrix("qweight")
         bits = _bits(layer)
         inputs = words * WORD // bits
         layer.expect("scales", SCALES, (groups, neurons))
@@ -73,17 +72,8 @@ class Gptq(Scheme):
         zeros = unpack(layer.read("qzeros"), bits, neurons).T
         if self._format == "gptq":
             zeros = (zeros + 1) % 2**bits
-        group = self._group_of(layer, inputs)
+        group = layer.group_of("g_idx", inputs, layer.shape("scales")[0])
         return layer.read("scales").float().T[:, group] * (codes - zeros[:, group])
-
-    def _group_of(self, layer: Layer, inputs: int) -> Tensor:
-        groups = layer.shape("scales")[0]
-        if "g_idx" in layer.tensors:
-            index = layer.read("g_idx").long()
-            if inputs and not 0 <= int(index.min()) <= int(index.max()) < groups:
-                raise layer.unfit(f"g_idx names groups outside 0 to {groups - 1}")
-            return index
-        return torch.arange(inputs) // -(-inputs // groups)
 
     @property
     def _format(self) -> str:
@@ -100,15 +90,8 @@ class Gptq(Scheme):
 
 def _bits(layer: Layer) -> int:
     """The size of a layer's codes; the settings may name others for some layers."""
-    neurons = _matrix(layer, "scales")[1]
-    bits = _matrix(layer, "qzeros")[1] * WORD // neurons
+    neurons = layer.matrix("scales")[1]
+    bits = layer.matrix("qzeros")[1] * WORD // neurons
     if bits not in _BITS:
-        raise layer.unfit(f"its zero points have {bits} bits, where {_BITS} are known")
+        raise layer.unfit(f"its zero points have {bits} bits, and only {_BITS} are known")
     return bits
-
-
-def _matrix(layer: Layer, suffix: str) -> tuple[int, int]:
-    shape = layer.shape(suffix)
-    if len(shape) != 2 or 0 in shape:
-        raise layer.unfit(f"{suffix} has the shape {list(shape)}")
-    return shape[0], shape[1]

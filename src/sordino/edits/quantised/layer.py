@@ -1,8 +1,8 @@
-"""What every family of quantised checkpoints has in common: layers made of several tensors.
+"""What all families of quantised checkpoints share: layers made of several tensors.
 
 A quantised linear layer has no weight that could be multiplied. It has codes, scales and perhaps
-zero points under names of its own. A family (`Scheme`) knows those names; told the factors of a
-layer's neurons, it says what becomes of each tensor.
+zero points under names of its own. A family (`Scheme`) knows those names, and turns the factors of
+a layer's neurons into changes of its tensors.
 """
 
 from abc import ABC, abstractmethod
@@ -27,11 +27,11 @@ class Layer:
     """One quantised linear layer of a checkpoint.
 
     Args:
-        name: What its tensors' names begin with, such as "model.layers.3.mlp.up_proj".
+        name: The prefix of its tensors' names, such as "model.layers.3.mlp.up_proj".
         tensors: By the rest of their names, such as "qweight" or "weight.absmax".
         files: The shard of each, by the same.
-        joint: What stands between the two parts of a tensor's name; where it is no dot, the weight
-            is a parameter of the layer's own name (as those of fused MoE experts are).
+        joint: What stands between the two parts of a tensor's name; where it is not a dot, the
+            weight is a parameter of the layer's own name (as in fused MoE experts).
     """
 
     name: str
@@ -41,7 +41,7 @@ class Layer:
 
     @property
     def weight(self) -> str:
-        """What its weight would be called if it were not quantised."""
+        """The name that its weight would have if it were not quantised."""
         return f"{self.name}.weight" if self.joint == "." else self.name
 
     def tensor(self, suffix: str) -> str:
@@ -55,6 +55,31 @@ class Layer:
             UserError: There is no such tensor.
         """
         return self._find(suffix).shape
+
+    def matrix(self, suffix: str) -> tuple[int, int]:
+        """A tensor's dimensions.
+
+        Raises:
+            UserError: There is no such tensor, or it is not a matrix, or it is empty.
+        """
+        shape = self.shape(suffix)
+        if len(shape) != 2 or 0 in shape:
+            raise self.unfit(f"{suffix} has the shape {list(shape)}")
+        return shape[0], shape[1]
+
+    def group_of(self, suffix: str, inputs: int, groups: int) -> Tensor:
+        """The group of each input, int64 [inputs]: a tensor's values, else one group after another.
+
+        Raises:
+            UserError: There is such a tensor, and it is damaged.
+        """
+        if suffix not in self.tensors:
+            return torch.arange(inputs) // -(-inputs // groups)
+        self.expect(suffix, ("I32", "I64"), (inputs,))
+        index = self.read(suffix).long()
+        if not 0 <= int(index.min()) <= int(index.max()) < groups:
+            raise self.unfit(f"{suffix} names groups outside 0 to {groups - 1}")
+        return index
 
     def dtype(self, suffix: str) -> str:
         """A tensor's type as the format calls it.
@@ -96,15 +121,15 @@ class Layer:
         stored = self._find(suffix)
         if stored.dtype not in dtypes:
             raise self.unfit(
-                f"{suffix} has the type {stored.dtype}, where {' or '.join(dtypes)} belongs"
+                f"{suffix} has the type {stored.dtype}, and {' or '.join(dtypes)} is expected"
             )
         if stored.shape != shape:
             raise self.unfit(
-                f"{suffix} has the shape {list(stored.shape)}, where {list(shape)} belongs"
+                f"{suffix} has the shape {list(stored.shape)}, and {list(shape)} is expected"
             )
 
     def unfit(self, reason: str) -> UserError:
-        """The error that says what is wrong with this layer."""
+        """The error for a problem of this layer."""
         file = next(iter(self.files.values()))
         return UserError(
             f"{file} holds the quantised layer {self.name} in a way that cannot be baked: {reason}."
@@ -117,13 +142,13 @@ class Layer:
 
 
 class Fp4Places(NamedTuple):
-    """By what suffixes the tensors of a layer of 4-bit floats go.
+    """The suffixes of a layer's tensors of 4-bit floats.
 
     Args:
         codes: Of the codes.
         scales: Of the scales of blocks.
-        shared: Of the number for the whole weight; "" where there is none.
-        divides: Whether that divides.
+        shared: Of the scale of the whole weight; "" where there is none.
+        divides: Whether that scale divides.
     """
 
     codes: str
@@ -134,11 +159,11 @@ class Fp4Places(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """What becomes of a quantised checkpoint.
+    """The changes of a quantised checkpoint.
 
     Args:
         changes: By the tensor's whole name; None leaves it out.
-        rounded: The layers whose codes had to be rounded anew.
+        rounded: The layers whose codes are rounded again.
         settings: The checkpoint's quantisation settings, if they change.
     """
 
@@ -160,16 +185,16 @@ class Scheme(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """What the checkpoint is, in a few words, such as "GPTQ, 4 bits, groups of 128"."""
+        """A few words for the checkpoint, such as "GPTQ, 4 bits, groups of 128"."""
 
     @property
     @abstractmethod
     def marks(self) -> tuple[str, ...]:
-        """Each quantised layer has a tensor that is called like one of these."""
+        """Suffixes that mark a quantised layer: each has a tensor with one of them."""
 
     @property
     def joint(self) -> str:
-        """What stands in front of those in a tensor's name; see `Layer`."""
+        """What stands before a suffix in a tensor's name; see `Layer`."""
         return "."
 
     @abstractmethod
@@ -181,7 +206,7 @@ class Scheme(ABC):
         """
 
     def weight_shape(self, layer: Layer, *, transposed: bool) -> tuple[int, ...]:
-        """What shape its weight has in the model.
+        """The shape of its weight in the model.
 
         Args:
             layer: The layer.
@@ -191,7 +216,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def changes(self, layer: Layer, factors: Tensor) -> Changes:
-        """What becomes of a layer's tensors, by the rest of their names.
+        """The changes of a layer's tensors, by suffix.
 
         Args:
             layer: The layer, whose shape was checked.
@@ -202,7 +227,7 @@ class Scheme(ABC):
         """
 
     def fp4(self, layer: Layer) -> Fp4Places | None:  # noqa: ARG002
-        """Where a layer has its parts, if it is of 4-bit floats; None otherwise."""
+        """The suffixes of a layer's parts, if it is of 4-bit floats; None otherwise."""
         return None
 
     @abstractmethod
@@ -210,11 +235,11 @@ class Scheme(ABC):
         """The layer's weight, de-quantised: float32 [neurons, inputs]."""
 
     def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> Edit:
-        """What becomes of the checkpoint.
+        """The changes of the checkpoint.
 
         Args:
-            layers: All its quantised layers, by what their weights would be called.
-            factors: float32 [neurons], not all 1, by the same.
+            layers: All its quantised layers, by the names that their weights would have.
+            factors: float32 [neurons], not all 1, by the same names.
 
         Raises:
             UserError: The format cannot hold the product.
@@ -224,7 +249,7 @@ class Scheme(ABC):
             for weight, values in factors.items()
             for suffix, change in self.changes(layers[weight], values).items()
         }
-        # Scales stand beside the weight: where it changes itself, its codes do.
+        # Scales have names of their own, so a change under the weight's name is one of codes.
         return Edit(changes, tuple(weight for weight in factors if weight in changes))
 
 
@@ -236,5 +261,5 @@ def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
     """
     value = settings.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"The quantisation setting {name} is {value!r}, which is no whole number.")
+        raise UserError(f"The quantisation setting {name} is {value!r}, not a whole number.")
     return value

@@ -1,4 +1,4 @@
-"""What the products of scales and factors lose in the type of the scales."""
+"""What rounding does to scales times factors, in the type of the scales."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Losses:
 
 
 def losses(layers: Iterable[Layer], edit: Edit) -> Losses:
-    """Try all new scales, and count what is lost.
+    """Compute all new scales, and count what rounding loses.
 
     Raises:
         UserError: A scale is not finite, before the edit or after it.

@@ -4,8 +4,8 @@ A layer has
 
     weight          uint8 [n, i / 2]          codes, two a byte
     weight_scale    float8_e4m3fn [n, i / 16] scales of blocks
-    weight_scale_2  float32                   what multiplies the whole weight
-    input_scale     float32                   of what the layer is given; it stays
+    weight_scale_2  float32                   the scale of the whole weight
+    input_scale     float32                   the scale of the layer's inputs; it stays
 
 and is read and dampened as `fp4.py` says.
 """
