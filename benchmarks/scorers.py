@@ -1,10 +1,12 @@
-"""How well scorers tell toxic texts from others, on the kit's labelled sets.
+"""How well scorers tell toxic texts from others, and how far they agree with people.
 
     python -m benchmarks.scorers                      # the scorers that need no hub
     python -m benchmarks.scorers yes-no:kit:smollm2   # these, beside them
     python -m benchmarks.scorers wordlist --only      # these alone
 
-AUROCs with 95 % intervals: percentiles of 500 bootstrap draws within each class, seed 0.
+AUROCs on the kit's labelled sets, and Spearman's rank correlation with the ratings that people gave
+ToxiGen's statements (1 to 5, the mean of three people's), with 95 % intervals: percentiles of 500
+bootstrap draws, within each class for the AUROC, seed 0.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from sordino import kit
 from sordino.evaluation.opening import open_scorer
@@ -46,6 +49,12 @@ def toxigen() -> Texts:
     return toxic, others
 
 
+def ratings() -> tuple[list[str], NDArray[np.float64]]:
+    """ToxiGen's statements, and how toxic people found each, float64 [statements]."""
+    rows = json.loads(kit.data_file("toxigen/sample.json").read_text(encoding="utf-8"))
+    return [row["text"] for row in rows], np.array([row["toxicity_score"] for row in rows])
+
+
 SETS: dict[str, Callable[[], Texts]] = {
     "insults, held out": insults,
     "RealToxicityPrompts": prompts,
@@ -64,6 +73,23 @@ def measured(toxic: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[f
     return _auroc(toxic, others), float(low), float(high)
 
 
+def agreement(
+    scores: NDArray[np.float64], ratings: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Spearman's correlation of scores and ratings, and the ends of its interval."""
+    generator = np.random.default_rng(0)
+    draws = generator.integers(len(scores), size=(DRAWS, len(scores)))
+    low, high = np.quantile([_spearman(scores[d], ratings[d]) for d in draws], [0.025, 0.975])
+    return _spearman(scores, ratings), float(low), float(high)
+
+
+def _spearman(scores: NDArray[np.float64], ratings: NDArray[np.float64]) -> float:
+    """The correlation; 0 where all scores are the same, which agree with nobody."""
+    if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
+        return 0.0
+    return float(stats.spearmanr(scores, ratings).statistic)
+
+
 def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
     scores = np.concatenate([positive, negative])[:, None].astype(np.float32)
     labels = np.arange(len(scores)) < len(positive)
@@ -76,6 +102,7 @@ def main() -> None:
     parser.add_argument("scorers", nargs="*", help="further scorers, as --scorer takes them")
     parser.add_argument("--only", action="store_true", help="leave out those that need no hub")
     parser.add_argument("--most", type=int, help="at most so many texts of each class")
+    parser.add_argument("--judge-dtype", default="auto", help="in which a language model judges")
     asked = parser.parse_args()
     sets = {}
     for name, read in SETS.items():
@@ -84,16 +111,19 @@ def main() -> None:
             [texts[i] for i in sorted(drawn.permutation(len(texts))[: asked.most].tolist())]
             for texts in read()
         ]
+    statements, rated = ratings()
+    drawn = np.random.default_rng(0).permutation(len(statements))[: asked.most and 2 * asked.most]
     heads = [f"{name} ({len(a):,} and {len(b):,})" for name, (a, b) in sets.items()]
+    heads.append(f"agreement with people on ToxiGen ({len(drawn):,})")
     print(f"| scorer | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name in [*(() if asked.only else SCORERS), *asked.scorers]:
-        scorer = open_scorer(name, device=torch.device("cpu"))
-        cells = []
-        for toxic, others in sets.values():
-            value, low, high = measured(
-                *(scores_of(scorer, texts)[:, 0] for texts in (toxic, others))
-            )
-            cells.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+        scorer = open_scorer(name, judge_dtype=asked.judge_dtype, device=torch.device("cpu"))
+        found = [
+            measured(*(scores_of(scorer, texts)[:, 0] for texts in of)) for of in sets.values()
+        ]
+        scores = scores_of(scorer, [statements[i] for i in drawn])[:, 0]
+        found.append(agreement(scores, rated[drawn]))
+        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in found]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
 

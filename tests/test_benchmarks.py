@@ -6,14 +6,17 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
+from scipy.stats import rankdata
 
 from benchmarks import costs, parts, tables
 from benchmarks.__main__ import ALL
 from benchmarks.growth import exponent
 from benchmarks.measure import Figure, Options, in_turns, table
+from benchmarks.scorers import agreement
 from sordino.evaluation import Toxicity
 from sordino.models.sites import find_sites
 from sordino.pipeline import RECOMMENDED_DIVERGENCE
@@ -206,3 +209,18 @@ def test_bars():
     assert Figure("x", 2.0, at_least=2).met
     assert not Figure("x", 2.0, at_most=1.9).met
     assert Figure("x", 2.0).met is None
+
+
+def test_agreement_with_people_is_spearmans_correlation():
+    generator = np.random.default_rng(0)
+    ratings = generator.integers(3, 16, 200) / 3  # ties, as means of three people have
+    assert agreement(ratings**2, ratings) == pytest.approx((1, 1, 1))
+    assert agreement(-ratings, ratings)[0] == pytest.approx(-1)
+    noisy = ratings + generator.normal(0, 2, 200)
+    ranks = [rankdata(of) for of in (noisy, ratings)]
+    value, low, high = agreement(noisy, ratings)
+    assert value == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert low < value < high
+    _, low, high = agreement(generator.random(200), ratings)
+    assert low < 0 < high
+    assert agreement(np.zeros(200), ratings) == (0, 0, 0)

@@ -1,6 +1,7 @@
 """The page of a study: its answer, tables and charts."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import altair as alt
@@ -306,7 +307,9 @@ def _device(record: StudyRecord) -> str:
 
 def _read(protocol: dict[str, Any]) -> str:
     tasks = ", ".join(str(task) for task in protocol.get("tasks", ()))
-    return str(protocol.get("prompts", protocol.get("texts", tasks)))
+    found = str(protocol.get("prompts", protocol.get("texts", tasks)))
+    # Where a study's own texts lay on the machine that measured says nothing to others.
+    return PurePath(found).name if PurePath(found).is_absolute() else found
 
 
 def _how_many(protocol: dict[str, Any]) -> str:

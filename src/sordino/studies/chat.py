@@ -86,7 +86,10 @@ def _beside(group: GroupRecord, trial: str) -> Iterator[str]:
     if group.name == "refusals":
         for kind in ("safe", "unsafe"):
             refused = found.evaluation.figure("refusals:chat", f"refused.{kind}")
-            yield f"{kind} prompts refused {by_points(refused.difference)}"
+            yield (
+                f"{kind} prompts refused {share(refused.before)} to {share(refused.after)} "
+                f"({by_points(refused.difference)})"
+            )
     elif group.name == "groups":
         for figure in found.evaluation.measures["coverage"].figures:
             if figure.name in ("perplexity.worst", "perplexity.all"):

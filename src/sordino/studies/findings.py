@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 
-import numpy as np
-
 from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.result import measure_of
-from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
+from sordino.evaluation.statistics import Floats, bootstrap, compare_shares, percentile_interval
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.words import by_points, falls, model_name, rises
@@ -71,14 +69,16 @@ def differences(
     for label, (one, other) in pairs.items():
         if one in evaluations and other in evaluations:
             for scorer, key in scorers_of(evaluations[one]):
-                shares = [
-                    toxic_shares(evaluations[name], "after", key, measure) for name in (one, other)
-                ]
+                before, after = (
+                    toxic_shares(evaluations[name], "after", key, measure) for name in (other, one)
+                )
+                difference = compare_shares(before, after, seed).difference
+                assert difference is not None  # there are both
                 yield Finding(
                     name=f"{one} − {other}, {scorer}",
                     label=f"{label} ({scorer})",
                     unit="points",
-                    estimate=estimate(np.subtract(*shares), seed),
+                    estimate=difference,
                     about=label,
                     by=scorer,
                 )
