@@ -76,7 +76,7 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     for trial in groups["toxicity"].trials:
         assert [*trial.evaluation.measures] == ["toxicity", "toxicity:chat"]
     assert [*groups["refusals"].trials[0].evaluation.measures] == ["refusals:chat"]
-    assert "is the model itself before the edit" in said
+    assert "judges with the model itself as it was before the edit" in said
     assert "toxic replies go from" in said
     # One expertise says what is done with protection and without.
     first, second = groups["toxicity"].trials[1:]

@@ -50,8 +50,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         yield f"{name} has no chat template: it is measured by continuations alone."
     for judge in (scorer for scorer, _ in toxic(first) if scorer.endswith(f":{record.model}")):
         yield (
-            f"{name}: the scorer {judge} is the model itself before the edit, and so no "
-            "independent judge of it: go by the other one."
+            f"{name}: the scorer {judge} judges with the model itself as it was before the edit, "
+            "and so is no independent judge of it: go by the other one."
         )
     along = [group for group in record.groups if group.name.startswith(_ALONG)]
     for trial in trials:
