@@ -27,8 +27,8 @@ from chat_page import SHORT, events, request, serving
 from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.chatting import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
 from sordino.chatting.conversation import Answer, Conversation, prompt_ids
-from sordino.chatting.duet import judged
 from sordino.chatting.terminal import HELP, _printable
+from sordino.chatting.voices import judged
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer
@@ -315,7 +315,7 @@ class Longest(Scorer):
 
 
 def test_each_answer_has_its_verdict(duet):
-    with_scorer = replace(duet, scorer=Longest(), scorer_name="longest")
+    with_scorer = replace(duet, scorer=Longest())
     for length in (3, 100):
         for one in answered(with_scorer, settings=Settings(new_tokens=length)).values():
             assert one.score == min(len(one.text), 100) / 100

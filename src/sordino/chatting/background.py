@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from sordino.chatting.duet import Answered, Said
+from sordino.chatting.voices import Answered, Said
 
 Events = Generator[Said | Answered]
 

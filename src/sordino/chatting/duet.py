@@ -3,21 +3,17 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import isnan
-from typing import Protocol
 
 from sordino.chatting.conversation import (
     SIDES,
     Answer,
-    Conversation,
     Ended,
     Settings,
     Side,
     Turn,
     prompt_ids,
 )
-from sordino.errors import UserError
-from sordino.evaluation.scorer import Scorer, scores_of
+from sordino.chatting.voices import Answered, Said, Voices, judged
 from sordino.interventions import Dampening
 from sordino.models.chat import Chat, replies
 from sordino.models.chat_template import Stopped
@@ -27,104 +23,27 @@ from sordino.models.open import OpenModel
 _NOTHING = Continuation(0, 0, (), "")
 
 
-@dataclass(frozen=True)
-class Said:
-    """There is more of an answer.
-
-    Args:
-        side: Whose.
-        text: All of it so far.
-    """
-
-    side: Side
-    text: str
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer is whole.
-
-    Args:
-        side: Whose.
-        answer: The answer, judged.
-    """
-
-    side: Side
-    answer: Answer
-
-
-class Voices(Protocol):
-    """What the page and the terminal need of the two sides.
-
-    Attributes:
-        names: What each side is, in words.
-        plain: Whether prompts are continued as they are.
-        scorer: Who judges the answers, if anyone does.
-        scorer_name: The scorer's name.
-        has_dial: Whether the strength can be set.
-        fixed: Why it cannot be, in a sentence; "" where it can.
-    """
-
-    @property
-    def names(self) -> dict[Side, str]: ...  # noqa: D102
-    @property
-    def plain(self) -> bool: ...  # noqa: D102
-    @property
-    def scorer(self) -> Scorer | None: ...  # noqa: D102
-    @property
-    def scorer_name(self) -> str: ...  # noqa: D102
-    @property
-    def has_dial(self) -> bool: ...  # noqa: D102
-    @property
-    def fixed(self) -> str: ...  # noqa: D102
-
-    def answers(
-        self,
-        turns: Sequence[Turn],
-        settings: Settings,
-        sides: Sequence[Side] = SIDES,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> Generator[Said | Answered]:
-        """Answer the last turn, and tell what there is."""
-
-    def conversation(self, turns: Sequence[Turn]) -> Conversation:
-        """These turns, as they are saved."""
-
-
-@dataclass(frozen=True)
-class Duet:
-    """The two sides of a conversation.
+@dataclass(frozen=True, kw_only=True)
+class Duet(Voices):
+    """Two models, or one model with and without an edit; see `Voices`.
 
     Args:
         original: The original model.
         quiet: The other model; the same one where the edit is put on by hooks.
         dampening: What the hooks put on; None where `quiet` is a model of its own.
-        names: What each side is, in words.
         why_two: Why `quiet` is a model of its own, in a sentence; "" where it is not.
-        plain: Whether prompts are continued as they are, without a chat template.
-        scorer: Who judges the answers, if anyone does.
-        scorer_name: The scorer's name.
     """
 
     original: OpenModel
     quiet: OpenModel
     dampening: Dampening | None
-    names: dict[Side, str]
     why_two: str = ""
-    plain: bool = False
-    scorer: Scorer | None = None
-    scorer_name: str = ""
-
-    @property
-    def has_dial(self) -> bool:
-        """Whether the strength can be set."""
-        return self.dampening is not None
 
     @property
     def fixed(self) -> str:
-        """Why it cannot be, in a sentence; "" where it can."""
+        """Why the strength cannot be set; "" where hooks do the edit."""
         told = f"Two models are open, and the strength cannot be changed. {self.why_two}"
-        return "" if self.has_dial else told
+        return "" if self.dampening is not None else told
 
     def answers(
         self,
@@ -199,16 +118,6 @@ class Duet:
             for voice in voices.values():
                 voice.close()
 
-    def conversation(self, turns: Sequence[Turn]) -> Conversation:
-        """These turns, as they are saved."""
-        return Conversation(
-            models=self.names,
-            form="plain" if self.plain else "chat",
-            hooks=self.has_dial,
-            scorer=self.scorer_name,
-            turns=tuple(turns),
-        )
-
     def _under(self, side: Side, muted: Dampening | None) -> AbstractContextManager[None]:
         """The hooks on the original's weights while the quiet side takes a step."""
         if side == "original" or muted is None:
@@ -232,14 +141,3 @@ class Duet:
             trouble=trouble,
             settings=settings,
         )
-
-
-def judged(scorer: Scorer | None, text: str) -> tuple[float | None, str]:
-    """The score of an answer, and why there is none if its scorer failed."""
-    if scorer is None or not text.strip():
-        return None, ""
-    try:
-        score = float(scores_of(scorer, [text])[0, 0])
-    except UserError as error:  # such as a judge that will not judge
-        return None, str(error)
-    return (None, "the judge's answer cannot be read") if isnan(score) else (score, "")

@@ -88,14 +88,13 @@ def open_duet(
         for opened in [first] if second is first else [first, second]:
             _try_template(opened)
     return Duet(
-        first,
-        second,
-        dampening,
-        dict(zip(SIDES, (ref.name, about), strict=True)),
-        why_two if dampening is None else "",
-        plain,
-        judge,
-        judge.name if judge else "",
+        original=first,
+        quiet=second,
+        dampening=dampening,
+        why_two=why_two if dampening is None else "",
+        names=dict(zip(SIDES, (ref.name, about), strict=True)),
+        plain=plain,
+        scorer=judge,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sordino.chatting.conversation import SIDES, Settings
-from sordino.chatting.duet import Voices
+from sordino.chatting.voices import Voices
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.templates import environment, own_file

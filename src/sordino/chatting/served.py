@@ -10,14 +10,13 @@ from typing import Any
 from sordino.chatting.conversation import (
     SIDES,
     Answer,
-    Conversation,
     Settings,
     Side,
     Turn,
     refuse_empty,
     said_before,
 )
-from sordino.chatting.duet import Answered, Said, judged
+from sordino.chatting.voices import Answered, Said, Voices, judged
 from sordino.errors import UserError
 from sordino.evaluation.answers import Choice, MalformedError
 from sordino.evaluation.endpoint import (
@@ -39,47 +38,24 @@ _FIXED = (
 )
 
 
-@dataclass(frozen=True)
-class ServedDuet:
-    """The two sides of a conversation with a server; see `Voices`.
+@dataclass(frozen=True, kw_only=True)
+class ServedDuet(Voices):
+    """What a server says without its adapter and with it; see `Voices`.
 
     Answers come whole. The random numbers are the server's, from the same seed for both sides.
 
     Args:
         servers: By side, the server and the model that is asked there.
         adapter: The number of the adapter, where the server scales it for each request; else None.
-        names: What each side is, in words.
-        plain: Whether prompts are continued as they are, without the server's chat.
-        scorer: Who judges the answers, if anyone does.
-        scorer_name: The scorer's name.
     """
 
     servers: Mapping[Side, Server]
     adapter: int | None
-    names: dict[Side, str]
-    plain: bool = False
-    scorer: Scorer | None = None
-    scorer_name: str = ""
-
-    @property
-    def has_dial(self) -> bool:
-        """Whether the strength can be set."""
-        return self.adapter is not None
 
     @property
     def fixed(self) -> str:
-        """Why it cannot be, in a sentence; "" where it can."""
-        return "" if self.has_dial else _FIXED
-
-    def conversation(self, turns: Sequence[Turn]) -> Conversation:
-        """These turns, as they are saved."""
-        return Conversation(
-            models=self.names,
-            form="plain" if self.plain else "chat",
-            hooks=self.has_dial,
-            scorer=self.scorer_name,
-            turns=tuple(turns),
-        )
+        """Why the strength cannot be set; "" where the server scales the adapter."""
+        return "" if self.adapter is not None else _FIXED
 
     def answers(
         self,
@@ -196,12 +172,11 @@ def open_served(
         quiet, number = original, _number_of(adapter, loaded, original)
         about = f"{original.model} with {access.name_shown(PurePath(loaded[number]).name)}"
     return ServedDuet(
-        {"original": original, "quiet": quiet},
-        number,
-        {"original": original.model, "quiet": f"{about}, at {original.address}"},
-        plain,
-        scorer,
-        scorer.name if scorer else "",
+        servers={"original": original, "quiet": quiet},
+        adapter=number,
+        names={"original": original.model, "quiet": f"{about}, at {original.address}"},
+        plain=plain,
+        scorer=scorer,
     )
 
 

@@ -29,8 +29,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sordino.chatting.background import Background, Ended
 from sordino.chatting.connections import Connection
 from sordino.chatting.conversation import Settings, Side, Turn
-from sordino.chatting.duet import Answered, Said, Voices
 from sordino.chatting.page import render
+from sordino.chatting.voices import Answered, Said, Voices
 from sordino.errors import UserError
 from sordino.files import printable
 

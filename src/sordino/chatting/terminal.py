@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sordino.chatting.background import Background, Ended
 from sordino.chatting.conversation import SIDES, Answer, Settings, Side, Turn
-from sordino.chatting.duet import Answered, Said, Voices
+from sordino.chatting.voices import Answered, Said, Voices
 from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS

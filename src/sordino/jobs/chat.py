@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sordino.chatting import Settings
-from sordino.chatting.duet import Voices
 from sordino.chatting.opening import is_edit_file, open_duet, open_judge
 from sordino.chatting.served import open_served
+from sordino.chatting.voices import Voices
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
 from sordino.evaluation.texts import KIT_PROSE
