@@ -155,7 +155,9 @@ streamed.
 _TYPES = """## Every type
 
 These are the {count} model types that transformers {version} opens as causal language models or as
-models that write about pictures. A type *works* where a tiny random model of it passes the tests above.
+models that write about pictures. A type *works* where a tiny random model of it passes the tests above;
+BERT and its kin do as decoders (`is_decoder` in config.json). A model that reads texts in both directions
+is refused, whatever its type.
 
 | type | class | verdict |
 |---|---|---|
@@ -208,9 +210,9 @@ transformers' experts interface, which computes the same as the model's own code
 Flash, Step 3.7 and Inkling's shared experts do not use that interface, so a hook computes their experts
 again. Attribution sums over the tokens that were
 routed to an MoE expert. If fewer than 30 texts of either class reached it, its neurons have no
-attribution, and `contrast` leaves them at 1. PEFT's (IA)³ multiplies the outputs of modules, and
-experts whose matrices are parameters are not modules, so `--format ia3` and `--format lora` refuse
-them (bake the weights, or use `--format hooks`). Baking a shift needs a bias, and of these only
+attribution, and `contrast` leaves them at 1. `--format lora` [holds experts](adapters.md#lora), except
+where their biases change; `--format ia3` refuses them, because PEFT's (IA)³ multiplies the outputs of modules, and experts whose
+matrices are parameters are no modules. Baking a shift needs a bias, and of these only
 GPT-OSS's experts have biases.
 """  # noqa: E501
 

@@ -78,9 +78,9 @@ MORE: dict[str, Callable[[], tf.PretrainedConfig]] = {
             *("youtu", "big_bird", "camembert", "bert-generation", "cohere_compass_text", "ctrl"),
             *("data2vec-text", "electra", "ernie", "gemma3n_text", "gemma4_unified_text", "git"),
             *("gpt-sw3", "granite_swa", "hyperclovax", "iquestcoder", "megatron-bert", "ministral"),
-            *("modernbert-decoder", "moss_transcribe_diarize", "phi4_multimodal", "reformer"),
+            *("modernbert-decoder", "moss_transcribe_diarize", "phi4_multimodal"),
             *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta"),
-            *("xlm-roberta-xl", "xlnet", "xmod"),
+            *("xlm-roberta-xl", "xmod"),
         )
     },
 }
@@ -158,7 +158,7 @@ VISION: dict[str, Callable[[], tf.PretrainedConfig]] = {
         for kind in (
             *("glm4v", "qwen2_vl", "qwen2_5_vl", "glm4v_moe"),
             *("aria", "aya_vision", "deepseek_vl", "idefics3", "internvl"),
-            *("llava", "llava_next", "llava_onevision", "mistral3", "mllama", "paligemma"),
+            *("llava", "llava_next", "llava_onevision", "mistral3", "mllama"),
             *("qwen3_vl", "qwen3_5", "lfm2_vl"),
             *("smolvlm", "vipllava"),
             *("chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
@@ -182,8 +182,9 @@ REFUSED: dict[str, Callable[[], tf.PretrainedConfig]] = {
     for kind in (
         *("blip", "blip-2", "blt", "cpmant", "dbrx", "diffusion_gemma", "ernie4_5_vl_moe"),
         *("florence2", "hrm_text", "idefics", "instructblip", "instructblipvideo", "jetmoe"),
-        *("kosmos-2", "pi0", "pix2struct", "pp_formulanet", "prophetnet", "shieldgemma2"),
-        *("t5gemma2", "udop", "vision-encoder-decoder", "xlm", "zamba", "zamba2"),
+        *("kosmos-2", "paligemma", "pi0", "pix2struct", "pp_formulanet", "prophetnet", "reformer"),
+        *("shieldgemma2", "t5gemma2", "udop", "vision-encoder-decoder", "xlm", "xlnet", "zamba"),
+        "zamba2",
     )
 }
 """Families that Sordino refuses, at the latest when they are baked."""

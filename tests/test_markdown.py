@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sordino.edits.adapters import card as adapter_card
+from sordino.edits.ia3 import card as adapter_card
 from sordino.edits.provenance import plain_card
 from sordino.edits.record import Provenance
 from sordino.files import printable

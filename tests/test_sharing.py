@@ -671,3 +671,28 @@ def test_somebody_s_run_is_done_again_and_gives_the_same_figures(made, online, c
     status, _, error = call("reproduce", "tiny")
     assert status == 2
     assert "so it cannot be repeated" in error
+
+
+def test_a_run_of_a_gguf_file_is_done_again_too(made, online, call_in):
+    """Its record is in the file, which is not fetched: the recipe and the figures lie beside it."""
+    call = call_in(made)
+    tiny_gguf(made / "small.gguf")
+    status, _, error = call(
+        *("run", "small.gguf", "--concept", "calm.jsonl", "-o", "small-quiet.gguf"),
+        *("--prompts", "prompts.txt", "--texts", "prose.txt", "--scorer", "alt-profanity-check"),
+        *("--continuations", "2", "--new-tokens", "4", "--intervention", "aura"),
+    )
+    assert status == 0, error
+    push(made / "small-quiet.gguf", "org/small-quiet", license="mit")
+    assert "sordino.json" not in online.files("org/small-quiet")
+    status, out, error = call("reproduce", "hf:org/small-quiet", "-o", "small-again")
+    assert status == 0, error
+    found = json.loads((made / "small-again/again.json").read_text())
+    assert {each["verdict"] for each in found["figures"]} == {"same"}
+    assert found["differences"] == []
+    assert diff(made / "small-quiet.gguf", made / "small-again/model.gguf").changed == ()
+    # Another file of the same name is said to be one.
+    tiny_gguf(made / "small.gguf", seed=1)
+    status, out, error = call("reproduce", "hf:org/small-quiet", "-o", "small-other")
+    assert status == 0, error
+    assert "not as theirs: other weights than those of small.gguf" in out

@@ -45,6 +45,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("state_size", "mamba_d_state", "d_kv"), 8),
     **dict.fromkeys(("max_seq_len", "max_target_positions"), 256),
     "moe_num_experts": 4,
+    "is_decoder": True,  # without it BERT's kind reads in both directions
 }
 _SEEING_SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "projection_dim", "out_hidden_size"), 32),
@@ -268,7 +269,6 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _QWEN_4},
     "qwen4_exp_text": _QWEN_4,
     "reformer": {
-        "is_decoder": True,
         "attn_layers": ["local", "lsh"] * 2,
         "axial_pos_embds_dim": [8, 24],
         "axial_pos_shape": [16, 16],

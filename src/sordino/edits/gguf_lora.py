@@ -8,9 +8,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
+from sordino.edits import low_rank
 from sordino.edits.gguf_file import plan
+from sordino.edits.low_rank import Values
 from sordino.errors import UserError
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import Header, Stored
@@ -19,8 +20,6 @@ from sordino.models.reference import ModelRef
 FILE = "adapter.gguf"
 # llama.cpp multiplies by alpha over the rank, tensor by tensor, unless alpha is 0.
 _NO_ALPHA = 0.0
-
-Values = NDArray[np.float32]
 
 
 def write(ref: ModelRef, dampening: Dampening, target: Path) -> None:
@@ -61,16 +60,9 @@ def pair(header: Header, stored: Stored, scales: Values) -> tuple[Values, Values
     Returns:
         float32 [rank, inputs] and [rows, rank]; of experts, [experts, …] of each.
     """
-    *experts, rows, inputs = stored.shape
-    by_matrix = scales.reshape(-1, rows)
-    rank = int((by_matrix != 1).sum(axis=1).max())
-    a = np.zeros((len(by_matrix), rank, inputs), np.float32)
-    b = np.zeros((len(by_matrix), rows, rank), np.float32)
-    data = header.rows(stored).reshape(len(by_matrix), rows, -1)
-    for matrix, of_rows in enumerate(by_matrix):
-        changed = np.flatnonzero(of_rows != 1)
-        kind = gguf.GGMLQuantizationType[stored.kind]
-        if changed.size:
-            a[matrix, : changed.size] = gguf.dequantize(data[matrix, changed], kind)
-        b[matrix, changed, np.arange(changed.size)] = of_rows[changed] - np.float32(1)
+    *experts, rows, _ = stored.shape
+    changed = np.flatnonzero(scales.reshape(-1) != 1)
+    data = header.rows(stored).reshape(scales.size, -1)[changed]
+    of_rows = gguf.dequantize(data, gguf.GGMLQuantizationType[stored.kind])
+    a, b = low_rank.pair(scales.reshape(-1, rows), of_rows)
     return (a, b) if experts else (a[0], b[0])

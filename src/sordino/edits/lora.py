@@ -8,11 +8,15 @@ PEFT has `lora_bias`.
 
 For a safetensors folder the adapter has PEFT's layout; for a GGUF file llama.cpp's, see
 `gguf_lora`.
+
+The matrices of MoE experts are one parameter, which PEFT adapts by its name, with one pair of
+matrices an expert (`target_parameters`, its `ParamWrapper`). All others are then named by their
+parameters, too: in models with experts PEFT takes modules called `gate_proj` for parts of these.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +24,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from torch import Tensor
 from transformers import Conv1D, PreTrainedModel
 
-from sordino.edits import gguf_lora
-from sordino.edits.adapters import CONFIG, WEIGHTS, refuse_without_adapter
+from sordino.edits import gguf_lora, peft_layout
 from sordino.edits.formats import FORMATS, Format, Written
+from sordino.edits.low_rank import Values, pair
 from sordino.edits.names import on_disk, parameters_of
 from sordino.edits.provenance import plain_card
 from sordino.edits.quantised import read_quantised
 from sordino.edits.record import Provenance
 from sordino.errors import UserError
-from sordino.files import write_json
 from sordino.interventions import Dampening
-from sordino.interventions.dampening import by_neuron
+from sordino.interventions.dampening import by_bias, by_neuron
 from sordino.markdown import with_front
+from sordino.models.checkpoint import quantisation_of
+from sordino.models.experts import ExpertMatrix
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.streaming import StoredTensors
 from sordino.progress import note
-
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class LowRank:
     """The change of one site, of as low a rank as it can have.
 
     Args:
-        a: float32 [rank, inputs], the rows that change.
-        b: float32 [neurons, rank], with one number in each column.
+        a: float32 [matrices, rank, inputs], the rows that change; of a linear layer one matrix, of
+            MoE experts each one's, filled with zeros up to the rank of the one that changes most.
+        b: float32 [matrices, neurons, rank], with one number in each column.
         bias: The change of its bias, float32 [neurons].
     """
 
@@ -60,8 +63,8 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """How many rows change, but at least 1, the smallest rank of an adapter."""
-        return len(self.a)
+        """How many rows of a matrix change, but at least 1: there are no adapters of rank 0."""
+        return self.a.shape[1]
 
 
 def write_lora(
@@ -82,8 +85,7 @@ def write_lora(
         UserError: The dampening changes nothing, does not fit the model, or changes what a LoRA
             cannot.
     """
-    if not dampening.changed:
-        raise UserError("All factors are 1, so the adapter would be empty.")
+    peft_layout.refuse_nothing(dampening)
     if ref.kind == "gguf":
         gguf_lora.write(ref, dampening, target)
         return Written()
@@ -91,23 +93,28 @@ def write_lora(
     changes = low_rank(ref, model, dampening)
     modules = dampening.modules(model)
     biased = any(change.bias.any() for change in changes.values())
+    with_experts = any(isinstance(modules[site], ExpertMatrix) for site in changes)
+    if with_experts:
+        _refuse_with_experts(ref, changes)
+        parts = _by_parameter(model, modules, changes)
+    else:
+        parts = [_Part(site, site, change.a[0], change.b[0]) for site, change in changes.items()]
     tensors: dict[str, Values] = {}
-    for site, change in changes.items():
-        name = f"base_model.model.{site}"
-        tensors[f"{name}.lora_A.weight"] = change.a
-        tensors[f"{name}.lora_B.weight"] = change.b
-        if biased:
-            tensors[f"{name}.lora_B.bias"] = change.bias
-    # `save_file` would make it readable to its owner alone.
-    (target / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    for part in parts:
+        tensors[f"{part.wrapper}.lora_A.weight"] = part.a
+        tensors[f"{part.wrapper}.lora_B.weight"] = part.b
+    if biased:
+        tensors |= {f"{site}.lora_B.bias": change.bias for site, change in changes.items()}
     rank = max(change.rank for change in changes.values())
-    lower = {re.escape(s): change.rank for s, change in changes.items() if change.rank < rank}
-    config: dict[str, Any] = {
+    lower = {
+        re.escape(part.target): change.rank
+        for part, change in zip(parts, changes.values(), strict=True)
+        if change.rank < rank
+    }
+    settings: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": ref.name,
-        "revision": ref.revision or None,
-        "target_modules": _targets(model, changes),
+        "target_modules": [] if with_experts else _targets(model, changes),
+        "target_parameters": [part.target for part in parts] if with_experts else None,
         # The scale is alpha over rank, so these make it 1.
         "r": rank,
         "lora_alpha": rank,
@@ -119,13 +126,87 @@ def write_lora(
         "use_rslora": False,
         "use_dora": False,
         "fan_in_fan_out": any(isinstance(modules[site], Conv1D) for site in changes),
-        "modules_to_save": None,
         "init_lora_weights": True,
-        "inference_mode": True,
     }
-    write_json(target / CONFIG, config)
-    _tell(changes, modules, rank, biased=biased)
+    peft_layout.write_files(target, ref, tensors, settings)
+    _tell(changes, modules, rank, biased=biased, with_experts=with_experts)
     return Written()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What PEFT holds for one site.
+
+    Args:
+        target: The module or the parameter that it adapts.
+        wrapper: The path of what it puts in its place, where the tensors belong.
+        a: float32 [rank, inputs]; of experts [experts · rank, inputs].
+        b: float32 [neurons, rank]; of experts [neurons, rank · experts].
+    """
+
+    target: str
+    wrapper: str
+    a: Values
+    b: Values
+
+
+def _by_parameter(
+    model: PreTrainedModel, modules: Mapping[str, Any], changes: Mapping[str, LowRank]
+) -> list[_Part]:
+    """The parts, where PEFT finds them by parameters (`target_parameters`)."""
+    targets = {site: parameters_of(site, modules[site])[0] for site in changes}
+    wrappers = _wrappers(model, set(targets.values()))
+    parts = []
+    for site, change in changes.items():
+        a, b = change.a, change.b
+        if _is_turned(model, site, modules[site]):  # for PEFT its inputs are outputs
+            a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
+        parts.append(
+            _Part(
+                targets[site],
+                wrappers[targets[site]],
+                np.ascontiguousarray(a.reshape(-1, a.shape[2])),
+                np.ascontiguousarray(b.transpose(1, 2, 0).reshape(b.shape[1], -1)),
+            )
+        )
+    return parts
+
+
+def _is_turned(model: PreTrainedModel, site: str, module: Any) -> bool:
+    """Whether a parameter is [inputs, neurons] where PEFT does not know it.
+
+    It takes the first dimension for the neurons', but for experts' modules with `is_transposed`.
+    """
+    if not isinstance(module, ExpertMatrix):
+        return isinstance(module, Conv1D)
+    owner = model.get_submodule(site.rpartition(".")[0])
+    return module.transposed and not getattr(owner, "is_transposed", False)
+
+
+def _wrappers(model: PreTrainedModel, targets: Collection[str]) -> dict[str, str]:
+    """By parameter, the path of PEFT's wrapper: they are nested, a module's last one outermost."""
+    found = {}
+    for owner in {target.rpartition(".")[0] for target in targets}:
+        names = [name for name, _ in model.get_submodule(owner).named_parameters(recurse=False)]
+        here = [f"{owner}.{name}" for name in names if f"{owner}.{name}" in targets]
+        for depth, target in enumerate(reversed(here)):
+            found[target] = owner + ".base_layer" * depth
+    return found
+
+
+def _refuse_with_experts(ref: ModelRef, changes: Mapping[str, LowRank]) -> None:
+    """Raise `UserError` for what PEFT's adapters cannot hold where they reach MoE experts."""
+    instead = "use `format=weights` or `format=hooks`."
+    if biased := [site for site, change in changes.items() if change.bias.any()]:
+        raise UserError(
+            f"{len(biased)} sites change their bias (such as {biased[0]}), and PEFT's LoRA holds "
+            f"no biases where it reaches MoE experts: {instead}"
+        )
+    if quantisation_of(ref.path):
+        raise UserError(
+            f"{ref.name} is quantised, and PEFT's LoRA reaches MoE experts of plain weights alone: "
+            f"{instead}"
+        )
 
 
 def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dict[str, LowRank]:
@@ -137,22 +218,23 @@ def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dic
         dampening: Factors for its sites.
 
     Raises:
-        UserError: A site is a matrix of MoE experts, or is not in the files as rows.
+        UserError: A site is a norm, or is not in the files as rows.
     """
     modules = dampening.modules(model)
     rows = {site: np.flatnonzero(dampening.factors[site] != 1) for site in modules}
     changed = [site for site in modules if rows[site].size or site in dampening.shifted]
-    refuse_without_adapter(modules, changed, "LoRA")
-    stored = _Rows(ref, model, {site: modules[site] for site in changed})
+    peft_layout.refuse_norms(modules, changed, "LoRA")
+    sizes = {site: dampening.factors[site].size for site in changed}
+    stored = _Rows(ref, model, {site: modules[site] for site in changed}, sizes)
     weights, biases = stored.weights(rows), stored.biases()
     found = {}
     for site in changed:
-        factors, places = dampening.factors[site], rows[site]
-        less = factors - np.float32(1)
-        a = weights[site] if places.size else np.zeros((1, stored.inputs(site)), np.float32)
-        b = np.zeros((factors.size, len(a)), np.float32)
-        b[places, np.arange(places.size)] = less[places]
-        bias = less * biases[site] if site in biases else np.zeros_like(factors)
+        factors, module = dampening.factors[site], modules[site]
+        matrices = module.experts if isinstance(module, ExpertMatrix) else 1
+        a, b = pair(factors.reshape(matrices, -1), weights[site])
+        bias = np.zeros_like(factors)
+        if site in biases:
+            bias = (factors - np.float32(1)) * biases[site]
         if site in dampening.shifts:
             bias = bias + dampening.shifts[site]
         found[site] = LowRank(a, b, bias.astype(np.float32))
@@ -169,57 +251,66 @@ class _Rows:
         ref: The folder.
         model: Its module tree.
         modules: The modules of the sites that are asked for.
+        sizes: Their numbers of neurons.
     """
 
-    def __init__(self, ref: ModelRef, model: PreTrainedModel, modules: Mapping[str, Any]) -> None:
-        self._sites, self._modules = list(modules), modules
+    def __init__(
+        self,
+        ref: ModelRef,
+        model: PreTrainedModel,
+        modules: Mapping[str, Any],
+        sizes: Mapping[str, int],
+    ) -> None:
+        self._sites, self._modules, self._sizes = list(modules), modules, sizes
         self._quantised = read_quantised(ref.path)
         self._stored = StoredTensors(ref)
         names = self._quantised.names if self._quantised else self._stored.empty.keys()
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._stored.empty.items()}
         neurons, owners = {}, {}
         for number, (site, module) in enumerate(modules.items(), start=1):
-            size = self._neurons(site)
+            own, count = (
+                torch.full((sizes[site],), float(number)),
+                torch.arange(1.0, sizes[site] + 1),
+            )
             weight, bias = parameters_of(site, module)
-            own, count = torch.full((size,), float(number)), torch.arange(1.0, size + 1)
             neurons[weight], owners[weight] = by_neuron(module, count), by_neuron(module, own)
             if module.bias is not None:
-                neurons[bias], owners[bias] = count, own
-        self._places = on_disk(model, neurons, names, rest=0.0)
-        self._owners = on_disk(model, owners, names, rest=0.0)
+                neurons[bias], owners[bias] = by_bias(module, count), by_bias(module, own)
+        self._places = on_disk(model, neurons, names, rest=0.0, shapes=shapes)
+        self._owners = on_disk(model, owners, names, rest=0.0, shapes=shapes)
 
-    def inputs(self, site: str) -> int:
-        """How many inputs a site has."""
-        shape = self._modules[site].weight.shape
-        return int(shape[0] if isinstance(self._modules[site], Conv1D) else shape[1])
+    def _inputs(self, site: str) -> int:
+        return int(self._modules[site].weight.numel()) // self._sizes[site]
 
     def weights(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Values]:
         """The rows of these neurons by site, float32 [neurons asked for, inputs]."""
         found: defaultdict[str, dict[int, Values]] = defaultdict(dict)
-        wanted = {site: set(neurons.tolist()) for site, neurons in rows.items()}
-        for name, site, neurons, lines in self._parts(dimensions=2):
+        wanted = {site: set(rows[site].tolist()) for site in self._sites}
+        for name, site, neurons, lines in self._parts(of_biases=False):
             here = [n for n, neuron in enumerate(neurons) if neuron in wanted[site]]
             if here:
-                values = self._matrix(name, turned=isinstance(self._modules[site], Conv1D))
+                values = self._matrix(name, self._inputs(site))
                 for n in here:
                     found[site][neurons[n]] = values[lines[n]].to(torch.float32).numpy()
         return {
-            site: np.stack([found[site][neuron] for neuron in neurons.tolist()])
-            for site, neurons in rows.items()
-            if neurons.size
+            site: np.array(
+                [found[site][neuron] for neuron in rows[site].tolist()], np.float32
+            ).reshape(-1, self._inputs(site))
+            for site in self._sites
         }
 
     def biases(self) -> dict[str, Values]:
         """The biases of the sites that have one, float32 [neurons]."""
         found: dict[str, Values] = {}
-        for name, site, neurons, lines in self._parts(dimensions=1):
-            values = found.setdefault(site, np.zeros(self._neurons(site), np.float32))
-            values[neurons] = self._stored[name][...][lines].to(torch.float32).numpy()
+        for name, site, neurons, lines in self._parts(of_biases=True):
+            values = found.setdefault(site, np.zeros(self._sizes[site], np.float32))
+            values[neurons] = self._stored[name][...].flatten()[lines].to(torch.float32).numpy()
         return found
 
-    def _parts(self, dimensions: int) -> Iterator[tuple[str, str, list[int], list[int]]]:
+    def _parts(self, *, of_biases: bool) -> Iterator[tuple[str, str, list[int], list[int]]]:
         """Each tensor's name with one of its sites, that site's neurons, and their rows there."""
         for name, numbers in self._places.items():
-            if numbers.dim() != dimensions:
+            if name.endswith("bias") != of_biases:
                 continue
             neurons, owners = numbers.flatten(), self._owners[name].flatten()
             for number in owners.unique().int().tolist():
@@ -228,16 +319,13 @@ class _Rows:
                     site = self._sites[number - 1]
                     yield name, site, (neurons[lines].long() - 1).tolist(), lines.tolist()
 
-    def _matrix(self, name: str, *, turned: bool) -> Tensor:
-        """A tensor of the files as [neurons, inputs], de-quantised."""
+    def _matrix(self, name: str, inputs: int) -> Tensor:
+        """A tensor of the files as [neurons, inputs], de-quantised; experts one after another."""
         if self._quantised and name in self._quantised.layers:
             return self._quantised.scheme.rows(self._quantised.layers[name])
         values = self._stored[name][...]
-        return values.T if turned else values
-
-    def _neurons(self, site: str) -> int:
-        shape = self._modules[site].weight.shape
-        return int(shape[1] if isinstance(self._modules[site], Conv1D) else shape[0])
+        is_turned = self._places[name].shape[-1] > 1  # its numbers go along the neurons
+        return (values.transpose(-1, -2) if is_turned else values).reshape(-1, inputs)
 
 
 def _targets(model: PreTrainedModel, sites: Mapping[str, Any]) -> list[str]:
@@ -248,9 +336,19 @@ def _targets(model: PreTrainedModel, sites: Mapping[str, Any]) -> list[str]:
 
 
 def _tell(
-    changes: Mapping[str, LowRank], modules: Mapping[str, Any], rank: int, *, biased: bool
+    changes: Mapping[str, LowRank],
+    modules: Mapping[str, Any],
+    rank: int,
+    *,
+    biased: bool,
+    with_experts: bool,
 ) -> None:
     least = min(change.rank for change in changes.values())
+    if with_experts:
+        note(
+            "the adapter reaches MoE experts by their parameters (target_parameters), which PEFT "
+            "reads, though it may warn of ranks that it ignored; no server has been tried with it."
+        )
     if least < rank:
         note(
             f"the matrices have ranks from {least} to {rank} (rank_pattern): PEFT supports that, "
@@ -267,25 +365,12 @@ def _tell(
 
 def card(record: Provenance) -> str:
     """The README.md of an adapter's folder, with the lines that load it."""
-    front: dict[str, Any] = {"tags": ["lora", "sordino"]}
-    if record.model.revision:  # only a model of the hub has a name there
-        front["base_model"] = record.model.name
     if record.model.kind == "gguf":
-        return with_front(front, plain_card(record) + _USE_GGUF)
-    return with_front({"library_name": "peft", **front}, plain_card(record) + _USE)
+        return with_front(peft_layout.front(record, "lora"), plain_card(record) + _USE_GGUF)
+    return peft_layout.card(record, "lora", _NOTE)
 
 
-_USE = """
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("the original model")
-model = PeftModel.from_pretrained(model, "this folder")
-```
-
-The scale of the adapter is the strength: 0 is the original, 1 is the edit.
-"""
+_NOTE = "The scale of the adapter is the strength: 0 is the original, 1 is the edit.\n"
 _USE_GGUF = f"""
 ```
 llama-server -m the-original-model.gguf --lora {gguf_lora.FILE}
@@ -298,6 +383,6 @@ FORMATS["lora"] = Format(
     "as a LoRA adapter (no weights are here)",
     write_lora,
     card,
-    (WEIGHTS, gguf_lora.FILE),
+    (peft_layout.WEIGHTS, gguf_lora.FILE),
     is_ranked=True,
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sordino.edits import adapters
+from sordino.edits import peft_layout
 from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
@@ -192,7 +192,7 @@ def verify(
 
 
 def _is_adapter(baked: Path) -> bool:
-    return (baked / adapters.CONFIG).is_file() and not (baked / "config.json").is_file()
+    return (baked / peft_layout.CONFIG).is_file() and not (baked / "config.json").is_file()
 
 
 def _unit(ref: ModelRef, baked: Path) -> float:

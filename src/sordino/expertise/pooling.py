@@ -134,7 +134,8 @@ class Capture:
             if output.dim() != 3 or output.shape[:2] != expected:
                 raise UserError(
                     f"{path} gave outputs of shape {list(output.shape)} for {expected[0]} "
-                    f"sentences of {expected[1]} tokens: leave it out with `sites`."
+                    f"sentences of {expected[1]} tokens, and which belong to which token is not "
+                    "known: leave it out with `sites`, or this model if all its layers are so."
                 )
             rows = self._buffers[path][self._start : self._start + self._sentences]
             rows.copy_(pool(output, self._starts, self._pooling))

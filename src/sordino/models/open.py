@@ -27,6 +27,7 @@ from sordino.models.calls import (
     quiet_transformers,
     read_settings,
 )
+from sordino.models.causality import refuse_both_directions, refuse_random
 from sordino.models.checkpoint import (
     quantisation_of,
     refuse_counts,
@@ -40,7 +41,7 @@ from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
 from sordino.models.sites import Site, decoder_of, find_sites
-from sordino.models.streaming import StoredTensors, StreamedWeights
+from sordino.models.streaming import INPUT, StoredTensors, StreamedWeights
 from sordino.models.transformers_internals import is_quantised, note_untested_version
 from sordino.progress import note
 
@@ -169,7 +170,9 @@ def open_model(
         if quantisation_of(ref.path) and dtype != "auto" and not is_quantised(model):
             model = model.to(COMPUTE_DTYPES[dtype])  # the loader gives it to some weights alone
     refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
-    return OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
+    opened = OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
+    refuse_both_directions(ref.name, model, opened.device)
+    return opened
 
 
 def _open_folder(
@@ -310,6 +313,9 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     _, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
     streamed = StreamedWeights(ref, stored, model, device)
     tokenizer = open_tokenizer(ref.path, ref.name)
+    streamed.hold(INPUT)
+    with streamed.made_up():
+        refuse_both_directions(ref.name, model, device)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
 
@@ -335,6 +341,7 @@ def _module_tree(
             config, dtype=dtype or own or otherwise, trust_remote_code=False
         )
     _refuse_other_inputs(ref.name, model)
+    refuse_random(ref.name, model)
     return config, model
 
 

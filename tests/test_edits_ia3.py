@@ -12,27 +12,13 @@ import transformers as tf
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 
-from families import FAMILIES, random_factors, tiny_folder, tiny_model, tiny_tokenizer
+from families import FAMILIES, tiny_folder, tiny_model
+from peft_adapters import dampening_of, logits
 from sordino.edits import bake, read_provenance, verify
 from sordino.errors import UserError
 from sordino.interventions import Dampening, compose
 from sordino.models.open import open_model
-from sordino.models.sites import find_sites
 from tiny_gguf import tiny_gguf
-
-
-def dampening_of(model, seed=0, pattern=None):
-    sites = {site.path: site.neurons for site in find_sites(model, pattern)}
-    return Dampening(random_factors(sites, seed), "aura", expertise={"concept": f"number {seed}"})
-
-
-@torch.no_grad()
-def logits(model, dampening=None):
-    ids = torch.tensor([tiny_tokenizer()("the otter in the sea")["input_ids"]])
-    if dampening is None:
-        return model(ids).logits
-    with dampening.applied(model):
-        return model(ids).logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)

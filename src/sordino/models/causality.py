@@ -1,0 +1,53 @@
+"""Whether a model reads from left to right, and the same text in the same way."""
+
+import torch
+from transformers import PreTrainedModel
+
+from sordino.errors import UserError
+from sordino.models.sites import decoder_of
+
+_TOKENS = 4  # few: each is a large part of what a model that reads in both directions sees
+# A later token's effect on earlier ones, relative to its own: rounding gives less.
+_EFFECT = 0.02
+
+
+def refuse_both_directions(name: str, model: PreTrainedModel, device: torch.device) -> None:
+    """Refuse a model in which a token changes what the model makes of the tokens before it.
+
+    Such a model (BERT, XLNet) fills gaps: it has no likelihood of a text and does not write on.
+    The configuration does not say so for every architecture, and so two texts are run that differ
+    in their last token.
+
+    Args:
+        name: What the user called the model.
+        model: The model, whose decoder can run.
+        device: Where its input goes.
+
+    Raises:
+        UserError: It reads in both directions.
+    """
+    middle = model.get_input_embeddings().weight.shape[0] // 2  # far from special tokens
+    ids = torch.arange(_TOKENS).repeat(2, 1) + middle
+    ids[1, -1] += 1
+    with torch.inference_mode():
+        states = decoder_of(model)(input_ids=ids.to(device), use_cache=False)[0].float()
+    effects = (states[0] - states[1]).abs().amax(-1)
+    if effects[:-1].max() > _EFFECT * effects[-1]:
+        raise UserError(
+            f"{name} reads texts in both directions ({type(model).__name__}: a text's last token "
+            "changes what the model makes of those before it), so that it is no causal language "
+            "model. Choose one that is; a decoder of BERT's kind says is_decoder in config.json."
+        )
+
+
+def refuse_random(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model that reads the same text in another way each time.
+
+    Raises:
+        UserError: Its attention draws random numbers (Reformer's hashes).
+    """
+    if any(type(module).__name__.startswith("LSH") for module in model.modules()):
+        raise UserError(
+            f"{name} hashes texts with random numbers in its attention ({type(model).__name__}), "
+            "so that the same text has other responses each time: choose a model without."
+        )
