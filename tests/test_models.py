@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from families import tiny_model, tiny_tokenizer
+from families import tiny_folder, tiny_model, tiny_tokenizer
 from sordino.errors import UserError
 from sordino.models.open import OpenModel, choose_device, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -199,3 +199,24 @@ def test_the_tokenizer_s_special_tokens_stay():
     assert encode(tiny_tokenizer(bos=True), ["ab"], 128)[0][0] == 0
     assert 0 not in encode(tiny_tokenizer(bos=False), ["ab"], 128)[0]
     assert len(encode(tiny_tokenizer(), ["a" * 500], 128)[0]) == 128
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+def test_what_reads_in_both_directions_is_refused(family, stream, tmp_path):
+    folder = tiny_folder(family, tmp_path, **({"is_decoder": False} if family == "bert" else {}))
+    with pytest.raises(UserError, match=f"{family} reads texts in both directions"):
+        open_model(folder, device="cpu", stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("family", ["bert", "mixtral", "gemma3"])
+def test_in_half_precision_rounding_is_no_direction(family, stream, tmp_path):
+    folder = tiny_folder(family, tmp_path, dtype=torch.bfloat16)
+    assert open_model(folder, device="cpu", stream=stream).ref.name == str(folder)
+
+
+def test_what_hashes_at_random_is_refused_before_its_weights_are_read(tmp_path):
+    folder = tiny_folder("reformer", tmp_path)
+    with pytest.raises(UserError, match="hashes texts with random numbers"):
+        empty_model(resolve(folder))

@@ -11,7 +11,9 @@ _TOKENS = 4  # few: each is a large part of what a model that reads in both dire
 _EFFECT = 0.02
 
 
-def refuse_both_directions(name: str, model: PreTrainedModel, device: torch.device) -> None:
+def refuse_both_directions(
+    name: str, model: PreTrainedModel, *, without_head: bool = False
+) -> None:
     """Refuse a model in which a token changes what the model makes of the tokens before it.
 
     Such a model (BERT, XLNet) fills gaps: it has no likelihood of a text and does not write on.
@@ -20,18 +22,20 @@ def refuse_both_directions(name: str, model: PreTrainedModel, device: torch.devi
 
     Args:
         name: What the user called the model.
-        model: The model, whose decoder can run.
-        device: Where its input goes.
+        model: The model.
+        without_head: Whether its decoder alone can run.
 
     Raises:
         UserError: It reads in both directions.
     """
-    middle = model.get_input_embeddings().weight.shape[0] // 2  # far from special tokens
-    ids = torch.arange(_TOKENS).repeat(2, 1) + middle
+    embeddings = model.get_input_embeddings().weight
+    ids = torch.arange(_TOKENS, device=embeddings.device).repeat(2, 1)
+    ids += len(embeddings) // 2  # far from special tokens
     ids[1, -1] += 1
+    run = decoder_of(model) if without_head else model
     with torch.inference_mode():
-        states = decoder_of(model)(input_ids=ids.to(device), use_cache=False)[0].float()
-    effects = (states[0] - states[1]).abs().amax(-1)
+        outputs = run(input_ids=ids, use_cache=False)[0].float()
+    effects = (outputs[0] - outputs[1]).abs().amax(-1)
     if effects[:-1].max() > _EFFECT * effects[-1]:
         raise UserError(
             f"{name} reads texts in both directions ({type(model).__name__}: a text's last token "

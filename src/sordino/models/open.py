@@ -170,9 +170,8 @@ def open_model(
         if quantisation_of(ref.path) and dtype != "auto" and not is_quantised(model):
             model = model.to(COMPUTE_DTYPES[dtype])  # the loader gives it to some weights alone
     refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
-    opened = OpenModel(ref, model.eval(), tokenizer, sites, taken=taken)
-    refuse_both_directions(ref.name, model, opened.device)
-    return opened
+    refuse_both_directions(ref.name, model.eval())
+    return OpenModel(ref, model, tokenizer, sites, taken=taken)
 
 
 def _open_folder(
@@ -315,7 +314,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     tokenizer = open_tokenizer(ref.path, ref.name)
     streamed.hold(INPUT)
     with streamed.made_up():
-        refuse_both_directions(ref.name, model, device)
+        refuse_both_directions(ref.name, model, without_head=True)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
 
