@@ -138,7 +138,10 @@ def assert_matches_plain(monkeypatch, opened, concept, pool=lambda z: z.amax(1),
     plain = plain_responses(opened, concept, pool, settings.get("max_tokens", 128))
     assert expertise.sites == tuple(responses) == tuple(plain)
     for path, values in responses.items():
-        np.testing.assert_allclose(values, plain[path], rtol=1e-4, atol=1e-5)
+        # A sum is rounded by the size of what it adds up, in batches and alone in another order:
+        # Muse Spark's experts give outputs up to 600, and those near 0 are off by as much as these.
+        largest = np.abs(plain[path][np.isfinite(plain[path])]).max()
+        np.testing.assert_allclose(values, plain[path], rtol=1e-4, atol=1e-5 * max(1, largest))
         expected = [oracle(concept.labels, column) for column in values.T]
         np.testing.assert_allclose(expertise["auroc"][path], expected, atol=1e-7)  # it is float32
 

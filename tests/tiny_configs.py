@@ -139,7 +139,7 @@ _SOURCES: dict[str, Any] = {
 # What a type needs beside sizes.
 _OWN: dict[str, dict[str, Any]] = {
     "axk2": _INDEXED,
-    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "blt": {"encoder_hash_byte_group_vocab": 50, "decoder_config": {"hidden_size_global": 32}},
     "cohere_compass": {
         "text_config": {
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
@@ -151,7 +151,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "cosmos3_edge": {"text_config": _three_positions(2, 1, 1)},
     "dbrx": {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24},
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
     },
     "deepseek_ocr2": {
         "vision_config": {"sam_config": _TINY_SAM},

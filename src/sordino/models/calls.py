@@ -37,7 +37,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def library_errors(name: str, mend: str = "") -> Iterator[None]:
+def library_errors(name: str, mend: str = "", *, done: str = "loaded") -> Iterator[None]:
     """Turn what a library raises on a user's files into one sentence.
 
     It is only put around calls of transformers, never around our own code. These calls run the code
@@ -47,6 +47,7 @@ def library_errors(name: str, mend: str = "") -> Iterator[None]:
     Args:
         name: What is being loaded, as the user called it.
         mend: What to do if a package is missing.
+        done: What could not be done with it.
 
     Raises:
         UserError: The library failed.
@@ -62,7 +63,7 @@ def library_errors(name: str, mend: str = "") -> Iterator[None]:
         if isinstance(error, ImportError) and mend:
             reason += f" ({mend})"
         raise UserError(
-            f"The model {name} could not be loaded ({type(error).__name__}): {reason}"
+            f"The model {name} could not be {done} ({type(error).__name__}): {reason}"
         ) from error
 
 

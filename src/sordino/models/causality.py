@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sordino.errors import UserError
+from sordino.models.calls import library_errors
 from sordino.models.sites import decoder_of
 
 _TOKENS = 4  # few: each is a large part of what a model that reads in both directions sees
@@ -26,14 +27,14 @@ def refuse_both_directions(
         without_head: Whether its decoder alone can run.
 
     Raises:
-        UserError: It reads in both directions.
+        UserError: It reads in both directions, or not at all without more than text.
     """
     embeddings = model.get_input_embeddings().weight
     ids = torch.arange(_TOKENS, device=embeddings.device).repeat(2, 1)
     ids += len(embeddings) // 2  # far from special tokens
     ids[1, -1] += 1
     run = decoder_of(model) if without_head else model
-    with torch.inference_mode():
+    with torch.inference_mode(), library_errors(name, done="run on text alone"):
         outputs = run(input_ids=ids, use_cache=False)[0].float()
     effects = (outputs[0] - outputs[1]).abs().amax(-1)
     if effects[:-1].max() > _EFFECT * effects[-1]:
