@@ -211,8 +211,8 @@ Flash, Step 3.7 and Inkling's shared experts do not use that interface, so a hoo
 again. Attribution sums over the tokens that were
 routed to an MoE expert. If fewer than 30 texts of either class reached it, its neurons have no
 attribution, and `contrast` leaves them at 1. `--format lora` [holds experts](adapters.md#lora), except
-where their biases change; `--format ia3` refuses them, because PEFT's (IA)³ multiplies the outputs of modules, and experts whose
-matrices are parameters are no modules. Baking a shift needs a bias, and of these only
+where their biases change. `--format ia3` refuses them: PEFT's (IA)³ multiplies the outputs of modules, and
+experts whose matrices are parameters are no modules. Baking a shift needs a bias, and of these only
 GPT-OSS's experts have biases.
 """  # noqa: E501
 
