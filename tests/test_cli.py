@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import gc
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from conftest import forked, sentences
 from families import tiny_model, tiny_tokenizer
 from sordino.cli.app import main
 from sordino.cli.options import print_columns
+from sordino.errors import UserError
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 
@@ -554,6 +556,27 @@ def test_no_memory_is_one_sentence(error, call, monkeypatch):
     monkeypatch.setattr("sordino.expertise.find.measure_expertise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call("find", "tiny", "--concept", "calm.jsonl", "-o", "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("command", "work"),
+    [
+        (["doctor"], "sordino.examination.doctor"),
+        (["inspect", "tiny"], "sordino.jobs.inspect.inspect"),
+        (["chat", "tiny"], "sordino.jobs.chat.chat"),
+    ],
+)
+def test_garbage_is_collected_while_a_command_works(command, work, call, monkeypatch):
+    seen = []
+
+    def watched(*_args, **_options):
+        seen.append(gc.isenabled())
+        raise UserError("enough")
+
+    monkeypatch.setattr(work, watched)
+    assert call(*command)[0] == 2
+    assert seen == [True]
+    assert gc.isenabled()
 
 
 def test_help_is_quick_and_without_torch():

@@ -1,5 +1,6 @@
 """The `sordino` command: its subcommands, and how errors are reported."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -108,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
+    # Imports leave no garbage, and looking for it takes a quarter of their time. A command lets it
+    # be collected again when it begins its work.
+    gc.disable()
     try:
         today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
         if not given:
@@ -140,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         place = f" writing {error.filename}" if error.filename else ""
         _fail(f"The disk is full{place}: free some space and run the same command again.")
+    finally:
+        gc.enable()
 
 
 def _fail(message: str) -> None:

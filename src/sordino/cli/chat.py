@@ -119,8 +119,12 @@ def chat(
     texts
         Ordinary text on which --divergence is measured: kit, or as for evaluate.
     """
+    import gc
+
     from sordino.evaluation import Access
     from sordino.jobs.chat import chat as talk
+
+    gc.enable()  # the work begins; see `sordino.cli.app.main`
 
     def ready(address: str) -> None:
         print(f"{address}  (Ctrl-C ends it)", flush=True)

@@ -367,10 +367,15 @@ class JsonOptions:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Apply these options to progress and messages."""
+        """Apply these options to progress and messages; the work begins.
+
+        Garbage is collected again from here on (see `sordino.cli.app.main`).
+        """
+        import gc
         import logging
         import warnings
 
+        gc.enable()
         if self.verbose:
             logging.basicConfig(level=logging.INFO)
         else:
