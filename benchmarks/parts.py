@@ -166,7 +166,7 @@ def given(options: Options) -> Given:
         scorer="alt-profanity-check",
     )
     if not options.quick:
-        reading = Perplexity(max_texts=6)
+        reading = Perplexity(max_texts=4)
         prose = chosen(reading.texts, Perplexity().max_texts)
         insults = load_concept("insults")
         return Given("kit:smollm2", insults, 20, clean_texts(), prose, reading, writing)
