@@ -35,7 +35,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def user_path(name: str | Path) -> Path:
     """The path that a user typed.
 
-    A leading `~` is the home folder of a user who exists, unless a file is called so.
+    A leading `~` is a user's home folder, unless a file has that name.
 
     Raises:
         UserError: No file can have that name.

@@ -95,7 +95,7 @@ class Folders:
         """A recipe without folders and without comments.
 
         Raises:
-            UserError: It is no recipe.
+            UserError: It is not a recipe.
         """
         try:
             lines = [

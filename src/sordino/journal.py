@@ -1,4 +1,4 @@
-"""What a long computation has done so far, on disk, so that a killed one continues from there."""
+"""The journal of a long computation, on disk, so that a killed one continues from there."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class Journal:
     A file of JSON lines: first a header with the key, then one line per batch. Each line ends in a
     checksum of itself and of the line before it. A last line that was torn by a kill is cut off. If
     any other line has changed, it and all lines after it are dropped with a note, and their batches
-    are done again. A journal with another key or an older format is started anew.
+    are done again. A journal with another key or an older format is started again.
 
     Args:
         path: The file, or None to keep no record on disk.

@@ -75,14 +75,14 @@ from sordino.version import __version__
 from sordino.work import WorkFolder
 
 RECOMMENDED_RULE, RECOMMENDED_DIVERGENCE = "contrast", 0.05
-"""What a run does that names no rule, and its divergence in nats a token."""
+"""The rule of a run that does not name one, and its divergence in nats per token."""
 _CARD = "README.md"
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """The outputs of a run.
 
     Args:
         folder: The dampened model's folder, or its GGUF file.
@@ -104,27 +104,27 @@ class RunSettings:
     """Everything that decides a run's result, except the model and the concept.
 
     Args:
-        intervention: The rule's name; None for what we recommend, `contrast` at a divergence of
-            0.05. A rule that is named is as large as it and its strength have it, unless a
-            divergence is given: "aura" is the paper's.
+        intervention: The rule's name; None for the recommended one, `contrast` at a divergence of
+            0.05. A named rule is applied at `strength`, unless a divergence is given; "aura" is the
+            paper's.
         strength: See `Dampening.scaled`.
         settings: The rule's own settings.
         divergence: Make the change as large as this measured divergence from the original allows,
-            in nats a token, instead.
+            in nats per token, instead.
         clean: Texts on which that is measured.
-        beside: Rules that are measured as well, as they are, for comparison; nothing is written of
+        beside: Further rules to measure for comparison, at strength 1; no model is written for
             them.
         sweep: How responses are taken.
-        attribution: How attribution is measured; None for as is usual where a rule needs it.
-        own: How own samples are taken, for interventions that take them along, or None. Prompts
-            that are measured are left out of them, and no scorer that measures is their judge.
+        attribution: How attribution is measured; None for the default if a rule needs it.
+        own: How own samples are taken, for interventions that use them, or None. They do not use
+            the prompts and the scorers of the measures.
         measures: What is measured before and after.
         device: See `open_model`.
         dtype: See `open_model`.
-        sites: See `open_model`; without it each rule has its own, which for some are attention's
-            linear layers, too (`in_attention` of `sordino.interventions.registry.Rule`).
+        sites: See `open_model`; None for each rule's own, which for some include the linear layers
+            of attention (`in_attention` of `sordino.interventions.registry.Rule`).
         stream: See `find_experts`.
-        seed: Of everything that is drawn.
+        seed: Of everything that is random.
     """
 
     intervention: str | None = None
@@ -149,7 +149,7 @@ class RunSettings:
         return self.intervention or RECOMMENDED_RULE
 
     def decided(self) -> "RunSettings":
-        """The same with everything that was left open decided."""
+        """The settings with all defaults decided."""
         open_size = self.intervention is None and self.divergence is None and self.strength == 1
         needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
         attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None
@@ -172,7 +172,7 @@ def run(
     recipe: str = "",
     force: bool = False,
 ) -> RunResult:
-    """Find a concept's neurons, dampen them, measure what that changed and write it all down.
+    """Find a concept's expert neurons, dampen them, measure the effect and write a report.
 
     The output is a folder that plain transformers loads; the figures, the page and the expertise
     are in its `sordino/` folder. From a GGUF file it can be a GGUF file, with the rest in the
@@ -185,9 +185,12 @@ def run(
         output: The folder to make, or the ".gguf" file.
         settings: The rest.
         revision: A branch, tag or commit of the hub.
-        command: The command line that does it again, for the page.
+        command: The command line that repeats the run, for the page.
         recipe: The same as a recipe, to be kept with the figures; "" for none.
         force: Replace an existing output.
+
+    Returns:
+        The paths of the outputs, and the figures.
 
     Raises:
         UserError: An input cannot be used.
@@ -205,7 +208,7 @@ def run(
     RULES.named(chosen.rule).read(chosen.settings, sized=by_divergence)
     for rule in chosen.beside:
         RULES.named(rule).read({}, sized=False)
-    # What will be needed hours later is opened now, before a model is so much as fetched.
+    # What will be needed hours later is opened now, before a model is even downloaded.
     ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
     ready.note_shared_sentences(concept.source)
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
@@ -239,7 +242,7 @@ def run(
 
 
 class _Steps:
-    """The steps of a run; each leaves a file in the work folder and is skipped if that is there."""
+    """The steps of a run; each writes a file to the work folder and is skipped if that is valid."""
 
     def __init__(
         self,
@@ -269,7 +272,7 @@ class _Steps:
         return has_suffix(self._target, GGUF)
 
     def refuse_what_needs_memory(self) -> None:
-        """Before the long work: a divergence is measured on a model that is in memory."""
+        """Refuse early that a divergence cannot be measured on a model larger than memory."""
         if self._settings.divergence is not None and self._is_too_large():
             raise UserError(
                 f"The divergence that sizes it is measured, for which {self._ref.name} does "
@@ -300,7 +303,7 @@ class _Steps:
         )
 
     def dampen(self, expertise: Expertise) -> Dampening:
-        """The intervention, at the size that was asked for."""
+        """The intervention, at the strength or divergence that was asked for."""
         chosen = self._settings
         expertise = self._at_its_sites(chosen.rule, expertise)
         if chosen.divergence is None:
@@ -341,7 +344,7 @@ class _Steps:
             self._steps.done("bake", self._model, apart=_CARD)
 
     def evaluate_beside(self, expertise: Expertise) -> dict[str, Evaluation]:
-        """The rules for comparison against the original, in memory."""
+        """The figures of the rules for comparison, measured in memory."""
         arms = []
         for rule in self._settings.beside:
             dampening = dampen(self._at_its_sites(rule, expertise), rule)
@@ -440,18 +443,18 @@ class _Steps:
         shutil.rmtree(self._work)
 
     def _sites(self) -> str | None:
-        """The sites to search: all where one of the rules may dampen neurons."""
+        """The sites to search: those of all rules together."""
         chosen = self._settings
         return sites_for((chosen.rule, *chosen.beside), chosen.sites)
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
-        """The expertise at the sites that a rule is meant for."""
+        """The expertise at the sites of a rule."""
         if self._sites() == self._settings.sites or RULES.named(rule).in_attention:
             return expertise
         return expertise.at({site.path for site in find_sites(self._original().model)})
 
     def _refuse_unbakeable(self) -> None:
-        """Say before the long work that a rule with shifts cannot be baked into this model."""
+        """Refuse early that a rule with shifts cannot be baked into this model."""
         rule = self._settings.rule
         if not RULES.named(rule).shifts:
             return
@@ -481,7 +484,7 @@ class _Steps:
         return nullcontext(self._original())
 
     def _is_too_large(self) -> bool:
-        """Whether the model cannot be opened as a whole, which generating text takes."""
+        """Whether the model does not fit into memory, which generating text requires."""
         if not streamable(self._ref) or (self._opened and not self._opened.streamed):
             return False
         devices = choose_devices(self._settings.device)
@@ -489,7 +492,7 @@ class _Steps:
 
     @contextmanager
     def _lend_original(self) -> Iterator[OpenModel]:
-        """The original for its part of the evaluation; it is closed afterwards."""
+        """The original for its part of the evaluation, closed afterwards."""
         if self._opened is None or self._opened.streamed:
             chosen = self._settings
             self._opened = open_model(self._ref, device=chosen.device, dtype=chosen.dtype)
@@ -509,12 +512,12 @@ class _Steps:
 
 
 def _beside(rule: str) -> str:
-    """The file of a rule's figures that was measured for comparison."""
+    """The file with the figures of a rule for comparison."""
     return f"evaluation-{rule}.json"
 
 
 def _begun(target: Path, key: str) -> WorkFolder:
-    """The finished steps of this run; none if the work folder is another run's."""
+    """The finished steps of this run; none if the work folder is from another run."""
     work = drop_link(staging_path(target))
     if steps := WorkFolder.open(work, key):
         return steps

@@ -32,9 +32,9 @@ class Scales(NamedTuple):
     """A type of block scales.
 
     Args:
-        values: float64, what each byte stands for, ascending; larger bytes are no scales.
-        reach: How many steps from the exact scale are tried to each side: those that turn the
-            smallest code into the largest, which is twelve times as large.
+        values: float64, the value of each byte, ascending; larger bytes are not scales.
+        reach: How many steps to each side of the exact scale are tried: enough to turn the smallest
+            code into the largest, which is twelve times as large.
     """
 
     values: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Scales(NamedTuple):
 
 
 E8M0 = Scales(np.exp2(np.arange(255, dtype=np.float64) - 127), 4)
-"""Powers of two; the byte 255 is no number."""
+"""Powers of two; the byte 255 is not a number."""
 E4M3 = Scales(torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy(), 29)
 """Floats of three bits of mantissa; a scale has no sign."""
 

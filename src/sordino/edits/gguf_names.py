@@ -43,7 +43,7 @@ _EXPERTS = {
     "up": (MODEL_TENSOR.FFN_UP_EXP, (MODEL_TENSOR.FFN_UP_EXP,)),
     "down": (MODEL_TENSOR.FFN_DOWN_EXP, (MODEL_TENSOR.FFN_DOWN_EXP,)),
 }
-# Of Granite's `shared_mlp`, by matrix: its tensors beside MoE experts, and where there are none.
+# By matrix of Granite's `shared_mlp`: its tensors in files with MoE experts, and without.
 _SHARED_MLP = {
     "input_linear": (
         (MODEL_TENSOR.FFN_GATE_SHEXP, MODEL_TENSOR.FFN_UP_SHEXP),
@@ -60,7 +60,7 @@ Values = NDArray[np.float32]
 def by_rows(
     header: Header, model: PreTrainedModel, values: Mapping[str, Tensor]
 ) -> dict[str, Values]:
-    """Carry values with one number a neuron from parameters to the rows of tensors in the file.
+    """Carry values with one number per neuron from parameters to the rows of tensors in the file.
 
     Args:
         header: The file's, inside `reading`.

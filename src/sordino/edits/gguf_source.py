@@ -69,7 +69,7 @@ def _holds(opened: OpenModel, dtype: str) -> bool:
 def _as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file without what its last call left in it, which would be saved.
 
-    Every call says anew where it cuts and how it pads.
+    Every call sets truncation and padding again.
     """
     if backend := getattr(tokenizer, "backend_tokenizer", None):
         backend.no_truncation()

@@ -19,8 +19,8 @@ from sordino.models.experts import ExpertMatrix
 from sordino.models.norms import NormGain
 from sordino.models.transformers_internals import Conversions
 
-# Conversions that only move whole rows and matrices, so that a scale with one value a neuron (and
-# dimensions of size 1 for the rest) can be sent through them in place of the weight.
+# Conversions that only move whole rows and matrices, so that a scale with one value per neuron (and
+# size 1 in the other dimensions) can be sent through them in place of the weight.
 _ROW_MOVES = {
     *("Chunk", "Concatenate", "Interleave", "MergeModulelist", "SplitModulelist", "Transpose")
 }

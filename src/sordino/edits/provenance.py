@@ -1,4 +1,4 @@
-"""What was done to a model, in a file beside it."""
+"""The record of an edit beside a model: making and reading it, and a card for it."""
 
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ DAMPENING = f"{EXTRAS}/dampening.safetensors"
 EARLIER = f"{EXTRAS}/earlier"
 """What an edited model had beside its weights before it was edited again."""
 BEFORE = f"{EXTRAS}/before"
-"""The files that were rewritten, as they were."""
+"""The rewritten files, as they were before."""
 
 
 def extras_of(model: Path) -> Path:
-    """The folder of what Sordino keeps beside a model: in its folder, or beside its GGUF file."""
+    """The folder that Sordino keeps for a model: in its folder, or beside its GGUF file."""
     return model.with_suffix(f".{EXTRAS}") if has_suffix(model, GGUF) else model / EXTRAS
 
 
@@ -56,11 +56,11 @@ def provenance(
         ref: The model that was edited.
         dampening: The factors written into it.
         fingerprint: Of the model's weights before the edit.
-        written: What else became of its files.
-        format: What the factors were written as.
+        written: What else was done to its files.
+        format: The format in which the factors were written.
     """
     origin, extent, more = dampening.record, summary(dampening), written or Written()
-    # What there is nothing of has no key.
+    # Empty values get no key.
     found: dict[str, Any] = {
         "parts": origin.parts,
         "configuration": dict(more.settings),
@@ -108,7 +108,7 @@ def read_provenance(model: str | Path) -> Provenance:
     """The record of the edit that made a model folder or a GGUF file.
 
     Raises:
-        UserError: There is none, or not one of this format.
+        UserError: There is none, or it is of another format.
     """
     path = Path(model)
     if has_suffix(path, GGUF) and path.is_file():
@@ -121,7 +121,7 @@ def read_provenance(model: str | Path) -> Provenance:
 
 
 def plain_card(record: Provenance) -> str:
-    """A few honest lines for README.md, for want of a full model card."""
+    """A few honest lines for README.md, where there is no full model card."""
     record = record.cleaned(Folders.of_record(record.as_json()))
     written = FORMATS.get(record.written_as)
     where = f"as {line(record.written_as)}" if written is None else written.where
@@ -135,7 +135,7 @@ def plain_card(record: Provenance) -> str:
 
 
 def summary(dampening: Dampening) -> Extent:
-    """How many neurons a dampening changes, and by how much, site by site."""
+    """How many neurons a dampening changes, and by how much at each site."""
     return Extent(
         neurons=dampening.neurons,
         changed=dampening.changed,

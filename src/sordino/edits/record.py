@@ -1,4 +1,4 @@
-"""The record of an edit, whether it lies in `sordino.json` or in a GGUF file."""
+"""The record of an edit, in `sordino.json` or in a GGUF file."""
 
 from typing import Literal
 
@@ -16,8 +16,8 @@ class Original(Kept):
 
     Args:
         name: What the user called it.
-        kind: What its files are.
-        revision: The hub's commit; "" of a folder or a file.
+        kind: The kind of its files.
+        revision: The hub's commit; "" for a folder or a file.
         weights_fingerprint: Of its weights before the edit.
     """
 
@@ -36,14 +36,14 @@ class Shift(Kept):
 
 
 class SiteChange(Kept):
-    """What became of a site.
+    """The change of a site.
 
     Args:
         neurons: How many it has.
         changed: How many of them have a factor other than 1 or a shift other than 0.
         min: The smallest factor.
         mean: The mean of all factors.
-        shift: Of a site with shifts.
+        shift: The shifts, if there are any.
     """
 
     neurons: Count
@@ -54,7 +54,7 @@ class SiteChange(Kept):
 
 
 class Extent(Kept):
-    """How many neurons an edit changes, and by how much, site by site."""
+    """How many neurons an edit changes, and by how much at each site."""
 
     neurons: Count
     changed: Count
@@ -62,16 +62,16 @@ class Extent(Kept):
 
 
 class Quantisation(Kept):
-    """How the weights are stored that an edit changed, and what that rounded.
+    """How the changed weights are quantised, and what rounding did.
 
     Args:
         scheme: The format's name.
         layers: How many layers were changed.
         rounded: How many of them were rounded again.
-        scales_vanished: How many scales became 0, times their factors.
-        scales_coarse: How many lost digits.
-        error: Of 4-bit floats, how far weights are off, the root mean square, relative.
-        largest_error: Of 4-bit floats, the most, relative to the largest of a block.
+        scales_vanished: How many scales times their factors became 0.
+        scales_coarse: How many of them lost digits.
+        error: For 4-bit floats, the root mean square error of the weights, relative.
+        largest_error: For 4-bit floats, the largest error, relative to the largest of its block.
     """
 
     scheme: str
@@ -87,7 +87,7 @@ class DraftHeads(Kept):
     """The draft heads in a model's files.
 
     Args:
-        names: What the names of their tensors begin with.
+        names: The prefixes of their tensors' names.
         dampened: The tensors that are copies of dampened ones, and were dampened alike.
     """
 
@@ -99,8 +99,8 @@ class TensorRounding(Kept):
     """What rounding did to the block scales of a GGUF file's tensor.
 
     Args:
-        largest: The largest error of one, relative.
-        coarse: How many are off by more than 1 %.
+        largest: The largest relative error.
+        coarse: How many scales are off by more than 1 %.
         zeroed: How many of those became 0.
     """
 
@@ -114,28 +114,28 @@ class Provenance(Kept):
 
     Args:
         format: Names this file format.
-        sordino_version: Of the Sordino that made it.
+        sordino_version: The version of Sordino that made it.
         created: The day, as in "2026-01-31".
         model: The model that was edited.
         intervention: The rule that gave the factors.
-        expertise: The metadata of the expertise that they were derived from.
-        parts: Where they came from, each, if they are composed of several dampenings.
+        expertise: The metadata of the expertise from which they were derived.
+        parts: The origin of each part, if several dampenings were composed.
         written_as: The format in which the edit was written.
         neurons: How many neurons have a factor.
         changed: How many were changed.
-        sites: What became of each site.
+        sites: The change of each site.
         left_out: The original's files with undampened weights, which the edited model lacks.
-        configuration: What was changed in the configuration, for biases that the model lacked.
+        configuration: The settings that were changed, for biases that the model lacked.
         added: The names of the tensors that were added for them.
-        quantised: How the weights are stored, if they are quantised.
+        quantised: How the weights are quantised; None if they are not.
         rewritten: The files of the configuration that were changed.
-        not_copied: The other files in the original's folder, which do not belong to a model.
-        linked: The weight files that the original's folder has by a link to elsewhere.
-        draft_heads: The draft heads, if there are any.
-        earlier: The record of the edit before, if the original was an edited model.
+        not_copied: Other files in the original's folder, which do not belong to a model.
+        linked: The weight files that are links in the original's folder.
+        draft_heads: The draft heads; None if there are none.
+        earlier: The record of the earlier edit, if the original was an edited model.
         files: The files of the folder.
-        undone: How many neurons an undoing brought back, where it left others.
-        rounding: What rounding did, by tensor; of a GGUF file, whose JSON does not have it.
+        undone: How many neurons `undo` restored, if it left others.
+        rounding: What rounding did, by tensor; only for a GGUF file, outside of its JSON.
     """
 
     # The fields are in the order in which they are written.
@@ -165,16 +165,16 @@ class Provenance(Kept):
 
     @property
     def origin(self) -> Origin:
-        """Where the factors came from."""
+        """The origin of the factors."""
         return Origin(intervention=self.intervention, expertise=self.expertise, parts=self.parts)
 
     @property
     def concept(self) -> str:
-        """What was dampened, by its name."""
+        """The name of what was dampened."""
         return self.expertise.get("concept", "a concept")
 
     def cleaned(self, folders: Folders) -> "Provenance":
-        """The record without folders of a machine."""
+        """The record without the folders of a machine."""
         return Provenance.model_validate(folders.cleaned(self.as_json()))
 
 
@@ -189,6 +189,6 @@ def parse_provenance(text: str | bytes, what: str) -> Provenance:
         what: What it is called in a message.
 
     Raises:
-        UserError: It is none, or a value in it is of another type.
+        UserError: It is not one, or a value in it is of another type.
     """
     return parse_format(_PROVENANCE, text, what, "provenance", FORMAT)

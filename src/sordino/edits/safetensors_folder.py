@@ -119,16 +119,16 @@ class FolderEdit:
         size = sum((self.folder / file).stat().st_size for file in files)
         with track(title, size / 1e6, "MB") as advance:
 
-            def told(count: int) -> None:
+            def advance_bytes(count: int) -> None:
                 advance(count / 1e6)
 
             for file in files:
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
                 source, copied = self.folder / file, target / file
                 if file in self.edited or (removed and _is_shard(file)):
-                    self._write_edited(file, target, told, removed, change)
+                    self._write_edited(file, target, advance_bytes, removed, change)
                 else:
-                    copy(source, copied, told)
+                    copy(source, copied, advance_bytes)
         for file, content in self.rewritten.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             with create_file(target / file) as stream:
@@ -163,7 +163,7 @@ def plan(ref: ModelRef, dampening: Dampening) -> FolderEdit:
     listed = list_files(ref.path)
     refuse_needed_outside(ref.path, listed)
     model = empty_model(ref)
-    # Weights are read wherever they are, and everything else is copied from inside alone.
+    # Weights are read wherever they are; everything else is copied only from inside the folder.
     weights = {file.name for file in ref.weight_files}
     linked = tuple(file for file in listed.outside if str(file) in weights)
     files = sorted([*listed.inside, *linked])

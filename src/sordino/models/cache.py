@@ -50,7 +50,7 @@ class Prefix:
     cache: Cache
 
     def for_rows(self, rows: int) -> dict[str, Any]:
-        """The arguments with which a model goes on from it, in so many rows."""
+        """The arguments with which a model continues from it, in `rows` rows."""
         cache = deepcopy(self.cache)
         cache.reorder_cache(torch.zeros(rows, dtype=torch.int64))
         return {CACHE: cache, "use_cache": True}

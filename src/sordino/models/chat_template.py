@@ -298,7 +298,7 @@ def _sound(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _Failed("it writes half a surrogate pair, which is no text") from None
+        raise _Failed("it writes half a surrogate pair, which is not text") from None
     return text
 
 

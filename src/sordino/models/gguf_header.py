@@ -221,7 +221,8 @@ def _start(data: Buffer, path: Path) -> tuple[int, int, int, int]:
         if not version & 0xFFFF:
             raise UserError(f"{path} is a big-endian GGUF file, which cannot be read here.")
         raise UserError(
-            f"{path} is of GGUF version {version}, and versions 2 and 3 are known: convert it anew."
+            f"{path} is of GGUF version {version}, and only versions 2 and 3 are known: convert it "
+            "again."
         )
     tensor_count, at = _number(_U64, data, at, path)
     pair_count, at = _number(_U64, data, at, path)
@@ -285,7 +286,7 @@ def _value(data: Buffer, at: int, kind: int, key: str, path: Path) -> tuple[Valu
 def _alignment(metadata: Mapping[str, Value], path: Path) -> int:
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise _make_damaged(path, "its general.alignment is no power of two")
+        raise _make_damaged(path, "its general.alignment is not a power of two")
     return alignment
 
 

@@ -11,8 +11,8 @@ rounding of a float32.
 **4 bits** ("nf4" and "fp4"). The weight is read as one long row, cut into blocks of b weights, and
 has
 
-    weight                              two codes a byte, the first in the upper half
-    weight.quant_map                    float32 [16], what each code stands for
+    weight                              two codes per byte, the first in the upper half
+    weight.quant_map                    float32 [16], the value of each code
     weight.absmax                       float32 [⌈n · i / b⌉], the largest absolute weights
     weight.quant_state.bitsandbytes__*  uint8, JSON: blocksize, shape, …
 
@@ -22,8 +22,8 @@ themselves, in blocks of B, beside `weight.nested_absmax` (float32) and `weight.
 
 Dampening multiplies the absmax of the blocks of neuron m by its factor: exact, but for the rounding
 of a float32. Double quantisation is undone where a layer is dampened, since its codes are too
-coarse for a factor: absmax become float32, which every loader takes, and four bytes a block instead
-of one. A block must not span two neurons: the number of inputs has to be a multiple of b.
+coarse for a factor: absmax become float32, which every loader accepts, with four bytes per block
+instead of one. A block must not span two neurons: the number of inputs must be a multiple of b.
 """
 
 import json

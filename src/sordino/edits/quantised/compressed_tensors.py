@@ -19,15 +19,15 @@ and stands for the weight  W[m, k] = s · (q[m, k] − z)  with s and z of neuro
 **Dampening channels and groups** multiplies the scales of neuron m by its factor: exact, but for
 the rounding of a product to the type of the scales.
 
-**A single scale** becomes one a neuron, [n, 1], all times their factors: as exact. The strategy
-"tensor" becomes "channel" in config.json, and that for all layers of the checkpoint (whose scales
-are repeated n times where nothing is dampened), since servers fuse layers and want them alike.
+**A single scale** becomes one per neuron, [n, 1], each times its factor: as exact. The strategy
+"tensor" becomes "channel" in config.json, for all layers of the checkpoint (whose scales are
+repeated n times where nothing is dampened), since servers fuse layers and want them alike.
 
-**Blocks** of FP8 are rounded anew, by the rule in `fp8.py`.
+**Blocks** of FP8 are rounded again, by the rule in `fp8.py`.
 
 **4-bit floats** (the formats "nvfp4-pack-quantized" and "mxfp4-pack-quantized") have their codes in
 weight_packed, uint8 [n, i / 2], their scales in weight_scale and, in NVFP4, weight_global_scale,
-which divides. They are rounded anew, by the rule in `fp4.py`.
+which divides. They are rounded again, by the rule in `fp4.py`.
 """
 
 import copy
@@ -228,7 +228,7 @@ class CompressedTensors(Scheme):
 
 
 def _one_a_neuron(layer: Layer, factors: Tensor) -> New:
-    """A single scale as one a neuron, times the factors: [neurons, 1]."""
+    """A single scale, repeated for each neuron and times the factors: [neurons, 1]."""
 
     def make() -> Tensor:
         scale = layer.read("weight_scale")

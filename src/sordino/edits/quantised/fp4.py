@@ -2,7 +2,7 @@
 
 A layer of n neurons and i inputs has
 
-    codes   uint8 (or int8) [n, i / 2], or [n, i / b, b / 2]; two a byte, the lower half first
+    codes   uint8 (or int8) [n, i / 2], or [n, i / b, b / 2]; two per byte, the lower half first
     scales  MXFP4: uint8 or float8_e8m0fnu [n, i / 32], the powers of two s
             NVFP4: float8_e4m3fn [n, i / 16]
     shared  NVFP4: float32, one number g for the whole weight, which multiplies or divides

@@ -4,22 +4,22 @@ A layer of n neurons and i inputs has
 
     weight            float8_e4m3fn [n, i]
     weight_scale_inv  (DeepSeek, Qwen, transformers' "fp8") or weight_scale ("fbgemm_fp8", AutoFP8),
-                      one of: [n, 1], a scale a neuron; [⌈n / a⌉, ⌈i / b⌉], a scale for every block
+                      one of: [n, 1], a scale per neuron; [⌈n / a⌉, ⌈i / b⌉], a scale per block
                       of a neurons and b inputs; a single scale for the whole weight
 
 and stands for the product of both.
 
-**Dampening a scale a neuron** multiplies it by the neuron's factor: exact, but for the rounding of
-a product to the type of the scales.
+**Dampening a scale per neuron** multiplies it by the neuron's factor: exact, but for the rounding
+of a product to the type of the scales.
 
 **Dampening a block** (or a whole weight) cannot be exact, because neurons that share a scale have
 different factors. Each block's scale is multiplied by the power of two p that is at least the
-largest factor among its neurons, which is exact in every type of scale and keeps scales that are
-powers of two such; each row of the weight is multiplied by its factor / p, which is at most 1, and
+largest factor among its neurons, which is exact in every type of scale and leaves powers of two
+powers of two; each row of the weight is multiplied by its factor / p, which is at most 1, and
 rounded to the nearest E4M3. So rows whose factor is a power of two keep their values, and a weight
 in any other row is off by at most one part in 16 (half of E4M3's last place; below 2⁻⁶ of the
-scale, by 2⁻¹⁰ of it), as it was when the checkpoint was made. Factors of 1 are powers of two: what
-is not dampened stays.
+scale, by 2⁻¹⁰ of it), as when the checkpoint was made. Since 1 is a power of two, rows that are not
+dampened stay the same.
 
 **MoE experts of 4-bit floats** (DeepSeek V4) stand in such checkpoints as weights of bytes, int8
 [n, i / 2], under scales that are powers of two, [n, i / 32]; see `fp4.py`.

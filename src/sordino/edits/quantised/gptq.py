@@ -10,9 +10,8 @@ A layer of n neurons and i inputs has
 and stands for the weight  W[m, k] = scales[g(k), m] · (q[k, m] − z[g(k), m]). The older format
 ("gptq") stores z − 1, the newer one ("gptq_v2") z.
 
-**Dampening** multiplies column m of `scales` by the factor of neuron m, whatever the bits, the
-groups, their order and the zero points: exact, but for the rounding of a product to the type of
-the scales.
+**Dampening** multiplies column m of `scales` by the factor of neuron m, for any bits, groups, order
+and zero points: exact, but for the rounding of a product to the type of the scales.
 """
 
 from dataclasses import dataclass

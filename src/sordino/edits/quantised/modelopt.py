@@ -2,7 +2,7 @@
 
 A layer has
 
-    weight          uint8 [n, i / 2]          codes, two a byte
+    weight          uint8 [n, i / 2]          codes, two per byte
     weight_scale    float8_e4m3fn [n, i / 16] scales of blocks
     weight_scale_2  float32                   the scale of the whole weight
     input_scale     float32                   the scale of the layer's inputs; it stays
