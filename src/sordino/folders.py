@@ -43,12 +43,7 @@ class Folders:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], more: Iterable[str] = ()) -> "Folders":
-        """A remover that knows the paths in the record of an edit (`sordino.json`).
-
-        Args:
-            record: The record.
-            more: More texts that may be paths.
-        """
+        """A remover that knows the paths in the record of an edit (`sordino.json`)."""
         files = [name for one in _records(record) for name in _model_names(one)]
         sources = [text for one in _records(record) for text in _sources(one.get("expertise", {}))]
         return cls([*texts(record), *sources, *more], files)

@@ -316,9 +316,6 @@ def beginning(repository: Repository, file: str) -> str:
 def fetch_file(wanted: Wanted) -> Path:
     """A file of a repository in the hub's cache, below a folder that is named after the commit.
 
-    Args:
-        wanted: The repository and the file.
-
     Raises:
         UserError: It is not available (`NotThereError` if it does not exist).
     """

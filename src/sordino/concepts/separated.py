@@ -38,11 +38,6 @@ def read_separated(text: str, source: str, separator: str) -> Table:
     exactly those fields are that need them: those with a tab, a line end or a quotation mark (or,
     as a spreadsheet writes it, a comma).
 
-    Args:
-        text: The text.
-        source: The file's name, for messages.
-        separator: `,` or a tab.
-
     Raises:
         UserError: A row has too many or too few fields, a quotation does not end, or the text
             between two quotation marks looks like rows of the table.

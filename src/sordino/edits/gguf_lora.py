@@ -52,11 +52,6 @@ def write(ref: ModelRef, dampening: Dampening, target: Path) -> None:
 def pair(header: Header, stored: Stored, scales: Values) -> tuple[Values, Values]:
     """The two matrices whose product is the change of a tensor's rows.
 
-    Args:
-        header: The file's.
-        stored: The tensor.
-        scales: Of its rows.
-
     Returns:
         float32 [rank, inputs] and [rows, rank]; of experts, [experts, …] of each.
     """

@@ -29,10 +29,6 @@ _ROW_MOVES = {
 def parameter_scales(model: PreTrainedModel, dampening: Dampening) -> dict[str, Tensor]:
     """The scales of the parameters that are dampened: the weight and the bias of every site.
 
-    Args:
-        model: The module tree.
-        dampening: Factors for its sites.
-
     Returns:
         By parameter name, a float32 tensor that broadcasts to the parameter's shape.
 

@@ -302,12 +302,7 @@ def _header(metadata: object, tensors: Mapping[str, Stored | New], order: Sequen
 
 
 def change_(values: Tensor, change: Change) -> None:
-    """Change in place: computed in float32 (float64 for float64), rounded once.
-
-    Args:
-        values: Of any floating dtype.
-        change: The change.
-    """
+    """Change in place: computed in float32 (float64 for float64), rounded once."""
     wide = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
     wide = wide.mul_(change.scale)  # several times faster than `values.mul_(scale)` in 16 bits
     values.copy_(wide if change.shift is None else wide.add_(change.shift))
@@ -315,11 +310,6 @@ def change_(values: Tensor, change: Change) -> None:
 
 def change_finite_(name: str, values: Tensor, change: Change) -> None:
     """Change in place like `change_`, and refuse values that are not finite.
-
-    Args:
-        name: Of the tensor, for messages.
-        values: Of any floating dtype.
-        change: The change.
 
     Raises:
         UserError: A value is infinite or not a number, before or after.

@@ -138,10 +138,6 @@ def undo(
 def restore_(values: Tensor, change: Change) -> int:
     """Reverse a change of values, in place; what it scaled by 0 stays as it is.
 
-    Args:
-        values: Of any floating dtype.
-        change: What `change_` did to them.
-
     Returns:
         How many are uncertain, because the change maps a neighbour to the same value. The change is
         monotonic: if it does so for neither neighbour, it does for no other number.

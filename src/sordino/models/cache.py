@@ -60,10 +60,6 @@ class Prefix:
 def read_once(opened: OpenModel, ids: Sequence[int]) -> Prefix | None:
     """Read the tokens that many texts begin with.
 
-    Args:
-        opened: The model.
-        ids: The tokens.
-
     Returns:
         None where there are none, or where the model keeps something else of them than keys and
         values that just grow.

@@ -85,10 +85,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def open_config(folder: Path, name: str) -> PretrainedConfig:
     """A folder's configuration as transformers reads it, with an attention that is installed.
 
-    Args:
-        folder: The model's folder.
-        name: What the user called the model.
-
     Raises:
         UserError: It cannot be read.
     """
@@ -114,10 +110,6 @@ def open_config(folder: Path, name: str) -> PretrainedConfig:
 
 def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """A folder's tokenizer.
-
-    Args:
-        folder: The model's folder.
-        name: What the user called the model.
 
     Raises:
         UserError: There is none, or it cannot be read.

@@ -58,10 +58,6 @@ def open_classifier(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a text classifier in float32, and its tokenizer.
 
-    Args:
-        ref: Its files.
-        device: Where it runs.
-
     Raises:
         UserError: Its files are damaged, or lack a weight, such as the head of a model that is not
             a classifier.

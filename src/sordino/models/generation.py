@@ -139,12 +139,6 @@ def encode_prompts(
     The tokenizer's own special tokens are kept, except an end-of-sequence token at the end, after
     which a model would begin a new text.
 
-    Args:
-        opened: The model.
-        texts: The prompts.
-        max_tokens: The most tokens of a prompt.
-        new_tokens: The most tokens of a continuation.
-
     Raises:
         UserError: A prompt has no tokens, or the model has no room for the continuation.
     """

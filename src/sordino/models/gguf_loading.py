@@ -76,10 +76,6 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The de-quantised model of a GGUF file, like one from a plain folder, and its tokenizer.
 
-    Args:
-        ref: The file.
-        options: For transformers' `from_pretrained`.
-
     Raises:
         UserError: The file is damaged or incomplete.
     """

@@ -31,10 +31,6 @@ def refuse_other_algorithms(settings: Mapping[str, Any]) -> None:
 def plain_tensors(stored: StoredTensors, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint by name, with weights in place of codes and scales.
 
-    Args:
-        stored: What its files hold.
-        dtype: Of the de-quantised weights.
-
     Raises:
         UserError: A layer's tensors do not fit together.
     """

@@ -92,12 +92,7 @@ def positions(model: PreTrainedModel) -> int | None:
 
 
 def refuse_unknown(opened: OpenModel, encoded: Sequence[Sequence[int]]) -> None:
-    """Raise `UserError` if a text has a token for which the model has no embedding.
-
-    Args:
-        opened: The model.
-        encoded: The token ids of each text.
-    """
+    """Raise `UserError` if a text has a token for which the model has no embedding."""
     embedding = opened.model.get_input_embeddings()
     known = getattr(embedding, "num_embeddings", None)
     if not isinstance(known, int):

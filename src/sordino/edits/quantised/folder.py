@@ -177,11 +177,6 @@ def quantised_folder(
 ) -> QuantisedFolder | None:
     """A folder's quantised layers; None if its weights are plain.
 
-    Args:
-        folder: The model's folder.
-        settings: Its quantisation settings; see `quantisation_of`.
-        shards: The headers of its shards.
-
     Raises:
         UserError: It is quantised in a way that is not supported.
     """
