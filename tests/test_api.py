@@ -142,7 +142,8 @@ COMMANDS = [
 ]
 VALUES = [
     *("AttributionSettings", "Changes", "Evaluation", "Expertise", "OwnPlan", "OwnSettings"),
-    *("Concept", "Perplexity", "ReplaySettings", "SweepSettings", "Toxicity"),
+    *("Chat", "Concept", "OpenModel", "Perplexity", "ReplaySettings", "RunSettings", "Site"),
+    *("SweepSettings", "Toxicity"),
     *("load_concept", "open_model", "verify"),
 ]
 

@@ -125,6 +125,10 @@ class RunSettings:
             of attention (`in_attention` of `sordino.interventions.registry.Rule`).
         stream: See `find_experts`.
         seed: Of everything that is random.
+
+    Example:
+        >>> sordino.RunSettings(divergence=0.1, seed=3).rule
+        'contrast'
     """
 
     intervention: str | None = None

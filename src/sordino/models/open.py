@@ -67,6 +67,10 @@ class OpenModel:
         site_pattern: The argument `sites` of `open_model`.
         streamed: Brings the weights into memory part by part; None if all are there.
         taken: Bytes of memory that the process used before loading the weights; 0 if unknown.
+
+    Example:
+        >>> sordino.open_model("tiny").dtype_name
+        'float32'
     """
 
     ref: ModelRef

@@ -52,6 +52,10 @@ class Site:
             not [neurons, inputs] (Linear).
         bias: Whether it has a bias.
         experts: The number of MoE experts; 0 for a linear layer.
+
+    Example:
+        >>> sordino.open_model("tiny").sites[0].kind
+        'mlp.gate_proj'
     """
 
     path: str
