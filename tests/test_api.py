@@ -144,7 +144,6 @@ VALUES = [
     *("AttributionSettings", "Changes", "Evaluation", "Expertise", "OwnPlan", "OwnSettings"),
     *("Chat", "Concept", "OpenModel", "Perplexity", "ReplaySettings", "RunSettings", "Site"),
     *("SweepSettings", "Toxicity"),
-    *("load_concept", "open_model", "verify"),
 ]
 
 
