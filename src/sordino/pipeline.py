@@ -508,7 +508,7 @@ class _Steps:
 
     @contextmanager
     def _measured(self, baked: ModelRef) -> Iterator[OpenModel]:
-        """What was baked, read from its files; the original goes first, for two may not fit."""
+        """The baked model, read from its files; the original is closed first, to make room."""
         self._opened = None
         gc.collect()
         chosen = self._settings

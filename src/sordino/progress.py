@@ -16,7 +16,7 @@ _MARKS_OF_DIRECTION = (
 _hushing: list[object] = []
 """One entry for each block of `hushed` that any thread is in; they may end in any order."""
 _wording: list[Callable[[str], str]] = []
-"""What notes are said in, the same way."""
+"""The rewordings of notes that are in force, one for each block of `worded`."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def hushed() -> Iterator[None]:
 
 @contextmanager
 def worded(words: Callable[[str], str]) -> Iterator[None]:
-    """Say notes in other words inside the block, such as with flags for arguments."""
+    """Reword notes inside the block, such as to name flags in place of arguments."""
     _wording.append(words)
     try:
         yield

@@ -30,14 +30,14 @@ def _refuse_integer(value: Any) -> Any:
 
 
 Number = int | float
-"""A number, which is written again as it was read: 1 is not 1.0."""
+"""A number that is written as it was read: 1 does not become 1.0."""
 Setting = (
     str
     | bool
     | Annotated[int, Field(gt=-(2**63), lt=2**63)]
     | Annotated[float, BeforeValidator(_refuse_integer)]
 )
-"""What a setting of a rule or of a measure can be."""
+"""The value of a setting of a rule or a measure."""
 
 
 class Record(BaseModel):
@@ -47,15 +47,15 @@ class Record(BaseModel):
 
 
 class Kept(BaseModel):
-    """A value of a file in which keys of other versions may stand.
+    """A value of a file that may have keys of other versions.
 
-    Written again, it is what was read: with those keys, and without fields that were never set.
+    It is written as it was read: with those keys, and without fields that were never set.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def as_json(self) -> dict[str, Any]:
-        """The value as JSON holds it, its keys in the order of the fields."""
+        """The value as JSON, with keys in the order of the fields."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 

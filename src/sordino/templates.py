@@ -1,4 +1,4 @@
-"""How the packages' own templates are found and filled in."""
+"""Find and fill in the packages' own templates."""
 
 from importlib.resources import files
 
@@ -11,8 +11,8 @@ def environment(package: str, *, html: bool = True) -> Environment:
 
     Args:
         package: Its import path; the templates are in its `templates/` folder.
-        html: Whether they are HTML, in which values are escaped. In Markdown they are not:
-            `sordino.markdown.line` escapes what comes from outside.
+        html: Whether they are HTML, in which values are escaped. In Markdown they are not, and
+            `sordino.markdown.line` escapes foreign text.
     """
     return Environment(
         loader=PackageLoader(package),

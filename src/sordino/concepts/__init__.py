@@ -1,4 +1,4 @@
-"""What is dampened, given as labelled sentences."""
+"""Concepts: labelled sentences of what is dampened."""
 
 from sordino.concepts.built_in import BUILT_IN
 from sordino.concepts.concept import Concept

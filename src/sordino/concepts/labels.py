@@ -1,4 +1,4 @@
-"""From a table's columns to the two classes of a concept."""
+"""Turn a table's columns into the two classes of a concept."""
 
 import itertools
 import math

@@ -37,7 +37,7 @@ _CHUNK = 2 * 2**20
 _METADATA = "metadata"
 _INDEX = "*.safetensors.index.json"
 _PRODUCTS = 2.0**-24  # factors are multiplied in float32, also where a weight is wider
-# Blocks of a quantised type: what is rounded is the scale of a block, of half precision at best.
+# In quantised types the scales of blocks are rounded, to half precision at best.
 _BLOCKS = 2.0**-7
 
 

@@ -12,18 +12,7 @@ from sordino.registry import Registry
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a model's files when an edit was written, for its record.
-
-    Args:
-        left_out: The source's files that hold undampened weights, which the edited model lacks.
-        settings: What was changed in the configuration, for biases that the model lacked.
-        added: The names of the tensors that were added for them.
-        quantised: How the weights are quantised and what their edit rounded, if they are.
-        rewritten: The files of the configuration that were changed.
-        not_copied: The other files in the source's folder, which do not belong to a model.
-        linked: The weight files that the source's folder has by a link to elsewhere.
-        draft_heads: What became of draft heads, if there are any.
-    """
+    """What an edit did to a model's files: fields of `Provenance` (`settings`: `configuration`)."""
 
     left_out: tuple[str, ...] = ()
     settings: Mapping[str, bool] = field(default_factory=dict)

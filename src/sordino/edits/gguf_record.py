@@ -17,7 +17,7 @@ from sordino.models.gguf_header import ARRAY, FLOAT32, STRING, UINT64, Array, re
 from sordino.records import Count, fault
 
 KEY = "sordino."
-"""What the keys begin with."""
+"""The prefix of the keys."""
 _RECORD = f"{KEY}provenance"
 _TENSORS, _LARGEST, _COARSE, _ZEROED = (
     f"{KEY}rounding.{name}" for name in ("tensors", "largest", "coarse", "zeroed")

@@ -31,7 +31,7 @@ def write_folder(
         dampening: Factors for its sites.
         target: An empty folder.
         dtype: Of the weights to write; "auto" is float32.
-        opened: The same model, open and as it was loaded, if there is one. It stays as it is.
+        opened: The same model, open and as it was loaded, if there is one. Its weights stay.
 
     Returns:
         The settings of the configuration that were changed, for biases that the model lacked.
@@ -67,7 +67,7 @@ def _holds(opened: OpenModel, dtype: str) -> bool:
 
 
 def _as_loaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file without what its last call left in it, which would be saved.
+    """The tokenizer of a GGUF file without the state of its last call, which would be saved.
 
     Every call sets truncation and padding again.
     """

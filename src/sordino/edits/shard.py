@@ -23,7 +23,7 @@ from sordino.models.safetensors_header import LENGTH_BYTES, Stored, read_header
 _CHUNK = 2**20
 # Bytes that the system is asked to copy at a time.
 _STRETCH = 32 * 2**20
-# How a system says that it cannot copy between two files by itself.
+# The errors of a system that cannot copy between two files by itself.
 _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -449,5 +449,5 @@ def _write_out(writer: BinaryIO, start: int, count: int) -> None:
 
     They stay cached: only clean pages are dropped on this advice, and these are being written.
     """
-    with suppress(AttributeError):  # not everywhere is there such advice
+    with suppress(AttributeError):  # not on every system
         os.posix_fadvise(writer.fileno(), start, count, os.POSIX_FADV_DONTNEED)

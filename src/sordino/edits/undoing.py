@@ -224,7 +224,7 @@ def _refuse_replaced(source: Path, record: Provenance, edit: FolderEdit) -> None
 
 
 def _refuse_without_originals(source: Path, record: Provenance) -> None:
-    """What was rewritten comes back from copies, which a pushed model lacks."""
+    """Raise `UserError` without the copies of rewritten files, which a pushed model lacks."""
     names = record.rewritten or (("config.json",) if record.configuration else ())
     for name in names:
         if not (source / BEFORE / name).is_file():

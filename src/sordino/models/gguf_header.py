@@ -237,7 +237,7 @@ def _number(form: struct.Struct, data: Buffer, at: int, path: Path) -> tuple[Any
 
 
 def _strings(data: Buffer, at: int, count: int, path: Path) -> Iterator[tuple[int, int]]:
-    """Where each of some strings that follow each other starts and ends."""
+    """Where each of `count` consecutive strings starts and ends."""
     unpack, size = _U64.unpack_from, len(data)
     for _ in range(count):
         start = at + 8

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""The memory that this process may still take."""
 
 import sys
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _read_limits() -> Iterator[int]:
 
 
 def _read_groups(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What each control group above this process leaves; files that it has cached can go."""
+    """The bytes that each control group above this process leaves; cached files count as free."""
     if not own.exists():
         return
     for line in own.read_text(encoding="utf-8").splitlines():

@@ -39,7 +39,7 @@ class NormGain:
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """What is added to the outputs, [neurons], or None."""
+        """The norm's bias, [neurons], or None."""
         bias = getattr(self.module, "bias", None)
         return bias if isinstance(bias, nn.Parameter) else None
 

@@ -64,7 +64,7 @@ class CompressedTensors(Scheme):
 
     @property
     def label(self) -> str:
-        """What each group of layers is stored as."""
+        """The format of each group of layers."""
         kinds = dict.fromkeys(_kind(weights) for weights in self._weights)
         return f"compressed-tensors, {'; '.join(kinds)}"
 
@@ -255,7 +255,7 @@ def _groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _strategy(weights: Mapping[str, Any]) -> str:
-    """As compressed-tensors infers it where it is not named."""
+    """The strategy, inferred as compressed-tensors does if it is not named."""
     size = weights.get("group_size")
     inferred = "tensor" if size is None else "channel" if size == -1 else "group"
     return str(weights.get("strategy") or inferred)

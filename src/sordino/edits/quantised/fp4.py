@@ -55,7 +55,7 @@ def fp4_shape(layer: Layer, places: Fp4Places) -> tuple[int, int]:
 
 
 def fp4_changes(layer: Layer, places: Fp4Places, factors: Tensor) -> Changes:
-    """What becomes of codes and scales."""
+    """The changes of codes and scales."""
     product = _Product(layer, places, factors)
     return {
         suffix: New(layer.dtype(suffix), layer.shape(suffix), product.maker(suffix))
