@@ -323,7 +323,7 @@ def test_what_the_file_cannot_take_is_refused_by_name(tmp_path):
     found = refusal(damaged, dampening, tmp_path / "quiet.gguf")
     assert "in blk.1.ffn_down.weight that are infinite or not" in found
     with pytest.raises(
-        UserError, match=r"model.layers.1.mlp.down_proj.weight weights that are not"
+        UserError, match=r"weights in model.layers.1.mlp.down_proj.weight that are not"
     ):
         open_model(damaged)
     few = {site: factors[1:] for site, factors in dampening.factors.items()}

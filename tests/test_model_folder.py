@@ -203,5 +203,5 @@ def test_what_was_rewritten_and_is_missing_is_not_undone(model, tmp_path):
     record = bake(model, Dampening(dampening.factors, "x", shifts=shifts), tmp_path / "out")
     assert "config.json" in record.rewritten
     shutil.rmtree(tmp_path / "out/sordino/before")
-    with pytest.raises(UserError, match=r"before/config\.json is missing"):
+    with pytest.raises(UserError, match=r"before/config\.json, .* is missing"):
         undo(tmp_path / "out", tmp_path / "back", partly=True)
