@@ -6,12 +6,12 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
+from urllib3.util import Retry
 
 MOST_BYTES = 2**24
 """An answer that is longer, compressed or not, is cut off."""
@@ -98,14 +98,12 @@ class Reply:
     @property
     def pause_s(self) -> float | None:
         """The pause that the server asks for, in seconds; None where it asks for none."""
-        asked = self.headers.get("Retry-After", "").strip()
-        if asked.isdecimal():
-            return min(float(asked[:9]), LONGEST_PAUSE_S)
         try:
-            left = parsedate_to_datetime(asked).timestamp() - time.time()
-        except (ValueError, OverflowError):  # not a date, or one outside the clock's range
+            # Cut, because Python converts no integer of thousands of digits.
+            asked = Retry().parse_retry_after(self.headers.get("Retry-After", "").strip()[:40])
+        except (InvalidHeader, ValueError, OverflowError):  # no number or date that a clock has
             return None
-        return min(max(left, 0.0), LONGEST_PAUSE_S)
+        return min(float(asked), LONGEST_PAUSE_S)
 
 
 def bound(pools: PoolManager) -> PoolManager:

@@ -351,7 +351,7 @@ def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
         if not bad.any():
             return
     nan = int(responses.isnan().any(dim=0).sum())
-    fate = f"; {nan} neurons get no AUROC and are left unchanged" if nan else ""
+    fate = f"; {nan} of these get no AUROC and are left unchanged" if nan else ""
     show.note(
         f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
         f"are not finite{fate}."
