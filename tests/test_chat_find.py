@@ -212,7 +212,9 @@ def test_conversations_come_from_json_lines(tmp_path):
     plain = Concept("talk", concept.positive, concept.negative)
     assert plain.fingerprint != concept.fingerprint
     opened = opened_with(folder=tmp_path / "m")
-    with pytest.raises(UserError, match="consists of conversations, which need a chat template: `chat"):
+    with pytest.raises(
+        UserError, match="consists of conversations, which need a chat template: `chat"
+    ):
         find_experts(opened, concept, settings=SweepSettings(chat=Chat("off")))
     opened.tokenizer.chat_template = None
     with pytest.raises(UserError, match="tiny has no chat template"):

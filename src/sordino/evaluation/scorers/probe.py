@@ -1,4 +1,4 @@
-"""A classifier of what a language model makes of a text, trained on the kit's comments."""
+"""A classifier of a language model's hidden states, trained on the kit's comments."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,9 +21,9 @@ from sordino.models.tokenise import encode_for, equal_length_batches
 from sordino.progress import note
 
 PROBE_LIMITS = (
-    "A probe reads what a language model makes of a text, so that it heeds context as well as "
-    "words; but what it calls toxic are insults between strangers on the web, as in the comments "
-    "that it was trained on."
+    "A probe classifies a language model's hidden states, so it takes context into account as well "
+    "as words. Its idea of toxicity is that of the comments that it was trained on: insults "
+    "between strangers on the web."
 )
 """The limits of this scorer, printed beside its figures."""
 
@@ -40,10 +40,11 @@ class ProbeScorer(Scorer):
     """A logistic regression on a model's hidden state after its middle layer.
 
     The state is averaged over the text's tokens, in float32. The regression is trained when the
-    scorer is opened, on 400 insulting comments and as many others of the kit's insults/test.csv:
-    none of them is a sentence of the concept "insults". How strongly it is regularised is chosen by
-    five-fold cross-validation. Middle layers are where concepts are read best: Alain and Bengio
-    (2016), "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644.
+    scorer is opened, on 400 insulting comments and as many others of the kit's insults/test.csv,
+    none of which is a sentence of the concept "insults". The strength of its regularisation is
+    chosen by five-fold cross-validation. Probes of middle layers recognise concepts best: Alain and
+    Bengio (2016), "Understanding intermediate layers using linear classifier probes",
+    arXiv:1610.01644.
 
     Args:
         model: The model's name, file or folder.
@@ -91,7 +92,7 @@ class ProbeScorer(Scorer):
         }
 
     def protocol(self) -> Mapping[str, Any]:
-        """The model, the layer that is read, and the comments that it was trained on."""
+        """The model, its layer, and the comments that the probe was trained on."""
         return self._protocol
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -112,11 +113,11 @@ class ProbeScorer(Scorer):
 
 
 class _ReachedError(Exception):
-    """The layer has run; those after it need not."""
+    """The layer has run; later ones need not."""
 
 
 def _state_after(layer: nn.Module, opened: OpenModel, ids: torch.Tensor) -> torch.Tensor:
-    """The hidden states that a layer gives, [texts, tokens, width]; no later layer runs."""
+    """The hidden states after a layer, [texts, tokens, width]; no later layer runs."""
     states = []
 
     def stop(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[Any, ...]) -> None:
@@ -152,5 +153,5 @@ def comments() -> tuple[Comments, Comments]:
 
 @register_judge("probe")
 def probe(model: str, device: torch.device, dtype: str) -> Scorer:
-    """A classifier of what any language model makes of a text, trained on the kit's comments."""
+    """A classifier of any language model's hidden states, trained on the kit's comments."""
     return ProbeScorer(model, device, dtype)
