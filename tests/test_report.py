@@ -23,12 +23,15 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura
-from sordino.report import outcome, summary, tables
+from sordino.report import figures, outcome, summary, tables
+from sordino.report.article import Table
 from sordino.report.card import model_card
 from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.page import _overview, render, write_page
 from sordino.report.record import RunRecord
 from sordino.report.text import expertise_lines
+from sordino.report.tuned import tuned_article
+from sordino.tuning.search import Reported, Tried, Tuned
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7*7 }}"
 LIMITS = "The judge sees coarse words only."
@@ -590,6 +593,72 @@ def test_text_in_a_table_is_no_formula() -> None:
     address = tables.link(["a", "b"], [["=1+1", -0.5], ["@x", None]])
     text = b64decode(address.partition(",")[2]).decode()
     assert text.splitlines() == ["a,b", "'=1+1,-0.5", "'@x,"]
+
+
+def test_a_table_of_an_article_is_no_formula_either() -> None:
+    address = Table("t", "A table.", ["", "figure"], [["=1+1", "-0.5"], ["+a", "−2"]]).csv
+    text = b64decode(address.partition("base64,")[2]).decode()
+    assert text.splitlines() == [",figure", "'=1+1,-0.5", "'+a,−2"]
+
+
+def test_colours_repeat_where_there_are_more_names_than_colours() -> None:
+    names = [f"rule {number}" for number in range(8)]
+    of = figures.colours(names, (1, 2, 6, 3, 4, 5))
+    assert list(of.values()) == [f"series-{n}" for n in (1, 2, 6, 3, 4, 5, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("toxicity", "unclear"), [(FELL, False), (UNCLEAR, True), (ROSE, False)], ids=str
+)
+def test_a_search_says_what_its_interval_supports(toxicity: Figure, unclear: bool) -> None:
+    found = Estimate(0.04, 0.03, 0.05)
+    tried = Tried(
+        rule="aura",
+        sites="all",
+        dial=1.0,
+        changed=3,
+        prompts=200,
+        toxicity=toxicity.after,
+        cost=found,
+        divergence=found,
+        kept=True,
+    )
+    spent = Figure(
+        name="divergence",
+        label="Divergence",
+        unit="nats per token",
+        better="lower",
+        ratio_of="after/before",
+        n={"texts": 9},
+        before=None,
+        after=found,
+        difference=None,
+        ratio=None,
+    )
+    measured = evaluation(toxicity)
+    measures = {
+        **measured.measures,
+        "divergence": MeasureResult(version=1, protocol={}, figures=(spent,)),
+    }
+    best = Reported(
+        name="aura",
+        tried=tried,
+        evaluation=measured.model_copy(update={"measures": measures}),
+        kept=False,
+    )
+    tuned = Tuned(
+        model="m",
+        concept="c",
+        budget="divergence<=0.05",
+        seed=0,
+        search_prompts=200,
+        report_prompts=200,
+        tried=(tried,),
+        reported=(best,),
+    )
+    answer = " ".join(tuned_article(tuned, ["sordino", "tune"], ["sordino", "bake"]).answer)
+    assert ("includes no change" in answer) == unclear
+    assert "exceeds it" in answer
 
 
 def test_hostile_names_stay_text_among_many_measures() -> None:

@@ -1,6 +1,7 @@
 """Tables to download: CSV inside links, so that the page stays one file."""
 
 import csv
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -13,7 +14,8 @@ from sordino.report.summary import Group
 Cell = str | int | float | None
 
 _ARMS = ("before", "after", "difference", "ratio")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Text that begins a formula in a spreadsheet, unless it is a number.
+_FORMULA = re.compile(r"(?![+-]?[\d.]+$)[=+\-@\t\r]")
 
 
 def link(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
@@ -76,4 +78,4 @@ def continuations(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> str:
 
 def _safe(cell: Cell) -> Cell:
     """Text that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
