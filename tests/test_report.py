@@ -27,8 +27,7 @@ from sordino.report import figures, outcome, summary, tables
 from sordino.report.article import Table
 from sordino.report.card import model_card
 from sordino.report.exemplars import Excerpt, Exemplar
-from sordino.report.page import _overview, render, write_page
-from sordino.report.record import RunRecord
+from sordino.report.page import RunRecord, _overview, render, write_page
 from sordino.report.text import expertise_lines
 from sordino.report.tuned import tuned_article
 from sordino.tuning.search import Reported, Tried, Tuned

@@ -68,8 +68,7 @@ from sordino.models.sites import find_sites
 from sordino.outputs import MODEL_EXTRAS, claim_output
 from sordino.report.card import model_card
 from sordino.report.exemplars import Exemplar, exemplars
-from sordino.report.page import write_page
-from sordino.report.record import RunRecord
+from sordino.report.page import RunRecord, write_page
 from sordino.tuning.calibration import sized, sizing_texts
 from sordino.version import __version__
 from sordino.work import WorkFolder

@@ -12,11 +12,7 @@ Events = Generator[Said | Answered]
 
 @dataclass(frozen=True)
 class Ended:
-    """The last event.
-
-    Args:
-        error: The error that ended the events early, for the listener to raise; None if none did.
-    """
+    """The last event, with the error that ended them early, for the listener to raise."""
 
     error: BaseException | None = None
 

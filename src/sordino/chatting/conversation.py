@@ -147,12 +147,7 @@ class Answer(_Value):
 
 
 class Turn(_Value):
-    """A prompt and the answers to it.
-
-    Args:
-        prompt: What the user wrote.
-        answers: The answers so far, by side.
-    """
+    """A prompt, and the answers to it so far, by side."""
 
     prompt: str
     answers: dict[Side, Answer] = Field(default_factory=dict)

@@ -53,11 +53,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to type.
-
-    Args:
-        text: The lines.
-    """
+    """Lines to type."""
 
     text: str
 
@@ -67,12 +63,7 @@ Block = str | Table | Chart | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a page.
-
-    Args:
-        title: Its heading.
-        blocks: Paragraphs (text), tables, charts and code, in order.
-    """
+    """A section of a page: paragraphs (text), tables, charts and code, in order."""
 
     title: str
     blocks: Sequence[Block]

@@ -55,14 +55,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Exemplar:
-    """One neuron with the sentences that excite it most.
-
-    Args:
-        site: The site's module path.
-        index: The neuron's index in the site.
-        auroc: Its AUROC.
-        excerpts: The sentences, the largest response first.
-    """
+    """One neuron with the sentences that excite it most, the largest response first."""
 
     site: str
     index: int

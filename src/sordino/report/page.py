@@ -2,23 +2,56 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from sordino.evaluation import Estimate, Row
+from sordino.evaluation import Estimate, Evaluation, Row
 from sordino.evaluation.result import n_shown, range_shown, value_shown
-from sordino.files import new_file
+from sordino.expertise.artefact import Expertise
+from sordino.files import new_file, today
+from sordino.interventions.dampening import Dampening
 from sordino.report import figures, outcome, summary, tables
 from sordino.report.exemplars import Excerpt, Exemplar
-from sordino.report.record import RunRecord
 from sordino.templates import environment, own_file
 from sordino.version import __version__
 
 _TOP = 12
 _POOLED = {"max": "largest output over", "mean": "mean output over", "last": "output at the end of"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a run's page shows.
+
+    Args:
+        expertise: The run's expertise, whose metadata name the model and the concept.
+        dampening: What was baked.
+        concept_source: Where the concept's sentences come from, in words.
+        command: The command line that repeats the run.
+        evaluation: The figures before and after, with the continuations as samples; None if
+            nothing was measured.
+        beside: The same measures of other rules, by the rule's name.
+        exemplars: The top neurons with the sentences that excite them.
+        protocol: Further settings by heading, beside those of the expertise, the intervention and
+            the evaluation.
+        versions: Versions of the packages that did the work.
+        date: The day of the run.
+    """
+
+    expertise: Expertise
+    dampening: Dampening
+    concept_source: str
+    command: str
+    evaluation: Evaluation | None = None
+    beside: Mapping[str, Evaluation] = field(default_factory=dict)
+    exemplars: tuple[Exemplar, ...] = ()
+    protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=today)
 
 
 def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> Path:
@@ -115,16 +148,16 @@ def _draw(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     histograms = summary.auroc_histograms(record.expertise)
     charts = {"distribution": figures.auroc_distribution(histograms, whole.p99, whole.largest)}
     maps = []
-    for field, (title, number) in figures.MAPS.items():
-        low, high = figures.map_range(layers, field)
-        charts[f"map-{field}"] = figures.layer_map(layers, field)
+    for column, (title, number) in figures.MAPS.items():
+        low, high = figures.map_range(layers, column)
+        charts[f"map-{column}"] = figures.layer_map(layers, column)
         maps.append(
             {
-                "field": field,
+                "field": column,
                 "title": title,
                 "low": _number(low, number),
                 "high": _number(high, number),
-                "turned": field == "mean_factor",
+                "turned": column == "mean_factor",
             }
         )
     if summary.changed_factors(record.dampening).size:

@@ -43,12 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts in bins of equal width.
-
-    Args:
-        edges: The bins' edges, one more than there are counts.
-        counts: How many values fall into each bin.
-    """
+    """Counts in bins of equal width, and the edges of the bins, one more than counts."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]

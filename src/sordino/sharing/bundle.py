@@ -40,8 +40,7 @@ from sordino.models.folder import (
 from sordino.models.reference import ModelRef
 from sordino.progress import note
 from sordino.report.card import without_own_words
-from sordino.report.page import render
-from sordino.report.record import RunRecord
+from sordino.report.page import RunRecord, render
 from sordino.sharing import cards
 from sordino.sharing.eval_results import eval_results, not_listed
 

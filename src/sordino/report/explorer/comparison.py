@@ -18,14 +18,7 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Shared:
-    """One neuron in both expertises.
-
-    Args:
-        site: The site's module path.
-        index: The neuron's index in the site.
-        first: Its AUROC in the first expertise.
-        second: Its AUROC in the second.
-    """
+    """One neuron in both expertises, with its AUROC in each."""
 
     site: str
     index: int
