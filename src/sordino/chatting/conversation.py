@@ -46,8 +46,8 @@ class Settings(_Value):
     Args:
         strength: The edit's strength, if hooks apply it; 1 is the edit as it was made.
         pre_prompt: Text before the conversation; "" for none.
-        thinking: Whether a model may think first, and its thoughts are part of its answer; its
-            template is told so.
+        thinking: Whether a model may think first, with its thoughts as part of its answer; passed
+            to its template.
         seed: Seed of the random numbers, which both sides share.
         new_tokens: See `sordino.models.generation.Sampling`, as for the rest.
         temperature: 0 takes the likeliest token.

@@ -4,7 +4,7 @@ import re
 import shlex
 
 _ARGUMENT = re.compile(r"((?:[Tt]he )?setting )?`((?:\w+\.)?[a-z][a-z_]*)(?:=([^`]*))?`")
-# Arguments whose flag has another name; what stands before the dot is whose argument it is.
+# Arguments whose flag has another name; before a dot is the class or function of the argument.
 _FLAGS = {
     "per_class": "--attribution-per-class",
     "output": "-o",

@@ -103,8 +103,8 @@ def chat(
             )
         if not begin.thinking:
             raise UserError(
-                "`thinking=False` is told to a chat template here, and with `endpoint` the server "
-                "has its own: leave it out, and set it there."
+                "`thinking=False` is for chat templates here, and with `endpoint` the server has "
+                "its own: leave it out, and set it there."
             )
         judge = open_judge(scorer, toxic_label, judge_refusal, device)
         open_both = partial(

@@ -191,7 +191,7 @@ def _name_pre_prompt(key: str) -> str:
 
 
 def _form(key: str) -> str:
-    """How it is said that a measure is of replies, given its key."""
+    """The word for a measure of replies, from its key; "" for others."""
     return " replies" if written(key) == "replies" else ""
 
 
