@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from sordino.errors import UserError
 from sordino.files import new_file
+from sordino.progress import note
 from sordino.report.article import Article, Chart
 from sordino.report.page import plain_spec
 from sordino.report.study import study_article
@@ -62,7 +63,7 @@ def _studies(folder: Path) -> Iterator[tuple[str, Article]]:
         for file in sorted(folder.glob(f"*/{page.stem}.json")):
             try:
                 records.append(StudyRecord.load(file, page.stem))
-            except UserError:  # another file of that name
-                continue
+            except UserError as error:
+                note(f"the page of the run does not show {file}: {error}")
         if records:
             yield page.stem, study_article(records)
