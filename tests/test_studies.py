@@ -376,8 +376,12 @@ def test_a_study_in_a_run_s_folder_is_on_its_page(finished, capsys):
     assert first.count('href="#studies"') == 1
     answer = capsys.readouterr().out.splitlines()[0]
     assert escape(answer) in first
+    Path("out/other").mkdir()
+    Path("out/other/diversity.json").write_text("{}")
+    capsys.readouterr()
     main(["study", "diversity", *finished])
     assert Path("report.html").read_text() == first
+    assert str(Path("out/other/diversity.json")) in capsys.readouterr().err
 
 
 def test_transfer_asks_for_the_sibling(tiny_study, capsys):
