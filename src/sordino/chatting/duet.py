@@ -1,18 +1,10 @@
-"""Both sides answer at once, token by token in turn."""
+"""Two models, or one with and without an edit, that answer token by token in turn."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from sordino.chatting.conversation import (
-    SIDES,
-    Answer,
-    Ended,
-    Settings,
-    Side,
-    Turn,
-    prompt_ids,
-)
+from sordino.chatting.conversation import SIDES, Answer, Ended, Settings, Side, Turn, prompt_ids
 from sordino.chatting.voices import Answered, Said, Voices, judged
 from sordino.interventions import Dampening
 from sordino.models.chat import Chat, replies
@@ -29,9 +21,9 @@ class Duet(Voices):
 
     Args:
         original: The original model.
-        quiet: The other model; the same one where the edit is put on by hooks.
-        dampening: What the hooks put on; None where `quiet` is a model of its own.
-        why_two: Why `quiet` is a model of its own, in a sentence; "" where it is not.
+        quiet: The other model, or the same one if hooks apply the edit.
+        dampening: The edit that hooks apply; None if `quiet` is a separate model.
+        why_two: Why `quiet` is a separate model, in a sentence; "" if it is not.
     """
 
     original: OpenModel
@@ -41,7 +33,7 @@ class Duet(Voices):
 
     @property
     def fixed(self) -> str:
-        """Why the strength cannot be set; "" where hooks do the edit."""
+        """Why the strength cannot be set; "" if hooks apply the edit."""
         told = f"Two models are open, and the strength cannot be changed. {self.why_two}"
         return "" if self.dampening is not None else told
 
@@ -52,22 +44,15 @@ class Duet(Voices):
         sides: Sequence[Side] = SIDES,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Said | Answered]:
-        """Answer the last turn, and tell token by token what there is.
+        """Answer the last turn token by token; see `Voices.answers`.
 
-        The random numbers are those of the seed and the turn's place in the conversation: the same
-        for both sides, for any strength, and when the turn is asked again. The first answer is
-        what `generate` gives for prompt 0.
-
-        Args:
-            turns: The conversation, whose last turn is to be answered.
-            settings: How.
-            sides: Who answers.
-            stopped: Asked between tokens, and while prompts are made; where it says yes, what
-                there is becomes the answer.
+        The random numbers depend on the seed and the turn's place in the conversation. They are the
+        same for both sides, at any strength, and when the turn is answered again. The first answer
+        is that of `generate` for prompt 0.
 
         Raises:
-            UserError: The prompt is too long or says nothing, the chat template fails, or logits
-                are not numbers.
+            UserError: The prompt is too long or empty, the chat template fails, or logits are not
+                numbers.
         """
         models = {"original": self.original, "quiet": self.quiet}
         try:
@@ -119,7 +104,7 @@ class Duet(Voices):
                 voice.close()
 
     def _under(self, side: Side, muted: Dampening | None) -> AbstractContextManager[None]:
-        """The hooks on the original's weights while the quiet side takes a step."""
+        """The hooks on the original during the quiet side's step."""
         if side == "original" or muted is None:
             return nullcontext()
         return muted.applied(self.quiet.model)

@@ -1,4 +1,4 @@
-"""Two sides that a server speaks for: without its LoRA adapter, and with it."""
+"""A server that answers for both sides: without its LoRA adapter, and with it."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -30,7 +30,7 @@ from sordino.evaluation.scorer import Scorer
 from sordino.files import printable
 
 _LOOK_S = 0.02
-"""How often it is asked whether an answer has come."""
+"""Seconds between looks for an answer."""
 
 _FIXED = (
     "The server only switches the adapter on and off: its strength is fixed. (llama.cpp's server "
@@ -40,13 +40,13 @@ _FIXED = (
 
 @dataclass(frozen=True, kw_only=True)
 class ServedDuet(Voices):
-    """What a server says without its adapter and with it; see `Voices`.
+    """A server with and without its adapter; see `Voices`.
 
-    Answers come whole. The random numbers are the server's, from the same seed for both sides.
+    Answers arrive complete. The random numbers are the server's, from one seed for both sides.
 
     Args:
-        servers: By side, the server and the model that is asked there.
-        adapter: The number of the adapter, where the server scales it for each request; else None.
+        servers: The server, with the model to ask for, by side.
+        adapter: The adapter's number if the server scales it for each request, else None.
     """
 
     servers: Mapping[Side, Server]
@@ -54,7 +54,7 @@ class ServedDuet(Voices):
 
     @property
     def fixed(self) -> str:
-        """Why the strength cannot be set; "" where the server scales the adapter."""
+        """Why the strength cannot be set; "" if the server scales the adapter."""
         return "" if self.adapter is not None else _FIXED
 
     def answers(
@@ -64,13 +64,10 @@ class ServedDuet(Voices):
         sides: Sequence[Side] = SIDES,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Said | Answered]:
-        """Have the server answer the last turn on both sides, and tell each answer as it comes.
+        """Have the server answer the last turn for both sides; see `Voices.answers`.
 
-        Args:
-            turns: The conversation, whose last turn is to be answered.
-            settings: How; the strength is the adapter's scale.
-            sides: Who answers.
-            stopped: Asked all the while; where it says yes, what has not come is not waited for.
+        The strength is the adapter's scale. Once `stopped` returns True, missing answers are not
+        waited for.
 
         Raises:
             UserError: There is nothing to answer, or the server does not answer.
@@ -113,7 +110,7 @@ class ServedDuet(Voices):
     def _conversation(
         self, turns: Sequence[Turn], side: Side, pre_prompt: str
     ) -> tuple[str, dict[str, Any]]:
-        """Where the server is asked, and the conversation as it is asked there."""
+        """The path of the request, and the part of its body that holds the conversation."""
         messages = said_before(turns, side)
         if not self.plain:
             lead = [{"role": "system", "content": pre_prompt}] if pre_prompt else []
@@ -146,18 +143,18 @@ def open_served(
     plain: bool,
     scorer: Scorer | None,
 ) -> ServedDuet:
-    """Find out how a server speaks with an adapter and without it.
+    """Open a server's two sides, by whatever way it has for adapters.
 
-    llama.cpp's server has adapters by number and takes their scales with each request; elsewhere
-    (vLLM, SGLang) an adapter is asked for as a model of its own.
+    llama.cpp's server numbers its adapters and takes their scales with each request; elsewhere
+    (vLLM, SGLang) an adapter is a model with a name.
 
     Args:
-        address: The server's.
-        adapter: Its adapter: the name of its file or folder, or the name of its model.
-        model: The name of the original there; None where it has no other.
-        access: How it is asked.
+        address: The server's address.
+        adapter: Its adapter: the name of its file or folder, or of its model.
+        model: The original's name there; None if there is only one model.
+        access: How the server is asked.
         plain: Whether prompts are continued as they are.
-        scorer: Who judges the answers.
+        scorer: What scores the answers.
 
     Raises:
         UserError: Nothing answers there, or it has no such adapter.

@@ -1,30 +1,18 @@
-"""What the page and the terminal know of two sides, whoever speaks for them."""
+"""The two sides of a chat, as the page and the terminal see them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from math import isnan
 
-from sordino.chatting.conversation import (
-    SIDES,
-    Answer,
-    Conversation,
-    Settings,
-    Side,
-    Turn,
-)
+from sordino.chatting.conversation import SIDES, Answer, Conversation, Settings, Side, Turn
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer, scores_of
 
 
 @dataclass(frozen=True)
 class Said:
-    """There is more of an answer.
-
-    Args:
-        side: Whose.
-        text: All of it so far.
-    """
+    """One side's answer so far."""
 
     side: Side
     text: str
@@ -32,12 +20,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer is whole.
-
-    Args:
-        side: Whose.
-        answer: The answer, judged.
-    """
+    """One side's complete answer, with its score."""
 
     side: Side
     answer: Answer
@@ -48,9 +31,9 @@ class Voices(ABC):
     """The two sides of a conversation.
 
     Args:
-        names: What each side is, in words.
+        names: The name of each side's model.
         plain: Whether prompts are continued as they are, without a chat template.
-        scorer: Who judges the answers, if anyone does.
+        scorer: What scores the answers; None for nothing.
     """
 
     names: dict[Side, str]
@@ -60,7 +43,7 @@ class Voices(ABC):
     @property
     @abstractmethod
     def fixed(self) -> str:
-        """Why the strength cannot be set, in a sentence; "" where it can."""
+        """Why the strength cannot be set, in a sentence; "" if it can."""
 
     @abstractmethod
     def answers(
@@ -70,13 +53,13 @@ class Voices(ABC):
         sides: Sequence[Side] = SIDES,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[Said | Answered]:
-        """Answer the last turn, and tell what there is.
+        """Answer the last turn, step by step.
 
         Args:
-            turns: The conversation, whose last turn is to be answered.
-            settings: How.
-            sides: Who answers.
-            stopped: Asked all the while; where it says yes, what there is becomes the answer.
+            turns: The conversation.
+            settings: The settings of the answers.
+            sides: The sides that answer.
+            stopped: Called again and again; once it returns True, the answers end as they are.
 
         Raises:
             UserError: There is nothing to answer, or no answer.
@@ -89,11 +72,11 @@ class Voices(ABC):
 
     @property
     def scorer_name(self) -> str:
-        """The name of who judges; "" for nobody."""
+        """The scorer's name; "" if there is none."""
         return self.scorer.name if self.scorer else ""
 
     def conversation(self, turns: Sequence[Turn]) -> Conversation:
-        """These turns, as they are saved."""
+        """A conversation of these turns, as it is saved."""
         return Conversation(
             models=self.names,
             form="plain" if self.plain else "chat",
@@ -109,6 +92,6 @@ def judged(scorer: Scorer | None, text: str) -> tuple[float | None, str]:
         return None, ""
     try:
         score = float(scores_of(scorer, [text])[0, 0])
-    except UserError as error:  # such as a judge that will not judge
+    except UserError as error:  # such as a judge that refuses
         return None, str(error)
     return (None, "the judge's answer cannot be read") if isnan(score) else (score, "")
