@@ -253,7 +253,7 @@ def test_what_does_not_pass_is_one_sentence(serve, answer, message):
     served = Endpoint(serve(failing(99, answer)).address, access=QUICK)
     with pytest.raises(UserError, match=message) as caught:
         collect(served, PROMPTS[:2])
-    assert str(caught.value).startswith("`endpoint` http://127.0.0.1:")
+    assert str(caught.value).startswith("`endpoint=http://127.0.0.1:")
     assert "\n" not in str(caught.value)
 
 
@@ -304,7 +304,7 @@ def test_the_only_model_is_found_and_others_must_be_named(serve):
     one, two = serve(echo), serve(echo, models=("small", "large"))
     assert Endpoint(one.address.removesuffix("/v1")).name == f"tiny at {one.address}"
     assert Endpoint(two.address, "large").fingerprint.endswith("/v1/completions large")
-    with pytest.raises(UserError, match=r"it has small, large; name a model with `served_model`"):
+    with pytest.raises(UserError, match=r"it has small, large; name a model with `Endpoint.model`"):
         Endpoint(two.address)
     with pytest.raises(UserError, match=r"no model 'smal': did you mean small\? It has small, lar"):
         Endpoint(two.address, "smal")
@@ -439,7 +439,7 @@ def test_a_judge_that_takes_no_settings_is_asked_without(serve):
 
 def test_a_model_that_cannot_judge_is_told_before_any_work(serve):
     stub = serve(judging(lambda *_: "What a lovely train!"))
-    with pytest.raises(UserError, match=r"`scorer` .*cannot be a judge.*What a lovely train"):
+    with pytest.raises(UserError, match=r"`scorer=.*cannot be a judge.*What a lovely train"):
         Judge(stub.address)
     with pytest.raises(UserError, match="refuses to be a judge: no chat template"):
         Judge(serve(judging(lambda *_: refused("no chat template"))).address)

@@ -186,7 +186,7 @@ def test_only_odd_answers_end_in_a_sentence_and_in_time(serve, name):
     with pytest.raises(UserError, match=reason) as caught:
         continued(served)
     assert time.process_time() - started < 5
-    assert str(caught.value).startswith("`endpoint` http://127.0.0.1:")
+    assert str(caught.value).startswith("`endpoint=http://127.0.0.1:")
     assert str(caught.value).isprintable()
 
 
@@ -223,7 +223,7 @@ def test_a_list_that_is_not_whole_forbids_no_name(serve, listed, capsys):
     assert "is requested anyway" in capsys.readouterr().err
     assert len(continued(served, 2)) == 4
     assert {body["model"] for body in stub.asked("/completions")} == {"openai/some-model"}
-    with pytest.raises(UserError, match=r"`served_model`|no list of models"):
+    with pytest.raises(UserError, match=r"`Endpoint.model`|no list of models"):
         Endpoint(stub.address)
 
 
@@ -344,7 +344,7 @@ def test_a_judge_that_answers_oddly_gives_no_score(serve, name):
     odd, reason = BEGUN[name]
     judge = Judge(serve(judging(odd)).address, access=QUICK)
     np.testing.assert_array_equal(judge.score(["good", "zebra", "good"]), [0.25, np.nan, 0.25])
-    with pytest.raises(UserError, match=f"`scorer` .*({reason})"):
+    with pytest.raises(UserError, match=f"`scorer=.*({reason})"):
         Judge(serve(judging(odd, asked="")).address, access=QUICK)
 
 

@@ -77,6 +77,13 @@ class Reader:
             "texts_fingerprint": texts_fingerprint(self.texts),
         }
 
+    def read(
+        self, opened: OpenModel, *, batch_tokens: int, which: slice
+    ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+        """The model's logits for the texts, batch by batch; see `text_logits`."""
+        texts, most = [text.text for text in self.texts], self.settings.max_tokens
+        return text_logits(opened, texts, most, batch_tokens=batch_tokens, which=which)
+
     @torch.inference_mode()
     def collect(
         self,
@@ -98,10 +105,7 @@ class Reader:
         Yields:
             Records: [text, and what `note` gives].
         """
-        texts = [text.text for text in self.texts]
-        for batch in text_logits(
-            opened, texts, self.settings.max_tokens, batch_tokens=batch_tokens, which=which
-        ):
+        for batch in self.read(opened, batch_tokens=batch_tokens, which=which):
             yield [[index, *note(index, ids, logits)] for index, ids, logits in batch]
 
     def no_scored_token(self) -> UserError:
