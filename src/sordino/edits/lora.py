@@ -10,8 +10,9 @@ For a safetensors folder the adapter has PEFT's layout; for a GGUF file llama.cp
 `gguf_lora`.
 
 The matrices of MoE experts are one parameter, which PEFT adapts by its name, with one pair of
-matrices an expert (`target_parameters`, its `ParamWrapper`). All others are then named by their
-parameters, too: in models with experts PEFT takes modules called `gate_proj` for parts of these.
+matrices per expert (`target_parameters`, its `ParamWrapper`). All others are then named by their
+parameters, too, because in models with experts PEFT takes modules named `gate_proj` for parts of
+these.
 """
 
 import re
@@ -51,8 +52,8 @@ class LowRank:
     """The change of one site, of as low a rank as it can have.
 
     Args:
-        a: float32 [matrices, rank, inputs], the rows that change; of a linear layer one matrix, of
-            MoE experts each one's, filled with zeros up to the rank of the one that changes most.
+        a: float32 [matrices, rank, inputs], the rows that change; one matrix for a linear layer,
+            one per MoE expert, filled with zeros up to the rank of the one that changes most.
         b: float32 [matrices, neurons, rank], with one number in each column.
         bias: The change of its bias, float32 [neurons].
     """
@@ -63,7 +64,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """How many rows of a matrix change, but at least 1: there are no adapters of rank 0."""
+        """How many rows of a matrix change, but at least 1, the smallest rank of an adapter."""
         return self.a.shape[1]
 
 
@@ -135,7 +136,7 @@ def write_lora(
 
 @dataclass(frozen=True)
 class _Part:
-    """What PEFT holds for one site.
+    """What PEFT stores for one site.
 
     Args:
         target: The module or the parameter that it adapts.
@@ -153,7 +154,7 @@ class _Part:
 def _by_parameter(
     model: PreTrainedModel, modules: Mapping[str, Any], changes: Mapping[str, LowRank]
 ) -> list[_Part]:
-    """The parts, where PEFT finds them by parameters (`target_parameters`)."""
+    """The parts, if PEFT finds them by parameters (`target_parameters`)."""
     targets = {site: parameters_of(site, modules[site])[0] for site in changes}
     wrappers = _wrappers(model, set(targets.values()))
     parts = []
@@ -175,7 +176,7 @@ def _by_parameter(
 def _is_turned(model: PreTrainedModel, site: str, module: Any) -> bool:
     """Whether a parameter is [inputs, neurons] where PEFT does not know it.
 
-    It takes the first dimension for the neurons', but for experts' modules with `is_transposed`.
+    It takes the first dimension for the neurons, except in experts' modules with `is_transposed`.
     """
     if not isinstance(module, ExpertMatrix):
         return isinstance(module, Conv1D)
@@ -195,16 +196,16 @@ def _wrappers(model: PreTrainedModel, targets: Collection[str]) -> dict[str, str
 
 
 def _refuse_with_experts(ref: ModelRef, changes: Mapping[str, LowRank]) -> None:
-    """Raise `UserError` for what PEFT's adapters cannot hold where they reach MoE experts."""
+    """Raise `UserError` for changes that PEFT's adapters of MoE experts cannot hold."""
     instead = "use `format=weights` or `format=hooks`."
     if biased := [site for site, change in changes.items() if change.bias.any()]:
         raise UserError(
-            f"{len(biased)} sites change their bias (such as {biased[0]}), and PEFT's LoRA holds "
-            f"no biases where it reaches MoE experts: {instead}"
+            f"{len(biased)} sites change their bias (such as {biased[0]}), and PEFT's LoRA of MoE "
+            f"experts holds no biases: {instead}"
         )
     if quantisation_of(ref.path):
         raise UserError(
-            f"{ref.name} is quantised, and PEFT's LoRA reaches MoE experts of plain weights alone: "
+            f"{ref.name} is quantised, and PEFT's LoRA of MoE experts needs plain weights: "
             f"{instead}"
         )
 
@@ -346,8 +347,8 @@ def _tell(
     least = min(change.rank for change in changes.values())
     if with_experts:
         note(
-            "the adapter reaches MoE experts by their parameters (target_parameters), which PEFT "
-            "reads, though it may warn of ranks that it ignored; no server has been tried with it."
+            "the adapter names MoE experts by their parameters (target_parameters), which PEFT "
+            "supports, though it may warn of ignored ranks; it was not tried with any server."
         )
     if least < rank:
         note(

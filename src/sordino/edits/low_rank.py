@@ -7,13 +7,13 @@ Values = NDArray[np.float32]
 
 
 def pair(factors: Values, rows: Values) -> tuple[Values, Values]:
-    """The two matrices whose product B·A is what scaling rows changes, of several matrices at once.
+    """The two matrices whose product B·A is the change of scaled rows, for many matrices at once.
 
-    All are of one rank: that of the matrix in which most rows change, and at least 1.
+    All have the rank of the matrix in which most rows change, and at least 1.
 
     Args:
-        factors: Of each row, float32 [matrices, rows].
-        rows: Those whose factor is not 1, matrix after matrix, float32 [changed, inputs].
+        factors: The factor of each row, float32 [matrices, rows].
+        rows: The rows whose factor is not 1, matrix after matrix, float32 [changed, inputs].
 
     Returns:
         A, float32 [matrices, rank, inputs], and B, float32 [matrices, rows, rank].

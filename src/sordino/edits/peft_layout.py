@@ -1,4 +1,4 @@
-"""An adapter on disk as PEFT lays it out: its settings, its tensors, and a card beside them."""
+"""An adapter's files as PEFT expects them: settings, tensors and a card."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,8 +32,8 @@ def write_files(
     Args:
         target: The folder.
         ref: The model that it is for.
-        tensors: By module path in that model and the name of the tensor there.
-        settings: Those of its kind; what all kinds have is added.
+        tensors: By module path in that model and the tensor's name there.
+        settings: The settings of its kind; those of all kinds are added.
     """
     named = {f"base_model.model.{name}": values for name, values in tensors.items()}
     # `save_file` would make it readable to its owner alone.
@@ -49,22 +49,13 @@ def write_files(
 
 
 def refuse_nothing(dampening: Dampening) -> None:
-    """Raise `UserError` where an adapter would be empty."""
+    """Raise `UserError` if the adapter would be empty."""
     if not dampening.changed:
         raise UserError("All factors are 1, so the adapter would be empty.")
 
 
 def refuse_norms(modules: Mapping[str, Any], changed: Iterable[str], kind: str) -> None:
-    """Refuse norms: PEFT adapts matrices.
-
-    Args:
-        modules: What the sites are, by path.
-        changed: The sites that the adapter would change.
-        kind: What the adapter is called.
-
-    Raises:
-        UserError: One of the sites is a norm.
-    """
+    """Raise `UserError` if a changed site is a norm, because PEFT adapts only matrices."""
     if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
         raise UserError(
             f"{len(norms)} sites are norms (such as {norms[0]}), for which PEFT has no {kind}: "
@@ -77,8 +68,8 @@ def card(record: Provenance, tag: str, note: str) -> str:
 
     Args:
         record: The folder's record.
-        tag: Of the hub's, for its kind.
-        note: What stands below the lines.
+        tag: The hub's tag for its kind.
+        note: The text below these lines.
     """
     return with_front(
         {"library_name": "peft", **front(record, tag)}, plain_card(record) + _USE + note
@@ -86,7 +77,7 @@ def card(record: Provenance, tag: str, note: str) -> str:
 
 
 def front(record: Provenance, tag: str) -> dict[str, Any]:
-    """What a card begins with, for the hub."""
+    """The card's YAML, for the hub."""
     found: dict[str, Any] = {"tags": [tag, "sordino"]}
     if record.model.revision:  # only a model of the hub has a name there
         found["base_model"] = record.model.name
