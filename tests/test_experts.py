@@ -371,7 +371,7 @@ def test_shifts_of_experts_without_biases_are_refused(tmp_path):
     ("name", "form", "message"),
     [
         ("mixtral", "ia3", r"whose outputs no \(IA\)³ adapter of PEFT multiplies.*`format=lora`"),
-        ("gpt_oss", "lora", r"change their bias .*no biases where it reaches MoE experts"),
+        ("gpt_oss", "lora", r"change their bias .*no biases"),
     ],
 )
 def test_what_no_adapter_holds_of_experts_is_refused(name, form, message, tmp_path):
