@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -500,6 +501,15 @@ def test_who_names_such_a_label_means_it(tmp_path: Path) -> None:
     assert len(load_concept(path, positive="NA").positive) == 24
     with pytest.raises(UserError, match=r"no negative sentence: NA in the column 'label'"):
         load_concept(path, positive="EU")
+
+
+def test_missing_labels_are_named_in_the_order_of_the_file(tmp_path: Path) -> None:
+    words = itertools.cycle(["null", "NA", "-", "nan"])
+    rows = [row | {"label": "1" if row["label"] == "1" else next(words)} for row in labelled()]
+    path = tmp_path / "c.csv"
+    path.write_bytes(as_separated(",")(rows))
+    with pytest.raises(UserError, match="no negative sentence: null, NA, -, nan in the column"):
+        load_concept(path, positive="1")
 
 
 def test_none_as_the_name_of_a_class_is_one(tmp_path: Path) -> None:

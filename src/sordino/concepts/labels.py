@@ -335,8 +335,9 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
     else:
         having, rule = _recognise(table, column, labels)
     if missing and not set(labels) - having:
+        unlabelled = _list_few([value for value in distinct if value in missing])
         raise UserError(
-            f"{table.source} has no negative sentence: {_list_few(list(missing))} in the column "
+            f"{table.source} has no negative sentence: {unlabelled} in the column "
             f"'{printable(column)}' means a missing label; if it is a class, rename it."
         )
     meaning = {value: None if value in missing else value in having for value in distinct}

@@ -82,8 +82,8 @@ def by_rows(
         for tensor, parameter in names.items()
         if parameter in values
     }
-    for parameter in values.keys() - set(names.values()):
-        raise UserError(f"{header.path} has no tensor for {parameter}: it cannot be dampened.")
+    if lacking := values.keys() - set(names.values()):
+        raise UserError(f"{header.path} has no tensor for {min(lacking)}: it cannot be dampened.")
     return found
 
 

@@ -138,7 +138,8 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
         if (places := folder.scheme.fp4(folder.layers[weight]))
     }
     edit = folder.scheme.edit(folder.layers, factors)
-    lost = losses((folder.layers[weight] for weight in factors.keys() - four_bits.keys()), edit)
+    scaled = (folder.layers[weight] for weight in factors if weight not in four_bits)
+    lost = losses(scaled, edit)
     rounded = set(edit.rounded) - four_bits.keys()
     if rounded:
         note(
