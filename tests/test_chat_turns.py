@@ -195,7 +195,9 @@ def test_long_prompts_are_cut_inside_the_template():
 
 
 def test_what_a_template_cannot_do_is_one_sentence():
-    with pytest.raises(UserError, match=r"a message of the assistant's not: .*`role`.*`chat=off`"):
+    with pytest.raises(
+        UserError, match=r"a message of the role assistant nowhere: .*`role`.*`chat=off`"
+    ):
         place(OPENED["users alone"], [Spoken("Hello")], Chat("on"), 9)
     twice = OpenModel(ModelRef("m", "folder", Path()), MODEL, FAMILIES["chatml"].tokenizer())
     twice.tokenizer.chat_template = "{{ messages[-1].content * 2 }}"

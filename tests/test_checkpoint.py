@@ -445,7 +445,7 @@ def test_tokens_beyond_the_embedding_are_named_where_a_text_has_them(open_tiny):
     opened = open_tiny("llama")
     opened.tokenizer.add_tokens([f"<x{number}>" for number in range(40)])
     assert encode_for(opened, ["quiet river"], 128)
-    with pytest.raises(UserError, match=r"'<x3\d>' \(\d+\): it has 300"):
+    with pytest.raises(UserError, match=r"'<x3\d>' \(\d+\); it has 300"):
         encode_for(opened, ["quiet <x39> river"], 128)
 
 

@@ -403,7 +403,11 @@ def _state(**values):
         ("nvfp4", _set("weight_global_scale", torch.ones(2)), r"weight_global_scale .* \[2\]"),
         ("nvfp4", _set("weight_scale", torch.ones(64, 8)), "weight_scale is F32"),
         ("mxfp4", _set("weight_packed", torch.zeros(64, 9, dtype=torch.uint8)), r"\[64, 9\]"),
-        ("mxfp4", _set("weight_scale", torch.full((64, 4), 255, dtype=torch.uint8)), "no scales"),
+        (
+            "mxfp4",
+            _set("weight_scale", torch.full((64, 4), 255, dtype=torch.uint8)),
+            "are not numbers",
+        ),
         ("modelopt", _settings(quant_algo="FP8"), "FP8"),
         ("modelopt", _drop("weight"), "weight is missing"),
         ("groups", _set("weight_shape", torch.tensor([64, 9999])), "weight_shape says"),

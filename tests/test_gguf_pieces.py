@@ -162,7 +162,7 @@ def test_commands_take_pieces(tmp_path, whole, capsys):
         (lambda files: files[2].write_bytes(files[2].read_bytes()[:-64]), "cut off"),
         (
             lambda files: split(files[0].parents[1] / "tiny.gguf", files[0].parent, 3, tensors=7),
-            "says of 7 tensors",
+            "says 7 tensors",
         ),
     ],
 )

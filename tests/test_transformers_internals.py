@@ -103,7 +103,7 @@ def test_an_entry_of_another_kind_in_a_table_is_named():
         pass
 
     model = tiny_model("llama")
-    with pytest.raises(UserError, match=rf"LlamaForCausalLM by Riddle.*{TESTED_TRANSFORMERS}"):
+    with pytest.raises(UserError, match=rf"LlamaForCausalLM with Riddle.*{TESTED_TRANSFORMERS}"):
         door.Conversions(model, [Riddle("a", "b")])
 
 

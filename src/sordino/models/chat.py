@@ -214,10 +214,10 @@ def _frame(opened: OpenModel, turn: Spoken, chat: Chat, which: str) -> _Frame:
     text = _fill(opened, messages, chat)
     if text.count(_MARK) != 1:
         role = printable(messages[-1]["role"])
-        often = f"{text.count(_MARK)} times" if _MARK in text else "not"
+        often = f"{text.count(_MARK)} times" if _MARK in text else "nowhere"
         raise UserError(
-            f"The chat template of {opened.ref.name} writes a message of the role {role} {often}: "
-            "it may know other roles; choose another `role`, or `chat=off`."
+            f"The chat template of {opened.ref.name} puts a message of the role {role} {often}: it "
+            "may know other roles; choose another `role`, or `chat=off`."
         )
     before, _, behind = text.partition(_MARK)
     return _Frame(before, behind)
