@@ -126,7 +126,7 @@ def call_in(monkeypatch, capsys):
 @pytest.fixture
 def serve(monkeypatch):
     """Start stubs; pauses between tries are short."""
-    monkeypatch.setattr(endpoint, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(endpoint, "BACKOFF_S", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     stubs = []
 

@@ -13,7 +13,7 @@ from sordino.evaluation.answers import (
     MalformedError,
     read_choices,
     read_models,
-    repaired,
+    repair_text,
     without_key,
     words_of,
 )
@@ -73,13 +73,13 @@ def test_any_bytes_are_read_or_malformed(data):
 
 @given(ANY_TEXT)
 def test_any_text_can_be_encoded_afterwards(text):
-    whole = repaired(text)
+    whole = repair_text(text)
     whole.encode()
     # What Python makes of the same UTF-16 is the oracle for whole pairs.
     if not any(0xD800 <= ord(letter) < 0xE000 for letter in text):
         assert whole == text
     choice = read_one(text)
-    assert choice.content == repaired(json.loads(json.dumps(text)))
+    assert choice.content == repair_text(json.loads(json.dumps(text)))
     assert choice.repaired == (choice.content != json.loads(json.dumps(text)))
 
 

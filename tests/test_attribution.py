@@ -98,8 +98,8 @@ def test_an_interrupted_attribution_goes_on_to_the_same_bytes(
         "attribution": AttributionSettings(20),
     }
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
-    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
     run = attribution.Whole.run
     target = tmp_path / "cut.safetensors"
     for calls in (1, 4, 9):

@@ -97,7 +97,7 @@ def test_an_accelerator_finds_the_same(case, dtype, block):
     values = torch.from_numpy(responses).to(dtype)
     positive, negative = (torch.from_numpy(np.flatnonzero(y)) for y in (labels, ~labels))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_device, "_BLOCK_BYTES", block)
+        patch.setattr(on_device, "BLOCK_BYTES", block)
         twice_u = on_device.twice_u(values, positive, negative)
         best = on_device.strongest(values)
     pairs = len(positive) * len(negative)
@@ -135,8 +135,8 @@ def test_blocks_do_not_show(monkeypatch, sentences):
     responses = np.round(generator.standard_normal((sentences, 70)), 1).astype(np.float32)
     labels = np.arange(sentences) % 3 == 0
     whole, best = auroc(responses, labels), strongest(responses)
-    monkeypatch.setattr(kernels, "_BLOCK", 1)
-    monkeypatch.setattr(kernels, "_STRONGEST_NEURONS", 9)
+    monkeypatch.setattr(kernels, "BLOCK", 1)
+    monkeypatch.setattr(kernels, "STRONGEST_NEURONS", 9)
     np.testing.assert_array_equal(auroc(responses, labels), whole)
     np.testing.assert_array_equal(strongest(responses), best)
 

@@ -92,8 +92,8 @@ def test_a_killed_call_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, m
     opened = open_tiny("llama")
     options = {"settings": settings("linear_transport")}
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
-    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
     from sordino.expertise import causal
 
     measured, left = causal._measure, 5

@@ -28,7 +28,7 @@ from families import random_factors, tiny_folder, tiny_model, tiny_tokenizer
 from sordino.chatting import SIDES, Answered, Duet, Said, Settings, Turn, open_duet, server
 from sordino.chatting.conversation import Answer, Conversation, prompt_ids
 from sordino.chatting.terminal import HELP, _printable
-from sordino.chatting.voices import judged
+from sordino.chatting.voices import judge_answer
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation.scorer import Scorer
@@ -321,8 +321,8 @@ def test_each_answer_has_its_verdict(duet):
             assert one.score == min(len(one.text), 100) / 100
             word = "toxic" if one.score > 0.5 else "not toxic"
             assert one.verdict == f"{word}, {one.score:.2f}"
-    assert judged(Longest(), "it sat") == (None, "it would not judge a text")
-    assert judged(Longest(), " ") == (None, "")
+    assert judge_answer(Longest(), "it sat") == (None, "it would not judge a text")
+    assert judge_answer(Longest(), " ") == (None, "")
 
 
 def test_a_conversation_comes_back_from_json(duet, told):

@@ -375,7 +375,7 @@ def test_what_is_far_too_long_is_refused_without_being_looked_at(counted):
 
 def test_a_model_without_positions_has_an_end_too(monkeypatch):
     monkeypatch.setattr(conversation, "prompt_room", lambda *_: None)
-    monkeypatch.setattr(conversation, "_MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(conversation, "MOST_CHARACTERS", 1000)
     turns = told([("x" * 90, "y" * 9)] * 50)
     for plain in (False, True):
         _, left_out = prompt_ids(OPENED["chatml"], turns, "original", SHORT, plain=plain)

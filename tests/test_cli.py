@@ -643,7 +643,7 @@ def run_slowly(here: Path, arguments: list[str]) -> None:
     from sordino.journal import Journal
 
     os.chdir(here)
-    snapshot._EVERY_S = snapshot._SHARE = 0
+    snapshot.EVERY_S = snapshot.SHARE = 0
     slow(LayerByLayer, "run", 0.02)
     slow(Journal, "add", 0.1)
     slow(shard, "change_", 0.05)

@@ -20,7 +20,7 @@ from families import VOCABULARY, tiny_folder, tiny_tokenizer
 from pages import PAGES, ROOT, Block, blocks, commands, inline_flags, to_sordino
 from sordino import kit
 from sordino.cli.app import app, main
-from sordino.cli.recipe import expanded
+from sordino.cli.recipe import expand
 from tiny_gguf import tiny_gguf
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -102,7 +102,7 @@ def check(block: Block) -> None:
             check_other(words, block.where)
         elif arguments and not arguments[0].startswith("-"):
             with_recipe = [a for a in arguments if a != "--recipe"]
-            app.parse_args(expanded(with_recipe), exit_on_error=False, print_error=False)
+            app.parse_args(expand(with_recipe), exit_on_error=False, print_error=False)
         else:
             assert arguments[0] in flags(app), block.where
 

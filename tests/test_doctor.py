@@ -70,7 +70,7 @@ def test_what_is_missing_is_an_exit_status(monkeypatch, capsys):
 
 def test_a_cache_elsewhere_without_room(monkeypatch, tmp_path):
     monkeypatch.setenv("SORDINO_CACHE", str(tmp_path / "not" / "there" / "yet"))
-    monkeypatch.setattr(doctor, "_ROOM", 2**80)
+    monkeypatch.setattr(doctor, "ROOM", 2**80)
     one = found("cache of the kit")
     assert one.state == "optional"
     assert "SORDINO_CACHE" in one.mend

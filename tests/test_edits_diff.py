@@ -46,7 +46,7 @@ def test_rows_and_columns_that_were_multiplied_are_found(
     after = (before.double() * factors[:, None]).to(dtype)
     a, b = (before.T.contiguous(), after.T.contiguous()) if turn else (before, after)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(difference, "_CHUNK", chunk)
+        patch.setattr(difference, "CHUNK", chunk)
         found = compared({"x": a}, {"x": b}, tmp_path_factory.mktemp("diff"))
     if torch.equal(before, after):
         assert found == {}
@@ -242,7 +242,7 @@ def test_gguf_files_are_compared_de_quantised(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(difference, "_CHUNK", 2**16)
+    monkeypatch.setattr(difference, "CHUNK", 2**16)
     tensor = torch.randn(1500, 1500)
     save_file({"x": tensor}, tmp_path / "a.safetensors")
     save_file({"x": tensor + 1}, tmp_path / "b.safetensors")

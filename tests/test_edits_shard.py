@@ -46,7 +46,7 @@ def test_float64_is_not_narrowed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("chunk", [64, 2**20])
 def test_only_the_named_tensors_change(tmp_path, monkeypatch, dtype, chunk):
-    monkeypatch.setattr(shard, "_CHUNK", chunk)
+    monkeypatch.setattr(shard, "CHUNK", chunk)
     torch.manual_seed(0)
     tensors = {
         "before": torch.randn(7, 3),
@@ -101,8 +101,8 @@ REFUSALS = [errno.EXDEV, errno.ENOSYS, errno.EINVAL, 0]
 @pytest.mark.parametrize("number", REFUSALS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_where_the_system_does_not_copy_it_is_done_here(tmp_path, monkeypatch, number, threads):
-    monkeypatch.setattr(shard, "_CHUNK", 100)
-    monkeypatch.setattr(shard, "_STRETCH", 230)
+    monkeypatch.setattr(shard, "CHUNK", 100)
+    monkeypatch.setattr(shard, "STRETCH", 230)
     refused = Refused(number)
     source = tmp_path / "in.safetensors"
     tensors = {name: torch.randn(9, 11) for name in "abcdef"}

@@ -33,7 +33,7 @@ from sordino.report.explorer import explore, read_subject
 from sordino.report.explorer.comparison import compare
 from sordino.report.explorer.insight import curve, insights
 from sordino.report.explorer.lens import direction_of, logits_of, vector
-from sordino.report.explorer.packed import coarse, packed
+from sordino.report.explorer.packed import coarse, pack_neurons
 from sordino.report.explorer.page import Exploration, render
 from sordino.report.explorer.subject import Subject
 
@@ -124,7 +124,7 @@ def test_two_bytes_keep_values_and_what_rests(values: np.ndarray, rest: float) -
 def test_a_site_without_factors_has_factors_of_one() -> None:
     expertise = made_up()
     one = aura(expertise.at(expertise.sites[:1]))
-    factors = unpacked(packed(expertise, one)["factors"])
+    factors = unpacked(pack_neurons(expertise, one)["factors"])
     assert np.all(factors[17:] == 1)
     assert np.any(factors[:17] != 1)
 

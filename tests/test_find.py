@@ -165,7 +165,7 @@ def test_the_whole_forward_gives_the_same(family, open_tiny, concept, monkeypatc
     by_layer = find_experts(opened, concept)
     monkeypatch.setattr("sordino.expertise.sweep.why_not_alone", lambda *_: "so")
     # So little room that the forward is run several times.
-    monkeypatch.setattr(passes, "_RESPONSE_BYTES", 4 * 55 * 100)
+    monkeypatch.setattr(passes, "RESPONSE_BYTES", 4 * 55 * 100)
     whole = find_experts(opened, concept)
     assert len(WholeForward(opened, [], len(concept.labels)).stages) > 1
     for site in by_layer.sites:
@@ -206,8 +206,8 @@ def test_the_strongest_sentences_are_the_concept_s(open_tiny, concept, monkeypat
 
 
 def always_save(monkeypatch):
-    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, monkeypatch):

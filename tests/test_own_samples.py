@@ -99,8 +99,8 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
     options = {"attribution": ATTRIBUTION, "own": own_of()}
     monkeypatch.setattr(own, "_BATCH_TOKENS", 256)
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
-    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
     target = tmp_path / "cut.safetensors"
     taken = []
     for owner, name, calls in (

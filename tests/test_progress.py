@@ -1,8 +1,16 @@
 """What progress says of rates and times."""
 
+import logging
+import sys
+import warnings
+
 import pytest
 
 from sordino import progress
+from sordino.cli.options import OutputOptions
+from sordino.models.calls import quiet_transformers
+from sordino.models.open import open_model
+from tiny_gguf import tiny_gguf
 
 
 @pytest.mark.parametrize(
@@ -48,3 +56,30 @@ def test_nothing_is_said_when_hushed(capsys):
         advance(1)
         progress.note("a line")
     assert capsys.readouterr().err == ""
+
+
+def test_notes_are_said_in_other_words_inside_the_block(capsys):
+    with progress.worded(str.upper):
+        progress.note("loud")
+    progress.note("plain")
+    assert capsys.readouterr().err == "LOUD\nplain\n"
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_a_command_leaves_warnings_and_loggers_as_they_were(json):
+    products = logging.getLogger("bitsandbytes")
+    before = list(warnings.filters), products.level
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with OutputOptions(json=json).in_force():
+            warnings.warn("not said", stacklevel=1)
+        warnings.warn("said", stacklevel=1)
+    assert [str(one.message) for one in seen] == ["said"]
+    assert (list(warnings.filters), products.level) == before
+
+
+def test_loading_is_quiet_and_standard_error_stays(tmp_path, capsys):
+    open_model(tiny_gguf(tmp_path / "model.gguf"), device="cpu")
+    with quiet_transformers():
+        print("another thread's line", file=sys.stderr)
+    assert capsys.readouterr().err == "another thread's line\n"

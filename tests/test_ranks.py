@@ -208,7 +208,7 @@ def test_when_one_dies_the_others_end_with_a_sentence_and_the_run_goes_on(here):
 SLOW = """
 import sys, time
 import sordino.expertise.snapshot as snapshot
-snapshot._EVERY_S = 0
+snapshot.EVERY_S = 0
 from sordino.expertise.passes import LayerByLayer
 run = LayerByLayer.run
 def slowly(*arguments):

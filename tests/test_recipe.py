@@ -16,7 +16,7 @@ from families import tiny_folder
 from sordino.cli.app import app, main
 from sordino.cli.evaluate import MeasureOptions
 from sordino.cli.options import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
-from sordino.cli.recipe import expanded, read, recipe_of, schema
+from sordino.cli.recipe import expand, read, recipe_of, schema
 from sordino.errors import UserError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f\r"), min_size=1, max_size=9)
@@ -42,7 +42,7 @@ def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, openi
     assert tomllib.loads(text)["model"] == "m"
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
     file.write_text(text, encoding="utf-8")
-    found = parsed(expanded(["run", "--recipe", str(file), "-o", "x"]))
+    found = parsed(expand(["run", "--recipe", str(file), "-o", "x"]))
     for name, value in (
         ("concept", concept),
         ("rule", rule),
@@ -57,10 +57,10 @@ def test_what_is_typed_goes_before_the_recipe(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text('model = "a"\nseed = 3\nbalance = false\nbeside = ["aura", "damp"]')
     typed = ["run", "b", f"--recipe={file}", "--seed", "4", "--balance", "-o", "y"]
-    assert expanded(typed) == [
+    assert expand(typed) == [
         *("run", "b", "--seed", "4", "--balance", "-o", "y", "--beside=aura", "--beside=damp")
     ]
-    assert expanded(["find", "m", "--recipe", "x"]) == ["find", "m", "--recipe", "x"]
+    assert expand(["find", "m", "--recipe", "x"]) == ["find", "m", "--recipe", "x"]
 
 
 @pytest.mark.parametrize(

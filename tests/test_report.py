@@ -671,10 +671,10 @@ def test_hostile_names_stay_text_among_many_measures() -> None:
 
 def test_a_change_reads_the_same_whichever_way_its_ratio_goes(full: Page) -> None:
     rows = {row.measure: row for row in everything().table() if row.figure.name != "prompts.all"}
-    assert outcome.grown(rows["diversity"]) == Estimate(0.5, None, 1 / 1.5)
-    assert outcome.grown(rows["perplexity"]) == PERPLEXITY.ratio
-    assert outcome.grown(rows["speed"]) == Estimate(1.02, 0.92, 1.12)
-    assert outcome.grown(rows["divergence"]) is None
+    assert outcome.growth_of(rows["diversity"]) == Estimate(0.5, None, 1 / 1.5)
+    assert outcome.growth_of(rows["perplexity"]) == PERPLEXITY.ratio
+    assert outcome.growth_of(rows["speed"]) == Estimate(1.02, 0.92, 1.12)
+    assert outcome.growth_of(rows["divergence"]) is None
     drawn = json.loads(Page(render(record(evaluation=everything()))).scripts["spec-changes"])
     values = (
         [row for data in drawn["datasets"].values() for row in data] if "datasets" in drawn else []

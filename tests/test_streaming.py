@@ -129,8 +129,8 @@ def test_one_layer_is_in_memory_and_the_next_is_read(tmp_path, concept, monkeypa
 
 
 def always_save(monkeypatch):
-    monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 0.0)
-    monkeypatch.setattr("sordino.expertise.snapshot._SHARE", 0)
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
 
 
 def test_killed_anywhere_a_streamed_sweep_goes_on_to_the_same_bytes(tmp_path, concept, monkeypatch):
@@ -151,7 +151,7 @@ def test_killed_anywhere_a_streamed_sweep_goes_on_to_the_same_bytes(tmp_path, co
         if often:
             always_save(monkeypatch)
         else:  # at the end of a layer only
-            monkeypatch.setattr("sordino.expertise.snapshot._EVERY_S", 1000.0)
+            monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 1000.0)
         for _ in range(100):
             left[0] = 25
             try:

@@ -23,7 +23,8 @@ from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
 from sordino.version import TESTED_TRANSFORMERS, __version__
 
-_ROOM = 5 * 2**30
+ROOM = 5 * 2**30
+"""Bytes that should be free on each disk."""
 _NOT_FOR_USERS = ("all", "dev", "dist", "docs", "fuzz")  # "all" is the sum of the others
 
 
@@ -195,7 +196,7 @@ def _room() -> Iterator[Finding]:
         mend = f"set {settings[about]} to a folder elsewhere" if about in settings else ""
         if not os.access(there, os.W_OK):
             yield Finding(about, "missing", f"{place} cannot be written", mend)
-        elif free < _ROOM:
+        elif free < ROOM:
             yield Finding(about, "optional", f"{place}, only {_size(free)} free", mend)
         else:
             yield Finding(about, "good", f"{place}, {_size(free)} free")

@@ -33,7 +33,7 @@ _NO_LIMIT = 10**9  # tokens; too long prompts are refused, not cut
 # Four is usual, in some languages one or two.
 _CHARACTERS_A_TOKEN = 16
 # Tokenising this much text takes a second or two and cannot be interrupted.
-_MOST_CHARACTERS = 2**20
+MOST_CHARACTERS = 2**20
 
 
 class _Value(BaseModel):
@@ -184,11 +184,11 @@ class Conversation(_Value):
             lines += ["", f"## {number}", "", _quote(turn.prompt)]
             for side in SIDES:
                 if side in turn.answers:
-                    lines += _told(side, turn.answers[side], self.hooks)
+                    lines += _quote_answer(side, turn.answers[side], self.hooks)
         return "\n".join(lines) + "\n"
 
 
-def _told(side: Side, answer: Answer, hooks: bool) -> list[str]:
+def _quote_answer(side: Side, answer: Answer, hooks: bool) -> list[str]:
     how = answer.settings
     about = [
         *([f"strength {how.strength:g}"] if side == "quiet" and hooks else []),
@@ -237,7 +237,7 @@ def prompt_ids(
 
     If a conversation is too long for the model, the prompt holds as many of its last turns as fit.
     Their number is found by bisection, since fewer turns have fewer tokens. Text with more than
-    `_CHARACTERS_A_TOKEN` characters for each token of room, or more than `_MOST_CHARACTERS`, is too
+    `_CHARACTERS_A_TOKEN` characters for each token of room, or more than `MOST_CHARACTERS`, is too
     long and is not tokenised.
 
     Args:
@@ -258,8 +258,8 @@ def prompt_ids(
     refuse_empty(turns)
     pre_prompt = settings.pre_prompt.strip()
     room = prompt_room(opened, settings.new_tokens)
-    most = _MOST_CHARACTERS if room is None else min(_MOST_CHARACTERS, room * _CHARACTERS_A_TOKEN)
-    told = _told_to(turns, side)
+    most = MOST_CHARACTERS if room is None else min(MOST_CHARACTERS, room * _CHARACTERS_A_TOKEN)
+    told = _select_told(turns, side)
 
     @cache
     def tokens(left_out: int) -> list[int] | None:
@@ -277,7 +277,7 @@ def prompt_ids(
                 stopped=stopped,
             )
         except TemplateFailure as failure:
-            raise advised(failure) from None
+            raise advise(failure) from None
         return text_ids(opened, text) if len(text) <= most else None
 
     def fits(left_out: int) -> bool:
@@ -297,7 +297,7 @@ def prompt_ids(
             return _check_ids(opened, ids, "The prompt"), left_out
         has = has if ids is None else f"{len(ids):,} tokens"
     if room is None:
-        raise UserError(f"The prompt has over {_MOST_CHARACTERS:,} characters: shorten it.")
+        raise UserError(f"The prompt has over {MOST_CHARACTERS:,} characters: shorten it.")
     raise UserError(
         f"The prompt has {has}, and {opened.ref.name} has room for {room:,} tokens before an "
         f"answer of {settings.new_tokens:,}: shorten it, or reduce `new_tokens`."
@@ -317,15 +317,15 @@ def refuse_empty(turns: Sequence[Turn]) -> None:
 
 def said_before(turns: Sequence[Turn], side: Side) -> list[Message]:
     """One side's conversation as chat messages, up to the last prompt."""
-    return _messages(_told_to(turns, side), side)
+    return _messages(_select_told(turns, side), side)
 
 
-def _told_to(turns: Sequence[Turn], side: Side) -> list[Turn]:
+def _select_told(turns: Sequence[Turn], side: Side) -> list[Turn]:
     """The turns that this side answered, and the last one."""
     return [turn for turn in turns[:-1] if side in turn.answers] + [turns[-1]]
 
 
-def advised(failure: TemplateFailure) -> UserError:
+def advise(failure: TemplateFailure) -> UserError:
     """The error for a template that cannot be rendered."""
     return UserError(f"{failure.sentence}: `plain` ignores it.")
 

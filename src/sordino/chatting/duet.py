@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sordino.chatting.conversation import SIDES, Answer, Ended, Settings, Side, Turn, prompt_ids
-from sordino.chatting.voices import Answered, Said, Voices, judged
+from sordino.chatting.voices import Answered, Said, Voices, judge_answer
 from sordino.interventions import Dampening
 from sordino.models.chat import Chat, replies
 from sordino.models.chat_template import Stopped
@@ -116,7 +116,7 @@ class Duet(Voices):
         ended: Ended = (
             "stopped" if early else "length" if len(ids) == settings.new_tokens else "end"
         )
-        score, trouble = judged(self.scorer, one.text)
+        score, trouble = judge_answer(self.scorer, one.text)
         return Answer(
             text=one.text,
             ids=ids,

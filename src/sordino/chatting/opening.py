@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sordino.chatting.conversation import SIDES, advised
+from sordino.chatting.conversation import SIDES, advise
 from sordino.chatting.duet import Duet
 from sordino.edits.provenance import (
     DAMPENING,
@@ -105,11 +105,11 @@ def _try_template(opened: OpenModel) -> None:
         render(opened, hello)
     except TemplateFailure as failure:
         if failure.endless:
-            raise advised(failure) from None
+            raise advise(failure) from None
         try:
             render(opened, hello, system="Be kind.")
         except TemplateFailure:
-            raise advised(failure) from None
+            raise advise(failure) from None
         note(f"{failure.sentence} without a pre-prompt")
 
 

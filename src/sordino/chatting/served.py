@@ -16,7 +16,7 @@ from sordino.chatting.conversation import (
     refuse_empty,
     said_before,
 )
-from sordino.chatting.voices import Answered, Said, Voices, judged
+from sordino.chatting.voices import Answered, Said, Voices, judge_answer
 from sordino.errors import UserError
 from sordino.evaluation.answers import Choice, MalformedError
 from sordino.evaluation.endpoint import (
@@ -123,7 +123,7 @@ class ServedDuet(Voices):
 
     def _answer(self, choice: Choice, settings: Settings) -> Answer:
         text = choice.content or ""
-        score, trouble = judged(self.scorer, text)
+        score, trouble = judge_answer(self.scorer, text)
         return Answer(
             text=text,
             ids=(),
@@ -187,7 +187,7 @@ def _number_of(adapter: str, loaded: Mapping[int, str], server: Server) -> int:
         return found[0]
     if not loaded:
         raise server.problem("it has no adapters: start it with --lora FILE.")
-    names = server.quoted(", ".join(loaded.values()))
+    names = server.quote_words(", ".join(loaded.values()))
     how_many = "several adapters" if found else "no adapter"
     raise UserError(
         f"The server has {how_many} called '{printable(adapter)}': it has {names}; name one by its "

@@ -86,7 +86,7 @@ class Voices(ABC):
         )
 
 
-def judged(scorer: Scorer | None, text: str) -> tuple[float | None, str]:
+def judge_answer(scorer: Scorer | None, text: str) -> tuple[float | None, str]:
     """The score of an answer, and why there is none if its scorer failed."""
     if scorer is None or not text.strip():
         return None, ""

@@ -12,7 +12,7 @@ from cyclopts.exceptions import CycloptsError
 from sordino.cli import typed
 from sordino.cli.encoding import speak_plainly
 from sordino.cli.flags import in_flags
-from sordino.cli.recipe import expanded
+from sordino.cli.recipe import expand
 from sordino.errors import UserError
 from sordino.extras import started_as
 from sordino.files import is_disk_full, is_memory_full, today
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\nHere, for sordino type: {here}")
             return
         with worded(in_flags):
-            app(expanded(given), exit_on_error=False, print_error=False)
+            app(expand(given), exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -376,15 +376,16 @@ class JsonOptions:
         import warnings
 
         gc.enable()
-        if self.verbose:
-            logging.basicConfig(level=logging.INFO)
-        else:
-            warnings.filterwarnings("ignore")
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
-        if self.json:
-            with progress.hushed():
-                yield
-        else:
+        products = logging.getLogger("bitsandbytes")
+        with ExitStack() as stack:
+            if self.verbose:
+                logging.basicConfig(level=logging.INFO)
+            else:
+                stack.enter_context(warnings.catch_warnings(action="ignore"))
+                stack.callback(products.setLevel, products.level)
+                products.setLevel(logging.ERROR)  # it has a line for every product
+            if self.json:
+                stack.enter_context(progress.hushed())
             yield
 
 

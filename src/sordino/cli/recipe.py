@@ -16,7 +16,7 @@ _TYPED = ("output", "force", "json", "verbose", "recipe")
 """Options of a run that no recipe holds."""
 
 
-def expanded(arguments: Sequence[str]) -> list[str]:
+def expand(arguments: Sequence[str]) -> list[str]:
     """The arguments with `--recipe FILE` replaced by the recipe's options.
 
     Typed options override the recipe's.

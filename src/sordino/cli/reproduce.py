@@ -97,7 +97,7 @@ def _repeat(
 ) -> None:
     """Repeat somebody's run from its recipe, and print their figures beside ours."""
     from sordino.cli.app import app
-    from sordino.cli.recipe import expanded
+    from sordino.cli.recipe import expand
     from sordino.files import write_json
     from sordino.outputs import REPRODUCTION, claim_output
     from sordino.progress import note
@@ -115,7 +115,7 @@ def _repeat(
         typed_ = ["run", *overrides, f"--recipe={theirs.recipe}", f"--output={target}"]
         quiet = ["--json"] if printing.json else []
         with redirect_stdout(sys.stderr):
-            app([*expanded(typed_), *quiet], exit_on_error=False, print_error=False)
+            app([*expand(typed_), *quiet], exit_on_error=False, print_error=False)
     found = compare_runs(theirs, target)
     write_json(results, found.model_dump(mode="json"))
     if printing.json:

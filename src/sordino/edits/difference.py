@@ -33,7 +33,8 @@ from sordino.progress import track
 
 Array = NDArray[np.float64]
 
-_CHUNK = 2 * 2**20
+CHUNK = 2 * 2**20
+"""Bytes of a tensor that are compared at a time."""
 _METADATA = "metadata"
 _INDEX = "*.safetensors.index.json"
 _PRODUCTS = 2.0**-24  # factors are multiplied in float32, also where a weight is wider
@@ -349,7 +350,7 @@ def _compare(name: str, a: _Source, b: _Source) -> TensorChange | None:
 def _pieces(entry: _Entry) -> Iterator[tuple[int, int]]:
     """The tensor's rows in pieces of a few megabytes: the first row of each and their number."""
     rows = entry.rows if entry.bytes else 0
-    step = max(1, _CHUNK * rows // max(entry.bytes, 1))
+    step = max(1, CHUNK * rows // max(entry.bytes, 1))
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
 

@@ -20,9 +20,9 @@ from sordino.models.dtypes import BITS, PLAIN, SCALED, name_of
 from sordino.models.safetensors_header import LENGTH_BYTES, Stored, read_header
 
 # Bytes changed at a time: they and their float32 copy stay in a core's own cache.
-_CHUNK = 2**20
+CHUNK = 2**20
 # Bytes that the system is asked to copy at a time.
-_STRETCH = 32 * 2**20
+STRETCH = 32 * 2**20
 # The errors of a system that cannot copy between two files by itself.
 _NOT_IN_THE_SYSTEM = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
@@ -345,8 +345,8 @@ def _copies(
 ) -> list[Callable[[], int]]:
     """Pieces of work that copy the bytes from `start` to `end`, to places `shifted` further on."""
     return [
-        partial(_copy, reader, writer, first, min(_STRETCH, end - first), first + shifted)
-        for first in range(start, end, _STRETCH)
+        partial(_copy, reader, writer, first, min(STRETCH, end - first), first + shifted)
+        for first in range(start, end, STRETCH)
     ]
 
 
@@ -363,7 +363,7 @@ def _changes(
         return []
     rows, rest = (stored.shape[0] if stored.shape else 1), stored.shape[1:]
     row_bytes = (stored.end - stored.start) // rows
-    step = max(1, _CHUNK // row_bytes)
+    step = max(1, CHUNK // row_bytes)
     work: list[Callable[[], int]] = []
     for first in range(0, rows, step):
         here = min(step, rows - first)
@@ -402,7 +402,7 @@ def _copy(reader: BinaryIO, writer: BinaryIO, start: int, count: int, at: int) -
     except OSError as error:
         if error.errno not in _NOT_IN_THE_SYSTEM:
             raise
-    buffer = memoryview(bytearray(min(count - done, _CHUNK)))
+    buffer = memoryview(bytearray(min(count - done, CHUNK)))
     while done < count:
         piece = buffer[: count - done]
         _read(reader, piece, start + done)

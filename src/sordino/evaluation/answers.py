@@ -151,7 +151,7 @@ def without_key(words: str, key: str, limit: int = 200) -> str:
     return printable(shown, limit).rstrip(".") or "nothing"
 
 
-def repaired(text: str) -> str:
+def repair_text(text: str) -> str:
     """Text that can be encoded: halves of surrogate pairs are joined, or become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -197,7 +197,7 @@ def _choice(value: Any, *, cut: bool) -> Choice:
         raise MalformedError("a message is not an object")
     holder: Mapping[str, Any] = value if message is None else message
     content = _text(value.get("text") if message is None else holder.get("content"))
-    whole = None if content is None else repaired(content)
+    whole = None if content is None else repair_text(content)
     return Choice(
         whole,
         ended=_word(value.get("finish_reason")),
@@ -207,7 +207,7 @@ def _choice(value: Any, *, cut: bool) -> Choice:
 
 
 def _word(value: Any) -> str:
-    return repaired(value) if isinstance(value, str) else ""
+    return repair_text(value) if isinstance(value, str) else ""
 
 
 def _text(value: Any, depth: int = 0) -> str | None:

@@ -59,7 +59,8 @@ CHAT_INSTRUCTION = (
 """Makes a server that has only a chat continue a prompt instead of answering it."""
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
-_BACKOFF_S = 1.0
+BACKOFF_S = 1.0
+"""The first pause before a request is tried again, in seconds; the next ones double."""
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -126,7 +127,7 @@ class Access:
         """The headers of every request."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
-    def quoted(self, words: str) -> str:
+    def quote_words(self, words: str) -> str:
         """A server's words for a message: on one line, shortened, without the key."""
         return without_key(words, self._key) if self.quote else _NOT_SHOWN
 
@@ -187,9 +188,9 @@ class Server:
         """How many requests are in progress at once."""
         return self._access.concurrency
 
-    def quoted(self, words: str) -> str:
+    def quote_words(self, words: str) -> str:
         """The server's words, safe for a message."""
-        return self._access.quoted(words)
+        return self._access.quote_words(words)
 
     def ask(self, path: str, request: dict[str, Any]) -> list[Choice]:
         """Send a request to the model.
@@ -252,7 +253,7 @@ class Server:
         if choice.ended in _ENDS:
             return f"no text: ended by {choice.ended}"
         told = choice.ended and self._access.quote
-        return f"no text: ended by {self.quoted(choice.ended)}" if told else "no text"
+        return f"no text: ended by {self.quote_words(choice.ended)}" if told else "no text"
 
     def problem(self, what: str) -> UserError:
         """An error that names the server and the model."""
@@ -364,14 +365,14 @@ class Server:
                 f"no answer within {self._access.timeout_s:g} s {tries}; raise `timeout_s`, or "
                 "lower `concurrency`."
             )
-        said = self.quoted(str(error))
+        said = self.quote_words(str(error))
         return f"no whole answer {tries} ({type(error).__name__}: {said})."
 
     def _check(self, reply: Reply) -> None:
         status, said = reply.status, self._words(reply)
         if status in _REDIRECTS:
             host = _host(reply.headers.get("Location", ""))
-            to = self.quoted(host) if host and self._access.quote else "another address"
+            to = self.quote_words(host) if host and self._access.quote else "another address"
             raise UserError(
                 f"{self._where} redirects to {to} ({status}), and redirects are not followed: give "
                 "the final address."
@@ -393,10 +394,10 @@ class Server:
             raise UserError(f"{self._where}: the answer is {status} ({said}); check the address.")
 
     def _fault(self, error: MalformedError) -> str:
-        return f"{error}: {self.quoted(error.words)}" if error.words else str(error)
+        return f"{error}: {self.quote_words(error.words)}" if error.words else str(error)
 
     def _words(self, reply: Reply) -> str:
-        return self.quoted(words_of(reply.data))
+        return self.quote_words(words_of(reply.data))
 
 
 _ABSENT = (NewConnectionError, ConnectTimeoutError)
@@ -417,11 +418,11 @@ def _pause(tries: int) -> float:
     """Seconds to wait after a try: none after the first, then exponentially more, with jitter."""
     if not tries:
         return 0.0
-    return min(_BACKOFF_S * 2 ** min(tries, 16) + _jitter(), LONGEST_PAUSE_S)
+    return min(BACKOFF_S * 2 ** min(tries, 16) + _jitter(), LONGEST_PAUSE_S)
 
 
 def _jitter() -> float:
-    return random.random() * _BACKOFF_S  # noqa: S311
+    return random.random() * BACKOFF_S  # noqa: S311
 
 
 class _Pace:

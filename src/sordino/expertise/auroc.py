@@ -25,10 +25,10 @@ from sordino.expertise import on_device
 STRONGEST = on_device.STRONGEST
 # Responses sorted at a time: both classes of a block fit into the second-level cache. A block has
 # at least 16 neurons, so that whole cache lines are read.
-_BLOCK = 2**18
+BLOCK = 2**18
 _FEWEST_NEURONS = 16
 # Neurons whose strongest sentences are searched at a time, for long contiguous reads.
-_STRONGEST_NEURONS = 512
+STRONGEST_NEURONS = 512
 # How many rows `_merge` processes at once.
 _ABREAST = 4
 
@@ -73,10 +73,10 @@ def strongest(responses: Responses) -> NDArray[np.int32]:
     best = np.full((STRONGEST, values.shape[1]), -1, np.int32)
 
     def block(start: int) -> None:
-        here = slice(start, start + _STRONGEST_NEURONS)
+        here = slice(start, start + STRONGEST_NEURONS)
         _top(values[:, here].float().numpy(), best[:, here])
 
-    _in_blocks(block, values.shape[1], _STRONGEST_NEURONS)
+    _in_blocks(block, values.shape[1], STRONGEST_NEURONS)
     return best
 
 
@@ -97,7 +97,7 @@ def _twice_u(
 ) -> NDArray[np.int64]:
     """Twice the Mann-Whitney U of each neuron; -1 if a response is not a number."""
     sentences, neurons = responses.shape
-    size = max(_FEWEST_NEURONS, _BLOCK // sentences // _ABREAST * _ABREAST)
+    size = max(_FEWEST_NEURONS, BLOCK // sentences // _ABREAST * _ABREAST)
     result = np.empty(neurons, np.int64)
 
     def block(start: int) -> None:

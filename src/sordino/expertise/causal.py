@@ -65,7 +65,7 @@ def causal_sweep(
                 for site in _in_order(opened, way, stage):
                     found = _measure(opened, way, stage, site, sentences, settings, advance)
                     statistics[site.path] = found
-                    edits.enter_context(_mapped(opened, site, _map(found, settings.causal)))
+                    edits.enter_context(_apply_map(opened, site, _map(found, settings.causal)))
                 for index, batch in enumerate(sentences.batches):
                     way.run(stage, index)
                     advance(batch.tokens)
@@ -139,7 +139,7 @@ def _map(found: dict[Statistic, torch.Tensor], kind: str) -> Map:
 
 
 @contextmanager
-def _mapped(opened: OpenModel, site: Site, given: Map) -> Iterator[None]:
+def _apply_map(opened: OpenModel, site: Site, given: Map) -> Iterator[None]:
     """Inside the block a site's outputs z become factor · z + shift."""
     device = opened.device_of(site.path)
     factor, shift = (torch.from_numpy(v).to(device, opened.model.dtype) for v in given)

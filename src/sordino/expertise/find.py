@@ -17,7 +17,7 @@ from sordino.expertise.artefact import PROTECTION, Expertise
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
-from sordino.expertise.plan import Plan, duration, make_plan, measured, size
+from sordino.expertise.plan import Plan, duration, make_plan, measure_time, size
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
@@ -137,7 +137,7 @@ def plan_find(
     batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
     in_files = stream or _are_many(opened, batches)
     plan = make_plan(opened, batches, attributing, streamed=stream, in_files=in_files)
-    return measured(plan, opened, batches, attributing)
+    return measure_time(plan, opened, batches, attributing)
 
 
 def measure_expertise(
@@ -196,7 +196,7 @@ def measure_expertise(
         streamed = opened.streamed is not None
         plan = make_plan(opened, batches, attributing, streamed=streamed, in_files=in_files)
         if plan.tokens >= _LONG and not begun and ranks.size == 1:
-            plan = measured(plan, opened, batches, attributing)
+            plan = measure_time(plan, opened, batches, attributing)
         time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"
         show.note(
             f"{plan.tokens:,} tokens in {plan.batches:,} batches; "

@@ -16,7 +16,7 @@ from sordino.models.precision import where_float64
 STRONGEST = 3
 # Bytes of memory for a block, and for one response while it is sorted: the sorted values, their
 # indices (int64), the buffers of a radix sort, and counts.
-_BLOCK_BYTES = 2**29
+BLOCK_BYTES = 2**29
 _BYTES_EACH = 64
 
 
@@ -104,5 +104,5 @@ def moments(
 
 def _blocks(responses: torch.Tensor) -> Iterator[slice]:
     sentences, neurons = responses.shape
-    size = max(1, _BLOCK_BYTES // (_BYTES_EACH * max(1, sentences)))
+    size = max(1, BLOCK_BYTES // (_BYTES_EACH * max(1, sentences)))
     return (slice(start, start + size) for start in range(0, neurons, size))

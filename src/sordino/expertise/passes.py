@@ -23,7 +23,7 @@ from sordino.models.streaming import INPUT, OUTPUT
 from sordino.models.tokenise import Batch
 
 # How many bytes of responses the whole forward may hold in one stage.
-_RESPONSE_BYTES = 2 << 30
+RESPONSE_BYTES = 2 << 30
 
 # Exceptions of a model's code, which is not ours, if a layer needs something that only the whole
 # forward passes to it. Caught around calls of that code alone.
@@ -91,7 +91,7 @@ class LayerByLayer:
         args, kwargs = self._calls[batch][stage]
         return _take_first(self._layers[stage](hidden, *args, **kwargs))
 
-    def tried(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
+    def try_out(self, stage: int, batch: int, hidden: torch.Tensor, then: int) -> torch.Tensor:
         """The same for a model whose layers may not run one by one.
 
         Raises:
@@ -134,7 +134,7 @@ class WholeForward:
             size = 4 * sentences * sum(site.neurons for site in sites)
             if not self.stages or size > room:
                 self.stages.append(())
-                room = _RESPONSE_BYTES
+                room = RESPONSE_BYTES
             self.stages[-1] += sites
             room -= size
 
@@ -157,7 +157,7 @@ def layers_that_run(opened: OpenModel) -> Iterator[None]:
         yield
         return
     opened.streamed.hold(INPUT)
-    with opened.streamed.made_up():
+    with opened.streamed.make_up():
         yield
 
 
@@ -186,7 +186,7 @@ def _compare_alone(opened: OpenModel, batches: Sequence[Batch]) -> None:
     alone = LayerByLayer(opened, probes)
     for stage in range(len(alone.stages)):
         for index in range(len(probes)):
-            hidden = alone.tried(stage, index, alone.states.read(str(stage), index), stage + 1)
+            hidden = alone.try_out(stage, index, alone.states.read(str(stage), index), stage + 1)
             alone.states.write(str(stage + 1), index, hidden)
         for index, states in enumerate(expected):
             hidden = alone.states.read(str(stage + 1), index)

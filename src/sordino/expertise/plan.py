@@ -135,7 +135,7 @@ def make_plan(
     )
 
 
-def measured(
+def measure_time(
     plan: Plan,
     opened: OpenModel,
     batches: Sequence[Batch],
@@ -152,7 +152,7 @@ def measured(
         with layers_that_run(opened):
             try:
                 layer = LayerByLayer(opened, [middle])
-                seconds = _shortest(lambda: layer.tried(0, 0, layer.states.read("0", 0), 0))
+                seconds = _shortest(lambda: layer.try_out(0, 0, layer.states.read("0", 0), 0))
             except NotAloneError:
                 return plan
     _, stack = decoder_layers(opened.model)

@@ -117,7 +117,7 @@ class Ranks:
         """Each rank's values, in the order of the ranks."""
         return [values] if self.size == 1 else self._gather(values)
 
-    def joined(self, statistics: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
+    def join(self, statistics: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
         """Each statistic of all neurons, from each rank's share [its neurons]."""
         parts = self.each(statistics)
         return {name: torch.cat([part[name] for part in parts]) for name in statistics}

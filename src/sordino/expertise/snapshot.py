@@ -31,8 +31,10 @@ _Slots = tuple[tuple[Count, Count], ...]
 # because there can be a hundred layers of ten thousand batches.
 _FILES = TypeAdapter(list[tuple[_Slots, dict[str, str]]])
 
-_EVERY_S = 30.0
-_SHARE = 20  # writing them takes at most one twentieth of the time
+EVERY_S = 30.0
+"""Seconds between two snapshots, at least."""
+SHARE = 20
+"""They are that much farther apart than writing one takes: a twentieth of the time at most."""
 
 SWEEP = "sweep"
 
@@ -76,7 +78,7 @@ class Snapshots:
         self._path = path
         self._key = fingerprint(_LAYOUT, key)
         self._last = time.monotonic()
-        self._pause = _EVERY_S
+        self._pause = EVERY_S
         self._files: FileSums = {}
 
     def restore(self) -> Progress | None:
@@ -150,7 +152,7 @@ class Snapshots:
         save_file(tensors, beside, metadata)
         beside.replace(self._path)
         self._last = time.monotonic()
-        self._pause = max(_EVERY_S, _SHARE * (self._last - started))
+        self._pause = max(EVERY_S, SHARE * (self._last - started))
 
     def _by_slots(self) -> list[tuple[_Slots, dict[str, str]]]:
         """The checksums of state files, by name, grouped by the files' slots."""

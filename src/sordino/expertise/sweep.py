@@ -200,7 +200,7 @@ class Sweep:
             found = _of_experts(mine, widths, labels, strata, order, self._settings)
         else:
             found = statistics_of(mine, labels, strata, order, self._settings)
-        joined = self._ranks.joined(found)
+        joined = self._ranks.join(found)
         _report_not_reached(site, joined[Statistic.AUROC])
         return joined
 

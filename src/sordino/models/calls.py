@@ -1,8 +1,7 @@
 """Call transformers on a user's files: quietly, and with its errors as one sentence."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # the GGUF reader's bar has no switch
-            yield
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -112,10 +112,10 @@ def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
             among = _hooks.setdefault(module, [])
             among.append(of_module)
             stack.callback(among.remove, of_module)
-            again = _again_of(module)
+            again = _find_recomputer(module)
             if again and len(among) == 1:
                 stack.callback(module.register_forward_hook(again, with_kwargs=True).remove)
-        if not all(map(_again_of, by_module)):
+        if not all(map(_find_recomputer, by_module)):
             stack.callback(model.set_experts_implementation, before)
             model.set_experts_implementation(_IMPLEMENTATION)
         yield
@@ -124,7 +124,7 @@ def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
 _hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictionary()
 
 
-def _again_of(module: nn.Module) -> Callable[..., Tensor] | None:
+def _find_recomputer(module: nn.Module) -> Callable[..., Tensor] | None:
     """What computes experts again that are not behind the interface; None for others."""
     return _AGAIN.get(experts_kind(module))
 

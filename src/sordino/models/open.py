@@ -317,7 +317,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     streamed = StreamedWeights(ref, stored, model, device)
     tokenizer = open_tokenizer(ref.path, ref.name)
     streamed.hold(INPUT)
-    with streamed.made_up():
+    with streamed.make_up():
         refuse_both_directions(ref.name, model, without_head=True)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 

@@ -169,7 +169,7 @@ class StreamedWeights:
             _give_back()
 
     @contextmanager
-    def made_up(self) -> Iterator[None]:
+    def make_up(self) -> Iterator[None]:
         """Inside the block every layer has random weights, all in the memory of one matrix.
 
         All layers can then run, although no two of them might fit into memory, to find out how they

@@ -86,6 +86,8 @@ _GGUF_ARCHITECTURES = (
     *_take("integrations.gguf", "GGUF_CONFIG_ARCHS"),
     *_take("modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
 )
+_take("modeling_gguf_pytorch_utils", "tqdm")
+_gguf_reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
 _gguf_names = _take("modeling_gguf_pytorch_utils", "get_gguf_hf_weights_map")
 _PROCESSORS = _take("modeling_gguf_pytorch_utils", "TENSOR_PROCESSORS")
 _Processor = _take("modeling_gguf_pytorch_utils", "TensorProcessor")
@@ -513,11 +515,12 @@ def reading_through(header: Header) -> Iterator[None]:
     Transformers reads a file's metadata three times with a reader that makes an array of every
     token, and makes the table of tensor names again for every module of the model. Together that
     takes ten times as long as de-quantising, and transformers accepts no other reader. So both are
-    replaced: the reader for this file and this thread, the table by one that is cached. Another
-    thread's block waits until this one ends, so that they do not see each other's replacements.
+    replaced: the reader for this file and this thread, the table by one that is cached, and its
+    bar, which has no switch, by the tensors alone. Another thread's block waits until this one
+    ends, so that they do not see each other's replacements.
 
     Relied on: transformers imports `GGUFReader` and `get_tensor_name_map` from gguf where it uses
-    them, and of the reader uses what `_Reader` has.
+    them, and of the reader uses what `_Reader` has; its bar is `tqdm` in the module that reads.
     """
     with _patching:
         reader, table, here = gguf.GGUFReader, gguf.get_tensor_name_map, get_ident()
@@ -527,11 +530,14 @@ def reading_through(header: Header) -> Iterator[None]:
             mine = get_ident() == here and Path(file).resolve() == path
             return ours if mine else reader(file, *rest)
 
+        bar = _gguf_reading.tqdm
         gguf.GGUFReader, gguf.get_tensor_name_map = read, cache(table)
+        _gguf_reading.tqdm = lambda tensors, **_: tensors
         try:
             yield
         finally:
             gguf.GGUFReader, gguf.get_tensor_name_map = reader, table
+            _gguf_reading.tqdm = bar
 
 
 class _Reader:

@@ -94,7 +94,7 @@ class Store:
 
     @private_files()
     def __init__(self, path: Path, about: Mapping[str, str], *, redact: bool) -> None:
-        self._connection = _opened(path, about, redact=redact)
+        self._connection = _enter(path, about, redact=redact)
         found = _about(self._connection)
         self.redacted = bool(found["redacted"])
         self.passed = int(found.get("passed", 0))
@@ -181,7 +181,7 @@ def was_redacted(path: Path) -> bool:
     return bool(found.get("redacted"))
 
 
-def _opened(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.DuckDBPyConnection":
+def _enter(path: Path, about: Mapping[str, str], *, redact: bool) -> "duckdb.DuckDBPyConnection":
     known = {**about, "redacted": "yes" if redact else ""}
     if not path.exists():
         return _make(path, known)

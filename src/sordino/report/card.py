@@ -38,7 +38,7 @@ def model_card(
     folders = Folders.of_record(provenance.as_json(), texts(said))
     provenance = provenance.cleaned(folders)
     evaluation = Evaluation.model_validate(folders.cleaned(said)) if evaluation else None
-    base, rows = inherited(base_card), outcome.rows(evaluation)
+    base, rows = inherit(base_card), outcome.rows(evaluation)
     templates = environment("sordino.report", html=False)
     templates.filters["line"] = line
     body = templates.get_template("card.md.jinja").render(
@@ -95,7 +95,7 @@ def _without_own_words(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {**protocol, _OWN_WORDS: f"{len(text)} characters, SHA-256 {digest}"}
 
 
-def inherited(base_card: str | None) -> dict[str, Any]:
+def inherit(base_card: str | None) -> dict[str, Any]:
     """The part of the original card's YAML that holds for a changed model as well."""
     base = front_matter(base_card)
     plain = {key: _tame_value(base[key]) for key in _INHERITED if key in base}

@@ -84,7 +84,7 @@ def auroc_distribution(histograms: Mapping[str, Histogram], p99: float, largest:
         text="text:N"
     )
     layers = alt.layer(lines, rules, labels).resolve_scale(y="independent")
-    return finished(layers, height=_TALL)
+    return finish(layers, height=_TALL)
 
 
 def layer_map(groups: Sequence[Group], field: str) -> Any:
@@ -129,7 +129,7 @@ def layer_map(groups: Sequence[Group], field: str) -> Any:
             ],
         )
     )
-    return finished(chart, height=22 * len(order))
+    return finish(chart, height=22 * len(order))
 
 
 def map_range(groups: Sequence[Group], field: str) -> tuple[float, float]:
@@ -160,7 +160,7 @@ def factor_distribution(histogram: Histogram) -> Any:
             ],
         )
     )
-    return finished(chart, height=180)
+    return finish(chart, height=180)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def changes(found: Sequence[Change]) -> Any:
             ),
         ),
     )
-    return finished(alt.layer(one, intervals, points), height=26 * len(found))
+    return finish(alt.layer(one, intervals, points), height=26 * len(found))
 
 
 def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
@@ -275,7 +275,7 @@ def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
     after = chart.mark_point(size=45, color="var(--accent)", filled=True, opacity=1).encode(
         x=alt.X("after:Q", **share)
     )
-    return finished(alt.layer(lines, before, after), height=17 * len(rows))
+    return finish(alt.layer(lines, before, after), height=17 * len(rows))
 
 
 def colours(names: Sequence[str], order: Sequence[int] = range(1, 7)) -> dict[str, str]:
@@ -300,7 +300,7 @@ def _times(ratio: float | None) -> str:
     return f"÷ {1 / ratio:.2f}" if 0 < ratio < 1 else f"× {ratio:.2f}"
 
 
-def finished(chart: Any, height: int) -> Any:
+def finish(chart: Any, height: int) -> Any:
     """A chart in the page's style, as wide as its place and `height` pixels high."""
     text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)"}
     fonts = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}

@@ -153,7 +153,7 @@ def _find_declared(name: str) -> tuple[str, str]:
     return (name.capitalize(), "") if kind is None else (kind.title, kind.sentence)
 
 
-def grown(row: Row) -> Estimate | None:
+def growth_of(row: Row) -> Estimate | None:
     """A figure's ratio after ÷ before, or None; a figure that is itself a ratio is returned."""
     ratio = row.figure.after if row.figure.unit == "times" else row.figure.ratio
     if ratio is None or row.figure.unit == "times" or row.figure.ratio_of == "after/before":
@@ -239,7 +239,7 @@ def damage(found: Sequence[Row]) -> str:
     """
     for row in found:
         if measure_of(row.measure) == "perplexity":
-            times = grown(row)
+            times = growth_of(row)
             if times is not None and (times.low or 0) > _DAMAGING:
                 return (
                     f"Perplexity on ordinary prose is {times.value:,.1f} times what it was: this "

@@ -117,7 +117,7 @@ def _write_words(record: RunRecord) -> dict[str, Any]:
             "name": metadata["concept"],
             "positive": metadata.get("n_positive", ""),
             "negative": metadata.get("n_negative", ""),
-            "pooled": pooled(metadata),
+            "pooled": describe_pooling(metadata),
         },
         "above": (
             f"Of {whole.neurons:,} neurons {_percent(whole.above)} lie above 0.5; one in a hundred "
@@ -206,7 +206,7 @@ def plain_spec(chart: Any) -> dict[str, Any]:
     return spec
 
 
-def pooled(metadata: Mapping[str, str]) -> str:
+def describe_pooling(metadata: Mapping[str, str]) -> str:
     """How a neuron's outputs over a sentence became its response, in words before "a sentence"."""
     return _POOLED.get(metadata.get("pooling", "max"), "response to")
 
@@ -300,7 +300,7 @@ def _changes(family: outcome.Family) -> list[figures.Change]:
     """A measure's first figure on the axis of ratios, for each pre-prompt."""
     found = []
     for led, row in (family.led or dict(zip(["none"], family.rows, strict=False))).items():
-        ratio = outcome.grown(row)
+        ratio = outcome.growth_of(row)
         if ratio is None or not ratio.value:
             continue
         form = led if led.startswith("in chat") else f"pre-prompt {led}"

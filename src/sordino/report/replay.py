@@ -10,7 +10,7 @@ from sordino.evaluation.statistics import Estimate
 from sordino.replaying import Look, ReplayOutcome
 from sordino.replaying.store import ARMS
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import colour, colours, finished
+from sordino.report.figures import colour, colours, finish
 from sordino.studies.words import percent
 
 _NAMES = ("the original", "the dampened one")
@@ -164,7 +164,7 @@ def _difference_chart(outcome: ReplayOutcome) -> Chart:
         "replay-difference",
         "The share of toxic answers, dampened minus original, over all prompts so far, with the "
         "interval that may be looked at every day; dashed: no difference.",
-        finished(alt.layer(band, zero, line), 260),
+        finish(alt.layer(band, zero, line), 260),
         {},
     )
 
@@ -203,7 +203,7 @@ def _shares_chart(outcome: ReplayOutcome) -> Chart:
         "replay-shares",
         f"The share of toxic answers for each {stretch} separately, of the original and of the "
         "dampened server.",
-        finished(drawn, 200),
+        finish(drawn, 200),
         _COLOURS,
     )
 

@@ -9,7 +9,7 @@ import altair as alt
 from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.evaluation.result import measure_of, pre_prompt_of
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import colour, colours, finished
+from sordino.report.figures import colour, colours, finish
 from sordino.report.outcome import measure_limits
 from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
@@ -264,7 +264,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
         f"{_slug(record)}-{group.name}",
         f"{model_name(record.model)}: toxic continuations by {scorer} over the divergence from the "
         "original, with 95 % intervals; dashed: the original.",
-        finished(alt.layer(original, bars, lines), 260),
+        finish(alt.layer(original, bars, lines), 260),
         key,
     )
 

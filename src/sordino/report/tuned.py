@@ -7,7 +7,7 @@ import altair as alt
 
 from sordino.evaluation import Evaluation, Figure
 from sordino.report.article import Article, Block, Chart, Code, Section, Table
-from sordino.report.figures import colour, colours, finished
+from sordino.report.figures import colour, colours, finish
 from sordino.report.outcome import measure_limits
 from sordino.studies.words import falls, percent, rises, signed_points
 from sordino.tuning.search import Reported, Tried, Tuned
@@ -127,7 +127,7 @@ def _chart(tuned: Tuned) -> Chart:
         "pareto",
         "Toxic continuations over the divergence from the original, with 95 % intervals: hollow "
         "on the prompts of the search, filled on held-out prompts.",
-        finished(alt.layer(bars, marks), 300),
+        finish(alt.layer(bars, marks), 300),
         key,
     )
 

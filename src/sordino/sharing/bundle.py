@@ -314,7 +314,7 @@ class _Output:
         base, file = self._text(BASE_CARD), self._source.name if self._is_file else ""
         there = self._text(f"{EXTRAS}/{CARD}" if self._is_file else CARD)
         evaluation = self._clean(self._evaluation) if self._evaluation else None
-        made = cards.made(self._record, evaluation, base, file)
+        made = cards.make_cards(self._record, evaluation, base, file)
         ours = {self._folders.without(one).strip() for one in ("", *made)}
         card = made[0]
         if self._folders.without(there).strip() not in ours:

@@ -15,7 +15,7 @@ from sordino.expertise import Expertise
 from sordino.files import printable
 from sordino.interventions import Dampening
 from sordino.markdown import body, front_matter, line, with_front
-from sordino.report.card import inherited, model_card
+from sordino.report.card import inherit, model_card
 from sordino.report.text import dampening_lines, expertise_lines
 from sordino.templates import environment
 
@@ -42,7 +42,7 @@ def of_model(record: Provenance, card: str, base_card: str, about: About) -> str
 
     Args:
         record: The record in `sordino.json`.
-        card: The card, from `made` or in somebody's own words.
+        card: The card, from `make_cards` or in somebody's own words.
         base_card: The original's card; "" if it has none.
         about: The user's statements.
 
@@ -51,7 +51,7 @@ def of_model(record: Provenance, card: str, base_card: str, about: About) -> str
     """
     own = front_matter(card)
     base_model = about.base_model or own.get("base_model")
-    terms = {key: of[key] for of in (inherited(base_card), own) for key in _TERMS if key in of}
+    terms = {key: of[key] for of in (inherit(base_card), own) for key in _TERMS if key in of}
     if about.license:
         terms = {"license": about.license}
     elif "license" not in terms and isinstance(base_model, str) and hub.reachable():
@@ -67,7 +67,7 @@ def of_model(record: Provenance, card: str, base_card: str, about: About) -> str
     return with_front(front, body(card).replace(_FOLDER, about.repository))
 
 
-def made(
+def make_cards(
     record: Provenance, evaluation: Evaluation | None, base_card: str, file: str = ""
 ) -> list[str]:
     """The cards that Sordino writes for a record: the fullest, then those of earlier steps.

@@ -51,7 +51,7 @@ class Budget:
             return f"{self.measure}{sense}{100 * self.limit:+g}%"
         return f"{self.measure}{sense}{self.limit:g}"
 
-    def measured(self, texts: str) -> Measure:
+    def make_measure(self, texts: str) -> Measure:
         """The measure of the budget; if it reads texts, it reads these."""
         return Perplexity(texts) if self.measure == "perplexity" else measure(self.measure)
 

@@ -5,7 +5,8 @@ least of many noisy figures is biased.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,7 +176,7 @@ def prepare_search(settings: TuneSettings, texts: str, *, device: str, seed: int
         for one in (
             settings.toxicity,
             Divergence(texts),
-            settings.budget.measured(texts),
+            settings.budget.make_measure(texts),
             *settings.reported,
         )
     }
@@ -201,13 +202,13 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
 
     choosing, reporting = _halves(lab, folder, settings)
     bench = _Bench(lab, settings, choosing)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     # In memory: the lab stores all measurements, so a search that was killed repeats its trials
     # without measuring.
-    study = optuna.create_study()
+    with _quiet_optuna():
+        study = optuna.create_study()
     for rule in settings.rules:  # each rule is tried once with all sites, at full strength
         study.enqueue_trial({"rule": rule, "sites": "all", "share": 1.0})
-    with show.track("tune", settings.trials, "trials") as advance:
+    with _quiet_optuna(), show.track("tune", settings.trials, "trials") as advance:
         for number in range(settings.trials):
             # A sampler for each trial, so that its draw depends on the earlier trials alone.
             study.sampler = optuna.samplers.TPESampler(
@@ -223,6 +224,19 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
         if t.state == optuna.trial.TrialState.COMPLETE
     ]
     return bench.report(tried, reporting)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keep optuna's line for every trial out of the output."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class _Bench:
@@ -359,7 +373,7 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
         _split_in_half(enough, folder, "clean-texts", lab.seed),
         strict=True,
     ):
-        divergence, limited = Divergence(clean), settings.budget.measured(clean)
+        divergence, limited = Divergence(clean), settings.budget.make_measure(clean)
         also = [] if limited.name == divergence.name else [limited]
         halves.append([replace(settings.toxicity, prompts=toxic), divergence, *also])
     return halves

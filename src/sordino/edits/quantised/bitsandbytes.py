@@ -121,7 +121,7 @@ class FourBit(Scheme):
         absmax = New("F32", (state.blocks,), make)
         if not state.nested:
             return {_ABSMAX: absmax}
-        text = torch.frombuffer(bytearray(state.unnested()), dtype=torch.uint8)
+        text = torch.frombuffer(bytearray(state.unnest()), dtype=torch.uint8)
         plain = New("U8", tuple(text.shape), lambda: text)
         return {_ABSMAX: absmax, state.name: plain, **dict.fromkeys(_NESTED)}
 
@@ -168,7 +168,7 @@ class _State:
         """How many blocks there are."""
         return -(-self.size // self.block)
 
-    def unnested(self) -> bytes:
+    def unnest(self) -> bytes:
         """The JSON without double quantisation."""
         kept = {key: v for key, v in self.values.items() if not key.startswith("nested_")}
         return json.dumps(kept).encode()

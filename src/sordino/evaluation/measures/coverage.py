@@ -15,7 +15,7 @@ from sordino.errors import UserError
 from sordino.evaluation.groups import group_sizes, in_words, members_of
 from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
 from sordino.evaluation.measures.bold import read_bold
-from sordino.evaluation.measures.divergence import against_kept, kept
+from sordino.evaluation.measures.divergence import against_kept, record_kept
 from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
@@ -94,7 +94,7 @@ class _CoverageTask(PairedTask):
         """Records: [text, negative log-likelihood in nats, and what `kept` gives]."""
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return [nll(logits, ids), *kept(ids, logits, self._reader.seed, index)]
+            return [nll(logits, ids), *record_kept(ids, logits, self._reader.seed, index)]
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 

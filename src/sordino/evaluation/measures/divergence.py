@@ -79,7 +79,7 @@ class _DivergenceTask(PairedTask):
         """Records of the original: [text, its tokens, kept tokens, log p of these]."""
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return kept(ids, logits, self._reader.seed, index)
+            return record_kept(ids, logits, self._reader.seed, index)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
@@ -129,7 +129,7 @@ class _DivergenceTask(PairedTask):
         )
 
 
-def kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
+def record_kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
     """The text's tokens and what `keep` gives, as JSON values for a record."""
     return [ids.tolist(), *map(_pack, keep(logits, seed, text))]
 
@@ -137,7 +137,7 @@ def kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[
 def against_kept(
     noted: Sequence[Any], ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
 ) -> tuple[float, int]:
-    """The divergence on one text from what `kept` noted of the original; see `against`.
+    """The divergence on one text from what `record_kept` noted of the original; see `against`.
 
     Raises:
         UserError: The tokenizers differ.

@@ -8,10 +8,11 @@ import difflib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -373,7 +374,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), redirect_stderr(StringIO()):  # its bars know no other way
             yield
     finally:
         logger.setLevel(level)

@@ -160,9 +160,11 @@ class Judge(Scorer):
         messages = one_message(instruction, json.dumps(text, ensure_ascii=False))
         choice = self._server.ask("chat/completions", {"messages": messages, **self._settings})[0]
         if len(choice.content or "") > _LONGEST_ANSWER:  # it cannot be a number
-            return None, self._server.quoted(choice.content or "")
+            return None, self._server.quote_words(choice.content or "")
         said = _THOUGHT.sub("", choice.content or "").strip()
         if choice.refusal or choice.ended == FILTERED or not said:
-            return None, self._server.quoted(choice.refusal or f"nothing, ended by {choice.ended}")
+            return None, self._server.quote_words(
+                choice.refusal or f"nothing, ended by {choice.ended}"
+            )
         number = _ONLY_NUMBER.fullmatch(said.removesuffix("."))
-        return (float(said.removesuffix(".")) if number else None), self._server.quoted(said)
+        return (float(said.removesuffix(".")) if number else None), self._server.quote_words(said)

@@ -216,7 +216,10 @@ def _lenses(
             if (found := vector(opened, direction)) is not None:
                 vectors[number] = found
     signs = _signs(opened, directions, encoded, outputs, most)
-    wanted = [(neurons[n][0].layer, _known(directions[n]).writer, v) for n, v in vectors.items()]
+    wanted = [
+        (neurons[n][0].layer, _require_direction(directions[n]).writer, v)
+        for n, v in vectors.items()
+    ]
     logits = logits_of(opened, wanted) if wanted else torch.empty(0)
     rows = dict(zip(vectors, logits, strict=True))
     return [
@@ -229,7 +232,7 @@ def _lenses(
     ]
 
 
-def _known(direction: Direction | None) -> Direction:
+def _require_direction(direction: Direction | None) -> Direction:
     assert direction is not None
     return direction
 

@@ -42,7 +42,7 @@ def coarse(values: NDArray[np.floating[Any]], rest: float) -> dict[str, Any] | N
     return {"codes": packed, "step": step, "rest": rest}
 
 
-def packed(
+def pack_neurons(
     expertise: Expertise, dampening: Dampening, second: Expertise | None = None
 ) -> dict[str, Any]:
     """All neurons in the order of the sites, for the page's script.

@@ -9,9 +9,9 @@ from sordino.report import figures, summary, tables
 from sordino.report.explorer.comparison import TOP, Comparison, Shared
 from sordino.report.explorer.insight import Curve, Insight
 from sordino.report.explorer.lens import Lens
-from sordino.report.explorer.packed import packed
+from sordino.report.explorer.packed import pack_neurons
 from sordino.report.explorer.subject import Subject
-from sordino.report.page import excerpt_shown, frame, pooled
+from sordino.report.page import describe_pooling, excerpt_shown, frame
 from sordino.templates import environment, own_file
 
 _ROWS = 25  # on one page of the table; explorer.js has the same number
@@ -72,7 +72,7 @@ def _write_words(exploration: Exploration) -> dict[str, Any]:
         "model": metadata["model"],
         "positive": metadata.get("n_positive", "some"),
         "negative": metadata.get("n_negative", "as many others"),
-        "pooled": pooled(metadata),
+        "pooled": describe_pooling(metadata),
         "whole": whole,
         "facts": _facts(exploration),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
@@ -131,7 +131,7 @@ def _draw(exploration: Exploration) -> tuple[dict[str, Any], dict[str, Any]]:
     if summary.changed_factors(dampening).size:
         charts["factors"] = figures.factor_distribution(summary.factor_histogram(dampening))
     second = exploration.second.expertise if exploration.second else None
-    data = packed(expertise, dampening, second)
+    data = pack_neurons(expertise, dampening, second)
     data["names"] = [one.name for one in (subject, exploration.second) if one]
     data["shown"] = [[insight.site, insight.index] for insight in exploration.insights]
     return {"colours": figures.colours(list(histograms)), "data": data}, charts
