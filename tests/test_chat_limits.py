@@ -337,7 +337,7 @@ def test_ctrl_c_ends_the_page_while_nothing_can_be_stopped(here, tmp_path):
     script.write_text(
         "import time\n"
         "import sordino.chatting.duet as duet\n"
-        "duet.judged = lambda *_: time.sleep(999)\n"
+        "duet.judge_answer = lambda *_: time.sleep(999)\n"
         "from sordino.cli.app import main\n"
         "main()\n"
     )
