@@ -41,14 +41,7 @@ _Name = Annotated[str, Field(max_length=100)]
 
 
 class _Wanted(BaseModel):
-    """The page's request for answers to the last turn.
-
-    Args:
-        id: A name with which the request can be stopped.
-        turns: The conversation.
-        sides: Who answers.
-        settings: The settings of the answers.
-    """
+    """The page's request for answers to the last turn; `id` is the name for stopping it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,12 +62,7 @@ _STOPPED: TypeAdapter[str] = TypeAdapter(_Name)
 
 @dataclass
 class Service:
-    """Answers one request at a time, in their order.
-
-    Args:
-        duet: The two sides.
-        ending: Whether the server is ending, which stops answers under way.
-    """
+    """Answers one request at a time, in their order; `ending` says when the server ends."""
 
     duet: Voices
     ending: Callable[[], bool] = lambda: False

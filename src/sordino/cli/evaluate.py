@@ -239,7 +239,7 @@ def evaluate(
     if dampening and server.endpoint is not None:
         raise UserError(
             "--dampening changes a model in this process, not one on a server: leave out "
-            "--endpoint and give the MODEL."
+            "--endpoint and pass the MODEL."
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         result = measure(
