@@ -200,7 +200,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
 
 
 def _main(found: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """The figures that the answer tells of, and what each is of, in words."""
+    """The figures of the answer, each with its subject in words."""
     firsts: dict[str, Row] = {}
     for row in found:
         firsts.setdefault(row.measure, row)  # a measure's first figure is its main one
