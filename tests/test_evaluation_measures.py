@@ -567,7 +567,8 @@ def test_several_pre_prompts_stand_side_by_side_and_share_a_scorer(models, promp
     settings = {"continuations": 3, "new_tokens": 6, "scorer": "letter-a"}
     several = [Toxicity(prompts, pre_prompt=led, **settings) for led in PRE_PROMPTS]
     result = evaluate(*models, measures=several)
-    assert list(result.measures) == ["toxicity", "toxicity:benign", "toxicity:adversarial"]
+    assert list(result.measures) == [one.key for one in several]
+    assert several[0].key == "toxicity"
     assert opened == [1]
     alone = evaluate(*models, measures=[several[1]])
     assert alone.measures["toxicity:benign"] == result.measures["toxicity:benign"]

@@ -183,7 +183,7 @@ class ChatOptions:
         from sordino.concepts.text_files import text_or_file
         from sordino.models.chat import Chat, Role, Use
 
-        system = text_or_file(self.system, "--system") if self.system else ""
+        system = text_or_file(self.system, "system") if self.system else ""
         return Chat(cast("Use", self.chat), cast("Role", self.role), system, self.thinking)
 
 

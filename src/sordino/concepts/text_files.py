@@ -69,19 +69,19 @@ def input_path(name: str | Path, *, what: str | None = None, mend: str) -> Path:
     return path
 
 
-def text_or_file(given: str, what: str) -> str:
+def text_or_file(given: str, argument: str) -> str:
     """A text that was typed, or the text of the file whose name was typed.
 
     Args:
         given: The text, or the file.
-        what: Its option, such as "--system", for messages.
+        argument: The argument that holds it, such as "system", for messages.
 
     Raises:
         UserError: The file cannot be read, or is empty.
     """
     if not os.path.exists(user_path(given)):  # noqa: PTH110 - unlike Path's, it raises nothing
-        return whole_text(given, what).strip()
-    shown = f"{what} {printable(given)}"
+        return whole_text(given, f"`{argument}`").strip()
+    shown = f"`{argument}={printable(given)}`"
     text = "\n".join(read_lines(input_path(given, what=shown, mend="give a text file"))).strip()
     if not text:
         raise UserError(f"{shown} is empty: write the text into it.")

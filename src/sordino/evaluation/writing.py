@@ -386,4 +386,4 @@ def pre_prompt_text(spec: str) -> str:
             f"`pre_prompt={printable(spec)}` is neither {', '.join(PRE_PROMPTS)} nor a text file: "
             "give one."
         )
-    return text_or_file(spec, "`pre_prompt`")
+    return text_or_file(spec, "pre_prompt")
