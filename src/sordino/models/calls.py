@@ -45,7 +45,7 @@ def library_errors(name: str, mend: str = "", *, done: str = "loaded") -> Iterat
     Args:
         name: What is being loaded, as the user called it.
         mend: What to do if a package is missing.
-        done: What could not be done with it.
+        done: What failed, for the message.
 
     Raises:
         UserError: The library failed.

@@ -1,4 +1,4 @@
-"""Whether a model reads from left to right, and the same text in the same way."""
+"""Refuse models that read in both directions, or the same text differently each time."""
 
 import torch
 from transformers import PreTrainedModel
@@ -7,7 +7,7 @@ from sordino.errors import UserError
 from sordino.models.calls import library_errors
 from sordino.models.sites import decoder_of
 
-_TOKENS = 4  # few: each is a large part of what a model that reads in both directions sees
+_TOKENS = 4  # few, so that each has a large effect in a model that reads in both directions
 # A later token's effect on earlier ones, relative to its own: rounding gives less.
 _EFFECT = 0.02
 
@@ -15,16 +15,16 @@ _EFFECT = 0.02
 def refuse_both_directions(
     name: str, model: PreTrainedModel, *, without_head: bool = False
 ) -> None:
-    """Refuse a model in which a token changes what the model makes of the tokens before it.
+    """Raise `UserError` if a token changes the model's outputs for the tokens before it.
 
-    Such a model (BERT, XLNet) fills gaps: it has no likelihood of a text and does not write on.
-    The configuration does not say so for every architecture, and so two texts are run that differ
-    in their last token.
+    Such a model (BERT, XLNet) fills gaps: it gives no likelihood of a text and cannot continue one.
+    Not every architecture's configuration says so, so two texts are run that differ in their last
+    token.
 
     Args:
         name: What the user called the model.
         model: The model.
-        without_head: Whether its decoder alone can run.
+        without_head: Whether to run the decoder alone.
 
     Raises:
         UserError: It reads in both directions, or not at all without more than text.
@@ -46,7 +46,7 @@ def refuse_both_directions(
 
 
 def refuse_random(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model that reads the same text in another way each time.
+    """Raise `UserError` if the model reads the same text differently each time.
 
     Raises:
         UserError: Its attention draws random numbers (Reformer's hashes).
