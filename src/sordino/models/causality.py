@@ -40,8 +40,8 @@ def refuse_both_directions(
     if effects[:-1].max() > _EFFECT * effects[-1]:
         raise UserError(
             f"{name} reads texts in both directions ({type(model).__name__}: a text's last token "
-            "changes what the model makes of those before it), so that it is no causal language "
-            "model. Choose one that is; a decoder of BERT's kind says is_decoder in config.json."
+            "changes the outputs for those before it), so it is not a causal language model: "
+            "choose one, or set is_decoder in config.json if it is a decoder of BERT's kind."
         )
 
 
@@ -54,5 +54,5 @@ def refuse_random(name: str, model: PreTrainedModel) -> None:
     if any(type(module).__name__.startswith("LSH") for module in model.modules()):
         raise UserError(
             f"{name} hashes texts with random numbers in its attention ({type(model).__name__}), "
-            "so that the same text has other responses each time: choose a model without."
+            "so the same text gives different responses each time: choose another model."
         )
