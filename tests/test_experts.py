@@ -372,11 +372,12 @@ def test_shifts_of_experts_without_biases_are_refused(tmp_path):
     [
         ("mixtral", "ia3", r"whose outputs no \(IA\)³ adapter of PEFT multiplies.*`format=lora`"),
         ("gpt_oss", "lora", r"change their bias .*no biases"),
+        ("laguna", "lora", r"PEFT renames .*shared_experts\.gate_proj"),
     ],
 )
 def test_what_no_adapter_holds_of_experts_is_refused(name, form, message, tmp_path):
     folder = tiny_folder(name, tmp_path)
-    sites = {path: site.neurons for path, site in expert_sites(tiny_model(name)).items()}
+    sites = {site.path: site.neurons for site in find_sites(tiny_model(name))}
     dampening = Dampening(random_factors(sites), "aura").limited(5)
     with pytest.raises(UserError, match=message):
         bake(folder, dampening, tmp_path / "x", format=form)

@@ -17,7 +17,7 @@ these.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from sordino.models.experts import ExpertMatrix
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.streaming import StoredTensors
+from sordino.models.transformers_internals import Conversions
 from sordino.progress import note
 
 
@@ -100,6 +101,7 @@ def write_lora(
         parts = _by_parameter(model, modules, changes)
     else:
         parts = [_Part(site, site, change.a[0], change.b[0]) for site, change in changes.items()]
+    _refuse_renamed(model, parts)
     tensors: dict[str, Values] = {}
     for part in parts:
         tensors[f"{part.wrapper}.lora_A.weight"] = part.a
@@ -208,6 +210,24 @@ def _refuse_with_experts(ref: ModelRef, changes: Mapping[str, LowRank]) -> None:
             f"{ref.name} is quantised, and PEFT's LoRA of MoE experts needs plain weights: "
             f"{instead}"
         )
+
+
+def _refuse_renamed(model: PreTrainedModel, parts: Iterable[_Part]) -> None:
+    """Refuse paths that PEFT would not find again.
+
+    It renames what is in the file by transformers' table for checkpoints, also where the name is a
+    module's already (Laguna's shared experts), and passes over what it then does not know.
+    """
+    conversions = Conversions(model)
+    for part in parts:
+        name = f"{part.wrapper}.lora_A.weight"
+        # PEFT takes back what only shortens a name at its beginning.
+        if not name.endswith(conversions.renamed(name)):
+            raise UserError(
+                f"PEFT renames {part.wrapper} while it loads an adapter and does not find it again: "
+                "use `format=weights` or `format=hooks`, or choose other `sites` when you find the "
+                "expertise."
+            )
 
 
 def low_rank(ref: ModelRef, model: PreTrainedModel, dampening: Dampening) -> dict[str, LowRank]:

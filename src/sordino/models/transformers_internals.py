@@ -177,6 +177,11 @@ class Conversions:
             found, pattern = _rename(name, [], [], prefix, expected)
         return Placement(found, () if pattern is None else _names(self._converter(pattern)))
 
+    def renamed(self, name: str) -> str:
+        """What the renamings alone make of a name, whether or not it is a parameter's already."""
+        found: str = _rename(name, self._renamings, [])[0]
+        return found
+
     def _converter(self, pattern: str) -> Any:
         return next(entry for entry in self._converters if pattern in entry.source_patterns)
 
