@@ -224,9 +224,9 @@ def _refuse_renamed(model: PreTrainedModel, parts: Iterable[_Part]) -> None:
         # PEFT takes back what only shortens a name at its beginning.
         if not name.endswith(conversions.renamed(name)):
             raise UserError(
-                f"PEFT renames {part.wrapper} while it loads an adapter and does not find it again: "
-                "use `format=weights` or `format=hooks`, or choose other `sites` when you find the "
-                "expertise."
+                f"PEFT renames {part.wrapper} while it loads an adapter and does not find it "
+                "again: use `format=weights` or `format=hooks`, or choose other `sites` when you "
+                "find the expertise."
             )
 
 
