@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import logging
 
 from families import tiny_folder, tiny_model, tiny_tokenizer
 from sordino.errors import UserError
+from sordino.models.calls import quiet_transformers
 from sordino.models.open import OpenModel, choose_device, empty_model, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import decoder_layers, find_sites
@@ -220,3 +222,16 @@ def test_what_hashes_at_random_is_refused_before_its_weights_are_read(tmp_path):
     folder = tiny_folder("reformer", tmp_path)
     with pytest.raises(UserError, match="hashes texts with random numbers"):
         empty_model(resolve(folder))
+
+
+def test_quiet_blocks_of_two_threads_may_end_in_any_order():
+    def settings():
+        return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+    before, first, second = settings(), quiet_transformers(), quiet_transformers()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert settings() == (logging.ERROR, False)
+    second.__exit__(None, None, None)
+    assert settings() == before

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -19,19 +20,32 @@ _ORDINARY = (None, "eager", "sdpa")
 _LONGEST_REASON = 300
 
 
+_lock = Lock()
+_before: list[tuple[int, bool]] = []
+"""Verbosity and progress bars before the open blocks of `quiet_transformers`, once per block."""
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Suppress the loaders' own progress bars and warnings; errors are raised all the same."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    """Suppress the loaders' own progress bars and warnings; errors are raised all the same.
+
+    The settings are the process's. Blocks of several threads may overlap: the last one that ends
+    restores them.
+    """
+    with _lock:
+        now = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        _before.append(_before[0] if _before else now)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with _lock:
+            verbosity, bars = _before.pop()
+            if not _before:
+                transformers_logging.set_verbosity(verbosity)
+                if bars:
+                    transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
 from sordino.models.calls import quiet_transformers
@@ -264,7 +263,7 @@ class StreamedWeights:
     def _read(self, part: Part) -> dict[str, Tensor]:
         """A part's weights by name, read from the files."""
         try:
-            with _no_bars():
+            with quiet_transformers():
                 tensors = {name: self._stored[name] for name in self._names[part]}
                 found = load_tensors(self._vessel, tensors, self._conversions, self.device)
         except OSError as error:
@@ -342,14 +341,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
