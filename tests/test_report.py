@@ -410,6 +410,16 @@ def test_samples_show_rises_beside_falls() -> None:
     assert outcome.samples(None) == {}
 
 
+def test_samples_of_replies_are_apart_and_texts_that_were_read_are_left_out() -> None:
+    plain = evaluation()
+    pairs = plain.samples["toxicity"]
+    read = [{"text": "t", "group": "g", "tokens": 2, "nll_before": 1.0, "nll_after": 2.0}]
+    more = {"toxicity:chat": pairs, "coverage": read, "toxicity:chat:benign": pairs}
+    found = outcome.samples(plain.model_copy(update={"samples": plain.samples | more}))
+    assert [*found] == ["Toxicity", "Toxicity, in chat"]
+    assert found["Toxicity"] == found["Toxicity, in chat"]
+
+
 texts = st.text(st.sampled_from("ab \n\t"), max_size=30)
 
 

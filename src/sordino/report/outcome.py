@@ -300,17 +300,16 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
     """Continuations to show, by measure and by how they were chosen.
 
     Some are drawn evenly. Others are those whose score moved most, in both directions, since the
-    falls alone would flatter. Measures without scores, and those with pre-prompts, are only in the
-    file of samples.
+    falls alone would flatter. Measures of replies in chat are apart. Measures without scores, and
+    those with pre-prompts, are only in the file of samples.
     """
     if evaluation is None or evaluation.before is None:
         return {}
     found = {}
     for name, rows_of in evaluation.samples.items():
-        scored = name == measure_of(name) and all(
-            isinstance(one, dict) for one in rows_of[0]["after"]
-        )
-        if not scored:
+        form, written = form_of(name), rows_of[0].get("after", [None])
+        scored = all(isinstance(one, dict) for one in written)
+        if form not in ("", "in chat") or not scored:
             continue
         prompts = [pairs for pairs in map(_pairs, rows_of) if pairs]
         step = max(1, len(prompts) // _EVEN)
@@ -322,7 +321,8 @@ def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]
                 pair for pair in moved[: -_EXTREME - 1 : -1] if _rise(pair) > 0
             ],
         }
-        found[_find_declared(name)[0]] = {
+        title = _find_declared(measure_of(name))[0]
+        found[f"{title}, {form}" if form else title] = {
             why: [_mark(pair) for pair in pairs] for why, pairs in chosen.items() if pairs
         }
     return found
