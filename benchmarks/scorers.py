@@ -112,7 +112,8 @@ def main() -> None:
             for texts in read()
         ]
     statements, rated = ratings()
-    drawn = np.random.default_rng(0).permutation(len(statements))[: asked.most and 2 * asked.most]
+    most = asked.most and 2 * asked.most
+    drawn = sorted(np.random.default_rng(0).permutation(len(statements))[:most].tolist())
     heads = [f"{name} ({len(a):,} and {len(b):,})" for name, (a, b) in sets.items()]
     heads.append(f"agreement with people on ToxiGen ({len(drawn):,})")
     print(f"| scorer | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
