@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = sys.argv[1:] if arguments is None else arguments
     typed.remember(given)
-    # Imports leave no garbage, and looking for it takes a quarter of their time. A command lets it
+    # Imports leave no garbage, and looking for it takes a fifth of their time. A command lets it
     # be collected again when it begins its work.
     gc.disable()
     try:
