@@ -8,7 +8,6 @@ the numbers of tokens follows how long the parts of `make demo` take together.
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import gguf
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import auroc as auroc_benchmark
 from benchmarks.bake import some_factors
 from benchmarks.find import bare_decoder
 from benchmarks.generation import products_alone
@@ -27,12 +27,14 @@ from benchmarks.models import SHAPES, random_concept, random_model, sentences
 from sordino.concepts.concept import Concept
 from sordino.concepts.load import load_concept
 from sordino.edits.baking import bake
-from sordino.evaluation import Arm, Measure, Perplexity, Toxicity, evaluate, prepare
+from sordino.evaluation import Measure, Perplexity, Toxicity, prepare
 from sordino.evaluation.evaluator import BATCH_TOKENS as EVALUATION_TOKENS
+from sordino.evaluation.measure import ALL, Task
 from sordino.evaluation.measures.toxicity import KIT_PROMPTS
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import choose, read_texts
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
+from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
@@ -46,7 +48,7 @@ from sordino.models.tokenise import encode
 from sordino.pipeline import RECOMMENDED_DIVERGENCE
 from sordino.tuning.calibration import TOKENS, Yardstick, calibrate, clean_texts
 
-_WITHIN_S = 400
+_WITHIN_S = 200
 _BARS = {"find": 1.1, "attribution": 1.25, "toxicity": 1.25}
 # What `make demo` asks for; a test compares.
 PER_CLASS, PROMPTS, CONTINUATIONS, NEW_TOKENS, ARMS = 400, 300, 5, 20, 3
@@ -125,7 +127,8 @@ class Given:
     Args:
         model: The model's name or folder.
         concept: All its sentences.
-        per_class: How many of each class are taken.
+        per_class: How many of each class are taken for finding.
+        attributed: And for attribution.
         sizing: The texts that set a size.
         prose: The texts of perplexity.
         perplexity: The measure of a few of these.
@@ -135,6 +138,7 @@ class Given:
     model: str | Path
     concept: Concept
     per_class: int
+    attributed: int
     sizing: Sequence[str]
     prose: Sequence[str]
     perplexity: Perplexity
@@ -169,7 +173,7 @@ def given(options: Options) -> Given:
         reading = Perplexity(max_texts=4)
         prose = chosen(reading.texts, Perplexity().max_texts)
         insults = load_concept("insults")
-        return Given("kit:smollm2", insults, 20, clean_texts(), prose, reading, writing)
+        return Given("kit:smollm2", insults, 60, 20, clean_texts(), prose, reading, writing)
     model, lines = options.work / "parts" / "tiny", options.work / "parts" / "lines.txt"
     opened = random_model("tiny", SHAPES["tiny"])
     opened.model.save_pretrained(model)
@@ -177,7 +181,7 @@ def given(options: Options) -> Given:
     texts = sentences(6, 1000, longest=12)
     lines.write_text("\n".join(texts) + "\n", encoding="utf-8")
     reading, writing = Perplexity(str(lines)), replace(writing, prompts=str(lines))
-    return Given(model, random_concept(60, 1000), 20, texts, texts, reading, writing)
+    return Given(model, random_concept(60, 1000), 20, 20, texts, texts, reading, writing)
 
 
 def tokens(opened: OpenModel, texts: Sequence[str]) -> int:
@@ -190,18 +194,18 @@ def passes(work: Sequence[Passage]) -> int:
     return sum(passage.batch.tokens * (1 + len(passage.vectors)) for passage in work)
 
 
-def evaluating(opened: OpenModel, measure: Measure) -> Callable[[], Any]:
-    """One arm of an evaluation, intervals included."""
-    ready = prepare([measure], compared=False, device="cpu")
-    arm = Arm("model", "", "", lambda: nullcontext(opened))
-    return partial(evaluate, arm, measures=ready, device="cpu")
+def collecting(opened: OpenModel, measure: Measure) -> Callable[[], Any]:
+    """What one arm of an evaluation does before its intervals."""
+    [task] = prepare([measure], compared=False, device="cpu").tasks.values()
+    assert isinstance(task, Task)
+    return lambda: list(task.collect(opened, batch_tokens=EVALUATION_TOKENS, which=ALL))
 
 
 def finding_parts(opened: OpenModel, of: Given) -> list[Part]:
     """Finding, and attribution."""
     few, sweep = of.concept.sampled(max_per_class=of.per_class, seed=0), SweepSettings()
     limits = sweep.max_tokens, BATCH_TOKENS
-    work = passages(opened, few, AttributionSettings(of.per_class), *limits)
+    work = passages(opened, of.concept, AttributionSettings(of.attributed), *limits)
     whole = passages(opened, of.concept, AttributionSettings(PER_CLASS), *limits)
     return [
         Part(
@@ -246,14 +250,14 @@ def measuring_parts(opened: OpenModel, of: Given, dampening: Dampening) -> list[
         Part(
             "perplexity",
             "forward with head",
-            evaluating(opened, of.perplexity),
+            collecting(opened, of.perplexity),
             read,
             ARMS * tokens(opened, of.prose) / few,
         ),
         Part(
             "toxicity",
             "matrix products",
-            evaluating(opened, of.toxicity),
+            collecting(opened, of.toxicity),
             partial(products_alone, opened, batches),
             ARMS * PROMPTS / len(prompts),
         ),
@@ -310,6 +314,7 @@ def run(options: Options) -> Result:
             *measuring_parts(opened, of, dampening),
             *file_parts(opened, of, dampening, options.work / "parts"),
         ]
+        auroc(*auroc_benchmark.data(100, 64))  # which loads what is compiled
         ways = {f"{part.name}: {part.floor} (floor)": part.least for part in parts}
         ways |= {f"{part.name}: sordino": part.ours for part in parts}
         seconds, _ = in_turns(
@@ -337,7 +342,7 @@ def run(options: Options) -> Result:
     ]
     about = {
         "model": "random" if options.quick else "SmolLM2-135M-Instruct",
-        "sentences": 2 * of.per_class,
+        "sentences": f"{2 * of.per_class}, for attribution {2 * of.attributed}",
         "texts": len(of.few_texts),
         "prompts": len(of.few_prompts),
         "dtype": "float32",
