@@ -512,7 +512,7 @@ def test_a_rule_with_shifts_is_refused_before_the_long_work(call, here, monkeypa
     )
     assert status == 2
     assert "mean_shift shifts outputs, and unbiased has no biases to hold that" in error
-    assert "bake --format hooks" in error
+    assert "--format hooks" in error
     assert not (here / "shifted").exists()
 
 
