@@ -16,7 +16,7 @@ from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
-from sordino.studies.variants import with_own
+from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
 ATTRIBUTION = AttributionSettings(20)
@@ -173,6 +173,50 @@ def test_reversed_own_samples_make_what_was_gained_lost(open_tiny, concept):
         assert ((other.factors[site] == 1) | (gain < 0)).all()
     assert one.changed
     assert other.changed
+
+
+def test_attribution_along_the_way_is_the_slope_there(open_tiny, concept):
+    """By differences of the likelihood of the sentences under the edit."""
+    opened = open_tiny("llama", dtype=torch.float64)
+    start = find_experts(opened, concept, attribution=ATTRIBUTION, own=own_of())
+    draw = np.random.default_rng(0)
+    factors = {s.path: draw.uniform(0.5, 1, s.neurons).astype(np.float32) for s in opened.sites}
+    half = Dampening(factors, "half")
+    with half.applied(opened.model):
+        found = find_experts(opened, concept, attribution=ATTRIBUTION, own=own_of())
+    there = along_the_way(start, found, half)
+    work = attribution.passages(opened, concept, ATTRIBUTION, 128, 2048)
+    positive = [one for one in work if one.of is Statistic.POSITIVE]
+
+    def likelihood(site, neuron, change):
+        changed = {**factors, site: factors[site].copy()}
+        changed[site][neuron] -= change
+        with torch.no_grad(), Dampening(changed, "moved").applied(opened.model):
+            nats = sum(
+                float(
+                    attribution._likelihoods(opened.model(one.batch.input_ids).logits, one, 0)[
+                        attribution.OBSERVED
+                    ]
+                )
+                for one in positive
+            )
+        return nats / sum(one.counted for one in positive)
+
+    amount, slopes = 1 / 64, []
+    for site in there.sites[1:7:2]:
+        for neuron in (0, 9):
+            low, high = (likelihood(site, neuron, by) for by in (amount, -amount))
+            slopes.append((there[Statistic.POSITIVE][site][neuron], (high - low) / (2 * amount)))
+    measured, expected = np.array(slopes).T
+    np.testing.assert_allclose(measured, expected, rtol=0.02, atol=2e-4 * np.abs(expected).max())
+    for name, same in ((Statistic.COST, True), (Statistic.OWN, False)):
+        site = there.sites[0]
+        assert (there[name][site] == start[name][site]).all() == same
+    both = both_benefits(start, there)
+    site = there.sites[2]
+    np.testing.assert_allclose(
+        both[Statistic.OWN][site], (start[Statistic.OWN][site] + there[Statistic.OWN][site]) / 2
+    )
 
 
 def test_the_record_says_what_was_sampled_and_who_judged(open_tiny, concept):

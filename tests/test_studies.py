@@ -314,7 +314,7 @@ OWN = {
 
 
 # Several times as many trials as the others.
-LONGEST = {"ingredients", "layers", "own-samples", "rank", "rivals"}
+LONGEST = {"curvature", "halfway", "ingredients", "layers", "own-samples", "rank", "rivals"}
 
 
 @pytest.mark.parametrize(

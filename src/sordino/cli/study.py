@@ -123,14 +123,15 @@ def study(
 
     methods: which rule removes most at the same divergence? rivals: do other methods at their best
     remove more? ranking: does the ranking of the neurons matter? layers: which layers and kinds of
-    site matter? subset: how many neurons are
-    enough? soft-or-hard: AurA, or one factor for the best neurons? ingredients: what does contrast
-    need? own-samples: do the model's own continuations help? attention: do attention's sites help?
-    data: how many sentences are enough? concepts: does dampening one concept dampen others?
-    prompting: does it hold with pre-prompts? diversity: is the text poorer? dtype: does it hold in
-    16 bits and quantised? overhead: is the model slower? transfer: does it hold on a sibling
-    (--sibling)? rank: how few rows of each matrix are enough? chat: how do replies, refusals and
-    texts about groups change, and does protection help?
+    site matter? subset: how many neurons are enough? soft-or-hard: AurA, or one factor for the
+    best neurons? ingredients: what does contrast need? own-samples: do the model's own
+    continuations help? halfway: does measuring again halfway help? curvature: do costs of neurons
+    together help? attention: do attention's sites help? data: how many sentences are enough?
+    concepts: does dampening one concept dampen others? prompting: does it hold with pre-prompts?
+    diversity: is the text poorer? dtype: does it hold in 16 bits and quantised? overhead: is the
+    model slower? transfer: does it hold on a sibling (--sibling)? rank: how few rows of each
+    matrix are enough? chat: how do replies, refusals and texts about groups change, and does
+    protection help?
 
     Neurons are found in float32; --dtype is for the measurements. To continue an interrupted study,
     or to extend it with other sizes, run the command again.

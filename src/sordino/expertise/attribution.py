@@ -33,7 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sordino import progress as show
@@ -633,18 +635,11 @@ def _sums(
 
     for watched, gradient in zip(outputs, gradients, strict=True):
         site, width = watched.site, gradient.shape[-1]
-        products = gradient.float() * watched.outputs.detach().float()
-        if watched.tokens is None:
-            # Some layers flatten sentences and tokens before their feed-forward part.
-            a = products.reshape(len(batch.indices), -1, width).sum(dim=1)
-        else:
-            each = torch.arange(len(batch.indices), device=products.device)
-            belongs = watched.tokens // batch.input_ids.shape[1] == each[:, None]
-            a = belongs.float() @ products
-            reached = belongs.any(dim=1).sum(dim=0, keepdim=True)
-            if not cost:
-                name = Sum(site.path, passage.of, Part.REACHED)
-                put(name, site.experts, watched.expert, where_float64(reached))
+        a = _by_text(watched, gradient, batch)
+        if watched.tokens is not None and not cost:
+            reached = _belongs(watched, batch).any(dim=1).sum(dim=0, keepdim=True)
+            name = Sum(site.path, passage.of, Part.REACHED)
+            put(name, site.experts, watched.expert, where_float64(reached))
         a = where_float64(a)
         first = watched.expert * width
         if cost:
@@ -657,6 +652,67 @@ def _sums(
         put(Sum(site.path, passage.of, Part.TOTAL), site.neurons, first, total)
         put(Sum(site.path, passage.of, Part.SQUARES), site.neurons, first, squares)
     yield from found.items()
+
+
+def _by_text(watched: _Watched, gradient: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Σ g·z of each text, float32 [texts, neurons]."""
+    products = gradient.float() * watched.outputs.detach().float()
+    if watched.tokens is None:
+        # Some layers flatten sentences and tokens before their feed-forward part.
+        return products.reshape(len(batch.indices), -1, gradient.shape[-1]).sum(dim=1)
+    return _belongs(watched, batch).float() @ products
+
+
+def _belongs(watched: _Watched, batch: Batch) -> torch.Tensor:
+    """Which of the tokens that came to an expert are each text's, bool [texts, tokens]."""
+    assert watched.tokens is not None  # it is an expert's
+    each = torch.arange(len(batch.indices), device=watched.tokens.device)
+    return watched.tokens // batch.input_ids.shape[1] == each[:, None]
+
+
+def scores_by_text(
+    opened: OpenModel, work: Sequence[Passage], seed: int
+) -> tuple[NDArray[np.float32], int]:
+    """The score of each clean text by each neuron, of which the cost is the mean square.
+
+    Args:
+        opened: The model, in memory as a whole.
+        work: As for `attribute`; the negative texts count.
+        seed: As there: with the same work and seed, the same tokens are drawn.
+
+    Returns:
+        float32 [neurons, texts], the sites' neurons in their order; and how many tokens count.
+
+    Raises:
+        UserError: The model is read layer by layer.
+    """
+    if opened.streamed is not None:
+        raise UserError(
+            f"Scores by text are kept for all neurons at once, and {opened.ref.name} is read layer "
+            "by layer: use a machine whose memory holds it, with `stream=False`."
+        )
+    sizes = np.cumsum([0, *(site.neurons for site in opened.sites)])
+    starts = {site.path: int(start) for site, start in zip(opened.sites, sizes, strict=False)}
+    clean = [(n, passage) for n, passage in enumerate(work) if passage.of is Statistic.NEGATIVE]
+    counts = [len(passage.batch.indices) for _, passage in clean]
+    found = np.zeros((int(sizes[-1]), sum(counts)), np.float32)
+    tokens = sum(passage.batch.tokens for _, passage in clean)
+    first = 0
+    with Whole.gradients(opened), show.track("scores", tokens, "tokens") as advance:
+        for (number, passage), count in zip(clean, counts, strict=True):
+            with _outputs(opened, opened.sites) as outputs:
+                ids = passage.batch.input_ids.to(opened.device)
+                logits = opened.model(input_ids=ids, use_cache=False).logits
+            likelihood = _likelihoods(logits, passage, seed + number)[DRAWN]
+            gradients = torch.autograd.grad(likelihood, [watched.outputs for watched in outputs])
+            for watched, gradient in zip(outputs, gradients, strict=True):
+                start = starts[watched.site.path] + watched.expert * gradient.shape[-1]
+                rows = slice(start, start + gradient.shape[-1])
+                scores = _by_text(watched, gradient, passage.batch).T
+                found[rows, first : first + count] = scores.cpu().numpy()
+            first += count
+            advance(passage.batch.tokens)
+    return found, sum(passage.counted for _, passage in clean)
 
 
 def _draw(log_p: torch.Tensor, seed: int) -> torch.Tensor:

@@ -538,7 +538,9 @@ def _hook(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
     @cache
     def fitting(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         # Both take the output's dtype, so that a bfloat16 model stays one, even with int8 weights.
-        return scale.to(device, dtype), None if shift is None else shift.to(device, dtype)
+        # They outlive a sweep's inference mode, and may be differentiated through later.
+        with torch.inference_mode(False):
+            return scale.to(device, dtype), None if shift is None else shift.to(device, dtype)
 
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         factor, summand = fitting(output.device, output.dtype)

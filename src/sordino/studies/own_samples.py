@@ -14,8 +14,9 @@ from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
 from sordino.studies.variants import with_own
 from sordino.tuning.lab import Lab
 
-_BOTH = "own samples and corpus"
-_EVIDENCE = {"corpus": "corpus", "own samples": "own", _BOTH: "all"}
+BOTH = "own samples and corpus at {:g}"
+"""What contrast with all evidence is called at a divergence; other studies share its work."""
+_EVIDENCE = {"corpus at {:g}": "corpus", "own samples at {:g}": "own", BOTH: "all"}
 _FEW = 50
 """Sentences of each class in a sweep of which the own samples alone are wanted."""
 _SMALLER = 0.4
@@ -60,7 +61,7 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     )
     for divergence in (plan.asked, plan.asked * _SMALLER):
         rules = {
-            f"{name} at {divergence:g}": family(expertise, "contrast", evidence=evidence)
+            name.format(divergence): family(expertise, "contrast", evidence=evidence)
             for name, evidence in _EVIDENCE.items()
         }
         corpus, *others = rules

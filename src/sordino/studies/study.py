@@ -52,6 +52,7 @@ class Plan:
         fewer: Smaller numbers of them to compare with.
         own_prompts: At most so many prompts for own samples.
         own_continuations: Continuations of each of them.
+        steps: How many times benefits are measured again, halfway to the edit so far.
         budgets: Divergences for curves, in nats per token.
         asked: The divergence at which questions about one rule are asked.
         shuffles: How many times factors are permuted.
@@ -85,6 +86,7 @@ class Plan:
     fewer: tuple[int, ...] = (100, 20)
     own_prompts: int = 300
     own_continuations: int = 8
+    steps: int = 2
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05
     shuffles: int = 20
@@ -129,10 +131,17 @@ class Plan:
         apart = {text.text for text in read_texts(self.prompts)}
         return taken.settings(lab.concept, seed=lab.seed, device=lab.device, apart=apart)
 
-    def with_own(self, lab: Lab) -> Expertise:
-        """The expertise of all linear layers with attribution, also to own samples."""
+    def with_own(self, lab: Lab, name: str = "own", edited: Edit | None = None) -> Expertise:
+        """The expertise of all linear layers with attribution, also to own samples.
+
+        Args:
+            lab: Where it is found.
+            name: Under which it is kept.
+            edited: What is done to the model meanwhile.
+        """
         attribution = AttributionSettings(self.per_class, lab.seed)
-        return lab.find("own", sites=ATTENTION, attribution=attribution, own=self.own(lab))
+        own = self.own(lab)
+        return lab.find(name, sites=ATTENTION, attribution=attribution, own=own, edited=edited)
 
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""

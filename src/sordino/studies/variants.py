@@ -74,6 +74,53 @@ def with_own(expertise: Expertise, own: Expertise, sign: int = 1) -> Expertise:
     return replace(expertise, statistics=statistics)
 
 
+_BENEFITS = (
+    (Statistic.POSITIVE, 1),
+    (Statistic.NEGATIVE, 1),
+    (Statistic.VARIANCE, 2),
+    (Statistic.OWN, 1),
+    (Statistic.OWN_VARIANCE, 2),
+)
+"""What benefits are made of, with the power of an output's scale that each has."""
+
+
+def along_the_way(start: Expertise, found: Expertise, edit: Dampening) -> Expertise:
+    """An expertise whose benefits are those of an edited model, as changes of the original.
+
+    Where a neuron's output is multiplied by α, attribution by a further change of it is α times
+    that by a change of the original output: here it is divided by α again. Costs stay the
+    original's.
+
+    Args:
+        start: Of the original.
+        found: Of the model under the edit.
+        edit: With factors above 0.
+    """
+    statistics = {
+        site: {
+            **of,
+            **{
+                name: (found[name][site] / edit.factors[site] ** power).astype(np.float32)
+                for name, power in _BENEFITS
+            },
+        }
+        for site, of in start.statistics.items()
+    }
+    return replace(start, statistics=statistics)
+
+
+def both_benefits(one: Expertise, other: Expertise) -> Expertise:
+    """An expertise whose benefits are the means of two, the costs being those of the first."""
+    statistics = {
+        site: {
+            **of,
+            **{name: (of[name] + other[name][site]) / 2**power for name, power in _BENEFITS},
+        }
+        for site, of in one.statistics.items()
+    }
+    return replace(one, statistics=statistics)
+
+
 def only_known(expertise: Expertise) -> Callable[[Values], Values]:
     """Benefits of the neurons whose AUROC is above chance, as `selective` decides, others 0."""
     known = selective(expertise).factors

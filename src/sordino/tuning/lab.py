@@ -142,21 +142,36 @@ class Lab:
         sweep: SweepSettings | None = None,
         attribution: AttributionSettings | None = None,
         own: OwnSettings | None = None,
+        edited: Edit | None = None,
     ) -> Expertise:
-        """An expertise of the model, found once and stored under this name."""
+        """An expertise of the model, found once and stored under this name.
+
+        With `edited`, it is that of the model under this edit: attribution is by a further change
+        of what its neurons put out then.
+        """
         file = self._folder / f"{name}.expertise.safetensors"
         if not self._work.holds(name, file):
             show.note(f"finding: {name}")
-            find_experts(
-                replace(self.finder, site_pattern=sites or self.sites),
-                concept or self.concept,
-                settings=replace(sweep or SweepSettings(), chat=self.chat),
-                attribution=attribution,
-                own=own,
-                output=file,
-            )
+            opened = replace(self.finder, site_pattern=sites or self.sites)
+            with nullcontext() if edited is None else edited.applied(opened.model):
+                find_experts(
+                    opened,
+                    concept or self.concept,
+                    settings=replace(sweep or SweepSettings(), chat=self.chat),
+                    attribution=attribution,
+                    own=own,
+                    output=file,
+                )
             self._work.done(name, file)
         return Expertise.load(file)
+
+    def made(self, name: str, make: Callable[[], Dampening]) -> Dampening:
+        """A dampening that takes long to make, made once and kept under this name."""
+        file = self._folder / f"{name}.dampening.safetensors"
+        if not self._work.holds(name, file):
+            make().save(file, force=True)
+            self._work.done(name, file)
+        return Dampening.load(file)
 
     @property
     def finder(self) -> OpenModel:

@@ -66,12 +66,11 @@ def contrast(
         raise UserError(f"contrast takes a budget above 0, not {budget:g}.")
     if not amplify >= 0:
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
-    benefits = _benefits(expertise, evidence)
+    benefit = whole_benefit(expertise, budget, amplify, evidence)
     cost = _known(expertise[Statistic.COST])
-    flat_cost = _flat(cost)
     flat = amounts(
-        together(benefits, flat_cost, budget, amplify),
-        flat_cost,
+        benefit,
+        _flat(cost),
         budget,
         amplify,
         None if rows is None else AtMost(rows, tuple(part.size for part in cost.values())),
@@ -103,6 +102,21 @@ def _benefits(expertise: Expertise, evidence: str) -> list[Benefit]:
         own, variance = (_flat(_known(expertise[name])) for name in _OWN)
         found.append(Benefit(own, shrunk(own, variance)))
     return found
+
+
+def whole_benefit(
+    expertise: Expertise, budget: float, amplify: float = 0.0, evidence: str = "all"
+) -> NDArray[np.float64]:
+    """Each neuron's benefit by all evidence that is asked for, float64 [all neurons].
+
+    Args:
+        expertise: With attribution.
+        budget: See `contrast`, as for the rest.
+        amplify: As there.
+        evidence: As there.
+    """
+    benefits = _benefits(expertise, evidence)
+    return together(benefits, _flat(_known(expertise[Statistic.COST])), budget, amplify)
 
 
 def together(

@@ -1,0 +1,110 @@
+"""Whether a curvature that sees neurons act together makes contrast better."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from sordino.evaluation import Estimate, Evaluation, Measure
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings, passages, scores_by_text
+from sordino.expertise.sentences import chat_for
+from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
+from sordino.interventions import Dampening, contrast, family
+from sordino.interventions.curvature import Curvature, amounts_together
+from sordino.interventions.rules.contrast import by_site, whole_benefit
+from sordino.models.sites import ATTENTION
+from sordino.studies.findings import compared, differences
+from sordino.studies.own_samples import BOTH
+from sordino.studies.record import Finding, StudyRecord
+from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
+from sordino.studies.words import model_name, plain
+from sordino.tuning.lab import Lab, Trial
+
+_SHARES = (0.1, 0.5)
+"""How much of the curvature is its diagonal."""
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    yield from compared(
+        record, "curvature", fallen="less is left", risen="more is left", unsettled="inconclusive"
+    )
+    for finding in record.group("curvature").findings:
+        if finding.unit == "number":
+            yield f"{model_name(record.model)}, {finding.label}: {plain(finding.estimate, 3)}."
+
+
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    return (replace(plan.toxicity(), max_prompts=plan.most_other),)
+
+
+@study(
+    "Does contrast remove more if costs are of neurons together, and not of each alone?",
+    _answer,
+    _measures,
+)
+def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """Contrast by the Fisher information's diagonal, and by one of a higher rank.
+
+    The latter's change is solved once, for a divergence by its own estimate, and then scaled to the
+    divergence as it is measured.
+    """
+    expertise = plan.with_own(lab)
+    diagonal = BOTH.format(plan.asked)
+    whole = _solved(lab, plan, expertise)
+    rules: dict[str, Sizes] = {diagonal: family(expertise, "contrast")}
+    rules |= {name: made.scaled for name, made in whole.items()}
+    trials = [lab.sized(name, rule, plan.asked) for name, rule in rules.items()]
+    foretold = {diagonal: contrast(expertise, plan.asked), **whole}
+    measured = {name: lab.divergence(Trial(name, made)) for name, made in foretold.items()}
+
+    def findings(evaluations: Mapping[str, Evaluation]) -> Iterable[Finding]:
+        pairs = {f"{name}, compared with {diagonal}": (name, diagonal) for name in whole}
+        yield from differences(evaluations, pairs, lab.seed)
+        for name, divergence in measured.items():
+            yield Finding(
+                name=f"measured, {name}",
+                label=f"{name}: divergence where its own estimate is {plan.asked:g}",
+                unit="number",
+                estimate=Estimate(divergence, None, None),
+            )
+
+    yield Group(
+        "curvature",
+        f"Contrast at a divergence of {plan.asked:g}",
+        reached(trials),
+        (*_measures(plan), *plan.reading(lab)),
+        absent(rules, trials),
+        findings,
+    )
+
+
+def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
+    """The changes within the divergence that is asked for, by estimates of neurons together."""
+    kept: list[tuple[np.ndarray, int]] = []
+
+    def scores() -> tuple[np.ndarray, int]:
+        if not kept:
+            opened = replace(lab.finder, site_pattern=ATTENTION)
+            settings = AttributionSettings(plan.per_class, lab.seed)
+            chat = chat_for(opened, lab.concept, lab.chat)
+            limits = SweepSettings().max_tokens, BATCH_TOKENS
+            work = passages(opened, lab.concept, settings, *limits, chat)
+            kept.append(scores_by_text(opened, work, lab.seed))
+        return kept[0]
+
+    def solve(share: float) -> Dampening:
+        benefit = whole_benefit(expertise, plan.asked)
+        found = amounts_together(benefit, Curvature(*scores(), share), plan.asked)
+        like = {site: np.zeros(of.size) for site, of in expertise["auroc"].items()}
+        factors = {site: (1 - d).astype(np.float32) for site, d in by_site(found, like).items()}
+        about = {"budget": plan.asked, "diagonal": share}
+        return Dampening(factors, "contrast", settings=about, expertise=expertise.metadata)
+
+    return {
+        f"together, {share:.0%} of the diagonal": lab.made(
+            f"together-{share:g}", partial(solve, share)
+        )
+        for share in _SHARES
+    }
