@@ -14,7 +14,7 @@ from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening
 from sordino.interventions.curvature import Curvature, amounts_together
 from sordino.interventions.rules.contrast import amounts
-from sordino.tuning import Yardstick
+from sordino.tuning.calibration import Yardstick
 
 SETTINGS = AttributionSettings(25)
 
