@@ -83,6 +83,15 @@ def test_peft_holds_experts_too(family, tmp_path):
         torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_peft_does_not_take_shared_experts_for_routed_ones(family, tmp_path):
+    folder, model = tiny_folder(family, tmp_path), tiny_model(family)
+    dampening = dampening_of(model, pattern=r"shared_expert|layers\.0\.mlp\.\w+$")
+    bake(folder, dampening, tmp_path / "adapter", format="lora")
+    hooked = logits(model, dampening)
+    torch.testing.assert_close(logits(loaded(model, tmp_path / "adapter")), hooked, **CLOSE)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_in_half_precision_it_is_as_exact_as_the_type(family, tmp_path):
     folder = tiny_folder(family, tmp_path, dtype=torch.bfloat16)

@@ -40,12 +40,15 @@ from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_bias, by_neuron
 from sordino.markdown import with_front
 from sordino.models.checkpoint import quantisation_of
-from sordino.models.experts import ExpertMatrix
+from sordino.models.experts import ExpertMatrix, expert_matrices
 from sordino.models.open import empty_model
 from sordino.models.reference import ModelRef
 from sordino.models.streaming import StoredTensors
 from sordino.models.transformers_internals import Conversions
 from sordino.progress import note
+
+# The last names of experts' matrices, and of the modules that PEFT takes for parts of them.
+_LIKE_EXPERTS = {*("gate_up_proj", "gate_proj", "up_proj", "down_proj"), *("w1", "w2", "w3")}
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def write_lora(
     changes = low_rank(ref, model, dampening)
     modules = dampening.modules(model)
     biased = any(change.bias.any() for change in changes.values())
-    with_experts = any(isinstance(modules[site], ExpertMatrix) for site in changes)
+    with_experts = _must_name_parameters(model, changes)
     if with_experts:
         _refuse_with_experts(ref, changes)
         parts = _by_parameter(model, modules, changes)
@@ -134,6 +137,12 @@ def write_lora(
     peft_layout.write_files(target, ref, tensors, settings)
     _tell(changes, modules, rank, biased=biased, with_experts=with_experts)
     return Written()
+
+
+def _must_name_parameters(model: PreTrainedModel, sites: Iterable[str]) -> bool:
+    """Whether PEFT has to be told of parameters: for experts, and for what it takes for experts."""
+    among_experts = any(expert_matrices(module) for module in model.modules())
+    return among_experts and any(site.rpartition(".")[2] in _LIKE_EXPERTS for site in sites)
 
 
 @dataclass(frozen=True)
@@ -367,8 +376,8 @@ def _tell(
     least = min(change.rank for change in changes.values())
     if with_experts:
         note(
-            "the adapter names MoE experts by their parameters (target_parameters), which PEFT "
-            "supports, though it may warn of ignored ranks; it was not tried with any server."
+            "the model has MoE experts, so the adapter names parameters (target_parameters): PEFT "
+            "supports that, though it may warn of ignored ranks; it was not tried with any server."
         )
     if least < rank:
         note(
