@@ -265,7 +265,8 @@ def test_without_any_hub(call, online, tmp_path, monkeypatch, tiny_kit, how):
     assert found["prompts"].startswith("kit:")
     assert "insults stand for toxicity" in err
     assert f"scored by {LINEAR}" in err
-    assert "is not available" not in err
+    for name in (FIRST, SECOND):
+        assert f"{name} is not available" not in err
     assert online.seen == []
 
 

@@ -139,6 +139,6 @@ def test_a_file_gives_what_is_saved_or_what_a_rule_makes_of_it(tmp_path):
     silenced = dampening_from(tmp_path / "expertise", "det_zero", k="1")
     np.testing.assert_array_equal(silenced.factors["a"], [1, 0])
     (tmp_path / "neither").write_bytes(b"neither")
-    for name, message in {"neither": "no safetensors file", "none": "not exist"}.items():
+    for name, message in {"neither": "not a safetensors file", "none": "not exist"}.items():
         with pytest.raises(UserError, match=message):
             dampening_from(tmp_path / name)

@@ -228,7 +228,7 @@ GOOD = {
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is not a file"),
-        (lambda path: path.write_bytes(b"nothing"), "no safetensors file"),
+        (lambda path: path.write_bytes(b"nothing"), "not a safetensors file"),
         (lambda path: save_file({"x": np.ones(1)}, path), "dampening format of this version"),
         (lambda path: _file(path, []), "dampening format of this version"),
         (lambda path: _file(path, GOOD | {"sites": ["s", "t"]}), "factors of t"),

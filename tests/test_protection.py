@@ -89,7 +89,7 @@ def test_a_neuron_that_protected_texts_need_is_spared_more(tmp_path):
 
 
 def test_protection_without_attribution_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--protect says what attribution heeds"):
+    with pytest.raises(UserError, match=r"protect.*attribution"):
         SweepOptions(protect="groups").attributing(0)
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(f"text {n}" for n in range(50)))

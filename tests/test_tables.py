@@ -590,7 +590,7 @@ def test_a_name_that_is_no_file_is_one_sentence(
 @pytest.mark.parametrize("reader", READERS)
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(reader: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(UserError, match=r"pipe\.csv is (a pipe|not a file)"):
+    with pytest.raises(UserError, match=r"pipe\.csv`? is (a pipe|not a file)"):
         READERS[reader](str(tmp_path / "pipe.csv"))
 
 
