@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -68,12 +70,22 @@ def serving(
         server = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            if _answers(f"http://127.0.0.1:{port}/health"):
+                break
             assert server.poll() is None, log.read_text(errors="replace")[-2000:]
             time.sleep(1)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
+
+
+def _answers(address: str) -> bool:
+    """Whether the server listens and has loaded its model: until then it says 503."""
+    try:
+        with urllib.request.urlopen(address):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code != 503  # llama-cpp-python's has no such page, and loads first
+    except OSError:
+        return False
