@@ -35,6 +35,8 @@ def call(online, call_in, tmp_path, monkeypatch):
     prose = "\n".join(hub_layouts.sentence(number) for number in range(8))
     (tmp_path / "prose.txt").write_text(prose)
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", online.address)
+    # Its settings are those of its import.
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     scoring._OPEN.clear()
     return call_in(tmp_path)
 

@@ -148,8 +148,9 @@ class Evaluation(Record):
         >>> measure = sordino.Perplexity("prose.txt", max_texts=8)
         >>> found = sordino.evaluate("quiet", "tiny", measures=[measure])
         >>> found.save("found.json")
-        >>> [row.label for row in sordino.Evaluation.load("found.json").table()]
-        ['Perplexity, mean over texts', 'Perplexity of the corpus']
+        >>> rows = sordino.Evaluation.load("found.json").table()
+        >>> " and ".join(row.label for row in rows)
+        'Perplexity, mean over texts and Perplexity of the corpus'
     """
 
     format: Literal["sordino-evaluation-1"] = FORMAT

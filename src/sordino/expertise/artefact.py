@@ -61,8 +61,8 @@ class Expertise:
         >>> again = sordino.Expertise.load("copy.expertise.safetensors")
         >>> again.top(1) == expertise.top(1)
         True
-        >>> again["auroc"][again.sites[0]].dtype
-        dtype('float32')
+        >>> {values.dtype.name for values in again["auroc"].values()}
+        {'float32'}
     """
 
     statistics: Mapping[str, Mapping[Statistic, NDArray[Any]]]
