@@ -1,9 +1,9 @@
 """How AUROC, finding, attribution and generation grow with what they are given.
 
 On one thread, in seconds of processor time, so that other programs hardly touch the figures. Each
-series is warmed. An exponent is that of the power law through the times of all its sizes, by least
-squares on the logarithms, or of its two largest: in each round by itself, of which the mean and
-Student's interval are shown.
+series is warmed. Each round gives an exponent: that of the power law fitted to its times by least
+squares on the logarithms, over all sizes or the two largest. The table has the mean of the rounds
+and Student's interval.
 """
 
 import time

@@ -34,8 +34,12 @@ def loaded(model, folder):
     return PeftModel.from_pretrained(model, folder)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_computes_what_hooks_and_weights_do(family, tmp_path):
+def adapted_as_hooked(family, tmp_path):
+    """A family's model in peft, shown to compute at scale 1 and ½ what hooks do.
+
+    Gives the dampening, the logits of the model without it, and the model in peft. The baked model
+    is in `tmp_path`, too.
+    """
     folder, model = tiny_folder(family, tmp_path), tiny_model(family)
     dampening = dampening_of(model)
     bake(folder, dampening, tmp_path / "adapter", format="lora")
@@ -43,12 +47,18 @@ def test_peft_computes_what_hooks_and_weights_do(family, tmp_path):
     plain, hooked = logits(model), logits(model, dampening)
     half = logits(model, dampening.scaled(0.5))
     adapted = loaded(model, tmp_path / "adapter")
-    places = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
-    assert places == {f"base_model.model.{site}" for site in dampening.factors}
     torch.testing.assert_close(logits(adapted), hooked, **CLOSE)
     assert (hooked - plain).abs().max() > 0.01
     with rescale_adapter_scale(adapted, 0.5):
         torch.testing.assert_close(logits(adapted), half, **CLOSE)
+    return dampening, plain, adapted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_computes_what_hooks_and_weights_do(family, tmp_path):
+    dampening, plain, adapted = adapted_as_hooked(family, tmp_path)
+    places = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    assert places == {f"base_model.model.{site}" for site in dampening.factors}
     with rescale_adapter_scale(adapted, 0.0):
         assert torch.equal(logits(adapted), plain)
     merged = adapted.merge_and_unload().state_dict()
@@ -63,17 +73,7 @@ REFUSED = {"gpt_oss", "laguna"}  # tests/test_experts.py
 
 @pytest.mark.parametrize("family", everyday([name for name in MIXTURES if name not in REFUSED]))
 def test_peft_holds_experts_too(family, tmp_path):
-    folder, model = tiny_folder(family, tmp_path), tiny_model(family)
-    dampening = dampening_of(model)
-    bake(folder, dampening, tmp_path / "adapter", format="lora")
-    bake(folder, dampening, tmp_path / "baked")
-    plain, hooked = logits(model), logits(model, dampening)
-    half = logits(model, dampening.scaled(0.5))
-    adapted = loaded(model, tmp_path / "adapter")
-    torch.testing.assert_close(logits(adapted), hooked, **CLOSE)
-    assert (hooked - plain).abs().max() > 0.01
-    with rescale_adapter_scale(adapted, 0.5):
-        torch.testing.assert_close(logits(adapted), half, **CLOSE)
+    _, plain, adapted = adapted_as_hooked(family, tmp_path)
     with adapted.disable_adapter():
         torch.testing.assert_close(logits(adapted), plain, **CLOSE)
     merged = adapted.merge_and_unload().state_dict()

@@ -125,7 +125,7 @@ def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
 
     Args:
         given: Values that are always written, by their flags without hyphens.
-        options: Dataclasses of options, of which those that differ from their defaults are written.
+        options: Dataclasses of options; those that differ from their defaults are written.
     """
     values = dict(given)
     for group in options:

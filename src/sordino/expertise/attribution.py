@@ -673,7 +673,7 @@ def _belongs(watched: _Watched, batch: Batch) -> torch.Tensor:
 def scores_by_text(
     opened: OpenModel, work: Sequence[Passage], seed: int
 ) -> tuple[NDArray[np.float32], int]:
-    """The score of each clean text by each neuron, of which the cost is the mean square.
+    """The score of each clean text by each neuron; their mean square is the cost.
 
     Args:
         opened: The model, in memory as a whole.

@@ -18,7 +18,7 @@ BOTH = "own samples and corpus at {:g}"
 """What contrast with all evidence is called at a divergence; other studies share its work."""
 _EVIDENCE = {"corpus at {:g}": "corpus", "own samples at {:g}": "own", BOTH: "all"}
 _FEW = 50
-"""Sentences of each class in a sweep of which the own samples alone are wanted."""
+"""Sentences of each class in a sweep that is made for its own samples alone."""
 _SMALLER = 0.4
 """The smaller of the two divergences, as a share of the one that is asked about."""
 

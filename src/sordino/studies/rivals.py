@@ -177,7 +177,7 @@ class _Rules:
     Args:
         aura: AurA as the paper has it.
         closed: Those that leave nothing open, by name.
-        open: Those of which a setting is to be chosen, by name and setting.
+        open: Those with a setting that is to be chosen, by name and setting.
     """
 
     aura: Dampening

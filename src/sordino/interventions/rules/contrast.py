@@ -43,8 +43,8 @@ def contrast(
     (`sordino.interventions.shrinkage`).
 
     Where the expertise has own samples, they are a second benefit: by how much a judge's mean score
-    of what the model writes falls. The two are of different units; see `together`, of which the
-    result takes the place of b.
+    of what the model writes falls. The two have different units, so `together`
+    combines them, and its result takes the place of b.
 
     The divergence is the diagonal estimate, and the real one is larger:
     `sordino.tuning.calibrate` finds the budget that gives a divergence which is measured.
