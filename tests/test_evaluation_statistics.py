@@ -132,6 +132,19 @@ def test_nothing_toxic_in_either_arm_says_that_little_is_known():
     assert comparison.difference.low == -comparison.difference.high < 0
 
 
+@given(after=shares)
+def test_arms_that_agree_in_every_item_are_not_said_to_be_equal(after):
+    comparison = compare_shares(after, after, seed=0)
+    assert comparison.difference.value == 0
+    assert comparison.difference.low < 0 < comparison.difference.high
+    if np.ptp(after):
+        _, unseen = exact_share_interval(0, len(after))
+        assert comparison.difference.high == pytest.approx(unseen)
+        assert comparison.ratio.value == 1
+        assert comparison.ratio.low < 1
+        assert comparison.ratio.high is None or comparison.ratio.high > 1
+
+
 def test_a_resample_of_0_through_0_only_widens():
     replicates = np.array([1.0] * 94 + [np.nan] * 6)
     assert percentile_interval(replicates) == (-np.inf, np.inf)

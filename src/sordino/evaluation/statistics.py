@@ -159,7 +159,9 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
     The ratio is before divided by after: "so many times fewer". Each table's items are resampled
     independently of the others'. Where an arm does not vary, its interval is the exact one
     (`exact_share_interval`), and the ends of the difference and the ratio come from the arms' own
-    intervals, which is wider than needed and never too narrow.
+    intervals, which is wider than needed and never too narrow. Where the arms vary and every item
+    has the same difference, the difference may be off by the largest share of items that could have
+    another one and none of which was drawn; the ratio's ends follow from that.
 
     Args:
         tables: Each float64 [items, arms] in [0, 1]; the arms are before and after, or one alone.
@@ -180,7 +182,13 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
     with np.errstate(divide="ignore", invalid="ignore"):
         before, after = replicates.T
         ratio = values[0] / values[1]
-        if varies.all():
+        if varies.all() and not any(np.ptp(table[:, 1] - table[:, 0]) for table in tables):
+            _, unseen = exact_share_interval(0, items)
+            changed = values[1] - values[0]
+            difference_ends = changed - unseen, changed + unseen
+            least, most = np.clip(values[0] + np.array(difference_ends), 0, 1)
+            ratio_ends = values[0] / most, values[0] / least
+        elif varies.all():
             difference_ends = percentile_interval(after - before)
             ratio_ends = percentile_interval(before / after)
         else:
