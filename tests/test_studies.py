@@ -4,6 +4,7 @@ import contextlib
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,10 +229,10 @@ def test_the_study_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     assert "var(--" not in chart.read_text()
     # Asked again, everything is there already.
     before = file.read_bytes()
-    lines = (file.parent / "records.jsonl").read_bytes()
+    lines = (file.parent / "work" / "records.jsonl").read_bytes()
     main(arguments)
     assert file.read_bytes() == before
-    assert (file.parent / "records.jsonl").read_bytes() == lines
+    assert (file.parent / "work" / "records.jsonl").read_bytes() == lines
 
 
 @pytest.mark.parametrize(
@@ -344,6 +345,31 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     main(["study", name, *tiny_study, *OWN.get(name, [])])
     assert "continuations/s" not in capsys.readouterr().err  # nothing was measured again
     assert StudyRecord.model_validate_json(file.read_text()) == record or name == "overhead"
+
+
+@pytest.mark.parametrize("name", ["lab", "steps", "values", "records", "work"])
+def test_a_study_may_be_named_like_a_file_of_the_lab(name, finished, monkeypatch, capsys):
+    diversity = STUDIES["diversity"]
+    monkeypatch.setitem(STUDIES, name, replace(diversity, name=name))
+    monkeypatch.setattr("sordino.evaluation.evaluator.track", None)  # nothing is measured again
+    for asked in (name, "diversity", name):
+        main(["study", asked, *finished])
+        capsys.readouterr()
+    groups = [
+        StudyRecord.load(next(Path("out").glob(f"*/{one}.json")), one).groups
+        for one in (name, "diversity")
+    ]
+    assert groups[0] == groups[1]
+
+
+def test_a_study_refuses_the_work_of_an_earlier_version(finished, capsys):
+    [work] = Path("out").glob("*/work")
+    for file in work.iterdir():
+        file.rename(work.parent / file.name)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "diversity", *finished])
+    assert ended.value.code == 2
+    assert "earlier version" in capsys.readouterr().err
 
 
 def test_a_finished_study_joins_another_page(finished, capsys):

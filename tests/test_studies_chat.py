@@ -82,11 +82,11 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     first, second = groups["toxicity"].trials[1:]
     assert first.evaluation.after.fingerprint != second.evaluation.after.fingerprint
     # Asked again with a second model, the first is not measured again.
-    before, lines = file.read_bytes(), (file.parent / "records.jsonl").read_bytes()
+    before, lines = file.read_bytes(), (file.parent / "work" / "records.jsonl").read_bytes()
     silent = folder_of(files / "silent", template=False)
     ask(file, silent)
     assert file.read_bytes() == before
-    assert (file.parent / "records.jsonl").read_bytes() == lines
+    assert (file.parent / "work" / "records.jsonl").read_bytes() == lines
     said = capsys.readouterr().out
     assert "silent has no chat template" in said.replace(str(files) + "/", "")
     assert "toxic replies go from" in said

@@ -97,9 +97,12 @@ def study(
             records.append(StudyRecord.load(user_path(model), name))
             continue
         ref = resolve(model)
-        work = folder / f"{_slug(ref)}-{ref.weights_fingerprint()[:8]}"
+        place = folder / f"{_slug(ref)}-{ref.weights_fingerprint()[:8]}"
+        _refuse_older(place)
+        found = claim_output(place / f"{name}.json", STUDY, force=True, inputs=read)
+        # In a folder of its own, in which no study's record can replace a file of it.
+        work = place / "work"
         lab = Lab(ref, labelled(), work, device=device, dtype=dtype, seed=seed, texts=texts)
-        found = claim_output(work / f"{name}.json", STUDY, force=True, inputs=read)
         records.append(carry_out(name, lab, measured, found, shlex.join(command)))
     article = study_article(records)
     write_html(article, page)
@@ -111,6 +114,15 @@ def study(
 
 def _is_record(model: str | Path) -> bool:
     return str(model).endswith(".json")
+
+
+def _refuse_older(place: Path) -> None:
+    """Refuse the folder of a version that kept its work beside the studies' records."""
+    mark = place / "lab.json"
+    if mark.exists() and not STUDY.holds(mark):
+        raise UserError(
+            f"{place} holds the work of an earlier version: choose another `output`, or remove it."
+        )
 
 
 def _slug(ref: ModelRef) -> str:

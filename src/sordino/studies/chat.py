@@ -5,7 +5,6 @@ edit itself, so that what protection is worth is read off the same prompts and t
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from sordino.evaluation.measures.coverage import FEWEST
 from sordino.evaluation.measures.piqa import Piqa
 from sordino.evaluation.statistics import compare, compare_gaps, ratio_of_means
 from sordino.expertise.attribution import AttributionSettings
-from sordino.files import fingerprint
 from sordino.interventions import aura, family
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
@@ -176,17 +174,14 @@ def _trials(lab: Lab, plan: Plan) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
     """AurA as the paper has it and contrast at a divergence, and those that cannot reach it."""
     texts = tuple(protected_texts(plan.protect, plan.per_class, lab.seed))
     settings = AttributionSettings(plan.per_class, lab.seed, texts)
-    # Another number of sentences, or other texts, make another expertise and other sizes.
-    mark = f"{plan.per_class}-{fingerprint(*texts)[:8]}"
-    found = lab.find(f"protected-{mark}", sites=ATTENTION, attribution=settings)
+    found = lab.find("protected", sites=ATTENTION, attribution=settings)
     own = found.at({site.path for site in lab.opened.sites})
     names = _ALONE, _GUARDED
     sized = [
-        lab.sized(f"{name} {mark}", family(expertise, "contrast"), plan.asked)
+        lab.sized(name, family(expertise, "contrast"), plan.asked)
         for name, expertise in zip(names, (found.unprotected(), found), strict=True)
     ]
-    named = [one and replace(one, name=name) for name, one in zip(names, sized, strict=True)]
-    return (Trial("aura", aura(own)), *reached(named)), absent(names, named)
+    return (Trial("aura", aura(own)), *reached(sized)), absent(names, sized)
 
 
 def _by_group(evaluations: Mapping[str, Evaluation]) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, passages, scores_by_text
 from sordino.expertise.sentences import chat_for
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
+from sordino.files import fingerprint
 from sordino.interventions import Dampening, contrast, family
 from sordino.interventions.curvature import Curvature, amounts_together
 from sordino.interventions.rules.contrast import by_site, whole_benefit
@@ -82,6 +83,8 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
 
 def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
     """The changes within the divergence that is asked for, by estimates of neurons together."""
+    benefit = whole_benefit(expertise, plan.asked)
+    made_of = [expertise.metadata, fingerprint(benefit.tobytes()), plan.asked, plan.per_class]
     kept: list[tuple[np.ndarray, int]] = []
 
     def scores() -> tuple[np.ndarray, int]:
@@ -95,7 +98,6 @@ def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
         return kept[0]
 
     def solve(share: float) -> Dampening:
-        benefit = whole_benefit(expertise, plan.asked)
         found = amounts_together(benefit, Curvature(*scores(), share), plan.asked)
         like = {site: np.zeros(of.size) for site, of in expertise["auroc"].items()}
         factors = {site: (1 - d).astype(np.float32) for site, d in by_site(found, like).items()}
@@ -104,7 +106,7 @@ def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
 
     return {
         f"together, {share:.0%} of the diagonal": lab.made(
-            f"together-{share:g}", partial(solve, share)
+            "together", [*made_of, share], partial(solve, share)
         )
         for share in _SHARES
     }

@@ -29,6 +29,9 @@ from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
 from sordino.work import WorkFolder
 
+_FORMAT = "sordino-lab-2"
+"""Other formats know what is stored by its name alone, so none is continued."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -57,6 +60,9 @@ class Lab:
 
     Neurons are found in float32. Arms are measured in the given dtype, with forward hooks, so that
     shifts need no bias and nothing is written.
+
+    What is stored is found again by all that it depends on, and not by its name alone: with other
+    settings it is made anew and stored beside the earlier one.
 
     Args:
         ref: The model.
@@ -93,6 +99,7 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / "lab.json"
         about = {
+            "format": _FORMAT,
             "sordino_version": __version__,
             "weights": ref.weights_fingerprint(),
             "concept": concept.fingerprint,
@@ -107,7 +114,7 @@ class Lab:
             write_json(mark, about)
         elif read_json(mark) != about:
             raise UserError(
-                f"{folder} holds the work of a study of another model, concept or setting: choose "
+                f"{folder} holds the work of another model, concept, setting or version: choose "
                 "another `output`, or remove it."
             )
         key = fingerprint(to_json(about))
@@ -144,34 +151,54 @@ class Lab:
         own: OwnSettings | None = None,
         edited: Edit | None = None,
     ) -> Expertise:
-        """An expertise of the model, found once and stored under this name.
+        """An expertise of the model, found once with the same settings.
 
         With `edited`, it is that of the model under this edit: attribution is by a further change
         of what its neurons put out then.
         """
-        file = self._folder / f"{name}.expertise.safetensors"
-        if not self._work.holds(name, file):
+        about, pattern = concept or self.concept, sites or self.sites
+        settings = replace(sweep or SweepSettings(), chat=self.chat)
+
+        def find(file: Path) -> None:
             show.note(f"finding: {name}")
-            opened = replace(self.finder, site_pattern=sites or self.sites)
+            opened = replace(self.finder, site_pattern=pattern)
             with nullcontext() if edited is None else edited.applied(opened.model):
                 find_experts(
-                    opened,
-                    concept or self.concept,
-                    settings=replace(sweep or SweepSettings(), chat=self.chat),
-                    attribution=attribution,
-                    own=own,
-                    output=file,
+                    opened, about, settings=settings, attribution=attribution, own=own, output=file
                 )
-            self._work.done(name, file)
-        return Expertise.load(file)
 
-    def made(self, name: str, make: Callable[[], Dampening]) -> Dampening:
-        """A dampening that takes long to make, made once and kept under this name."""
-        file = self._folder / f"{name}.dampening.safetensors"
-        if not self._work.holds(name, file):
+        made_of = {
+            "concept": [about.name, about.source, about.fingerprint],
+            "sites": pattern,
+            "sweep": asdict(settings),
+            "attribution": attribution and asdict(attribution),
+            "own": own and own.metadata,
+            "edited": edited and edited.fingerprint,
+        }
+        return Expertise.load(self._make_once(name, made_of, "expertise", find))
+
+    def made(self, name: str, made_of: Any, make: Callable[[], Dampening]) -> Dampening:
+        """A dampening that takes long to make, made once.
+
+        Args:
+            name: A short name.
+            made_of: Everything that it depends on besides the lab itself, as JSON values.
+            make: Makes it.
+        """
+
+        def save(file: Path) -> None:
             make().save(file, force=True)
-            self._work.done(name, file)
-        return Dampening.load(file)
+
+        return Dampening.load(self._make_once(name, made_of, "dampening", save))
+
+    def _make_once(self, name: str, made_of: Any, kind: str, make: Callable[[Path], None]) -> Path:
+        """The file that was made of this, made if there is none."""
+        mark = fingerprint(to_json(made_of))[:16]
+        file = self._folder / f"{name}-{mark}.{kind}.safetensors"
+        if not self._work.holds(file.name, file):
+            make(file)
+            self._work.done(file.name, file)
+        return file
 
     @property
     def finder(self) -> OpenModel:
@@ -190,15 +217,22 @@ class Lab:
         return open_model(self.ref, device=self.device, dtype=self.dtype, sites=self.sites)
 
     @cached_property
+    def _sizing_texts(self) -> list[str]:
+        """Texts that no evaluation with the same seed uses."""
+        return clean_texts(self.texts, seed=self.seed)
+
+    @cached_property
     def yardstick(self) -> Yardstick:
         """Measures divergences, on texts that no evaluation with the same seed uses."""
-        return Yardstick(self.opened, clean_texts(self.texts, seed=self.seed), self.seed)
+        return Yardstick(self.opened, self._sizing_texts, self.seed)
 
     def divergence(self, trial: Trial) -> float:
         """The divergence of a trial on the yardstick's texts, measured once."""
-        key = f"divergence {trial.dampening.fingerprint[:16]}"
-        found: float = self._compute_once(key, lambda: self.yardstick.divergence(trial.dampening))
-        return found
+        key, values = self._key("divergence", trial.dampening.fingerprint), self._values()
+        if key not in values:
+            values[key] = self.yardstick.divergence(trial.dampening)
+            self._store(values)
+        return float(values[key])
 
     def sized(
         self,
@@ -228,12 +262,22 @@ class Lab:
     def _calibrate(
         self, name: str, family: Callable[[float], Edit], budget: float, start: float | None
     ) -> tuple[Trial, bool]:
-        def turn() -> dict[str, Any]:
-            found = calibrate(self.yardstick, family, budget, start=start)
-            return {"dial": found.dial, "divergence": found.divergence, "reached": found.reached}
+        """A trial and whether it fills the budget.
 
-        kept = self._compute_once(f"{name} {budget:.6g}", turn)
-        return Trial(name, family(kept["dial"]), kept["dial"]), kept["reached"]
+        A family is a function and has no digest. So a stored size is taken only if the family gives
+        the very dampening there whose divergence was measured.
+        """
+        key, values = self._key(name, budget, start), self._values()
+        sizes = values.setdefault(key, [])
+        for size in sizes:
+            made = family(size["dial"])
+            if made.fingerprint == size["dampening"]:
+                return Trial(name, made, size["dial"]), size["reached"]
+        found = calibrate(self.yardstick, family, budget, start=start)
+        about = {"dial": found.dial, "divergence": found.divergence, "reached": found.reached}
+        sizes.append({**about, "dampening": found.dampening.fingerprint})
+        self._store(values)
+        return Trial(name, found.dampening, found.dial), found.reached
 
     def compare(
         self, trials: Sequence[Trial], measures: Sequence[str | Measure]
@@ -280,12 +324,16 @@ class Lab:
         changes = trial.dampening.fingerprint, trial.baked
         return Arm.of(self.ref, opened, *changes, name=f"{self.ref.name} {trial.name}")
 
-    def _compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A small value, computed once and stored in the folder."""
+    def _key(self, name: str, *about: object) -> str:
+        """The key of a value that was measured on the sizing texts."""
+        return f"{name} {fingerprint(to_json(about), *self._sizing_texts)[:16]}"
+
+    def _values(self) -> dict[str, Any]:
+        """Small values that were measured, by key."""
         file = self._folder / "values.json"
-        values = read_json(file) if self._work.holds("values", file) else {}
-        if key not in values:
-            values[key] = compute()
-            write_json(file, values)
-            self._work.done("values", file)
-        return values[key]
+        return dict(read_json(file)) if self._work.holds(file.name, file) else {}
+
+    def _store(self, values: dict[str, Any]) -> None:
+        file = self._folder / "values.json"
+        write_json(file, values)
+        self._work.done(file.name, file)
