@@ -1,21 +1,28 @@
 """Rivals that steer: what hooks do is what weights would do, and planted differences are found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from sordino.errors import UserError
 from sordino.evaluation.hooks import hooked_on
+from sordino.expertise.own import OwnSamples
 from sordino.interventions import Dampening
 from sordino.interventions.steering import Steering
 from sordino.models.chat import AS_SEES_FIT
+from sordino.models.tokenise import Placed
+from sordino.studies.pairs import preferences
 from sordino.studies.steered import (
     Looks,
     Writers,
     look,
+    look_at,
     mean_difference,
     probed_heads,
     projected,
+    projected_alike,
 )
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -160,10 +167,50 @@ def test_a_planted_subspace_is_found_without_what_all_text_has_in_common():
     edit = projected(looks, 2, {1: "m1"})
     rows = edit.subspaces["m1"]
     np.testing.assert_allclose(rows @ rows.T, np.eye(2), atol=1e-5)
-    common = looks.stream[1][~looks.labels].mean(axis=0)
-    assert np.abs(rows @ common).max() < 1e-3 * np.linalg.norm(common)
+    negative = looks.stream[1][~looks.labels]
+    common = np.linalg.svd(negative)[2][
+        0
+    ]  # nearly all of their mean, which is 5 times their spread
+    assert abs(common @ negative.mean(axis=0)) > 0.99 * np.linalg.norm(negative.mean(axis=0))
+    assert np.abs(rows @ common).max() < 1e-4
     angles = np.linalg.svd(rows @ subspace.T, compute_uv=False)
     assert angles.min() > 0.9
+
+
+def test_a_subspace_that_most_layers_share_is_the_one_of_all():
+    looks, _, subspace = planted()
+    draw = np.random.default_rng(1)
+    stream = [of.copy() for of in looks.stream]
+    for layer in (0, 2):  # beside the one that has it
+        stream[layer] += (6 * draw.normal(size=(200, 2)) * looks.labels[:, None]) @ subspace
+    edit = projected_alike(replace(looks, stream=tuple(stream)), 2, looks.writers.feed_forward)
+    assert edit.subspaces.keys() == {"m0", "m1", "m2"}
+    [rows, *others] = edit.subspaces.values()
+    assert all(other is rows for other in others)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(2), atol=1e-5)
+    assert np.linalg.svd(rows @ subspace.T, compute_uv=False).min() > 0.9
+
+
+def test_a_continuation_is_looked_at_without_its_prompt(open_tiny):
+    opened = open_tiny("llama")
+    ids = (5, 6, 7, 8, 9, 10)
+    looks = look_at(opened, [Placed(ids, 4), Placed(ids)], np.array([True, False]))
+    with torch.inference_mode():
+        hidden = opened.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+    for row, start in zip(looks.stream[0], (4, 0), strict=True):
+        np.testing.assert_allclose(row, hidden[start:].mean(dim=0), rtol=1e-3, atol=1e-5)
+
+
+def test_pairs_are_of_one_prompt_and_as_far_apart_as_can_be():
+    scores = np.tile([[0.2, 0.9, 0.5, 0.55], [0.3, 0.31, 0.32, 0.33]], (8, 1))
+    texts = [Placed((prompt, 1, number), 2) for prompt in range(16) for number in range(4)]
+    pairs = preferences(OwnSamples(texts, [], scores, ""))
+    # Of every other prompt one pair; 0.5 and 0.55 are not told apart.
+    assert [pair.prompt for pair in pairs] == list(range(0, 16, 2))
+    assert {(pair.preferred.ids[2], pair.rejected.ids[2]) for pair in pairs} == {(0, 1)}
+    assert all(p.preferred.ids[0] == p.rejected.ids[0] == p.prompt for p in pairs)
+    with pytest.raises(UserError, match="`own_prompts`"):
+        preferences(OwnSamples(texts, [], np.full((16, 4), 0.5), ""))
 
 
 def test_models_without_such_layers_are_refused(open_tiny):

@@ -259,6 +259,7 @@ def test_mistakes_are_said_in_a_sentence(arguments, said, tmp_path, monkeypatch,
 ARGUMENTS = [
     *("tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--prompts", "prompts.txt"),
     *("--texts", "prose.txt", "--ordinary-prompts", "prompts.txt", "--shuffles", "3"),
+    *("--other-prompts", "others.txt", "--own-continuations", "4"),
     *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
     *("--divergence", "0.02", "-o", "out"),
 ]
@@ -273,6 +274,7 @@ def shared(tmp_path_factory):
         "yes.txt": sentences(50, 1),
         "no.txt": sentences(50, 2),
         "prompts.txt": sentences(6, 3, longest=5),
+        "others.txt": sentences(26, 4, longest=5),
         "prose.txt": sentences(40, 5, longest=20),
     }
     for name, lines in files.items():

@@ -67,9 +67,12 @@ class PlanOptions:
     attribution_per_class: int | None = None
     """Sentences of each class for attribution, at most (1,049)."""
     own_prompts: int | None = None
-    """For own-samples: the largest number of prompts for the model's own continuations (300)."""
+    """For studies with own samples: the largest number of prompts that the model continues for
+    them (300)."""
     own_continuations: int | None = None
     """Continuations of each of these prompts (8)."""
+    only: tuple[str, ...] | None = None
+    """For rivals: the methods that are compared with ours, such as caa; repeat (all)."""
     shuffles: int | None = None
     """How many permuted controls ranking measures (20)."""
     concepts: Annotated[tuple[str, ...] | None, Parameter(name="--concepts")] = None

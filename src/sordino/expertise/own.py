@@ -7,6 +7,7 @@ of the judge's mean score to first order (`sordino.expertise.attribution`).
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from sordino.files import fingerprint, to_json
 from sordino.journal import Journal
 from sordino.models.generation import Sampling, encode_prompts, ending, generate, plan
 from sordino.models.open import OpenModel
+from sordino.models.tokenise import Placed
 
 FEWEST_PROMPTS = 20
 _PROMPT_TOKENS = 128
@@ -117,11 +119,13 @@ class OwnSamples:
     """What the model wrote, and the judge's scores.
 
     Args:
-        passages: The continuations with their prompts and weights, for attribution.
+        texts: The continuations with their prompts, prompt after prompt.
+        passages: The same in batches with their weights, for attribution.
         scores: float64 [prompts, continuations].
         digest: SHA-256 over the continuations' tokens and scores.
     """
 
+    texts: list[Placed]
     passages: list[Passage]
     scores: NDArray[np.float64]
     digest: str
@@ -164,17 +168,21 @@ def sample(
     if settings.permuted is not None:
         table = np.random.default_rng(settings.permuted).permuted(table, axis=1)
     end = ending(opened)
-    encoded, starts = [], []
+    placed = []
     for prompt, _, ids, _ in rows:
         # The model chose the token that ended it, too.
         ended = [end] if end is not None and len(ids) < settings.new_tokens else []
-        encoded.append([*prompts[prompt], *ids, *ended])
-        starts.append(len(prompts[prompt]))
+        placed.append(Placed((*prompts[prompt], *ids, *ended), len(prompts[prompt])))
     passages = in_batches(
-        opened, Statistic.OWN, encoded, starts, weights(table).ravel().tolist(), batch_tokens
+        opened,
+        Statistic.OWN,
+        [text.ids for text in placed],
+        [text.start for text in placed],
+        weights(table).ravel().tolist(),
+        batch_tokens,
     )
     digest = fingerprint(json.dumps([row[:3] for row in rows]), table.tobytes())
-    return OwnSamples(passages, table, digest)
+    return OwnSamples(placed, passages, table, digest)
 
 
 def refuse_streamed(opened: OpenModel) -> None:
@@ -234,9 +242,11 @@ def _written(
     kept = Journal(journal, fingerprint(to_json(settings.metadata)))
     total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
     sampling, done = Sampling(settings.new_tokens), kept.batches(_STEP)
+    left = batches[len(done) :]
+    tracking = show.track("sampling", total, "continuations", sum(map(len, done)))
     try:
-        with show.track("sampling", total, "continuations", sum(map(len, done))) as advance:
-            for batch in batches[len(done) :]:
+        with tracking if left else nullcontext(lambda _: None) as advance:
+            for batch in left:
                 [written] = generate(opened, [batch], sampling, seed=settings.seed)
                 kept.add(_STEP, [[w.prompt, w.number, w.ids or (), w.text] for w in written])
                 advance(len(written))

@@ -18,7 +18,7 @@ from sordino.interventions.steering import Steering
 from sordino.models.chat import Chat
 from sordino.models.open import OpenModel
 from sordino.models.sites import ATTENTION, decoder_layers, decoder_of, find_sites
-from sordino.models.tokenise import equal_length_batches
+from sordino.models.tokenise import Placed, equal_length_batches
 
 Rows = NDArray[np.float32]
 _MAX_TOKENS, _BATCH_TOKENS = 128, 2048
@@ -50,13 +50,14 @@ class Writers:
         """
         stack, layers = decoder_layers(opened.model)
         own = {site.path for site in find_sites(opened.model)}
+        everywhere = find_sites(opened.model, ATTENTION)
         width = opened.model.config.get_text_config(decoder=True).hidden_size
         found: dict[bool, list[str]] = {True: [], False: []}
         for index in range(len(layers)):
             for of_own, paths in found.items():
                 last = [
                     site.path
-                    for site in find_sites(opened.model, ATTENTION)
+                    for site in everywhere
                     if site.layer == index
                     and site.neurons == width
                     and not site.experts
@@ -75,15 +76,15 @@ class Writers:
 
 @dataclass(frozen=True)
 class Looks:
-    """What sentences look like inside a model.
+    """What texts look like inside a model.
 
     Args:
         writers: The model's.
-        labels: bool [sentences].
-        stream: The residual stream behind each decoder layer, the mean over a sentence's tokens,
-            float32 [sentences, width] each.
+        labels: bool [texts].
+        stream: The residual stream behind each decoder layer, the mean over a text's own tokens,
+            float32 [texts, width] each.
         heads: What the last linear layer of each attention is given, at the last token, float32
-            [sentences, heads, width of a head] each.
+            [texts, heads, width of a head] each.
         weights: The weights of these linear layers, float32 [width, all heads' width] each.
     """
 
@@ -102,9 +103,20 @@ def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
         concept: The labelled sentences.
         chat: How they stand in the model's chat template.
     """
+    encoded = encode_sentences(opened, concept, _MAX_TOKENS, chat_for(opened, concept, chat))
+    return look_at(opened, encoded, concept.labels)
+
+
+def look_at(opened: OpenModel, encoded: Sequence[Placed], labels: NDArray[np.bool_]) -> Looks:
+    """Bring texts through a model, and keep what the rivals need.
+
+    Args:
+        opened: The model, in memory.
+        encoded: The texts; what stands before a text of its own is read and not looked at.
+        labels: bool [texts], whether they have the concept.
+    """
     writers = Writers.of(opened)
     model = opened.model
-    encoded = encode_sentences(opened, concept, _MAX_TOKENS, chat_for(opened, concept, chat))
     batches = equal_length_batches(encoded, _BATCH_TOKENS)
     kept: dict[str, list[Rows]] = {path: [] for path in (*writers.layers, *writers.attention)}
     starts: Sequence[int] = ()
@@ -144,7 +156,7 @@ def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
 
     return Looks(
         writers,
-        concept.labels,
+        labels,
         tuple(rows(path) for path in writers.layers),
         tuple(_in_heads(rows(path), count) for path in writers.attention),
         tuple(_weight(model.get_submodule(path)) for path in writers.attention),
@@ -154,9 +166,13 @@ def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
 def mean_difference(looks: Looks, layer: int) -> Steering:
     """Contrastive activation addition: the classes' difference of means, added to the stream.
 
-    z → z + mean_negative − mean_positive behind one decoder layer, at every token. Source: Rimsky
-    et al., 2023, arXiv:2312.06681 (with pairs of answers, at the answer's token) and Turner et al.,
-    2023, arXiv:2308.10248 (one pair); here the mean over all sentences and their tokens.
+    z → z + mean_negative − mean_positive behind one decoder layer, not brought to any length.
+    Source: Rimsky et al., 2023, arXiv:2312.06681. Two things differ. Its pairs are two answers to
+    a question, and the difference is taken at the token of the answer's letter: labelled sentences
+    have no such token, so it is taken between the means over sentences and their tokens. And it
+    adds the vector only behind the prompt, where a bias, which is what weights can hold, is added
+    at every token. Turner et al., 2023, arXiv:2308.10248 (ActAdd), take the difference of a single
+    pair of prompts, and add it at the first tokens.
 
     Args:
         looks: What the sentences look like.
@@ -170,12 +186,17 @@ def mean_difference(looks: Looks, layer: int) -> Steering:
 def probed_heads(looks: Looks, count: int) -> Steering:
     """Inference-time intervention: the heads that tell the classes apart best, moved by a probe.
 
-    A logistic regression for each attention head tells the classes by its output at a sentence's
-    last token. The `count` heads whose probes are right most often on held-out sentences are moved
-    against the probe's direction θ (of length 1), by the standard deviation σ of their outputs
-    along it: x → x − σ·θ, times the strength α. Source: Li et al., 2023, arXiv:2306.03341, with the
-    direction of the classifier ("ITI-c" in Rodriguez et al., 2024, arXiv:2410.23054). A shift of
-    heads is one of the linear layer behind them, W·(−σ·θ), and so a bias.
+    A logistic regression for each attention head tells the classes by what the head gives to the
+    linear layer behind it, at a sentence's last token. The `count` heads whose probes are right
+    most often on held-out sentences (a fifth) are moved against the probe's direction θ (of length
+    1), by the standard deviation σ of their outputs along it over all sentences: x → x − σ·θ, times
+    the strength α. Source: Li et al., 2023, arXiv:2306.03341, with the direction of the classifier
+    ("ITI-c" in Rodriguez et al., 2024, arXiv:2410.23054; the other direction of Li et al. is the
+    difference of the classes' means). A shift of heads is one of the linear layer behind them,
+    W·(−σ·θ), and so a bias, at every token as there.
+
+    What a probe is given is divided by one number for each head, the standard deviation of all of
+    it, so that the probe's penalty means the same for heads with large and with small outputs.
 
     Args:
         looks: What the sentences look like.
@@ -203,14 +224,15 @@ def probed_heads(looks: Looks, count: int) -> Steering:
 def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
     """The subspace in which the classes differ, taken out of what some modules put out.
 
-    The differences between positive and negative sentences' mean hidden states, in pairs, less
-    their part along the mean of the negative ones, which is what all text has in common; the first
-    right singular vectors of these rows span the subspace. Source: ProFS, Uppaal et al., 2024,
-    arXiv:2405.13967, there with pairs of replies to the same prompt and on the feed-forward part's
-    last matrix, W ← (I − P)·W; here sentences are paired as they come.
+    The differences between positive and negative texts' mean hidden states, in pairs, less their
+    part along the first right singular vector of the negative ones, which is what all text has in
+    common; the first right singular vectors of these rows span the subspace of a layer. Source:
+    ProFS, Uppaal et al., 2024, arXiv:2405.13967, where the pairs are replies to one prompt and the
+    subspace is taken out of the feed-forward part's last matrix, W ← (I − P)·W, in layers from the
+    tenth of 24 or the fifteenth of 32 upwards, at ranks of 2 and 10.
 
     Args:
-        looks: What the sentences look like.
+        looks: What the texts look like; the n-th positive is paired with the n-th negative one.
         rank: Of the subspace, in each layer.
         places: The modules, by the decoder layer behind which the subspace is found.
     """
@@ -223,14 +245,35 @@ def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
     )
 
 
+def projected_alike(looks: Looks, rank: int, places: Sequence[str]) -> Steering:
+    """One subspace for all layers, taken out of what some modules put out.
+
+    Each layer's subspace (see `projected`) gives `rank` directions of length 1; the first right
+    singular vectors of all of them together, what most layers share, span the one subspace that is
+    taken out everywhere. After GLOSS, Duan et al., 2025, arXiv:2505.17078, which also chooses among
+    the layers' directions before it joins them: here all of them are taken.
+
+    Args:
+        looks: As for `projected`.
+        rank: Of the subspace.
+        places: The modules.
+    """
+    directions = [_subspace(rows, looks.labels, rank) for rows in looks.stream]
+    shared = _right_singular(np.concatenate(directions), rank)
+    return Steering(f"global projection of rank {rank}", subspaces=dict.fromkeys(places, shared))
+
+
 def _subspace(rows: Rows, labels: NDArray[np.bool_], rank: int) -> Rows:
     positive, negative = rows[labels], rows[~labels]
     pairs = min(len(positive), len(negative))
-    common = negative.mean(axis=0)
-    common = common / np.linalg.norm(common)
+    common = _right_singular(negative, 1)[0]
     differences = positive[:pairs] - negative[:pairs]
-    differences = differences - np.outer(differences @ common, common)
-    return np.linalg.svd(differences, full_matrices=False)[2][:rank]
+    return _right_singular(differences - np.outer(differences @ common, common), rank)
+
+
+def _right_singular(rows: Rows, count: int) -> Rows:
+    """The first right singular vectors, float32 [count, width]."""
+    return np.linalg.svd(rows, full_matrices=False)[2][:count]
 
 
 @dataclass(frozen=True)

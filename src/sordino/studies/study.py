@@ -52,6 +52,7 @@ class Plan:
         fewer: Smaller numbers of them to compare with.
         own_prompts: At most so many prompts for own samples.
         own_continuations: Continuations of each of them.
+        only: Of rivals, the methods that are compared; () for all.
         steps: How many times benefits are measured again, halfway to the edit so far.
         budgets: Divergences for curves, in nats per token.
         asked: The divergence at which questions about one rule are asked.
@@ -86,6 +87,7 @@ class Plan:
     fewer: tuple[int, ...] = (100, 20)
     own_prompts: int = 300
     own_continuations: int = 8
+    only: tuple[str, ...] = ()
     steps: int = 2
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     asked: float = 0.05

@@ -18,8 +18,9 @@ from sordino.evaluation.texts import KIT_PROSE
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
-from sordino.expertise.own import OwnSettings
-from sordino.expertise.sweep import SweepSettings
+from sordino.expertise.own import OwnSamples, OwnSettings, sample
+from sordino.expertise.ranks import Ranks
+from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening, Edit
 from sordino.models.chat import AS_SEES_FIT, Chat
@@ -175,7 +176,17 @@ class Lab:
             "own": own and own.metadata,
             "edited": edited and edited.fingerprint,
         }
-        return Expertise.load(self._make_once(name, made_of, "expertise", find))
+        return Expertise.load(self.kept(name, made_of, "expertise.safetensors", find))
+
+    def own_samples(self, settings: OwnSettings) -> OwnSamples:
+        """What the model itself writes, with a judge's scores; written once."""
+        return sample(
+            self.finder,
+            settings,
+            batch_tokens=BATCH_TOKENS,
+            journal=self.path_of("own-samples", settings.metadata, "jsonl"),
+            ranks=Ranks(),
+        )
 
     def made(self, name: str, made_of: Any, make: Callable[[], Dampening]) -> Dampening:
         """A dampening that takes long to make, made once.
@@ -189,16 +200,19 @@ class Lab:
         def save(file: Path) -> None:
             make().save(file, force=True)
 
-        return Dampening.load(self._make_once(name, made_of, "dampening", save))
+        return Dampening.load(self.kept(name, made_of, "dampening.safetensors", save))
 
-    def _make_once(self, name: str, made_of: Any, kind: str, make: Callable[[Path], None]) -> Path:
-        """The file that was made of this, made if there is none."""
-        mark = fingerprint(to_json(made_of))[:16]
-        file = self._folder / f"{name}-{mark}.{kind}.safetensors"
+    def kept(self, name: str, made_of: Any, suffix: str, make: Callable[[Path], object]) -> Path:
+        """The file that was made of this, made if there is none; arguments as for `made`."""
+        file = self.path_of(name, made_of, suffix)
         if not self._work.holds(file.name, file):
             make(file)
             self._work.done(file.name, file)
         return file
+
+    def path_of(self, name: str, made_of: Any, suffix: str) -> Path:
+        """Where something that was made of this is kept in the folder."""
+        return self._folder / f"{name}-{fingerprint(to_json(made_of))[:16]}.{suffix}"
 
     @property
     def finder(self) -> OpenModel:

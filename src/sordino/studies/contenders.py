@@ -1,0 +1,256 @@
+"""The methods that the study of rivals compares, each by its dial and with what it leaves open."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sordino.concepts.concept import Concept
+from sordino.edits.biases import can_shift
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT
+from sordino.expertise.own import OwnSamples
+from sordino.expertise.sweep import SweepSettings
+from sordino.interventions import family
+from sordino.interventions.steering import Steering
+from sordino.models.norms import norms_after_blocks
+from sordino.models.open import OpenModel
+from sordino.models.sites import NORMS, decoder_layers
+from sordino.studies.pairs import preferences
+from sordino.studies.steered import (
+    Looks,
+    Writers,
+    look,
+    look_at,
+    mean_difference,
+    probed_heads,
+    projected,
+    projected_alike,
+)
+from sordino.studies.study import Plan, Sizes
+from sordino.tuning.lab import Lab
+
+OURS, CORPUS = "own samples and corpus", "contrast, corpus alone"
+_HOOKS = " (hooks)"
+# What rivals leave to be chosen, and is chosen on other prompts than those of the figures. Depths
+# are shares of the decoder's layers.
+_DEPTHS = (0.25, 0.4, 0.55, 0.7)
+_HEADS = (0.05, 0.2)
+_SUBSPACES = (2, 10)
+_ABOVE = 0.4
+"""Subspaces are taken out of the layers above this depth: ProFS begins at 0.31 to 0.47."""
+_ALPHA = 15.0
+"""ITI's published strength."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method to compare, with everything settled but its size.
+
+    Args:
+        sizes: It by its dial.
+        start: Where to look first for a size; None for the rule's own estimate.
+        published: The dial at which it was published; 0 where there is no such.
+    """
+
+    sizes: Sizes
+    start: float | None = None
+    published: float = 0.0
+
+
+Settings = Mapping[str, Contender]
+"""A method by what it leaves open; the only key is "" where it leaves nothing open."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What several methods are made from, each made when it is first asked for.
+
+    Args:
+        lab: The model.
+        plan: How much is measured.
+    """
+
+    lab: Lab
+    plan: Plan
+
+    @cached_property
+    def everywhere(self) -> Expertise:
+        """The expertise of all linear layers, with attribution also to own samples."""
+        return self.plan.with_own(self.lab)
+
+    @cached_property
+    def papers(self) -> Expertise:
+        """That of the linear layers which AurA's paper takes."""
+        return self.everywhere.at({site.path for site in self.lab.finder.sites})
+
+    @cached_property
+    def concept(self) -> Concept:
+        """As many sentences as attribution takes."""
+        lab = self.lab
+        return lab.concept.sampled(max_per_class=self.plan.per_class, balance=False, seed=lab.seed)
+
+    @cached_property
+    def looks(self) -> Looks:
+        """What these sentences look like inside the model."""
+        return look(self.lab.finder, self.concept, self.lab.chat)
+
+    @cached_property
+    def samples(self) -> OwnSamples:
+        """The model's own samples."""
+        return self.lab.own_samples(self.plan.own(self.lab))
+
+    @cached_property
+    def looks_of_pairs(self) -> Looks:
+        """What two own samples of a prompt look like, one judged worse than the other."""
+        pairs = preferences(self.samples)
+        texts = [pair.rejected for pair in pairs] + [pair.preferred for pair in pairs]
+        labels = [True] * len(pairs) + [False] * len(pairs)
+        return look_at(self.lab.finder, texts, np.array(labels))
+
+
+Method = Callable[[Bench], Mapping[str, Settings]]
+"""Gives rules by name: those of one method, at several places or with several rules."""
+
+
+def contrast(bench: Bench) -> dict[str, Settings]:
+    """Ours, by all evidence and by the labelled sentences alone."""
+    evidence = {OURS: "all", CORPUS: "corpus"}
+    return {
+        name: {"": Contender(family(bench.everywhere, "contrast", evidence=of))}
+        for name, of in evidence.items()
+    }
+
+
+def _of_the_paper(rule: str, start: float | None = None) -> Method:
+    """A rule of AurA's paper on the paper's linear layers."""
+    return lambda bench: {rule: {"": Contender(family(bench.papers, rule), start)}}
+
+
+def _transport(name: str, kind: str) -> Method:
+    """Mean-AcT or Linear-AcT at the ends of both blocks, and at the norms after them.
+
+    Rodriguez et al., 2024, arXiv:2410.23054: responses are means over a sentence's tokens; each
+    module's map is measured with those of all modules before it applied (the paper's causal
+    estimation); the map from the responses to toxic sentences onto those to others is a shift by
+    the means' difference, or the least-squares line through sorted pairs (`sordino.expertise.
+    moments`); it is applied at every token; its published strength is 1. What differs: a map is
+    applied to every output and not only within the range of the toxic responses, since biases and
+    gains cannot tell them apart (the paper's code has that as its setting "q_all"); and all
+    sentences are taken, in classes of any two sizes.
+    """
+
+    def give(bench: Bench) -> dict[str, Settings]:
+        writers = Writers.of(bench.lab.finder)
+        places = {"MLP": _only(writers.feed_forward), "attention": _only(writers.attention)}
+        if _norms(bench.lab.finder):
+            places["post-norm"] = NORMS
+        found: dict[str, Settings] = {}
+        for place, pattern in places.items():
+            expertise = bench.lab.find(
+                f"causal-{kind}-{place}",
+                concept=bench.concept,
+                sites=pattern,
+                sweep=SweepSettings(pooling="mean", moments=True, causal=kind),
+            )
+            marked = f"{name}, causal, {place}{_mark(bench.lab.finder, expertise.sites)}"
+            found[marked] = {"": Contender(family(expertise, kind), published=1.0)}
+        return found
+
+    return give
+
+
+def _added_means(bench: Bench) -> dict[str, Settings]:
+    """CAA behind layers of several depths."""
+    opened, looks = bench.lab.finder, bench.looks
+    # Behind a norm, what a layer adds to the stream is not what its last linear layer puts out.
+    held = looks.writers.layers if _norms(opened) else looks.writers.feed_forward
+    count = len(looks.writers.layers)
+    layers = dict.fromkeys(min(int(depth * count), count - 1) for depth in _DEPTHS)
+    return {
+        f"CAA{_mark(opened, held)}": {
+            f"behind layer {layer}": Contender(mean_difference(looks, layer).scaled, published=1.0)
+            for layer in layers
+        }
+    }
+
+
+def _moved_heads(bench: Bench) -> dict[str, Settings]:
+    """ITI with few and with many heads."""
+    looks = bench.looks
+    heads = sum(of.shape[1] for of in looks.heads)
+    return {
+        f"ITI-c{_mark(bench.lab.finder, looks.writers.attention)}": {
+            f"{most} heads": Contender(probed_heads(looks, most).scaled, published=_ALPHA)
+            for most in dict.fromkeys(max(1, round(part * heads)) for part in _HEADS)
+        }
+    }
+
+
+def _subspaces(bench: Bench) -> dict[str, Settings]:
+    """ProFS by sentences and by own samples in pairs, and the same in the residual stream."""
+    writers = bench.looks.writers
+    count = len(writers.layers)
+    above = range(int(_ABOVE * count), count)
+    matrices = {layer: writers.feed_forward[layer] for layer in above}
+    stream = {layer: writers.layers[layer] for layer in above}
+    places = {
+        "sentences, feed-forward part": (bench.looks, matrices),
+        "own samples in pairs, feed-forward part": (bench.looks_of_pairs, matrices),
+        f"sentences, residual stream{_HOOKS}": (bench.looks, stream),
+    }
+    return {
+        "projection (ProFS)": {
+            f"{place}, rank {rank}": _taken_out(projected(looks, rank, paths))
+            for place, (looks, paths) in places.items()
+            for rank in _SUBSPACES
+        }
+    }
+
+
+def _one_subspace(bench: Bench) -> dict[str, Settings]:
+    """GLOSS by own samples in pairs."""
+    looks = bench.looks_of_pairs
+    return {
+        "projection of one subspace (GLOSS)": {
+            f"rank {rank}": _taken_out(projected_alike(looks, rank, looks.writers.feed_forward))
+            for rank in _SUBSPACES
+        }
+    }
+
+
+METHODS: dict[str, Method] = {
+    "aura": _of_the_paper("aura"),
+    "damp": _of_the_paper("damp", 500.0),
+    "det_zero": _of_the_paper("det_zero", 200.0),
+    "mean-act": _transport("Mean-AcT", MEAN_SHIFT),
+    "linear-act": _transport("Linear-AcT", LINEAR_TRANSPORT),
+    "caa": _added_means,
+    "iti": _moved_heads,
+    "profs": _subspaces,
+    "gloss": _one_subspace,
+}
+"""The rivals' methods, by the names by which they are asked for."""
+
+
+def _taken_out(steering: Steering) -> Contender:
+    """Of a subspace nothing is left at 1; beyond, it would be mirrored."""
+    return Contender(lambda at: steering.scaled(min(at, 1.0)), 0.5, published=1.0)
+
+
+def _mark(opened: OpenModel, paths: Collection[str]) -> str:
+    """What marks a rule whose shifts no biases of the model can hold."""
+    return "" if can_shift(opened.model, paths) else _HOOKS
+
+
+def _norms(opened: OpenModel) -> bool:
+    """Whether there are norms between the blocks and the residual stream."""
+    _, layers = decoder_layers(opened.model)
+    return any(True for layer in layers for _ in norms_after_blocks(layer))
+
+
+def _only(paths: Iterable[str]) -> str:
+    """The pattern of these sites alone."""
+    return f"^(?:{'|'.join(map(re.escape, paths))})$"
