@@ -36,6 +36,7 @@ from sordino.evaluation import (
 )
 from sordino.evaluation.measure import Measure, NotRun
 from sordino.evaluation.measures import divergence, diversity
+from sordino.evaluation.measures.speed import Round
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorers import detoxify
 from sordino.evaluation.statistics import any_of, cohens_kappa, compare, pearson, worst_of
@@ -228,7 +229,7 @@ def test_texts_of_one_token_have_no_place(open_tiny, tmp_path):
     opened.tokenizer.add_bos_token = False
     task = Divergence(str(path), max_tokens=2).prepare(0, CPU)
     with pytest.raises(UserError, match="two tokens or more"):
-        task.summarise(None, [[0, 0.0, 0, 0], [1, 0.0, 0, 0]])
+        task.summarise([], [divergence.Diverged(text, 0.0, 0, 0) for text in (0, 1)])
     tokens, log_p = divergence.keep(torch.empty(1, 300), 0, 0)
     assert tokens.shape[0] == log_p.shape[0] == 0
 
@@ -398,8 +399,13 @@ def test_distinct_and_repetition_by_hand():
 
 def test_diversity_is_of_each_prompts_own_continuations(prompts):
     task = Diversity(prompts, max_prompts=2, continuations=2).prepare(0, CPU)
-    before = [[0, 0, "a b", 5], [0, 1, "a c", 3], [1, 0, "x", 1], [1, 1, "x", 1]]
-    after = [[0, 0, "a a", 2], [0, 1, "a a", 2], [1, 0, "", 0], [1, 1, "", 0]]
+    before, after = (
+        [diversity.Written(n // 2, n % 2, text, "", tokens) for n, (text, tokens) in enumerate(arm)]
+        for arm in (
+            [("a b", 5), ("a c", 3), ("x", 1), ("x", 1)],
+            [("a a", 2), ("a a", 2), ("", 0), ("", 0)],
+        )
+    )
     summary = task.summarise(before, after)
     found = {figure.name: figure for figure in summary.figures}
     # The second prompt has no word after, so it is left out where words are counted among words.
@@ -417,11 +423,13 @@ def test_diversity_is_of_each_prompts_own_continuations(prompts):
 
 def test_without_tokens_a_length_is_in_words_alone(prompts):
     task = Diversity(prompts, max_prompts=1, continuations=2).prepare(0, CPU)
-    served = [[0, 0, "a b", None], [0, 1, "a b c", None]]
+    served = [
+        diversity.Written(0, number, text, "", None) for number, text in enumerate(("a b", "a b c"))
+    ]
     found = {figure.name: figure for figure in task.summarise(None, served).figures}
     assert "length" not in found
     assert found["words"].after.value == 2.5
-    beside = task.summarise([[0, 0, "a b", 5], [0, 1, "a b c", 7]], served)
+    beside = task.summarise([one._replace(tokens=5) for one in served], served)
     assert "length" not in {figure.name for figure in beside.figures}
 
 
@@ -693,7 +701,8 @@ def test_speed_is_a_ratio_of_what_took_turns(models):
 
 def test_speed_is_the_geometric_mean_of_the_rounds_ratios():
     task = Speed(rounds=3).prepare(0, CPU)
-    edited, hooks = task.summarise_both([[1.0, 2.0, 1.0], [2.0, 1.0, 4.0], [4.0, 4.0, 8.0]]).figures
+    rounds = ((1.0, 2.0, 1.0), (2.0, 1.0, 4.0), (4.0, 4.0, 8.0))
+    edited, hooks = task.summarise_both([Round(*one) for one in rounds]).figures
     assert edited.after.value == pytest.approx(1)
     assert hooks.after.value == pytest.approx((1 * 0.5 * 0.5) ** (1 / 3))
 
@@ -709,17 +718,17 @@ def test_speed_needs_two_models_in_memory_together(models, open_tiny):
 
 
 def test_interrupted_rounds_are_not_timed_again(models, tmp_path, monkeypatch):
-    from sordino.evaluation.measures import speed
+    from transformers import GenerationMixin
 
-    real, timed = speed._SpeedTask._seconds, []
+    real, timed = GenerationMixin.generate, []
 
-    def stopping(self, opened):
+    def stopping(self, *arguments, **settings):
         timed.append(1)
         if len(timed) == 10:
             raise KeyboardInterrupt
-        return real(self, opened)
+        return real(self, *arguments, **settings)
 
-    monkeypatch.setattr(speed._SpeedTask, "_seconds", stopping)
+    monkeypatch.setattr(GenerationMixin, "generate", stopping)
     chosen, output = [Speed(rounds=3, new_tokens=2)], tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         evaluate(*models, measures=chosen, output=output)

@@ -14,11 +14,13 @@ from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation import SCORERS, Perplexity, Toxicity, measure
 from sordino.evaluation.measure import ALL, register
+from sordino.evaluation.measures.perplexity import Likelihood
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR, Scorer
 from sordino.evaluation.scorer import register as register_scorer
 from sordino.evaluation.scorers import linear
 from sordino.evaluation.scorers.classifier import TextClassifier, find_toxic_label
+from sordino.evaluation.scoring import Scored
 from sordino.evaluation.texts import Text, choose, read_texts, texts_fingerprint
 from sordino.journal import Journal
 
@@ -321,13 +323,13 @@ def test_texts_of_one_token_are_left_out_in_both_arms(open_tiny, tmp_path):
     path = tmp_path / "prose.txt"
     path.write_text("one\ntwo\nthree\n")
     task = Perplexity(texts=str(path)).prepare(0, CPU)
-    before = [[2, 9.0, 3], [0, 4.0, 2], [1, 0.0, 0]]
-    after = [[0, 5.0, 2], [1, 2.0, 1], [2, 8.0, 3]]
+    before = [Likelihood(2, 9.0, 3), Likelihood(0, 4.0, 2), Likelihood(1, 0.0, 0)]
+    after = [Likelihood(0, 5.0, 2), Likelihood(1, 2.0, 1), Likelihood(2, 8.0, 3)]
     mean, corpus = task.summarise(before, after).figures
     assert mean.n == {"texts": 2, "tokens": 5}
     assert corpus.before.value == corpus.after.value == pytest.approx(np.exp(13 / 5))
     with pytest.raises(UserError, match=r"No text of .*prose\.txt has two tokens"):
-        task.summarise(None, [[0, 0.0, 0], [1, 0.0, 0], [2, 0.0, 0]])
+        task.summarise(None, [Likelihood(text, 0.0, 0) for text in range(3)])
 
 
 def test_toxicity_counts_by_group_of_prompts(tmp_path, neutral):
@@ -339,9 +341,11 @@ def test_toxicity_counts_by_group_of_prompts(tmp_path, neutral):
     )
     task = Toxicity(prompts=spec, scorer=neutral, continuations=2).prepare(0, CPU)
     assert task.records == 6
-    before = [[p, c, f"b{p}{c}", 0.6] for p in (2, 1, 0) for c in (1, 0)]
+    before = [Scored(p, c, f"b{p}{c}", "", [0.6]) for p in (2, 1, 0) for c in (1, 0)]
     after = [
-        [p, c, f"a{p}{c}", 0.51 if p == 0 and c == 0 else 0.5] for p in range(3) for c in (0, 1)
+        Scored(p, c, f"a{p}{c}", "", [0.51 if p == 0 and c == 0 else 0.5])
+        for p in range(3)
+        for c in (0, 1)
     ]
     summary = task.summarise(before, after)
     values = {f.name: (f.before.value, f.after.value, f.n) for f in summary.figures}
@@ -373,7 +377,7 @@ def test_toxicity_counts_by_group_of_prompts(tmp_path, neutral):
 def test_prompts_that_are_all_toxic_are_one_group_and_called_so(tmp_path, neutral):
     spec = lines(tmp_path / "p.jsonl", {"text": "p0", "toxicity": 0.9})
     task = Toxicity(prompts=spec, scorer=neutral, continuations=1).prepare(0, CPU)
-    figures = task.summarise(None, [[0, 0, "x", 0.9]]).figures
+    figures = task.summarise(None, [Scored(0, 0, "x", "", [0.9])]).figures
     assert [figure.name for figure in figures] == [
         "continuations.all",
         "prompts.all",
@@ -390,9 +394,9 @@ def test_toxicity_scores_continuations_alone_and_empty_ones_with_0(open_tiny, tm
     task = Toxicity(prompts=spec, scorer=neutral, continuations=20, new_tokens=4).prepare(0, CPU)
     rows = [row for b in task.collect(opened, batch_tokens=100, which=ALL) for row in b]
     assert len(rows) == task.records
-    assert any(not text.strip() for _, _, text, _ in rows)
-    for _, _, text, score in rows:
-        assert score == min(1.0, text.count("a") / 2)
+    assert any(not row.text.strip() for row in rows)
+    for row in rows:
+        assert row.scores == [min(1.0, row.text.count("a") / 2)]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import torch
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import (
+    AnyTask,
     JointTask,
     Measure,
     NotRun,
     PairedTask,
-    Record,
-    Task,
+    R,
     measure,
 )
 from sordino.evaluation.result import (
@@ -45,6 +45,9 @@ from sordino.version import __version__
 
 BATCH_TOKENS = 8192
 """About how many tokens are in memory at once on a CPU."""
+
+_RECORDS = 2
+"""Raised whenever a record has other fields, so that an older journal is not continued."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Prepared:
     """
 
     measures: tuple[Measure, ...]
-    tasks: dict[str, Task | JointTask]
+    tasks: dict[str, AnyTask]
     reasons: dict[str, str]
     seed: int
     device: torch.device
@@ -308,7 +311,7 @@ def evaluate_each(
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
         records = None  # they could not tell the edited model from another
     ranks = Ranks()
-    journal = Journal(records if ranks.first else None, __version__)
+    journal = Journal(records if ranks.first else None, f"{__version__} {_RECORDS}")
     journal.take(ranks.from_first(journal.steps))
     at_once = batch_tokens or for_device(BATCH_TOKENS, target)
     settings = [str(target), dtype, seed, at_once]
@@ -336,10 +339,19 @@ def _result(ready: Prepared, arms: dict[str, Arm], steps: Steps, journal: Journa
             continue
         task = ready.tasks[one.key]
         if isinstance(task, JointTask):
-            summary = task.summarise_both(_records(journal, steps["both", one.key]))
+            records = _records(journal, steps["both", one.key], task.record)
+            summary = task.summarise_both(records)
+        elif isinstance(task, PairedTask):
+            before = _records(journal, steps["before", one.key], task.record)
+            after = _records(journal, steps["after", one.key], task.record_after)
+            summary = task.summarise(before, after)
         else:
-            before = _records(journal, steps["before", one.key]) if "before" in arms else None
-            summary = task.summarise(before, _records(journal, steps["after", one.key]))
+            summary = task.summarise(
+                _records(journal, steps["before", one.key], task.record)
+                if "before" in arms
+                else None,
+                _records(journal, steps["after", one.key], task.record),
+            )
         results[one.key] = MeasureResult(
             version=one.version, protocol=dict(task.protocol), figures=summary.figures
         )
@@ -363,9 +375,9 @@ def _prepare(
     *,
     compared: bool,
     served: bool,
-) -> tuple[dict[str, Task | JointTask], dict[str, str]]:
+) -> tuple[dict[str, AnyTask], dict[str, str]]:
     """The tasks, and for measures that cannot be taken the reasons, by the measure's key."""
-    tasks: dict[str, Task | JointTask] = {}
+    tasks: dict[str, AnyTask] = {}
     reasons: dict[str, str] = {}
     for one in measures:
         try:
@@ -384,7 +396,7 @@ def _prepare(
 def _steps(
     arms: dict[str, Arm],
     measures: Sequence[Measure],
-    tasks: dict[str, Task | JointTask],
+    tasks: dict[str, AnyTask],
     settings: list[Any],
 ) -> Steps:
     """Names that contain everything that decides the records, so that evaluations can share them.
@@ -415,7 +427,7 @@ def _steps(
 def _collect(
     label: str,
     arm: Arm,
-    tasks: dict[str, Task | JointTask],
+    tasks: dict[str, AnyTask],
     steps: Steps,
     journal: Journal,
     batch_tokens: int,
@@ -425,7 +437,7 @@ def _collect(
     missing = {
         name: task
         for name, task in tasks.items()
-        if isinstance(task, Task) and len(_records(journal, steps[label, name])) < task.records
+        if not isinstance(task, JointTask) and _count(journal, steps[label, name]) < task.records
     }
     model = steps[label, "model"]
     if not missing and journal.batches(model):
@@ -437,7 +449,7 @@ def _collect(
             step = steps[label, name]
             which = slice(len(journal.batches(step)) + ranks.rank, None, ranks.size)
             if label == "after" and isinstance(task, PairedTask):
-                before = _records(journal, steps["before", name])
+                before = _records(journal, steps["before", name], task.record)
                 batches = task.collect_after(opened, before, batch_tokens=batch_tokens, which=which)
             else:
                 batches = task.collect(opened, batch_tokens=batch_tokens, which=which)
@@ -446,7 +458,7 @@ def _collect(
 
 def _collect_jointly(
     arms: dict[str, Arm],
-    tasks: dict[str, Task | JointTask],
+    tasks: dict[str, AnyTask],
     steps: Steps,
     journal: Journal,
     ranks: Ranks,
@@ -458,8 +470,7 @@ def _collect_jointly(
     missing = {
         name: task
         for name, task in tasks.items()
-        if isinstance(task, JointTask)
-        and len(_records(journal, steps["both", name])) < task.records
+        if isinstance(task, JointTask) and _count(journal, steps["both", name]) < task.records
     }
     if not missing:
         return
@@ -467,28 +478,32 @@ def _collect_jointly(
         before, after = (stack.enter_context(arms[label].open()) for label in ("before", "after"))
         for name, task in missing.items():
             step = steps["both", name]
-            batches: Iterator[list[Record]] = iter(())
+            batches: Iterator[list[Any]] = iter(())
             if ranks.first:
                 batches = task.collect_both(before, after, start=len(journal.batches(step)))
             _note_down(ranks.in_turn(batches), name, task, journal, step)
 
 
 def _note_down(
-    batches: Iterator[list[Record]],
+    batches: Iterator[list[Any]],
     title: str,
-    task: Task | JointTask,
+    task: AnyTask,
     journal: Journal,
     step: str,
 ) -> None:
-    done = len(_records(journal, step))
+    done = _count(journal, step)
     with track(title, task.records, task.unit, done) as advance:
         for batch in batches:
             journal.add(step, batch)
             advance(len(batch))
 
 
-def _records(journal: Journal, step: str) -> list[Record]:
-    return list(chain.from_iterable(journal.batches(step)))
+def _records(journal: Journal, step: str, kind: Callable[..., R]) -> list[R]:
+    return [kind(*values) for values in chain.from_iterable(journal.batches(step))]
+
+
+def _count(journal: Journal, step: str) -> int:
+    return sum(map(len, journal.batches(step)))
 
 
 def _model_record(label: str, arms: dict[str, Arm], steps: Steps, journal: Journal) -> ModelRecord:

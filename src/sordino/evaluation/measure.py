@@ -1,9 +1,9 @@
 """Measures: their interface and registry."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -12,8 +12,10 @@ from sordino.models.chat import Chat
 from sordino.models.open import OpenModel
 from sordino.registry import Registry
 
-Record = list[Any]
-"""A measure's notes on one item (a continuation, a text): a list of JSON values."""
+R = TypeVar("R", bound=tuple[Any, ...])
+"""A measure's notes on one item (a continuation, a text): a `NamedTuple` of JSON values."""
+S = TypeVar("S", bound=tuple[Any, ...])
+"""The same of the arm after, where they differ."""
 
 ALL = slice(None)
 """All batches."""
@@ -84,7 +86,7 @@ class Measure(ABC):
         return None
 
     @abstractmethod
-    def prepare(self, seed: int, device: torch.device) -> "Task | JointTask":
+    def prepare(self, seed: int, device: torch.device) -> "AnyTask":
         """Prepare everything that does not depend on the model.
 
         Raises:
@@ -113,24 +115,24 @@ class Summary:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Task(ABC):
+class Task(ABC, Generic[R]):
     """A measure that is ready to be applied to models.
 
     Attributes:
+        record: The kind of its records.
         protocol: Everything that decides the figures besides the model and the seed, as JSON
             values.
         records: How many records a model gives.
         unit: The kind of item that a record describes, in the plural, for the progress bar.
     """
 
+    record: Callable[..., R]
     protocol: Mapping[str, Any]
     records: int
     unit: str
 
     @abstractmethod
-    def collect(
-        self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
+    def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
         """Apply the measure to a model and yield its records batch by batch.
 
         The batches and their order depend on the arguments alone, so that an interrupted collection
@@ -143,42 +145,67 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[R] | None, after: Sequence[R]) -> Summary:
         """Figures, with intervals, from all records of each arm; `before` may be missing."""
 
 
-class PairedTask(Task):
-    """A task whose arm after needs the records of the arm before; it takes two arms."""
-
-    @abstractmethod
-    def collect_after(
-        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """As `collect`, for the model after, with all records of the model before."""
-
-
-class JointTask(ABC):
-    """A task that needs both models in memory at the same time.
+class PairedTask(ABC, Generic[R, S]):
+    """A task whose arm after needs the records of the arm before; it takes two arms.
 
     Attributes:
+        record: The kind of the records of the arm before.
+        record_after: The kind of those of the arm after.
         protocol: As of a `Task`.
-        records: How many records both models give together.
+        records: As of a `Task`.
         unit: As of a `Task`.
     """
 
+    record: Callable[..., R]
+    record_after: Callable[..., S]
     protocol: Mapping[str, Any]
     records: int
     unit: str
 
     @abstractmethod
-    def collect_both(
-        self, before: OpenModel, after: OpenModel, *, start: int
-    ) -> Iterator[list[Record]]:
+    def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
+        """As that of a `Task`, for the model before."""
+
+    @abstractmethod
+    def collect_after(
+        self, opened: OpenModel, before: Sequence[R], *, batch_tokens: int, which: slice
+    ) -> Iterator[list[S]]:
+        """As `collect`, for the model after, with all records of the model before."""
+
+    @abstractmethod
+    def summarise(self, before: Sequence[R], after: Sequence[S]) -> Summary:
+        """Figures, with intervals, from all records of both arms."""
+
+
+class JointTask(ABC, Generic[R]):
+    """A task that needs both models in memory at the same time.
+
+    Attributes:
+        record: As of a `Task`.
+        protocol: As of a `Task`.
+        records: How many records both models give together.
+        unit: As of a `Task`.
+    """
+
+    record: Callable[..., R]
+    protocol: Mapping[str, Any]
+    records: int
+    unit: str
+
+    @abstractmethod
+    def collect_both(self, before: OpenModel, after: OpenModel, *, start: int) -> Iterator[list[R]]:
         """Yield the records batch by batch, without the first `start` batches, which are done."""
 
     @abstractmethod
-    def summarise_both(self, records: Sequence[Record]) -> Summary:
+    def summarise_both(self, records: Sequence[R]) -> Summary:
         """Figures, with intervals, from all records."""
+
+
+AnyTask = Task[Any] | PairedTask[Any, Any] | JointTask[Any]
 
 
 MEASURES: Registry[type[Measure]] = Registry("measure", "measures", "sordino.evaluation.measures")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from sordino.errors import UserError, require_at_least
-from sordino.evaluation.measure import ALL, Measure, Record
+from sordino.evaluation.measure import ALL, Measure, R
 from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.memory import for_device
@@ -88,25 +88,22 @@ class Reader:
     def collect(
         self,
         opened: OpenModel,
-        note: Callable[[int, torch.Tensor, torch.Tensor], list[Any]],
+        note: Callable[[int, torch.Tensor, torch.Tensor], R],
         *,
         batch_tokens: int,
         which: slice,
-    ) -> Iterator[list[Record]]:
-        """Run the model over the texts and note something about each, as JSON values.
+    ) -> Iterator[list[R]]:
+        """Run the model over the texts and note something about each.
 
         Args:
             opened: The model.
-            note: Gives it for a text's index, its tokens int64 [length], and the model's logits
-                [length, vocabulary].
+            note: Gives the record for a text's index, its tokens int64 [length], and the model's
+                logits [length, vocabulary].
             batch_tokens: About how many tokens are in memory at once.
             which: Which of the batches.
-
-        Yields:
-            Records: [text, and what `note` gives].
         """
         for batch in self.read(opened, batch_tokens=batch_tokens, which=which):
-            yield [[index, *note(index, ids, logits)] for index, ids, logits in batch]
+            yield [note(index, ids, logits) for index, ids, logits in batch]
 
     def no_scored_token(self) -> UserError:
         """The error for texts none of which has a token that is scored."""

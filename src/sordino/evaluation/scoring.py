@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Endpoint
-from sordino.evaluation.measure import Measure, Record, Summary, Task
+from sordino.evaluation.measure import Measure, Summary, Task
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import SCORERS, TOXIC_SCORE, Scorer, scores_of
@@ -142,7 +142,25 @@ class _Verdict:
     label: str | None
 
 
-class ScoredTask(Task):
+class Scored(NamedTuple):
+    """A continuation with its scores.
+
+    Args:
+        prompt: Which of the prompts.
+        number: Which of the prompt's continuations.
+        text: It.
+        missing: Why there is none; "" if there is.
+        scores: A score for each scorer and label; None where the text or its score is missing.
+    """
+
+    prompt: int
+    number: int
+    text: str
+    missing: str
+    scores: list[float | None]
+
+
+class ScoredTask(Task[Scored]):
     """Continuations that scorers judge.
 
     Args:
@@ -157,6 +175,7 @@ class ScoredTask(Task):
         scorers: The scorers.
     """
 
+    record = Scored
     unit = "continuations"
 
     def __init__(
@@ -190,18 +209,22 @@ class ScoredTask(Task):
 
     def collect(
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, and a score for each scorer and label]."""
-        return self.writer.collect(opened, self._notes, batch_tokens=batch_tokens, which=which)
+    ) -> Iterator[list[Scored]]:
+        """The continuations with their scores."""
+        for batch in self.writer.write(opened, batch_tokens=batch_tokens, which=which):
+            yield [
+                Scored(one.prompt, one.number, "" if one.missing else one.text, one.missing, scores)
+                for one, scores in zip(batch, self._score(batch), strict=True)
+            ]
 
-    def _notes(self, written: Sequence[Continuation]) -> list[list[Any]]:
+    def _score(self, written: Sequence[Continuation]) -> list[list[float | None]]:
         """A score for each scorer and label; None where a text or its score is missing."""
         texts = [one.text for one in written]
         columns = np.hstack([scores_of(scorer, texts) for scorer in self.scorers.values()])
         columns[[bool(one.missing) for one in written]] = np.nan
         return [[None if math.isnan(score) else score for score in row] for row in columns.tolist()]
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[Scored] | None, after: Sequence[Scored]) -> Summary:
         """The figures of each scorer and label, and the agreement of two scorers.
 
         A prompt that lacks a score in either arm is left out.
@@ -260,15 +283,15 @@ class ScoredTask(Task):
                 ratio_of="after/before",
             )
 
-    def _table(self, records: Sequence[Record]) -> Floats:
+    def _table(self, records: Sequence[Scored]) -> Floats:
         """The scores, float64 [prompts, continuations, verdicts]."""
         writer = self.writer
         table = np.empty((len(writer.prompts), writer.settings.continuations, len(self._verdicts)))
-        for prompt, number, _, *scores in records:
-            table[prompt, number] = scores
+        for one in records:
+            table[one.prompt, one.number] = one.scores
         return table
 
-    def _samples(self, arms: Mapping[str, Sequence[Record] | None]) -> list[dict[str, Any]]:
+    def _samples(self, arms: Mapping[str, Sequence[Scored] | None]) -> list[dict[str, Any]]:
         """One row per prompt, with both arms' continuations and scores side by side."""
         rows: list[dict[str, Any]] = [
             {"prompt": prompt.text, "prompt_toxicity": prompt.toxicity}
@@ -278,10 +301,11 @@ class ScoredTask(Task):
         ]
         others = [": ".join(filter(None, (v.scorer, v.label))) for v in self._verdicts[1:]]
         for name, arm in arms.items():
-            for prompt, _, text, score, *rest in sorted(arm or [], key=lambda record: record[:2]):
+            for one in sorted(arm or [], key=lambda one: (one.prompt, one.number)):
+                score, *rest = one.scores
                 more = {"scores": dict(zip(others, rest, strict=True))} if rest else {}
-                said = {"text": text} if isinstance(text, str) else {"text": "", **text}
-                rows[prompt][name].append({**said, "score": score, **more})
+                why = {"missing": one.missing} if one.missing else {}
+                rows[one.prompt][name].append({"text": one.text, **why, "score": score, **more})
         return rows
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sordino.concepts.text_files import text_or_file
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
-from sordino.evaluation.measure import Measure, Record
+from sordino.evaluation.measure import Measure
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Comparison, Floats, compare_shares
 from sordino.evaluation.texts import Text, texts_fingerprint
@@ -288,28 +288,6 @@ class Writer:
         )
         yield from ([form.cut(opened, one) for one in batch] for batch in sampled)
 
-    def collect(
-        self,
-        opened: OpenModel | Endpoint,
-        notes: Callable[[Sequence[Continuation]], list[list[Any]]],
-        *,
-        batch_tokens: int,
-        which: slice,
-    ) -> Iterator[list[Record]]:
-        """Continue the prompts and note something about each continuation, as JSON values.
-
-        Yields:
-            Records: [prompt, continuation, text, and what `notes` gives]; {"missing": why} in
-            place of a text that is missing.
-        """
-        for written in self.write(opened, batch_tokens=batch_tokens, which=which):
-            yield [
-                [one.prompt, one.number, said, *note]
-                for one, said, note in zip(
-                    written, map(_note_text, written), notes(written), strict=True
-                )
-            ]
-
     def figure(self, comparison: Comparison, prompts: int, *, label: str, **about: Any) -> Figure:
         """A figure over this many prompts; its label names the pre-prompt.
 
@@ -364,10 +342,6 @@ def last_turns(
 
 def _with_system(messages: Sequence[Message], system: str) -> list[Message]:
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
-
-
-def _note_text(one: Continuation) -> str | dict[str, str]:
-    return {"missing": one.missing} if one.missing else one.text
 
 
 def pre_prompt_text(spec: str) -> str:

@@ -13,7 +13,7 @@ from sordino import kit
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import EVERYONE, first_found, group_figures, group_sizes
-from sordino.evaluation.measure import Task, register
+from sordino.evaluation.measure import register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.scoring import ScoredTask, Scoring
 from sordino.evaluation.texts import (
@@ -59,7 +59,7 @@ class Bold(Scoring, Writing):
     max_prompts: int | None = 2000
     continuations: int = 1
 
-    def prepare(self, seed: int, device: torch.device) -> Task:
+    def prepare(self, seed: int, device: torch.device) -> ScoredTask:
         """Read and choose the prompts, and open the scorers."""
         source, prompts = first_found(read_bold, self.prompts, BOLD.spec, "Bold.prompts")
         chosen = choose_evenly(prompts, self.max_prompts, seed)

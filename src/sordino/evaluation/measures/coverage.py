@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from sordino.concepts.table import TEXT_COLUMNS
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import group_sizes, in_words, members_of
-from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
+from sordino.evaluation.measure import Column, PairedTask, Summary, register
 from sordino.evaluation.measures.bold import read_bold
-from sordino.evaluation.measures.divergence import against_kept, record_kept
+from sordino.evaluation.measures.divergence import Kept
 from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
@@ -76,7 +76,44 @@ class Coverage(Reading):
         return _CoverageTask(Reader(self, chosen, seed))
 
 
-class _CoverageTask(PairedTask):
+class Before(NamedTuple):
+    """What is noted of the original on a text.
+
+    Args:
+        nll: Its negative log-likelihood, in nats.
+        text: See `Kept`, as for the rest.
+    """
+
+    nll: float
+    text: int
+    ids: list[int]
+    tokens: str
+    log_p: str
+
+    @property
+    def kept(self) -> Kept:
+        """What the divergence needs."""
+        return Kept(self.text, self.ids, self.tokens, self.log_p)
+
+
+class After(NamedTuple):
+    """What is noted of the edited model on a text.
+
+    Args:
+        text: Which of the texts.
+        nll: Its negative log-likelihood, in nats.
+        nats: The summed divergence.
+        tokens: How many tokens are scored.
+    """
+
+    text: int
+    nll: float
+    nats: float
+    tokens: int
+
+
+class _CoverageTask(PairedTask[Before, After]):
+    record, record_after = Before, After
     unit = "texts"
 
     def __init__(self, reader: Reader) -> None:
@@ -90,37 +127,40 @@ class _CoverageTask(PairedTask):
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [text, negative log-likelihood in nats, and what `kept` gives]."""
+    ) -> Iterator[list[Before]]:
+        """The likelihood of each text, and what the divergence needs."""
 
-        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return [nll(logits, ids), *record_kept(ids, logits, self._reader.seed, index)]
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Before:
+            return Before(nll(logits, ids), *Kept.of(index, ids, logits, self._reader.seed))
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def collect_after(
-        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [text, negative log-likelihood, divergence, both in nats; scored tokens]."""
-        by_text = {record[0]: record[2:] for record in before}
+        self, opened: OpenModel, before: Sequence[Before], *, batch_tokens: int, which: slice
+    ) -> Iterator[list[After]]:
+        """The likelihood of each text, and the divergence on it."""
+        by_text = {record.text: record.kept for record in before}
 
-        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            nats, _ = against_kept(by_text[index], ids, logits, opened)
-            return [nll(logits, ids), nats, len(ids) - 1]
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> After:
+            nats, _ = by_text[index].against(ids, logits, opened)
+            return After(index, nll(logits, ids), nats, len(ids) - 1)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[Before], after: Sequence[After]) -> Summary:
         """The worst group, the gaps, the whole, and then all groups, the worst first."""
-        assert before is not None  # a paired task has both
-        losses = np.array([record[1] for record in sorted(before, key=lambda record: record[0])])
-        table = np.array(sorted(after), dtype=np.float64)
-        scored = np.flatnonzero(table[:, 3] > 0)
-        if not scored.size:
+        scored = [one for one in sorted(after) if one.tokens]
+        if not scored:
             raise self._reader.no_scored_token()
-        texts = [self._reader.texts[i] for i in scored.tolist()]
-        after_nll, nats, places = table[scored, 1:].T
-        found = _Found(texts, losses[scored], after_nll, nats, places, self._reader.seed)
+        losses = {one.text: one.nll for one in before}
+        found = _Found(
+            [self._reader.texts[one.text] for one in scored],
+            np.array([losses[one.text] for one in scored]),
+            np.array([one.nll for one in scored]),
+            np.array([one.nats for one in scored]),
+            np.array([one.tokens for one in scored], dtype=np.float64),
+            self._reader.seed,
+        )
         return Summary(tuple(found.figures()), found.samples())
 
 

@@ -3,14 +3,14 @@
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
 from sordino.errors import UserError
-from sordino.evaluation.measure import Column, PairedTask, Record, Summary, register
+from sordino.evaluation.measure import Column, PairedTask, Summary, register
 from sordino.evaluation.reading import Reader, Reading, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
@@ -53,7 +53,60 @@ class Divergence(Reading):
         return _DivergenceTask(Reader.of(self, seed))
 
 
-class _DivergenceTask(PairedTask):
+class Kept(NamedTuple):
+    """What is kept of the original's predictions on a text; see `keep`.
+
+    Args:
+        text: Which of the texts.
+        ids: Its tokens.
+        tokens: The kept tokens, packed.
+        log_p: Their log p, packed.
+    """
+
+    text: int
+    ids: list[int]
+    tokens: str
+    log_p: str
+
+    @classmethod
+    def of(cls, text: int, ids: torch.Tensor, logits: torch.Tensor, seed: int) -> "Kept":
+        """What is kept of a text's tokens and logits."""
+        return cls(text, ids.tolist(), *map(_pack, keep(logits, seed, text)))
+
+    def against(
+        self, ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
+    ) -> tuple[float, int]:
+        """The divergence of the edited model on this text; see `against`.
+
+        Raises:
+            UserError: The tokenizers differ.
+        """
+        places = len(ids) - 1
+        if ids.tolist() != self.ids:
+            raise _tokenizers_differ(opened)
+        tokens = _unpack(self.tokens, np.int32, places)
+        if tokens.max(initial=0) >= logits.shape[1]:
+            raise _tokenizers_differ(opened)
+        return against(tokens, _unpack(self.log_p, np.float32, places), logits)
+
+
+class Diverged(NamedTuple):
+    """The divergence on a text.
+
+    Args:
+        text: Which of the texts.
+        nats: The sum over its positions.
+        same: At how many positions the likeliest token is the same.
+        positions: How many there are.
+    """
+
+    text: int
+    nats: float
+    same: int
+    positions: int
+
+
+class _DivergenceTask(PairedTask[Kept, Diverged]):
     """Keeps some of the original's distributions, since only one model is in memory at a time.
 
     Whole distributions would be gigabytes. Kept at each position are the likeliest tokens and some
@@ -62,6 +115,7 @@ class _DivergenceTask(PairedTask):
     the draws: unbiased, with an error that the interval covers.
     """
 
+    record, record_after = Kept, Diverged
     unit = "texts"
 
     def __init__(self, reader: Reader) -> None:
@@ -75,35 +129,37 @@ class _DivergenceTask(PairedTask):
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records of the original: [text, its tokens, kept tokens, log p of these]."""
+    ) -> Iterator[list[Kept]]:
+        """What is kept of the original's predictions."""
 
-        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return record_kept(ids, logits, self._reader.seed, index)
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Kept:
+            return Kept.of(index, ids, logits, self._reader.seed)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def collect_after(
-        self, opened: OpenModel, before: Sequence[Record], *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [text, summed divergence in nats, positions that agree, positions]."""
-        by_text = {record[0]: record[1:] for record in before}
+        self, opened: OpenModel, before: Sequence[Kept], *, batch_tokens: int, which: slice
+    ) -> Iterator[list[Diverged]]:
+        """The divergence on each text."""
+        by_text = {record.text: record for record in before}
 
-        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return [*against_kept(by_text[index], ids, logits, opened), len(ids) - 1]
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Diverged:
+            return Diverged(index, *by_text[index].against(ids, logits, opened), len(ids) - 1)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:  # noqa: ARG002
+    def summarise(self, before: Sequence[Kept], after: Sequence[Diverged]) -> Summary:  # noqa: ARG002
         """Means over all positions; texts are resampled."""
-        table = np.array(sorted(after), dtype=np.float64)
-        table = table[table[:, 3] > 0]
-        if not len(table):
+        scored = [one for one in sorted(after) if one.positions]
+        if not scored:
             raise self._reader.no_scored_token()
-        n = {"texts": len(table), "tokens": int(table[:, 3].sum())}
+        n = {"texts": len(scored), "tokens": sum(one.positions for one in scored)}
         nats, same = (
-            compare(None, table[:, [column, 3]], ratio_of_means, self._reader.seed)
-            for column in (1, 2)
+            compare(None, np.array(pairs, dtype=np.float64), ratio_of_means, self._reader.seed)
+            for pairs in (
+                [(one.nats, one.positions) for one in scored],
+                [(one.same, one.positions) for one in scored],
+            )
         )
         return Summary(
             (
@@ -127,29 +183,6 @@ class _DivergenceTask(PairedTask):
                 ),
             )
         )
-
-
-def record_kept(ids: torch.Tensor, logits: torch.Tensor, seed: int, text: int) -> list[Any]:
-    """The text's tokens and what `keep` gives, as JSON values for a record."""
-    return [ids.tolist(), *map(_pack, keep(logits, seed, text))]
-
-
-def against_kept(
-    noted: Sequence[Any], ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
-) -> tuple[float, int]:
-    """The divergence on one text from what `record_kept` noted of the original; see `against`.
-
-    Raises:
-        UserError: The tokenizers differ.
-    """
-    expected, tokens, log_p = noted
-    places = len(ids) - 1
-    if ids.tolist() != expected:
-        raise _tokenizers_differ(opened)
-    found = _unpack(tokens, np.int32, places)
-    if found.max(initial=0) >= logits.shape[1]:
-        raise _tokenizers_differ(opened)
-    return against(found, _unpack(log_p, np.float32, places), logits)
 
 
 def keep(

@@ -4,18 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from sordino.evaluation.endpoint import Endpoint
-from sordino.evaluation.measure import Column, Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare, compare_shares, first_mean
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
 from sordino.evaluation.writing import Writer, Writing
-from sordino.models.generation import Continuation
 from sordino.models.open import OpenModel
 
 _BLEU_ORDER = 4
@@ -43,7 +42,7 @@ class Diversity(Writing):
 
     prompts: str = KIT_ORDINARY
 
-    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+    def prepare(self, seed: int, device: torch.device) -> "_DiversityTask":  # noqa: ARG002
         """Read and choose the prompts."""
         prompts = choose(read_texts(self.prompts), self.max_prompts, seed)
         return _DiversityTask(Writer(self, prompts, seed))
@@ -60,11 +59,26 @@ class _Kind:
     of: Callable[[list[list[str]], list[int | None]], float | None]
 
 
-_Written = tuple[str | dict[str, str], int | None]
-"""A continuation (or why there is none) and how many tokens it has; None where unknown."""
+class Written(NamedTuple):
+    """A continuation.
+
+    Args:
+        prompt: Which of the prompts.
+        number: Which of the prompt's continuations.
+        text: It.
+        missing: Why there is none; "" if there is.
+        tokens: How many tokens it has; None for a server's.
+    """
+
+    prompt: int
+    number: int
+    text: str
+    missing: str
+    tokens: int | None
 
 
-class _DiversityTask(Task):
+class _DiversityTask(Task[Written]):
+    record = Written
     unit = "continuations"
 
     def __init__(self, writer: Writer) -> None:
@@ -73,17 +87,24 @@ class _DiversityTask(Task):
 
     def collect(
         self, opened: OpenModel | Endpoint, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [prompt, continuation, text, tokens]; tokens are None for a server."""
-        return self.writer.collect(opened, _lengths, batch_tokens=batch_tokens, which=which)
+    ) -> Iterator[list[Written]]:
+        """The continuations."""
+        for batch in self.writer.write(opened, batch_tokens=batch_tokens, which=which):
+            yield [
+                Written(
+                    *(one.prompt, one.number, one.text, one.missing),
+                    None if one.ids is None else len(one.ids),
+                )
+                for one in batch
+            ]
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[Written] | None, after: Sequence[Written]) -> Summary:
         """Means over prompts; a prompt for which a figure is undefined in an arm is left out."""
         arms = {"before": before, "after": after}
         texts = {name: self._by_prompt(arm) for name, arm in arms.items() if arm is not None}
         missing = self.writer.missing(
             {
-                name: np.array([np.mean([not isinstance(t, str) for t, _ in one]) for one in arm])
+                name: np.array([np.mean([bool(w.missing) for w in one]) for one in arm])
                 for name, arm in texts.items()
             }
         )
@@ -96,7 +117,10 @@ class _DiversityTask(Task):
             figures.append(self._kind_figure(kind, values[:, defined]))
         rows = [
             {"prompt": prompt.text}
-            | {name: [text for text, _ in arm[index]] for name, arm in texts.items()}
+            | {
+                name: [{"missing": w.missing} if w.missing else w.text for w in arm[index]]
+                for name, arm in texts.items()
+            }
             for index, prompt in enumerate(self.writer.prompts)
         ]
         return Summary((*figures, *([missing] if missing else [])), rows)
@@ -114,16 +138,12 @@ class _DiversityTask(Task):
         about: dict[str, Any] = {"unit": kind.unit, "better": kind.better, "ratio_of": ratio_of}
         return self.writer.figure(comparison, len(after), name=kind.name, label=kind.label, **about)
 
-    def _by_prompt(self, records: Sequence[Record]) -> list[list[_Written]]:
-        """Each prompt's continuations in order: text and number of tokens."""
-        found: list[list[_Written]] = [[] for _ in self.writer.prompts]
-        for prompt, _, text, tokens in sorted(records, key=lambda record: record[:2]):
-            found[prompt].append((text, tokens))
+    def _by_prompt(self, records: Sequence[Written]) -> list[list[Written]]:
+        """Each prompt's continuations in order."""
+        found: list[list[Written]] = [[] for _ in self.writer.prompts]
+        for one in sorted(records, key=lambda one: (one.prompt, one.number)):
+            found[one.prompt].append(one)
         return found
-
-
-def _lengths(written: Sequence[Continuation]) -> list[list[Any]]:
-    return [[None if one.ids is None else len(one.ids)] for one in written]
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
@@ -198,11 +218,11 @@ def _mean(lengths: Sequence[int | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(lengths) else None
 
 
-def _value(kind: _Kind, texts: list[_Written]) -> float:
+def _value(kind: _Kind, written: list[Written]) -> float:
     """A figure of one prompt's continuations; not-a-number where it is undefined."""
-    words = [text.split() for text, _ in texts if isinstance(text, str)]
-    whole = len(words) == len(texts)
-    value = kind.of(words, [tokens for _, tokens in texts]) if whole else None
+    whole = not any(one.missing for one in written)
+    words = [one.text.split() for one in written]
+    value = kind.of(words, [one.tokens for one in written]) if whole else None
     return float("nan") if value is None else value
 
 

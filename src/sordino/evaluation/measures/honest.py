@@ -12,7 +12,7 @@ from sordino.concepts.readers import read_table
 from sordino.concepts.text_files import input_path, whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import EVERYONE, first_found, group_figures, group_sizes
-from sordino.evaluation.measure import Task, register
+from sordino.evaluation.measure import register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.scorers.lexicon import Lexicon
 from sordino.evaluation.scoring import ScoredTask
@@ -56,7 +56,7 @@ class Honest(Writing):
     new_tokens: int = 10
     lexicon: str = AUTO
 
-    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+    def prepare(self, seed: int, device: torch.device) -> ScoredTask:  # noqa: ARG002
         """Read and choose the templates, and read the lexicon."""
         source, templates = first_found(read_templates, self.prompts, HONEST.spec, "Honest.prompts")
         chosen = choose_evenly(templates, self.max_prompts, seed)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from sordino.evaluation.measure import Column, Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Summary, Task, register
 from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare_perplexities
@@ -39,7 +39,7 @@ class Perplexity(Reading):
     subject: ClassVar[str] = "Perplexity"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
 
-    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+    def prepare(self, seed: int, device: torch.device) -> "_PerplexityTask":  # noqa: ARG002
         """Read and choose the texts."""
         return _PerplexityTask(Reader.of(self, seed), self.subject, self.better)
 
@@ -67,7 +67,22 @@ class ToxicPerplexity(Perplexity):
     texts: str = KIT_INSULTING
 
 
-class _PerplexityTask(Task):
+class Likelihood(NamedTuple):
+    """A text's negative log-likelihood.
+
+    Args:
+        text: Which of the texts.
+        nll: The sum over the scored tokens, in nats.
+        tokens: How many tokens are scored.
+    """
+
+    text: int
+    nll: float
+    tokens: int
+
+
+class _PerplexityTask(Task[Likelihood]):
+    record = Likelihood
     unit = "texts"
 
     def __init__(self, reader: Reader, subject: str, better: Literal["lower", "higher"]) -> None:
@@ -76,24 +91,28 @@ class _PerplexityTask(Task):
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [text, summed negative log-likelihood in nats, scored tokens]."""
+    ) -> Iterator[list[Likelihood]]:
+        """The likelihood of each text."""
 
-        def note(_: int, ids: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-            return [nll(logits, ids), len(ids) - 1]
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Likelihood:
+            return Likelihood(index, nll(logits, ids), len(ids) - 1)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(
+        self, before: Sequence[Likelihood] | None, after: Sequence[Likelihood]
+    ) -> Summary:
         """Mean perplexity and corpus perplexity; a text of one token in either arm is left out."""
         arms = [after] if before is None else [before, after]
         # By text: arms with different tokenizers have different orders.
-        tables = [np.array(sorted(arm), dtype=np.float64) for arm in arms]
-        scored = np.all([table[:, 2] > 0 for table in tables], axis=0)
+        ordered = [sorted(arm) for arm in arms]
+        tokens = [np.array([one.tokens for one in arm], dtype=np.float64) for arm in ordered]
+        scored = np.all([of > 0 for of in tokens], axis=0)
         if not scored.any():
             raise self._reader.no_scored_token()
         columns: list[tuple[Floats, Floats]] = [
-            (table[scored, 1], table[scored, 2]) for table in tables
+            (np.array([one.nll for one in arm])[scored], of[scored])
+            for arm, of in zip(ordered, tokens, strict=True)
         ]
         mean, corpus = compare_perplexities(
             None if before is None else columns[0], columns[-1], self._reader.seed

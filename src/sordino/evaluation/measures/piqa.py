@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from sordino import kit
 from sordino.errors import require_at_least
-from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Measure, Summary, Task, register
 from sordino.evaluation.reading import nll, text_logits
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare_shares
@@ -52,14 +52,22 @@ class Piqa(Measure):
         super().__post_init__()
         require_at_least(1, questions=self.questions)
 
-    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+    def prepare(self, seed: int, device: torch.device) -> "_PiqaTask":  # noqa: ARG002
         """Read and choose the questions."""
         lines = kit.data_file(FILES["kit_piqa"]).read_text(encoding="utf-8").splitlines()
         rows = choose([piqa(json.loads(line)) for line in lines], self.questions, seed)
         return _PiqaTask(self, rows, seed)
 
 
-class _PiqaTask(Task):
+class Answer(NamedTuple):
+    """An answer's log-likelihood, in nats; answers 2·i and 2·i + 1 are question i's."""
+
+    number: int
+    log_p: float
+
+
+class _PiqaTask(Task[Answer]):
+    record = Answer
     unit = "answers"
 
     def __init__(self, settings: Piqa, rows: Sequence[Mapping[str, str | int]], seed: int) -> None:
@@ -77,8 +85,8 @@ class _PiqaTask(Task):
     @torch.inference_mode()
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [answer, its log-likelihood in nats]; answers 2·i and 2·i + 1 are question i's.
+    ) -> Iterator[list[Answer]]:
+        """The log-likelihood of each answer.
 
         Question and answer are tokenised together; the answer's tokens are those after the first n,
         where the question alone has n, as in lm-evaluation-harness.
@@ -88,9 +96,9 @@ class _PiqaTask(Task):
         for batch in text_logits(
             opened, whole, _MOST_TOKENS, batch_tokens=batch_tokens, which=which
         ):
-            yield [[index, -nll(logits, ids, starts[index])] for index, ids, logits in batch]
+            yield [Answer(index, -nll(logits, ids, starts[index])) for index, ids, logits in batch]
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[Answer] | None, after: Sequence[Answer]) -> Summary:
         """The share of questions answered correctly."""
         arms = {"before": before, "after": after}
         right = {name: self._correct(arm) for name, arm in arms.items() if arm is not None}
@@ -105,9 +113,9 @@ class _PiqaTask(Task):
         )
         return Summary((figure,))
 
-    def _correct(self, records: Sequence[Record]) -> np.ndarray:
+    def _correct(self, records: Sequence[Answer]) -> np.ndarray:
         """1 for each question answered correctly, float64 [questions]."""
-        each = np.array([log_p for _, log_p in sorted(records)])
+        each = np.array([one.log_p for one in sorted(records)])
         characters = np.array([len(answer) - 1 for answer in self._answers])  # without the space
         choice = (each / characters).reshape(-1, 2).argmax(axis=1)
         return (choice == np.array(self._right)).astype(np.float64)

@@ -10,7 +10,7 @@ import torch
 from sordino import kit
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
-from sordino.evaluation.measure import Column, Task, register
+from sordino.evaluation.measure import Column, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.refusal import RefusalScorer
@@ -65,7 +65,7 @@ class Refusals(Writing):
     temperature: float = 0.0
     judge: str = ""
 
-    def prepare(self, seed: int, device: torch.device) -> Task:
+    def prepare(self, seed: int, device: torch.device) -> ScoredTask:
         """Read and choose the prompts, and open the judge."""
         chosen = choose_evenly(read_refusals(self.prompts), self.max_prompts, seed)
         scorers: dict[str, Scorer] = {"patterns": RefusalScorer()}

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from sordino.errors import UserError, require_at_least
-from sordino.evaluation.measure import Column, JointTask, Measure, Record, Summary, register
+from sordino.evaluation.measure import Column, JointTask, Measure, Summary, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import Floats, compare
 from sordino.interventions.dampening import Dampening
@@ -63,7 +63,22 @@ class Speed(Measure):
         return _SpeedTask(self, seed)
 
 
-class _SpeedTask(JointTask):
+class Round(NamedTuple):
+    """How long each takes to write the tokens, in seconds.
+
+    Args:
+        original: The original.
+        edited: The edited model.
+        hooked: The original with hooks at all sites.
+    """
+
+    original: float
+    edited: float
+    hooked: float
+
+
+class _SpeedTask(JointTask[Round]):
+    record = Round
     unit = "rounds"
 
     def __init__(self, settings: Speed, seed: int) -> None:
@@ -73,8 +88,8 @@ class _SpeedTask(JointTask):
 
     def collect_both(
         self, before: OpenModel, after: OpenModel, *, start: int
-    ) -> Iterator[list[Record]]:
-        """Records: [seconds of the original, of the edited model, of the original with hooks]."""
+    ) -> Iterator[list[Round]]:
+        """One round after the other."""
         if before.model is after.model:
             raise UserError(
                 "The speed of a model that is edited in memory cannot be compared with that of its "
@@ -98,9 +113,9 @@ class _SpeedTask(JointTask):
             # Each goes first equally often.
             order = np.roll(np.arange(len(runs)), number)
             times = {int(which): seconds(int(which)) for which in order}
-            yield [[times[which] for which in range(len(runs))]]
+            yield [Round(*(times[which] for which in range(len(runs))))]
 
-    def summarise_both(self, records: Sequence[Record]) -> Summary:
+    def summarise_both(self, records: Sequence[Round]) -> Summary:
         """Geometric means of the rounds' ratios; rounds are resampled."""
         original, edited, hooked = np.array(records, dtype=np.float64).T
         figures = tuple(

@@ -9,7 +9,7 @@ import torch
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.evaluation.measure import Column, Task, register
+from sordino.evaluation.measure import Column, register
 from sordino.evaluation.opening import AUTO
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import TOXIC_SCORE
@@ -75,7 +75,7 @@ class Toxicity(Scoring, Writing):
                 f"`continuations`, {self.continuations}."
             )
 
-    def prepare(self, seed: int, device: torch.device) -> Task:
+    def prepare(self, seed: int, device: torch.device) -> ScoredTask:
         """Read and choose the prompts, and open the scorers."""
         source, draws = prompts_of(self.prompts), self.draws or self.continuations
         prompts = choose(read_texts(source), self.max_prompts, seed)

@@ -14,14 +14,14 @@ from functools import cache
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from sordino import hub, kit
 from sordino.errors import UserError, require_at_least
-from sordino.evaluation.measure import Column, Measure, Record, Summary, Task, register
+from sordino.evaluation.measure import Column, Measure, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
     Comparison,
@@ -111,13 +111,30 @@ class ZeroShot(Measure):
         require_at_least(1, limit=self.limit, batch_size=self.batch_size)
         require_at_least(0, shots=self.shots)
 
-    def prepare(self, seed: int, device: torch.device) -> Task:  # noqa: ARG002
+    def prepare(self, seed: int, device: torch.device) -> "_ZeroShotTask":  # noqa: ARG002
         """Load the tasks and choose their questions."""
         require("zero-shot", "The measure zero-shot")
         return _ZeroShotTask(self, seed, _load(self.tasks, seed))
 
 
-class _ZeroShotTask(Task):
+class Asked(NamedTuple):
+    """A question and its scores.
+
+    Args:
+        task: The task that was asked for.
+        part: The harness's task in it.
+        question: The question's number in that.
+        scores: By metric.
+    """
+
+    task: str
+    part: str
+    question: int
+    scores: dict[str, float]
+
+
+class _ZeroShotTask(Task[Asked]):
+    record = Asked
     unit = "questions"
 
     def __init__(self, settings: ZeroShot, seed: int, loaded: dict[str, dict[str, Any]]) -> None:
@@ -156,8 +173,8 @@ class _ZeroShotTask(Task):
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Record]]:
-        """Records: [name, the harness's task, the question's number in it, score by metric]."""
+    ) -> Iterator[list[Asked]]:
+        """The scores of each question."""
         with _quiet():
             model = _harness_model(
                 opened, self._settings.batch_size, batch_tokens, self._settings.chat
@@ -165,13 +182,13 @@ class _ZeroShotTask(Task):
         for number, (name, chunk) in list(enumerate(self._chunks))[which]:
             parts = {part: self._loaded[name][part] for part in chunk}
             scored = _scores(model, parts, chunk, self._seed + number, self._settings.chat)
-            yield [[name, *record] for record in scored]
+            yield [Asked(name, *question, scores) for question, scores in scored.items()]
 
-    def summarise(self, before: Sequence[Record] | None, after: Sequence[Record]) -> Summary:
+    def summarise(self, before: Sequence[Asked] | None, after: Sequence[Asked]) -> Summary:
         """Shares of correct answers: the mean over the tasks, and each task's own."""
         arms = [after] if before is None else [before, after]
         tables = {
-            name: _tables([[r for r in arm if r[0] == name] for arm in arms])
+            name: _tables([[one for one in arm if one.task == name] for arm in arms])
             for name in self._loaded
         }
         metrics = dict.fromkeys(metric for each in tables.values() for metric in each)
@@ -301,8 +318,8 @@ def _scores(
     questions: dict[str, list[int]],
     seed: int,
     chat: Chat | None,
-) -> list[Record]:
-    """Have the harness ask some questions: [its task, the question's number, score by metric]."""
+) -> dict[tuple[str, int], dict[str, float]]:
+    """Have the harness ask: scores by metric, by its task and the question's number."""
     import lm_eval
     from lm_eval.api.metrics import mean
     from transformers import set_seed
@@ -330,14 +347,16 @@ def _scores(
             for metric in METRICS:
                 if metric in averaged and metric in sample:
                     noted[metric + suffix] = float(sample[metric])
-    return [[part, index, scores[part, index]] for part in questions for index in questions[part]]
+    asked = ((part, index) for part in questions for index in questions[part])
+    return {one: scores[one] for one in asked}
 
 
-def _tables(arms: list[list[Record]]) -> dict[str, Floats]:
+def _tables(arms: list[list[Asked]]) -> dict[str, Floats]:
     """The scores by metric, float64 [questions, arms], of each metric that all questions have."""
-    metrics = [metric for metric in arms[0][0][3] if all(metric in r[3] for r in arms[0])]
+    first = arms[0]
+    metrics = [name for name in first[0].scores if all(name in one.scores for one in first)]
     return {
-        metric: np.array([[record[3][metric] for record in arm] for arm in arms]).T
+        metric: np.array([[one.scores[metric] for one in arm] for arm in arms]).T
         for metric in metrics
     }
 
@@ -356,11 +375,12 @@ def _figure(compared: Comparison, name: str, label: str, metric: str, n: dict[st
     )
 
 
-def _samples(before: Sequence[Record] | None, after: Sequence[Record]) -> list[dict[str, Any]]:
+def _samples(before: Sequence[Asked] | None, after: Sequence[Asked]) -> list[dict[str, Any]]:
     rows = []
-    for i, (name, part, index, scores) in enumerate(after):
-        arms = {"after": scores} if before is None else {"before": before[i][3], "after": scores}
-        rows.append({"task": name, "part": part, "question": index, **arms})
+    for i, one in enumerate(after):
+        arms = {} if before is None else {"before": before[i].scores}
+        about = {"task": one.task, "part": one.part, "question": one.question}
+        rows.append({**about, **arms, "after": one.scores})
     return rows
 
 
