@@ -91,29 +91,36 @@ def test_with_all_maps_on_the_positive_means_are_the_negative_ones_everywhere(op
 def test_a_killed_call_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, monkeypatch):
     opened = open_tiny("llama")
     options = {"settings": settings("linear_transport")}
-    find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
     monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
     monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
-    from sordino.expertise import causal
+    layers = [opened.model.get_submodule(f"model.layers.{index}") for index in (0, 1)]
 
-    measured, left = causal._measure, 5
+    def runs_of_layers(output, most=float("inf")):
+        """How often each of two layers runs, until the second was run so often."""
+        runs = [0, 0]
 
-    def failing(*args):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        return measured(*args)
+        def count(which):
+            def hook(*_):
+                runs[which] += 1
+                if which and runs[which] > most:
+                    raise KeyboardInterrupt
 
-    target, again = tmp_path / "cut.safetensors", []
-    with monkeypatch.context() as patch:
-        patch.setattr(causal, "_measure", failing)
-        with pytest.raises(KeyboardInterrupt):
-            find_experts(opened, concept, output=target, **options)
-    monkeypatch.setattr(causal, "_measure", lambda *a: again.append(a) or measured(*a))
-    find_experts(opened, concept, output=target, **options)
+            return hook
+
+        with ExitStack() as stack:
+            for which, layer in enumerate(layers):
+                stack.callback(layer.register_forward_pre_hook(count(which)).remove)
+            find_experts(opened, concept, output=output, **options)
+        return runs
+
+    target = tmp_path / "cut.safetensors"
+    whole = runs_of_layers(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        runs_of_layers(target, whole[1] - 1)
+    again = runs_of_layers(target)
     assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert len(again) == len(opened.sites) - 3  # the first layer's were kept
+    assert again[0] < whole[0] / 2  # the first layer's were kept
+    assert again[1] == whole[1]
 
 
 def test_what_cannot_be_is_refused(open_tiny, concept):

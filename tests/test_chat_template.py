@@ -232,11 +232,11 @@ def test_templates_of_other_shapes_are_said_too(template):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """A worker that has less time; the one before it is put back."""
+    """A worker that has less time."""
     monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.3)
-    monkeypatch.setattr(chat_template, "_worker", None)
+    chat_template.end_worker()
     yield
-    chat_template._end_worker()
+    chat_template.end_worker()
 
 
 def test_a_template_without_end_is_ended_and_the_next_is_filled_in(hasty):

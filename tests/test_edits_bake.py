@@ -288,7 +288,7 @@ def test_a_failing_disk_leaves_nothing(tmp_path, monkeypatch, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(shard, "_change", fail)
+    monkeypatch.setattr(shard, "change_finite_", fail)
     expected = "no space is left" if number == errno.ENOSPC else "Input/output error"
     with pytest.raises(UserError, match=expected):
         bake(folder, dampening, tmp_path / "out")
@@ -301,7 +301,7 @@ def die(*_):
 
 def change_and_die_at(call: int):
     """What changes a tensor, as `shard` does, and dies instead at that call."""
-    change, calls = shard._change, []
+    change, calls = shard.change_finite_, []
 
     def counted(*arguments):
         calls.append(1)
@@ -321,7 +321,7 @@ def test_killed_and_called_again_it_ends_in_the_same_bytes(tmp_path, undisturbed
         if moment == "last":
             bake(folder, dampening, output, finish=die)
         else:
-            shard._change = change_and_die_at(moment)
+            shard.change_finite_ = change_and_die_at(moment)
             bake(folder, dampening, output)
 
     child = forked(bake_and_die)

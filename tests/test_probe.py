@@ -9,6 +9,7 @@ from sordino.concepts.built_in import BUILT_IN
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorers import probe
 from sordino.models.open import open_model
+from sordino.models.sites import decoder_layers
 
 CPU = torch.device("cpu")
 
@@ -23,25 +24,23 @@ def scorer(folder):
     return open_scorer(f"probe:{folder}", device=CPU)
 
 
-def test_a_probe_reads_the_state_after_the_middle_layer(scorer, folder, monkeypatch):
+def test_a_probe_reads_the_state_after_a_layer(folder):
     opened = open_model(folder, device="cpu")
-    middle = scorer.protocol()["layer"]
-    monkeypatch.setattr(scorer, "_probe", Shown())
+    _, layers = decoder_layers(opened.model)
+    middle = len(layers) // 2
     texts = ["the cat", "an old bridge", "the cat sat under the bridge and sang", "the dog"]
-    found = scorer.score(texts)
-    for text, score in zip(texts, found, strict=True):
+    found = probe.mean_states(opened, layers[middle], texts)
+    for text, state in zip(texts, found, strict=True):
         # The oracle: each text alone, through the whole model.
         ids = torch.tensor([opened.tokenizer(text)["input_ids"]])
         with torch.inference_mode():
             states = opened.model(input_ids=ids, output_hidden_states=True).hidden_states
-        assert score == pytest.approx(float(states[middle + 1][0].mean(dim=0)[0]), abs=1e-5)
+        np.testing.assert_allclose(state, states[middle + 1][0].mean(dim=0), atol=1e-5)
 
 
-class Shown:
-    """A classifier that gives the first number of each state."""
-
-    def predict_proba(self, states):
-        return states[:, [1, 0]]
+def test_a_probe_s_layer_is_the_middle_one(scorer, folder):
+    _, layers = decoder_layers(open_model(folder, device="cpu").model)
+    assert scorer.protocol()["layer"] == len(layers) // 2
 
 
 def test_a_probe_scores_alike_whatever_stands_beside_a_text(scorer):

@@ -23,9 +23,9 @@ from sordino.expertise.find import find_experts, plan_find
 from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import sha256_of
-from sordino.models import memory
+from sordino.models import memory, streaming
 from sordino.models.open import fits, open_model
-from sordino.models.streaming import INPUT, OUTPUT, StreamedWeights
+from sordino.models.streaming import INPUT, OUTPUT
 from tiny_gguf import tiny_gguf
 
 # Longer than the tiny models' sliding windows, and few lengths.
@@ -104,14 +104,15 @@ def test_one_layer_is_in_memory_and_the_next_is_read(tmp_path, concept, monkeypa
     folder = tiny_folder("llama", tmp_path)
     opened = open_model(folder, stream=True)
     most = {"model": 0, "read": 0}
-    read = StreamedWeights._read
+    load = streaming.load_tensors
 
-    def reading(self, part):
-        loaded = read(self, part)
-        most["read"] = max(most["read"], sum(t.nbytes for t in loaded.values()))
-        return loaded
+    def loading(vessel, *arguments):
+        found = load(vessel, *arguments)
+        here = sum(p.nbytes for p in vessel.parameters() if not p.is_meta)
+        most["read"] = max(most["read"], here)
+        return found
 
-    monkeypatch.setattr(StreamedWeights, "_read", reading)
+    monkeypatch.setattr(streaming, "load_tensors", loading)
     apply = passes.LayerByLayer.layer
 
     def running(self, *args, **kwargs):
@@ -365,14 +366,14 @@ def test_the_plan_says_what_will_be_read(tmp_path, concept, monkeypatch):
         assert (plan.on_disk > 0) == stream
         assert "time" in "\n".join(plan.lines())
     read = 0
-    reading = StreamedWeights._read
+    reading = streaming.Unread.__getitem__
 
-    def counting(self, part):
+    def counting(self, index):
         nonlocal read
-        read += self.stored(part)
-        return reading(self, part)
+        read += self.form.nbytes
+        return reading(self, index)
 
-    monkeypatch.setattr(StreamedWeights, "_read", counting)
+    monkeypatch.setattr(streaming.Unread, "__getitem__", counting)
     for with_attribution in (True, False):
         read = 0
         chosen = AttributionSettings(20) if with_attribution else None

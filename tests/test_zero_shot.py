@@ -23,6 +23,7 @@ from sordino.evaluation.texts import choose
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.model import LM
+from lm_eval.models import huggingface
 from lm_eval.tasks import TaskManager
 
 CPU = torch.device("cpu")
@@ -49,9 +50,10 @@ def tiny(open_tiny):
 class Oracle(LM):
     """Knows from the kit's raw files what is right, and nothing of how a task was read."""
 
-    def __init__(self, sign: float = 1.0) -> None:
+    sign = 1.0
+
+    def __init__(self, **_: object) -> None:
         super().__init__()
-        self.sign = sign
         self.known: dict[str, list[dict]] = {}
         for task in KIT_TASKS:
             for row in rows(task):
@@ -101,14 +103,14 @@ class Oracle(LM):
 
 
 def test_a_model_that_knows_the_answers_has_them_all_right(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(zero_shot, "_harness_model", lambda *_: Oracle())
+    monkeypatch.setattr(huggingface, "HFLM", Oracle)
     figures = evaluate(tiny(), measures=[ZeroShot(limit=60)]).measures["zero-shot"].figures
     assert [f.after.value for f in figures] == [1.0] * len(figures)
     # The mean and six tasks, two of them with a second metric.
     assert len(figures) == 2 + 6 + 2
     assert figures[0].n == {"tasks": 6, "questions": 360}
     assert 0.98 < figures[0].after.low < figures[0].after.high == 1.0
-    monkeypatch.setattr(zero_shot, "_harness_model", lambda *_: Oracle(-1.0))
+    monkeypatch.setattr(huggingface, "HFLM", type("Opposite", (Oracle,), {"sign": -1.0}))
     figures = evaluate(tiny(), measures=[ZeroShot(limit=60)]).measures["zero-shot"].figures
     # Only a choice that occurs twice in its question lets the opposite model be right.
     assert all(f.after.value < 0.05 for f in figures)

@@ -316,6 +316,7 @@ def _ask_worker(asked: Mapping[str, Any], stopped: Callable[[], bool]) -> str:
 
 
 @atexit.register
-def _end_worker() -> None:
+def end_worker() -> None:
+    """End the process that fills templates in, if there is one; the next template starts another."""
     if _worker is not None:
         _worker.kill()

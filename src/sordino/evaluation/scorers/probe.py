@@ -78,7 +78,7 @@ class ProbeScorer(Scorer):
                 use_legacy_attributes=False,
             ),
         )
-        self._probe.fit(self._states(texts), labels)
+        self._probe.fit(mean_states(self._opened, self._layer, texts), labels)
         ref = self._opened.ref
         self._protocol = {
             "scorer": f"probe:{model}",
@@ -97,19 +97,19 @@ class ProbeScorer(Scorer):
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The probability of an insult if both classes were equally frequent; float64 [texts]."""
-        scores = self._probe.predict_proba(self._states(texts))[:, 1]
-        return np.asarray(scores, dtype=np.float64)
+        states = mean_states(self._opened, self._layer, texts)
+        return np.asarray(self._probe.predict_proba(states)[:, 1], dtype=np.float64)
 
-    @torch.inference_mode()
-    def _states(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The mean hidden state of each text after the middle layer, float32 [texts, width]."""
-        encoded = encode_for(self._opened, texts, _TEXT_TOKENS)
-        found: dict[int, NDArray[np.float32]] = {}
-        for batch in equal_length_batches(encoded, _BATCH_TOKENS):
-            state = _state_after(self._layer, self._opened, batch.input_ids)
-            means = state.float().mean(dim=1).cpu().numpy()
-            found |= dict(zip(batch.indices, means, strict=True))
-        return np.stack([found[number] for number in range(len(texts))])
+
+@torch.inference_mode()
+def mean_states(opened: OpenModel, layer: nn.Module, texts: Sequence[str]) -> NDArray[np.float32]:
+    """The mean hidden state of each text after a layer of the model, float32 [texts, width]."""
+    encoded = encode_for(opened, texts, _TEXT_TOKENS)
+    found: dict[int, NDArray[np.float32]] = {}
+    for batch in equal_length_batches(encoded, _BATCH_TOKENS):
+        means = _state_after(layer, opened, batch.input_ids).float().mean(dim=1).cpu().numpy()
+        found |= dict(zip(batch.indices, means, strict=True))
+    return np.stack([found[number] for number in range(len(texts))])
 
 
 class _ReachedError(Exception):
