@@ -317,6 +317,6 @@ def _ask_worker(asked: Mapping[str, Any], stopped: Callable[[], bool]) -> str:
 
 @atexit.register
 def end_worker() -> None:
-    """End the process that fills templates in, if there is one; the next template starts another."""
+    """End the process that fills templates in; the next template starts another."""
     if _worker is not None:
         _worker.kill()
