@@ -277,7 +277,7 @@ def repository(monkeypatch, tmp_path):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            self.send_response(200 if self.path == "/there.tsv" else 404)
+            self.send_response(404 if self.path == "/gone.tsv" else 200)
             self.end_headers()
             self.wfile.write(HURTLEX.encode() if self.path == "/there.tsv" else b"<html>")
 
@@ -318,6 +318,17 @@ def test_without_hurtlex_it_is_not_run_and_the_mend_is_said(repository, files, m
     with pytest.raises(NotRun, match="HF_HUB_OFFLINE"):
         Lexicon("auto")
     assert len(asked) == 1
+
+
+def test_another_page_in_hurtlex_s_place_is_not_kept(repository, tmp_path):
+    at, asked = repository
+    at("portal.tsv")
+    for _ in range(2):
+        with pytest.raises(NotRun, match="not HurtLex"):
+            Lexicon("auto")
+    assert len(asked) == 2
+    at("there.tsv")
+    assert Lexicon("auto").labels == ("animals", "plants")
 
 
 # The choice of prompts

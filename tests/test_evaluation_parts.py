@@ -14,7 +14,9 @@ from sordino import hub
 from sordino.errors import UserError
 from sordino.evaluation import SCORERS, Perplexity, Toxicity, measure
 from sordino.evaluation.measure import ALL, register
+from sordino.evaluation.measures.coverage import read_groups
 from sordino.evaluation.measures.perplexity import Likelihood
+from sordino.evaluation.measures.refusals import read_refusals
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR, Scorer
 from sordino.evaluation.scorer import register as register_scorer
@@ -73,6 +75,24 @@ def test_simple_lines_are_read(tmp_path):
         {"text": "  "},
     )
     assert read_texts(spec) == [Text("one", 0.2), Text("two"), Text("some prose")]
+
+
+@pytest.mark.parametrize(
+    ("read", "row"),
+    [
+        (read_texts, {"Text": "one", "text": "two"}),
+        (read_texts, {"prompt": "one", "Toxicity": 0.1, "toxicity": 0.9}),
+        (read_groups, {"text": "one", "Group": "north", "group": "south"}),
+        (read_refusals, {"prompt": "one", "Label": "safe", "label": "unsafe"}),
+    ],
+)
+def test_columns_that_differ_in_capitals_alone_are_refused(read, row, tmp_path):
+    file = lines(tmp_path / "x.jsonl", row)
+    with pytest.raises(UserError, match="line 1 has two columns called"):
+        read(file)
+    # Capitals alone are understood, and columns that are not read may be called anything.
+    alone = {name.title(): value for name, value in row.items()} | {"id": 1, "ID": 2}
+    assert len(read(lines(tmp_path / "y.jsonl", alone))) == 1
 
 
 def test_plain_text_is_one_text_a_line(tmp_path):

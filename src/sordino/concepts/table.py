@@ -1,8 +1,10 @@
 """A table of sentences and labels, from any source."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sordino.errors import UserError
 
 TEXT_COLUMNS = (
     *("text", "prompt", "passage", "sentence"),
@@ -11,6 +13,29 @@ TEXT_COLUMNS = (
 """Names of columns that hold texts, in lower case; the first one that a row has counts."""
 LABEL_COLUMNS = ("label", "labels", "target", "class", "toxic", "toxicity", "is_toxic", "insult")
 """Names of columns that hold labels, in lower case."""
+
+
+def known_values(row: Mapping[str, Any], known: Container[str], where: str) -> dict[str, Any]:
+    """A row's values in the columns that are known, by their names in lower case.
+
+    Args:
+        row: The values by column.
+        known: Names in lower case.
+        where: The row's place, for a message.
+
+    Raises:
+        UserError: Two columns differ in nothing but capitals, as `text` and `Text` do.
+    """
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        lower = name.lower()
+        if lower in found:
+            raise UserError(
+                f"{where} has two columns called {lower}, with and without capitals: rename one."
+            )
+        if lower in known:
+            found[lower] = value
+    return found
 
 
 @dataclass(frozen=True)

