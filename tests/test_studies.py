@@ -374,6 +374,30 @@ def test_a_study_refuses_the_work_of_an_earlier_version(finished, capsys):
     assert "earlier version" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_rivals_are_compared_piece_by_piece(tiny_study, capsys):
+    arguments = ["study", "rivals", *tiny_study[:-1], "pieces"]
+    names = {}
+    for only in ("caa", "dpo", "caa dpo"):
+        main([*arguments, *(f"--only={name}" for name in only.split())])
+        said = capsys.readouterr()
+        [file] = Path("pieces").glob("*/rivals.json")
+        group = StudyRecord.load(file, "rivals").group("at-asked")
+        names[only] = {trial.name for trial in group.trials}
+        assert "First of all is" in said.out
+    assert "continuations/s" not in said.err  # both were measured before
+    assert "training" not in said.err
+    assert names["caa dpo"] == names["caa"] | names["dpo"]
+    assert len(names["caa"] & names["dpo"]) == 2  # ours
+
+
+def test_an_unknown_rival_is_a_mistake(tiny_study, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "rivals", *tiny_study, "--only", "cab"])
+    assert ended.value.code == 2
+    assert "no method 'cab': it has aura, damp" in capsys.readouterr().err
+
+
 def test_a_finished_study_joins_another_page(finished, capsys):
     [file] = Path("out").glob("*/diversity.json")
     typed = shlex.join(["sordino", "study", "diversity", *finished])

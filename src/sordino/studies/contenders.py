@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT
 from sordino.expertise.own import OwnSamples
 from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import family
+from sordino.interventions.adapter import Adapter
 from sordino.interventions.steering import Steering
 from sordino.models.norms import norms_after_blocks
 from sordino.models.open import OpenModel
 from sordino.models.sites import NORMS, decoder_layers
 from sordino.studies.pairs import preferences
+from sordino.studies.preference import train
 from sordino.studies.steered import (
     Looks,
     Writers,
@@ -221,6 +224,19 @@ def _one_subspace(bench: Bench) -> dict[str, Settings]:
     }
 
 
+def _trained(bench: Bench) -> dict[str, Settings]:
+    """A LoRA by DPO on own samples in pairs."""
+    lab, own = bench.lab, bench.plan.own(bench.lab)
+
+    def make(file: Path) -> None:
+        pairs = preferences(bench.samples)
+        state = lab.path_of("dpo", own.metadata, "state.pt")
+        train(lab.finder, pairs, lab.seed, state).save(file)
+
+    adapter = Adapter.load(lab.kept("dpo", own.metadata, "adapter.safetensors", make))
+    return {"DPO (LoRA)": {"": Contender(adapter.scaled, published=1.0)}}
+
+
 METHODS: dict[str, Method] = {
     "aura": _of_the_paper("aura"),
     "damp": _of_the_paper("damp", 500.0),
@@ -231,6 +247,7 @@ METHODS: dict[str, Method] = {
     "iti": _moved_heads,
     "profs": _subspaces,
     "gloss": _one_subspace,
+    "dpo": _trained,
 }
 """The rivals' methods, by the names by which they are asked for."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation, Measure
+from sordino.extras import require
 from sordino.interventions import aura
 from sordino.studies.contenders import CORPUS, METHODS, OURS, Bench, Contender, Settings, contrast
 from sordino.studies.findings import differences, estimate, scorers_of, toxic
@@ -86,13 +87,16 @@ def _asked(plan: Plan) -> tuple[str, ...]:
     """The methods that are asked for.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method, or a package that one of them needs.
     """
     known = (*METHODS, _LED)
     for name in plan.only:
         if name not in known:
             raise UserError(f"The study rivals has no method '{name}': it has {', '.join(known)}.")
-    return plan.only or known
+    asked = plan.only or known
+    if "dpo" in asked:
+        require("peft", "The rival dpo, a LoRA that is trained,")
+    return asked
 
 
 @study(

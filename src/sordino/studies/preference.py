@@ -1,0 +1,222 @@
+"""A LoRA that is trained by direct preference optimisation (DPO) on the model's own samples.
+
+Of two continuations of one prompt the judge prefers one, y⁺, to the other, y⁻. With p the model
+that is trained and p₀ the original, each pair's loss is
+
+    −log σ(β·[log p(y⁺)/p₀(y⁺) − log p(y⁻)/p₀(y⁻)])
+
+(Rafailov et al., 2023, arXiv:2305.18290; against toxicity: Lee et al., 2024, arXiv:2401.01967, with
+the same β of 0.1). The model learns from the data of our own rule: the same prompts, continuations
+and judge. A LoRA of rank 16 on every linear layer of the decoder is trained by Adam; of the passes
+over the pairs the one counts after which the loss is least on pairs of held-out prompts. Its scale
+is then set by the divergence, like that of every other rival.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import logsigmoid
+from torch.optim import Optimizer
+from transformers import Conv1D
+
+from sordino import progress as show
+from sordino.files import new_file
+from sordino.interventions.adapter import Adapter
+from sordino.models.memory import for_device
+from sordino.models.open import OpenModel
+from sordino.models.sites import ATTENTION, find_sites
+from sordino.studies.pairs import Pair
+
+_RANK, _ALPHA = 16, 32
+_BETA = 0.1
+_RATE = 1e-4
+_AT_ONCE = 16
+"""Pairs of a step."""
+_PASSES = 4
+_HELD_OUT = 8
+"""Of so many prompts, one is held out."""
+# Logits of a forward pass, tokens × vocabulary: at most 128 MiB in float32.
+_MAX_LOGITS = 2**25
+_NAME = "default"
+"""What PEFT calls the one adapter."""
+
+_Matrices = tuple[nn.Parameter, nn.Parameter]
+"""The adapter's matrices of a linear layer: [rank, inputs] and [outputs, rank]."""
+
+
+def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> Adapter:
+    """The LoRA that prefers what the judge prefers.
+
+    Args:
+        opened: The model, in memory and in float32; it is as before afterwards.
+        pairs: What is preferred to what.
+        seed: Of the first weights, of the prompts that are held out, and of the order.
+        state: Where finished passes are kept, so that an interrupted training goes on.
+    """
+    learned, held_out = _split(pairs, seed)
+    with _adapted(opened, seed) as layers:
+        weights = [weight for of in layers.values() for weight in of]
+        optimizer = torch.optim.Adam(weights, lr=_RATE)
+        if not state.exists():
+            # At first the adapter changes nothing, so the model is still the original.
+            first = {"losses": [], "learned": _margins(opened, learned)}
+            _save(state, first | {"held_out": _margins(opened, held_out)}, weights, optimizer)
+        kept = torch.load(state, weights_only=True)
+        optimizer.load_state_dict(kept["optimizer"])
+        _put(weights, kept["weights"])
+        total, done = (_tokens(learned) * n for n in (_PASSES, len(kept["losses"])))
+        with show.track("training", total, "tokens", done) as advance:
+            for turn in range(len(kept["losses"]), _PASSES):
+                order = np.random.default_rng((seed, turn)).permutation(len(learned))
+                for start in range(0, len(order), _AT_ONCE):
+                    chosen = order[start : start + _AT_ONCE]
+                    some = [learned[index] for index in chosen]
+                    for losses in _losses(opened, some, kept["learned"][chosen]):
+                        (losses.sum() / len(some)).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    advance(_tokens(some))
+                with torch.inference_mode():
+                    tried = torch.cat([*_losses(opened, held_out, kept["held_out"])]).mean().item()
+                show.note(f"pass {turn + 1} of {_PASSES}: a loss of {tried:.4f} on held-out pairs")
+                if tried < min(kept["losses"], default=float("inf")):
+                    kept["best"] = [weight.detach().clone() for weight in weights]
+                kept["losses"].append(tried)
+                _save(state, kept, weights, optimizer)
+        _put(weights, kept["best"])
+        return Adapter(
+            "dpo",
+            {path: _values(down) for path, (down, _) in layers.items()},
+            {path: _values(up) * np.float32(_ALPHA / _RANK) for path, (_, up) in layers.items()},
+        )
+
+
+def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to learn from, and those of held-out prompts."""
+    prompts = sorted({pair.prompt for pair in pairs})
+    order = np.random.default_rng(seed).permutation(prompts)
+    apart = set(order[: max(1, len(prompts) // _HELD_OUT)].tolist())
+    split: dict[bool, list[Pair]] = {True: [], False: []}
+    for pair in pairs:
+        split[pair.prompt in apart].append(pair)
+    return split[False], split[True]
+
+
+@contextmanager
+def _adapted(opened: OpenModel, seed: int) -> Iterator[dict[str, _Matrices]]:
+    """Inside the block the model has a LoRA that changes nothing yet; its matrices by layer."""
+    from peft import LoraConfig, get_peft_model
+
+    model = opened.model
+    paths = [site.path for site in find_sites(model, ATTENTION) if not site.experts]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    config = LoraConfig(
+        r=_RANK, lora_alpha=_ALPHA, target_modules=paths, fan_in_fan_out=_is_conv(model, paths)
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    try:
+        layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
+        found = {p: (of.lora_A[_NAME].weight, of.lora_B[_NAME].weight) for p, of in layers.items()}
+        with torch.enable_grad():
+            yield found
+    finally:
+        adapted.unload()
+        for parameter in learning:
+            parameter.requires_grad_()
+
+
+def _is_conv(model: nn.Module, paths: Sequence[str]) -> bool:
+    """Whether weights are stored transposed, as by GPT-2."""
+    return isinstance(model.get_submodule(paths[0]), Conv1D)
+
+
+def _losses(
+    opened: OpenModel, pairs: Sequence[Pair], margins: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """The loss of each pair, float32, in batches whose logits fit; each batch has its graph.
+
+    Args:
+        opened: The model with the adapter.
+        pairs: The pairs.
+        margins: What `_margins` gave for the original.
+    """
+    for chosen in _batches(opened, pairs):
+        now = _margin(opened, [pairs[index] for index in chosen])
+        yield -logsigmoid(_BETA * (now - margins[chosen].to(now.device)))
+
+
+@torch.inference_mode()
+def _margins(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Log p(y⁺) − log p(y⁻) of each pair, float32 [pairs]."""
+    found = torch.empty(len(pairs))
+    with show.track("reference", _tokens(pairs), "tokens") as advance:
+        for chosen in _batches(opened, pairs):
+            some = [pairs[index] for index in chosen]
+            found[chosen] = _margin(opened, some).cpu()
+            advance(_tokens(some))
+    return found
+
+
+def _margin(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
+    """The same of pairs that fit into one batch, with a graph where gradients are on."""
+    texts = [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]
+    longest = max(len(text.ids) for text in texts)
+    # What is behind a text does not change what a causal model makes of it.
+    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
+    counts = torch.zeros(len(texts), longest, dtype=torch.bool)
+    there = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        there[row, : len(text.ids)] = 1
+        counts[row, text.start : len(text.ids)] = True
+    ids, there, counts = (values.to(opened.device) for values in (ids, there, counts))
+    logits = opened.model(input_ids=ids, attention_mask=there, use_cache=False).logits
+    log_p = logits[:, :-1].float().log_softmax(-1)
+    of_tokens = log_p.gather(-1, ids[:, 1:, None]).squeeze(-1) * counts[:, 1:]
+    preferred, rejected = of_tokens.sum(dim=1).chunk(2)
+    return preferred - rejected
+
+
+def _batches(opened: OpenModel, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+    """The pairs' indices, of pairs of like length together, so many that their logits fit."""
+    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
+    most = for_device(_MAX_LOGITS, opened.device) // vocabulary
+    order = sorted(range(len(pairs)), key=lambda index: -_longest(pairs[index]))
+    while order:
+        count = max(1, most // (2 * _longest(pairs[order[0]])))
+        yield order[:count]
+        order = order[count:]
+
+
+def _longest(pair: Pair) -> int:
+    return max(len(pair.preferred.ids), len(pair.rejected.ids))
+
+
+def _tokens(pairs: Sequence[Pair]) -> int:
+    return sum(len(pair.preferred.ids) + len(pair.rejected.ids) for pair in pairs)
+
+
+def _values(weight: nn.Parameter) -> NDArray[np.float32]:
+    return weight.detach().float().cpu().numpy().copy()
+
+
+def _put(weights: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
+
+
+def _save(
+    path: Path, kept: dict[str, Any], weights: Sequence[nn.Parameter], optimizer: Optimizer
+) -> None:
+    now = [weight.detach().clone() for weight in weights]
+    with new_file(path, force=True) as stage:
+        torch.save(kept | {"weights": now, "optimizer": optimizer.state_dict()}, stage)
