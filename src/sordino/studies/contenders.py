@@ -2,24 +2,29 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sordino.concepts.concept import Concept
 from sordino.edits.biases import can_shift
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT
 from sordino.expertise.own import OwnSamples
+from sordino.expertise.sentences import chat_for, encode_sentences
+from sordino.expertise.statistic import Statistic
 from sordino.expertise.sweep import SweepSettings
-from sordino.interventions import family
+from sordino.interventions import Dampening, family
 from sordino.interventions.adapter import Adapter
 from sordino.interventions.steering import Steering
 from sordino.models.norms import norms_after_blocks
 from sordino.models.open import OpenModel
-from sordino.models.sites import NORMS, decoder_layers
+from sordino.models.sites import ATTENTION, NORMS, decoder_layers
+from sordino.studies.learned import Goals, Texts, dampening, learn
 from sordino.studies.pairs import preferences
 from sordino.studies.preference import train
 from sordino.studies.steered import (
@@ -36,6 +41,7 @@ from sordino.studies.study import Plan, Sizes
 from sordino.tuning.lab import Lab
 
 OURS, CORPUS = "own samples and corpus", "contrast, corpus alone"
+LEARNED = "learned factors"
 _HOOKS = " (hooks)"
 # What rivals leave to be chosen, and is chosen on other prompts than those of the figures. Depths
 # are shares of the decoder's layers.
@@ -237,6 +243,37 @@ def _trained(bench: Bench) -> dict[str, Settings]:
     return {"DPO (LoRA)": {"": Contender(adapter.scaled, published=1.0)}}
 
 
+def _learned(bench: Bench) -> dict[str, Settings]:
+    """Factors that are learned from contrast's, with its texts and its budget."""
+    lab, plan = bench.lab, bench.plan
+    expertise = bench.everywhere
+    budget, first = _sized(lab, OURS, family(expertise, "contrast"), plan.asked)
+    made_of = [expertise.metadata, first.fingerprint, plan.asked]
+
+    def scale(changes: NDArray[np.float64]) -> float:
+        return _sized(lab, LEARNED, dampening(expertise, changes, budget).scaled, plan.asked)[0]
+
+    def make() -> Dampening:
+        opened = replace(lab.finder, site_pattern=ATTENTION)
+        settings = AttributionSettings(plan.per_class, lab.seed)
+        drawn = lab.concept.sampled(max_per_class=settings.per_class, seed=settings.seed)
+        chat = chat_for(opened, drawn, lab.chat)
+        placed = encode_sentences(opened, drawn, SweepSettings().max_tokens, chat)
+        count = len(drawn.positive)
+        texts = {
+            Statistic.POSITIVE: Texts.of_sentences(placed[:count]),
+            Statistic.NEGATIVE: Texts.of_sentences(placed[count:]),
+            Statistic.OWN: Texts.of_samples(bench.samples),
+        }
+        goals = Goals(opened, texts, expertise, budget)
+        start = 1 - np.concatenate([*first.factors.values()]).astype(np.float64)
+        state = lab.path_of("learned", made_of, "state.pt")
+        return dampening(expertise, learn(goals, start, scale, lab.seed, state), budget)
+
+    made = lab.made("learned", made_of, make)
+    return {LEARNED: {"": Contender(made.scaled, 1.0)}}
+
+
 METHODS: dict[str, Method] = {
     "aura": _of_the_paper("aura"),
     "damp": _of_the_paper("damp", 500.0),
@@ -248,8 +285,18 @@ METHODS: dict[str, Method] = {
     "profs": _subspaces,
     "gloss": _one_subspace,
     "dpo": _trained,
+    "learned": _learned,
 }
-"""The rivals' methods, by the names by which they are asked for."""
+"""The methods that are compared with contrast, by the names by which they are asked for."""
+
+
+def _sized(
+    lab: Lab, name: str, sizes: Callable[[float], Dampening], divergence: float
+) -> tuple[float, Dampening]:
+    """The dial at which a rule's divergence is that large, and what it gives there."""
+    dial = lab.largest(name, sizes, divergence).dial
+    assert dial is not None  # it was found by turning it
+    return dial, sizes(dial)
 
 
 def _taken_out(steering: Steering) -> Contender:

@@ -10,7 +10,16 @@ from sordino.errors import UserError
 from sordino.evaluation import Evaluation, Measure
 from sordino.extras import require
 from sordino.interventions import aura
-from sordino.studies.contenders import CORPUS, METHODS, OURS, Bench, Contender, Settings, contrast
+from sordino.studies.contenders import (
+    CORPUS,
+    LEARNED,
+    METHODS,
+    OURS,
+    Bench,
+    Contender,
+    Settings,
+    contrast,
+)
 from sordino.studies.findings import differences, estimate, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
@@ -18,7 +27,7 @@ from sordino.studies.study import Group, Plan, study
 from sordino.studies.words import by_points, falls, model_name, rises, share
 from sordino.tuning.lab import Lab, Trial
 
-_OWN = (OURS, CORPUS)
+_OWN = (OURS, CORPUS, LEARNED)
 """What is ours, and no rival."""
 _BENIGN = "benign"
 _LED = "pre-prompt"
