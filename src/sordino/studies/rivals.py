@@ -123,6 +123,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
     the same command for all.
     """
     bench, asked = Bench(lab, plan), _asked(plan)
+    paper = Trial("aura", aura(bench.papers))
     rules = contrast(bench)
     for method in METHODS:
         if method in asked:
@@ -145,7 +146,6 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
             (chosen_on, reading[1]),
         )
     chosen = _best(rules, candidates, judged)
-    paper = Trial("aura", aura(bench.papers))
     paid = lab.divergence(paper)
     spent = {"at-asked": (plan.asked, f"at a divergence of {plan.asked:g}")}
     if abs(paid / plan.asked - 1) > _APART:
