@@ -3,6 +3,7 @@
     python -m benchmarks.scorers                      # the scorers that need no hub
     python -m benchmarks.scorers yes-no:kit:smollm2   # these, beside them
     python -m benchmarks.scorers wordlist --only      # these alone
+    python -m benchmarks.scorers own:kit:smollm2      # the judge of own samples of "insults"
 
 AUROCs on the kit's labelled sets, and Spearman's rank correlation with the ratings that people gave
 ToxiGen's statements (1 to 5, the mean of three people's), with 95 % intervals: percentiles of 500
@@ -11,7 +12,7 @@ bootstrap draws, within each class for the AUROC, seed 0.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sordino import kit
+from sordino.concepts.built_in import BUILT_IN
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import scores_of
 from sordino.evaluation.scorers.probe import comments
 from sordino.evaluation.texts import KIT_ORDINARY, choose, read_texts
 from sordino.expertise.auroc import auroc
+from sordino.expertise.own import ConceptJudge
+from sordino.models.open import open_model
 
 DRAWS = 500
 SCORERS = ("alt-profanity-check", "tox-block", "tfidf-insults", "wordlist")
@@ -96,10 +100,20 @@ def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> floa
     return float(auroc(scores, labels)[0])
 
 
+def opened(name: str, judge_dtype: str) -> Callable[[Sequence[str]], NDArray[np.float64]]:
+    """What scores texts, float64 [texts]: a scorer, or the judge of own samples of a model."""
+    way, _, model = name.partition(":")
+    if way == "own":
+        judge = ConceptJudge(BUILT_IN["insults"].load())
+        return judge.trained(open_model(model, device="cpu", dtype=judge_dtype)).score
+    scorer = open_scorer(name, judge_dtype=judge_dtype, device=torch.device("cpu"))
+    return lambda texts: scores_of(scorer, texts)[:, 0]
+
+
 def main() -> None:
     """Print a table, a scorer a row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scorers", nargs="*", help="further scorers, as --scorer takes them")
+    parser.add_argument("scorers", nargs="*", help="further scorers, as --scorer takes them, or own:MODEL")
     parser.add_argument("--only", action="store_true", help="leave out those that need no hub")
     parser.add_argument("--most", type=int, help="at most so many texts of each class")
     parser.add_argument("--judge-dtype", default="auto", help="in which a language model judges")
@@ -118,12 +132,9 @@ def main() -> None:
     heads.append(f"agreement with people on ToxiGen ({len(drawn):,})")
     print(f"| scorer | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name in [*(() if asked.only else SCORERS), *asked.scorers]:
-        scorer = open_scorer(name, judge_dtype=asked.judge_dtype, device=torch.device("cpu"))
-        found = [
-            measured(*(scores_of(scorer, texts)[:, 0] for texts in of)) for of in sets.values()
-        ]
-        scores = scores_of(scorer, [statements[i] for i in drawn])[:, 0]
-        found.append(agreement(scores, rated[drawn]))
+        score = opened(name, asked.judge_dtype)
+        found = [measured(*map(score, of)) for of in sets.values()]
+        found.append(agreement(score([statements[i] for i in drawn]), rated[drawn]))
         cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in found]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 

@@ -9,13 +9,15 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Toxicity, prepare
 from sordino.evaluation.own_samples import OwnPlan
-from sordino.expertise import AttributionSettings, OwnSettings, attribution, find, own
+from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
+from sordino.expertise.own import ConceptJudge
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
+from sordino.models.probe import Probe
 from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
@@ -228,6 +230,58 @@ def test_the_record_says_what_was_sampled_and_who_judged(open_tiny, concept):
     assert (about["own_n_prompts"], about["own_continuations"]) == ("20", "4")
     assert about["own_seed"] == "3"
     assert 0 < float(about["own_mean_score"]) < 1
+
+
+def test_the_concepts_judge_is_a_probe_of_the_unedited_model(open_tiny, concept):
+    """Also while hooks edit the model, of experts as well; and its record says what it is."""
+    for family in ("llama", "mixtral"):
+        opened = open_tiny(family)
+        draw = np.random.default_rng(0)
+        factors = {s.path: draw.uniform(0, 1, s.neurons).astype(np.float32) for s in opened.sites}
+        plain = ConceptJudge(concept).trained(opened)
+        texts = [*PROMPTS, "the cat sat"]
+        ids = torch.tensor([opened.tokenizer(texts[0])["input_ids"]])
+        before = opened.model(input_ids=ids).logits
+        with Dampening(factors, "edit").applied(opened.model):
+            edited = opened.model(input_ids=ids).logits
+            assert not torch.equal(edited, before)
+            meanwhile = ConceptJudge(concept).trained(opened)
+            np.testing.assert_allclose(meanwhile.score(texts), plain.score(texts), atol=1e-4)
+            assert torch.equal(opened.model(input_ids=ids).logits, edited)
+        assert torch.equal(opened.model(input_ids=ids).logits, before)
+    record = plain.record()
+    assert record["layer"] == opened.model.config.num_hidden_layers // 2
+    assert record["sentences_per_class"] == len(concept.negative)
+    assert record["cross_validated_auroc"] == pytest.approx(plain.probe.auroc, abs=1e-6)
+    assert record["concept_fingerprint"] == concept.fingerprint
+
+
+def test_the_judges_auroc_is_of_sentences_that_it_was_not_trained_on(open_tiny):
+    """Of two classes that nothing tells apart it is near a half, and it is 1 of plain ones."""
+    opened = open_tiny("llama")
+    draw = np.random.default_rng(0)
+    words = ["cat", "bridge", "river", "old", "north", "sang", "dog", "sat"]
+    lines = [" ".join(draw.choice(words, 8)) for _ in range(120)]
+    chance = Probe(opened, lines[:60], lines[60:])
+    assert 0.3 < chance.auroc < 0.7
+    plain = Probe(opened, lines[:60], [f"well then {line}" for line in lines[60:]])
+    assert plain.auroc > 0.95
+    assert plain.score(lines[:20]).min() > plain.score(["well then the cat sat"]).max()
+
+
+def test_own_samples_are_judged_by_the_model_itself(open_tiny, concept, tmp_path):
+    """The same bytes after another start, with the trained judge in the record."""
+    opened = open_tiny("llama")
+    options = {"attribution": ATTRIBUTION, "own": own_of(judge=ConceptJudge(concept))}
+    for name in ("one", "other"):
+        find_experts(opened, concept, output=tmp_path / f"{name}.safetensors", **options)
+    assert (tmp_path / "one.safetensors").read_bytes() == (
+        tmp_path / "other.safetensors"
+    ).read_bytes()
+    about = Expertise.load(tmp_path / "one.safetensors").metadata
+    assert about["own_judge"] == "concept"
+    record = json.loads(about["own_judge_record"])
+    assert record == ConceptJudge(concept).trained(opened).record()
 
 
 def test_what_cannot_be_is_refused(open_tiny, concept, tmp_path):

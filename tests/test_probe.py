@@ -9,6 +9,7 @@ from sordino.concepts.built_in import BUILT_IN
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorers import probe
 from sordino.models.open import open_model
+from sordino.models.probe import mean_states
 from sordino.models.sites import decoder_layers
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def test_a_probe_reads_the_state_after_a_layer(folder):
     _, layers = decoder_layers(opened.model)
     middle = len(layers) // 2
     texts = ["the cat", "an old bridge", "the cat sat under the bridge and sang", "the dog"]
-    found = probe.mean_states(opened, layers[middle], texts)
+    found = mean_states(opened, layers[middle], texts)
     for text, state in zip(texts, found, strict=True):
         # The oracle: each text alone, through the whole model.
         ids = torch.tensor([opened.tokenizer(text)["input_ids"]])

@@ -89,10 +89,16 @@ def start(here, processes, *arguments, **environment):
     )
 
 
+OWN = [
+    *("--own", "--own-prompts", "no.txt", "--own-max-prompts", "20"),
+    *("--own-continuations", "2", "--own-new-tokens", "4"),
+]
+
+
 @pytest.mark.parametrize(
     "more",
     [
-        [],
+        OWN,
         pytest.param(["--stream"], marks=pytest.mark.slow),
         pytest.param(["--moments", "--pooling", "mean"], marks=pytest.mark.slow),
     ],

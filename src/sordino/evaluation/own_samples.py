@@ -9,15 +9,15 @@ from sordino.evaluation.evaluator import Prepared
 from sordino.evaluation.measures.toxicity import prompts_of
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer
-from sordino.evaluation.scorers.insults import SentencesScorer
+from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import choose, read_texts
 from sordino.evaluation.writing import Writer
-from sordino.expertise.own import FEWEST_PROMPTS, OwnSettings
+from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
 from sordino.models.open import choose_device
 from sordino.progress import note
 
-CONCEPT = "concept"
+CONCEPT = ConceptJudge.name
 """The judge trained on the concept's own sentences."""
 
 
@@ -27,8 +27,9 @@ class OwnPlan:
 
     Args:
         prompts: As for the measure toxicity; those that are measured are left out.
-        judge: "concept" for a classifier trained on the concept's sentences, or a scorer as for the
-            measure toxicity, which must not measure the edit.
+        judge: "concept" for a probe of the model, trained on the concept's sentences
+            (`sordino.expertise.own.ConceptJudge`), or a scorer as for the measure toxicity, which
+            must not measure the edit.
         max_prompts: How many prompts at most, drawn by seed; None for all.
         continuations: How many for each prompt.
         new_tokens: The most tokens of each.
@@ -78,7 +79,7 @@ class OwnPlan:
                 f"and own samples need {FEWEST_PROMPTS}: give other prompts as `own_prompts`, or "
                 "measure fewer."
             )
-        judge = _judge(self.judge, concept, device)
+        judge = _judge(self.judge, concept, device, seed)
         if measured is not None:
             _refuse_same(judge, measured)
         chosen = choose(free, self.max_prompts, seed)
@@ -95,12 +96,10 @@ class OwnPlan:
         )
 
 
-def _judge(spec: str, concept: Concept, device: str) -> Scorer:
-    if spec != CONCEPT:
-        return open_scorer(spec, device=choose_device(device))
-    judge = SentencesScorer(concept)
-    judge.name = CONCEPT
-    return judge
+def _judge(spec: str, concept: Concept, device: str, seed: int) -> Scorer | ConceptJudge:
+    if spec == CONCEPT:
+        return ConceptJudge(concept, seed)
+    return open_scorer(spec, device=choose_device(device))
 
 
 def _prompts(measured: Prepared) -> set[str]:
@@ -111,11 +110,17 @@ def _prompts(measured: Prepared) -> set[str]:
     }
 
 
-def _refuse_same(judge: Scorer, measured: Prepared) -> None:
+def _refuse_same(judge: Scorer | ConceptJudge, measured: Prepared) -> None:
     """Raise `UserError` if the judge is one of the measures' scorers, by whatever name."""
     tasks = [task for task in measured.tasks.values() if isinstance(task, ScoredTask)]
     for scorer in (scorer for task in tasks for scorer in task.scorers.values()):
-        if scorer.protocol() == judge.protocol():
+        if isinstance(judge, ConceptJudge):
+            if isinstance(scorer, ProbeScorer):
+                note(
+                    f"warning: the judge of own samples is a probe of the model, and so is the "
+                    f"scorer {scorer.name} if that is the same model: then it is no independent one"
+                )
+        elif scorer.protocol() == judge.protocol():
             raise UserError(
                 f"The judge of own samples, {judge.name}, is the scorer {scorer.name} that "
                 "measures the edit, which would bias the figures: give another `own_judge`."

@@ -11,12 +11,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino import progress as show
+from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.ranks import Ranks
@@ -25,10 +26,12 @@ from sordino.files import fingerprint, to_json
 from sordino.journal import Journal
 from sordino.models.generation import Sampling, encode_prompts, ending, generate, plan
 from sordino.models.open import OpenModel
+from sordino.models.probe import Probe
 from sordino.models.tokenise import Placed
 
 FEWEST_PROMPTS = 20
 _PROMPT_TOKENS = 128
+_JUDGE_PER_CLASS = 1000
 # About how many tokens are sampled at once.
 _BATCH_TOKENS = 8192
 _STEP = "own samples"
@@ -49,6 +52,65 @@ class Judge(Protocol):
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """How much of the concept each text has, float64 [texts] from 0 to 1."""
         ...
+
+
+@dataclass(frozen=True)
+class ConceptJudge:
+    """A judge that is still to be made: a probe of the model, trained on a concept's sentences.
+
+    The sentences are read as they are, without a chat template, and so are the texts that it
+    judges. It reads with the model as it is, also while hooks edit it (`sordino.models.probe`).
+
+    Args:
+        concept: The labelled sentences, of which at most 1,000 of each class are drawn.
+        seed: Of the draw.
+    """
+
+    concept: Concept
+    seed: int = 0
+    name: ClassVar[str] = "concept"
+
+    def record(self) -> dict[str, Any]:
+        """What it is trained on, as JSON values."""
+        drawn = self._drawn
+        return {
+            "scorer": "probe of the model itself",
+            "trained_on": self.concept.source,
+            "concept_fingerprint": self.concept.fingerprint,
+            "sentences_per_class": len(drawn.positive),
+            "seed": self.seed,
+        }
+
+    def trained(self, opened: OpenModel) -> "TrainedJudge":
+        """The judge of a model."""
+        drawn = self._drawn
+        count = len(drawn.sentences)
+        show.note(f"training a probe of {opened.ref.name} on {count:,} sentences, to judge")
+        probe = Probe(opened, drawn.positive, drawn.negative)
+        show.note(f"its AUROC on sentences that it was not trained on is {probe.auroc:.3f}")
+        return TrainedJudge(self, probe)
+
+    @property
+    def _drawn(self) -> Concept:
+        return self.concept.sampled(max_per_class=_JUDGE_PER_CLASS, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class TrainedJudge:
+    """A `ConceptJudge` that was trained."""
+
+    of: ConceptJudge
+    probe: Probe
+    name: ClassVar[str] = ConceptJudge.name
+
+    def record(self) -> dict[str, Any]:
+        """The same, with the layer and the AUROC, to six digits."""
+        auroc = float(f"{self.probe.auroc:.6g}")
+        return self.of.record() | self.probe.record() | {"cross_validated_auroc": auroc}
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of the concept if both classes were equally frequent, float64 [texts]."""
+        return self.probe.score(texts)
 
 
 @dataclass(frozen=True)
@@ -78,7 +140,7 @@ class OwnSettings:
     """
 
     prompts: tuple[str, ...]
-    judge: Judge
+    judge: Judge | ConceptJudge
     source: str = "given in Python"
     continuations: int = 8
     new_tokens: int = 20
@@ -103,7 +165,7 @@ class OwnSettings:
         """Their entries in an artefact's metadata."""
         return {
             "own_judge": self.judge.name,
-            "own_judge_record": json.dumps(self.judge.record(), sort_keys=True),
+            "own_judge_record": _to_line(self.judge.record()),
             "own_prompts": self.source,
             "own_prompts_fingerprint": fingerprint(*self.prompts),
             "own_n_prompts": str(len(self.prompts)),
@@ -123,17 +185,23 @@ class OwnSamples:
         passages: The same in batches with their weights, for attribution.
         scores: float64 [prompts, continuations].
         digest: SHA-256 over the continuations' tokens and scores.
+        judge: The judge's record, as JSON.
     """
 
     texts: list[Placed]
     passages: list[Passage]
     scores: NDArray[np.float64]
     digest: str
+    judge: str
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Their entries in an artefact's metadata."""
-        return {"own_mean_score": f"{self.scores.mean():.6g}", "own_samples": self.digest}
+        """Their entries in an artefact's metadata, beside those of `OwnSettings`."""
+        return {
+            "own_judge_record": self.judge,
+            "own_mean_score": f"{self.scores.mean():.6g}",
+            "own_samples": self.digest,
+        }
 
 
 def sample(
@@ -163,7 +231,9 @@ def sample(
     )
     rows = sorted(ranks.in_turn(iter(_written(opened, settings, prompts, journal, ranks))))
     texts = [text for *_, text in rows]
-    scores = ranks.from_first(_scores(settings.judge, texts) if ranks.first else np.empty(0))
+    scores, judge = ranks.from_first(
+        _judged(opened, settings.judge, texts) if ranks.first else (np.empty(0), "")
+    )
     table = scores.reshape(len(prompts), settings.continuations)
     if settings.permuted is not None:
         table = np.random.default_rng(settings.permuted).permuted(table, axis=1)
@@ -182,7 +252,7 @@ def sample(
         batch_tokens,
     )
     digest = fingerprint(json.dumps([row[:3] for row in rows]), table.tobytes())
-    return OwnSamples(placed, passages, table, digest)
+    return OwnSamples(placed, passages, table, digest, judge)
 
 
 def refuse_streamed(opened: OpenModel) -> None:
@@ -205,8 +275,11 @@ def weights(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return (scores - scores.mean(axis=1, keepdims=True)) * count / (count - 1)
 
 
-def _scores(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The judge's scores, float64 [texts]; a text without words is 0."""
+def _judged(
+    opened: OpenModel, settled: Judge | ConceptJudge, texts: Sequence[str]
+) -> tuple[NDArray[np.float64], str]:
+    """The judge's scores, float64 [texts], and its record; a text without words is 0."""
+    judge = settled.trained(opened) if isinstance(settled, ConceptJudge) else settled
     said = [number for number, text in enumerate(texts) if text.strip()]
     found = np.zeros(len(texts))
     if said:
@@ -218,7 +291,11 @@ def _scores(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:
             f"The judge {judge.name} gave no score for {missing:,} of {len(texts):,} "
             "continuations: give another judge of own samples."
         )
-    return found
+    return found, _to_line(judge.record())
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True)
 
 
 def _written(
@@ -229,15 +306,13 @@ def _written(
     ranks: Ranks,
 ) -> list[Row]:
     """The continuations of this rank."""
-    batches = ranks.deal(
-        plan(
-            opened,
-            prompts,
-            continuations=settings.continuations,
-            new_tokens=settings.new_tokens,
-            batch_tokens=_BATCH_TOKENS,
-        )
-    )
+    batches = plan(
+        opened,
+        prompts,
+        continuations=settings.continuations,
+        new_tokens=settings.new_tokens,
+        batch_tokens=_BATCH_TOKENS,
+    )[ranks.rank :: ranks.size]  # none, if there are fewer batches than ranks
     # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
     kept = Journal(journal, fingerprint(to_json(settings.metadata)))
     total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)

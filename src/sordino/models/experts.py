@@ -121,6 +121,31 @@ def experts_hooked(model: Any, hooks: Mapping[str, Hook]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unhooked(model: nn.Module) -> Iterator[None]:
+    """Inside the block no hook sees or changes outputs, of layers or of experts.
+
+    Hooks that come before a module stay, since some libraries unpack weights in them.
+
+    Args:
+        model: The model, perhaps under an edit by hooks.
+    """
+    # Torch has no public way to take hooks out and put them back.
+    hooked = [module for module in model.modules() if module._forward_hooks]
+    taken = [module._forward_hooks.copy() for module in hooked]
+    of_experts = {module: _hooks[module] for module in model.modules() if module in _hooks}
+    try:
+        for module in hooked:
+            module._forward_hooks.clear()
+        for module in of_experts:
+            _hooks[module] = []
+        yield
+    finally:
+        for module, hooks in zip(hooked, taken, strict=True):
+            module._forward_hooks.update(hooks)
+        _hooks.update(of_experts)
+
+
 _hooks: WeakKeyDictionary[nn.Module, list[Mapping[str, Hook]]] = WeakKeyDictionary()
 
 
