@@ -113,7 +113,7 @@ def opened(name: str, judge_dtype: str) -> Callable[[Sequence[str]], NDArray[np.
 def main() -> None:
     """Print a table, a scorer a row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scorers", nargs="*", help="further scorers, as --scorer takes them, or own:MODEL")
+    parser.add_argument("scorers", nargs="*", help="more scorers, as for --scorer, or own:MODEL")
     parser.add_argument("--only", action="store_true", help="leave out those that need no hub")
     parser.add_argument("--most", type=int, help="at most so many texts of each class")
     parser.add_argument("--judge-dtype", default="auto", help="in which a language model judges")

@@ -298,8 +298,8 @@ class OwnOptions:
     own_prompts: str = "auto"
     """Prompts for these continuations, as for --prompts; prompts that are measured are left out."""
     own_judge: str = "concept"
-    """What judges them: concept (a probe of the model, trained on the concept's sentences), or as for
-    --scorer, but none of the scorers that measure."""
+    """What judges them: concept (a probe of the model, trained on the concept's sentences), or as
+    for --scorer, but none of the scorers that measure."""
     own_max_prompts: int = 300
     """The largest number of prompts, drawn by --seed."""
     own_continuations: int = 8
