@@ -45,9 +45,7 @@ class Probe:
         (2,)
     """
 
-    def __init__(
-        self, opened: OpenModel, positive: Sequence[str], negative: Sequence[str]
-    ) -> None:
+    def __init__(self, opened: OpenModel, positive: Sequence[str], negative: Sequence[str]) -> None:
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
