@@ -378,17 +378,20 @@ def test_a_study_refuses_the_work_of_an_earlier_version(finished, capsys):
 def test_rivals_are_compared_piece_by_piece(tiny_study, capsys):
     arguments = ["study", "rivals", *tiny_study[:-1], "pieces"]
     names = {}
-    for only in ("caa", "dpo", "caa dpo"):
+    for only in ("caa", "dpo learned", "caa dpo learned"):
         main([*arguments, *(f"--only={name}" for name in only.split())])
         said = capsys.readouterr()
         [file] = Path("pieces").glob("*/rivals.json")
         group = StudyRecord.load(file, "rivals").group("at-asked")
         names[only] = {trial.name for trial in group.trials}
-        assert "First of all is" in said.out
+        assert "Of the rivals" in said.out
+    assert said.out.count("learned leave") == 2  # at both divergences
     assert "continuations/s" not in said.err  # both were measured before
     assert "training" not in said.err
-    assert names["caa dpo"] == names["caa"] | names["dpo"]
-    assert len(names["caa"] & names["dpo"]) == 2  # ours
+    assert "learning" not in said.err
+    both = names["caa"], names["dpo learned"]
+    assert names["caa dpo learned"] == both[0] | both[1]
+    assert len(both[0] & both[1]) == 2  # ours
 
 
 def test_an_unknown_rival_is_a_mistake(tiny_study, capsys):

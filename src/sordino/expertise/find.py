@@ -230,7 +230,7 @@ def measure_expertise(
                 opened,
                 own,
                 batch_tokens=settings.batch_tokens or BATCH_TOKENS,
-                journal=None if work is None else folder / "own.jsonl",
+                journal=own.journal or (None if work is None else folder / "own.jsonl"),
                 ranks=ranks,
             )
             attributing = [*attributing, *sampled.passages]

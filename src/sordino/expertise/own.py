@@ -127,6 +127,8 @@ class OwnSettings:
         permuted: A control: the seed by which the judge's scores are permuted among the
             continuations of each prompt, so that they say nothing of them; None for the judge's
             own.
+        journal: A file of this model's samples, which an earlier call with the same settings may
+            have written; None for one that goes with the rest of the work.
 
     Raises:
         UserError: There are too few prompts or continuations.
@@ -146,6 +148,7 @@ class OwnSettings:
     new_tokens: int = 20
     seed: int = 0
     permuted: int | None = None
+    journal: Path | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) < FEWEST_PROMPTS:

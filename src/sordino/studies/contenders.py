@@ -192,7 +192,9 @@ def _moved_heads(bench: Bench) -> dict[str, Settings]:
     heads = sum(of.shape[1] for of in looks.heads)
     return {
         f"ITI-c{_mark(bench.lab.finder, looks.writers.attention)}": {
-            f"{most} heads": Contender(probed_heads(looks, most).scaled, published=_ALPHA)
+            f"{most} head{'s' if most > 1 else ''}": Contender(
+                probed_heads(looks, most).scaled, published=_ALPHA
+            )
             for most in dict.fromkeys(max(1, round(part * heads)) for part in _HEADS)
         }
     }

@@ -48,38 +48,37 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 def _first(name: str, group: GroupRecord) -> Iterator[str]:
     """Who leaves least, and whether ours leaves less than the best rival, by scorer."""
-    ours = group.trial(OURS)
-    if ours is None:
-        yield f"{name}: {OURS} could not be made so large ({group.title})."
-        return
-    for number, (scorer, _) in enumerate(toxic(ours.evaluation)):
-        left = {
-            trial.name: [*toxic(trial.evaluation)][number][1].after.value or 0.0
-            for trial in group.trials
-        }
+    figures = {trial.name: [*toxic(trial.evaluation)] for trial in group.trials}
+    for number, (scorer, ours) in enumerate(figures[OURS]):
+        left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
+        said = [
+            f"{name}, {group.title}, {scorer}: of {share(ours.before)} in the original {OURS} "
+            f"leaves {share(ours.after)}."
+        ]
         rivals = {rule: of for rule, of in left.items() if rule not in _OWN}
-        figure = [*toxic(ours.evaluation)][number][1]
-        if not rivals:
-            yield (
-                f"{name}, {group.title}, {scorer}: of {share(figure.before)} in the original "
-                f"{OURS} leaves {share(figure.after)}."
+        if rivals:
+            best = min(rivals, key=rivals.__getitem__)
+            alike = sum(of == rivals[best] for of in rivals.values()) - 1
+            others = f" (and {alike} more as little)" if alike else ""
+            found = group.finding(f"{OURS} − {best}, {scorer}")
+            verdict = (
+                "settled: ours leaves less"
+                if falls(found)
+                else "settled: the rival leaves less"
+                if rises(found)
+                else "not settled"
             )
-            continue
-        best = min(rivals, key=rivals.__getitem__)
-        found = group.finding(f"{OURS} − {best}, {scorer}")
-        verdict = (
-            "settled: ours leaves less"
-            if falls(found)
-            else "settled: the rival leaves less"
-            if rises(found)
-            else "not settled"
-        )
-        yield (
-            f"{name}, {group.title}, {scorer}: of {share(figure.before)} in the original "
-            f"{OURS} leaves {share(figure.after)}. Of the rivals {best} leaves least, "
-            f"{100 * rivals[best]:.1f} %; the difference is {by_points(found)}: {verdict}. "
-            f"First of all is {min(left, key=left.__getitem__)}."
-        )
+            said.append(
+                f"Of the rivals {best}{others} leaves least, {100 * rivals[best]:.1f} %; the "
+                f"difference is {by_points(found)}: {verdict}."
+            )
+        if LEARNED in left:
+            found = group.finding(f"{OURS} − {LEARNED}, {scorer}")
+            said.append(
+                f"Factors that are learned leave {100 * left[LEARNED]:.1f} %, from which ours "
+                f"differs by {by_points(found)}."
+            )
+        yield " ".join(said)
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
@@ -136,7 +135,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
         if len(settings) > 1
         for setting, one in settings.items()
     }
-    candidates = _sized(lab, options, plan.asked)
+    candidates, short = _sized(lab, options, plan.asked)
     judged = lab.compare(candidates, [chosen_on]) if candidates else []
     if candidates:
         yield Group(
@@ -144,6 +143,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
             f"Settings of rivals, chosen on other prompts at a divergence of {plan.asked:g}",
             candidates,
             (chosen_on, reading[1]),
+            short,
         )
     chosen = _best(rules, candidates, judged)
     paid = lab.divergence(paper)
@@ -152,7 +152,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
         spent["at-aura"] = (paid, f"at AurA's own divergence, {paid:.3f}")
     measures = (measure, *reading)
     for name, (divergence, title) in spent.items():
-        trials = _sized(lab, chosen, divergence)
+        trials, short = _sized(lab, chosen, divergence)
         pairs = {
             f"{OURS}, compared with {trial.name}": (OURS, trial.name)
             for trial in trials
@@ -163,6 +163,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
             title,
             trials,
             measures,
+            short,
             findings=partial(differences, pairs=pairs, seed=lab.seed),
         )
     yield Group(
@@ -178,7 +179,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
         yield Group(
             "pre-prompt",
             f"A benign pre-prompt, without an edit and with ours at {plan.asked:g}",
-            _sized(lab, {OURS: chosen[OURS]}, plan.asked),
+            _sized(lab, {OURS: chosen[OURS]}, plan.asked)[0],
             (measure, led),
             findings=lambda evaluations: _after_pre_prompt(evaluations[OURS], lab.seed),
         )
@@ -189,11 +190,16 @@ def _named(name: str, setting: str) -> str:
     return f"{name}, {setting}" if setting else name
 
 
-def _sized(lab: Lab, rules: Mapping[str, Contender], divergence: float) -> tuple[Trial, ...]:
-    """Each as large as the divergence allows, or as it can be."""
-    return tuple(
-        lab.largest(name, of.sizes, divergence, start=of.start) for name, of in rules.items()
-    )
+def _sized(
+    lab: Lab, rules: Mapping[str, Contender], divergence: float
+) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """Each as large as the divergence allows, or as it can be; and which cannot be so large."""
+    trials, short = [], []
+    for name, of in rules.items():
+        trials.append(lab.largest(name, of.sizes, divergence, start=of.start))
+        if lab.sized(name, of.sizes, divergence, start=of.start) is None:
+            short.append(name)
+    return tuple(trials), tuple(short)
 
 
 def _best(

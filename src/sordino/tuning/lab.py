@@ -159,6 +159,8 @@ class Lab:
         """
         about, pattern = concept or self.concept, sites or self.sites
         settings = replace(sweep or SweepSettings(), chat=self.chat)
+        if own is not None and edited is None:
+            own = replace(own, journal=self._journal(own))
 
         def find(file: Path) -> None:
             show.note(f"finding: {name}")
@@ -184,9 +186,13 @@ class Lab:
             self.finder,
             settings,
             batch_tokens=BATCH_TOKENS,
-            journal=self.path_of("own-samples", settings.metadata, "jsonl"),
+            journal=self._journal(settings),
             ranks=Ranks(),
         )
+
+    def _journal(self, settings: OwnSettings) -> Path:
+        """Where what the model writes is kept, for all that take the same samples."""
+        return self.path_of("own-samples", settings.metadata, "jsonl")
 
     def made(self, name: str, made_of: Any, make: Callable[[], Dampening]) -> Dampening:
         """A dampening that takes long to make, made once.
