@@ -18,10 +18,11 @@ from sordino.cli.options import ConceptOptions, InterventionOptions
 from sordino.cli.tune import tune
 from sordino.concepts.built_in import BUILT_IN
 from sordino.edits.gguf_blocks import KINDS
+from sordino.evaluation import Divergence
 from sordino.evaluation.measure import MEASURES
 from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
-from sordino.studies import STUDIES, StudyRecord
+from sordino.studies import STUDIES, Plan, StudyRecord, contenders
 from sordino.tuning.search import TRIED
 from test_studies import PAGES as STUDY_PAGES
 
@@ -242,3 +243,22 @@ def test_pages_use_the_words_of_the_glossary(page):
     words = " ".join(text(page).split())
     found = [(m[0], instead) for old, instead in _REPLACED.items() for m in re.finditer(old, words)]
     assert found == []
+
+
+def test_settings_of_rivals_are_as_many_as_the_page_says():
+    rows = dict(
+        re.findall(r"^\| (`[^|]*`) \| (\d+) \|", text("docs/interventions.md"), flags=re.MULTILINE)
+    )
+    found = {name.strip("`"): int(count) for name, count in rows.items()}
+    subspaces = len(contenders._SUBSPACES)
+    assert found == {
+        "caa": len(contenders._DEPTHS),
+        "iti": len(contenders._HEADS),
+        "profs": 3 * subspaces,
+        "gloss": subspaces,
+    }
+    named = {name for name in contenders.METHODS if f"`{name}`" in text("docs/interventions.md")}
+    assert named == contenders.METHODS.keys()
+    plan = Plan()
+    assert (plan.most * plan.continuations, plan.most_other * plan.continuations) == (1000, 600)
+    assert plan.texts + min(plan.texts, Divergence.max_texts or plan.texts) == 250

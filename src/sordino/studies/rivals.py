@@ -59,7 +59,7 @@ def _first(name: str, group: GroupRecord) -> Iterator[str]:
         if rivals:
             best = min(rivals, key=rivals.__getitem__)
             alike = sum(of == rivals[best] for of in rivals.values()) - 1
-            others = f" (and {alike} more as little)" if alike else ""
+            others = f" ({alike} more leave as little)" if alike else ""
             found = group.finding(f"{OURS} − {best}, {scorer}")
             verdict = (
                 "settled: ours leaves less"
@@ -69,7 +69,7 @@ def _first(name: str, group: GroupRecord) -> Iterator[str]:
                 else "not settled"
             )
             said.append(
-                f"Of the rivals {best}{others} leaves least, {100 * rivals[best]:.1f} %; the "
+                f"Of the rivals {best} leaves least, {100 * rivals[best]:.1f} %{others}; the "
                 f"difference is {by_points(found)}: {verdict}."
             )
         if LEARNED in left:
