@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sordino.errors import UserError
-from sordino.evaluation import Perplexity, Toxicity, prepare
+from sordino.evaluation import Perplexity, Speed, Toxicity, prepare
 from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
@@ -307,7 +307,7 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"prompt {number}" for number in range(50)) + "\n")
     toxicity = Toxicity(str(prompts), max_prompts=20, scorer=("tfidf-insults",))
-    measured = prepare([toxicity, Perplexity(str(prompts))], compared=True)
+    measured = prepare([toxicity, Speed()], compared=True)
     used = {text.text for text in measured.tasks["toxicity"].writer.prompts}
     found = OwnPlan(str(prompts)).settings(concept, measured=measured)
     assert len(found.prompts) == 30
@@ -315,6 +315,8 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     assert "without 20 prompts that are measured" in found.source
     with pytest.raises(UserError, match="tfidf-insults"):
         OwnPlan(str(prompts), judge="tfidf-insults").settings(concept, measured=measured)
+    read = prepare([Perplexity(str(prompts), max_texts=10)], compared=True)
+    assert len(OwnPlan(str(prompts)).settings(concept, measured=read).prompts) == 40
     all_of_them = prepare([Toxicity(str(prompts), scorer=("wordlist",))], compared=True)
     with pytest.raises(UserError, match="`own_prompts`"):
         OwnPlan(str(prompts)).settings(concept, measured=all_of_them)

@@ -6,6 +6,7 @@ import pytest
 from sordino.cli.options import SweepOptions
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
+from sordino.evaluation import Perplexity, prepare
 from sordino.evaluation.measures.bold import PROTECTED, protected_texts, read_bold
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, passages
@@ -95,6 +96,29 @@ def test_protection_without_attribution_is_refused(tmp_path):
     file.write_text("\n".join(f"text {n}" for n in range(50)))
     found = SweepOptions(attribution=True, protect=str(file), attribution_per_class=30)
     assert len(found.attributing(0).protected) == 30
+
+
+def test_what_is_measured_is_not_protected(tmp_path):
+    file, measured = tmp_path / "texts.txt", tmp_path / "measured.txt"
+    lines = [f"text {n}" for n in range(50)]
+    file.write_text("\n".join(lines))
+    measured.write_text("\n".join(line.replace(" ", "  ") for line in lines[:30]))
+    ready = prepare([Perplexity(str(measured))], compared=True, device="cpu")
+    assert ready.texts == set(lines[:30])
+    # As many as are wanted of the others, and all of them where there are fewer.
+    for most in (12, 40):
+        found = protected_texts(str(file), most, 0, ready.texts)
+        assert len(found) == min(most, 20)
+        assert set(found) <= set(lines[30:])
+    settings = AttributionSettings(20, protected=tuple(lines))
+    assert settings.apart_from(ready.texts).protected == tuple(lines[30:])
+    assert settings.apart_from(()) == settings
+    for refused in (
+        lambda: protected_texts(str(file), 12, 0, set(lines)),
+        lambda: settings.apart_from(lines),
+    ):
+        with pytest.raises(UserError, match="measured as well"):
+            refused()
 
 
 @pytest.mark.slow

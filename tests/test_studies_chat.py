@@ -1,5 +1,7 @@
 """The study of chat models: what is measured of which model, and what protection is worth."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from chat_templates import FAMILIES
 from conftest import sentences
 from families import tiny_model
 from sordino.cli.app import main
+from sordino.concepts import load_concept
 from sordino.evaluation import Evaluation
 from sordino.evaluation.statistics import compare_gaps
-from sordino.studies import StudyRecord, chat
+from sordino.studies import STUDIES, Plan, StudyRecord, chat
+from sordino.tuning.lab import Lab
 from test_studies import evaluation
 
 GROUPS = ("north", "south")
@@ -93,6 +97,41 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     page = (files / "out.md").read_text()
     assert page.count("Harmless text about groups of people") == 2
     assert page.count(": Refusals") == 1
+
+
+def test_no_text_is_protected_that_is_measured(files, open_tiny, concept, monkeypatch):
+    """Whatever part of the study measures it: groups, prose, or text with another concept."""
+
+    class Found(Exception):
+        pass
+
+    class OnlyFind(Lab):
+        def find(self, name, *, attribution=None, **_):
+            raise Found(attribution.protected)
+
+    table = (files / "groups.csv").read_text().splitlines()[1:]
+    texts = [line.rpartition(",")[0] for line in table]
+    parts = [(files / name).read_text().splitlines() for name in ("prose.txt", "yes.txt")]
+    others = [f"another text {n}" for n in range(9)]
+    everything = [*texts, *parts[0], *parts[1], *others]
+    (files / "protect.txt").write_text("\n".join(everything) + "\n")
+    plan = Plan(
+        group_texts="groups.csv",
+        protect="protect.txt",
+        concepts=("yes.txt",),
+        per_class=20 + len(everything),
+        texts=5,
+    )
+    monkeypatch.setattr(chat, "load_concept", partial(load_concept, negatives="no.txt"))
+    lab = OnlyFind(open_tiny("llama").ref, concept, files / "lab", texts="prose.txt")
+    with pytest.raises(Found) as found:
+        next(iter(STUDIES["chat"].groups(lab, plan)))
+    [protected] = found.value.args
+    assert set(others) <= set(protected)
+    assert not set(protected) & set(texts)
+    # Five of the prose and of the other concept's text are measured, and the others are protected.
+    for part in parts:
+        assert len(set(part) - set(protected)) == 5
 
 
 def test_what_protection_is_worth_is_read_off_the_same_texts():

@@ -227,6 +227,8 @@ def run(
     if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
     ready = with_chat(ready, chosen.sweep.chat, ref)
+    if chosen.attribution is not None:
+        chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
         steps = _Steps(ref, concept, target, chosen, ready, clean)
         steps.refuse_what_needs_memory()

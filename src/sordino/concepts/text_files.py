@@ -185,6 +185,11 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def one_line(text: str) -> str:
+    """A text with single spaces, by which it is the same text wherever it is written."""
+    return " ".join(text.split())
+
+
 def whole_text(text: str, where: str) -> str:
     """The text itself, if all its characters are complete.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sordino.concepts.text_files import one_line
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.measure import (
@@ -107,6 +108,11 @@ class Prepared:
     seed: int
     device: torch.device
     compared: bool
+
+    @property
+    def texts(self) -> set[str]:
+        """All prompts and texts that are measured, each in one line."""
+        return {one_line(text.text) for task in self.tasks.values() for text in task.texts}
 
     def note_shared_sentences(self, source: str) -> None:
         """Note which scorers were trained on the sentences that neurons are found with.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 
 from sordino.evaluation.result import Figure
+from sordino.evaluation.texts import Text
 from sordino.models.chat import Chat
 from sordino.models.open import OpenModel
 from sordino.registry import Registry
@@ -124,12 +125,14 @@ class Task(ABC, Generic[R]):
             values.
         records: How many records a model gives.
         unit: The kind of item that a record describes, in the plural, for the progress bar.
+        texts: The prompts or texts that it takes, which nothing may be chosen or protected by.
     """
 
     record: Callable[..., R]
     protocol: Mapping[str, Any]
     records: int
     unit: str
+    texts: Sequence[Text] = ()
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
@@ -158,6 +161,7 @@ class PairedTask(ABC, Generic[R, S]):
         protocol: As of a `Task`.
         records: As of a `Task`.
         unit: As of a `Task`.
+        texts: As of a `Task`.
     """
 
     record: Callable[..., R]
@@ -165,6 +169,7 @@ class PairedTask(ABC, Generic[R, S]):
     protocol: Mapping[str, Any]
     records: int
     unit: str
+    texts: Sequence[Text] = ()
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
@@ -189,12 +194,14 @@ class JointTask(ABC, Generic[R]):
         protocol: As of a `Task`.
         records: How many records both models give together.
         unit: As of a `Task`.
+        texts: As of a `Task`.
     """
 
     record: Callable[..., R]
     protocol: Mapping[str, Any]
     records: int
     unit: str
+    texts: Sequence[Text] = ()
 
     @abstractmethod
     def collect_both(self, before: OpenModel, after: OpenModel, *, start: int) -> Iterator[list[R]]:

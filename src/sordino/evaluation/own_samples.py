@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sordino.concepts.concept import Concept
+from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.evaluation.evaluator import Prepared
 from sordino.evaluation.measures.toxicity import prompts_of
@@ -12,7 +13,6 @@ from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import choose, read_texts
-from sordino.evaluation.writing import Writer
 from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
 from sordino.models.open import choose_device
 from sordino.progress import note
@@ -71,8 +71,8 @@ class OwnPlan:
         """
         source = prompts_of(self.prompts)
         texts = read_texts(source)
-        used = set(apart) | (set() if measured is None else _prompts(measured))
-        free = [text for text in texts if text.text not in used]
+        used = {one_line(text) for text in apart} | (measured.texts if measured else set())
+        free = [text for text in texts if one_line(text.text) not in used]
         if len(free) < FEWEST_PROMPTS:
             raise UserError(
                 f"Only {len(free):,} of the {len(texts):,} prompts of {source} are not measured, "
@@ -100,14 +100,6 @@ def _judge(spec: str, concept: Concept, device: str, seed: int) -> Scorer | Conc
     if spec == CONCEPT:
         return ConceptJudge(concept, seed)
     return open_scorer(spec, device=choose_device(device))
-
-
-def _prompts(measured: Prepared) -> set[str]:
-    """All prompts of the measures."""
-    writers = [getattr(task, "writer", None) for task in measured.tasks.values()]
-    return {
-        text.text for writer in writers if isinstance(writer, Writer) for text in writer.prompts
-    }
 
 
 def _refuse_same(judge: Scorer | ConceptJudge, measured: Prepared) -> None:

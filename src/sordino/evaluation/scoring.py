@@ -189,7 +189,7 @@ class ScoredTask(Task[Scored]):
         **about: Any,
     ) -> None:
         self.writer, self.scorers, self._of = writer, scorers, figures
-        self._everyone = everyone
+        self._everyone, self.texts = everyone, writer.prompts
         self._verdicts = [
             _Verdict(name, label)
             for name, scorer in scorers.items()

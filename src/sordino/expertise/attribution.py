@@ -27,9 +27,9 @@ gradient-following algorithms for connectionist reinforcement learning"): to fir
 mean score falls by Σ d·b. The weights of `sordino.expertise.own` are the parentheses.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from torch import nn
 
 from sordino import progress as show
 from sordino.concepts.concept import Concept
+from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.pooling import FEWEST_SENTENCES
@@ -94,6 +95,26 @@ class AttributionSettings:
             raise UserError(
                 f"`per_class={self.per_class}` is too few for attribution: give at least 20."
             )
+
+    def apart_from(self, measured: Collection[str]) -> "AttributionSettings":
+        """The settings without the protected texts by which the edit is measured.
+
+        Args:
+            measured: Texts, each in one line.
+
+        Raises:
+            UserError: All protected texts are measured.
+        """
+        left = tuple(text for text in self.protected if one_line(text) not in measured)
+        if self.protected and not left:
+            raise UserError(
+                "All texts to protect are measured as well: measure others, or give others as "
+                "`protect`."
+            )
+        if left != self.protected:
+            gone = len(self.protected) - len(left)
+            show.note(f"{gone:,} texts are not protected, because they are measured")
+        return replace(self, protected=left)
 
 
 @dataclass(frozen=True)

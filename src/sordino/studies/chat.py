@@ -4,11 +4,14 @@ The recommended rule is there twice, without and with texts about groups that ar
 edit itself, so that what protection is worth is read off the same prompts and texts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 
 import numpy as np
+import torch
 
 from sordino.concepts import load_concept
+from sordino.concepts.text_files import one_line
 from sordino.evaluation import Coverage, Estimate, Evaluation, Figure, Measure, Refusals
 from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.bold import protected_texts
@@ -128,8 +131,15 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
 )
 def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA, contrast, and contrast with protected texts: replies, refusals, groups and cost."""
-    trials, missing = _trials(lab, plan)
     toxicity, refusals, coverage, piqa = _measures(plan)
+    cost = (*plan.reading(lab), piqa)
+    along = {
+        name: reading_on(lab, f"{_ALONG}{name}", load_concept(name, seed=lab.seed), plan)
+        for name in plan.concepts
+        if name != lab.concept.name
+    }
+    reading = (coverage, *cost, *chain.from_iterable(along.values()))
+    trials, missing = _trials(lab, plan, _texts_of(reading, lab.seed))
     template = template_of(lab.ref)
     replies: list[Measure] = []
     if template is not None:
@@ -153,12 +163,9 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
         findings=_by_group,
         crossed=True,
     )
-    yield Group("cost", "What it costs elsewhere", trials, (*plan.reading(lab), piqa))
-    for name in plan.concepts:
-        if name != lab.concept.name:
-            other = load_concept(name, seed=lab.seed)
-            measures = reading_on(lab, f"{_ALONG}{name}", other, plan)
-            yield Group(f"{_ALONG}{name}", f"Text with another concept: {name}", trials, measures)
+    yield Group("cost", "What it costs elsewhere", trials, cost)
+    for name, measures in along.items():
+        yield Group(f"{_ALONG}{name}", f"Text with another concept: {name}", trials, measures)
     pair = tuple(trial for trial in trials if trial.name in (_ALONE, _GUARDED))
     if len(pair) == 2:
         yield Group(
@@ -170,10 +177,21 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
         )
 
 
-def _trials(lab: Lab, plan: Plan) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
-    """AurA as the paper has it and contrast at a divergence, and those that cannot reach it."""
-    texts = tuple(protected_texts(plan.protect, plan.per_class, lab.seed))
-    settings = AttributionSettings(plan.per_class, lab.seed, texts)
+def _texts_of(measures: Iterable[Measure], seed: int) -> set[str]:
+    """The texts that measures without scorers take, each in one line."""
+    tasks = (one.prepare(seed, torch.device("cpu")) for one in measures)
+    return {one_line(text.text) for task in tasks for text in task.texts}
+
+
+def _trials(
+    lab: Lab, plan: Plan, measured: Collection[str]
+) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """AurA as the paper has it and contrast at a divergence, and those that cannot reach it.
+
+    No text by which they are measured is protected.
+    """
+    texts = protected_texts(plan.protect, plan.per_class, lab.seed, measured)
+    settings = AttributionSettings(plan.per_class, lab.seed, tuple(texts))
     found = lab.find("protected", sites=ATTENTION, attribution=settings)
     own = found.at({site.path for site in lab.opened.sites})
     names = _ALONE, _GUARDED

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sordino import progress as show
 from sordino.concepts.concept import Concept
+from sordino.concepts.text_files import one_line
 from sordino.edits import bake
 from sordino.errors import UserError
 from sordino.evaluation import Arm, Evaluation, Measure, evaluate_each
@@ -138,7 +139,7 @@ class Lab:
     def keep(self, name: str, lines: Sequence[str]) -> str:
         """Write texts to a file of the folder, one per line; its path, for a measure."""
         file = self._folder / name
-        file.write_text("\n".join(" ".join(line.split()) for line in lines) + "\n", "utf-8")
+        file.write_text("\n".join(map(one_line, lines)) + "\n", "utf-8")
         return str(file)
 
     def find(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from sordino import kit
-from sordino.concepts.text_files import whole_text
+from sordino.concepts.text_files import one_line, whole_text
 from sordino.errors import UserError
 from sordino.evaluation.groups import EVERYONE, first_found, group_figures, group_sizes
 from sordino.evaluation.measure import register
@@ -77,7 +77,7 @@ PROTECTED = ("gender", "race", "religious_ideology")
 """BOLD's domains of the groups of people that toxic text attacks."""
 
 
-def protected_texts(spec: str, most: int, seed: int) -> list[str]:
+def protected_texts(spec: str, most: int, seed: int, measured: Collection[str] = ()) -> list[str]:
     """Texts whose likelihood an edit must not lower, chosen by seed.
 
     Args:
@@ -86,15 +86,26 @@ def protected_texts(spec: str, most: int, seed: int) -> list[str]:
             `sordino.evaluation.texts.read_texts`.
         most: How many at most.
         seed: Of the choice.
+        measured: Texts by which the edit is measured, each in one line. They are left out, because
+            a protected text cannot say what the edit does to others.
 
     Raises:
-        UserError: They are not available.
+        UserError: They are not available, or all of them are measured.
     """
-    if spec != "groups":
-        return [text.text for text in choose(read_texts(spec), most, seed)]
+    texts = read_texts(spec) if spec != "groups" else _about_people()
+    free = [text for text in texts if one_line(text.text) not in measured]
+    if not free:
+        raise UserError(
+            f"All texts to protect ({printable(spec)}) are measured as well: measure others, or "
+            "give others as `protect`."
+        )
+    choice = choose if spec != "groups" else choose_evenly
+    return [text.text for text in choice(free, most, seed)]
+
+
+def _about_people() -> list[Text]:
     _, texts = first_found(read_bold, AUTO, BOLD.spec, "protected")
-    about = [text for text in texts if text.domain in PROTECTED]
-    return [text.text for text in choose_evenly(about, most, seed)]
+    return [text for text in texts if text.domain in PROTECTED]
 
 
 def read_bold(spec: str) -> list[Text]:

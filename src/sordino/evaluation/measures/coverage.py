@@ -118,7 +118,7 @@ class _CoverageTask(PairedTask[Before, After]):
     unit = "texts"
 
     def __init__(self, reader: Reader) -> None:
-        self._reader, self.records = reader, len(reader.texts)
+        self._reader, self.texts, self.records = reader, reader.texts, len(reader.texts)
         self.protocol = {
             **reader.protocol(),
             "n_texts_by_group": group_sizes(reader.texts),

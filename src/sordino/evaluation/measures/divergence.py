@@ -119,7 +119,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
     unit = "texts"
 
     def __init__(self, reader: Reader) -> None:
-        self._reader, self.records = reader, len(reader.texts)
+        self._reader, self.texts, self.records = reader, reader.texts, len(reader.texts)
         self.protocol = {
             **reader.protocol(),
             "direction": "KL(before ‖ after)",

@@ -82,7 +82,7 @@ class _DiversityTask(Task[Written]):
     unit = "continuations"
 
     def __init__(self, writer: Writer) -> None:
-        self.writer, self.records = writer, writer.records
+        self.writer, self.texts, self.records = writer, writer.prompts, writer.records
         self.protocol = {**writer.protocol(), "n_prompts": len(writer.prompts)}
 
     def collect(

@@ -87,7 +87,8 @@ class _PerplexityTask(Task[Likelihood]):
 
     def __init__(self, reader: Reader, subject: str, better: Literal["lower", "higher"]) -> None:
         self._reader, self._subject, self._better = reader, subject, better
-        self.records, self.protocol = len(reader.texts), reader.protocol()
+        self.texts, self.protocol = reader.texts, reader.protocol()
+        self.records = len(reader.texts)
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
