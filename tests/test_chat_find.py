@@ -15,9 +15,11 @@ from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
+from sordino.expertise.own import OwnSettings, sample, weights
 from sordino.expertise.pooling import FEWEST_SENTENCES
+from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_of, encode_sentences
-from sordino.models.chat import ASKED, Chat
+from sordino.models.chat import ASKED, Chat, template_fingerprint
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef
 from sordino.report.exemplars import exemplars, outputs_at_tokens
@@ -189,6 +191,126 @@ def test_attribution_is_of_the_own_tokens_likelihood(talks, tmp_path):
     step = 1e-2
     slope = (likelihood(1 + step) - likelihood(1 - step)) / (2 * step)
     assert found["attribution_positive"][site][neuron] == pytest.approx(slope, rel=0.02, abs=1e-7)
+
+
+class Noting:
+    """A judge that keeps what it read: the share of vowels."""
+
+    name = "vowels"
+
+    def __init__(self):
+        self.read = []
+
+    def record(self):
+        return {"scorer": self.name}
+
+    def score(self, texts):
+        self.read += texts
+        return np.array([sum(c in "aeiou" for c in text) / len(text) for text in texts])
+
+
+QUESTIONS = tuple(f"What of {word} and {number}?" for number in range(3) for word in WORDS)[:20]
+
+
+def replies_of(opened, judge, **changes):
+    asked = {"continuations": 6, "new_tokens": 10, "chat": Chat("on")} | changes
+    return OwnSettings(QUESTIONS, judge, **asked)
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "system"),
+    [("chatml", "llama", "Be brief."), ("gemma", "gemma2", ""), ("llama-2", "llama", "")],
+)
+def test_own_samples_are_replies_whose_tokens_alone_count(family, model, system, tmp_path):
+    opened = opened_with(family, model, tmp_path)
+    judge = Noting()
+    settings = replies_of(opened, judge, chat=Chat("on", system=system))
+    found = sample(opened, settings, batch_tokens=400, journal=None, ranks=Ranks())
+    end = opened.tokenizer.convert_tokens_to_ids(FAMILIES[family].end)
+    own = {}
+    for number, placed in enumerate(found.texts):
+        said = [{"role": "user", "content": QUESTIONS[number // 6]}]
+        said = [{"role": "system", "content": system}, *said] if system else said
+        text = opened.tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True
+        )
+        before = opened.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert before["offset_mapping"][-1][1] == len(text)  # the reply begins right behind it
+        assert list(placed.ids[: placed.start]) == before["input_ids"]
+        reply = list(placed.ids[placed.start :])
+        ended = len(reply) < 10 or reply[-1] in (end, opened.tokenizer.eos_token_id)
+        own[placed.ids] = opened.tokenizer.decode(reply, skip_special_tokens=True)
+        assert (reply[-1] in (end, opened.tokenizer.eos_token_id)) == ended
+    assert min(len(placed.ids) - placed.start for placed in found.texts) < 10  # some have ended
+    assert judge.read == [text for text in own.values() if text.strip()]
+    for passage in found.passages:
+        for row, start in zip(passage.batch.input_ids.tolist(), passage.starts, strict=True):
+            [placed] = {one for one in found.texts if list(one.ids) == row}
+            assert start == placed.start
+    assert found.metadata["own_chat"] == "on"
+
+
+def test_attribution_to_replies_is_of_their_likelihood(tmp_path):
+    opened = opened_with(folder=tmp_path)
+    settings = replies_of(opened, Noting())
+    found = find_experts(
+        opened, sentences(20), attribution=AttributionSettings(per_class=20), own=settings
+    )
+    assert found.metadata["own_chat"] == "on"
+    assert "chat_template" not in found.metadata  # sentences are read as they are
+    samples = sample(opened, settings, batch_tokens=400, journal=None, ranks=Ranks())
+    by = weights(samples.scores).ravel()
+    site, neuron = opened.sites[0].path, 3
+
+    def weighted_likelihood(factor):
+        def turn_down(_module, _inputs, output):
+            output = output.clone()
+            output[..., neuron] *= factor
+            return output
+
+        handle = opened.model.get_submodule(site).register_forward_hook(turn_down)
+        total = 0.0
+        with torch.inference_mode():
+            for weight, one in zip(by, samples.texts, strict=True):
+                log_p = opened.model(input_ids=torch.tensor([one.ids])).logits[0].double()
+                log_p = log_p.log_softmax(-1)
+                own = range(one.start, len(one.ids))
+                total += weight * sum(float(log_p[n - 1, one.ids[n]]) for n in own)
+        handle.remove()
+        return total / len(by)
+
+    step = 1e-2
+    slope = (weighted_likelihood(1 + step) - weighted_likelihood(1 - step)) / (2 * step)
+    assert found["attribution_own"][site][neuron] == pytest.approx(slope, rel=0.02, abs=1e-7)
+
+
+def test_auto_takes_replies_of_a_model_with_a_template(tmp_path):
+    opened = opened_with(folder=tmp_path)
+    auto = sample(
+        opened,
+        replies_of(opened, Noting(), chat=Chat()),
+        batch_tokens=400,
+        journal=None,
+        ranks=Ranks(),
+    )
+    assert auto.template == template_fingerprint(opened)
+    opened.tokenizer.chat_template = None
+    raw = sample(
+        opened,
+        replies_of(opened, Noting(), chat=Chat()),
+        batch_tokens=400,
+        journal=None,
+        ranks=Ranks(),
+    )
+    assert not raw.template
+    assert raw.texts[0].start < auto.texts[0].start
+
+
+def test_thoughts_without_replies_are_no_own_samples(tmp_path):
+    opened = opened_with("deepseek-r1", folder=tmp_path)
+    settings = replies_of(opened, Noting(), new_tokens=4)
+    with pytest.raises(UserError, match="still thinking.*`own_new_tokens`"):
+        sample(opened, settings, batch_tokens=400, journal=None, ranks=Ranks())
 
 
 def test_conversations_come_from_json_lines(tmp_path):

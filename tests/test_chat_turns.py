@@ -1,5 +1,6 @@
 """Texts in chat templates: their own tokens, and where a reply ends."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def written(name, text):
     ids = OPENED[name].tokenizer(text, add_special_tokens=False)["input_ids"]
     plain = OPENED[name].tokenizer.decode(ids, skip_special_tokens=True)
     return Continuation(0, 0, tuple(ids), plain)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.heading])
+def test_a_reply_depends_on_its_tokens_up_to_the_heading_that_ends_it(name):
+    opened, heading = OPENED[name], FAMILIES[name].heading
+    form = replies(opened, Chat("on"))
+    kept = form.deciding(opened, written(name, f"the cat\n{heading} and the dog sat"))
+    assert heading in opened.tokenizer.decode(kept)
+    assert heading not in opened.tokenizer.decode(kept[:-1])
+    whole = replace(written(name, "the cat sat"), end=5)
+    assert form.deciding(opened, whole) == (*whole.ids, 5)
 
 
 THOUGHTS = [

@@ -73,9 +73,9 @@ def plainly(model: OpenModel, sampling: Sampling, rules, prompt, number, ends, s
             scores = rule(sequence, scores)
         cumulative = scores.double().softmax(-1).cumsum(-1)[0]
         token = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
+        new.append(token)
         if token in ends:
             break
-        new.append(token)
     return tuple(new)
 
 
@@ -84,7 +84,7 @@ def test_a_family_writes_what_a_plain_loop_without_cache_writes(family):
     model, sampling = opened(family), Sampling(new_tokens=6)
     result = written(model, sampling, continuations=2)
     for prompt, number in ((0, 0), (2, 1), (3, 1), (4, 0)):
-        assert result[prompt, number].ids == plainly(model, sampling, [], prompt, number, {1})
+        assert result[prompt, number].chosen == plainly(model, sampling, [], prompt, number, {1})
 
 
 def test_rows_that_end_are_cut_at_their_end_and_dropped_without_changing_the_others():
@@ -96,7 +96,7 @@ def test_rows_that_end_are_cut_at_their_end_and_dropped_without_changing_the_oth
     assert 0 in lengths
     assert 12 in lengths
     for prompt, number in ((0, 0), (1, 5), (2, 1), (3, 7), (4, 4)):
-        assert result[prompt, number].ids == plainly(model, sampling, [], prompt, number, ends)
+        assert result[prompt, number].chosen == plainly(model, sampling, [], prompt, number, ends)
     for one in result.values():
         assert not ends & set(one.ids)
         assert one.text == model.tokenizer.decode(one.ids, skip_special_tokens=True)
@@ -120,7 +120,7 @@ def test_settings_are_those_of_transformers():
     ]
     result = written(model, sampling)
     for prompt, number in ((0, 0), (2, 2), (3, 1)):
-        assert result[prompt, number].ids == plainly(model, sampling, rules, prompt, number, {1})
+        assert result[prompt, number].chosen == plainly(model, sampling, rules, prompt, number, {1})
 
 
 def test_temperature_0_is_greedy_and_the_models_own_settings_do_not_matter():

@@ -304,7 +304,11 @@ class _Steps:
         if chosen.own is None:
             return None
         return chosen.own.settings(
-            self._concept, seed=chosen.seed, device=chosen.device, measured=self._ready
+            self._concept,
+            seed=chosen.seed,
+            device=chosen.device,
+            chat=chosen.sweep.chat,
+            measured=self._ready,
         )
 
     def dampen(self, expertise: Expertise) -> Dampening:

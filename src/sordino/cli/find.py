@@ -82,8 +82,8 @@ def find(
             planned = plan_find(model, sentences, **options)
             value, lines = asdict(planned), planned.lines()
         else:
-            samples = (
-                None if wanted is None else wanted.settings(sentences, seed=seed, device=device)
+            samples = wanted and wanted.settings(
+                sentences, seed=seed, device=device, chat=chat.settings()
             )
             found = find_experts(
                 model, sentences, **options, own=samples, output=output, force=printing.force

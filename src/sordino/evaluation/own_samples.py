@@ -14,6 +14,7 @@ from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import choose, read_texts
 from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
+from sordino.models.chat import RAW, Chat
 from sordino.models.open import choose_device
 from sordino.progress import note
 
@@ -53,6 +54,7 @@ class OwnPlan:
         *,
         seed: int = 0,
         device: str = "auto",
+        chat: Chat = RAW,
         measured: Prepared | None = None,
         apart: Collection[str] = (),
     ) -> OwnSettings:
@@ -62,15 +64,22 @@ class OwnPlan:
             concept: The labelled sentences.
             seed: Of the choice of prompts and of the sampling.
             device: Where a text classifier runs.
+            chat: Whether the model's replies in its chat template are taken, and not continuations
+                of the prompts as they are; "auto" for models that have one.
             measured: The measures that will judge the edit.
             apart: More prompts to leave out.
 
         Raises:
-            UserError: Prompts or judge are not available, the judge is one of the measures'
+            UserError: Prompts or judge are not available, prompts are conversations, the judge is one of the measures'
                 scorers, or too few prompts are left that are not measured.
         """
         source = prompts_of(self.prompts)
         texts = read_texts(source)
+        if any(text.before for text in texts):
+            raise UserError(
+                f"The prompts of own samples, {source}, are conversations: give prompts of one "
+                "turn as `own_prompts`."
+            )
         used = {one_line(text) for text in apart} | (measured.texts if measured else set())
         free = [text for text in texts if one_line(text.text) not in used]
         if len(free) < FEWEST_PROMPTS:
@@ -93,6 +102,7 @@ class OwnPlan:
             self.continuations,
             self.new_tokens,
             seed,
+            chat,
         )
 
 

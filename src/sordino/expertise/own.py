@@ -24,7 +24,16 @@ from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
 from sordino.files import fingerprint, to_json
 from sordino.journal import Journal
-from sordino.models.generation import Sampling, encode_prompts, ending, generate, plan
+from sordino.models.chat import (
+    RAW,
+    Chat,
+    Replies,
+    Spoken,
+    opening_ids,
+    replies,
+    template_fingerprint,
+)
+from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel
 from sordino.models.probe import Probe
 from sordino.models.tokenise import Placed
@@ -36,8 +45,9 @@ _JUDGE_PER_CLASS = 1000
 _BATCH_TOKENS = 8192
 _STEP = "own samples"
 
-Row = tuple[int, int, tuple[int, ...], str]
-"""A prompt's number, a continuation's, its token ids and its text."""
+Row = tuple[int, int, tuple[int, ...], str, str]
+"""A prompt's number, a continuation's, the tokens that the model chose, the text and why there is
+none."""
 
 
 class Judge(Protocol):
@@ -124,6 +134,8 @@ class OwnSettings:
         continuations: Of each prompt.
         new_tokens: The most tokens of a continuation.
         seed: Of the sampling.
+        chat: Whether the prompts stand as a user's turn in the model's chat template, so that its
+            replies are judged; "auto" for models that have one.
         permuted: A control: the seed by which the judge's scores are permuted among the
             continuations of each prompt, so that they say nothing of them; None for the judge's
             own.
@@ -147,6 +159,7 @@ class OwnSettings:
     continuations: int = 8
     new_tokens: int = 20
     seed: int = 0
+    chat: Chat = RAW
     permuted: int | None = None
     journal: Path | None = None
 
@@ -175,7 +188,18 @@ class OwnSettings:
             "own_continuations": str(self.continuations),
             "own_new_tokens": str(self.new_tokens),
             "own_seed": str(self.seed),
+            **self._metadata_of_chat(),
             **({} if self.permuted is None else {"own_permuted": str(self.permuted)}),
+        }
+
+    def _metadata_of_chat(self) -> dict[str, str]:
+        if self.chat.use == "off":
+            return {}
+        thinking = "kept" if self.chat.thinking else "skipped"
+        return {
+            "own_chat": self.chat.use,
+            "own_chat_system": self.chat.system,
+            "own_chat_thinking": thinking,
         }
 
 
@@ -189,6 +213,7 @@ class OwnSamples:
         scores: float64 [prompts, continuations].
         digest: SHA-256 over the continuations' tokens and scores.
         judge: The judge's record, as JSON.
+        template: The fingerprint of the chat template in which they are replies; "" for none.
     """
 
     texts: list[Placed]
@@ -196,6 +221,7 @@ class OwnSamples:
     scores: NDArray[np.float64]
     digest: str
     judge: str
+    template: str = ""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -204,6 +230,7 @@ class OwnSamples:
             "own_judge_record": self.judge,
             "own_mean_score": f"{self.scores.mean():.6g}",
             "own_samples": self.digest,
+            **({"own_chat": "on", "own_chat_template": self.template} if self.template else {}),
         }
 
 
@@ -229,23 +256,22 @@ def sample(
             score.
     """
     refuse_streamed(opened)
-    prompts = encode_prompts(
-        opened, settings.prompts, max_tokens=_PROMPT_TOKENS, new_tokens=settings.new_tokens
-    )
-    rows = sorted(ranks.in_turn(iter(_written(opened, settings, prompts, journal, ranks))))
-    texts = [text for *_, text in rows]
+    chat = settings.chat.settled(opened, otherwise=True)
+    how = "replies in the chat template" if chat else "continuations of prompts as they are"
+    show.note(f"own samples are {how}")
+    prompts = _encode(opened, settings, chat)
+    written = _written(opened, settings, chat, prompts, journal, ranks)
+    rows = _complete(sorted(ranks.in_turn(iter(written))), settings)
+    texts = [text for *_, text, _ in rows]
     scores, judge = ranks.from_first(
         _judged(opened, settings.judge, texts) if ranks.first else (np.empty(0), "")
     )
-    table = scores.reshape(len(prompts), settings.continuations)
+    table = scores.reshape(-1, settings.continuations)
     if settings.permuted is not None:
         table = np.random.default_rng(settings.permuted).permuted(table, axis=1)
-    end = ending(opened)
-    placed = []
-    for prompt, _, ids, _ in rows:
-        # The model chose the token that ended it, too.
-        ended = [end] if end is not None and len(ids) < settings.new_tokens else []
-        placed.append(Placed((*prompts[prompt], *ids, *ended), len(prompts[prompt])))
+    placed = [
+        Placed((*prompts[prompt], *chosen), len(prompts[prompt])) for prompt, _, chosen, *_ in rows
+    ]
     passages = in_batches(
         opened,
         Statistic.OWN,
@@ -255,7 +281,34 @@ def sample(
         batch_tokens,
     )
     digest = fingerprint(json.dumps([row[:3] for row in rows]), table.tobytes())
-    return OwnSamples(placed, passages, table, digest, judge)
+    template = template_fingerprint(opened) if chat else ""
+    return OwnSamples(placed, passages, table, digest, judge, template)
+
+
+def _encode(opened: OpenModel, settings: OwnSettings, chat: Chat | None) -> list[list[int]]:
+    """The token ids after which the model continues, or replies."""
+    limits = {"max_tokens": _PROMPT_TOKENS, "new_tokens": settings.new_tokens}
+    if chat is None:
+        return encode_prompts(opened, settings.prompts, **limits)
+    asked = [Spoken(prompt, role="user") for prompt in settings.prompts]
+    return opening_ids(opened, asked, chat, **limits)
+
+
+def _complete(rows: list[Row], settings: OwnSettings) -> list[Row]:
+    """The continuations of the prompts of which none is missing."""
+    without = {prompt: missing for prompt, *_, missing in rows if missing}
+    if not without:
+        return rows
+    left = len(settings.prompts) - len(without)
+    why = next(iter(without.values()))
+    many = f"{len(without):,} of {len(settings.prompts):,} prompts"
+    if left < FEWEST_PROMPTS:
+        raise UserError(
+            f"For {many} of own samples a reply is missing ({why}): give a larger "
+            f"`own_new_tokens` than {settings.new_tokens}, or more `own_prompts`."
+        )
+    show.note(f"warning: {many} of own samples are left out, for a reply is missing ({why})")
+    return [row for row in rows if row[0] not in without]
 
 
 def refuse_streamed(opened: OpenModel) -> None:
@@ -304,6 +357,7 @@ def _to_line(record: Mapping[str, Any]) -> str:
 def _written(
     opened: OpenModel,
     settings: OwnSettings,
+    chat: Chat | None,
     prompts: Sequence[Sequence[int]],
     journal: Path | None,
     ranks: Ranks,
@@ -316,8 +370,11 @@ def _written(
         new_tokens=settings.new_tokens,
         batch_tokens=_BATCH_TOKENS,
     )[ranks.rank :: ranks.size]  # none, if there are fewer batches than ranks
+    form = replies(opened, chat) if chat else None
+    ends = form.ends if form else ()
     # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
-    kept = Journal(journal, fingerprint(to_json(settings.metadata)))
+    key = fingerprint(to_json(settings.metadata), template_fingerprint(opened) if chat else "")
+    kept = Journal(journal, key)
     total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
     sampling, done = Sampling(settings.new_tokens), kept.batches(_STEP)
     left = batches[len(done) :]
@@ -325,10 +382,16 @@ def _written(
     try:
         with tracking if left else nullcontext(lambda _: None) as advance:
             for batch in left:
-                [written] = generate(opened, [batch], sampling, seed=settings.seed)
-                kept.add(_STEP, [[w.prompt, w.number, w.ids or (), w.text] for w in written])
+                [written] = generate(opened, [batch], sampling, seed=settings.seed, ends=ends)
+                kept.add(_STEP, [_row(opened, one, form) for one in written])
                 advance(len(written))
     finally:
         kept.close()
     rows = chain.from_iterable(kept.batches(_STEP))
-    return [(prompt, number, tuple(ids), text) for prompt, number, ids, text in rows]
+    return [(prompt, number, tuple(chosen), *said) for prompt, number, chosen, *said in rows]
+
+
+def _row(opened: OpenModel, written: Continuation, form: Replies | None) -> Row:
+    said = written if form is None else form.cut(opened, written)
+    chosen = written.chosen if form is None else form.deciding(opened, written)
+    return said.prompt, said.number, chosen, said.text, said.missing

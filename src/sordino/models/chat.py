@@ -308,11 +308,7 @@ class Replies:
         It is missing if the model was still thinking at the last token.
         """
         assert written.ids is not None
-        whole = str(
-            opened.tokenizer.decode(
-                list(written.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        whole = _decode(opened, written.ids)
         parts = _channels(whole) if _CHANNEL.search(whole) else self._split_thought(whole)
         if parts is None:
             return replace(written, text=self._before_heading(written.text))
@@ -321,6 +317,17 @@ class Replies:
         if not kept and not parts[1]:
             return replace(written, text="", missing="no reply: still thinking at the last token")
         return replace(written, text=self._before_heading(kept))
+
+    def deciding(self, opened: OpenModel, written: Continuation) -> tuple[int, ...]:
+        """The tokens on which a reply depends: all up to the one, or the heading, that ended it.
+
+        Thoughts are among them, since the reply followed from them.
+        """
+        ids = written.chosen
+        if not self.heading or self.heading not in _decode(opened, ids):
+            return ids
+        said = (n for n in range(1, len(ids)) if self.heading in _decode(opened, ids[:n]))
+        return ids[: next(said, len(ids))]
 
     def _split_thought(self, whole: str) -> tuple[str, str] | None:
         """The thought and the reply; None where nothing was thought."""
@@ -382,6 +389,15 @@ def _channels(whole: str) -> tuple[str, str]:
     ]
     thought = "\n\n".join(text for name, text in parts if name != _FINAL)
     return thought, "\n\n".join(text for name, text in parts if name == _FINAL)
+
+
+def _decode(opened: OpenModel, ids: Sequence[int]) -> str:
+    """The text of tokens, with the names of special ones."""
+    return str(
+        opened.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
 
 
 def _strip_specials(opened: OpenModel, text: str) -> str:

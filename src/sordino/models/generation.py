@@ -107,6 +107,7 @@ class Continuation:
         ids: The tokens, without the one that ended it; None where only the text is known.
         text: These tokens as text.
         missing: Why there is no text, which is not the same as an empty text; "" if there is.
+        end: The token that ended it; None where it is as long as was asked, or is not known.
     """
 
     prompt: int
@@ -114,6 +115,13 @@ class Continuation:
     ids: tuple[int, ...] | None
     text: str
     missing: str = ""
+    end: int | None = None
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """All tokens that the model chose, with the one that ended it."""
+        ids = self.ids or ()
+        return ids if self.end is None else (*ids, self.end)
 
 
 @dataclass(frozen=True)
@@ -356,7 +364,8 @@ def _steps(
     """Sample a batch, and yield the tokens so far after each step.
 
     Yields:
-        int64 [owners, new tokens], -1 where there is none (yet): the same tensor every time.
+        int64 [owners, new tokens], -1 where there is none (yet), and -2 less the token that ended
+        a continuation in its place: the same tensor every time.
     """
     device, steps = opened.device, sampling.new_tokens
     draws = torch.from_numpy(np.stack([uniforms(seed, *owner, steps) for owner in owners]))
@@ -394,7 +403,7 @@ def _steps(
             draw = draws[alive[piece].to(draws.device), step[piece].to(draws.device)]
             new = _choose(opened, sampling, processors, ids[piece], logits[piece], draw)
             ended = torch.isin(new, ends)
-            written[alive[piece[~ended]], step[piece[~ended]]] = new[~ended]
+            written[alive[piece], step[piece]] = torch.where(ended, -2 - new, new)
             chosen[piece] = new
             finished[piece] = ended | (step[piece] + 1 == steps)
         yield written
@@ -443,13 +452,6 @@ def _keeps_last_logits(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def ending(opened: OpenModel) -> int | None:
-    """The token that ends a text; if a model has several, the tokenizer's own if it is one."""
-    ends = _end_ids(opened)
-    own = opened.tokenizer.eos_token_id
-    return own if own in ends else min(ends, default=None)
-
-
 def _end_ids(opened: OpenModel) -> set[int]:
     """The tokens that end a text, by the model's generation settings, else by its tokenizer."""
     ends = opened.model.generation_config.eos_token_id
@@ -459,8 +461,10 @@ def _end_ids(opened: OpenModel) -> set[int]:
 
 
 def _continuation(opened: OpenModel, owner: tuple[int, int], row: list[int]) -> Continuation:
-    ids = row[: row.index(-1)] if -1 in row else row
+    length = next((n for n, token in enumerate(row) if token < 0), len(row))
+    ids, after = row[:length], row[length : length + 1]
     text = opened.tokenizer.decode(
         ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    return Continuation(*owner, tuple(ids), text)
+    end = -2 - after[0] if after and after[0] < -1 else None
+    return Continuation(*owner, tuple(ids), text, end=end)

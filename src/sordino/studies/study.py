@@ -123,9 +123,10 @@ class Plan:
         return everywhere.at({site.path for site in lab.opened.sites}), everywhere
 
     def own(self, lab: Lab) -> OwnSettings:
-        """Own samples of the other prompts, judged by a classifier of the concept's sentences.
+        """Own samples of the other prompts, judged by a probe of the model.
 
-        Neither takes part in figures of the toxic prompts.
+        The prompts are continued as they are. Neither they nor the probe take part in figures of
+        the toxic prompts.
         """
         taken = OwnPlan(
             self.other_prompts, max_prompts=self.own_prompts, continuations=self.own_continuations
