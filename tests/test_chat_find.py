@@ -309,7 +309,7 @@ def test_auto_takes_replies_of_a_model_with_a_template(tmp_path):
 def test_thoughts_without_replies_are_no_own_samples(tmp_path):
     opened = opened_with("deepseek-r1", folder=tmp_path)
     settings = replies_of(opened, Noting(), new_tokens=4)
-    with pytest.raises(UserError, match="still thinking.*`own_new_tokens`"):
+    with pytest.raises(UserError, match="still thinking"):
         sample(opened, settings, batch_tokens=400, journal=None, ranks=Ranks())
 
 
