@@ -70,8 +70,8 @@ class OwnPlan:
             apart: More prompts to leave out.
 
         Raises:
-            UserError: Prompts or judge are not available, prompts are conversations, the judge is one of the measures'
-                scorers, or too few prompts are left that are not measured.
+            UserError: Prompts or judge are not available, prompts are conversations, the judge is
+                one of the measures' scorers, or too few prompts are left that are not measured.
         """
         source = prompts_of(self.prompts)
         texts = read_texts(source)
