@@ -82,9 +82,10 @@ def find(
             planned = plan_find(model, sentences, **options)
             value, lines = asdict(planned), planned.lines()
         else:
-            samples = wanted and wanted.settings(
-                sentences, seed=seed, device=device, chat=chat.settings()
-            )
+            samples = None
+            if wanted is not None:
+                read = chat.settings()
+                samples = wanted.settings(sentences, seed=seed, device=device, chat=read)
             found = find_experts(
                 model, sentences, **options, own=samples, output=output, force=printing.force
             )
