@@ -84,8 +84,8 @@ def find(
         else:
             samples = None
             if wanted is not None:
-                read = chat.settings()
-                samples = wanted.settings(sentences, seed=seed, device=device, chat=read)
+                as_chat = chat.settings()
+                samples = wanted.settings(sentences, seed=seed, device=device, chat=as_chat)
             found = find_experts(
                 model, sentences, **options, own=samples, output=output, force=printing.force
             )
