@@ -128,7 +128,7 @@ def planted(seed=0, sentences=200):
     stream = [draw.normal(size=(sentences, 16)).astype(np.float32) + 5 for _ in range(3)]
     subspace = orthonormal(2, 16, seed)
     stream[1] += (6 * draw.normal(size=(sentences, 2)) * labels[:, None]) @ subspace
-    names = tuple(tuple(f"{kind}{n}" for n in range(3)) for kind in "lam")
+    names = tuple(tuple(f"{kind}{n}" for n in range(3)) for kind in "lamm")
     weights = tuple(draw.normal(size=(16, 32)).astype(np.float32) for _ in range(3))
     return Looks(Writers(*names), labels, tuple(stream), tuple(heads), weights), direction, subspace
 
@@ -204,13 +204,36 @@ def test_a_continuation_is_looked_at_without_its_prompt(open_tiny):
 def test_pairs_are_of_one_prompt_and_as_far_apart_as_can_be():
     scores = np.tile([[0.2, 0.9, 0.5, 0.55], [0.3, 0.31, 0.32, 0.33]], (8, 1))
     texts = [Placed((prompt, 1, number), 2) for prompt in range(16) for number in range(4)]
-    pairs = preferences(OwnSamples(texts, [], scores, ""))
+    pairs = preferences(OwnSamples(texts, [], scores, "", ""))
     # Of every other prompt one pair; 0.5 and 0.55 are not told apart.
     assert [pair.prompt for pair in pairs] == list(range(0, 16, 2))
     assert {(pair.preferred.ids[2], pair.rejected.ids[2]) for pair in pairs} == {(0, 1)}
     assert all(p.preferred.ids[0] == p.rejected.ids[0] == p.prompt for p in pairs)
     with pytest.raises(UserError, match="`own_prompts`"):
-        preferences(OwnSamples(texts, [], np.full((16, 4), 0.5), ""))
+        preferences(OwnSamples(texts, [], np.full((16, 4), 0.5), "", ""))
+
+
+def test_what_a_feed_forward_part_adds_is_put_out_behind_its_norm(open_tiny):
+    opened = open_tiny("gemma3")
+    writers = Writers.of(opened)
+    assert writers.have_norms
+    assert writers.added[1] == "model.layers.1.post_feedforward_layernorm"
+    seen = {}
+    module = opened.model.get_submodule(writers.added[1])
+    behind = module.register_forward_hook(lambda _m, _x, out: seen.update(added=out))
+    layer = opened.model.get_submodule(writers.layers[1])
+    before = opened.model.get_submodule("model.layers.1.pre_feedforward_layernorm")
+    early = before.register_forward_pre_hook(lambda _m, x: seen.update(stream=x[0]))
+    late = layer.register_forward_hook(
+        lambda _m, _x, out: seen.update(out=out[0] if isinstance(out, tuple) else out)
+    )
+    logits(opened)
+    for handle in (behind, early, late):
+        handle.remove()
+    torch.testing.assert_close(seen["out"], seen["stream"] + seen["added"])
+    plain = Writers.of(open_tiny("llama"))
+    assert not plain.have_norms
+    assert plain.added == plain.feed_forward
 
 
 def test_models_without_such_layers_are_refused(open_tiny):

@@ -21,9 +21,8 @@ from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import Dampening, family
 from sordino.interventions.adapter import Adapter
 from sordino.interventions.steering import Steering
-from sordino.models.norms import norms_after_blocks
 from sordino.models.open import OpenModel
-from sordino.models.sites import ATTENTION, NORMS, decoder_layers
+from sordino.models.sites import ATTENTION, NORMS
 from sordino.studies.learned import Goals, Texts, dampening, learn
 from sordino.studies.pairs import preferences
 from sordino.studies.preference import train
@@ -154,7 +153,7 @@ def _transport(name: str, kind: str) -> Method:
     def give(bench: Bench) -> dict[str, Settings]:
         writers = Writers.of(bench.lab.finder)
         places = {"MLP": _only(writers.feed_forward), "attention": _only(writers.attention)}
-        if _norms(bench.lab.finder):
+        if writers.have_norms:
             places["post-norm"] = NORMS
         found: dict[str, Settings] = {}
         for place, pattern in places.items():
@@ -175,7 +174,7 @@ def _added_means(bench: Bench) -> dict[str, Settings]:
     """CAA behind layers of several depths."""
     opened, looks = bench.lab.finder, bench.looks
     # Behind a norm, what a layer adds to the stream is not what its last linear layer puts out.
-    held = looks.writers.layers if _norms(opened) else looks.writers.feed_forward
+    held = looks.writers.layers if looks.writers.have_norms else looks.writers.feed_forward
     count = len(looks.writers.layers)
     layers = dict.fromkeys(min(int(depth * count), count - 1) for depth in _DEPTHS)
     return {
@@ -205,11 +204,12 @@ def _subspaces(bench: Bench) -> dict[str, Settings]:
     writers = bench.looks.writers
     count = len(writers.layers)
     above = range(int(_ABOVE * count), count)
-    matrices = {layer: writers.feed_forward[layer] for layer in above}
+    matrices = {layer: writers.added[layer] for layer in above}
+    mark = _HOOKS if writers.have_norms else ""
     stream = {layer: writers.layers[layer] for layer in above}
     places = {
-        "sentences, feed-forward part": (bench.looks, matrices),
-        "own samples in pairs, feed-forward part": (bench.looks_of_pairs, matrices),
+        f"sentences, feed-forward part{mark}": (bench.looks, matrices),
+        f"own samples in pairs, feed-forward part{mark}": (bench.looks_of_pairs, matrices),
         f"sentences, residual stream{_HOOKS}": (bench.looks, stream),
     }
     return {
@@ -224,9 +224,10 @@ def _subspaces(bench: Bench) -> dict[str, Settings]:
 def _one_subspace(bench: Bench) -> dict[str, Settings]:
     """GLOSS by own samples in pairs."""
     looks = bench.looks_of_pairs
+    mark = _HOOKS if looks.writers.have_norms else ""
     return {
-        "projection of one subspace (GLOSS)": {
-            f"rank {rank}": _taken_out(projected_alike(looks, rank, looks.writers.feed_forward))
+        f"projection of one subspace (GLOSS){mark}": {
+            f"rank {rank}": _taken_out(projected_alike(looks, rank, looks.writers.added))
             for rank in _SUBSPACES
         }
     }
@@ -309,12 +310,6 @@ def _taken_out(steering: Steering) -> Contender:
 def _mark(opened: OpenModel, paths: Collection[str]) -> str:
     """What marks a rule whose shifts no biases of the model can hold."""
     return "" if can_shift(opened.model, paths) else _HOOKS
-
-
-def _norms(opened: OpenModel) -> bool:
-    """Whether there are norms between the blocks and the residual stream."""
-    _, layers = decoder_layers(opened.model)
-    return any(True for layer in layers for _ in norms_after_blocks(layer))
 
 
 def _only(paths: Iterable[str]) -> str:

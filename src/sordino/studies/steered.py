@@ -16,6 +16,7 @@ from sordino.expertise.pooling import POOLINGS, Pooling, pool
 from sordino.expertise.sentences import chat_for, encode_sentences
 from sordino.interventions.steering import Steering
 from sordino.models.chat import Chat
+from sordino.models.norms import norms_after_blocks
 from sordino.models.open import OpenModel
 from sordino.models.sites import ATTENTION, decoder_layers, decoder_of, find_sites
 from sordino.models.tokenise import Placed, equal_length_batches
@@ -34,11 +35,14 @@ class Writers:
         layers: The decoder layers' paths.
         attention: The last linear layer of each one's attention.
         feed_forward: The last of its feed-forward part.
+        added: What puts out what the feed-forward part adds to the stream: that linear layer, or
+            the norm behind it.
     """
 
     layers: tuple[str, ...]
     attention: tuple[str, ...]
     feed_forward: tuple[str, ...]
+    added: tuple[str, ...]
 
     @classmethod
     def of(cls, opened: OpenModel) -> "Writers":
@@ -71,7 +75,17 @@ class Writers:
                     )
                 paths.append(last[-1])
         behind = tuple(f"{stack}.{index}" for index in range(len(layers)))
-        return cls(behind, tuple(found[False]), tuple(found[True]))
+        norms = [[name for name, _ in norms_after_blocks(layer)] for layer in layers]
+        added = (
+            f"{path}.{names[-1]}" if names else linear
+            for path, names, linear in zip(behind, norms, found[True], strict=True)
+        )
+        return cls(behind, tuple(found[False]), tuple(found[True]), tuple(added))
+
+    @property
+    def have_norms(self) -> bool:
+        """Whether there are norms between the blocks and the residual stream."""
+        return self.added != self.feed_forward
 
 
 @dataclass(frozen=True)
@@ -229,7 +243,9 @@ def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
     common; the first right singular vectors of these rows span the subspace of a layer. Source:
     ProFS, Uppaal et al., 2024, arXiv:2405.13967, where the pairs are replies to one prompt and the
     subspace is taken out of the feed-forward part's last matrix, W ← (I − P)·W, in layers from the
-    tenth of 24 or the fifteenth of 32 upwards, at ranks of 2 and 10.
+    tenth of 24 or the fifteenth of 32 upwards, at ranks of 2 and 10. Where a norm comes after that
+    matrix, which none of its models has, the subspace is not where the matrix writes: it is taken
+    out behind the norm, by hooks.
 
     Args:
         looks: What the texts look like; the n-th positive is paired with the n-th negative one.
