@@ -71,6 +71,8 @@ class PlanOptions:
     them (300)."""
     own_continuations: int | None = None
     """Continuations of each of these prompts (8)."""
+    own_judge: str | None = None
+    """Who judges them, as for run (concept); none of the scorers."""
     only: tuple[str, ...] | None = None
     """For rivals: the methods that are compared with ours, such as caa; repeat (all)."""
     shuffles: int | None = None

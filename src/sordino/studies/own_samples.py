@@ -46,19 +46,11 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
 def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the corpus, by own samples and by both, at the same divergences.
 
-    The model continues other prompts than those of the figures, and a classifier that was trained
-    on the concept's sentences judges it; neither takes part in the figures. Two controls show that
-    it is the judge who makes the difference: own samples whose scores are permuted within each
-    prompt, and own samples with the sign reversed.
+    The model continues other prompts than those of the figures, and neither these nor the judge
+    take part in the figures. Two controls show that it is the judge who makes the difference: own
+    samples whose scores are permuted within each prompt, and own samples with the sign reversed.
     """
     expertise = plan.with_own(lab)
-    control = lab.find(
-        "own-permuted",
-        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
-        sites=ATTENTION,
-        attribution=AttributionSettings(_FEW, lab.seed),
-        own=replace(plan.own(lab), permuted=lab.seed),
-    )
     for divergence in (plan.asked, plan.asked * _SMALLER):
         rules = {
             name.format(divergence): family(expertise, "contrast", evidence=evidence)
@@ -74,6 +66,13 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
             lab,
             plan,
         )
+    control = lab.find(
+        "own-permuted",
+        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
+        sites=ATTENTION,
+        attribution=AttributionSettings(_FEW, lab.seed),
+        own=replace(plan.own(lab), permuted=lab.seed),
+    )
     controls = {
         "judge permuted": with_own(expertise, control),
         "sign reversed": with_own(expertise, expertise, sign=-1),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sordino.errors import UserError
 from sordino.evaluation import (
     Divergence,
     Evaluation,
@@ -13,7 +14,7 @@ from sordino.evaluation import (
     Toxicity,
     prepare,
 )
-from sordino.evaluation.own_samples import OwnPlan
+from sordino.evaluation.own_samples import CONCEPT, OwnPlan
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY, read_texts
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
@@ -52,6 +53,7 @@ class Plan:
         fewer: Smaller numbers of them to compare with.
         own_prompts: At most so many prompts for own samples.
         own_continuations: Continuations of each of them.
+        own_judge: Their judge, see `sordino.OwnPlan`; it must not be among the scorers.
         only: Of rivals, the methods that are compared; () for all.
         steps: How many times benefits are measured again, halfway to the edit so far.
         budgets: Divergences for curves, in nats per token.
@@ -87,6 +89,7 @@ class Plan:
     fewer: tuple[int, ...] = (100, 20)
     own_prompts: int = 300
     own_continuations: int = 8
+    own_judge: str = CONCEPT
     only: tuple[str, ...] = ()
     steps: int = 2
     budgets: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
@@ -123,13 +126,23 @@ class Plan:
         return everywhere.at({site.path for site in lab.opened.sites}), everywhere
 
     def own(self, lab: Lab) -> OwnSettings:
-        """Own samples of the other prompts, judged by a probe of the model.
+        """Own samples of the other prompts, which are continued as they are.
 
-        The prompts are continued as they are. Neither they nor the probe take part in figures of
-        the toxic prompts.
+        Neither they nor their judge take part in figures of the toxic prompts.
+
+        Raises:
+            UserError: The judge is one of the scorers.
         """
+        if self.own_judge in self.scorers:
+            raise UserError(
+                f"The judge of own samples, {self.own_judge}, is one of the scorers, which would "
+                "bias the figures: give another `own_judge`, or other scorers."
+            )
         taken = OwnPlan(
-            self.other_prompts, max_prompts=self.own_prompts, continuations=self.own_continuations
+            self.other_prompts,
+            self.own_judge,
+            max_prompts=self.own_prompts,
+            continuations=self.own_continuations,
         )
         apart = {text.text for text in read_texts(self.prompts)}
         return taken.settings(lab.concept, seed=lab.seed, device=lab.device, apart=apart)
