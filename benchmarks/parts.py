@@ -38,6 +38,7 @@ from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
 from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.statistic import Tensors
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.interventions import Dampening
 from sordino.models.generation import encode_prompts, plan
@@ -71,9 +72,9 @@ def forward_and_backward(opened: OpenModel, work: Sequence[Passage]) -> None:
             torch.autograd.grad(chosen, embedded, retain_graph=again < vectors)
 
 
-def attributing(opened: OpenModel, work: Sequence[Passage]) -> None:
+def attributing(opened: OpenModel, work: Sequence[Passage]) -> Tensors:
     """What Sordino does of these passages, the sums and the means included."""
-    attribute(
+    return attribute(
         opened,
         work,
         0,

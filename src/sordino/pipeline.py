@@ -174,6 +174,7 @@ def run(
     command: Sequence[str] = (),
     recipe: str = "",
     force: bool = False,
+    cache: bool = False,
 ) -> RunResult:
     """Find a concept's expert neurons, dampen them, measure the effect and write a report.
 
@@ -191,6 +192,8 @@ def run(
         command: The command line that repeats the run, for the page.
         recipe: The same as a recipe, to be kept with the figures; "" for none.
         force: Replace an existing output.
+        cache: Keep what is measured of the original in the cache folder, and take it from there if
+            nothing that decides it has changed since; see `sordino.evaluation.kept`.
 
     Returns:
         The paths of the outputs, and the figures.
@@ -230,7 +233,7 @@ def run(
     if chosen.attribution is not None:
         chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
-        steps = _Steps(ref, concept, target, chosen, ready, clean)
+        steps = _Steps(ref, concept, target, chosen, ready, clean, cache=cache)
         steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
@@ -257,9 +260,11 @@ class _Steps:
         settings: RunSettings,
         ready: Prepared,
         clean: Sequence[str],
+        *,
+        cache: bool,
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
-        self._ready, self._clean = ready, clean
+        self._ready, self._clean, self._cache = ready, clean, cache
         self._opened: OpenModel | None = None
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
@@ -368,6 +373,7 @@ class _Steps:
             dtype=self._settings.dtype,
             seed=self._settings.seed,
             records=self._records,
+            cache=self._cache,
         )
         return dict(zip(self._settings.beside, found, strict=True))
 
@@ -393,6 +399,7 @@ class _Steps:
                 output=self._evaluation,
                 records=self._records,
                 force=True,
+                cache=self._cache,
             )
             self._steps.done("evaluate", *results)
         return Evaluation.load(self._evaluation)

@@ -203,6 +203,7 @@ def evaluate(
     dampening: tuple[Path, ...] = (),
     seed: int = 0,
     batch_tokens: int | None = None,
+    no_cache: Annotated[bool, Parameter(env_var="SORDINO_NO_CACHE")] = False,
     rule: InterventionOptions = InterventionOptions(),
     how: MeasureOptions = MeasureOptions(),
     server: EndpointOptions = EndpointOptions(),
@@ -232,6 +233,9 @@ def evaluate(
         Seed of all random choices.
     batch_tokens
         About how many tokens are in memory at once; by default 8,192, or more on a GPU.
+    no_cache
+        Measure the original again, and keep nothing. (On a processor, what is measured of it is
+        kept in the cache folder, and read from there if nothing has changed since.)
     """
     from sordino.expertise.ranks import sharing
     from sordino.jobs.evaluate import evaluate as measure
@@ -261,6 +265,7 @@ def evaluate(
             output=output,
             force=printing.force,
             inputs=vars(how).values(),
+            cache=not no_cache,
             chat=chat.settings(),
         )
     if not ranks.first:

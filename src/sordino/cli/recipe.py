@@ -12,7 +12,7 @@ from sordino.extras import started_as
 from sordino.files import printable, user_path
 
 _FLAG = "--recipe"
-_TYPED = ("output", "force", "json", "verbose", "recipe")
+_TYPED = ("output", "force", "json", "verbose", "recipe", "no-cache")
 """Options of a run that no recipe holds."""
 
 

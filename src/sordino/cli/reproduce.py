@@ -112,7 +112,9 @@ def _repeat(
         note(f"{target} exists already: only comparing it.")
     else:
         place.mkdir(parents=True, exist_ok=True)
+        # Everything is measured here and now: that is what repeating is for.
         typed_ = ["run", *overrides, f"--recipe={theirs.recipe}", f"--output={target}"]
+        typed_.append("--no-cache")
         quiet = ["--json"] if printing.json else []
         with redirect_stdout(sys.stderr):
             app([*expand(typed_), *quiet], exit_on_error=False, print_error=False)

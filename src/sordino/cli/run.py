@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from sordino.cli import typed
 from sordino.cli.evaluate import MeasureOptions, print_table
@@ -37,6 +39,7 @@ def run(
     plan: bool = False,
     beside: tuple[str, ...] = (),
     recipe: Path | None = None,
+    no_cache: Annotated[bool, Parameter(env_var="SORDINO_NO_CACHE")] = False,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     rule: RunRuleOptions = RunRuleOptions(),
@@ -68,6 +71,9 @@ def run(
     recipe
         Options from a TOML file, such as the sordino/recipe.toml that every run writes; options on
         the command line override it.
+    no_cache
+        Measure the original again, and keep nothing. (On a processor, what is measured of it is
+        kept in the cache folder, and read from there if nothing has changed since.)
     seed
         Seed of all random choices.
     """
@@ -127,6 +133,7 @@ def run(
                 *(concept, chosen, how, opening, sweep, chat, own),
             ),
             force=printing.force,
+            cache=not no_cache,
         )
     if printing.json:
         figures = result.evaluation.model_dump(mode="json") if result.evaluation else None

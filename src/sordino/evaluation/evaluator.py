@@ -15,6 +15,7 @@ import torch
 from sordino.concepts.text_files import one_line
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.endpoint import Endpoint
+from sordino.evaluation.kept import Shelf
 from sordino.evaluation.measure import (
     AnyTask,
     JointTask,
@@ -28,6 +29,7 @@ from sordino.evaluation.result import (
     Evaluation,
     MeasureResult,
     ModelRecord,
+    Reused,
     samples_path,
 )
 from sordino.evaluation.scoring import ScoredTask
@@ -61,12 +63,14 @@ class Arm:
         fingerprint: Identifies its weights and whatever edits them in memory; "" if that is
             impossible, and then an interrupted evaluation starts over.
         open: Opens it for the length of a `with` block: an `OpenModel`, or an `Endpoint`.
+        unedited: The model, if it is opened from its files and nothing edits it.
     """
 
     name: str
     revision: str
     fingerprint: str
     open: Callable[[], AbstractContextManager[Any]]
+    unedited: ModelRef | None = None
 
     @classmethod
     def of(
@@ -86,7 +90,7 @@ class Arm:
         """
         weights = ref.weights_fingerprint()
         known = fingerprint(weights, *changes) if changes else weights
-        return cls(name or ref.name, ref.revision, known, open)
+        return cls(name or ref.name, ref.revision, known, open, None if changes else ref)
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,7 @@ def evaluate(
     output: Path | None = None,
     force: bool = False,
     records: Path | None = None,
+    cache: bool = False,
 ) -> Evaluation:
     """Measure a model and, if given, the one that it is compared with.
 
@@ -256,6 +261,7 @@ def evaluate(
         dtype=dtype,
         seed=seed,
         batch_tokens=batch_tokens,
+        cache=cache,
     )
     if output is None:
         return measured(records=records)[0]
@@ -286,6 +292,7 @@ def evaluate_each(
     seed: int = 0,
     batch_tokens: int | None = None,
     records: Path | None = None,
+    cache: bool = False,
 ) -> list[Evaluation]:
     """Measure several models, each compared with the same one before, which is measured once.
 
@@ -298,6 +305,8 @@ def evaluate_each(
         seed: Of everything that is random.
         batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more.
         records: A file for each arm's records; with it, a call that was killed continues.
+        cache: Whether what is measured of the model before is kept for other calls, and taken from
+            earlier ones; see `sordino.evaluation.kept`.
 
     Raises:
         UserError: As `evaluate`.
@@ -321,13 +330,17 @@ def evaluate_each(
     journal.take(ranks.from_first(journal.steps))
     at_once = batch_tokens or for_device(BATCH_TOKENS, target)
     settings = [str(target), dtype, seed, at_once]
+    kept = None
+    if cache and before and target.type == "cpu" and ranks.size == 1:
+        kept = _Kept.of(before["before"], ready, settings)
     results = []
     try:
         for arm in after:
             arms = before | {"after": arm}
             steps = _steps(arms, chosen, tasks, settings)
             for label, one in arms.items():
-                _collect(label, one, tasks, steps, journal, at_once, ranks)
+                with kept.filling(steps, journal) if kept and label == "before" else nullcontext():
+                    _collect(label, one, tasks, steps, journal, at_once, ranks)
                 gc.collect()  # two models may not fit into memory
             _collect_jointly(arms, tasks, steps, journal, ranks)
             results.append(_result(ready, arms, steps, journal))
@@ -359,7 +372,10 @@ def _result(ready: Prepared, arms: dict[str, Arm], steps: Steps, journal: Journa
                 _records(journal, steps["after", one.key], task.record),
             )
         results[one.key] = MeasureResult(
-            version=one.version, protocol=dict(task.protocol), figures=summary.figures
+            version=one.version,
+            protocol=dict(task.protocol),
+            figures=summary.figures,
+            before=_reused(journal, steps, one.key),
         )
         if summary.samples:
             samples[one.key] = summary.samples
@@ -428,6 +444,77 @@ def _steps(
             pair = label == "after" and isinstance(task, PairedTask)
             steps[label, one.key] = named([*arms] if pair else [label], one.key, *more)
     return steps
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The measurements of the model before that are kept for other evaluations.
+
+    Args:
+        shelf: Where they are.
+        keys: Their keys there, by the measure's key.
+    """
+
+    shelf: Shelf
+    keys: dict[str, str]
+
+    @classmethod
+    def of(cls, arm: Arm, ready: Prepared, settings: list[Any]) -> "_Kept | None":
+        """Those of an arm; None if nothing of it can be kept."""
+        tasks = {
+            one.key: (one.version, task)
+            for one in ready.measures
+            if isinstance(task := ready.tasks.get(one.key), Task) and task.kept
+        }
+        shelf = Shelf.of(arm.unedited, settings) if arm.unedited is not None and tasks else None
+        if shelf is None:
+            return None
+        keys = {
+            name: shelf.key(name, version, dict(task.protocol))
+            for name, (version, task) in tasks.items()
+        }
+        return cls(shelf, keys)
+
+    @contextmanager
+    def filling(self, steps: Steps, journal: Journal) -> Iterator[None]:
+        """Take what is kept before the block, and keep what was measured from nothing inside it."""
+        model = steps["before", "model"]
+        missing = {n: k for n, k in self.keys.items() if not journal.batches(steps["before", n])}
+        for name, key in missing.copy().items():
+            found = self.shelf.find(key)
+            if found is None:
+                continue
+            del missing[name]
+            if not journal.batches(model):
+                journal.add(model, found.ran)
+            # First: without it, a call that continues this one would take them for new.
+            reused = found.reused
+            journal.add(_reused_step(steps, name), [reused.measured, reused.sordino_version])
+            for batch in found.batches:
+                journal.add(steps["before", name], batch)
+            note(
+                f"{name}: the model before was measured on {reused.measured} already, with "
+                "nothing different: its records are taken from the cache (`cache=False` measures "
+                "again)"
+            )
+        yield
+        [ran] = journal.batches(model)
+        for name, key in missing.items():
+            self.shelf.put(key, ran, journal.batches(steps["before", name]))
+
+
+def _reused_step(steps: Steps, name: str) -> str:
+    """The journal's step that says where the records of the model before are from."""
+    return f"{steps['before', name]}/reused"
+
+
+def _reused(journal: Journal, steps: Steps, name: str) -> Reused | None:
+    """Where the records of the model before are from; None where they were taken now."""
+    said = journal.batches(_reused_step(steps, name)) if ("before", name) in steps else []
+    if not said:
+        return None
+    measured, version = said[-1]
+    return Reused(measured=measured, sordino_version=version)
 
 
 def _collect(

@@ -85,6 +85,18 @@ class ModelRecord(Record):
     device: str
 
 
+class Reused(Record):
+    """Where the records of the model before are from, if an earlier command measured them.
+
+    Args:
+        measured: The day, in UTC.
+        sordino_version: The version that measured.
+    """
+
+    measured: str
+    sordino_version: str
+
+
 class MeasureResult(Record):
     """What a measure found, and how.
 
@@ -93,12 +105,14 @@ class MeasureResult(Record):
         protocol: Everything that decides the figures besides the model and the seed.
         figures: The figures, the most important first.
         not_run: Why the measure was not taken; None where it was.
+        before: Where the records of the model before are from; None where they were taken now.
     """
 
     version: int
     protocol: dict[str, Any] = Field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
     not_run: str | None = None
+    before: Reused | None = Field(default=None, exclude_if=lambda before: before is None)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def evaluate(
     output: str | Path | None = None,
     force: bool = False,
     records: Path | None = None,
+    cache: bool = False,
     inputs: Iterable[object] = (),
     chat: Chat = RAW,
 ) -> Evaluation:
@@ -74,6 +75,8 @@ def evaluate(
         force: Replace an existing output.
         records: A folder that keeps each model's records, so that further evaluations need not
             measure it again.
+        cache: Keep what is measured of the model before in the cache folder, and take it from there
+            if nothing that decides it has changed since; see `sordino.evaluation.kept`.
         inputs: Files that the output must not replace. If one of them is readable by its owner
             only, so is the output.
         chat: How the model's chat template is used for generated text; by default it is not. "auto"
@@ -154,4 +157,5 @@ def evaluate(
             output=output,
             force=force,
             records=records,
+            cache=cache,
         )

@@ -282,6 +282,8 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
         settings = {key: value for key, value in result.protocol.items() if key != "limits"}
         if result.not_run:
             settings["not_run"] = result.not_run
+        if result.before:
+            settings["measured before"] = f"on {result.before.measured}, and kept since"
         sections[f"{name.capitalize()}, version {result.version}"] = dict(flat(settings))
     return sections
 

@@ -65,6 +65,8 @@ class TextClassifier(LabelScorer):
         # Some encoders reserve two positions.
         positions = getattr(config, "max_position_embeddings", _CLASSIFIER_TOKENS + 2) - 2
         self._tokens = min(_CLASSIFIER_TOKENS, self._tokenizer.model_max_length, positions)
+        # A commit names all files; a folder's may change.
+        self.kept = bool(ref.revision)
         self._protocol = {
             "scorer": spec,
             "revision": ref.revision or ref.weights_fingerprint(),

@@ -32,6 +32,7 @@ class TrainedScorer(Scorer):
     """
 
     limits = TRAINED_LIMITS
+    kept = True
     trained_on = "detecting insults"
 
     def __init__(self) -> None:
