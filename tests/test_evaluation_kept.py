@@ -15,6 +15,8 @@ from sordino.evaluation import SCORERS, Divergence, Perplexity, Scorer, Toxicity
 from sordino.evaluation.kept import Shelf
 from sordino.evaluation.result import samples_path
 from sordino.models.open import open_model
+from sordino.pipeline import RunSettings, run
+from sordino.report.outcome import protocol
 
 WORDS = ["the cat", "in the end", "who", "a dog and", "the other", "an old bridge", "one"]
 
@@ -98,6 +100,25 @@ def test_the_same_bytes_measured_and_kept(work, tmp_path, monkeypatch, capsys):
     bytes_of = [written(tmp_path / f"{name}.json") for name in ("without", "cold", "warm")]
     assert bytes_of[0] == bytes_of[1] == bytes_of[2]
     assert (tmp_path / "without.json").read_bytes() == (tmp_path / "cold.json").read_bytes()
+    said = {name: about.get("model before") for name, about in protocol(warm).items()}
+    assert said["Perplexity, version 1"] == "measured on 2023-11-14, and kept since"
+
+
+def test_a_run_of_another_strength_takes_what_the_first_kept(work, concept, tmp_path):
+    """Of the arms for comparison, and of the edited model's own."""
+    measures = [Perplexity(texts=str(work.prose))]
+    found = []
+    for strength in (1.0, 0.5):
+        settings = RunSettings(
+            "aura", strength=strength, beside=["aura"], measures=measures, device="cpu"
+        )
+        output = tmp_path / f"quiet-{strength}"
+        found.append(run(work.before, concept, output, settings, cache=True))
+    # In the first, both comparisons share one measurement of the original, which is new.
+    assert [reused(each.evaluation) for each in found] == [set(), {"perplexity"}]
+    assert [reused(each.beside["aura"]) for each in found] == [set(), {"perplexity"}]
+    figures = [each.beside["aura"].measures["perplexity"].figures for each in found]
+    assert figures[0] == figures[1]
 
 
 def edit_json(path, **changes):

@@ -283,7 +283,7 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
         if result.not_run:
             settings["not_run"] = result.not_run
         if result.before:
-            settings["measured before"] = f"on {result.before.measured}, and kept since"
+            settings["model before"] = f"measured on {result.before.measured}, and kept since"
         sections[f"{name.capitalize()}, version {result.version}"] = dict(flat(settings))
     return sections
 
