@@ -14,7 +14,7 @@ from benchmarks.measure import command
 
 ALL = (
     *("auroc", "find", "rounding", "memory", "parts", "bake", "generation"),
-    *("growth", "threads", "busy", "device"),
+    *("growth", "enough", "threads", "busy", "device"),
 )
 
 

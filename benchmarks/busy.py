@@ -5,6 +5,7 @@ machine takes twice its quiet time.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,60 +52,55 @@ def beside(count: int, work: Callable[[], None]) -> None:
         work()
 
 
-def commands(options: Options) -> dict[str, list[str | Path]]:
-    """The commands that are timed, each with what it needs made ready."""
-    model: str | Path = "kit:smollm2"
-    concept, prompts = "insults", "kit"
-    count = "60"
-    if options.quick:
-        model, count = options.work / "tiny", "20"
-        opened = random_model("tiny", SHAPES["tiny"])
-        opened.model.save_pretrained(model)
-        opened.tokenizer.save_pretrained(model)
-        table = options.work / "words.csv"
-        rows = [f"{index % 2},{text}" for index, text in enumerate(sentences(60, 1000))]
-        table.write_text("\n".join(["label,text", *rows]) + "\n")
-        lines = options.work / "prompts.txt"
-        lines.write_text("\n".join(sentences(4, 1000, longest=8)) + "\n")
-        concept, prompts = str(table), str(lines)
-    expertise = options.work / "busy.expertise.safetensors"
-    sizes = ["--max-per-class", count]
-    found = ["find", model, "--concept", concept, *sizes, "--force", "-o"]
+def commands(work: Path) -> dict[str, list[str | Path]]:
+    """The commands that are timed, each with what it needs made ready in a folder."""
+    model, count = "kit:smollm2", "60"
+    expertise = work / "busy.expertise.safetensors"
+    found = ["find", model, "--concept", "insults", "--max-per-class", count, "--force", "-o"]
     sordino([*found, expertise], {})
-    judged = ["--measure", "toxicity", "--scorer", "alt-profanity-check", "--prompts", prompts]
+    judged = ["--measure", "toxicity", "--scorer", "alt-profanity-check", "--prompts", "kit"]
     return {
-        "find": [*found, options.work / "found.safetensors"],
+        _RIVAL: [*found, work / "found.safetensors"],
         "find --attribution": [
-            *(*found, options.work / "attributed.safetensors"),
+            *(*found, work / "attributed.safetensors"),
             *("--attribution", "--attribution-per-class", count),
         ],
-        "bake": ["bake", model, expertise, "--force", "-o", _baked(options, model)],
+        "bake": ["bake", model, expertise, "--force", "-o", work / "baked.gguf"],
         "evaluate": [
-            *("evaluate", model, *judged, "--max-prompts", "4" if options.quick else "8"),
-            *("--force", "-o", options.work / "evaluation.json"),
+            *("evaluate", model, *judged, "--max-prompts", "8"),
+            *("--force", "-o", work / "evaluation.json"),
         ],
     }
 
 
-def _baked(options: Options, model: str | Path) -> Path:
-    return options.work / ("baked" if isinstance(model, Path) else "baked.gguf")
+def quick_command(work: Path) -> dict[str, list[str | Path]]:
+    """One command on a random model; of each, most is a process that imports everything."""
+    model, table = work / "tiny", work / "words.csv"
+    opened = random_model("tiny", SHAPES["tiny"])
+    opened.model.save_pretrained(model)
+    opened.tokenizer.save_pretrained(model)
+    rows = [f"{index % 2},{text}" for index, text in enumerate(sentences(60, 1000))]
+    table.write_text("\n".join(["label,text", *rows]) + "\n")
+    sizes = ["--max-per-class", "20", "--force", "-o", work / "found.safetensors"]
+    return {_RIVAL: ["find", model, "--concept", table, *sizes]}
 
 
 def run(options: Options) -> Result:
     """Commands beside a busy process per core; threads that spin while they wait are the rival."""
     passive, active = {"OMP_WAIT_POLICY": "passive"}, {"OMP_WAIT_POLICY": "active"}
     ways: dict[str, Callable[[], None]] = {}
-    named = commands(options)
-    if options.quick:  # each is a process that imports everything
-        named = {_RIVAL: named[_RIVAL]}
+    folder = options.work / "busy"
+    folder.mkdir(exist_ok=True)
+    named = quick_command(folder) if options.quick else commands(folder)
     for name, arguments in named.items():
         work = partial(sordino, arguments, passive)
         ways |= {f"{name}, quiet": work, f"{name}, busy": partial(beside, _CORES, work)}
-    work = partial(sordino, named[_RIVAL], active)
-    ways |= {
-        f"{_RIVAL}, quiet, spinning": work,
-        f"{_RIVAL}, busy, spinning": partial(beside, _CORES, work),
-    }
+    if not options.quick:
+        work = partial(sordino, named[_RIVAL], active)
+        ways |= {
+            f"{_RIVAL}, quiet, spinning": work,
+            f"{_RIVAL}, busy, spinning": partial(beside, _CORES, work),
+        }
     seconds, _ = in_turns(ways, options.rounds(3), warm=False)
     figures = [
         Figure(
@@ -113,13 +109,17 @@ def run(options: Options) -> Result:
         for name in named
     ]
     quiet, busy = (f"{_RIVAL}, {how}" for how in ("quiet", "busy"))
-    figures += [
-        Figure(
-            f"{_RIVAL}: busy / quiet, spinning",
-            ratio(seconds, f"{busy}, spinning", f"{quiet}, spinning"),
-        ),
-        Figure(f"{_RIVAL}: quiet / quiet, spinning", ratio(seconds, quiet, f"{quiet}, spinning")),
-    ]
+    if not options.quick:
+        figures += [
+            Figure(
+                f"{_RIVAL}: busy / quiet, spinning",
+                ratio(seconds, f"{busy}, spinning", f"{quiet}, spinning"),
+            ),
+            Figure(
+                f"{_RIVAL}: quiet / quiet, spinning", ratio(seconds, quiet, f"{quiet}, spinning")
+            ),
+        ]
+    shutil.rmtree(folder)
     about = {
         "model": "random" if options.quick else "SmolLM2-135M-Instruct",
         "busy processes": _CORES,

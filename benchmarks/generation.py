@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16")
 _CONTINUATIONS = 25
 _NEW_TOKENS = 20
 _PROMPTS_TOGETHER = 8
-_PROMPTS = 24
+_PROMPTS = 8
 _WITHIN_S = 540
 _FAR = 4  # standard errors: one right way in sixteen thousand is further off
 

@@ -49,7 +49,7 @@ from sordino.models.tokenise import encode
 from sordino.pipeline import RECOMMENDED_DIVERGENCE
 from sordino.tuning.calibration import TOKENS, Yardstick, calibrate, clean_texts
 
-_WITHIN_S = 400
+_WITHIN_S = 540
 _BARS = {"find": 1.1, "attribution": 1.25, "toxicity": 1.25}
 # What `make demo` asks for; a test compares.
 PER_CLASS, PROMPTS, CONTINUATIONS, NEW_TOKENS, ARMS = 400, 300, 5, 20, 3
