@@ -25,7 +25,7 @@ class LetterScorer(Scorer):
     """Flags continuations in which a letter is; it says so."""
 
     limits = "It sees one letter."
-    kept = True
+    reusable = True
     version = 1
 
     def protocol(self):
@@ -188,7 +188,7 @@ def test_whatever_the_call_decides_has_it_taken_again(work):
 
 
 def test_a_measure_that_does_not_say_all_is_not_kept(work, monkeypatch):
-    monkeypatch.setattr(LetterScorer, "kept", Scorer.kept)
+    monkeypatch.setattr(LetterScorer, "reusable", Scorer.reusable)
     work.run()
     assert reused(work.run()) == ALL - {"toxicity"}
 

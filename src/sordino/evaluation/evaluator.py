@@ -23,6 +23,7 @@ from sordino.evaluation.measure import (
     NotRun,
     PairedTask,
     R,
+    Task,
     measure,
 )
 from sordino.evaluation.result import (
@@ -464,7 +465,7 @@ class _Kept:
         tasks = {
             one.key: (one.version, task)
             for one in ready.measures
-            if isinstance(task := ready.tasks.get(one.key), Task) and task.kept
+            if isinstance(task := ready.tasks.get(one.key), Task | PairedTask) and task.reusable
         }
         shelf = Shelf.of(arm.unedited, settings) if arm.unedited is not None and tasks else None
         if shelf is None:

@@ -4,7 +4,7 @@ Each measurement is a file in the cache folder, named by the SHA-256 of everythi
 the bytes of the model's files, the measure's protocol with the prompts and the scorer, the seed,
 this program's own files, all installed packages, the processor, the number of threads and the
 settings of torch. Only measurements on a processor are kept, where the same input gives the same
-bits, and only those whose protocol says all (`Task.kept`). A file begins with a checksum and
+bits, and only those whose protocol says all (`Task.reusable`). A file begins with a checksum and
 appears by rename; one that is damaged counts as missing. Several processes can read and write at
 once: they write the same.
 """

@@ -126,8 +126,9 @@ class Task(ABC, Generic[R]):
         records: How many records a model gives.
         unit: The kind of item that a record describes, in the plural, for the progress bar.
         texts: The prompts or texts that it takes, which nothing may be chosen or protected by.
-        kept: Whether the records depend on nothing but the model, the seed, the installed packages
-            and what `protocol` names, so that they can be kept (`sordino.evaluation.kept`).
+        reusable: Whether the records depend on nothing but the model, the seed, the installed
+            packages and what `protocol` names, so that they can be kept for other evaluations
+            (`sordino.evaluation.kept`).
     """
 
     record: Callable[..., R]
@@ -135,7 +136,7 @@ class Task(ABC, Generic[R]):
     records: int
     unit: str
     texts: Sequence[Text] = ()
-    kept: bool = False
+    reusable: bool = False
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
@@ -165,7 +166,7 @@ class PairedTask(ABC, Generic[R, S]):
         records: As of a `Task`.
         unit: As of a `Task`.
         texts: As of a `Task`.
-        kept: As of a `Task`, for the model before.
+        reusable: As of a `Task`, for the model before.
     """
 
     record: Callable[..., R]
@@ -174,7 +175,7 @@ class PairedTask(ABC, Generic[R, S]):
     records: int
     unit: str
     texts: Sequence[Text] = ()
-    kept: bool = False
+    reusable: bool = False
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:

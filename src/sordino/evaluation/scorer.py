@@ -42,7 +42,7 @@ class Scorer(ABC):
         name: Its spec; for "auto" that of the scorer that was chosen.
         trained_on: A word in the `source` of the concepts on whose sentences it was trained.
         instead_of: Preferred scorers that were not available, for "auto".
-        kept: Whether the scores depend on nothing but the text, the installed packages and what
+        reusable: Whether the scores depend on nothing but the text, the installed packages and what
             `protocol` names, so that they can be kept (`sordino.evaluation.kept`).
     """
 
@@ -51,7 +51,7 @@ class Scorer(ABC):
     name: str = ""
     trained_on: str = ""
     instead_of: tuple[str, ...] = ()
-    kept: bool = False
+    reusable: bool = False
 
     def record(self) -> dict[str, Any]:
         """The protocol, and the preferred scorers that were not available."""

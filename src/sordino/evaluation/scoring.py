@@ -198,7 +198,7 @@ class ScoredTask(Task[Scored]):
         protocols = [scorer.record() for scorer in scorers.values()]
         limits = dict.fromkeys(scorer.limits for scorer in scorers.values())
         self.records = writer.records
-        self.kept = all(scorer.kept for scorer in scorers.values())
+        self.reusable = all(scorer.reusable for scorer in scorers.values())
         self.protocol = {
             **{k: v for k, v in writer.protocol().items() if k not in _NOT_PROTOCOL},
             "prompts": source,

@@ -117,7 +117,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
 
     record, record_after = Kept, Diverged
     unit = "texts"
-    kept = True
+    reusable = True
 
     def __init__(self, reader: Reader) -> None:
         self._reader, self.texts, self.records = reader, reader.texts, len(reader.texts)

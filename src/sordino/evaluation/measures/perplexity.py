@@ -84,7 +84,7 @@ class Likelihood(NamedTuple):
 class _PerplexityTask(Task[Likelihood]):
     record = Likelihood
     unit = "texts"
-    kept = True
+    reusable = True
 
     def __init__(self, reader: Reader, subject: str, better: Literal["lower", "higher"]) -> None:
         self._reader, self._subject, self._better = reader, subject, better

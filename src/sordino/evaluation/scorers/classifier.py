@@ -66,7 +66,7 @@ class TextClassifier(LabelScorer):
         positions = getattr(config, "max_position_embeddings", _CLASSIFIER_TOKENS + 2) - 2
         self._tokens = min(_CLASSIFIER_TOKENS, self._tokenizer.model_max_length, positions)
         # A commit names all files; a folder's may change.
-        self.kept = bool(ref.revision)
+        self.reusable = bool(ref.revision)
         self._protocol = {
             "scorer": spec,
             "revision": ref.revision or ref.weights_fingerprint(),

@@ -32,7 +32,7 @@ class TrainedScorer(Scorer):
     """
 
     limits = TRAINED_LIMITS
-    kept = True
+    reusable = True
     trained_on = "detecting insults"
 
     def __init__(self) -> None:

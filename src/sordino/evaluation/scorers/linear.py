@@ -37,7 +37,7 @@ class LinearScorer(Scorer):
     """
 
     limits = LINEAR_LIMITS
-    kept = True
+    reusable = True
 
     def __init__(self) -> None:
         # find_spec finds the package without importing it, which would load the pickles.

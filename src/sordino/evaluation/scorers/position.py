@@ -26,7 +26,7 @@ class ByPosition(LabelScorer):
         self._scorer = scorer
         self.limits, self.name = scorer.limits, scorer.name
         self.trained_on, self.instead_of = scorer.trained_on, scorer.instead_of
-        self.kept = scorer.kept
+        self.reusable = scorer.reusable
         self.labels = (*scorer.labels, *THIRDS)
 
     def protocol(self) -> Mapping[str, Any]:

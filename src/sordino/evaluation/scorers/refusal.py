@@ -47,7 +47,7 @@ class RefusalScorer(Scorer):
     """Whether the beginning of a text is worded as a refusal: 1 or 0."""
 
     limits = REFUSAL_LIMITS
-    kept = True
+    reusable = True
 
     def protocol(self) -> Mapping[str, Any]:
         """The patterns' checksum, and how much of a text is read."""

@@ -48,7 +48,7 @@ class BiLstmScorer(LabelScorer):
     """
 
     limits = LIMITS
-    kept = True
+    reusable = True
     labels = _LABELS[1:]
 
     def __init__(self) -> None:
