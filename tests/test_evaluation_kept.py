@@ -132,10 +132,6 @@ def flip_a_weight(folder):
     path.write_bytes(data)
 
 
-def another_program(work):
-    return SimpleNamespace(__file__=work.after / "__init__.py")
-
-
 def add_a_line(path):
     path.write_text(path.read_text() + "\n")
 
@@ -156,7 +152,7 @@ def add_a_line(path):
         (lambda _, patch: patch.setattr(kept, "distributions", lambda: []), ALL),
         (lambda _, patch: patch.setattr(kept, "_processor", lambda: ["another"]), ALL),
         (lambda _, patch: patch.setenv("MKL_CBWR", "COMPATIBLE"), ALL),
-        (lambda work, patch: patch.setattr(kept, "sordino", another_program(work)), ALL),
+        (lambda work, patch: patch.setattr(kept, "_PROGRAM", work.after), ALL),
     ],
     ids=[
         *("config", "generation config", "template", "tokenizer's settings", "tokenizer"),

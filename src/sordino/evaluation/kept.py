@@ -24,7 +24,6 @@ from typing import Any, Literal
 import torch
 from pydantic import TypeAdapter
 
-import sordino
 from sordino.errors import UserError
 from sordino.evaluation.result import Reused
 from sordino.files import fingerprint, sha256_of, to_json, today
@@ -37,6 +36,7 @@ from sordino.version import __version__
 MOST_BYTES = 512 * 2**20
 """All kept measurements together; beyond it, those that were not used for longest are dropped."""
 _SUFFIX = ".json"
+_PROGRAM = Path(__file__).parents[1]
 # Environment variables with these beginnings change how products are computed.
 _NUMERICS = (
     *("ATEN_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_"),
@@ -175,13 +175,12 @@ def _sums(ref: ModelRef) -> Mapping[str, str]:
 
 def _program() -> list[Any]:
     """Sordino byte by byte, since its version stays while it is worked on, and all packages."""
-    root = Path(sordino.__file__).parent
-    files = [file for file in sorted(root.rglob("*")) if file.is_file()]
+    files = [file for file in sorted(_PROGRAM.rglob("*")) if file.is_file()]
     parts = [
         part
         for file in files
         if file.parent.name != "__pycache__"
-        for part in (file.relative_to(root).as_posix(), file.read_bytes())
+        for part in (file.relative_to(_PROGRAM).as_posix(), file.read_bytes())
     ]
     packages = sorted({f"{each.metadata['Name']} {each.version}" for each in distributions()})
     return [fingerprint(*parts), sys.version, packages]
