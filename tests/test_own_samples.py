@@ -1,13 +1,16 @@
 """Own samples: the policy gradient against an enumeration, resuming, judge and figures apart."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from sordino.concepts import load_concept
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, Speed, Toxicity, prepare
+from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
@@ -320,6 +323,37 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     all_of_them = prepare([Toxicity(str(prompts), scorer=("wordlist",))], compared=True)
     with pytest.raises(UserError, match="`own_prompts`"):
         OwnPlan(str(prompts)).settings(concept, measured=all_of_them)
+
+
+@pytest.mark.parametrize(
+    ("known", "measures", "judge"),
+    [
+        ("", "wordlist", "concept"),
+        ("wordlist", "wordlist", "concept"),
+        ("wordlist", None, "wordlist"),
+        ("no-such-scorer", None, "concept"),
+    ],
+)
+def test_the_judge_is_the_scorer_that_is_known_unless_it_measures(
+    concept, known, measures, judge, tmp_path, capsys
+):
+    (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(50)) + "\n")
+    (tmp_path / "measured.txt").write_text("other\n")
+    measured = measures and prepare(
+        [Toxicity(str(tmp_path / "measured.txt"), scorer=(measures,))], compared=True
+    )
+    known_by = replace(concept, judge=known)
+    plan = OwnPlan(str(tmp_path / "prompts.txt"))
+    assert plan.settings(known_by, measured=measured).judge.name == judge
+    assert ("probe of the model instead" in capsys.readouterr().err) == (
+        bool(known) and judge == "concept"
+    )
+
+
+@pytest.mark.parametrize("name", ["insults", "toxicity"])
+def test_what_a_built_in_concept_names_is_a_scorer(name):
+    loaded = load_concept(name, max_per_class=20)
+    assert open_scorer(loaded.judge, device=torch.device("cpu")).name == loaded.judge
 
 
 def test_contrast_takes_own_samples_along(open_tiny, concept):

@@ -297,9 +297,10 @@ class OwnOptions:
     judge objects to; contrast then uses it as well."""
     own_prompts: str = "auto"
     """Prompts for these continuations, as for --prompts; prompts that are measured are left out."""
-    own_judge: str = "concept"
-    """What judges them: concept (a probe of the model, trained on the concept's sentences), or as
-    for --scorer, but none of the scorers that measure."""
+    own_judge: str = "auto"
+    """What judges them: a scorer, as for --scorer, but none of those that measure; concept for a
+    probe of the model, trained on the concept's sentences; auto for tox-block where the concept is
+    insults or toxicity, else for concept."""
     own_max_prompts: int = 300
     """The largest number of prompts, drawn by --seed."""
     own_continuations: int = 8

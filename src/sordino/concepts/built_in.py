@@ -14,6 +14,8 @@ from sordino.hub_table import JIGSAW
 from sordino.progress import note
 from sordino.registry import Registry
 
+_JUDGE = "tox-block"
+# The scorer that judges own samples for insults and toxicity: docs/studies/own-samples.md.
 _SUBJECTS = ("religious_ideology", "political_ideology", "profession", "race", "gender")
 
 
@@ -41,6 +43,7 @@ def _insults() -> Concept:
         tuple(undo_escapes(comment) for comment in classes.positive),
         tuple(undo_escapes(comment) for comment in classes.negative),
         "Detecting Insults in Social Commentary (Kaggle), train.csv, from the demo kit",
+        judge=_JUDGE,
     )
 
 
@@ -61,16 +64,14 @@ def _toxicity(label: str | None = None) -> Concept:
     classes = classes_of(replace(read_table(path), editable=False), label=label)
     note(classes.account)
     source = f"{JIGSAW.spec}, {path.name} at {path.parent.name}: {classes.rule}"
-    return Concept(classes.name, classes.positive, classes.negative, source)
+    return Concept(classes.name, classes.positive, classes.negative, source, judge=_JUDGE)
 
 
 def _stand_in() -> Concept:
     insults = _insults()
     note("Jigsaw is not available from a hub: the demo kit's insults are used for toxicity")
     source = f"{insults.source}; insults stand for toxicity, for no hub has Jigsaw"
-    return Concept(
-        "toxicity", insults.positive, insults.negative, source, source_is_substitute=True
-    )
+    return replace(insults, name="toxicity", source=source, source_is_substitute=True)
 
 
 def _beginnings(name: str, domain: str) -> Callable[[], Concept]:

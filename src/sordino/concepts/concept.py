@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,8 @@ class Concept:
         source_is_substitute: Whether the sentences replace others that were not available.
         contexts: The conversation that each of `sentences` is the last turn of; () if there is
             none.
+        judge: The scorer that is known to recognise the concept in short texts, for own samples;
+            "" if none is.
 
     Raises:
         UserError: A class is missing or has fewer than 20 sentences, or a sentence is empty.
@@ -48,6 +50,7 @@ class Concept:
     strata: tuple[str, ...] = ()
     source_is_substitute: bool = field(default=False, compare=False)
     contexts: tuple[Context, ...] = ()
+    judge: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for what, each in (("strata", self.strata), ("contexts", self.contexts)):
@@ -137,12 +140,10 @@ class Concept:
             negative: Indices into the negative ones.
         """
         kept = [*positive, *(len(self.positive) + i for i in negative)]
-        return Concept(
-            self.name,
-            tuple(self.positive[i] for i in positive),
-            tuple(self.negative[i] for i in negative),
-            self.source,
-            tuple(self.strata[i] for i in kept) if self.strata else (),
-            self.source_is_substitute,
-            tuple(self.contexts[i] for i in kept) if self.contexts else (),
+        return replace(
+            self,
+            positive=tuple(self.positive[i] for i in positive),
+            negative=tuple(self.negative[i] for i in negative),
+            strata=tuple(self.strata[i] for i in kept) if self.strata else (),
+            contexts=tuple(self.contexts[i] for i in kept) if self.contexts else (),
         )

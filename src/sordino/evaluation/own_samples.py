@@ -29,8 +29,10 @@ class OwnPlan:
     Args:
         prompts: As for the measure toxicity; those that are measured are left out.
         judge: "concept" for a probe of the model, trained on the concept's sentences
-            (`sordino.expertise.own.ConceptJudge`), or a scorer as for the measure toxicity, which
-            must not measure the edit.
+            (`sordino.expertise.own.ConceptJudge`); a scorer as for the measure toxicity, which
+            must not measure the edit; or "auto" for the scorer that is known to recognise the
+            concept (`Concept.judge`), and for "concept" where there is none, where it measures the
+            edit, or where it is not available.
         max_prompts: How many prompts at most, drawn by seed; None for all.
         continuations: How many for each prompt.
         new_tokens: The most tokens of each.
@@ -43,7 +45,7 @@ class OwnPlan:
     """
 
     prompts: str = AUTO
-    judge: str = CONCEPT
+    judge: str = AUTO
     max_prompts: int | None = 300
     continuations: int = 8
     new_tokens: int = 20
@@ -88,9 +90,7 @@ class OwnPlan:
                 f"and own samples need {FEWEST_PROMPTS}: give other prompts as `own_prompts`, or "
                 "measure fewer."
             )
-        judge = _judge(self.judge, concept, device, seed)
-        if measured is not None:
-            _refuse_same(judge, measured)
+        judge = _judge(self.judge, concept, device, seed, measured)
         chosen = choose(free, self.max_prompts, seed)
         left_out = len(texts) - len(free)
         source += f", without {left_out:,} prompts that are measured" if left_out else ""
@@ -106,10 +106,22 @@ class OwnPlan:
         )
 
 
-def _judge(spec: str, concept: Concept, device: str, seed: int) -> Scorer | ConceptJudge:
-    if spec == CONCEPT:
-        return ConceptJudge(concept, seed)
-    return open_scorer(spec, device=choose_device(device))
+def _judge(
+    spec: str, concept: Concept, device: str, seed: int, measured: Prepared | None
+) -> Scorer | ConceptJudge:
+    """The judge that a specification names, which is none of the scorers that measure."""
+    if spec == AUTO and concept.judge:
+        try:
+            return _judge(concept.judge, concept, device, seed, measured)
+        except UserError as error:  # it measures, or it cannot be had
+            note(f"own samples are judged by a probe of the model instead: {error}")
+    if spec in (AUTO, CONCEPT):
+        judge: Scorer | ConceptJudge = ConceptJudge(concept, seed)
+    else:
+        judge = open_scorer(spec, device=choose_device(device))
+    if measured is not None:
+        _refuse_same(judge, measured)
+    return judge
 
 
 def _refuse_same(judge: Scorer | ConceptJudge, measured: Prepared) -> None:
