@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sordino.errors import UserError
 from sordino.expertise import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import sample
@@ -139,3 +140,9 @@ def test_no_prompt_is_learned_from_and_held_out(goals):
         np.testing.assert_array_equal(
             np.sort(np.concatenate([part[kind] for part in parts])), chosen
         )
+
+
+def test_models_of_experts_are_refused(open_tiny, tmp_path):
+    goals = Goals(open_tiny("mixtral"), {}, None, BUDGET)
+    with pytest.raises(UserError, match="Learned factors would leave"):
+        learn(goals, np.zeros(1), lambda _: 1.0, 0, tmp_path / "state")

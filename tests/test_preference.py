@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sordino.errors import UserError
 from sordino.interventions.adapter import Adapter
 from sordino.models.tokenise import Placed
 from sordino.studies import preference
@@ -128,3 +129,9 @@ def test_no_prompt_is_learned_from_and_held_out():
     assert len(learned) + len(held_out) == len(pairs)
     assert not {pair.prompt for pair in learned} & {pair.prompt for pair in held_out}
     assert len({pair.prompt for pair in held_out}) == 2
+
+
+def test_models_of_experts_are_refused(open_tiny, tmp_path):
+    with pytest.raises(UserError, match="A trained LoRA would leave"):
+        train(open_tiny("mixtral"), made_pairs(), 0, tmp_path / "state")
+    assert not (tmp_path / "state").exists()

@@ -49,6 +49,7 @@ from sordino.interventions.rules.contrast import amounts, by_site
 from sordino.interventions.shrinkage import shrunk
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Placed
+from sordino.studies.steered import refuse_experts
 
 Floats = NDArray[np.float64]
 
@@ -250,7 +251,11 @@ def learn(
 
     Returns:
         float64 [neurons], in [0, 1].
+
+    Raises:
+        UserError: The model has MoE experts.
     """
+    refuse_experts(goals.opened, "Learned factors")
     learned, held_out = _split(goals, seed)
     gains = goals.gains()
 

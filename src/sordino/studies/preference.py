@@ -14,6 +14,7 @@ is then set by the divergence, like that of every other rival.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.sites import ATTENTION, find_sites
 from sordino.studies.pairs import Pair
+from sordino.studies.steered import refuse_experts
 
 _RANK, _ALPHA = 16, 32
 _BETA = 0.1
@@ -58,7 +60,11 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
         pairs: What is preferred to what.
         seed: Of the first weights, of the prompts that are held out, and of the order.
         state: Where finished passes are kept, so that an interrupted training goes on.
+
+    Raises:
+        UserError: The model has MoE experts.
     """
+    refuse_experts(replace(opened, site_pattern=ATTENTION), "A trained LoRA")
     learned, held_out = _split(pairs, seed)
     with _adapted(opened, seed) as layers:
         weights = [weight for of in layers.values() for weight in of]
@@ -114,7 +120,7 @@ def _adapted(opened: OpenModel, seed: int) -> Iterator[dict[str, _Matrices]]:
     from peft import LoraConfig, get_peft_model
 
     model = opened.model
-    paths = [site.path for site in find_sites(model, ATTENTION) if not site.experts]
+    paths = [site.path for site in find_sites(model, ATTENTION)]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = LoraConfig(
         r=_RANK, lora_alpha=_ALPHA, target_modules=paths, fan_in_fan_out=_is_conv(model, paths)

@@ -88,6 +88,20 @@ class Writers:
         return self.added != self.feed_forward
 
 
+def refuse_experts(opened: OpenModel, what: str) -> None:
+    """Raise `UserError` if a model has matrices of MoE experts among its sites.
+
+    Args:
+        opened: The model.
+        what: What has no place for them, as the subject of a sentence.
+    """
+    if experts := [site.path for site in opened.sites if site.experts]:
+        raise UserError(
+            f"{what} would leave {experts[0]} as it is, a matrix of MoE experts of "
+            f"{opened.ref.name}: study other rivals on it."
+        )
+
+
 @dataclass(frozen=True)
 class Looks:
     """What texts look like inside a model.
