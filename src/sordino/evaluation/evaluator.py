@@ -23,6 +23,7 @@ from sordino.evaluation.measure import (
     NotRun,
     PairedTask,
     R,
+    Ready,
     Task,
     measure,
 )
@@ -581,7 +582,7 @@ def _collect_jointly(
 def _note_down(
     batches: Iterator[list[Any]],
     title: str,
-    task: AnyTask,
+    task: Ready,
     journal: Journal,
     step: str,
 ) -> None:

@@ -116,14 +116,13 @@ class Summary:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Task(ABC, Generic[R]):
-    """A measure that is ready to be applied to models.
+class Ready(ABC):
+    """What a measure has prepared, to be applied to models.
 
     Attributes:
-        record: The kind of its records.
         protocol: Everything that decides the figures besides the model and the seed, as JSON
             values.
-        records: How many records a model gives.
+        records: How many records a model gives, or both together where they are taken together.
         unit: The kind of item that a record describes, in the plural, for the progress bar.
         texts: The prompts or texts that it takes, which nothing may be chosen or protected by.
         reusable: Whether the records depend on nothing but the model, the seed, the installed
@@ -131,12 +130,21 @@ class Task(ABC, Generic[R]):
             (`sordino.evaluation.kept`).
     """
 
-    record: Callable[..., R]
     protocol: Mapping[str, Any]
     records: int
     unit: str
     texts: Sequence[Text] = ()
     reusable: bool = False
+
+
+class Task(Ready, Generic[R]):
+    """A measure that is ready to be applied to models.
+
+    Attributes:
+        record: The kind of its records.
+    """
+
+    record: Callable[..., R]
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
@@ -156,26 +164,16 @@ class Task(ABC, Generic[R]):
         """Figures, with intervals, from all records of each arm; `before` may be missing."""
 
 
-class PairedTask(ABC, Generic[R, S]):
+class PairedTask(Ready, Generic[R, S]):
     """A task whose arm after needs the records of the arm before; it takes two arms.
 
     Attributes:
         record: The kind of the records of the arm before.
         record_after: The kind of those of the arm after.
-        protocol: As of a `Task`.
-        records: As of a `Task`.
-        unit: As of a `Task`.
-        texts: As of a `Task`.
-        reusable: As of a `Task`, for the model before.
     """
 
     record: Callable[..., R]
     record_after: Callable[..., S]
-    protocol: Mapping[str, Any]
-    records: int
-    unit: str
-    texts: Sequence[Text] = ()
-    reusable: bool = False
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
@@ -192,22 +190,14 @@ class PairedTask(ABC, Generic[R, S]):
         """Figures, with intervals, from all records of both arms."""
 
 
-class JointTask(ABC, Generic[R]):
+class JointTask(Ready, Generic[R]):
     """A task that needs both models in memory at the same time.
 
     Attributes:
-        record: As of a `Task`.
-        protocol: As of a `Task`.
-        records: How many records both models give together.
-        unit: As of a `Task`.
-        texts: As of a `Task`.
+        record: The kind of its records.
     """
 
     record: Callable[..., R]
-    protocol: Mapping[str, Any]
-    records: int
-    unit: str
-    texts: Sequence[Text] = ()
 
     @abstractmethod
     def collect_both(self, before: OpenModel, after: OpenModel, *, start: int) -> Iterator[list[R]]:
