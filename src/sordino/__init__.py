@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sordino.concepts import Concept, load_concept
     from sordino.edits import diff, undo, verify
     from sordino.evaluation import Evaluation, Perplexity, Toxicity, hooked
+    from sordino.evaluation.judged import Judged
     from sordino.evaluation.own_samples import OwnPlan
     from sordino.examination import Finding, doctor
     from sordino.expertise import (
@@ -84,6 +85,7 @@ __all__ = [
     "Explored",
     "Finding",
     "Inspection",
+    "Judged",
     "OpenModel",
     "OwnPlan",
     "OwnSettings",
@@ -144,6 +146,7 @@ _HOMES = {
         *("AttributionSettings", "Expertise", "OwnSettings", "SweepSettings", "find_experts"),
         "plan_find",
     ),
+    "evaluation.judged": ("Judged",),
     "evaluation.own_samples": ("OwnPlan",),
     "interventions": (
         *("Affine", "Dampening", "aura", "compose", "contrast", "damp", "dampen", "det_zero"),

@@ -87,6 +87,7 @@ EXPERTISE = FileKind("an expertise file", (b"sordino-expertise-",))
 DAMPENING = FileKind("a dampening file", (b"sordino-dampening-",))
 EVALUATION = FileKind("a result of sordino evaluate", (b'"format": "sordino-evaluation-',))
 SAMPLES = FileKind("samples of an evaluation", (b'{"measure": "',))
+JUDGED = FileKind("own samples with a judge's labels", (b'{"judged_by": "',))
 PAGE = FileKind("a page", (b'<meta name="generator" content="sordino ',))
 MARKDOWN_PAGE = FileKind("a study's page", (b"\n## What this cannot promise\n",), 16 << 20)
 STUDY = FileKind("a study's record", (b'{\n  "study": "', b'"groups": ['))
@@ -99,7 +100,7 @@ CARD = FileKind("a model card", (b"Sordino",))
 GGUF_MODEL = FileKind("a GGUF file that Sordino wrote", (b"sordino.provenance",), 256 << 20)
 _ARTEFACTS = (
     *(EXPERTISE, DAMPENING, EVALUATION, SAMPLES, PAGE, MARKDOWN_PAGE),
-    *(STUDY, TUNED, REPLAY, REPRODUCTION, RECIPE),
+    *(JUDGED, STUDY, TUNED, REPLAY, REPRODUCTION, RECIPE),
 )
 
 

@@ -32,6 +32,8 @@ from sordino.evaluation import (
     with_chat,
 )
 from sordino.evaluation.hooks import hooked_on
+from sordino.evaluation.judged import Judged, JudgedSamples
+from sordino.evaluation.opening import AUTO
 from sordino.evaluation.own_samples import OwnPlan
 from sordino.evaluation.result import samples_path
 from sordino.evaluation.texts import KIT_PROSE
@@ -166,7 +168,7 @@ class RunSettings:
 
 def run(
     model: str | Path | ModelRef,
-    concept: Concept,
+    concept: Concept | Judged,
     output: str | Path,
     settings: RunSettings | None = None,
     *,
@@ -185,7 +187,7 @@ def run(
 
     Args:
         model: What `sordino.open_model` takes.
-        concept: The labelled sentences.
+        concept: The labelled sentences, or a judge of what the model itself writes.
         output: The folder to make, or the ".gguf" file.
         settings: The rest.
         revision: A branch, tag or commit of the hub.
@@ -216,7 +218,6 @@ def run(
         RULES.named(rule).read({}, sized=False)
     # What will be needed hours later is opened now, before a model is even downloaded.
     ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
-    ready.note_shared_sentences(concept.source)
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
     target = claim_model(ref, output, force=force)
@@ -233,7 +234,7 @@ def run(
     if chosen.attribution is not None:
         chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
-        steps = _Steps(ref, concept, target, chosen, ready, clean, cache=cache)
+        steps = _begin(ref, concept, target, chosen, ready, clean, cache=cache)
         steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
@@ -249,6 +250,52 @@ def run(
     )
 
 
+def _begin(
+    ref: ModelRef,
+    concept: Concept | Judged,
+    target: Path,
+    settings: RunSettings,
+    ready: Prepared,
+    clean: Sequence[str],
+    *,
+    cache: bool,
+) -> "_Steps":
+    """The steps of a run, after its sentences are there."""
+    opened, judged = None, None
+    if isinstance(concept, Judged):
+        opened = _open(ref, settings)
+        judged = concept.samples(
+            opened,
+            target,
+            seed=settings.seed,
+            device=settings.device,
+            chat=settings.sweep.chat,
+            measured=ready,
+        )
+        if settings.own is not None and settings.own.judge == AUTO:
+            settings = replace(settings, own=replace(settings.own, judge=concept.plan.judge))
+        concept = judged.concept
+    ready.note_shared_sentences(concept.source)
+    return _Steps(ref, concept, target, settings, ready, clean, opened, judged, cache=cache)
+
+
+def _open(ref: ModelRef, settings: RunSettings) -> OpenModel:
+    """The original, with the sites of all rules."""
+    show.note(f"opening {ref.name}")
+    return open_model(
+        ref,
+        device=settings.device,
+        dtype=settings.dtype,
+        sites=_sites(settings),
+        stream=settings.stream,
+    )
+
+
+def _sites(settings: RunSettings) -> str | None:
+    """The sites to search: those of all rules together."""
+    return sites_for((settings.rule, *settings.beside), settings.sites)
+
+
 class _Steps:
     """The steps of a run; each writes a file to the work folder and is skipped if that is valid."""
 
@@ -260,12 +307,14 @@ class _Steps:
         settings: RunSettings,
         ready: Prepared,
         clean: Sequence[str],
+        opened: OpenModel | None,
+        judged: JudgedSamples | None,
         *,
         cache: bool,
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
         self._ready, self._clean, self._cache = ready, clean, cache
-        self._opened: OpenModel | None = None
+        self._opened, self._judged = opened, judged
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
         self._steps = _begun(target, key)
@@ -308,6 +357,8 @@ class _Steps:
         chosen = self._settings
         if chosen.own is None:
             return None
+        if self._judged is not None and self._judged.plan == chosen.own:
+            return self._judged.own
         return chosen.own.settings(
             self._concept,
             seed=chosen.seed,
@@ -453,19 +504,18 @@ class _Steps:
         ):
             if (self._work / name).exists():  # not so after a kill in the middle of this
                 (self._work / name).replace(extras / name)
+        if self._judged is not None:
+            shutil.copyfile(self._judged.file, extras / self._judged.file.name)
         if self._is_file:
             publish(extras, extras_of(self._target))
         publish(self._model, self._target)
         shutil.rmtree(self._work)
-
-    def _sites(self) -> str | None:
-        """The sites to search: those of all rules together."""
-        chosen = self._settings
-        return sites_for((chosen.rule, *chosen.beside), chosen.sites)
+        if self._judged is not None:
+            self._judged.drop()
 
     def _at_its_sites(self, rule: str, expertise: Expertise) -> Expertise:
         """The expertise at the sites of a rule."""
-        if self._sites() == self._settings.sites or RULES.named(rule).in_attention:
+        if _sites(self._settings) == self._settings.sites or RULES.named(rule).in_attention:
             return expertise
         return expertise.at({site.path for site in find_sites(self._original().model)})
 
@@ -485,15 +535,7 @@ class _Steps:
 
     def _original(self) -> OpenModel:
         if self._opened is None:
-            chosen = self._settings
-            show.note(f"opening {self._ref.name}")
-            self._opened = open_model(
-                self._ref,
-                device=chosen.device,
-                dtype=chosen.dtype,
-                sites=self._sites(),
-                stream=chosen.stream,
-            )
+            self._opened = _open(self._ref, self._settings)
         return self._opened
 
     def _keep_original(self) -> AbstractContextManager[OpenModel]:

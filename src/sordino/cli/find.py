@@ -1,8 +1,9 @@
 """`sordino find`."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -17,6 +18,10 @@ from sordino.cli.options import (
     print_lines,
 )
 from sordino.errors import UserError
+
+if TYPE_CHECKING:
+    from sordino.evaluation.judged import JudgedSamples
+    from sordino.models.open import OpenModel
 
 
 def find(
@@ -50,9 +55,12 @@ def find(
     seed
         Seed of the draw when sentences are capped or balanced.
     """
+    from sordino.evaluation.opening import AUTO
     from sordino.expertise.find import find_experts, plan_find
     from sordino.expertise.ranks import sharing
-    from sordino.outputs import EXPERTISE, claim_output, named_files
+    from sordino.files import new_file
+    from sordino.models.open import open_model
+    from sordino.outputs import EXPERTISE, JUDGED, claim_output, named_files
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
@@ -61,36 +69,67 @@ def find(
             "There is nothing to write: pass --output NAME.expertise.safetensors or --plan."
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
+        judging = concept.judged(own, sweep.strata_column, plan=plan)
+        beside = None
         if output is not None and not plan:
             read = [model, *named_files(*vars(concept).values())]
             output = claim_output(output, EXPERTISE, force=printing.force, inputs=read)
+            if judging is not None:
+                name = output.name.removesuffix(".safetensors").removesuffix(".expertise")
+                beside = output.with_name(f"{name}.judged.jsonl")
+                claim_output(beside, JUDGED, force=printing.force, inputs=read)
         options: dict[str, Any] = {
             "device": device,
             "dtype": opening.dtype,
             "revision": opening.revision,
             "sites": opening.sites,
             "stream": sweep.stream,
+        }
+        measured: dict[str, Any] = {
             "settings": sweep.settings(chat),
             "attribution": sweep.attributing(seed),
         }
-        sentences = concept.load(seed, sweep.strata_column)
+        taking: dict[str, Any] = {"seed": seed, "device": device, "chat": chat.settings()}
         wanted = own.plan()
-        note(f"opening {model}")
+        source: str | OpenModel = model
+        judged: JudgedSamples | None = None
+        if judging is not None and output is not None:
+            note(f"opening {model}")
+            source = open_model(model, **options)
+            judged = judging.samples(source, output, **taking)
+            sentences = judged.concept
+        else:
+            sentences = concept.load(seed, sweep.strata_column)
+            note(f"opening {model}")
         if plan:
             if wanted is not None:
                 note("the plan leaves out own samples, since their length is not known")
-            planned = plan_find(model, sentences, **options)
+            planned = plan_find(model, sentences, **options, **measured)
             value, lines = asdict(planned), planned.lines()
         else:
-            samples = None
-            if wanted is not None:
-                as_chat = chat.settings()
-                samples = wanted.settings(sentences, seed=seed, device=device, chat=as_chat)
+            if wanted is None:
+                samples = None
+            elif judged is not None and wanted.judge == AUTO:
+                samples = judged.own
+            else:
+                samples = wanted.settings(sentences, **taking)
             found = find_experts(
-                model, sentences, **options, own=samples, output=output, force=printing.force
+                source,
+                sentences,
+                **options,
+                **measured,
+                own=samples,
+                output=output,
+                force=printing.force,
             )
             value = {"output": str(output), **expertise_summary(found)}
             lines = [*expertise_lines(found), f"written: {output}"]
+            if judged is not None and beside is not None and ranks.first:
+                with new_file(beside, force=printing.force) as stage:
+                    shutil.copyfile(judged.file, stage)
+                judged.drop()
+                value["sentences"] = str(beside)
+                lines.append(f"written: {beside}, the sentences with their labels")
     if not ranks.first:
         return
     if printing.json:

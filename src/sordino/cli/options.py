@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sordino.concepts.concept import Concept
     from sordino.evaluation import Access
+    from sordino.evaluation.judged import Judged
     from sordino.evaluation.own_samples import OwnPlan
     from sordino.expertise import AttributionSettings, SweepSettings
     from sordino.expertise.statistic import Asked
@@ -70,8 +71,9 @@ class ConceptOptions:
         Parameter(
             help=with_others(
                 "A built-in concept (toxicity, insults, religion, politics); a CSV, TSV, JSON, "
-                "JSONL or Parquet file; hf:org/name; or a text file of positive sentences, one per "
-                "line, with --negatives.",
+                "JSONL or Parquet file; hf:org/name; a text file of positive sentences, one per "
+                "line, with --negatives; or, for find and run, judge:SCORER, for what the model "
+                "itself writes after --own-prompts, which a scorer judges.",
                 "concepts",
             )
         ),
@@ -96,6 +98,36 @@ class ConceptOptions:
     """The largest number of sentences per class, drawn by --seed."""
     balance: Annotated[bool, Parameter(negative="--no-balance")] = True
     """Use the same number of sentences of both classes: as many as the smaller one has."""
+
+    def judged(
+        self, own: "OwnOptions", strata_column: str | None, *, plan: bool
+    ) -> "Judged | None":
+        """The concept as what a judge makes of own samples, if that is what was asked for."""
+        from sordino.concepts.load import JUDGE
+        from sordino.evaluation.judged import Judged
+
+        if not self.concept.startswith(JUDGE):
+            return None
+        for flag, value in {
+            "--negatives": self.negatives,
+            "--label": self.label,
+            "--text-column": self.text_column,
+            "--label-column": self.label_column,
+            "--positive": self.positive,
+            "--concept-config": self.concept_config,
+            "--concept-revision": self.concept_revision,
+            "--split": self.split,
+            "--stratify": strata_column,
+        }.items():
+            if value is not None:
+                raise UserError(f"{self.concept} cannot be combined with {flag}: leave it out.")
+        if plan:
+            raise UserError(
+                f"--plan counts sentences, and those of {self.concept} are not written "
+                "yet: leave it out."
+            )
+        taken = replace(own.settings(), judge=self.concept.removeprefix(JUDGE))
+        return Judged(taken, self.max_per_class, self.balance)
 
     def load(self, seed: int, strata_column: str | None = None) -> "Concept":
         """The concept, loaded with these options."""
@@ -300,7 +332,7 @@ class OwnOptions:
     own_judge: str = "auto"
     """What judges them: a scorer, as for --scorer, but none of those that measure; concept for a
     probe of the model, trained on the concept's sentences; auto for tox-block where the concept is
-    insults or toxicity, else for concept."""
+    insults or toxicity, for SCORER where it is judge:SCORER, else for concept."""
     own_max_prompts: int = 300
     """The largest number of prompts, drawn by --seed."""
     own_continuations: int = 8
@@ -310,10 +342,12 @@ class OwnOptions:
 
     def plan(self) -> "OwnPlan | None":
         """The settings of own samples, if they are wanted."""
+        return self.settings() if self.own else None
+
+    def settings(self) -> "OwnPlan":
+        """The settings of own samples."""
         from sordino.evaluation.own_samples import OwnPlan
 
-        if not self.own:
-            return None
         return OwnPlan(
             self.own_prompts,
             self.own_judge,

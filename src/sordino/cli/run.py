@@ -85,6 +85,7 @@ def run(
     with printing.in_force():
         chosen = rule.decided()
         asked = [one for name in (chosen.intervention, *beside) for one in RULES.named(name).asks]
+        judged = concept.judged(own, sweep.strata_column, plan=plan)
         if plan:
             planned = plan_find(
                 model,
@@ -123,7 +124,7 @@ def run(
         )
         result = pipeline.run(
             model,
-            concept.load(seed, sweep.strata_column),
+            judged or concept.load(seed, sweep.strata_column),
             output,
             settings,
             revision=opening.revision,

@@ -13,6 +13,9 @@ from sordino.files import printable, user_path
 from sordino.progress import note
 from sordino.registry import did_you_mean
 
+JUDGE = "judge:"
+"""What a concept's spec begins with that has no labels, but a judge of what the model writes."""
+
 
 def load_concept(
     spec: str | Path | Concept,
@@ -64,6 +67,12 @@ def load_concept(
         ('calm', 20, 20)
     """
     name = str(spec)
+    if name.startswith(JUDGE):
+        raise UserError(
+            f"The concept {printable(name)} needs the model, because the sentences are what it "
+            "writes: only `find` and `run` take it (`sordino.Judged` in Python); give the file of "
+            "labelled sentences that they leave."
+        )
     columns = {
         "label": label,
         "text_column": text_column,

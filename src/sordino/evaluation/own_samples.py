@@ -52,7 +52,7 @@ class OwnPlan:
 
     def settings(
         self,
-        concept: Concept,
+        concept: Concept | None,
         *,
         seed: int = 0,
         device: str = "auto",
@@ -63,7 +63,7 @@ class OwnPlan:
         """The settings for `find_experts`, with prompts and a judge that do not measure the edit.
 
         Args:
-            concept: The labelled sentences.
+            concept: The labelled sentences; None only with a scorer as the judge.
             seed: Of the choice of prompts and of the sampling.
             device: Where a text classifier runs.
             chat: Whether the model's replies in its chat template are taken, and not continuations
@@ -107,15 +107,16 @@ class OwnPlan:
 
 
 def _judge(
-    spec: str, concept: Concept, device: str, seed: int, measured: Prepared | None
+    spec: str, concept: Concept | None, device: str, seed: int, measured: Prepared | None
 ) -> Scorer | ConceptJudge:
     """The judge that a specification names, which is none of the scorers that measure."""
-    if spec == AUTO and concept.judge:
+    if spec == AUTO and concept is not None and concept.judge:
         try:
             return _judge(concept.judge, concept, device, seed, measured)
         except UserError as error:  # it measures, or it cannot be had
             note(f"own samples are judged by a probe of the model instead: {error}")
     if spec in (AUTO, CONCEPT):
+        assert concept is not None  # without sentences, a scorer is named
         judge: Scorer | ConceptJudge = ConceptJudge(concept, seed)
     else:
         judge = open_scorer(spec, device=choose_device(device))

@@ -209,6 +209,8 @@ class OwnSamples:
 
     Args:
         texts: The continuations with their prompts, prompt after prompt.
+        said: Their texts alone, as the judge reads them.
+        prompts: Which of the prompts each row of the scores is of.
         passages: The same in batches with their weights, for attribution.
         scores: float64 [prompts, continuations].
         digest: SHA-256 over the continuations' tokens and scores.
@@ -217,6 +219,8 @@ class OwnSamples:
     """
 
     texts: list[Placed]
+    said: list[str]
+    prompts: list[int]
     passages: list[Passage]
     scores: NDArray[np.float64]
     digest: str
@@ -282,7 +286,8 @@ def sample(
     )
     digest = fingerprint(json.dumps([row[:3] for row in rows]), table.tobytes())
     template = template_fingerprint(opened) if chat else ""
-    return OwnSamples(placed, passages, table, digest, judge, template)
+    numbers = list(dict.fromkeys(prompt for prompt, *_ in rows))
+    return OwnSamples(placed, texts, numbers, passages, table, digest, judge, template)
 
 
 def _encode(opened: OpenModel, settings: OwnSettings, chat: Chat | None) -> list[list[int]]:
