@@ -35,11 +35,27 @@ def speaking(folder, family, seed=0):
     FAMILIES["chatml"].tokenizer().save_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model that writes, and one that says yes to a part of it and no to the rest."""
+    folder = tmp_path_factory.mktemp("models")
+    speaking(folder / "speaks", "llama")
+    draw = np.random.default_rng(0)
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    texts = [tokenizer.decode(draw.integers(5, 250, 8)) for _ in range(40)]
+    for seed in range(4, 30):
+        speaking(folder / "judge", "mistral", seed)
+        scores = open_scorer(f"yes-no:{folder / 'judge'}", device=torch.device("cpu")).score(texts)
+        if 12 <= (scores > 0.5).sum() <= 28:
+            return folder
+    raise AssertionError("no tiny model says both")
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    speaking("speaks", "llama")
-    speaking("judge", "qwen2")
+    for name in ("speaks", "judge"):
+        (tmp_path / name).symlink_to(models / name, target_is_directory=True)
     (tmp_path / "prompts.txt").write_text("\n".join(sentences(24, 3, longest=5)) + "\n")
     (tmp_path / "prose.txt").write_text("\n".join(sentences(40, 5, longest=20)) + "\n")
     return tmp_path
@@ -123,6 +139,7 @@ def test_replies_become_conversations(here):
     assert whole.contexts[0][0][0][0] == "user"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_sentences_that_were_judged(here):
     main(
         [
