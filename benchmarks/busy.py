@@ -25,8 +25,9 @@ _RIVAL = "find"
 
 @contextmanager
 def others(count: int) -> Iterator[None]:
-    """So many processes that each keep a core busy."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many processes that each keep a core busy, and end with this one if it is killed."""
+    code = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ ASSUMED = {
         989e12, "989 TFLOP/s per GPU", "data sheet of the H100 SXM, dense"
     ),
     "share of that reached in the decoder": Assumed(
-        0.5, "0.5", "assumed; `python -m benchmarks.device` measures it on a GPU"
+        0.5, "0.5", "assumed; to be measured: [performance](performance.md#on-a-gpu)"
     ),
     "sweep compared with the bare decoder": Assumed(
         1.1, "1.1 ×", "the bar in `make bench`, on a processor"

@@ -82,7 +82,7 @@ class Bench:
             return given
 
         called = {name: partial(whole, name, work) for name, work in ways.items()}
-        return in_turns(called, self.rounds, within_s=self.within_s)
+        return in_turns(called, self.rounds, warm=not self.quick, within_s=self.within_s)
 
     def peak(self, work: Callable[[], Any]) -> float:
         """GB of the device's memory that this takes at its peak, the model included."""

@@ -12,7 +12,7 @@ import torch
 import transformers as tf
 from scipy.stats import rankdata
 
-from benchmarks import costs, parts, tables
+from benchmarks import costs, enough, parts, tables
 from benchmarks.__main__ import ALL
 from benchmarks.growth import exponent
 from benchmarks.measure import Figure, Options, in_turns, table
@@ -184,6 +184,28 @@ def test_exponents_of_power_laws():
     value, *ends = exponent(sizes, [sizes])
     assert value == pytest.approx(1)
     assert ends == [None, None]  # one round has no scatter
+
+
+def test_what_more_sentences_give_is_foretold():
+    """As others judge it, of neurons with a known truth that are measured with known noise."""
+    generator = np.random.default_rng(0)
+    neurons, spread = 10_000, 2e-3
+    truth = generator.normal(0, spread, neurons) * (generator.random(neurons) < 0.2)
+    cost = generator.uniform(0.5, 1.5, neurons)
+
+    def ratios(error):
+        """What twice the sentences give, as others judge it and as it is foretold."""
+        variance = np.full(neurons, error**2)
+        seen = truth + error * generator.standard_normal((4, neurons))
+        found = [enough.Estimate(benefit, variance, cost) for benefit in seen]
+        [judged] = enough.by_judges(found, 50)
+        foretold, *_ = enough.by_variances(found, 50, 200)
+        return judged.value, foretold.value
+
+    judged, foretold = ratios(spread)
+    assert judged > 1.2
+    assert 0.9 * judged < foretold < judged  # it rather ends the growth too early
+    assert ratios(spread / 100) == pytest.approx((1, 1), abs=1e-3)  # nothing is left to learn
 
 
 def test_the_parts_are_those_of_the_demo():
