@@ -31,6 +31,7 @@ NOT_RUN = {
     r"sordino replay ": "asks two servers: tests/test_replay.py",
     r"sordino evaluate .*http://": "asks a server: tests/test_endpoint.py",
     r"sordino .*--label ": "asks a hub: tests/test_concepts.py has a stand-in",
+    r"sordino .*judge:": "needs a judge that says both: tests/test_judged.py",
     r"sordino .*hf:": "asks a hub: tests/test_concepts.py has a stand-in",
     r"sordino reproduce (?!--list)": "asks a hub: tests/test_reproduction.py carries a recipe out",
     r"sordino study ": "takes minutes even if tiny: tests/test_studies.py carries them out",
