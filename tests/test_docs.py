@@ -21,6 +21,7 @@ from pages import PAGES, ROOT, Block, blocks, commands, inline_flags, to_sordino
 from sordino import kit
 from sordino.cli.app import app, main
 from sordino.cli.recipe import expand
+from sordino.errors import UserError
 from tiny_gguf import tiny_gguf
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -254,6 +255,8 @@ def desk(shelf, tmp_path, monkeypatch):
     }
 
     def data_file(name):
+        if name not in files:
+            raise UserError(f"{name} cannot be fetched here")
         path = tmp_path / name.replace("/", "-")
         path.write_text(files[name])
         return path

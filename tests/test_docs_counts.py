@@ -66,16 +66,11 @@ def on_a_gpu() -> int:
     return len(studies)
 
 
-def prompts_of_generation() -> int:
-    return int(json.loads((BENCHMARKS / "generation.json").read_text())["settings"]["prompts"])
-
-
 @pytest.mark.parametrize(
     ("page", "sentence", "count"),
     [
         ("README.md", r"(\S+)\s+families\s+are\s+tested", lambda: len(families.SUPPORTED)),
         ("docs/architectures.md", r"These (\S+) families", lambda: len(families.SUPPORTED)),
-        ("docs/performance.md", r"for each of (\S+) prompts", prompts_of_generation),
         ("docs/performance.md", r"(\S+) pages of \[studies\]", on_a_gpu),
         ("docs/studies.md", r"(\S+) of these pages were measured on a GPU", on_a_gpu),
         ("docs/reproduction.md", r"None of the (\S+) recipes", recipes),
