@@ -204,13 +204,13 @@ def test_a_continuation_is_looked_at_without_its_prompt(open_tiny):
 def test_pairs_are_of_one_prompt_and_as_far_apart_as_can_be():
     scores = np.tile([[0.2, 0.9, 0.5, 0.55], [0.3, 0.31, 0.32, 0.33]], (8, 1))
     texts = [Placed((prompt, 1, number), 2) for prompt in range(16) for number in range(4)]
-    pairs = preferences(OwnSamples(texts, [], scores, "", ""))
+    pairs = preferences(OwnSamples(texts, [], [*range(16)], [], scores, "", ""))
     # Of every other prompt one pair; 0.5 and 0.55 are not told apart.
     assert [pair.prompt for pair in pairs] == list(range(0, 16, 2))
     assert {(pair.preferred.ids[2], pair.rejected.ids[2]) for pair in pairs} == {(0, 1)}
     assert all(p.preferred.ids[0] == p.rejected.ids[0] == p.prompt for p in pairs)
     with pytest.raises(UserError, match="`own_prompts`"):
-        preferences(OwnSamples(texts, [], np.full((16, 4), 0.5), "", ""))
+        preferences(OwnSamples(texts, [], [*range(16)], [], np.full((16, 4), 0.5), "", ""))
 
 
 def test_what_a_feed_forward_part_adds_is_put_out_behind_its_norm(open_tiny):

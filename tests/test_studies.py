@@ -191,6 +191,7 @@ def test_the_study_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
         "prompts.txt": sentences(6, 3, longest=5),
         "others.txt": sentences(5, 4, longest=5),
         "prose.txt": sentences(40, 5, longest=20),
+        "protected.txt": sentences(40, 6, longest=20),
     }
     for name, lines in files.items():
         (tmp_path / name).write_text("\n".join(lines) + "\n")
@@ -276,6 +277,7 @@ def shared(tmp_path_factory):
         "prompts.txt": sentences(6, 3, longest=5),
         "others.txt": sentences(26, 4, longest=5),
         "prose.txt": sentences(40, 5, longest=20),
+        "protected.txt": sentences(40, 6, longest=20),
     }
     for name, lines in files.items():
         (folder / name).write_text("\n".join(lines) + "\n")
@@ -310,7 +312,7 @@ OWN = {
     "concepts": ["--concepts", "one", "--concepts", "two"],
     "transfer": ["--sibling", "tiny"],
     "chat": [
-        *("--protect", "prose.txt", "--concepts", "one", "--max-refusals", "6"),
+        *("--protect", "protected.txt", "--concepts", "one", "--max-refusals", "6"),
         *("--reply-tokens", "4", "--max-group-texts", "60", "--questions", "4"),
     ],
 }

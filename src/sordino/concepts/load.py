@@ -70,8 +70,8 @@ def load_concept(
     if name.startswith(JUDGE):
         raise UserError(
             f"The concept {printable(name)} needs the model, because the sentences are what it "
-            "writes: only `find` and `run` take it (`sordino.Judged` in Python); give the file of "
-            "labelled sentences that they leave."
+            "writes: only the commands find and run take it (`sordino.Judged` in Python); give the "
+            "file of labelled sentences that they leave."
         )
     columns = {
         "label": label,
