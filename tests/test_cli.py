@@ -395,6 +395,17 @@ def test_a_model_that_is_streamed_though_it_fits_is_measured(call, here):
     assert (here / "s/sordino/evaluation.json").exists()
 
 
+def test_a_model_that_is_streamed_though_it_fits_is_sized_and_compared(call, here):
+    options = ["--divergence", "0.01", *EVALUATION]
+    made = {}
+    for name, more in {"streamed": ["--stream"], "whole": []}.items():
+        status, _, said = call(*AURA, "--beside", "selective", *options, "-o", name, *more)
+        assert status == 0, said
+        made[name] = (here / name / "model.safetensors").read_bytes()
+        assert (here / name / "sordino/evaluation-selective.json").exists()
+    assert made["streamed"] == made["whole"]
+
+
 def test_a_plan_writes_nothing(call, here):
     before = sorted(here.iterdir())
     status, out, _ = call("find", "tiny", "--concept", "calm.jsonl", "--plan", "--stream")

@@ -375,7 +375,7 @@ class _Steps:
             return dampen(expertise, chosen.rule, strength=chosen.strength, **chosen.settings)
         if not self._steps.holds("size", self._size):
             found = sized(
-                self._original(),
+                self._whole_original(),
                 expertise,
                 chosen.divergence,
                 intervention=chosen.rule,
@@ -539,7 +539,17 @@ class _Steps:
         return self._opened
 
     def _keep_original(self) -> AbstractContextManager[OpenModel]:
-        return nullcontext(self._original())
+        return nullcontext(self._whole_original())
+
+    def _whole_original(self) -> OpenModel:
+        """The original in memory as a whole.
+
+        The sweep may have read it layer by layer: because that was asked for, or because memory was
+        short for a while.
+        """
+        if self._opened is None or self._opened.streamed:
+            self._opened = _open(self._ref, replace(self._settings, stream=False))
+        return self._opened
 
     def _is_too_large(self) -> bool:
         """Whether the model does not fit into memory, which generating text requires."""
@@ -551,11 +561,8 @@ class _Steps:
     @contextmanager
     def _lend_original(self) -> Iterator[OpenModel]:
         """The original for its part of the evaluation, closed afterwards."""
-        if self._opened is None or self._opened.streamed:
-            chosen = self._settings
-            self._opened = open_model(self._ref, device=chosen.device, dtype=chosen.dtype)
         try:
-            yield self._opened
+            yield self._whole_original()
         finally:
             self._opened = None
             gc.collect()
