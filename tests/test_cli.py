@@ -398,12 +398,12 @@ def test_a_model_that_is_streamed_though_it_fits_is_measured(call, here):
 def test_a_model_that_is_streamed_though_it_fits_is_sized_and_compared(call, here):
     options = ["--divergence", "0.01", *EVALUATION]
     made = {}
-    for name, more in {"streamed": ["--stream"], "whole": []}.items():
+    for name, more in {"sized-streamed": ["--stream"], "sized-whole": []}.items():
         status, _, said = call(*AURA, "--beside", "selective", *options, "-o", name, *more)
         assert status == 0, said
         made[name] = (here / name / "model.safetensors").read_bytes()
         assert (here / name / "sordino/evaluation-selective.json").exists()
-    assert made["streamed"] == made["whole"]
+    assert made["sized-streamed"] == made["sized-whole"]
 
 
 def test_a_plan_writes_nothing(call, here):
