@@ -155,6 +155,30 @@ def test_the_artefact_says_how_it_was_found(tmp_path):
         chat_of(opened, read.metadata)
 
 
+def slope_of(opened, site, neuron, texts, by):
+    """How the weighted log-likelihood of the texts' own tokens changes with a neuron's factor."""
+
+    def likelihood(factor):
+        def turn_down(_module, _inputs, output):
+            output = output.clone()
+            output[..., neuron] *= factor
+            return output
+
+        handle = opened.model.get_submodule(site).register_forward_hook(turn_down)
+        total = 0.0
+        with torch.inference_mode():
+            for weight, one in zip(by, texts, strict=True):
+                log_p = opened.model(input_ids=torch.tensor([one.ids])).logits[0].double()
+                log_p = log_p.log_softmax(-1)
+                own = range(one.start, len(one.ids))
+                total += weight * sum(float(log_p[n - 1, one.ids[n]]) for n in own)
+        handle.remove()
+        return total
+
+    step = 1e-2
+    return (likelihood(1 + step) - likelihood(1 - step)) / (2 * step)
+
+
 @pytest.mark.parametrize("talks", [False, True])
 def test_attribution_is_of_the_own_tokens_likelihood(talks, tmp_path):
     opened = opened_with(folder=tmp_path)
@@ -169,27 +193,8 @@ def test_attribution_is_of_the_own_tokens_likelihood(talks, tmp_path):
     site, neuron = opened.sites[0].path, 3
     placed = encode_sentences(opened, concept, 128, chat)[: len(concept.positive)]
 
-    def likelihood(factor):
-        """Of the positive sentences' own tokens, with the neuron turned down; nats a token."""
-
-        def turn_down(_module, _inputs, output):
-            output = output.clone()
-            output[..., neuron] *= factor
-            return output
-
-        handle = opened.model.get_submodule(site).register_forward_hook(turn_down)
-        total = 0.0
-        with torch.inference_mode():
-            for one in placed:
-                log_p = opened.model(input_ids=torch.tensor([one.ids])).logits[0].double()
-                log_p = log_p.log_softmax(-1)
-                own = range(one.start, len(one.ids))
-                total += sum(float(log_p[n - 1, one.ids[n]]) for n in own)
-        handle.remove()
-        return total / sum(len(one.ids) - one.start for one in placed)
-
-    step = 1e-2
-    slope = (likelihood(1 + step) - likelihood(1 - step)) / (2 * step)
+    tokens = sum(len(one.ids) - one.start for one in placed)
+    slope = slope_of(opened, site, neuron, placed, np.ones(len(placed))) / tokens
     assert found["attribution_positive"][site][neuron] == pytest.approx(slope, rel=0.02, abs=1e-7)
 
 
@@ -262,25 +267,7 @@ def test_attribution_to_replies_is_of_their_likelihood(tmp_path):
     by = weights(samples.scores).ravel()
     site, neuron = opened.sites[0].path, 3
 
-    def weighted_likelihood(factor):
-        def turn_down(_module, _inputs, output):
-            output = output.clone()
-            output[..., neuron] *= factor
-            return output
-
-        handle = opened.model.get_submodule(site).register_forward_hook(turn_down)
-        total = 0.0
-        with torch.inference_mode():
-            for weight, one in zip(by, samples.texts, strict=True):
-                log_p = opened.model(input_ids=torch.tensor([one.ids])).logits[0].double()
-                log_p = log_p.log_softmax(-1)
-                own = range(one.start, len(one.ids))
-                total += weight * sum(float(log_p[n - 1, one.ids[n]]) for n in own)
-        handle.remove()
-        return total / len(by)
-
-    step = 1e-2
-    slope = (weighted_likelihood(1 + step) - weighted_likelihood(1 - step)) / (2 * step)
+    slope = slope_of(opened, site, neuron, samples.texts, by) / len(by)
     assert found["attribution_own"][site][neuron] == pytest.approx(slope, rel=0.02, abs=1e-7)
 
 
