@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from sordino.evaluation import Estimate, Evaluation, Measure
+from sordino.evaluation import Estimate, Evaluation
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, passages, scores_by_text
 from sordino.expertise.sentences import chat_for
@@ -36,14 +36,10 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             yield f"{model_name(record.model)}, {finding.label}: {plain(finding.estimate, 3)}."
 
 
-def _measures(plan: Plan) -> tuple[Measure, ...]:
-    return (replace(plan.toxicity(), max_prompts=plan.most_other),)
-
-
 @study(
     "Does contrast remove more if costs are of neurons together, and not of each alone?",
     _answer,
-    _measures,
+    Plan.writing,
 )
 def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the Fisher information's diagonal, and by one of a higher rank.
@@ -75,7 +71,7 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
         "curvature",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(trials),
-        (*_measures(plan), *plan.reading(lab)),
+        (*plan.writing(), *plan.reading(lab)),
         absent(rules, trials),
         findings,
     )

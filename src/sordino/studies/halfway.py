@@ -1,10 +1,8 @@
 """Whether benefits that are measured again on the way make contrast better."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
-from sordino.evaluation import Measure
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, dampen, family
 from sordino.studies.findings import compared, differences
@@ -21,14 +19,10 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     )
 
 
-def _measures(plan: Plan) -> tuple[Measure, ...]:
-    return (replace(plan.toxicity(), max_prompts=plan.most_other),)
-
-
 @study(
     "Does contrast remove more if its benefits are measured again halfway to the edit?",
     _answer,
-    _measures,
+    Plan.writing,
 )
 def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the benefits at the start, halfway, and by both, at the same divergence.
@@ -67,7 +61,7 @@ def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
         "steps",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(made),
-        (*_measures(plan), *plan.reading(lab)),
+        (*plan.writing(), *plan.reading(lab)),
         absent(trials, made),
         partial(differences, pairs=pairs, seed=lab.seed),
     )

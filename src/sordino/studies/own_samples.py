@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from sordino.evaluation import Measure
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
@@ -34,14 +33,10 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         )
 
 
-def _measures(plan: Plan) -> tuple[Measure, ...]:
-    return (replace(plan.toxicity(), max_prompts=plan.most_other),)
-
-
 @study(
     "Does what the model itself writes make contrast better?",
     _answer,
-    _measures,
+    Plan.writing,
 )
 def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the corpus, by own samples and by both, at the same divergences.
@@ -107,7 +102,7 @@ def _group(
         name,
         title,
         reached(trials),
-        (*_measures(plan), *plan.reading(lab)),
+        (*plan.writing(), *plan.reading(lab)),
         absent(rules, trials),
         partial(differences, pairs=pairs, seed=lab.seed),
     )

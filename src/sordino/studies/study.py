@@ -161,6 +161,10 @@ class Plan:
         own = self.own(lab)
         return lab.find(name, sites=ATTENTION, attribution=attribution, own=own, edited=edited)
 
+    def writing(self) -> tuple[Measure, ...]:
+        """What the model writes, on as many prompts as a question about one rule takes."""
+        return (self.toxicity(max_prompts=self.most_other),)
+
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""
         most = min(self.texts, Divergence.max_texts or self.texts)
