@@ -1,4 +1,4 @@
-"""A concept without labelled sentences: what the model itself writes, told apart by a judge."""
+"""A concept without labelled sentences: the model writes them, and a judge labels them."""
 
 import json
 import re

@@ -109,11 +109,11 @@ class OwnPlan:
 def _judge(
     spec: str, concept: Concept | None, device: str, seed: int, measured: Prepared | None
 ) -> Scorer | ConceptJudge:
-    """The judge that a specification names, which is none of the scorers that measure."""
+    """Open the judge of this name, and refuse one that also measures the edit."""
     if spec == AUTO and concept is not None and concept.judge:
         try:
             return _judge(concept.judge, concept, device, seed, measured)
-        except UserError as error:  # it measures, or it cannot be had
+        except UserError as error:  # it also measures the edit, or is not available
             note(f"own samples are judged by a probe of the model instead: {error}")
     if spec in (AUTO, CONCEPT):
         assert concept is not None  # without sentences, a scorer is named

@@ -35,7 +35,7 @@ class ProbeScorer(Scorer):
     """A probe of a model (`sordino.models.probe`), trained on the kit's comments.
 
     It is trained when the scorer is opened, on 400 insulting comments and as many others of the
-    kit's insults/test.csv, none of which is a sentence of the concept "insults".
+    kit's insults/test.csv. The concept "insults" has the sentences of another file.
 
     Args:
         model: The model's name, file or folder.
