@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 import families
@@ -22,6 +23,7 @@ from sordino.evaluation import Divergence
 from sordino.evaluation.measure import MEASURES
 from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
+from sordino.interventions.rules.contrast import amounts
 from sordino.studies import STUDIES, Plan, StudyRecord, contenders
 from sordino.tuning.search import TRIED
 from test_studies import PAGES as STUDY_PAGES
@@ -56,6 +58,10 @@ def recipes() -> int:
     return len(list((ROOT / "src/sordino/reproduction/recipes").glob("*.toml")))
 
 
+def models_of_the_kit() -> int:
+    return sum(item.is_model for item in kit.items())
+
+
 def on_a_gpu() -> int:
     """How many study pages have a figure that was measured on a GPU."""
     studies = {
@@ -71,6 +77,7 @@ def on_a_gpu() -> int:
     [
         ("README.md", r"(\S+)\s+families\s+are\s+tested", lambda: len(families.SUPPORTED)),
         ("docs/architectures.md", r"These (\S+) families", lambda: len(families.SUPPORTED)),
+        ("docs/limits.md", r"demo kit's (\S+) small models", models_of_the_kit),
         ("docs/performance.md", r"(\S+) pages of \[studies\]", on_a_gpu),
         ("docs/studies.md", r"(\S+) of these pages were measured on a GPU", on_a_gpu),
         ("docs/reproduction.md", r"None of the (\S+) recipes", recipes),
@@ -82,6 +89,17 @@ def on_a_gpu() -> int:
 def test_a_sentence_counts_what_there_is(page, sentence, count):
     [said] = re.findall(sentence, text(page))
     assert number(said) == count()
+
+
+def test_the_readme_names_families_that_are_tested():
+    [said] = re.findall(r"/architectures\.md\)\): (.*?)\. If a feed", text("README.md"), re.DOTALL)
+    names = re.findall(r"[A-Z][\w-]*(?: V?\d)?", said)
+    assert {"GPT-2", "Qwen-VL", "DeepSeek V4", "Gemma 3"} <= {*names}
+    other = {"Pythia": "gptneox", "Qwen-VL": "qwen2vl"}
+    tested = [re.sub(r"\W|_", "", family.lower()) for family in families.SUPPORTED]
+    for name in names:
+        family = other.get(name, re.sub(r"\W", "", name.lower()))
+        assert any(family in one for one in tested), name
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -239,6 +257,19 @@ def test_pages_use_the_words_of_the_glossary(page):
     words = " ".join(text(page).split())
     found = [(m[0], instead) for old, instead in _REPLACED.items() for m in re.finditer(old, words)]
     assert found == []
+
+
+def test_the_example_of_contrast_is_what_the_rule_does():
+    said = re.search(
+        r"benefit of ([\d.]+) each and costs of ([\d.]+) and ([\d.]+), and ε is ([\d.]+)\..*"
+        r"= ([\d.]+) and \S+ = ([\d.]+), and the cost.* The factors are ([\d.]+)\s+and ([\d.]+):",
+        text("docs/interventions.md"),
+        re.DOTALL,
+    )
+    assert said
+    benefit, first, second, budget, *found = map(float, said.groups())
+    dampened = amounts(np.full(2, benefit), np.array([first, second]), budget)
+    assert found == pytest.approx([*dampened, *(1 - dampened)])
 
 
 def test_settings_of_rivals_are_as_many_as_the_page_says():

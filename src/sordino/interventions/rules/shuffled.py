@@ -1,4 +1,4 @@
-"""The control: as much dampening as AurA's in each site, on neurons drawn by lot."""
+"""The permuted control: as much dampening in each site as AurA's, on random neurons."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from sordino.interventions.rules.aura import aura_factor
 
 @intervention()
 def shuffled(expertise: Expertise, seed: int = 0) -> Factors:
-    """AurA's factors permuted within each site: what is left is not the ranking's doing."""
+    """AurA's factors, randomly permuted within each site: the effect without the ranking."""
     generator = np.random.default_rng(seed)
     return {
         site: generator.permutation(aura_factor(auroc))

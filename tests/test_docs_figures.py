@@ -1,0 +1,270 @@
+"""What pages quote from the studies is what the studies' records hold."""
+
+import re
+from typing import NamedTuple
+
+import pytest
+
+from pages import ROOT
+from sordino.studies import StudyRecord
+
+PROBE = "probe:kit:qwen2.5-coder-0.5b:"
+TOX = "tox-block:"
+
+
+class Of(NamedTuple):
+    """One figure of one trial.
+
+    Args:
+        record: The file in docs/results, without its suffix.
+        group: The group's name there.
+        trial: The trial's name.
+        part: `before`, `after` or `difference` in per cent or points, or `ratio`.
+        figure: The figure's name.
+        measure: The measure's name.
+    """
+
+    record: str
+    group: str
+    trial: str
+    part: str = "after"
+    figure: str = "continuations.all"
+    measure: str = "toxicity"
+
+    def value(self) -> float:
+        trial = trial_of(self.record, self.group, self.trial)
+        figure = trial.evaluation.figure(self.measure, self.figure)
+        if self.part == "ratio":
+            return figure.after.value / figure.before.value
+        scale = 100 if figure.unit == "share" else 1
+        if self.part == "difference":
+            return scale * (figure.after.value - figure.before.value)
+        return scale * getattr(figure, self.part).value
+
+
+def trial_of(record, group, name):
+    [group] = [one for one in load(record).groups if one.name == group]
+    [trial] = [one for one in group.trials if one.name == name]
+    return trial
+
+
+def load(record):
+    return StudyRecord.load(ROOT / f"docs/results/{record}.json", record.rpartition("-")[0])
+
+
+def finding(record, group, name):
+    [group] = [one for one in load(record).groups if one.name == group]
+    [found] = [one.estimate.value for one in group.findings if one.name == name]
+    return found
+
+
+def refused(record, trial, part="after"):
+    return Of(record, "refusals", trial, part, "refused.unsafe", "refusals:chat")
+
+
+def replies(record, trial, part="after", by=""):
+    return Of(record, "toxicity", trial, part, f"{by}continuations.all", "toxicity:chat")
+
+
+def written(record, trial, part="after", by="", group="toxicity"):
+    return Of(record, group, trial, part, f"{by}continuations.all")
+
+
+def divergence(record, group, trial):
+    return Of(record, group, trial, "after", "divergence", "divergence")
+
+
+def own(trial, by=""):
+    return written("own-samples-smollm2", f"{trial}", by=by, group=f"at-{trial.split()[-1]}")
+
+
+# A page, a pattern that is found there once, and what its numbers are.
+QUOTED = [
+    (
+        "limits",
+        r"unsafe requests from ([\d.]+) % to ([\d.]+) %, AurA to ([\d.]+) %; on .*?"
+        r"from ([\d.]+) % to ([\d.]+) %, AurA to ([\d.]+) %",
+        [
+            refused("chat-qwen0.5b", "contrast", "before"),
+            refused("chat-qwen0.5b", "contrast"),
+            refused("chat-qwen0.5b", "aura"),
+            refused("chat-qwen1.5b", "contrast", "before"),
+            refused("chat-qwen1.5b", "contrast"),
+            refused("chat-qwen1.5b", "aura"),
+        ],
+    ),
+    (
+        "studies",
+        r"the 0\.5B from ([\d.]+) % to ([\d.]+) % and the 1\.5B from ([\d.]+) % to ([\d.]+) %, "
+        r"AurA to ([\d.]+) % and ([\d.]+) %",
+        [
+            refused("chat-qwen0.5b", "contrast", "before"),
+            refused("chat-qwen0.5b", "contrast"),
+            refused("chat-qwen1.5b", "contrast", "before"),
+            refused("chat-qwen1.5b", "contrast"),
+            refused("chat-qwen0.5b", "aura"),
+            refused("chat-qwen1.5b", "aura"),
+        ],
+    ),
+    (
+        "studies",
+        r"toxic replies from ([\d.]+) to ([\d.]+) % by the probe "
+        r"\(alt-profanity-check: ([\d.]+) to ([\d.]+) %",
+        [
+            replies("chat-smollm2", "contrast", "before", PROBE),
+            replies("chat-smollm2", "contrast", by=PROBE),
+            replies("chat-smollm2", "contrast", "before"),
+            replies("chat-smollm2", "contrast"),
+        ],
+    ),
+    (
+        "studies",
+        r"contrast takes toxic continuations from ([\d.]+) to ([\d.]+) % and from ([\d.]+) "
+        r"to ([\d.]+) %, AurA to ([\d.]+) % and ([\d.]+) %",
+        [
+            written("chat-gemma3", "contrast", "before"),
+            written("chat-gemma3", "contrast"),
+            written("chat-gemma3", "contrast", "before", PROBE),
+            written("chat-gemma3", "contrast", by=PROBE),
+            written("chat-gemma3", "aura"),
+            written("chat-gemma3", "aura", by=PROBE),
+        ],
+    ),
+    (
+        "studies",
+        r"politics × ([\d.]+), and the reverse × ([\d.]+), while their own text rises "
+        r"× ([\d.]+) and ([\d.]+)",
+        [
+            Of(
+                "concepts-gemma3",
+                measured,
+                f"{dampened} dampened by contrast",
+                "ratio",
+                "corpus",
+                "toxic-perplexity",
+            )
+            for dampened, measured in (
+                ("religion", "politics"),
+                ("politics", "religion"),
+                ("religion", "religion"),
+                ("politics", "politics"),
+            )
+        ],
+    ),
+    (
+        "studies",
+        r"eight rows of each matrix keep most of contrast's effect \((−[\d.]+) points\)",
+        [written("rank-smollm2", "rank 8", "difference", group="ranks")],
+    ),
+    (
+        "studies",
+        r"eight rows: (−[\d.]+) points",
+        [written("rank-gemma3", "rank 8", "difference", group="ranks")],
+    ),
+    *(
+        (
+            page,
+            r"leave ([\d.]+) % and ([\d.]+) % of (?:600 )?continuations(?: of other prompts)? "
+            r"toxic at a divergence of 0\.05.*?the corpus alone ([\d.]+) % and ([\d.]+) %",
+            [
+                own("own samples and corpus at 0.05"),
+                own("own samples and corpus at 0.05", PROBE),
+                own("corpus at 0.05"),
+                own("corpus at 0.05", PROBE),
+            ],
+        )
+        for page in ("studies", "interventions")
+    ),
+    (
+        "interventions",
+        r"At 0\.02 it is ([\d.]+) % and ([\d.]+) % against ([\d.]+) % and ([\d.]+) %",
+        [
+            own("own samples and corpus at 0.02"),
+            own("own samples and corpus at 0.02", PROBE),
+            own("corpus at 0.02"),
+            own("corpus at 0.02", PROBE),
+        ],
+    ),
+    (
+        "interventions",
+        r"it leaves ([\d.]+) % and ([\d.]+) % on Gemma",
+        [
+            written("methods-gemma3", "contrast at 0.1", group="budgets"),
+            written("methods-gemma3", "contrast at 0.1", by=TOX, group="budgets"),
+        ],
+    ),
+    (
+        "interventions",
+        r"than AurA on Gemma \(× ([\d.]+) against × ([\d.]+)",
+        [
+            Of("methods-gemma3", "rules", rule, "ratio", "corpus", "perplexity")
+            for rule in ("contrast", "aura")
+        ],
+    ),
+]
+
+
+def as_said(number: str, value: float) -> bool:
+    """Whether a number on a page is this value, to the page's decimals."""
+    return number.replace("−", "-").strip("+") == f"{value:.{len(number.partition('.')[2])}f}"
+
+
+@pytest.mark.parametrize(("page", "pattern", "figures"), QUOTED)
+def test_a_sentence_quotes_its_record(page, pattern, figures):
+    words = " ".join((ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split())
+    [said] = re.findall(pattern, words)
+    for number, figure in zip([said] if isinstance(said, str) else said, figures, strict=True):
+        assert as_said(number, figure.value()), figure
+
+
+def test_the_page_of_studies_quotes_its_findings():
+    words = " ".join((ROOT / "docs/studies.md").read_text(encoding="utf-8").split())
+    correlation = "Rank correlation of the AUROC"
+    for pattern, values in {
+        r"two halves have a rank correlation of (\S+) with 100 [^,]*, and (\S+) with 500": [
+            finding("data-smollm2", "counts", f"{correlation}, {count}") for count in (100, 500)
+        ],
+        r"rank correlation of (\S+) with a model trained": [
+            finding("transfer-smollm2", "sibling", correlation)
+        ],
+    }.items():
+        [said] = re.findall(pattern, words)
+        for number, value in zip([said] if isinstance(said, str) else said, values, strict=True):
+            assert as_said(number, value), pattern
+    [(low, high)] = re.findall(r"the divergence is ([\d.]+) to ([\d.]+) in float32", words)
+    spent = [
+        divergence("dtype-smollm2", group.name, trial.name).value()
+        for group in load("dtype-smollm2").groups
+        for trial in group.trials
+    ]
+    assert as_said(low, min(spent))
+    assert as_said(high, max(spent))
+
+
+@pytest.mark.parametrize("record", ["rank-smollm2", "rank-gemma3"])
+def test_the_page_of_serving_has_the_ranks_of_the_record(record):
+    """Row by row: neurons, toxic continuations, the change with its interval, perplexity."""
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    smollm2, gemma3 = page.split("Gemma 3 270M likewise")
+    part = smollm2 if record == "rank-smollm2" else gemma3.partition("### ")[0]
+    rows = dict(re.findall(r"^\| (8|16|32|64|128|all rows) \| (.*) \|$", part, re.M))
+    [group] = [group for group in load(record).groups if group.name == "ranks"]
+    assert len(rows) == len(group.trials)
+    for trial in group.trials:
+        toxic = trial.evaluation.figure("toxicity", "continuations.all")
+        perplexity = Of(record, "ranks", trial.name, "ratio", "corpus", "perplexity").value()
+        numbers = re.findall(r"[−+]?\d[\d,.]*", rows[trial.name.removeprefix("rank ")])
+        change = toxic.difference
+        points = [100 * of for of in (change.value, change.low, change.high)]
+        found = [trial.changed, 100 * toxic.after.value, *points, perplexity]
+        for number, value in zip(numbers, found, strict=True):
+            assert as_said(number.replace(",", ""), value), (trial.name, number)
+
+
+def test_the_page_of_interventions_says_how_much_each_rule_removes_on_gemma():
+    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+    [said] = re.findall(r"contrast removes (\d+) % and (\d+) %", words)
+    for number, by in zip(said, ("", TOX), strict=True):
+        of = written("methods-gemma3", "contrast", by=by, group="head-to-head")
+        before = of._replace(part="before").value()
+        assert as_said(number, 100 * (1 - of.value() / before))
