@@ -10,6 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from sordino.cli.app import COMMANDS, describe
+
 # The page that `make results` makes, in hours: a checkout may be without it.
 _UNMEASURED = (
     "# Results\n\nThis checkout has none yet. `make results` measures and writes this page.\n"
@@ -22,6 +24,12 @@ _LOADED = re.compile(
     r"""\bhref=["']?((?:https?:)?//[^"'\s>]+)"""
 )
 _LINKED = re.compile(r"""<a\b[^>]*\bhref=["'](\w+:[^"']*)["']""")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Have the page of the command line show the whole help of each command."""
+    describe(*COMMANDS)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

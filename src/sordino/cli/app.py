@@ -55,27 +55,25 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=_shown_default),
 )
 # Named by import path, so that `--help` imports none of them.
-for _title, _commands in {
+_GROUPS = {
     "The job, and its steps": {
-        "run": "The whole job: find, dampen, bake, measure before and after, report.",
+        "run": "Do the whole job: find, dampen, bake, measure before and after, report.",
         "find": "Measure how well each neuron recognises a concept.",
         "bake": "Write dampening factors into a model's weights, or as an adapter.",
         "evaluate": "Measure a model, or a dampened one against its original.",
     },
-    "Which intervention": {
-        "tune": "Find the rule, the sites and the size that remove most within a budget.",
-        "study": "Answer a question about a model, with figures and a page.",
-        "reproduce": "Reproduce a published row, and compare our figures with theirs.",
+    "Comparing rules": {
+        "tune": "Find the rule, the linear layers and the strength that remove most in a budget.",
+        "study": "Answer a question about one model or several, with figures and a page.",
+        "reproduce": "Repeat a published result or a run, and compare the figures.",
     },
-    "Trying it out": {
+    "Using the result": {
         "chat": "Talk to a model and its quiet counterpart, side by side.",
-    },
-    "In service": {
         "push": "Push a dampened model, an adapter or an expertise to the hub, with its card.",
         "replay": "Send the prompts of a log to the original and the dampened server, and compare.",
     },
-    "What was done": {
-        "inspect": "Show a model's sites, an expertise file, or what was done to a model.",
+    "Looking at an edit, and undoing it": {
+        "inspect": "Show a model's linear layers, an expertise file, or what was done to a model.",
         "explore": "Write a page that shows every neuron.",
         "diff": "Show what an edit changed between two models or files.",
         "undo": "Restore the original model from a baked folder.",
@@ -84,16 +82,31 @@ for _title, _commands in {
         "doctor": "Check packages, devices, disk space and the hub, and say what to fix.",
         "kit": "Show what the demo kit contains, or download parts of it.",
     },
-}.items():
+}
+COMMANDS = {name: line for group in _GROUPS.values() for name, line in group.items()}
+"""Each command with its line in the list of commands."""
+for _title, _commands in _GROUPS.items():
     _group = Group.create_ordered(_title)
-    for _name, _help in _commands.items():
-        app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_help, group=_group)
+    for _name, _line in _commands.items():
+        app.command(f"sordino.cli.{_name}:{_name}", name=_name, help=_line, group=_group)
 app.command(
     "sordino.cli.completion:install_completion",
     name="--install-completion",
     help="Let the shell complete commands, flags and file names.",
     group=_group,  # the last one: this machine
 )
+
+
+def describe(*names: str) -> None:
+    """Let these commands describe themselves by their whole docstrings.
+
+    A command that is registered by its import path has nothing but its line in the list to say.
+
+    Args:
+        names: Of `COMMANDS`; they are imported.
+    """
+    for name in names:
+        app[name].help = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\nHere, for sordino type: {here}")
             return
         with worded(in_flags):
-            app(expand(given), exit_on_error=False, print_error=False)
+            words = expand(given)
+            describe(*(word for word in words[:1] if word in COMMANDS))
+            app(words, exit_on_error=False, print_error=False)
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:

@@ -42,7 +42,7 @@ def bake(
     opening: ModelOptions = ModelOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Write dampening factors into a model's weights.
+    """Write dampening factors into a model's weights, or as an adapter.
 
     A transformers folder is edited shard by shard; all other bytes are copied. In a quantised one
     (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes) the scales are edited. If the output's name

@@ -22,7 +22,7 @@ def diff(
     *,
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Show what an edit changed between two models, or two files.
+    """Show what an edit changed between two models or files.
 
     Exit status: 0 if nothing differs, 1 if something does, 2 if they cannot be compared.
 

@@ -7,7 +7,7 @@ from sordino.cli.options import JsonOptions, print_columns, print_json
 
 
 def doctor(*, hub: bool = False, printing: JsonOptions = JsonOptions()) -> None:
-    """Check packages, devices, disk space, caches and the hub, and say how to fix what is missing.
+    """Check packages, devices, disk space and the hub, and say what to fix.
 
     Exit status: 0 if everything that is required is there, else 1.
 

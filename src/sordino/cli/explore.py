@@ -61,7 +61,7 @@ def explore(
     rule: InterventionOptions = InterventionOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Write a page that shows every neuron, and open it.
+    """Write a page that shows every neuron.
 
     It is one HTML file that needs no server: a map of all neurons with their AUROCs and factors, a
     search, and the top neurons in detail: the sentences that excite them most and least, their ROC

@@ -18,7 +18,7 @@ def inspect(
     opening: ModelOptions = ModelOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Show a model's linear layers, an expertise file, or what was done to a dampened model.
+    """Show a model's linear layers, an expertise file, or what was done to a model.
 
     For an expertise file it also shows what the intervention would do at the given strength.
 

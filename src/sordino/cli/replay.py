@@ -36,11 +36,11 @@ def replay(
     judging: JudgeOptions = JudgeOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Send the prompts of logs to the original and the dampened server, and compare over time.
+    """Send the prompts of a log to the original and the dampened server, and compare.
 
     Both servers get the same prompts with the same seed; their answers are scored and kept in a
     DuckDB file. You may look at the page's interval every day. To continue after an interruption,
-    or when the logs have grown, run the same command again.
+    or when the log has grown, run the same command again.
 
     Parameters
     ----------

@@ -29,10 +29,11 @@ def reproduce(
     device: str = "auto",
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Reproduce a published row, or somebody's run, and compare our figures with theirs.
+    """Repeat a published result or a run, and compare the figures.
 
-    A row needs the hub and the memory that --list shows; a run needs what it needed before. To
-    continue after an interruption, run the same command again.
+    A published result needs the hub and the memory that --list shows. A run, of yours or somebody
+    else's, needs what it needed the first time. To continue after an interruption, run the same
+    command again.
 
     Parameters
     ----------

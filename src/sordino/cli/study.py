@@ -126,17 +126,26 @@ def study(
 ) -> None:
     """Answer a question about one model or several, with figures and a page.
 
-    methods: which rule removes most at the same divergence? rivals: do other methods at their best
-    remove more? ranking: does the ranking of the neurons matter? layers: which layers and kinds of
-    site matter? subset: how many neurons are enough? soft-or-hard: AurA, or one factor for the
-    best neurons? ingredients: what does contrast need? own-samples: do the model's own
-    continuations help? halfway: does measuring again halfway help? curvature: do costs of neurons
-    together help? attention: do attention's sites help? data: how many sentences are enough?
-    concepts: does dampening one concept dampen others? prompting: does it hold with pre-prompts?
-    diversity: is the text poorer? dtype: does it hold in 16 bits and quantised? overhead: is the
-    model slower? transfer: does it hold on a sibling (--sibling)? rank: how few rows of each
-    matrix are enough? chat: how do replies, refusals and texts about groups change, and does
-    protection help?
+    - methods: which rule removes most at the same divergence?
+    - rivals: do other published methods, each at its best, remove more?
+    - ingredients: what does each part of contrast contribute?
+    - own-samples: do the model's own continuations make contrast better?
+    - halfway: does it help to measure the benefits again halfway to the edit?
+    - curvature: does it help to measure the costs of neurons together?
+    - ranking: does the ranking of the neurons matter?
+    - layers: which layers, and which kinds of linear layer, matter?
+    - subset: how many neurons are enough?
+    - soft-or-hard: AurA, or one factor for the best neurons?
+    - attention: do attention's linear layers help?
+    - data: how many sentences are enough?
+    - concepts: does dampening one concept dampen others?
+    - chat: what happens to replies, refusals and text about groups, and does protection help?
+    - prompting: does the edit hold after pre-prompts?
+    - diversity: does the text become less diverse?
+    - dtype: does the edit hold in 16 bits and in quantised weights?
+    - overhead: is the model slower?
+    - rank: how few rows of each matrix are enough?
+    - transfer: does expertise hold for a model that was trained further (--sibling)?
 
     Neurons are found in float32; --dtype is for the measurements. To continue an interrupted study,
     or to extend it with other sizes, run the command again.

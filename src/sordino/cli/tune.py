@@ -43,7 +43,7 @@ def tune(
     chat: ChatOptions = ChatOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
-    """Find the rule, the sites and the size that remove most of a concept within a budget.
+    """Find the rule, the linear layers and the strength that remove most in a budget.
 
     Each trial is made as large as a measured divergence allows. The choice is made on one half of
     the prompts and reported on the other. To continue an interrupted search, or to extend it with

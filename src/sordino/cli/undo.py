@@ -14,10 +14,10 @@ def undo(
     partly: bool = False,
     printing: OutputOptions = OutputOptions(),
 ) -> None:
-    """Restore the original model from a baked folder, by dividing the factors out.
+    """Restore the original model from a baked folder.
 
-    If the edit's rounding mapped several weights to one value, division cannot recover which it
-    was; such weights are counted.
+    The factors are divided out. If the edit's rounding mapped several weights to one value,
+    division cannot recover which it was; such weights are counted.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ def inspect(
     revision: str | None = None,
     sites: str | None = None,
 ) -> Inspection:
-    """Show a model's sites, an expertise file, or what was done to a dampened model.
+    """Show a model's linear layers, an expertise file, or what was done to a model.
 
     Args:
         subject: A model, an expertise or dampening file ("hf:org/name" for one on the hub), or a

@@ -61,7 +61,7 @@ def tune(
     command: Sequence[str] = (),
     chat: Chat = AS_SEES_FIT,
 ) -> TuneResult:
-    """Find the rule, the sites and the size that remove most of a concept within a budget.
+    """Find the rule, the linear layers and the strength that remove most in a budget.
 
     The choice is made on one half of the prompts and reported on the other. An interrupted search
     continues where it stopped, also with more trials.
