@@ -130,7 +130,7 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class Dampening:
-    """One factor a neuron, by which its output is multiplied, and with some rules a shift.
+    """One factor per neuron, by which its output is multiplied, and with some rules a shift.
 
     Args:
         factors: By site path, float32 [neurons], finite.
@@ -472,7 +472,7 @@ def by_neuron(module: Any, values: Tensor) -> Tensor:
 
     Args:
         module: A linear layer, a matrix of MoE experts, or a norm's gain.
-        values: One value a neuron.
+        values: One value per neuron.
     """
     if isinstance(module, ExpertMatrix):
         of_experts = values.view(module.experts, -1)

@@ -19,5 +19,5 @@ def aura_factor(auroc: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @intervention()
 def aura(expertise: Expertise) -> Factors:
-    """The paper's: each neuron above chance by 1 − Gini; no setting."""
+    """The paper's rule: multiply each neuron above chance by 1 − Gini. It has no settings."""
     return {site: aura_factor(auroc) for site, auroc in expertise[Statistic.AUROC].items()}

@@ -33,27 +33,27 @@ def contrast(
     rows: int | None = None,
     evidence: Literal["all", "corpus", "own"] = "all",
 ) -> Factors:
-    """Dampen by benefit over cost, as far as a divergence of `budget` (nats a token) goes.
+    """Dampen by benefit over cost, within a divergence of `budget` (nats per token).
 
-    With a neuron's benefit b, its attribution to positive less that to negative text, and its cost
-    F (see `sordino.expertise.attribution`), dampening by d lowers the log-likelihood of positive
-    text against negative text by Σ d·b at a divergence of about ½·Σ d²·F. The best d for a given
-    divergence, by Lagrange's multiplier and kept in [−amplify, 1], is clip(λ·b/F, −amplify, 1); λ
-    is found by halving intervals. Of b only that counts which sampling error does not explain
-    (`sordino.interventions.shrinkage`).
+    Let b be a neuron's benefit, its attribution to positive text minus that to negative text, and F
+    its cost (see `sordino.expertise.attribution`). Dampening by d lowers the log-likelihood of
+    positive text relative to negative text by Σ d·b, at a divergence of about ½·Σ d²·F. By
+    Lagrange's multiplier, the best d in [−amplify, 1] within a divergence is
+    clip(λ·b/F, −amplify, 1); λ is found by bisection. b is shrunk by its sampling error first
+    (`sordino.interventions.shrinkage`). docs/interventions.md has the derivation.
 
-    Where the expertise has own samples, they are a second benefit: by how much a judge's mean score
-    of what the model writes falls. The two have different units, so `together`
-    combines them, and its result takes the place of b.
+    If the expertise has own samples, they are a second benefit: by how much a judge's mean score
+    of what the model writes falls. The two have different units, so `together` combines them, and
+    its result takes the place of b.
 
-    The divergence is the diagonal estimate, and the real one is larger:
-    `sordino.tuning.calibrate` finds the budget that gives a divergence which is measured.
+    `budget` bounds the diagonal estimate, and the real divergence is usually larger:
+    `sordino.tuning.calibrate` finds the budget that gives a measured divergence.
 
     Args:
         expertise: With attribution.
-        budget: Nats a token.
-        amplify: Neurons that serve negative text more are amplified, by at most this share of
-            their response; 0 leaves them alone.
+        budget: In nats per token.
+        amplify: Neurons with a negative benefit are amplified, by at most this share of their
+            response; 0 leaves them alone.
         rows: The most neurons of each site that are changed: those that together gain most under
             the budget, see `amounts`.
         evidence: "all" takes own samples and the labelled sentences together, where there are own

@@ -12,10 +12,10 @@ _NEEDS = (Statistic.MEAN_POSITIVE, Statistic.MEAN_NEGATIVE)
 
 @intervention(_NEEDS, shifts=True)
 def mean_shift(expertise: Expertise) -> Affine:
-    """Shift every neuron by its mean in the negative class less that in the positive class.
+    """Add to every neuron its mean in the negative class minus that in the positive class.
 
-    z → z + mean_negative − mean_positive, for all neurons whatever their AUROC; none where a
-    response was no finite number. It is the transport map between distributions that differ in
+    z → z + mean_negative − mean_positive, for all neurons whatever their AUROC, except those with
+    a response that is not finite. It is the transport map between distributions that differ in
     their means alone (the mean transport, Mean-AcT, of Rodriguez et al., 2024, arXiv:2410.23054,
     table 1; as a vector, the difference-of-means steering of Rimsky et al., 2023,
     arXiv:2312.06681). With an expertise that was measured with `causal="mean_shift"`, layers were

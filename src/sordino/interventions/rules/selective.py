@@ -11,9 +11,9 @@ from sordino.interventions.rules.aura import aura_factor
 
 @intervention()
 def selective(expertise: Expertise, rate: float = 0.05) -> Factors:
-    """AurA on the neurons that know the concept, at a false discovery rate (0.05 if not set).
+    """AurA for neurons significantly above chance, by a false discovery rate (0.05 if not set).
 
-    Under chance the AUROC of p positive and n negative sentences has mean ½ and variance
+    By chance alone, the AUROC of p positive and n negative sentences has mean ½ and variance
     (p + n + 1) / (12·p·n) (Mann and Whitney, 1947; ties make it smaller, so that this errs on the
     side of leaving neurons alone). One-sided p-values over all neurons, Benjamini and Hochberg
     (1995).

@@ -8,6 +8,6 @@ from sordino.interventions.rules.aura import aura_factor
 
 @intervention([Statistic.STRATIFIED_AUROC])
 def stratified(expertise: Expertise) -> Factors:
-    """AurA's factors of the AUROC within strata, such as sentences of like length."""
+    """AurA with the AUROC within strata, such as sentences of similar length."""
     within = expertise[Statistic.STRATIFIED_AUROC]
     return {site: aura_factor(auroc) for site, auroc in within.items()}
