@@ -82,6 +82,7 @@ def on_a_gpu() -> int:
         ("docs/studies.md", r"(\S+) of these pages were measured on a GPU", on_a_gpu),
         ("docs/reproduction.md", r"None of the (\S+) recipes", recipes),
         ("docs/reproduction.md", r"recipes/` has (\w+)\)", recipes),
+        ("CHANGELOG.md", r"change, in (\S+) tensor\s+types", lambda: len(KINDS)),
         ("CHANGELOG.md", r"study`: (\S+) questions about a model", lambda: len(STUDIES)),
         ("CHANGELOG.md", r"(\S+) architecture families\s+tested", lambda: len(families.SUPPORTED)),
     ],
