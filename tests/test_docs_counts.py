@@ -243,7 +243,7 @@ _REPLACED = {
     r"dealt out": "permuted, or split",
     r"turned down|turns? \w+ down": "dampened",
     r"by hooks": "with forward hooks",
-    r"chose nothing(?!:)": "held-out",
+    r"chose nothing": "held-out",
     r"(tell|told|tells) \w* ?apart": "classified, separated",
     r"(nats|bytes|factor|vector|scales?|sentences?|prompts?|entry|texts?|numbers?|line|requests) "
     r"a (token|neuron|class|site|row|line|prompt|weight|layer|minute)\b": "per",
