@@ -142,6 +142,16 @@ def test_what_a_page_says_exists(page):
 
 
 @pytest.mark.parametrize(
+    "page", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/studies/*.md"))
+)
+def test_the_commands_of_a_study_exist(page):
+    found = blocks(page)
+    assert found
+    for block in found:
+        check(block)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         "sordino bake MODEL x.safetensors -o quiet/ --vrify",
