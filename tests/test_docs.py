@@ -141,6 +141,21 @@ def test_what_a_page_says_exists(page):
         check(block)
 
 
+SOURCES = [
+    f"/{path.relative_to(ROOT)}"
+    for top in ("src", "tests", "benchmarks", "tools")
+    for path in (ROOT / top).rglob("*.py")
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_modules_that_exist(page):
+    made_up = "sordino_halves/"  # the package in CONTRIBUTING.md
+    named = re.findall(r"`([\w./]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
+    gone = [n for n in named if not any(path.endswith(f"/{n}") for path in SOURCES)]
+    assert [name for name in gone if not name.startswith(made_up)] == []
+
+
 @pytest.mark.parametrize(
     "page", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/studies/*.md"))
 )
