@@ -169,11 +169,6 @@ def done(dampening: Dampening) -> str:
     return "dampened" if lowered and not dampening.shifted else "changed"
 
 
-def _why(dampening: Dampening) -> str:
-    # A rule with shifts changes neurons whether they recognise the concept or not.
-    return "for recognising" if done(dampening) == "dampened" else "to weaken"
-
-
 def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> list[Phrase]:
     """The run's plain answer.
 
@@ -188,7 +183,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         [
             (False, f"Of the {dampening.neurons:,} neurons of {model}, "),
             (True, f"{dampening.changed:,} ({100 * share:.1f} %)"),
-            (False, f" were {done(dampening)} {_why(dampening)} “{concept}”."),
+            (False, f" were {done(dampening)} to weaken “{concept}”."),
         ]
     ]
     phrases += [_change(row, subject) for row, subject in _main(found)]
