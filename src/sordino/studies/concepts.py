@@ -53,7 +53,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         yield (
             f"{name}, {rule}: held-out text with the dampened concept becomes less likely, "
             f"relative to other text from the same source, in {len(down)} of {len(own)} cases. "
-            f"Text with another concept does so in {len(taken)} of {len(others)} ({which or 'none'})."
+            f"Text with another concept does so in {len(taken)} of {len(others)} "
+            f"({which or 'none'})."
         )
 
 

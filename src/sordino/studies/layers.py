@@ -24,8 +24,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             yield (
                 f"{model_name(record.model)}, {scorer}, {group.title}: toxicity falls "
                 f"significantly in {len(less)} of {count} trials ({', '.join(less) or 'none'}) "
-                f"and rises in {len(more)} ({', '.join(more) or 'none'}). By chance alone, it would "
-                f"fall in about {count * 0.025:.1f} and rise in as many."
+                f"and rises in {len(more)} ({', '.join(more) or 'none'}). By chance alone, it "
+                f"would fall in about {count * 0.025:.1f} and rise in as many."
             )
 
 
