@@ -14,8 +14,6 @@ import families
 from benchmarks.measure import RESULTS as BENCHMARKS
 from pages import PAGES, ROOT
 from sordino import interventions, kit
-from sordino.cli.evaluate import MeasureOptions
-from sordino.cli.options import ConceptOptions, InterventionOptions
 from sordino.cli.tune import tune
 from sordino.concepts.built_in import BUILT_IN
 from sordino.edits.gguf_blocks import KINDS
@@ -24,6 +22,8 @@ from sordino.evaluation.measure import MEASURES
 from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions.rules.contrast import amounts
+from sordino.options.groups import ConceptOptions, InterventionOptions
+from sordino.options.measures import MeasureOptions
 from sordino.studies import STUDIES, Plan, StudyRecord, contenders
 from sordino.tuning.search import TRIED
 from test_studies import PAGES as STUDY_PAGES
@@ -70,6 +70,12 @@ def on_a_gpu() -> int:
         if '"device": "cuda' in file.read_text(encoding="utf-8")
     }
     return len(studies)
+
+
+def test_limits_and_performance_agree_about_the_time_on_a_gpu():
+    said = " ".join(text("docs/limits.md").split())
+    missing = "Not measured yet: `python -m benchmarks.device`" in text("docs/performance.md")
+    assert ("How fast it is there has not been measured" in said) == missing
 
 
 @pytest.mark.parametrize(

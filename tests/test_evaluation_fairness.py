@@ -8,7 +8,6 @@ import torch
 
 from families import tiny_folder
 from sordino import kit
-from sordino.cli.evaluate import MeasureOptions
 from sordino.errors import UserError
 from sordino.evaluation import (
     SCORERS,
@@ -29,6 +28,7 @@ from sordino.evaluation.scorers.refusal import refuses
 from sordino.evaluation.scorers.verdict import Asking, VerdictScorer
 from sordino.evaluation.texts import Text, read_texts
 from sordino.models.open import open_model
+from sordino.options.measures import MeasureOptions
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from families import tiny_folder
 from sordino import hub, kit
 from sordino.cli.app import main
-from sordino.cli.evaluate import MeasureOptions
 from sordino.errors import UserError
 from sordino.evaluation import (
     SCORERS,
@@ -32,6 +31,7 @@ from sordino.evaluation.scorers import lexicon as lexicon_module
 from sordino.evaluation.scorers.lexicon import Lexicon
 from sordino.evaluation.statistics import compare_gaps
 from sordino.evaluation.texts import Text, choose_evenly, texts_fingerprint
+from sordino.options.measures import MeasureOptions
 
 CPU = torch.device("cpu")
 TEMPLATES = (

@@ -15,7 +15,6 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from families import tiny_folder
 from sordino import evaluation, kit
 from sordino.cli.app import main
-from sordino.cli.evaluate import MeasureOptions
 from sordino.concepts.built_in import undo_escapes
 from sordino.concepts.labels import classes_of
 from sordino.concepts.readers import read_table
@@ -42,6 +41,7 @@ from sordino.evaluation.scorers import detoxify
 from sordino.evaluation.statistics import any_of, cohens_kappa, compare, pearson, worst_of
 from sordino.evaluation.texts import read_texts
 from sordino.evaluation.writing import PRE_PROMPTS, encode_raw, pre_prompt_text
+from sordino.options.measures import MeasureOptions
 
 CPU = torch.device("cpu")
 WORDS = ["the cat", "in the end", "who", "a dog and", "the other", "an old bridge", "one"]

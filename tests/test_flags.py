@@ -16,6 +16,9 @@ NOT_MESSAGES = {
     "examination.py",  # what doctor prints
     "folders.py",  # a recipe's first line
     "jobs/tune.py",  # the command for the next step
+    "options/groups.py",  # the help of flags
+    "options/measures.py",
+    "options/recipe.py",  # a recipe's first line
     "pipeline.py",  # commands for the next step
     "sharing/bundle.py",
     "report/explorer/exploring.py",

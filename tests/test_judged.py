@@ -1,11 +1,13 @@
 """Concepts without labels: what the model writes, and a judge's verdict of each."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import sordino
 from chat_templates import FAMILIES
 from conftest import sentences
 from families import tiny_model
@@ -16,7 +18,7 @@ from sordino.evaluation import judged as module
 from sordino.evaluation.judged import Judged
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.own_samples import OwnPlan
-from sordino.expertise import Expertise, own
+from sordino.expertise import AttributionSettings, Expertise, SweepSettings, own
 from sordino.models.chat import RAW, Chat
 from sordino.models.open import open_model
 
@@ -93,6 +95,30 @@ def test_find_takes_a_judge_and_leaves_a_file_that_is_the_same_concept(here, cap
             np.testing.assert_array_equal(one[name][site], other[name][site])
 
 
+def test_the_function_takes_a_judge_as_the_command_does(here):
+    """To the same bytes; without a file to write, the sentences would be lost."""
+    main(
+        [
+            *("find", "speaks", "--concept", JUDGE, *TAKING, "--own", "--chat", "off"),
+            *("-o", "x.expertise.safetensors"),
+        ]
+    )
+    plan = OwnPlan("prompts.txt", continuations=6, new_tokens=8)
+    asked = {
+        "settings": SweepSettings(chat=RAW),
+        "attribution": AttributionSettings(20),
+        "own": plan,
+        "device": "cpu",
+    }
+    judged = Judged(replace(plan, judge="yes-no:judge"))
+    sordino.find_experts("speaks", judged, **asked, output="y.expertise.safetensors")
+    for name in ("expertise.safetensors", "judged.jsonl"):
+        assert (here / f"y.{name}").read_bytes() == (here / f"x.{name}").read_bytes()
+    assert not list(here.glob(".*"))
+    with pytest.raises(UserError, match="`output`"):
+        sordino.find_experts("speaks", judged, **asked)
+
+
 def test_a_killed_command_writes_and_judges_nothing_twice(here, monkeypatch):
     """And own samples of the same plan are those of the concept."""
     arguments = [
@@ -110,7 +136,7 @@ def test_a_killed_command_writes_and_judges_nothing_twice(here, monkeypatch):
 
     monkeypatch.setattr(own, "generate", counting)
     with monkeypatch.context() as patch:
-        patch.setattr("sordino.expertise.find.find_experts", killed)
+        patch.setattr("sordino.expertise.find_experts", killed)
         with pytest.raises(SystemExit):
             main(arguments)
     once = len(written)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sordino import progress
 from sordino.errors import UserError
 from sordino.interventions.adapter import Adapter
 from sordino.models.tokenise import Placed
@@ -105,22 +106,28 @@ def test_what_is_adapted_is_what_the_merged_weights_do(open_tiny, tmp_path):
 def test_an_interrupted_training_goes_on_to_the_same_bytes(open_tiny, tmp_path, monkeypatch):
     opened, pairs = open_tiny("llama"), made_pairs()
     train(opened, pairs, 3, tmp_path / "whole").save(tmp_path / "whole.safetensors")
-    save, calls = preference._save, []
+    save, track, calls, tracked = torch.save, progress.track, [], []
 
     def failing(*args):
-        save(*args)
         calls.append(args)
-        if len(calls) == 3:  # the margins and two passes
+        if len(calls) == 4:  # after the margins and two passes
             raise KeyboardInterrupt
+        save(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preference, "_save", failing)
+        patch.setattr(torch, "save", failing)
         with pytest.raises(KeyboardInterrupt):
             train(opened, pairs, 3, tmp_path / "cut")
-    monkeypatch.setattr(preference, "_margins", None)
+
+    def tracking(title, *args):
+        tracked.append(title)
+        return track(title, *args)
+
+    monkeypatch.setattr(progress, "track", tracking)
     train(opened, pairs, 3, tmp_path / "cut").save(tmp_path / "cut.safetensors")
     whole, cut = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
+    assert tracked == ["training"]  # and the margins were not computed again
 
 
 def test_no_prompt_is_learned_from_and_held_out():

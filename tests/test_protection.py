@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sordino.cli.options import SweepOptions
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.evaluation import Perplexity, prepare
@@ -13,6 +12,7 @@ from sordino.expertise.attribution import AttributionSettings, passages
 from sordino.expertise.find import find_experts
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import dampen
+from sordino.options.groups import SweepOptions
 from test_chat_find import opened_with, sentences
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import tiny_folder
 from sordino.cli.app import app, main
-from sordino.cli.evaluate import MeasureOptions
-from sordino.cli.options import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
-from sordino.cli.recipe import expand, read, recipe_of, schema
+from sordino.cli.recipe import expand
 from sordino.errors import UserError
+from sordino.options.groups import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
+from sordino.options.job import Job
+from sordino.options.measures import MeasureOptions
+from sordino.options.recipe import read, recipe_of, schema
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f\r"), min_size=1, max_size=9)
 
@@ -51,6 +53,9 @@ def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, openi
     ):
         assert found.get(name, type(value)()) == value
     assert found["seed"] == seed
+    job = Job.of_recipe(read(file))
+    assert job == Job("m", seed, (), concept, rule, MeasureOptions(), opening, sweep)
+    assert Job.of_recipe(tomllib.loads(job.recipe())) == replace(job, rule=job.decided)
 
 
 def test_what_is_typed_goes_before_the_recipe(tmp_path):

@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sordino.cli.bake import Format
-from sordino.cli.evaluate import MeasureOptions
-from sordino.cli.options import ConceptOptions, InterventionOptions
 from sordino.concepts import BUILT_IN
 from sordino.edits.formats import FORMATS
 from sordino.errors import UserError
@@ -19,6 +17,8 @@ from sordino.evaluation.measure import register
 from sordino.interventions import RULES
 from sordino.interventions.registry import intervention
 from sordino.interventions.settings import settings_of
+from sordino.options.groups import ConceptOptions, InterventionOptions
+from sordino.options.measures import MeasureOptions
 from sordino.registry import Registry
 
 NAMES = st.dictionaries(st.text("abcdefgh-", min_size=1, max_size=6), st.integers(), max_size=8)

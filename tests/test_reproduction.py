@@ -10,9 +10,10 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.evaluation.measures.toxicity import Toxicity
 from sordino.reproduction import reproduce as carrying_out
+from sordino.reproduction.changes import Changes
 from sordino.reproduction.comparison import Reproduction, compare_with
 from sordino.reproduction.recipe import Published, Recipe, recipe_named, recipes
-from sordino.reproduction.reproduce import Changes, lacking
+from sordino.reproduction.reproduce import lacking
 
 ROWS = {
     "falcon-40b": None,
@@ -88,6 +89,9 @@ def test_what_is_not_at_hand_is_told_before_any_work(call, tmp_path):
     assert status == 2
     assert "gpt2-xl cannot be reproduced here: it lacks a hub that answers (for openai" in err
     assert not (tmp_path / "out/model").exists()
+    # Also where a folder has its name, as an interrupted reproduction leaves it.
+    (tmp_path / "gpt2-xl").mkdir()
+    assert "lacks a hub that answers" in call("reproduce", "gpt2-xl")[2]
     assert "did you mean gpt2-xl" in call("reproduce", "gpt2xl")[2]
     assert "Name a recipe: falcon-40b" in call("reproduce")[2]
     assert "none.toml" in call("reproduce", "none.toml")[2]

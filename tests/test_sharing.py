@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import sordino
 from conftest import sentences
 from families import tiny_folder
 from sordino import hub
@@ -674,7 +675,7 @@ def test_somebody_s_run_is_done_again_and_gives_the_same_figures(made, online, c
 
 
 def test_a_run_of_a_gguf_file_is_done_again_too(made, online, call_in):
-    """Its record is in the file, which is not fetched: the recipe and the figures lie beside it."""
+    """Its record is in the file, which is not fetched: a copy, the recipe and the figures are."""
     call = call_in(made)
     tiny_gguf(made / "small.gguf")
     status, _, error = call(
@@ -684,13 +685,21 @@ def test_a_run_of_a_gguf_file_is_done_again_too(made, online, call_in):
     )
     assert status == 0, error
     push(made / "small-quiet.gguf", "org/small-quiet", license="mit")
-    assert "sordino.json" not in online.files("org/small-quiet")
+    files = online.files("org/small-quiet")
+    assert "sordino.json" not in files
+    copy = json.loads(files["sordino/provenance.json"])
+    assert copy.items() <= read_provenance(made / "small-quiet.gguf").as_json().items()
     status, _, error = call("reproduce", "hf:org/small-quiet", "-o", "small-again")
     assert status == 0, error
     found = json.loads((made / "small-again/again.json").read_text())
     assert {each["verdict"] for each in found["figures"]} == {"same"}
     assert found["differences"] == []
     assert diff(made / "small-quiet.gguf", made / "small-again/model.gguf").changed == ()
+    # Who pushed without the copy of the record leaves something open, which is said.
+    online.put("org/old", {k: v for k, v in files.items() if k != "sordino/provenance.json"})
+    assert call("reproduce", "hf:org/old", "-o", "small-again")[0] == 0
+    [difference] = json.loads((made / "small-again/again.json").read_text())["differences"]
+    assert "was not fetched" in difference
     # Another file of the same name is said to be one.
     tiny_gguf(made / "small.gguf", seed=1)
     status, _, error = call("reproduce", "hf:org/small-quiet", "-o", "small-other")
@@ -698,3 +707,44 @@ def test_a_run_of_a_gguf_file_is_done_again_too(made, online, call_in):
     [difference] = json.loads((made / "small-other/again.json").read_text())["differences"]
     assert "weights" in difference
     assert "small.gguf" in difference
+
+
+def test_the_function_repeats_a_run_of_a_file_and_says_what_differs(made, tmp_path, monkeypatch):
+    """Also in the intervention and the sentences, whose record is in the file."""
+    for name in ("calm.jsonl", "prompts.txt", "prose.txt"):
+        shutil.copyfile(made / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    tiny_gguf(tmp_path / "small.gguf")
+    arguments = [
+        *("run", "small.gguf", "--concept", "calm.jsonl", "--texts", "prose.txt"),
+        *("--measure", "perplexity", "--intervention", "aura", "-o", "quiet.gguf"),
+    ]
+    main(arguments)
+    found, file = sordino.reproduce("quiet.gguf")
+    assert file == Path("quiet-again/again.json")
+    assert found.differences == ()
+    assert {each.verdict for each in found.figures} == {"same"}
+    assert json.loads(file.read_text()) == found.model_dump(mode="json")
+    assert Path("quiet-again/model.gguf").read_bytes() == Path("quiet.gguf").read_bytes()
+    recipe, again = (
+        tomllib.loads(Path(name, "recipe.toml").read_text())
+        for name in ("quiet.sordino", "quiet-again/model.sordino")
+    )
+    assert again == recipe
+    (tmp_path / "other.jsonl").write_text(
+        "".join(
+            json.dumps({"text": text, "label": number % 2}) + "\n"
+            for number, text in enumerate(sentences(44, 9))
+        )
+    )
+    changes = sordino.Changes(concept="other.jsonl")
+    assert sordino.reproduce("quiet.gguf", "b", changes)[0].differences == ("other sentences",)
+    main([*arguments[:-1], "half.gguf", "--strength", "0.5"])
+    shutil.copyfile("half.sordino/recipe.toml", "quiet.sordino/recipe.toml")
+    [difference] = sordino.reproduce("quiet.gguf", "c")[0].differences
+    assert "another intervention" in difference
+    with pytest.raises(UserError, match=r"none\.gguf does not exist"):
+        sordino.reproduce("none.gguf")
+    Path("quiet.sordino/recipe.toml").unlink()
+    with pytest.raises(UserError, match="cannot be repeated"):
+        sordino.reproduce("quiet.gguf", "d")

@@ -2,6 +2,7 @@
 
     python -m tools.compatibility oldest newest     # both ends of the tested range
     python -m tools.compatibility released          # the newest release, whatever the range says
+    python -m tools.compatibility newest --tests streaming experts    # some of the files
 
 The slow tests are among them, for they have every family of models. Each end has an environment of
 its own, `.compatibility/END`: transformers, what that version needs otherwise than it is here, and
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -38,15 +40,16 @@ def main() -> None:
     """Run the tests at each end that is named; the exit status counts the ends that failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("ends", nargs="+", choices=ENDS)
+    parser.add_argument("--tests", nargs="+", choices=TESTS, default=TESTS)
     given = parser.parse_args()
-    sys.exit(sum(not passes(end) for end in given.ends))
+    sys.exit(sum(not passes(end, given.tests) for end in given.ends))
 
 
-def passes(end: str) -> bool:
+def passes(end: str, names: Sequence[str] = TESTS) -> bool:
     """Whether the tests pass at one end; what they say goes to the terminal."""
     python = prepare(end)
     start = time.perf_counter()
-    tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+    tests = [ROOT / "tests" / f"test_{name}.py" for name in names]
     ended = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *tests],
         cwd=ROOT,

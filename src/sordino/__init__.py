@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         Expertise,
         OwnSettings,
         SweepSettings,
-        find_experts,
         plan_find,
     )
     from sordino.interventions import (
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     )
     from sordino.jobs.chat import chat
     from sordino.jobs.evaluate import evaluate
+    from sordino.jobs.find import find_experts
     from sordino.jobs.inspect import Inspection, inspect
     from sordino.jobs.replay import ReplayResult, replay
     from sordino.jobs.study import StudyResult, study
@@ -68,13 +68,17 @@ if TYPE_CHECKING:
     from sordino.pipeline import RunResult, RunSettings, run
     from sordino.replaying import ReplaySettings
     from sordino.report.explorer import Explored, explore
-    from sordino.reproduction.reproduce import Changes, reproduce
+    from sordino.reproduction.again import Again
+    from sordino.reproduction.changes import Changes
+    from sordino.reproduction.comparison import Reproduction
+    from sordino.reproduction.reproduce import reproduce
     from sordino.sharing import Pushed, push
     from sordino.studies import Plan
     from sordino.tuning.baking import bake, make_dampening
 
 __all__ = [
     "Affine",
+    "Again",
     "AttributionSettings",
     "Changes",
     "Chat",
@@ -94,6 +98,7 @@ __all__ = [
     "Pushed",
     "ReplayResult",
     "ReplaySettings",
+    "Reproduction",
     "RunResult",
     "RunSettings",
     "Site",
@@ -142,10 +147,7 @@ _HOMES = {
     "concepts": ("Concept", "load_concept"),
     "edits": ("diff", "undo", "verify"),
     "evaluation": ("Evaluation", "Perplexity", "Toxicity", "hooked"),
-    "expertise": (
-        *("AttributionSettings", "Expertise", "OwnSettings", "SweepSettings", "find_experts"),
-        "plan_find",
-    ),
+    "expertise": ("AttributionSettings", "Expertise", "OwnSettings", "SweepSettings", "plan_find"),
     "evaluation.judged": ("Judged",),
     "evaluation.own_samples": ("OwnPlan",),
     "interventions": (
@@ -155,6 +157,7 @@ _HOMES = {
     "examination": ("Finding", "doctor"),
     "jobs.chat": ("chat",),
     "jobs.evaluate": ("evaluate",),
+    "jobs.find": ("find_experts",),
     "jobs.inspect": ("Inspection", "inspect"),
     "jobs.replay": ("ReplayResult", "replay"),
     "jobs.study": ("StudyResult", "study"),
@@ -164,7 +167,10 @@ _HOMES = {
     "pipeline": ("RunResult", "RunSettings", "run"),
     "replaying": ("ReplaySettings",),
     "report.explorer": ("Explored", "explore"),
-    "reproduction.reproduce": ("Changes", "reproduce"),
+    "reproduction.again": ("Again",),
+    "reproduction.changes": ("Changes",),
+    "reproduction.comparison": ("Reproduction",),
+    "reproduction.reproduce": ("reproduce",),
     "sharing": ("Pushed", "push"),
     "studies": ("Plan",),
     "tuning.baking": ("bake", "make_dampening"),

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from sordino.cli.options import (
-    InterventionOptions,
-    ModelOptions,
     Output,
     OutputOptions,
-    clean_texts,
     print_json,
     print_lines,
 )
 from sordino.errors import UserError
 from sordino.files import has_suffix
+from sordino.options.groups import (
+    InterventionOptions,
+    ModelOptions,
+    clean_texts,
+)
 from sordino.registry import brought
 
 if TYPE_CHECKING:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sordino.cli.options import (
-    InterventionOptions,
     JudgeOptions,
+    open_in_browser,
+)
+from sordino.options.groups import (
+    InterventionOptions,
     ModelOptions,
     clean_texts,
-    open_in_browser,
 )
 
 if TYPE_CHECKING:

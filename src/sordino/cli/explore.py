@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sordino.cli.options import (
-    ConceptOptions,
-    InterventionOptions,
     OutputOptions,
     open_in_browser,
     print_json,
     print_lines,
 )
 from sordino.errors import UserError
+from sordino.options.groups import (
+    ConceptOptions,
+    InterventionOptions,
+)
 
 if TYPE_CHECKING:
     from sordino.concepts.concept import Concept

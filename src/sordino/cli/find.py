@@ -1,27 +1,24 @@
 """`sordino find`."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from sordino.cli.options import (
-    ChatOptions,
-    ConceptOptions,
-    ModelOptions,
     OutputOptions,
-    OwnOptions,
-    SweepOptions,
     print_json,
     print_lines,
 )
 from sordino.errors import UserError
-
-if TYPE_CHECKING:
-    from sordino.evaluation.judged import JudgedSamples
-    from sordino.models.open import OpenModel
+from sordino.options.groups import (
+    ChatOptions,
+    ConceptOptions,
+    ModelOptions,
+    OwnOptions,
+    SweepOptions,
+)
 
 
 def find(
@@ -55,12 +52,10 @@ def find(
     seed
         Seed of the draw when sentences are capped or balanced.
     """
-    from sordino.evaluation.opening import AUTO
-    from sordino.expertise.find import find_experts, plan_find
+    from sordino.expertise.find import plan_find
     from sordino.expertise.ranks import sharing
-    from sordino.files import new_file
-    from sordino.models.open import open_model
-    from sordino.outputs import EXPERTISE, JUDGED, claim_output, named_files
+    from sordino.jobs.find import find_experts, judged_file
+    from sordino.outputs import named_files
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
@@ -69,65 +64,38 @@ def find(
             "There is nothing to write: pass --output NAME.expertise.safetensors or --plan."
         )
     with printing.in_force(), sharing(opening.device) as (ranks, device):
-        judging = concept.judged(own, sweep.strata_column, plan=plan)
-        beside = None
-        if output is not None and not plan:
-            read = [model, *named_files(*vars(concept).values())]
-            output = claim_output(output, EXPERTISE, force=printing.force, inputs=read)
-            if judging is not None:
-                name = output.name.removesuffix(".safetensors").removesuffix(".expertise")
-                beside = output.with_name(f"{name}.judged.jsonl")
-                claim_output(beside, JUDGED, force=printing.force, inputs=read)
         options: dict[str, Any] = {
             "device": device,
             "dtype": opening.dtype,
             "revision": opening.revision,
             "sites": opening.sites,
             "stream": sweep.stream,
-        }
-        measured: dict[str, Any] = {
             "settings": sweep.settings(chat),
             "attribution": sweep.attributing(seed),
         }
-        taking: dict[str, Any] = {"seed": seed, "device": device, "chat": chat.settings()}
-        wanted = own.plan()
-        source: str | OpenModel = model
-        judged: JudgedSamples | None = None
-        if judging is not None and output is not None:
-            note(f"opening {model}")
-            source = open_model(model, **options)
-            judged = judging.samples(source, output, **taking)
-            sentences = judged.concept
-        else:
-            sentences = concept.load(seed, sweep.strata_column)
-            note(f"opening {model}")
+        column = sweep.strata_column
         if plan:
-            if wanted is not None:
+            if own.own:
                 note("the plan leaves out own samples, since their length is not known")
-            planned = plan_find(model, sentences, **options, **measured)
+            planned = plan_find(model, concept.counted(own, seed, column), **options)
             value, lines = asdict(planned), planned.lines()
         else:
-            if wanted is None:
-                samples = None
-            elif judged is not None and wanted.judge == AUTO:
-                samples = judged.own
-            else:
-                samples = wanted.settings(sentences, **taking)
+            assert output is not None
+            judged = concept.judged(own, column)
             found = find_experts(
-                source,
-                sentences,
+                model,
+                judged or (lambda: concept.load(seed, column)),
                 **options,
-                **measured,
-                own=samples,
+                own=own.plan(),
+                seed=seed,
                 output=output,
                 force=printing.force,
+                inputs=named_files(*vars(concept).values()),
             )
             value = {"output": str(output), **expertise_summary(found)}
             lines = [*expertise_lines(found), f"written: {output}"]
-            if judged is not None and beside is not None and ranks.first:
-                with new_file(beside, force=printing.force) as stage:
-                    shutil.copyfile(judged.file, stage)
-                judged.drop()
+            if judged is not None:
+                beside = judged_file(output)
                 value["sentences"] = str(beside)
                 lines.append(f"written: {beside}, the sentences with their labels")
     if not ranks.first:

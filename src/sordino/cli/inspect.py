@@ -1,13 +1,15 @@
 """`sordino inspect`."""
 
 from sordino.cli.options import (
-    InterventionOptions,
     JsonOptions,
-    ModelOptions,
     print_json,
     print_lines,
 )
 from sordino.errors import UserError
+from sordino.options.groups import (
+    InterventionOptions,
+    ModelOptions,
+)
 
 
 def inspect(

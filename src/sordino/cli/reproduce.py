@@ -1,8 +1,5 @@
 """`sordino reproduce`."""
 
-import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +11,8 @@ from sordino.errors import UserError
 
 if TYPE_CHECKING:
     from sordino.evaluation.statistics import Estimate
+    from sordino.reproduction.again import Again
+    from sordino.reproduction.comparison import Reproduction
 
 
 def reproduce(
@@ -39,9 +38,10 @@ def reproduce(
     ----------
     name
         A recipe's name (see --list), or a .toml file of the same form; or a run: hf:org/name, or
-        the folder that sordino run wrote.
+        the folder or .gguf file that sordino run wrote.
     output
-        The folder for the dampened model, the figures (JSON) and the page (NAME).
+        The folder for the dampened model, the figures (JSON) and, for a recipe, the page (NAME; for
+        a run NAME-again).
     list_
         List the recipes, what each needs, and whether this machine has it.
     model
@@ -59,69 +59,35 @@ def reproduce(
         if list_:
             _list(device, as_json=printing.json)
             return
-        from sordino.reproduction.recipe import recipe_named, recipes
+        from sordino.reproduction.again import Again
+        from sordino.reproduction.changes import Changes
+        from sordino.reproduction.recipe import recipes
+        from sordino.reproduction.reproduce import reproduce as carry_out
 
         if name is None:
             raise UserError(f"Name a recipe: {', '.join(recipes())}; --list shows what each needs.")
-        from sordino.reproduction.again import is_run
-        from sordino.reproduction.page import COLUMNS, reproduction_answer, reproduction_rows
-        from sordino.reproduction.reproduce import Changes
-        from sordino.reproduction.reproduce import reproduce as carry_out
-
-        if is_run(name):
-            _repeat(name, output, _overrides(model, concept, scorer, max_prompts, device), printing)
-            return
-        recipe = recipe_named(name)
         changes = Changes(model, concept, scorer, max_prompts, device)
-        found, page = carry_out(recipe, output, changes, typed.command())
-    if printing.json:
+        found, file = carry_out(name, output, changes, typed.command())
+    if isinstance(found, Again):
+        _print_again(found, file, as_json=printing.json)
+    else:
+        _print_row(found, file, as_json=printing.json)
+
+
+def _print_row(found: "Reproduction", page: Path, *, as_json: bool) -> None:
+    from sordino.reproduction.page import COLUMNS, reproduction_answer, reproduction_rows
+
+    if as_json:
         print_json({"page": str(page), **found.model_dump(mode="json")})
         return
     print_columns(COLUMNS, reproduction_rows(found))
-    for sentence in (*reproduction_answer(found), *recipe.notes):
+    for sentence in (*reproduction_answer(found), *found.recipe.notes):
         print(sentence)
     print(f"\nthe page to open: {page}")
 
 
-def _overrides(
-    model: str | None, concept: str | None, scorer: str | None, max_prompts: int | None, device: str
-) -> list[str]:
-    """The options that replace the run's, as arguments of `sordino run`."""
-    flags = {"concept": concept, "scorer": scorer, "max-prompts": max_prompts}
-    given = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
-    given += [] if device == "auto" else [f"--device={device}"]
-    return [*([] if model is None else [model]), *given]
-
-
-def _repeat(
-    name: str, output: Path | None, overrides: Sequence[str], printing: JsonOptions
-) -> None:
-    """Repeat somebody's run from its recipe, and print their figures beside ours."""
-    from sordino.cli.app import app
-    from sordino.cli.recipe import expand
-    from sordino.files import write_json
-    from sordino.outputs import REPRODUCTION, claim_output
-    from sordino.progress import note
-    from sordino.reproduction.again import compare_runs, figures_of, pushed_run
-
-    theirs = pushed_run(name)
-    called = name.removeprefix("hf:").partition("@")[0].rstrip("/").rpartition("/")[2]
-    place = output or Path(f"{called}-again")
-    target = place / theirs.output
-    results = claim_output(place / "again.json", REPRODUCTION, force=True)
-    if figures_of(target).is_file():
-        note(f"{target} exists already: only comparing it.")
-    else:
-        place.mkdir(parents=True, exist_ok=True)
-        # Everything is measured here and now: that is what repeating is for.
-        typed_ = ["run", *overrides, f"--recipe={theirs.recipe}", f"--output={target}"]
-        typed_.append("--no-cache")
-        quiet = ["--json"] if printing.json else []
-        with redirect_stdout(sys.stderr):
-            app([*expand(typed_), *quiet], exit_on_error=False, print_error=False)
-    found = compare_runs(theirs, target)
-    write_json(results, found.model_dump(mode="json"))
-    if printing.json:
+def _print_again(found: "Again", file: Path, *, as_json: bool) -> None:
+    if as_json:
         print_json(found.model_dump(mode="json"))
         return
     rows = [
@@ -141,7 +107,7 @@ def _repeat(
     inside = sum(each.verdict == "inside" for each in found.figures)
     print(
         f"\nof {len(found.figures)} figures, {same} are the same and {inside} are inside each "
-        f"other's 95 % intervals; written: {results}"
+        f"other's 95 % intervals; written: {file}"
     )
 
 
@@ -154,8 +120,9 @@ def _format_estimate(estimate: "Estimate | None") -> str:
 
 
 def _list(device: str, *, as_json: bool) -> None:
+    from sordino.reproduction.changes import Changes
     from sordino.reproduction.recipe import recipes
-    from sordino.reproduction.reproduce import Changes, lacking
+    from sordino.reproduction.reproduce import lacking
 
     found = [(one, lacking(one, Changes(device=device), Path())) for one in recipes().values()]
     if as_json:

@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sordino.cli import typed
-from sordino.cli.evaluate import MeasureOptions, print_table
+from sordino.cli.evaluate import print_table
 from sordino.cli.options import (
-    ChatOptions,
-    ConceptOptions,
-    ModelOptions,
     Output,
     OutputOptions,
-    OwnOptions,
-    RunRuleOptions,
-    SweepOptions,
     print_json,
     print_lines,
 )
-from sordino.cli.recipe import recipe_of
 from sordino.errors import UserError
 from sordino.extras import lacking, started_as
 from sordino.files import has_suffix
+from sordino.options.groups import (
+    ChatOptions,
+    ConceptOptions,
+    ModelOptions,
+    OwnOptions,
+    RunRuleOptions,
+    SweepOptions,
+)
+from sordino.options.measures import MeasureOptions
 
 if TYPE_CHECKING:
     from sordino.expertise.plan import Plan
@@ -77,62 +79,20 @@ def run(
     seed
         Seed of all random choices.
     """
-    from sordino import pipeline
-    from sordino.expertise.find import plan_find
-    from sordino.interventions import RULES, sites_for
-    from sordino.outputs import claim_output, model_kind, named_files
+    from sordino.options.job import Job
 
     with printing.in_force():
-        chosen = rule.decided()
-        asked = [one for name in (chosen.intervention, *beside) for one in RULES.named(name).asks]
-        judged = concept.judged(own, sweep.strata_column, plan=plan)
+        job = Job(model, seed, beside, concept, rule, how, opening, sweep, chat, own)
         if plan:
-            planned = plan_find(
-                model,
-                concept.load(seed, sweep.strata_column),
-                device=opening.device,
-                dtype=opening.dtype,
-                revision=opening.revision,
-                sites=sites_for((chosen.intervention, *beside), opening.sites),
-                stream=sweep.stream,
-                settings=sweep.settings(chat, *asked),
-                attribution=sweep.attributing(seed, *asked),
-            )
-            print_plan(planned, chosen, [each.name for each in how.measures()], json=printing.json)
+            print_plan(job.plan(), job.decided, [m.name for m in how.measures()], printing.json)
             return
         if output is None:
             raise UserError("There is nothing to write: pass --output FOLDER or --plan.")
         # The recipe's options were expanded before parsing.
-        given = named_files(recipe, *vars(concept).values(), *vars(how).values())
-        claim_output(output, model_kind(output), force=printing.force, inputs=[model, *given])
-        settings = pipeline.RunSettings(
-            intervention=chosen.intervention,
-            strength=chosen.strength,
-            settings=chosen.settings(),
-            divergence=chosen.divergence,
-            clean=how.clean_texts,
-            beside=beside,
-            sweep=sweep.settings(chat, *asked),
-            attribution=sweep.attributing(seed, *asked),
-            own=own.plan(),
-            measures=how.measures(),
-            device=opening.device,
-            dtype=opening.dtype,
-            sites=opening.sites,
-            stream=sweep.stream,
-            seed=seed,
-        )
-        result = pipeline.run(
-            model,
-            judged or concept.load(seed, sweep.strata_column),
+        result = job.run(
             output,
-            settings,
-            revision=opening.revision,
             command=typed.command(),
-            recipe=recipe_of(
-                {"model": model, "seed": seed, **({"beside": beside} if beside else {})},
-                *(concept, chosen, how, opening, sweep, chat, own),
-            ),
+            inputs=[recipe],
             force=printing.force,
             cache=not no_cache,
         )
@@ -158,9 +118,7 @@ def run(
     print_lines(*next_steps(model, result.folder))
 
 
-def print_plan(
-    planned: "Plan", rule: RunRuleOptions, measures: Sequence[str], *, json: bool
-) -> None:
+def print_plan(planned: "Plan", rule: RunRuleOptions, measures: Sequence[str], json: bool) -> None:
     """Print what a run will take."""
     if json:
         print_json({**asdict(planned), "intervention": rule.intervention, "measures": measures})

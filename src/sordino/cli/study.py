@@ -8,11 +8,13 @@ from cyclopts import Parameter
 
 from sordino.cli import typed
 from sordino.cli.options import (
-    ConceptOptions,
     JsonOptions,
     Output,
-    clean_texts,
     print_json,
+)
+from sordino.options.groups import (
+    ConceptOptions,
+    clean_texts,
 )
 
 if TYPE_CHECKING:

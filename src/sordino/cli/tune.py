@@ -5,16 +5,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sordino.cli import typed
-from sordino.cli.evaluate import MeasureOptions
 from sordino.cli.options import (
-    ChatOptions,
-    ConceptOptions,
     JsonOptions,
-    ModelOptions,
     Output,
     print_json,
+)
+from sordino.options.groups import (
+    ChatOptions,
+    ConceptOptions,
+    ModelOptions,
     with_others,
 )
+from sordino.options.measures import MeasureOptions
 
 
 def tune(

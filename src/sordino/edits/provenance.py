@@ -35,6 +35,8 @@ EARLIER = f"{EXTRAS}/earlier"
 """What an edited model had beside its weights before it was edited again."""
 BEFORE = f"{EXTRAS}/before"
 """The rewritten files, as they were before."""
+GGUF_COPY = f"{EXTRAS}/provenance.json"
+"""A pushed GGUF file's record, for those who do not fetch the file."""
 
 
 def extras_of(model: Path) -> Path:

@@ -55,33 +55,13 @@ def find_experts(
     output: str | Path | None = None,
     force: bool = False,
 ) -> Expertise:
-    """Measure every neuron's expertise about a concept.
+    """Measure every neuron's expertise about a concept that has labels.
 
-    Args:
-        model: What `sordino.open_model` takes, or an open model.
-        concept: The labelled sentences.
-        device: See `open_model`.
-        dtype: See `open_model`.
-        revision: See `open_model`.
-        sites: See `open_model`.
-        stream: Read the weights layer by layer from their files, so that only two layers are in
-            memory; None: if the model does not fit into memory.
-        settings: Truncation, pooling, batch size, and further statistics of the responses.
-        attribution: Also measure attribution and cost, with these settings; this takes gradients.
-        own: Also measure attribution to the model's own text, with these settings; it needs
-            `attribution`.
-        output: The file for the artefact. With it, an interrupted call loses at most half a minute
-            of work: the same call continues from there.
-        force: Replace `output` if it exists.
+    `sordino.find_experts` documents the parameters; this function takes a `Concept` and
+    `OwnSettings` only.
 
     Raises:
         UserError: An input cannot be used; nothing was written.
-
-    Example:
-        >>> found = sordino.find_experts("tiny", concept, output="x.expertise.safetensors")
-        >>> site, neuron, auroc = found.top(1)[0]
-        >>> auroc > 0.5
-        True
     """
     chosen = settings or SweepSettings()
 

@@ -63,13 +63,15 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             if size < LENGTH_BYTES or length > min(_LONGEST, size - LENGTH_BYTES):
                 raise ValueError("its header does not fit it")
             header = json.loads(file.read(length).decode(), object_pairs_hook=unique)
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
         data = LENGTH_BYTES + length
         metadata = header.pop("__metadata__", None)
         metadata = {} if metadata is None else metadata
         stored = {name: _read_entry(entry, data) for name, entry in header.items()}
         _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = printable(str(error)) or type(error).__name__
         raise UserError(
             f"{path} is damaged or not a safetensors file ({reason}): get it again."
@@ -78,18 +80,26 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def _read_entry(entry: Any, data: int) -> Stored:
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not all(
-        type(number) is int and number >= 0 for number in (*shape, start, end)
-    ):
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise ValueError("an entry lacks a dtype, a shape or its offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError("a dtype is unknown")
+    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise ValueError("a shape or an offset is not a whole number")
+    start, end = offsets
     if BITS[dtype] * math.prod(shape) != 8 * (end - start):
         raise ValueError("a tensor's size does not match its shape")
     return Stored(dtype, tuple(shape), data + start, data + end)
 
 
+def _are_counts(values: Any) -> bool:
+    """Whether something is a list of whole numbers of 0 or more."""
+    return isinstance(values, list) and all(type(one) is int and one >= 0 for one in values)
+
+
 def _refuse_other_than_text(metadata: Any) -> None:
-    if not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
 
 

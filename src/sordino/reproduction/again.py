@@ -1,17 +1,32 @@
-"""Somebody's pushed run, repeated, and its figures beside theirs."""
+"""Somebody's run, repeated, and its figures beside theirs."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sordino import hub
-from sordino.edits.provenance import FILE_NAME, GGUF, extras_of, read_provenance
+from sordino.edits.provenance import FILE_NAME, GGUF, GGUF_COPY, extras_of, read_provenance
+from sordino.edits.record import Provenance, parse_provenance
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation, Figure
 from sordino.evaluation.statistics import Estimate
-from sordino.files import printable, user_path
-from sordino.records import Record
+from sordino.files import (
+    has_suffix,
+    only_one,
+    printable,
+    refuse_missing,
+    user_path,
+    write_json,
+)
+from sordino.options.job import Job
+from sordino.options.recipe import read
+from sordino.outputs import REPRODUCTION, claim_output
+from sordino.progress import note
+from sordino.records import Record, read_bytes
+from sordino.reproduction.changes import Changes
+from sordino.reproduction.recipe import recipes
 
 RECIPE, FIGURES = "sordino/recipe.toml", "sordino/evaluation.json"
 """The places of a pushed run's recipe and figures."""
@@ -59,60 +74,115 @@ class Again(Record):
 
 
 @dataclass(frozen=True)
-class PushedRun:
+class FinishedRun:
     """A run's output, from which it can be repeated.
 
     Args:
-        name: "hf:org/name", or the folder.
-        folder: Where its files are.
+        name: "hf:org/name", the folder or the GGUF file.
+        recipe: The file with its options.
+        evaluation: Its figures.
+        record: Its edit; None for a GGUF file on the hub that was pushed without a copy of it.
+        is_file: Whether its model is a GGUF file.
     """
 
     name: str
-    folder: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The options of the run."""
-        return self.folder / RECIPE
-
-    @property
-    def output(self) -> str:
-        """The name of our output: a folder, or a GGUF file, which has no record of its own."""
-        return "model" if (self.folder / FILE_NAME).is_file() else f"model{GGUF}"
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """Their figures."""
-        return Evaluation.load(self.folder / FIGURES)
+    recipe: Path
+    evaluation: Evaluation
+    record: Provenance | None
+    is_file: bool
 
 
 def is_run(name: str) -> bool:
-    """Whether a name is that of somebody's run: on the hub, or in a folder that a run wrote."""
-    return hub.is_shared(name) or user_path(name).is_dir()
+    """Whether a name is that of a run's output: on the hub, a folder, or a GGUF file.
+
+    A recipe's name is the recipe's, also where a folder has it: that of its reproduction.
+    """
+    path = user_path(name)
+    place = has_suffix(path, GGUF) or path.is_dir()
+    return hub.is_shared(name) or (place and name not in recipes())
 
 
-def pushed_run(name: str) -> PushedRun:
+def finished_run(name: str) -> FinishedRun:
     """A run's record, fetched first if it is on the hub; weights are not.
 
     Args:
-        name: "hf:org/name" ("hf:org/name@revision" for another than main), or a folder.
+        name: "hf:org/name" ("hf:org/name@revision" for another than main), a folder, or a GGUF
+            file.
 
     Raises:
         UserError: It is not a run, or has no recipe or no figures.
     """
-    folder = user_path(name)
+    path = user_path(name)
     if hub.is_shared(name):
         repository, _, revision = name.removeprefix("hf:").partition("@")
-        folder = hub.fetch_files(
-            hub.Wanted(repository, revision or None, name=name), (FILE_NAME, RECIPE, FIGURES)
+        path = hub.fetch_files(
+            hub.Wanted(repository, revision or None, name=name),
+            (FILE_NAME, GGUF_COPY, RECIPE, FIGURES),
         )
+    is_file = has_suffix(path, GGUF)
+    if is_file:
+        refuse_missing(path, f"The run {printable(name)}")
+    extras = extras_of(path)
     for file in (RECIPE, FIGURES):
-        if not (folder / file).is_file():
+        if not (extras / Path(file).name).is_file():
             raise UserError(
                 f"{printable(name)} has no {file}, so it cannot be repeated: give the output of "
                 "sordino run, or the repository to which sordino push pushed it."
             )
-    return PushedRun(name, folder)
+    record, copy = None, path / GGUF_COPY
+    if is_file or (path / FILE_NAME).is_file():
+        record = read_provenance(path)
+    elif copy.is_file():
+        record = parse_provenance(read_bytes(copy, "provenance"), str(copy))
+    return FinishedRun(
+        name,
+        extras / Path(RECIPE).name,
+        Evaluation.load(extras / Path(FIGURES).name),
+        record,
+        is_file or not (path / FILE_NAME).is_file(),
+    )
+
+
+def repeat(
+    run: str,
+    output: str | Path | None = None,
+    changes: Changes | None = None,
+    command: Sequence[str] = (),
+) -> tuple[Again, Path]:
+    """Repeat somebody's run, and compare their figures with ours.
+
+    Files that their run read are looked for where it named them. An interrupted call continues; a
+    finished run is only compared.
+
+    Args:
+        run: "hf:org/name", or a folder or a GGUF file that `sordino.run` wrote.
+        output: The folder to make, in which our model is "model" or "model.gguf"; None for
+            one of the run's name in the current folder.
+        changes: Deviations from the run.
+        command: The command line that repeats it, for the page of our run.
+
+    Returns:
+        The comparison, and the file with it.
+
+    Raises:
+        UserError: It cannot be repeated, or an input cannot be used.
+    """
+    theirs = finished_run(run)
+    named = run.removeprefix("hf:").partition("@")[0].rstrip("/").rpartition("/")[2]
+    place = user_path(output or f"{named.removesuffix(GGUF)}-again")
+    target = place / f"model{GGUF if theirs.is_file else ''}"
+    results = claim_output(place / "again.json", REPRODUCTION, force=True)
+    with only_one(results):
+        if figures_of(target).is_file():
+            note(f"{target} exists already: only comparing it.")
+        else:
+            job = Job.of_recipe((changes or Changes()).to(read(theirs.recipe)))
+            place.mkdir(parents=True, exist_ok=True)
+            # Everything is measured here and now: that is what repeating is for.
+            job.run(target, command=command, inputs=[theirs.recipe])
+        found = compare_runs(theirs, target)
+        write_json(results, found.model_dump(mode="json"))
+    return found, results
 
 
 def figures_of(output: Path) -> Path:
@@ -120,7 +190,7 @@ def figures_of(output: Path) -> Path:
     return extras_of(output) / Path(FIGURES).name
 
 
-def compare_runs(theirs: PushedRun, output: Path) -> Again:
+def compare_runs(theirs: FinishedRun, output: Path) -> Again:
     """Their run beside ours, figure by figure.
 
     Args:
@@ -132,18 +202,18 @@ def compare_runs(theirs: PushedRun, output: Path) -> Again:
     """
     ours = Evaluation.load(figures_of(output))
     figures = [
-        _repeat(name, figure, ours)
+        _compare(name, figure, ours)
         for name, measured in theirs.evaluation.measures.items()
         for figure in measured.figures
     ]
     return Again(
         source=theirs.name,
-        differences=tuple(_differences(theirs, output, ours)),
+        differences=tuple(_differences(theirs, read_provenance(output), ours)),
         figures=tuple(figures),
     )
 
 
-def _repeat(measure: str, figure: Figure, ours: Evaluation) -> Repeated:
+def _compare(measure: str, figure: Figure, ours: Evaluation) -> Repeated:
     measured = ours.measures.get(measure)
     found = {each.name: each for each in measured.figures} if measured else {}
     mine = found[figure.name].after if figure.name in found else None
@@ -171,23 +241,25 @@ def _within(value: float, of: Estimate) -> bool:
     return (of.low is None or of.low <= value) and (of.high is None or value <= of.high)
 
 
-def _differences(theirs: PushedRun, output: Path, ours: Evaluation) -> list[str]:
+def _differences(theirs: FinishedRun, record: Provenance, ours: Evaluation) -> Iterator[str]:
     """Differences in versions, weights, sentences and factors."""
     evaluation = theirs.evaluation
-    found = []
     if evaluation.sordino_version != ours.sordino_version:
-        found.append(f"sordino {ours.sordino_version}, and not {evaluation.sordino_version}")
+        yield f"sordino {ours.sordino_version}, and not {evaluation.sordino_version}"
     one, other = evaluation.before or evaluation.after, ours.before or ours.after
     if one.fingerprint != other.fingerprint:
-        found.append(f"other weights than those of {one.name}")
+        yield f"other weights than those of {one.name}"
     for what, a, b in (("dtype", one.dtype, other.dtype), ("device", one.device, other.device)):
         if a != b:
-            found.append(f"the {what} {b}, and not {a}")
-    if output.is_dir():
-        before, after = read_provenance(theirs.folder), read_provenance(output)
-        key = "concept_fingerprint"
-        if before.expertise.get(key) != after.expertise.get(key):
-            found.append("other sentences")
-        if before.intervention != after.intervention:
-            found.append("another intervention, or the same at another size")
-    return found
+            yield f"the {what} {b}, and not {a}"
+    if theirs.record is None:
+        yield (
+            "perhaps other sentences or another intervention: their record is in the GGUF file, "
+            "which was not fetched"
+        )
+        return
+    key = "concept_fingerprint"
+    if theirs.record.expertise.get(key) != record.expertise.get(key):
+        yield "other sentences"
+    if theirs.record.intervention != record.intervention:
+        yield "another intervention, or the same at another size"

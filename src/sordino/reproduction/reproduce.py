@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,13 @@ from sordino.models.open import choose_device
 from sordino.outputs import PAGE, REPRODUCTION, claim_output
 from sordino.pipeline import RunSettings, run
 from sordino.report.article import write_html
+from sordino.reproduction.again import Again, is_run, repeat
+from sordino.reproduction.changes import Changes
 from sordino.reproduction.comparison import Reproduction, compare_with
 from sordino.reproduction.page import reproduction_article
 from sordino.reproduction.recipe import Recipe, recipe_named
 
 _GB = 10**9
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Deviations from a recipe.
-
-    Args:
-        model: Another copy of its model: a folder, or a GGUF file.
-        concept: Another copy of its sentences, such as Jigsaw's train.csv.
-        scorer: A copy of its scorer, such as one converted to safetensors.
-        max_prompts: The most prompts for toxicity.
-        device: Where it runs, as for `sordino.open_model`.
-
-    Example:
-        >>> sordino.Changes(max_prompts=3).device
-        'auto'
-    """
-
-    model: str | None = None
-    concept: str | None = None
-    scorer: str | None = None
-    max_prompts: int | None = None
-    device: str = "auto"
 
 
 def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
@@ -86,28 +64,32 @@ def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
 
 
 def reproduce(
-    recipe: Recipe | str,
+    subject: Recipe | str | Path,
     output: str | Path | None = None,
     changes: Changes | None = None,
     command: Sequence[str] = (),
-) -> tuple[Reproduction, Path]:
-    """Do the whole job by a recipe, and compare the published figures with ours.
+) -> tuple[Reproduction | Again, Path]:
+    """Do the whole job by a published row's recipe or by somebody's run, and compare the figures.
 
-    The dampened model with its own page is in the folder `model` of the output. An interrupted call
-    continues; a finished run is only compared.
+    Of a row, the dampened model with its own page is in the folder `model` of the output; of a run,
+    it is `model`, or `model.gguf` if theirs is a GGUF file. An interrupted call continues; what is
+    finished is only compared.
 
     Args:
-        recipe: The recipe, its name (`sordino reproduce --list` lists them), or a ".toml" file in
-            the same format.
-        output: The folder to make; None for one of the recipe's name in the current folder.
-        changes: Deviations from the recipe.
+        subject: A recipe, its name (`sordino reproduce --list` lists them), or a ".toml" file in
+            the same format; or a run: "hf:org/name", or a folder or GGUF file that `sordino.run`
+            wrote. Files that a run read are looked for where it named them.
+        output: The folder to make; None for one in the current folder, with the recipe's name or
+            "NAME-again".
+        changes: Deviations from the recipe or the run.
         command: The command line that repeats it, for the pages.
 
     Returns:
-        The comparison, and its page.
+        Of a row, the comparison and its page; of a run, the comparison and its JSON file.
 
     Raises:
-        UserError: A requirement is missing, or the folder is another recipe's.
+        UserError: A requirement is missing, an input cannot be used, or the folder is another
+            recipe's.
 
     Example:
         >>> changes = sordino.Changes(max_prompts=3, device="cpu")
@@ -115,8 +97,17 @@ def reproduce(
         >>> page.name
         'reproduction.html'
     """
-    if isinstance(recipe, str):
-        recipe = recipe_named(recipe)
+    if isinstance(subject, Recipe):
+        return _carry_out(subject, output, changes, command)
+    if is_run(str(subject)):
+        return repeat(str(subject), output, changes, command)
+    return _carry_out(recipe_named(str(subject)), output, changes, command)
+
+
+def _carry_out(
+    recipe: Recipe, output: str | Path | None, changes: Changes | None, command: Sequence[str]
+) -> tuple[Reproduction, Path]:
+    """Do the whole job by a recipe."""
     output, changes = user_path(output or recipe.name), changes or Changes()
     measures = recipe.build(changes.max_prompts, changes.scorer)
     folder, mark = output / "model", output / "recipe.json"

@@ -20,6 +20,7 @@ from sordino.edits.provenance import (
     EXTRAS,
     FILE_NAME,
     GGUF,
+    GGUF_COPY,
     extras_of,
 )
 from sordino.errors import UserError
@@ -194,6 +195,8 @@ class _Output:
         if self._is_file:
             for file in piece_files(self._source):
                 self._found.files[file.name] = self._gguf(file)
+            record = {k: of for k, of in self._record.as_json().items() if k != "rounding"}
+            self._found.files[GGUF_COPY] = to_json(_publish(record)).encode()
         weights = self._weights()
         for name, file in sorted(self._here.items()):
             if name.startswith(f"{EXTRAS}/"):

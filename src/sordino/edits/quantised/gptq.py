@@ -43,11 +43,12 @@ class Gptq(Scheme):
         size = whole(self.settings, "group_size", -1)
         order = ", act-order" if self.settings.get("desc_act") else ""
         groups = f"groups of {size}" if size > 0 else "one group a neuron"
-        return f"GPTQ ({self._format}), {whole(self.settings, 'bits', 4)} bits, {groups}{order}"
+        bits = whole(self.settings, "bits", 4)
+        return f"GPTQ ({self._require_format()}), {bits} bits, {groups}{order}"
 
     def shape(self, layer: Layer) -> tuple[int, int]:
         """One neuron per column, and as many inputs as codes fit into a column."""
-        _ = self._format  # refuses others
+        self._require_format()
         groups, neurons = layer.matrix("scales")
         words, _ = layer.matrix("qweight")
         bits = _bits(layer)
@@ -69,13 +70,13 @@ class Gptq(Scheme):
         bits = _bits(layer)
         codes = unpack(layer.read("qweight").T, bits, inputs)
         zeros = unpack(layer.read("qzeros"), bits, neurons).T
-        if self._format == "gptq":
+        if self._require_format() == "gptq":
             zeros = (zeros + 1) % 2**bits
         group = layer.group_of("g_idx", inputs, layer.shape("scales")[0])
         return layer.read("scales").float().T[:, group] * (codes - zeros[:, group])
 
-    @property
-    def _format(self) -> str:
+    def _require_format(self) -> str:
+        """The name of the format, which must be one whose scales can be edited."""
         named = self.settings.get("checkpoint_format") or self.settings.get("format") or "gptq"
         if self.settings.get("is_marlin_format"):
             named = "marlin"

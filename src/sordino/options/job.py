@@ -1,0 +1,169 @@
+"""A run, as its options describe it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sordino.options.groups import (
+    ChatOptions,
+    ConceptOptions,
+    ModelOptions,
+    OwnOptions,
+    RunRuleOptions,
+    SweepOptions,
+)
+from sordino.options.measures import MeasureOptions
+from sordino.options.recipe import group_of, recipe_of
+
+if TYPE_CHECKING:
+    from sordino.expertise.plan import Plan
+    from sordino.expertise.statistic import Asked
+    from sordino.pipeline import RunResult, RunSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, as its options describe it.
+
+    Args:
+        model: What `sordino.open_model` takes.
+        seed: Of everything that is random.
+        beside: Further rules to measure for comparison.
+        concept: The sentences.
+        rule: The rule and its size.
+        how: What is measured.
+        opening: How the model is opened.
+        sweep: How neurons are found.
+        chat: How the chat template is used.
+        own: How own samples are taken.
+    """
+
+    model: str
+    seed: int = 0
+    beside: tuple[str, ...] = ()
+    concept: ConceptOptions = field(default_factory=ConceptOptions)
+    rule: RunRuleOptions = field(default_factory=RunRuleOptions)
+    how: MeasureOptions = field(default_factory=MeasureOptions)
+    opening: ModelOptions = field(default_factory=ModelOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    own: OwnOptions = field(default_factory=OwnOptions)
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any]) -> "Job":
+        """The run that a recipe describes.
+
+        Args:
+            recipe: As `sordino.options.recipe.read` gives it, with a model.
+        """
+        return cls(
+            recipe["model"],
+            recipe.get("seed", 0),
+            tuple(recipe.get("beside", ())),
+            group_of(ConceptOptions, recipe),
+            group_of(RunRuleOptions, recipe),
+            group_of(MeasureOptions, recipe),
+            group_of(ModelOptions, recipe),
+            group_of(SweepOptions, recipe),
+            group_of(ChatOptions, recipe),
+            group_of(OwnOptions, recipe),
+        )
+
+    @property
+    def decided(self) -> RunRuleOptions:
+        """The rule and its size, with all defaults decided."""
+        return self.rule.decided()
+
+    def plan(self) -> "Plan":
+        """What finding takes; see `sordino.plan_find`."""
+        from sordino.expertise.find import plan_find
+        from sordino.interventions import sites_for
+
+        asked = self._asked()
+        return plan_find(
+            self.model,
+            self.concept.counted(self.own, self.seed, self.sweep.strata_column),
+            device=self.opening.device,
+            dtype=self.opening.dtype,
+            revision=self.opening.revision,
+            sites=sites_for((self.decided.intervention, *self.beside), self.opening.sites),
+            stream=self.sweep.stream,
+            settings=self.sweep.settings(self.chat, *asked),
+            attribution=self.sweep.attributing(self.seed, *asked),
+        )
+
+    def run(
+        self,
+        output: Path,
+        *,
+        command: Sequence[str] = (),
+        inputs: Sequence[object] = (),
+        force: bool = False,
+        cache: bool = False,
+    ) -> "RunResult":
+        """Carry it out; see `sordino.run`.
+
+        Args:
+            output: The folder to make, or the ".gguf" file.
+            command: The command line that repeats it, for the page.
+            inputs: Files that the caller has read, which the output must not overwrite.
+            force: Replace an existing output.
+            cache: Keep what is measured of the original.
+        """
+        from sordino.outputs import claim_output, model_kind, named_files
+        from sordino.pipeline import run
+
+        judged = self.concept.judged(self.own, self.sweep.strata_column)
+        named = named_files(*inputs, *vars(self.concept).values(), *vars(self.how).values())
+        claim_output(output, model_kind(output), force=force, inputs=[self.model, *named])
+        settings = self.settings()
+        return run(
+            self.model,
+            judged or self.concept.load(self.seed, self.sweep.strata_column),
+            output,
+            settings,
+            revision=self.opening.revision,
+            command=command,
+            recipe=self.recipe(),
+            force=force,
+            cache=cache,
+        )
+
+    def settings(self) -> "RunSettings":
+        """The settings of `sordino.run`."""
+        from sordino.pipeline import RunSettings
+
+        chosen, asked = self.decided, self._asked()
+        return RunSettings(
+            intervention=chosen.intervention,
+            strength=chosen.strength,
+            settings=chosen.settings(),
+            divergence=chosen.divergence,
+            clean=self.how.clean_texts,
+            beside=self.beside,
+            sweep=self.sweep.settings(self.chat, *asked),
+            attribution=self.sweep.attributing(self.seed, *asked),
+            own=self.own.plan(),
+            measures=self.how.measures(),
+            device=self.opening.device,
+            dtype=self.opening.dtype,
+            sites=self.opening.sites,
+            stream=self.sweep.stream,
+            seed=self.seed,
+        )
+
+    def recipe(self) -> str:
+        """The run as a recipe."""
+        given = {"model": self.model, "seed": self.seed}
+        return recipe_of(
+            given | ({"beside": self.beside} if self.beside else {}),
+            *(self.concept, self.decided, self.how, self.opening, self.sweep, self.chat, self.own),
+        )
+
+    def _asked(self) -> list["Asked"]:
+        """What the rules need beside the AUROC."""
+        from sordino.interventions import RULES
+
+        names = (self.decided.intervention, *self.beside)
+        return [one for name in names for one in RULES.named(name).asks]

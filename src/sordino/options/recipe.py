@@ -1,0 +1,148 @@
+"""Recipes: the options of a run in a TOML file, which every run writes."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_origin
+
+from sordino.errors import UserError
+from sordino.extras import started_as
+from sordino.files import printable
+from sordino.options.groups import (
+    ChatOptions,
+    ConceptOptions,
+    ModelOptions,
+    OwnOptions,
+    RunRuleOptions,
+    SweepOptions,
+)
+from sordino.options.measures import MeasureOptions
+
+T = TypeVar("T")
+
+GROUPS = (
+    *(ConceptOptions, RunRuleOptions, MeasureOptions, ModelOptions, SweepOptions, ChatOptions),
+    OwnOptions,
+)
+"""The groups of options that a recipe can contain."""
+_TYPED = ("output", "force", "json", "verbose", "recipe", "no-cache")
+"""Options of a run that no recipe holds."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The options in a recipe, by their flags without hyphens.
+
+    Raises:
+        UserError: The file is missing or not a recipe.
+    """
+    from sordino.records import check, parse_toml, read_bytes
+
+    recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
+    known = _list_known()
+    for key, value in recipe.items():
+        if key not in known:
+            raise UserError(_describe_unknown(path, key, known))
+        check(_adapter(known[key]), _listed(known[key], value), f"{path}: {key}")
+    return recipe
+
+
+def group_of(kind: type[T], recipe: Mapping[str, Any]) -> T:
+    """A group of options with the values that a recipe has for it.
+
+    Args:
+        kind: One of `GROUPS`.
+        recipe: As `read` gives it. An empty list counts as no value, as on the command line.
+    """
+    from sordino.records import kinds
+
+    given = {}
+    for name, of in kinds(kind).items():
+        value = recipe.get(name.replace("_", "-"), [])
+        if value != []:
+            text = json.dumps(_listed(of, value))  # JSON has lists for tuples, and texts for paths
+            given[name] = _adapter(of).validate_json(text, strict=True)
+    return kind(**given)
+
+
+def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
+    """A recipe as TOML.
+
+    Args:
+        given: Values that are always written, by their flags without hyphens.
+        options: Dataclasses of options; those that differ from their defaults are written.
+    """
+    values = dict(given)
+    for group in options:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            assert field.default is not MISSING  # every option has one
+            if value != field.default:
+                values[field.name.replace("_", "-")] = value
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(["# sordino run --recipe THIS_FILE -o OUTPUT", *lines]) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes, for editors; `docs/recipe.schema.json` is a copy."""
+    text = {"type": "string"}
+    properties: dict[str, Any] = {
+        "model": text,
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "beside": {"type": "array", "items": text, "default": []},
+    }
+    for group in GROUPS:
+        found = _adapter(group).json_schema()["properties"]
+        properties |= {name.replace("_", "-"): of for name, of in found.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of sordino run",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _listed(kind: Any, value: Any) -> Any:
+    """A value, in a list if its option takes several."""
+    return [value] if get_origin(kind) is tuple and not isinstance(value, list) else value
+
+
+def _describe_unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
+    if key in _TYPED:
+        return f"{path}: {key} does not belong in a recipe: pass it on the command line."
+    close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
+    options = f": {started_as()} run --help names the options."
+    hint = f", did you mean {close[0]}?" if close else options
+    return f"{path}: there is no option {printable(key)}{hint}"
+
+
+def _list_known() -> dict[str, Any]:
+    """The types of a recipe's values, by key."""
+    from pydantic import Field
+
+    from sordino.records import kinds
+
+    known: dict[str, Any] = {
+        "model": Annotated[str, Field(pattern="^[^-]")],  # a leading hyphen would make it a flag
+        "seed": Annotated[int, Field(ge=0, lt=2**63)],
+        "beside": tuple[str, ...],
+    }
+    for group in GROUPS:
+        known |= {name.replace("_", "-"): kind for name, kind in kinds(group).items()}
+    return known
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML strings
