@@ -35,6 +35,7 @@ from sordino.evaluation import (
 )
 from sordino.evaluation.measure import Measure, NotRun
 from sordino.evaluation.measures import divergence, diversity
+from sordino.evaluation.measures.divergence import estimate_divergence, keep
 from sordino.evaluation.measures.speed import Round
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorers import detoxify
@@ -152,20 +153,17 @@ def test_what_is_drawn_of_the_unlikely_tokens_is_without_bias(monkeypatch):
     log_q = (logits + 0.7 * torch.randn(6, 3000, generator=generator)).log_softmax(-1)
     truth = float((log_p.exp() * (log_p - log_q)).sum())
     found = np.array(
-        [
-            divergence.against(*divergence.keep(ended(log_p), seed, 0), ended(log_q))[0]
-            for seed in range(400)
-        ]
+        [estimate_divergence(*keep(ended(log_p), seed, 0), ended(log_q))[0] for seed in range(400)]
     )
     assert abs(found.mean() - truth) < 4 * found.std() / np.sqrt(len(found))
     assert found.std() < 0.2 * truth  # of 6 places; a text has a hundred, and there are a hundred
-    assert divergence.against(*divergence.keep(ended(log_p), 0, 0), ended(log_p))[0] == 0
+    assert estimate_divergence(*keep(ended(log_p), 0, 0), ended(log_p))[0] == 0
 
 
 def test_tokens_that_the_original_never_writes_add_nothing():
     log_p = torch.tensor([[0.5, 0.5, 0.0]]).log()
     log_q = torch.tensor([[0.25, 0.25, 0.5]]).log()
-    nats, same = divergence.against(*divergence.keep(ended(log_p), 0, 0), ended(log_q))
+    nats, same = estimate_divergence(*keep(ended(log_p), 0, 0), ended(log_q))
     assert nats == pytest.approx(np.log(2))
     assert same == 0
 
@@ -203,7 +201,7 @@ def test_a_divergence_that_was_interrupted_goes_on_to_the_same_bytes(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
     evaluate(*models, measures=[Divergence(prose)], batch_tokens=20, output=whole)
-    real, calls = divergence.against, []
+    real, calls = estimate_divergence, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -211,7 +209,7 @@ def test_a_divergence_that_was_interrupted_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(divergence, "against", stopping)
+    monkeypatch.setattr(divergence, "estimate_divergence", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*models, measures=[Divergence(prose)], batch_tokens=20, output=torn)
     kept = []
@@ -230,7 +228,7 @@ def test_texts_of_one_token_have_no_place(open_tiny, tmp_path):
     task = Divergence(str(path), max_tokens=2).prepare(0, CPU)
     with pytest.raises(UserError, match="two tokens or more"):
         task.summarise([], [divergence.Diverged(text, 0.0, 0, 0) for text in (0, 1)])
-    tokens, log_p = divergence.keep(torch.empty(1, 300), 0, 0)
+    tokens, log_p = keep(torch.empty(1, 300), 0, 0)
     assert tokens.shape[0] == log_p.shape[0] == 0
 
 
@@ -260,9 +258,7 @@ def test_the_error_of_what_is_drawn_is_as_the_docs_say(noise, error):
     likeliest = log_p.exp().topk(divergence.LIKELIEST).values.sum(-1)
     assert 0.25 < 1 - float(likeliest.mean()) < 0.35
     truth = float((log_p.exp() * (log_p - log_q)).sum())
-    found = [
-        divergence.against(*divergence.keep(ended(log_p), k, 0), ended(log_q))[0] for k in range(12)
-    ]
+    found = [estimate_divergence(*keep(ended(log_p), k, 0), ended(log_q))[0] for k in range(12)]
     assert np.std(found) / truth * np.sqrt(places / 10_000) < error
     # What is left out by the likeliest 1,024 and one bucket for the others.
     values, tokens = log_p.topk(1024)

@@ -13,7 +13,7 @@ from sordino.concepts.concept import Concept
 from sordino.expertise import find_experts
 from sordino.expertise.artefact import Expertise
 from sordino.report.explorer import explore
-from sordino.report.summary import place
+from sordino.report.summary import locate
 
 pytestmark = pytest.mark.slow
 CALM = Concept("calm", sentences(30, 1, 6), sentences(25, 2, 6), "made for the tests")
@@ -79,7 +79,7 @@ def test_the_table_is_ranked_and_searched(page, made) -> None:
 
     page.select_option("#find-layer", "2")
     page.select_option("#find-kind", label="mlp.up_proj")
-    inside = [row for row in expected if place(row[1]) == (2, "mlp.up_proj")]
+    inside = [row for row in expected if locate(row[1]) == (2, "mlp.up_proj")]
     assert [row[:3] for row in rows(page)] == inside[:25]
     assert page.locator("#find-count").inner_text().startswith(f"{len(inside)} neurons")
     page.fill("#find-index", "7")
@@ -136,11 +136,11 @@ def test_the_map_by_the_mouse_shows_the_neuron_under_it(page, made) -> None:
             assert found[3] == f"{made[0]['auroc'][site][index]:.4f}"
             seen.setdefault((site, index), (down, across))
     assert len(seen) > 20
-    layers = [place(site)[0] for (site, _), _ in sorted(seen.items(), key=lambda of: of[1][0])]
+    layers = [locate(site)[0] for (site, _), _ in sorted(seen.items(), key=lambda of: of[1][0])]
     kinds = [site for (site, _), _ in sorted(seen.items(), key=lambda of: of[1][1])]
     assert layers == sorted(layers)
     order = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    columns = [order.index(place(site)[1]) for site in kinds]
+    columns = [order.index(locate(site)[1]) for site in kinds]
     assert columns == sorted(columns)
 
     painted = "(() => { const c = document.getElementById('map'); const d = c.getContext('2d')"

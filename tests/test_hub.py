@@ -317,4 +317,4 @@ def test_a_name_that_no_repository_has(online):
     with pytest.raises(UserError, match="org/a--b"):
         resolve("org/a--b")
     with pytest.raises(UserError, match="hf:a--b/c"):
-        hub.local("hf:a--b/c/d.safetensors")
+        hub.fetch_if_shared("hf:a--b/c/d.safetensors")

@@ -729,10 +729,10 @@ def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     both = Page(render(record(dampening=shifting(0.5))))
     assert "288 have a factor other than 1" in both.shown
     assert "16 have a shift other than 0" in both.shown
-    assert outcome.done(shifting(0.5)) == "changed"
-    assert outcome.done(aura(expertise())) == "dampened"
+    assert outcome.name_of_change(shifting(0.5)) == "changed"
+    assert outcome.name_of_change(aura(expertise())) == "dampened"
     raised = {site: values * 1.5 for site, values in shifting(1.0).factors.items()}
-    assert outcome.done(Dampening(raised, "x")) == "changed"
+    assert outcome.name_of_change(Dampening(raised, "x")) == "changed"
 
 
 def test_groups_are_drawn_only_where_one_has_something() -> None:

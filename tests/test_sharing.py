@@ -341,9 +341,9 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
     data = (made / "quiet" / "sordino" / NAME).read_bytes()
     commit = online.put("org/two", {"a.expertise.safetensors": data})
     online.put("org/two", {"a.expertise.safetensors": b"?", "b.expertise.safetensors": data})
-    assert hub.local(f"hf:org/two@{commit}").read_bytes() == data
-    assert hub.local("hf:org/two/b.expertise.safetensors").read_bytes() == data
-    assert hub.local(f"hf:org/two@{commit}/a.expertise.safetensors").read_bytes() == data
+    assert hub.fetch_if_shared(f"hf:org/two@{commit}").read_bytes() == data
+    assert hub.fetch_if_shared("hf:org/two/b.expertise.safetensors").read_bytes() == data
+    assert hub.fetch_if_shared(f"hf:org/two@{commit}/a.expertise.safetensors").read_bytes() == data
     for name, said in {
         "hf:org/two": "several files of that kind .* such as hf:org/two/a.expertise",
         "hf:org/two@v9": "org/two has no revision 'v9'",
@@ -352,25 +352,25 @@ def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):
         "hf:org": "hf:org does not name a file of the hub",
     }.items():
         with pytest.raises(UserError, match=said):
-            hub.local(name)
+            hub.fetch_if_shared(name)
     online.put("org/empty", {"README.md": b""})
     with pytest.raises(UserError, match="has no expertise and no dampening"):
-        hub.local("hf:org/empty")
+        hub.fetch_if_shared("hf:org/empty")
     online.fail = lambda method, path: (500, "out of order")
     hub.fetch_file.cache_clear()
     with pytest.raises(UserError, match="could not be downloaded from the hub"):
-        hub.local("hf:org/two")
+        hub.fetch_if_shared("hf:org/two")
 
 
 def test_what_was_fetched_once_is_there_without_a_hub(made, online, monkeypatch):
     data = (made / "quiet" / "sordino" / NAME).read_bytes()
     online.put("org/calm", {NAME: data})
-    hub.local("hf:org/calm")
+    hub.fetch_if_shared("hf:org/calm")
     hub.fetch_file.cache_clear()
     monkeypatch.setattr(hub, "reachable", lambda: False)
-    assert hub.local("hf:org/calm").read_bytes() == data
+    assert hub.fetch_if_shared("hf:org/calm").read_bytes() == data
     with pytest.raises(UserError, match="is not in the hub's cache"):
-        hub.local("hf:org/other")
+        hub.fetch_if_shared("hf:org/other")
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def examine_hub() -> Iterator[Finding]:
 
 def _differences(repository: Repository) -> Iterator[str]:
     """The differences between a repository on the hub and the table, as parts of a sentence."""
-    about = hub.about(repository)
+    about = hub.describe(repository)
     if about.name != repository.name:
         yield f"was renamed to {printable(about.name)}"
     for pattern in repository.files:

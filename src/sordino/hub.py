@@ -273,7 +273,7 @@ class About:
     gated: bool
 
 
-def about(repository: Repository) -> About:
+def describe(repository: Repository) -> About:
     """The hub's description of a repository of the table, at its revision.
 
     Raises:
@@ -448,7 +448,7 @@ def is_shared(path: str | Path) -> bool:
     return str(path).startswith("hf:")
 
 
-def local(path: str | Path) -> Path:
+def fetch_if_shared(path: str | Path) -> Path:
     """The path of an expertise or dampening file, downloaded first if it is on the hub.
 
     Args:

@@ -300,7 +300,7 @@ class _Gguf(_Source):
 
 def _source(spec: str | Path | ModelRef) -> _Source:
     name = spec.name if isinstance(spec, ModelRef) else str(spec)
-    path = spec.path if isinstance(spec, ModelRef) else hub.local(spec)
+    path = spec.path if isinstance(spec, ModelRef) else hub.fetch_if_shared(spec)
     if path.is_file() and has_suffix(path, ".safetensors"):
         return _Safetensors(name, [path], {})
     if not path.is_dir():

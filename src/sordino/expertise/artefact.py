@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from sordino.errors import UserError
 from sordino.expertise.statistic import SHARES, STRONGEST, UNPROTECTED, Statistic
 from sordino.files import new_file, printable
-from sordino.hub import local
+from sordino.hub import fetch_if_shared
 from sordino.models.tensor_file import read_about, read_tensors
 from sordino.records import Site, fault, parse
 
@@ -177,12 +177,12 @@ class Expertise:
         """Read an artefact.
 
         Args:
-            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.local`.
+            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.fetch_if_shared`.
 
         Raises:
             UserError: It is missing, damaged, or not an expertise file.
         """
-        source = local(path)
+        source = fetch_if_shared(path)
         metadata = read_about(source, "expertise")
         if metadata.get("format") != FORMAT:
             raise UserError(

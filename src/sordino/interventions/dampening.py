@@ -18,7 +18,7 @@ from transformers import Conv1D
 
 from sordino.errors import UserError
 from sordino.files import fingerprint, is_regular, new_file, printable
-from sordino.hub import local
+from sordino.hub import fetch_if_shared
 from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
@@ -364,7 +364,7 @@ class Dampening:
     @staticmethod
     def is_in(path: str | Path) -> bool:
         """Whether a file, here or on the hub, says that it holds a dampening."""
-        source = local(path)
+        source = fetch_if_shared(path)
         try:
             return is_regular(source) and _ENTRY in read_metadata(source)
         except UserError:
@@ -375,12 +375,12 @@ class Dampening:
         """Read what `save` wrote.
 
         Args:
-            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.local`.
+            path: The file, or "hf:org/name" for one of the hub; see `sordino.hub.fetch_if_shared`.
 
         Raises:
             UserError: The file is missing, damaged or no dampening.
         """
-        source = local(path)
+        source = fetch_if_shared(path)
         text = read_about(source, "dampening").get(_ENTRY, "{}")
         about = parse_format(_ABOUT, text, str(source), "dampening", FORMAT)
         tensors = read_tensors(source, "dampening", ("F32",))

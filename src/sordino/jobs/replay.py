@@ -9,7 +9,14 @@ from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Server
 from sordino.extras import require
 from sordino.files import only_one, private_files, user_path, write_json
 from sordino.outputs import PAGE, REPLAY, claim_output
-from sordino.replaying import ReplayOutcome, ReplaySettings, Store, about, ask_both, outcome_of
+from sordino.replaying import (
+    ReplayOutcome,
+    ReplaySettings,
+    Store,
+    ask_both,
+    describe_replay,
+    outcome_of,
+)
 from sordino.replaying.store import was_redacted
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
@@ -96,7 +103,7 @@ def replay(
             claim_output(path, kind, force=True, inputs=given)
         with only_one(figures):
             scorer = chosen.open_scorer(replace(access, key_variable=None, quote=quote))
-            known = about(asked, scorer, chosen)
+            known = describe_replay(asked, scorer, chosen)
             store = Store(database, known, redact=redact)
             try:
                 ask_both([Path(log) for log in given], asked, scorer, store, chosen)

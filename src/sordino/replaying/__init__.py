@@ -1,7 +1,7 @@
 """Real prompts sent to the original and the dampened server, and their answers over time."""
 
 from sordino.replaying.outcome import Look, ReplayOutcome, outcome_of
-from sordino.replaying.replay import ReplaySettings, about, ask_both
+from sordino.replaying.replay import ReplaySettings, ask_both, describe_replay
 from sordino.replaying.store import Store
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "ReplayOutcome",
     "ReplaySettings",
     "Store",
-    "about",
     "ask_both",
+    "describe_replay",
     "outcome_of",
 ]

@@ -105,7 +105,9 @@ class _Survey:
     mended: int
 
 
-def about(servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings) -> dict[str, str]:
+def describe_replay(
+    servers: Sequence[Server], scorer: Scorer, settings: ReplaySettings
+) -> dict[str, str]:
     """The identity of a replay, which is stored with its results."""
     names = [f"{server.model} at {server.address}" for server in servers]
     return {

@@ -162,7 +162,7 @@ def growth_of(row: Row) -> Estimate | None:
     return Estimate(value, low, high)
 
 
-def done(dampening: Dampening) -> str:
+def name_of_change(dampening: Dampening) -> str:
     """The verb for what happened to the neurons: "dampened", or "changed" if not only that."""
     factors = [values for values in dampening.factors.values() if values.size]
     lowered = all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in factors)
@@ -183,7 +183,7 @@ def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> 
         [
             (False, f"Of the {dampening.neurons:,} neurons of {model}, "),
             (True, f"{dampening.changed:,} ({100 * share:.1f} %)"),
-            (False, f" were {done(dampening)} to weaken “{concept}”."),
+            (False, f" were {name_of_change(dampening)} to weaken “{concept}”."),
         ]
     ]
     phrases += [_change(row, subject) for row, subject in _main(found)]

@@ -220,7 +220,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         "Concept": metadata["concept"],
         "Sentences": " + ".join(count for count in counts if count),
         "Neurons": f"{dampening.neurons:,}",
-        outcome.done(dampening).capitalize(): f"{dampening.changed:,}",
+        outcome.name_of_change(dampening).capitalize(): f"{dampening.changed:,}",
         "Intervention": f"{dampening.intervention}, strength {dampening.strength:g}",
     }
     return [(key, value) for key, value in facts.items() if value]
@@ -325,7 +325,7 @@ def _by_group(family: outcome.Family) -> list[tuple[str, float, float]]:
 
 
 def _how(record: RunRecord) -> str:
-    return f"How they were {outcome.done(record.dampening)}"
+    return f"How they were {outcome.name_of_change(record.dampening)}"
 
 
 def _factors_say(record: RunRecord) -> str:

@@ -54,14 +54,14 @@ class Histogram:
         return list(zip(self.edges, self.edges[1:], self.counts, strict=False))
 
 
-def place(site: str) -> tuple[int, str]:
+def locate(site: str) -> tuple[int, str]:
     """A site's layer and its kind, from its module path.
 
     The first number in the path is the layer. Later ones, which number parallel parts of a layer,
     become "*".
 
     Example:
-        >>> place("model.layers.3.mlp.up_proj")
+        >>> locate("model.layers.3.mlp.up_proj")
         (3, 'mlp.up_proj')
     """
     found = re.search(r"(?:^|\.)(\d+)\.(.+)$", site)
@@ -92,7 +92,7 @@ def by_layer(expertise: Expertise, dampening: Dampening) -> list[Group]:
     """One group for each layer and kind of site, in the model's order."""
     parts: dict[tuple[int, str], list[str]] = {}
     for site in expertise.sites:
-        parts.setdefault(place(site), []).append(site)
+        parts.setdefault(locate(site), []).append(site)
     return [
         _group(layer, kind, expertise, dampening, sites) for (layer, kind), sites in parts.items()
     ]
@@ -147,7 +147,7 @@ def shift_sizes(dampening: Dampening) -> NDArray[np.float64]:
 def _sites_of(expertise: Expertise) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for site in expertise.sites:
-        found.setdefault(place(site)[1], []).append(site)
+        found.setdefault(locate(site)[1], []).append(site)
     return found
 
 

@@ -151,7 +151,7 @@ class Goals:
         """
         values: dict[Statistic, float] = {}
         falls: dict[Statistic, Floats] = {}
-        with _turned(self.opened, changes) as turned:
+        with _change_outputs(self.opened, changes) as turned:
             for kind in _KINDS:
                 values[kind], falls[kind] = self._of_kind(kind, chosen[kind], turned, slopes)
         positive, negative, own = _KINDS
@@ -211,7 +211,7 @@ class Goals:
 
 
 @contextmanager
-def _turned(opened: OpenModel, changes: Floats) -> Iterator[list[torch.Tensor]]:
+def _change_outputs(opened: OpenModel, changes: Floats) -> Iterator[list[torch.Tensor]]:
     """Inside the block the sites' outputs are multiplied by 1 − d; the d of each, as leaves."""
     ends = np.cumsum([site.neurons for site in opened.sites])[:-1]
     turned, handles = [], []

@@ -11,7 +11,7 @@ import torch
 
 from sordino import progress as show
 from sordino.errors import UserError
-from sordino.evaluation.measures.divergence import against, keep
+from sordino.evaluation.measures.divergence import estimate_divergence, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
@@ -76,7 +76,7 @@ class Yardstick:
         nats, places = 0.0, 0
         with dampening.applied(self._opened.model):
             for index, logits in self._on(chosen):
-                nats += against(*self._kept[index], logits)[0]
+                nats += estimate_divergence(*self._kept[index], logits)[0]
                 places += len(logits) - 1
         return nats / places
 

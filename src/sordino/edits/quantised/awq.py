@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sordino.edits.quantised.gptq import SCALES
-from sordino.edits.quantised.layer import Changes, Layer, Scheme, whole
+from sordino.edits.quantised.layer import Changes, Layer, Scheme, read_whole_number
 from sordino.edits.quantised.packing import unpack
 from sordino.edits.shard import Change
 from sordino.errors import UserError
@@ -93,12 +93,13 @@ class Awq(Scheme):
     @property
     def _group_size(self) -> int:
         name = "q_group_size" if "q_group_size" in self.settings else "group_size"
-        return whole(self.settings, name, 128)
+        return read_whole_number(self.settings, name, 128)
 
     @property
     def _layout(self) -> str:
         layout = str(self.settings.get("version") or self.settings.get("format") or "gemm").lower()
-        bits = whole(self.settings, "bits", whole(self.settings, "w_bit", _BITS))
+        default = read_whole_number(self.settings, "w_bit", _BITS)
+        bits = read_whole_number(self.settings, "bits", default)
         if layout not in ("gemm", "gemv") or bits != _BITS:
             raise UserError(
                 f"AWQ checkpoints in the layout '{layout}' of {bits} bits cannot be baked: use one "

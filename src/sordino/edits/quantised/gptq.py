@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sordino.edits.quantised.layer import Changes, Layer, Scheme, whole
+from sordino.edits.quantised.layer import Changes, Layer, Scheme, read_whole_number
 from sordino.edits.quantised.packing import WORD, unpack, words_for
 from sordino.edits.shard import Change
 from sordino.errors import UserError
@@ -40,10 +40,10 @@ class Gptq(Scheme):
     @property
     def label(self) -> str:
         """Format, bits, groups and their order."""
-        size = whole(self.settings, "group_size", -1)
+        size = read_whole_number(self.settings, "group_size", -1)
         order = ", act-order" if self.settings.get("desc_act") else ""
         groups = f"groups of {size}" if size > 0 else "one group a neuron"
-        bits = whole(self.settings, "bits", 4)
+        bits = read_whole_number(self.settings, "bits", 4)
         return f"GPTQ ({self._require_format()}), {bits} bits, {groups}{order}"
 
     def shape(self, layer: Layer) -> tuple[int, int]:

@@ -253,7 +253,7 @@ class Scheme(ABC):
         return Edit(changes, tuple(weight for weight in factors if weight in changes))
 
 
-def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
+def read_whole_number(settings: Mapping[str, Any], name: str, default: int) -> int:
     """A setting that is a whole number.
 
     Raises:

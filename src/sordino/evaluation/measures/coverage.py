@@ -143,7 +143,7 @@ class _CoverageTask(PairedTask[Before, After]):
         by_text = {record.text: record.kept for record in before}
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> After:
-            nats, _ = by_text[index].against(ids, logits, opened)
+            nats, _ = by_text[index].estimate(ids, logits, opened)
             return After(index, nll(logits, ids), nats, len(ids) - 1)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)

@@ -73,10 +73,10 @@ class Kept(NamedTuple):
         """What is kept of a text's tokens and logits."""
         return cls(text, ids.tolist(), *map(_pack, keep(logits, seed, text)))
 
-    def against(
+    def estimate(
         self, ids: torch.Tensor, logits: torch.Tensor, opened: OpenModel
     ) -> tuple[float, int]:
-        """The divergence of the edited model on this text; see `against`.
+        """The divergence of the edited model on this text; see `estimate_divergence`.
 
         Raises:
             UserError: The tokenizers differ.
@@ -87,7 +87,7 @@ class Kept(NamedTuple):
         tokens = _unpack(self.tokens, np.int32, places)
         if tokens.max(initial=0) >= logits.shape[1]:
             raise _tokenizers_differ(opened)
-        return against(tokens, _unpack(self.log_p, np.float32, places), logits)
+        return estimate_divergence(tokens, _unpack(self.log_p, np.float32, places), logits)
 
 
 class Diverged(NamedTuple):
@@ -145,7 +145,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
         by_text = {record.text: record for record in before}
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Diverged:
-            return Diverged(index, *by_text[index].against(ids, logits, opened), len(ids) - 1)
+            return Diverged(index, *by_text[index].estimate(ids, logits, opened), len(ids) - 1)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
@@ -224,7 +224,7 @@ def keep(
     return kept
 
 
-def against(
+def estimate_divergence(
     tokens: NDArray[np.int32], log_p: NDArray[np.float32], logits: torch.Tensor
 ) -> tuple[float, int]:
     """The divergence on one text from what was kept of the original.

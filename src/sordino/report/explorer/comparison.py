@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
-from sordino.report.summary import place
+from sordino.report.summary import locate
 
 TOP = 0.01
 """The share of neurons, by AUROC, that counts as high."""
@@ -73,7 +73,7 @@ def compare(first: Expertise, second: Expertise) -> Comparison:
             "correspond: compare two concepts in one model, or two models of one shape."
         )
     a, b = (np.concatenate([of[site] for site in one]).astype(np.float64) for of in (one, other))
-    kinds = np.concatenate([np.full(n, place(site)[1], object) for site, n in sizes[0].items()])
+    kinds = np.concatenate([np.full(n, locate(site)[1], object) for site, n in sizes[0].items()])
     known = np.flatnonzero(~np.isnan(a) & ~np.isnan(b))
     high = max(1, round(TOP * known.size))
     in_first, in_second = (_highest(of, known, high) for of in (a, b))

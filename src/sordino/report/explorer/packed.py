@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sordino.expertise.artefact import Expertise
 from sordino.interventions.dampening import Dampening
-from sordino.report.summary import kinds, place
+from sordino.report.summary import kinds, locate
 
 _CODES = 32767
 
@@ -58,7 +58,7 @@ def pack_neurons(
     """
     by_site, every = expertise["auroc"], kinds(expertise)
     sites = [
-        [site, place(site)[0], every.index(place(site)[1]), int(values.size)]
+        [site, locate(site)[0], every.index(locate(site)[1]), int(values.size)]
         for site, values in by_site.items()
     ]
     return {
