@@ -167,9 +167,10 @@ def attribute(
         ranks: The processes that share the work.
 
     Returns:
-        `POSITIVE` and `NEGATIVE`: nats a token, the mean of a over the class's tokens; `VARIANCE`:
-        nats² a token², the sampling variance of their difference, by the spread of a over texts;
-        `COST`: nats a token, F on the negative sentences; with protected texts, which then count
+        `POSITIVE` and `NEGATIVE`: nats per token, the mean of a over the class's tokens;
+        `VARIANCE`: nats² per token², the sampling variance of their difference, by the spread of a
+        over texts;
+        `COST`: nats per token, F on the negative sentences; with protected texts, which then count
         among the negative ones, `PROTECTED`, the mean of a over their tokens, and what the others
         would be without them; with own samples `OWN`: the mean of their weighted a, by how much
         the judge's mean score falls for d, and `OWN_VARIANCE`, its sampling variance. float32

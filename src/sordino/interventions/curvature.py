@@ -43,7 +43,7 @@ class Curvature:
     diagonal: float
 
     def divergence(self, changes: Floats) -> float:
-        """½·dᵀ·F·d in nats a token, d being float64 [neurons]."""
+        """½·dᵀ·F·d in nats per token, d being float64 [neurons]."""
         together = (changes.astype(np.float32) @ self.scores).astype(np.float64)
         alone = (changes**2) @ self.costs
         shared = float(together @ together) / self.tokens
@@ -66,7 +66,7 @@ def amounts_together(benefit: Floats, curvature: Curvature, budget: float) -> Fl
     Args:
         benefit: float64 [neurons].
         curvature: What changes cost.
-        budget: Nats a token.
+        budget: Nats per token.
 
     Returns:
         float64 [neurons].

@@ -36,7 +36,7 @@ class Rule:
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs beside scaling them.
         foretells: Whether the dial is itself a divergence, by the rule's own estimate.
-        limits: Whether the rule itself heeds `rows`, the most neurons of each site that it may
+        limits: Whether the rule itself respects `rows`, the most neurons of each site that it may
             change; of the others, `Dampening.limited` keeps what changes most.
     """
 
@@ -238,7 +238,7 @@ class Family:
         return self.make(dial)
 
     def first(self, divergence: float) -> float:
-        """The dial at which to look first for this divergence, nats a token."""
+        """The dial at which to look first for this divergence, nats per token."""
         # What is measured is mostly more than what a second order foretells, up to twice as much.
         return divergence / 2 if self.foretells else 1.0
 

@@ -107,7 +107,7 @@ class Goals:
         opened: The model, in memory and in float32, with the sites that change.
         texts: By kind: `POSITIVE`, `NEGATIVE` and `OWN`.
         expertise: Of the same sites and texts, with attribution to them.
-        budget: Nats a token, by the diagonal estimate.
+        budget: Nats per token, by the diagonal estimate.
     """
 
     opened: OpenModel

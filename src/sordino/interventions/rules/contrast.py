@@ -135,7 +135,7 @@ def together(
     Args:
         benefits: One alone stays as it is, less its noise.
         cost: See `amounts`, as the rest.
-        budget: Nats a token.
+        budget: Nats per token.
         amplify: As there.
     """
     if len(benefits) == 1:
@@ -153,7 +153,7 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     """Each neuron's benefit by the labelled sentences, less what is noise of it, and its cost.
 
     Returns:
-        Two dictionaries by site path, float64 [neurons], nats a token.
+        Two dictionaries by site path, float64 [neurons], nats per token.
     """
     measured = measured_benefit(expertise)
     variance, cost = (_known(expertise[name]) for name in (Statistic.VARIANCE, Statistic.COST))
@@ -204,7 +204,7 @@ def amounts(
     Args:
         benefit: float64 [neurons].
         cost: float64 [neurons], not negative.
-        budget: Nats a token, by the diagonal estimate.
+        budget: Nats per token, by the diagonal estimate.
         amplify: Above 0, neurons with a negative benefit are amplified, by at most so much.
         at_most: How many neurons of each site may change; all where it is None.
     """
