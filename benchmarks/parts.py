@@ -36,7 +36,6 @@ from sordino.evaluation.texts import choose, read_texts
 from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.statistic import Tensors
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
@@ -44,6 +43,7 @@ from sordino.interventions import Dampening
 from sordino.models.generation import encode_prompts, plan
 from sordino.models.gguf_header import read_header
 from sordino.models.open import OpenModel, open_model
+from sordino.models.ranks import Ranks
 from sordino.models.reference import resolve
 from sordino.models.tokenise import encode
 from sordino.pipeline import RECOMMENDED_DIVERGENCE

@@ -18,8 +18,8 @@ from benchmarks.measure import Options, Result, command, in_turns, limited_to
 from benchmarks.models import random_concept, random_model
 from sordino.expertise.auroc import auroc
 from sordino.expertise.find import find_experts
-from sordino.expertise.ranks import sharing
 from sordino.expertise.sweep import SweepSettings
+from sordino.models.ranks import sharing
 from sordino.progress import hushed
 
 _VOCABULARY = 2000

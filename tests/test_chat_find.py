@@ -17,10 +17,10 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import SweepSettings, find_experts
 from sordino.expertise.own import OwnSettings, sample, weights
 from sordino.expertise.pooling import FEWEST_SENTENCES
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_of, encode_sentences
 from sordino.models.chat import ASKED, Chat, template_fingerprint
 from sordino.models.open import OpenModel
+from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef
 from sordino.report.exemplars import exemplars, outputs_at_tokens
 

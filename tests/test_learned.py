@@ -8,10 +8,10 @@ from sordino.errors import UserError
 from sordino.expertise import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import sample
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import encode_sentences
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import contrast
+from sordino.models.ranks import Ranks
 from sordino.studies import learned
 from sordino.studies.learned import Goals, Texts, dampening, learn
 from sordino.tuning.calibration import Yardstick, calibrate

@@ -15,12 +15,12 @@ from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import ConceptJudge
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
 from sordino.models.probe import Probe
+from sordino.models.ranks import Ranks
 from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import tiny_folder
 from sordino.errors import UserError
-from sordino.expertise import ranks as ranks_module
-from sordino.expertise.ranks import Ranks, sharing
+from sordino.models import ranks as ranks_module
+from sordino.models.ranks import Ranks, sharing
 
 SRC = Path(__file__).parents[1] / "src"
 

@@ -17,11 +17,11 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.passes import LayerByLayer, WholeForward
 from sordino.expertise.pooling import Capture
-from sordino.expertise.ranks import sharing
 from sordino.expertise.sweep import SweepSettings, _buffers
 from sordino.interventions import Dampening
 from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel, _refuse_offloaded, _spread, fits, open_model
+from sordino.models.ranks import sharing
 from sordino.models.reference import resolve
 from sordino.models.tokenise import encode, equal_length_batches
 

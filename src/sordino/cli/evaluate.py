@@ -98,8 +98,8 @@ def evaluate(
         Measure the original again, and keep nothing. (On a processor, what is measured of it is
         kept in the cache folder, and read from there if nothing has changed since.)
     """
-    from sordino.expertise.ranks import sharing
     from sordino.jobs.evaluate import evaluate as measure
+    from sordino.models.ranks import sharing
 
     if dampening and server.endpoint is not None:
         raise UserError(

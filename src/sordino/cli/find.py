@@ -53,8 +53,8 @@ def find(
         Seed of the draw when sentences are capped or balanced.
     """
     from sordino.expertise.find import plan_find
-    from sordino.expertise.ranks import sharing
     from sordino.jobs.find import find_experts, judged_file
+    from sordino.models.ranks import sharing
     from sordino.outputs import named_files
     from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary

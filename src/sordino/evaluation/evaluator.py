@@ -36,13 +36,13 @@ from sordino.evaluation.result import (
 )
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.writing import Writing
-from sordino.expertise.ranks import Ranks
 from sordino.files import drop_link, fingerprint, only_one, staging_path, to_json, today
 from sordino.journal import Journal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel, choose_device, open_model
+from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, SAMPLES, claim_output
 from sordino.progress import note, track

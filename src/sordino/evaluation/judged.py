@@ -16,11 +16,11 @@ from sordino.evaluation.opening import AUTO
 from sordino.evaluation.own_samples import CONCEPT, OwnPlan
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.expertise.own import OwnSamples, OwnSettings, sample
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sweep import BATCH_TOKENS
 from sordino.files import drop_link, fingerprint, new_file, printable, staging_path, to_json
 from sordino.models.chat import Chat, template_fingerprint
 from sordino.models.open import OpenModel
+from sordino.models.ranks import Ranks
 from sordino.progress import note
 from sordino.version import __version__
 from sordino.work import WorkFolder
@@ -97,7 +97,7 @@ class Judged:
     ) -> JudgedSamples:
         """Let the model write, and the judge label what it wrote; done once for an output.
 
-        With several processes (`sordino.expertise.ranks`) each returns the same sentences.
+        With several processes (`sordino.models.ranks`) each returns the same sentences.
 
         Args:
             opened: The model, in memory as a whole.

@@ -44,7 +44,6 @@ from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.pooling import FEWEST_SENTENCES
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import encode_sentences, encode_texts
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
@@ -54,6 +53,7 @@ from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
+from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, equal_length_batches
 

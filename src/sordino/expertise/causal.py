@@ -19,11 +19,11 @@ from sordino.errors import UserError
 from sordino.expertise.moments import Map, affine
 from sordino.expertise.passes import LayerByLayer, why_not_alone
 from sordino.expertise.pooling import Capture
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.statistic import Statistic, Tensors
 from sordino.expertise.sweep import Sentences, SweepSettings, statistics_of
 from sordino.models.open import OpenModel
+from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
 
 

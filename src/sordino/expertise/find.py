@@ -18,7 +18,6 @@ from sordino.expertise.attribution import AttributionSettings, Passage, attribut
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measure_time, size
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
@@ -27,6 +26,7 @@ from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSetting
 from sordino.files import drop_link, fingerprint, only_one, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
+from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.models.tokenise import Batch, Placed, equal_length_batches
 from sordino.outputs import EXPERTISE, claim_output
@@ -130,7 +130,7 @@ def measure_expertise(
 ) -> Expertise:
     """Measure every neuron of every site, as `find_experts` does, with an open model.
 
-    With several processes (`sordino.expertise.ranks`) each returns the same expertise.
+    With several processes (`sordino.models.ranks`) each returns the same expertise.
 
     Args:
         opened: The model.

@@ -20,7 +20,6 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.statistic import Statistic
 from sordino.files import fingerprint, to_json
 from sordino.journal import Journal
@@ -36,6 +35,7 @@ from sordino.models.chat import (
 from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
 from sordino.models.open import OpenModel
 from sordino.models.probe import Probe
+from sordino.models.ranks import Ranks
 from sordino.models.tokenise import Placed
 
 FEWEST_PROMPTS = 20

@@ -14,7 +14,6 @@ from sordino.expertise.auroc import auroc, strongest
 from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT, moments
 from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, why_not_alone
 from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, States
 from sordino.expertise.statistic import STRONGEST, Statistic, Tensors, Values
@@ -22,6 +21,7 @@ from sordino.expertise.strata import LENGTH, stratified_auroc
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
+from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch
 

@@ -13,10 +13,10 @@ from sordino.evaluation.own_samples import OwnPlan
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.own import OwnSettings
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import new_file, real_path, user_path
 from sordino.models.open import OpenModel, open_model
+from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef, place_of
 from sordino.outputs import EXPERTISE, JUDGED, claim_output
 from sordino.progress import note

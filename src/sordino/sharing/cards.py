@@ -20,6 +20,7 @@ from sordino.report.text import dampening_lines, expertise_lines
 from sordino.templates import environment
 
 _FOLDER = "path/to/this/folder"
+_TERMS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,6 @@ def make_cards(
         return [(written.card or plain_card)(record)]
     found = [model_card(record, one, base_card, file) for one in (evaluation, None)]
     return [*found, plain_card(record)]
-
-
-_TERMS = ("license", "license_name", "license_link")
 
 
 def _terms_on_the_hub(base_model: str) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import OwnSamples, OwnSettings, sample
-from sordino.expertise.ranks import Ranks
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening, Edit
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.open import OpenModel, open_model
+from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
