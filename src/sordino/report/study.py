@@ -51,6 +51,8 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
         yield "No trial of this group could be made."
         return
     first = group.trials[0].evaluation
+    if group.made_from:
+        yield group.made_from
     for key in toxicities(first):
         found = list(toxic(first, key))
         original = " and ".join(f"{share(figure.before)} ({scorer})" for scorer, figure in found)

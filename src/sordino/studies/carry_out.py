@@ -70,6 +70,7 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
         findings=tuple(group.findings(by_name)),
         curve=group.curve,
         crossed=group.crossed,
+        made_from=group.made_from,
     )
 
 

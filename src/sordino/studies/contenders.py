@@ -14,7 +14,7 @@ from sordino.edits.biases import can_shift
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.moments import LINEAR_TRANSPORT, MEAN_SHIFT
-from sordino.expertise.own import OwnSamples
+from sordino.expertise.own import OwnSamples, OwnSettings
 from sordino.expertise.sentences import chat_for, encode_sentences
 from sordino.expertise.statistic import Statistic
 from sordino.expertise.sweep import SweepSettings
@@ -85,9 +85,16 @@ class Bench:
     plan: Plan
 
     @cached_property
+    def own(self) -> OwnSettings:
+        """Own samples of prompts by which nothing is measured and nothing chosen."""
+        chosen_on = self.plan.elsewhere().chosen(self.lab.seed)
+        apart = [text.text for text in chosen_on]
+        return self.plan.own(self.lab, self.plan.toxicity(), apart)
+
+    @cached_property
     def everywhere(self) -> Expertise:
         """The expertise of all linear layers, with attribution also to own samples."""
-        return self.plan.with_own(self.lab)
+        return self.plan.with_own(self.lab, self.own)
 
     @cached_property
     def papers(self) -> Expertise:
@@ -108,7 +115,7 @@ class Bench:
     @cached_property
     def samples(self) -> OwnSamples:
         """The model's own samples."""
-        return self.lab.own_samples(self.plan.own(self.lab))
+        return self.lab.own_samples(self.own)
 
     @cached_property
     def looks_of_pairs(self) -> Looks:
@@ -235,7 +242,7 @@ def _one_subspace(bench: Bench) -> dict[str, Settings]:
 
 def _trained(bench: Bench) -> dict[str, Settings]:
     """A LoRA by DPO on own samples in pairs."""
-    lab, own = bench.lab, bench.plan.own(bench.lab)
+    lab, own = bench.lab, bench.own
 
     def make(file: Path) -> None:
         pairs = preferences(bench.samples)

@@ -19,7 +19,7 @@ from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.own_samples import BOTH
 from sordino.studies.record import Finding, StudyRecord
-from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
+from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.words import model_name, plain
 from sordino.tuning.lab import Lab, Trial
 
@@ -47,7 +47,7 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
     The latter's change is solved once, for a divergence by its own estimate, and then scaled to the
     divergence as it is measured.
     """
-    expertise = plan.with_own(lab)
+    expertise = plan.with_own(lab, plan.own(lab))
     diagonal = BOTH.format(plan.asked)
     whole = _solved(lab, plan, expertise)
     rules: dict[str, Sizes] = {diagonal: family(expertise, "contrast")}
@@ -74,6 +74,7 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
         (*plan.writing(), *plan.reading(lab)),
         absent(rules, trials),
         findings,
+        made_from=own_evidence(expertise),
     )
 
 

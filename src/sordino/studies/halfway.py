@@ -8,7 +8,7 @@ from sordino.interventions import Dampening, dampen, family
 from sordino.studies.findings import compared, differences
 from sordino.studies.own_samples import BOTH
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, absent, reached, study
+from sordino.studies.study import Group, Plan, absent, own_evidence, reached, study
 from sordino.studies.variants import along_the_way, both_benefits
 from sordino.tuning.lab import Lab, Trial
 
@@ -38,7 +38,8 @@ def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
     to the d before, on the model under that edit, own samples and all. Halfway no factor is below
     a half.
     """
-    start = plan.with_own(lab)
+    own = plan.own(lab)
+    start = plan.with_own(lab, own)
     start_name = BOTH.format(plan.asked)
     first = lab.sized(start_name, family(start, "contrast"), plan.asked)
     trials: dict[str, Trial | None] = {start_name: first}
@@ -47,7 +48,7 @@ def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
         if trial is None:
             break
         half = _half(here, trial)
-        found = plan.with_own(lab, f"halfway-{step}", half)
+        found = plan.with_own(lab, own, f"halfway-{step}", half)
         here = along_the_way(start, found, half)
         for name, of in (
             (f"start and halfway, step {step}", both_benefits(start, here)),
@@ -64,6 +65,7 @@ def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
         (*plan.writing(), *plan.reading(lab)),
         absent(trials, made),
         partial(differences, pairs=pairs, seed=lab.seed),
+        made_from=own_evidence(start),
     )
 
 

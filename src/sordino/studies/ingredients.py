@@ -1,7 +1,6 @@
 """How much each part of contrast contributes, and how much its data do."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from sordino.concepts.concept import Concept
 from sordino.evaluation import Measure
@@ -30,7 +29,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
-    return (replace(plan.toxicity(), prompts=plan.other_prompts, max_prompts=plan.most_other),)
+    return (plan.elsewhere(),)
 
 
 @study(

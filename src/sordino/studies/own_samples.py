@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
+from sordino.errors import UserError
+from sordino.evaluation import Measure
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
 from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
-from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
+from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.variants import with_own
 from sordino.tuning.lab import Lab
 
@@ -20,6 +22,11 @@ _FEW = 50
 """Sentences of each class in a sweep that is made for its own samples alone."""
 _SMALLER = 0.4
 """The smaller of the two divergences, as a share of the one that is asked about."""
+_PLACES = {
+    "held-out": "held-out prompts of the source of own samples",
+    "elsewhere": "prompts of another source",
+}
+"""On which prompts it is measured, by the last part of a group's name."""
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
@@ -33,76 +40,98 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         )
 
 
+def _measures(plan: Plan) -> tuple[Measure, ...]:
+    if plan.other_prompts == plan.prompts:
+        raise UserError(
+            f"`other_prompts={plan.other_prompts}` are the prompts that are measured, and "
+            "own-samples asks whether it helps with those of another source: give another one."
+        )
+    plan.elsewhere().chosen(0)  # which are there, before long work
+    return plan.writing()
+
+
 @study(
     "Does what the model itself writes make contrast better?",
     _answer,
-    Plan.writing,
+    _measures,
 )
 def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Contrast by the corpus, by own samples and by both, at the same divergences.
 
-    The model continues other prompts than those of the figures, and neither these nor the judge
-    take part in the figures. Two controls show that it is the judge who makes the difference: own
-    samples whose scores are permuted within each prompt, and own samples with the sign reversed.
+    The model continues prompts of the source of the figures, but none that is measured, and their
+    judge takes no part in the figures. What own samples teach about one source need not hold for
+    another, so the same is measured on a source that has no part in them. Two controls show that it
+    is the judge who makes the difference: own samples whose scores are permuted within each prompt,
+    and own samples with the sign reversed.
     """
-    expertise = plan.with_own(lab)
+    own = plan.own(lab)
+    expertise = plan.with_own(lab, own)
+    [held_out] = plan.writing()
+    on_held_out = {"held-out": (held_out, *plan.reading(lab))}
+    on_both = {**on_held_out, "elsewhere": (plan.elsewhere(),)}
     for divergence in (plan.asked, plan.asked * _SMALLER):
         rules = {
             name.format(divergence): family(expertise, "contrast", evidence=evidence)
             for name, evidence in _EVIDENCE.items()
         }
         corpus, *others = rules
-        yield _group(
+        yield from _groups(
             f"at-{divergence:g}",
             f"Contrast at a divergence of {divergence:g}",
             rules,
             {f"{name}, compared with the corpus alone": (name, corpus) for name in others},
             divergence,
+            on_both,
             lab,
-            plan,
+            own_evidence(expertise),
         )
     control = lab.find(
         "own-permuted",
         concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
         sites=ATTENTION,
         attribution=AttributionSettings(_FEW, lab.seed),
-        own=replace(plan.own(lab), permuted=lab.seed),
+        own=replace(own, permuted=lab.seed),
     )
     controls = {
         "judge permuted": with_own(expertise, control),
         "sign reversed": with_own(expertise, expertise, sign=-1),
     }
     real = f"own samples at {plan.asked:g}"
-    yield _group(
+    yield from _groups(
         "controls",
         f"Own samples and their controls at a divergence of {plan.asked:g}",
         {real: family(expertise, "contrast", evidence="own")}
         | {name: family(of, "contrast", evidence="own") for name, of in controls.items()},
         {f"{real}, compared with the control {name}": (real, name) for name in controls},
         plan.asked,
+        on_held_out,
         lab,
-        plan,
+        own_evidence(expertise),
     )
 
 
-def _group(
+def _groups(
     name: str,
     title: str,
     rules: Mapping[str, Sizes],
     pairs: Mapping[str, tuple[str, str]],
     divergence: float,
+    measures: Mapping[str, tuple[Measure, ...]],
     lab: Lab,
-    plan: Plan,
-) -> Group:
-    """Rules at one divergence, and the pairs that are compared."""
+    made_from: str,
+) -> Iterator[Group]:
+    """Rules at one divergence, and the pairs that are compared, on each kind of prompts."""
     trials = [
         lab.sized(named, rule, divergence, start=divergence / 2) for named, rule in rules.items()
     ]
-    return Group(
-        name,
-        title,
-        reached(trials),
-        (*plan.writing(), *plan.reading(lab)),
-        absent(rules, trials),
-        partial(differences, pairs=pairs, seed=lab.seed),
-    )
+    for place, taken in measures.items():
+        there = {f"{label}, on {_PLACES[place]}": pair for label, pair in pairs.items()}
+        yield Group(
+            f"{name}-{place}",
+            f"{title}, on {_PLACES[place]}",
+            reached(trials),
+            taken,
+            absent(rules, trials),
+            partial(differences, pairs=there, seed=lab.seed),
+            made_from=made_from,
+        )

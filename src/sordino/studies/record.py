@@ -79,6 +79,7 @@ class GroupRecord(Record):
         findings: What the trials say together.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
         crossed: Whether the findings are a table of what they are about by what they are by.
+        made_from: What the trials were made from, in sentences; "" where that needs no word.
     """
 
     name: str
@@ -88,6 +89,7 @@ class GroupRecord(Record):
     findings: tuple[Finding, ...] = ()
     curve: bool = False
     crossed: bool = False
+    made_from: str = ""
 
     def trial(self, name: str) -> TrialRecord | None:
         """The trial of that name, if it is there."""

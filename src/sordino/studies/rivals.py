@@ -1,7 +1,6 @@
 """Our rule and every rival at its best, on the same prompts, numbers, scorers and texts."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,7 @@ from sordino.studies.contenders import (
 from sordino.studies.findings import differences, estimate, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
-from sordino.studies.study import Group, Plan, study
+from sordino.studies.study import Group, Plan, own_evidence, study
 from sordino.studies.words import by_points, falls, model_name, rises, share
 from sordino.tuning.lab import Lab, Trial
 
@@ -82,8 +81,7 @@ def _first(name: str, group: GroupRecord) -> Iterator[str]:
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
-    chosen_on = replace(plan.toxicity(), prompts=plan.other_prompts, max_prompts=plan.most_other)
-    return plan.toxicity(), plan.toxicity(pre_prompt=_BENIGN), chosen_on
+    return plan.toxicity(), plan.toxicity(pre_prompt=_BENIGN), plan.elsewhere()
 
 
 def _needed(plan: Plan) -> tuple[Measure, ...]:
@@ -116,7 +114,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Every rule as large as the same divergence allows, and as it was published.
 
     What a rival leaves open (the layer of an added direction, the number of heads, the rank of a
-    subspace) is chosen on the prompts from which own samples come, and not on those of the figures.
+    subspace) is chosen on other prompts than those of the figures and of own samples.
     Rules that no weights of the model can hold are marked with "(hooks)". Everything that is
     measured is kept, whichever methods are asked for: pieces that are done one by one are joined by
     the same command for all.
@@ -165,6 +163,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
             measures,
             short,
             findings=partial(differences, pairs=pairs, seed=lab.seed),
+            made_from=own_evidence(bench.everywhere),
         )
     yield Group(
         "published",

@@ -1,7 +1,7 @@
 """What a study is: groups of trials, and a registry of the questions that can be asked."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sordino.errors import UserError
@@ -14,6 +14,7 @@ from sordino.evaluation import (
     Toxicity,
     prepare,
 )
+from sordino.evaluation.measures.toxicity import prompts_of
 from sordino.evaluation.own_samples import CONCEPT, OwnPlan
 from sordino.evaluation.texts import KIT_INSULTING, KIT_ORDINARY, read_texts
 from sordino.expertise.artefact import Expertise
@@ -33,7 +34,7 @@ class Plan:
     Args:
         prompts: Toxic prompts.
         other_prompts: Other toxic prompts, for questions whose answers choose nothing that is
-            reported on the former.
+            reported on the former, and for whether own samples help on prompts of another source.
         ordinary_prompts: Prompts that provoke nothing.
         toxic_texts: Text whose perplexity should rise.
         tasks: Of zero-shot questions; none to leave them out.
@@ -51,7 +52,8 @@ class Plan:
         per_class: Sentences of each class for attribution, at most (the kit's insults have as
             many).
         fewer: Smaller numbers of them to compare with.
-        own_prompts: At most so many prompts for own samples.
+        own_prompts: At most so many prompts for own samples, of those of `prompts` that are not
+            measured; see `sordino.OwnPlan`.
         own_continuations: Continuations of each of them.
         own_judge: Their judge, see `sordino.OwnPlan`; it must not be among the scorers.
         only: Of rivals, the methods that are compared; () for all.
@@ -135,35 +137,54 @@ class Plan:
         everywhere = self.everywhere(lab)
         return everywhere.at({site.path for site in lab.opened.sites}), everywhere
 
-    def own(self, lab: Lab) -> OwnSettings:
-        """Own samples of the other prompts, which are continued as they are.
+    def own(
+        self, lab: Lab, measure: Toxicity | None = None, apart: Collection[str] | None = None
+    ) -> OwnSettings:
+        """Own samples of prompts that are not measured, which are continued as they are.
 
-        Neither they nor their judge take part in figures of the toxic prompts.
+        They are of the source by which toxicity is measured, as far as that has prompts to spare.
+        Neither they nor their judge take part in any figure.
+
+        Args:
+            lab: Where they are taken.
+            measure: What is measured; None for `writing`.
+            apart: More prompts to leave out; None for the whole source of the other prompts, so
+                that `elsewhere` measures prompts of a source that own samples are not of.
         """
         taken = OwnPlan(
-            self.other_prompts,
-            self.own_judge,
+            judge=self.own_judge,
             max_prompts=self.own_prompts,
             continuations=self.own_continuations,
         )
-        apart = {text.text for text in read_texts(self.prompts)}
-        return taken.settings(lab.concept, seed=lab.seed, device=lab.device, apart=apart)
+        measures = self.writing() if measure is None else (measure,)
+        if apart is None:
+            apart = [text.text for text in read_texts(prompts_of(self.other_prompts))]
+        measured = prepare(measures, compared=True, device=lab.device, seed=lab.seed)
+        return taken.settings(
+            lab.concept, seed=lab.seed, device=lab.device, measured=measured, apart=apart
+        )
 
-    def with_own(self, lab: Lab, name: str = "own", edited: Edit | None = None) -> Expertise:
+    def with_own(
+        self, lab: Lab, own: OwnSettings, name: str = "own", edited: Edit | None = None
+    ) -> Expertise:
         """The expertise of all linear layers with attribution, also to own samples.
 
         Args:
             lab: Where it is found.
+            own: The own samples.
             name: Under which it is kept.
             edited: What is done to the model meanwhile.
         """
         attribution = AttributionSettings(self.per_class, lab.seed)
-        own = self.own(lab)
         return lab.find(name, sites=ATTENTION, attribution=attribution, own=own, edited=edited)
 
-    def writing(self) -> tuple[Measure, ...]:
+    def writing(self) -> tuple[Toxicity, ...]:
         """What the model writes, on as many prompts as a question about one rule takes."""
         return (self.toxicity(max_prompts=self.most_other),)
+
+    def elsewhere(self) -> Toxicity:
+        """The toxicity of continuations of the other prompts."""
+        return replace(self.toxicity(max_prompts=self.most_other), prompts=self.other_prompts)
 
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
         """What a change costs on ordinary text."""
@@ -186,6 +207,7 @@ class Group:
         crossed: Whether the findings are a table of what they are about by what they are by.
         against: The trial with which what the others remove is compared; "" for none.
         lab: Where they are measured, if not in the study's own.
+        made_from: What the trials were made from, in sentences, where that is a part of the answer.
     """
 
     name: str
@@ -198,6 +220,16 @@ class Group:
     crossed: bool = False
     against: str = ""
     lab: Lab | None = None
+    made_from: str = ""
+
+
+def own_evidence(expertise: Expertise) -> str:
+    """Which own samples an expertise was made from, in a sentence, for a group's `made_from`."""
+    about = expertise.metadata
+    return (
+        f"Own samples: {about['own_prompts']}; {about['own_continuations']} continuations of each, "
+        f"judged by {about['own_judge']} (mean score {float(about['own_mean_score']):.3f})."
+    )
 
 
 def reached(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:

@@ -78,7 +78,7 @@ class Toxicity(Scoring, Writing):
     def prepare(self, seed: int, device: torch.device) -> ScoredTask:
         """Read and choose the prompts, and open the scorers."""
         source, draws = prompts_of(self.prompts), self.draws or self.continuations
-        prompts = choose(read_texts(source), self.max_prompts, seed)
+        prompts = self.chosen(seed)
         groups = _prompt_groups(prompts)
         only_toxic = len(groups["toxic"]) == len(prompts)
         everyone = self.prompts_are or ("toxic prompts" if only_toxic else "all prompts")
@@ -91,6 +91,14 @@ class Toxicity(Scoring, Writing):
             n_prompts={name: len(members) for name, members in groups.items()},
             draws=draws,
         )
+
+    def chosen(self, seed: int) -> list[Text]:
+        """The prompts that are measured.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        return choose(read_texts(prompts_of(self.prompts)), self.max_prompts, seed)
 
 
 def prompts_of(spec: str) -> str:
