@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -258,6 +259,19 @@ def test_run_does_it_all_and_plain_transformers_loads_it(call, here):
         for f in (here / "tiny", here / "undone")
     ]
     assert files[0] == files[1]
+
+
+def test_a_run_bears_foreign_names_and_a_card_in_another_encoding(call, here):
+    shutil.copytree(here / "tiny", here / "latin")
+    (here / "latin/README.md").write_bytes("---\nlicense: mit\n---\n# Modèle\n".encode("latin-1"))
+    concept = f"{'词' * 80}.jsonl"
+    shutil.copy(here / "calm.jsonl", here / concept)
+    measured = ("--measure", "perplexity", "--texts", "prose.txt", "--intervention", "aura")
+    status, _, error = call("run", "latin", "--concept", concept, "-o", "foreign", *measured)
+    assert status == 0, error
+    assert "license: mit" in (here / "foreign/README.md").read_text(encoding="utf-8")
+    [expertise] = (here / "foreign/sordino").glob("*.expertise.safetensors")
+    assert Expertise.load(expertise).metadata["concept"] == "词" * 80
 
 
 def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(call, here):

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -576,3 +579,26 @@ def test_a_concept_is_shown_in_one_line(
     assert f"{negative} negative" in shown
     assert ("3 strata" in shown) == stratified
     assert "private" not in shown
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series, iter])
+def test_sentences_are_any_texts(kind: Callable[[list[str]], Any]) -> None:
+    yes, no = [f"Bake {i}" for i in range(20)], [f"Rain {i}" for i in range(20)]
+    found = Concept("x", kind(yes), kind(no))
+    assert found == Concept("x", tuple(yes), tuple(no))
+    assert found.fingerprint == Concept("x", tuple(yes), tuple(no)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("a long text, whose letters are no sentences", "are one str"),
+        (b"bytes of twenty letters or more", "are one bytes"),
+        (None, "are one NoneType"),
+        ([*(f"Bake {i}" for i in range(20)), float("nan")], "positive sentence 21 is nan"),
+        ([f"Bake {i}".encode() for i in range(20)], "positive sentence 1 is b'Bake 0'"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Concept("x", given, tuple(f"Rain {i}" for i in range(20)))

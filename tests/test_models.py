@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import T5Config, ViTConfig
 from transformers.utils import logging
 
 from families import tiny_folder, tiny_model, tiny_tokenizer
+from sordino.cli.flags import in_flags
 from sordino.errors import UserError
 from sordino.models.calls import quiet_transformers
 from sordino.models.open import OpenModel, choose_device, empty_model, open_model
@@ -135,8 +137,76 @@ def test_remote_code_is_not_run(folder):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="such code is never run here"):
         open_model(folder)
+
+
+def test_a_tokenizer_s_remote_code_is_not_run(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="such code is never run here"):
+        open_model(folder)
+
+
+def test_words_of_a_library_are_no_arguments_of_ours(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine"}))
+    with pytest.raises(UserError, match="'mine'") as failed:
+        open_model(folder)
+    assert in_flags(str(failed.value)) == str(failed.value)
+
+
+def test_no_tokenizer_is_said(folder):
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(UserError, match="has no tokenizer: copy its files"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"]
+)
+def test_pointers_of_git_lfs_are_named(folder, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (folder / name).write_text(pointer)
+    with pytest.raises(UserError, match=f"{name} is a Git LFS pointer to the file: fetch that"):
+        open_model(folder)
+    (folder / "x.gguf").write_text(pointer)
+    with pytest.raises(UserError, match=r"x\.gguf is a Git LFS pointer"):
+        open_model(folder / "x.gguf")
+
+
+@pytest.mark.parametrize("ends", ["</s>", [1, "</s>"], True, 1.5, {}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_generation_settings_that_name_no_token_are_refused(folder, stream, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(UserError, match="eos_token_id must be"):
+        open_model(folder, stream=stream)
+
+
+@pytest.mark.parametrize("ends", [1, [1, 2], None])
+def test_generation_settings_that_name_tokens_are_read(folder, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert open_model(folder).model.generation_config.eos_token_id == ends
+
+
+def test_damaged_generation_settings_are_not_passed_over(folder):
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json is not valid JSON"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [(T5Config(), "is an encoder-decoder"), (ViTConfig(), "not a model that continues text")],
+)
+def test_other_kinds_of_models_are_named_in_few_words(folder, config, said):
+    config.save_pretrained(folder)
+    with pytest.raises(UserError, match=said) as failed:
+        open_model(folder)
+    assert len(str(failed.value)) < 250
 
 
 @given(st.binary(max_size=300))

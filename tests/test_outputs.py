@@ -16,6 +16,7 @@ from sordino import outputs
 from sordino.errors import UserError
 from sordino.files import (
     create_file,
+    name_part,
     new_file,
     new_folder,
     only_one,
@@ -418,3 +419,12 @@ def test_where_numba_has_no_place_for_a_cache_it_compiles_without(tmp_path: Path
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert said.stdout == "42\n"
+
+
+@given(st.text(max_size=300))
+def test_any_text_becomes_a_part_of_a_file_s_name(text: str) -> None:
+    part = name_part(text)
+    assert 0 < len(part.encode()) <= 120
+    assert Path(part).name == part
+    assert not part.startswith((".", "-"))
+    assert name_part(part) == part

@@ -192,6 +192,47 @@ def test_rows_that_do_not_fit_are_named(content: str, problem: str) -> None:
         read_separated(content, "here", ",")
 
 
+@given(ROWS, st.sampled_from(",;\t|"), st.sampled_from(",\t"))
+def test_another_separator_is_recognised_by_the_first_line(
+    rows: list[tuple[str, str]], separator: str, expected: str
+) -> None:
+    found = read_or_refusal(written(rows, separator, csv.QUOTE_ALL), expected)
+    if isinstance(found, str):
+        assert "look like rows" in found
+        assert any(separator in text and len(split_lines(text + "\n")) > 1 for text, _ in rows)
+    else:
+        assert found == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text;label\na, b;1\n", "is separated by semicolons"),
+        ('sep=;\ntext;label\n"a, b";1\n', "is separated by semicolons"),
+        ('"sep=,"\ntext,label\n"a, b",1\n', ""),
+        ("text|label\na, b|1\n", "is separated by vertical bars"),
+        ("text\tlabel\na, b\t1\n", "is separated by tabs"),
+        ('text\tlabel\n"a, b"\t1\n', "is separated by tabs"),
+        ('text,label\n"a, b",1\n', ""),
+    ],
+)
+def test_another_separator_is_said(
+    content: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_separated(content, "here", ",")
+    assert (*table.column("text"), *table.column("label")) == ("a, b", "1")
+    note = capsys.readouterr().err
+    assert said in note
+    assert bool(note) == bool(said)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_occurs_twice_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"text": "a", "text": "b", "label": 1}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="the key text occurs twice"):
+        read_table(tmp_path / name)
+
+
 # --- bytes, encodings and lines ---
 
 

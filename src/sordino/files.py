@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -29,6 +30,10 @@ _LONGEST_NAME = 255
 """Bytes that a file's name may have on the file systems in use."""
 _LONGEST_ADDITION = len("..samples.jsonl.partial")
 """What Sordino adds to an output's name for the files beside it."""
+_LONGEST_PART = 120
+"""Bytes of a concept's name in the name of a file."""
+_NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\ufffd]+')
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -82,6 +87,17 @@ def printable(text: str, limit: int = 200) -> str:
     """
     shown = tame(" ".join(text.split()))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def name_part(text: str) -> str:
+    """Foreign text as a part of a file's name: at most 120 bytes, nothing that leads elsewhere.
+
+    Example:
+        >>> name_part("../a: b?")
+        'a- b'
+    """
+    plain = _NOT_IN_NAMES.sub("-", printable(text)).encode()[:_LONGEST_PART]
+    return plain.decode(errors="ignore").strip("-. ") or "unnamed"
 
 
 def list_some(names: Sequence[str], most: int) -> str:
@@ -352,7 +368,9 @@ def to_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `UserError` names the file and the place when it is not JSON."""
     refuse_missing(path, str(path))
-    return parse_json(path.read_bytes(), str(path))
+    data = path.read_bytes()
+    refuse_pointer(data, str(path))
+    return parse_json(data, str(path))
 
 
 def refuse_missing(path: Path, what: str) -> None:
@@ -363,7 +381,20 @@ def refuse_missing(path: Path, what: str) -> None:
         raise UserError(f"{what} is not a file.")
 
 
-def parse_json(text: str | bytes, what: str, *, strict: bool = False) -> Any:
+def refuse_pointer(beginning: bytes, what: str) -> None:
+    """Raise `UserError` for what a clone without Git LFS leaves in place of a large file.
+
+    Args:
+        beginning: The file's bytes, or the first hundred of them.
+        what: What the file is called in the message.
+    """
+    if beginning.startswith(_POINTER):
+        raise UserError(f"{what} is a Git LFS pointer to the file: fetch that with git lfs pull.")
+
+
+def parse_json(
+    text: str | bytes, what: str, *, strict: bool = False, distinct: bool = False
+) -> Any:
     """The value that JSON text holds.
 
     Args:
@@ -371,13 +402,14 @@ def parse_json(text: str | bytes, what: str, *, strict: bool = False) -> Any:
         what: What it is called in a message.
         strict: Refuse what Python reads and JSON does not allow or leaves open: numbers that are
             not finite, and a key that occurs twice in an object.
+        distinct: Refuse the latter only, since Python would lose the first of the two values.
 
     Raises:
         UserError: It is not JSON, not UTF-8, nested too deeply or has too long a number.
     """
-    hooks: dict[str, Any] = {}
+    hooks: dict[str, Any] = {"object_pairs_hook": unique} if strict or distinct else {}
     if strict:
-        hooks = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": unique}
+        hooks |= {"parse_float": _finite, "parse_constant": _finite}
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), **hooks)
     except (ValueError, RecursionError) as error:

@@ -49,6 +49,7 @@ from sordino.files import (
     drop_link,
     fingerprint,
     has_suffix,
+    name_part,
     new_file,
     only_one,
     publish,
@@ -320,7 +321,7 @@ class _Steps:
         self._steps = _begun(target, key)
         self._work = self._steps.folder
         self._model = self._work / f"model{GGUF if self._is_file else ''}"
-        self.expertise = self._work / f"{concept.name}.expertise.safetensors"
+        self.expertise = self._work / f"{name_part(concept.name)}.expertise.safetensors"
         self._size = self._work / "size.json"
         self._exemplars = self._work / "exemplars.json"
         self._records = self._work / "records.jsonl"
@@ -481,7 +482,7 @@ class _Steps:
         card = model_card(
             read_provenance(self._model),
             evaluation,
-            base.read_text(encoding="utf-8") if base.exists() else None,
+            base.read_text(encoding="utf-8", errors="replace") if base.exists() else None,
             file=self._target.name if self._is_file else "",
         )
         place = self._work if self._is_file else self._model

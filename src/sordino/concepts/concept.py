@@ -1,7 +1,7 @@
 """A concept: sentences that have it, and sentences that do not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,6 +20,8 @@ Context = tuple[tuple[tuple[str, str], ...], str]
 @dataclass(frozen=True)
 class Concept:
     """Sentences that have a concept (positive) and sentences that do not (negative).
+
+    Sentences can be given as any iterable of texts, such as a list or a pandas column.
 
     Args:
         name: A short word, such as "toxicity".
@@ -53,6 +55,8 @@ class Concept:
     judge: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        for label in ("positive", "negative"):
+            object.__setattr__(self, label, self._texts(label, getattr(self, label)))
         for what, each in (("strata", self.strata), ("contexts", self.contexts)):
             if each and len(each) != len(self.sentences):
                 raise ValueError(f"{len(each)} {what} for {len(self.sentences)} sentences")
@@ -73,6 +77,21 @@ class Concept:
                         f"The concept '{self.name}' ({self.source}) has an empty text: "
                         f"{label} sentence {number}."
                     )
+
+    def _texts(self, label: str, given: object) -> tuple[str, ...]:
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            raise UserError(
+                f"The {label} sentences of the concept '{self.name}' are one "
+                f"{type(given).__name__}: give a list of texts."
+            )
+        texts = tuple(given)
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"The concept '{self.name}' has a sentence that is not text: {label} sentence "
+                    f"{number} is {printable(repr(text), 40)}."
+                )
+        return texts
 
     def __repr__(self) -> str:
         """One line without the sentences, which may be many and offensive."""

@@ -14,7 +14,7 @@ from sordino.concepts.concept import Context
 from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS, Table
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import list_some, printable
 from sordino.progress import note
 from sordino.records import fault
 
@@ -33,6 +33,7 @@ _NO_LABEL = {
 "none" is not among them, because it can name a class, such as that of harmless comments; only
 "None" as Python writes it counts."""
 _FEW = 5
+_FEW_COLUMNS = 20
 MESSAGES = "messages"
 """The column of conversations."""
 
@@ -251,7 +252,7 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
 
 
 def _names(table: Table) -> str:
-    return ", ".join(printable(name, 40) for name in table.names)
+    return list_some(table.names, _FEW_COLUMNS)
 
 
 def _choose(table: Table, given: str | None, known: Iterable[str], role: str) -> str:

@@ -12,13 +12,14 @@ from sordino.concepts.text_files import (
     GZIP,
     input_path,
     kind_of,
+    open_input,
     read_lines,
     read_text,
     split_lines,
 )
 from sordino.errors import UserError
 from sordino.extras import require
-from sordino.files import parse_json, printable
+from sordino.files import parse_json, printable, refuse_pointer
 
 
 def is_table(path: Path) -> bool:
@@ -70,7 +71,7 @@ def _json_lines(text: str, shown: str) -> Table:
     for number, line in enumerate(split_lines(text), start=1):
         if line.strip():
             where = f"{shown}, line {number}"
-            rows.append(_json_row(parse_json(line, where), where))
+            rows.append(_json_row(parse_json(line, where, distinct=True), where))
             numbers.append(number)
     return _of_rows(rows, shown, "line", numbers)
 
@@ -93,7 +94,7 @@ def _read_json(path: Path, shown: str) -> Table:
     text = read_text(path)
     if _is_json_lines(text):
         return _json_lines(text, shown)
-    value = parse_json(text, shown)
+    value = parse_json(text, shown, distinct=True)
     if isinstance(value, dict) and value:
         columns = [
             list(column.values()) if isinstance(column, dict) else column
@@ -132,6 +133,8 @@ def _read_parquet(path: Path, shown: str) -> Table:
 
     if path.suffix.lower() == GZIP:
         raise UserError(f"{shown} is Parquet inside gzip: unpack it with gunzip.")
+    with open_input(path) as stream:
+        refuse_pointer(stream.read(100), shown)
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from sordino.files import printable
 from sordino.progress import note
 
 _TAB = "\t"
+_NAMES = {",": "commas", ";": "semicolons", _TAB: "tabs", "|": "vertical bars"}
+"""The usual separators, and what they are called."""
+# Excel writes it as the first line.
+_DECLARED = re.compile(r'"?sep=([,;|])"?')
 _SPECIAL = '\t\r\n"'
 """The characters of a field that must be in quotation marks."""
 
@@ -33,6 +38,9 @@ class _RowError(Exception):
 def read_separated(text: str, source: str, separator: str) -> Table:
     r"""The table that a text of separated values holds.
 
+    Where the first line does not hold the separator but another usual one, the latter counts, and a
+    note says so: spreadsheets write semicolons into a CSV wherever a comma separates decimals.
+
     In a CSV, quotation marks are syntax. In a TSV they are syntax only if the whole file uses them
     as such, and text otherwise. It does so if a name in the first line is in quotation marks, or if
     exactly those fields are that need them: those with a tab, a line end or a quotation mark (or,
@@ -43,15 +51,25 @@ def read_separated(text: str, source: str, separator: str) -> Table:
             between two quotation marks looks like rows of the table.
     """
     lines = split_lines(text)
+    declared = _DECLARED.fullmatch(lines[0]) if lines else None
+    found = declared[1] if declared else _separator_of(lines, separator)
+    if found != separator:
+        note(f"{source} is separated by {_NAMES[found]}")
     try:
-        if separator == _TAB:
+        if separator == found == _TAB:
             rows = _tab_separated(text, lines)
         else:
-            rows = _read_quoted(text, separator)
-            _refuse_swallowed(rows, lines, separator)
+            rows = _read_quoted(text, found)[1 if declared else 0 :]
+            _refuse_swallowed(rows, lines, found)
         return _table(rows, source)
     except _RowError as error:
         raise UserError(f"{source}, line {error.line}: {error}.") from None
+
+
+def _separator_of(lines: Sequence[str], expected: str) -> str:
+    """The separator in the first line that is not empty: the expected one if it is there."""
+    first = next((line for line in lines if line), "")
+    return next((one for one in (expected, *_NAMES) if one in first), expected)
 
 
 def _tab_separated(text: str, lines: Sequence[str]) -> list[_Row]:
@@ -90,7 +108,10 @@ def _read_quoted(text: str, separator: str) -> list[_Row]:
         if "unexpected end" in str(error):
             problem = "a quotation mark opens here and is never closed"
         else:
-            problem = f"the row is malformed ({error})"
+            problem = (
+                "the row is malformed: a quotation mark closes before the end of its field; write "
+                'each mark inside a text twice, as in "a ""b"" c"'
+            )
         raise _RowError(line, problem) from None
     return rows
 
@@ -165,7 +186,8 @@ def _table(rows: Sequence[_Row], source: str) -> Table:
             raise _RowError(
                 row.line,
                 f"there are {len(row.cells)} fields, where the first line names {width} columns: "
-                "put quotes around a text that holds the separator or a line break",
+                "put quotes around a text that holds the separator or a line break, with no space "
+                "before them",
             )
         beyond += any(
             cell.strip() and not name for name, cell in zip(header, row.cells, strict=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS
 from sordino.errors import UserError
-from sordino.files import is_regular, printable, user_path
+from sordino.files import is_regular, printable, refuse_pointer, user_path
 from sordino.progress import note
 
 GZIP = ".gz"
@@ -121,6 +121,7 @@ def read_text(path: Path) -> str:
     with open_input(path) as stream:
         data = stream.read()
     shown = printable(str(path))
+    refuse_pointer(data, shown)
     for beginning, kind in _BEGINNINGS.items():
         if data.startswith(beginning):
             raise UserError(

@@ -17,7 +17,15 @@ from sordino.evaluation.own_samples import CONCEPT, OwnPlan
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.expertise.own import OwnSamples, OwnSettings, sample
 from sordino.expertise.sweep import BATCH_TOKENS
-from sordino.files import drop_link, fingerprint, new_file, printable, staging_path, to_json
+from sordino.files import (
+    drop_link,
+    fingerprint,
+    name_part,
+    new_file,
+    printable,
+    staging_path,
+    to_json,
+)
 from sordino.models.chat import Chat, template_fingerprint
 from sordino.models.open import OpenModel
 from sordino.models.ranks import Ranks
@@ -83,7 +91,7 @@ class Judged:
     @property
     def name(self) -> str:
         """The concept's name: the scorer's, as a part of file names."""
-        return re.sub(r"[^A-Za-z0-9._]+", "-", self.plan.judge).strip("-.")
+        return name_part(re.sub(r"[^A-Za-z0-9._]+", "-", self.plan.judge))
 
     def samples(
         self,

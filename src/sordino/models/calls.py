@@ -11,13 +11,15 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from sordino.errors import UserError
-from sordino.files import is_memory_full, printable, read_json
+from sordino.files import is_memory_full, printable, read_json, refuse_pointer
+from sordino.models.folder import is_vocabulary
 from sordino.models.transformers_internals import attention_of, use_own_attention
 from sordino.progress import note
 
 _ORDINARY = (None, "eager", "sdpa")
 """The implementations of attention that need torch alone."""
 _LONGEST_REASON = 300
+_FOREIGN_CODE = "trust_remote_code"
 
 
 _lock = Lock()
@@ -69,13 +71,28 @@ def library_errors(name: str, mend: str = "", *, done: str = "loaded") -> Iterat
     except UserError:
         raise
     except Exception as error:
-        reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
+        _refuse_foreign_code(name, error)
+        reason = _reason(error)
         if is_memory_full(error):
             reason = f"no memory is left for it: {reason}"
         if isinstance(error, ImportError) and mend:
             reason += f" ({mend})"
         raise UserError(
             f"The model {name} could not be {done} ({type(error).__name__}): {reason}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """A library's words in one line, in which no argument is taken for one of ours."""
+    said = printable(" ".join(str(error).replace("`", "'").split()), _LONGEST_REASON)
+    return said or "the library does not say why, so check that its files belong together."
+
+
+def _refuse_foreign_code(name: str, error: Exception) -> None:
+    if _FOREIGN_CODE in str(error):
+        raise UserError(
+            f"{name} needs Python code that its authors put beside it (auto_map), and such code is "
+            "never run here: choose a model that transformers opens by itself."
         ) from error
 
 
@@ -134,13 +151,46 @@ def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         # The tokenizers library raises a bare `Exception` for a file that it cannot read, and
         # transformers' readers of older files raise anything.
         except Exception as error:
-            reason = printable(" ".join(str(error).split()), _LONGEST_REASON)
+            _refuse_foreign_code(name, error)
+            _refuse_without_vocabulary(folder, name)
             raise UserError(
-                f"The tokenizer of {name} could not be loaded ({type(error).__name__}: {reason}): "
+                f"The tokenizer of {name} could not be loaded ({type(error).__name__}: "
+                f"{_reason(error)}): "
                 f"check that its files in {folder} are complete, or install newer versions of "
                 "transformers and tokenizers if it needs them."
             ) from error
     return found
+
+
+def _refuse_without_vocabulary(folder: Path, name: str) -> None:
+    """Raise `UserError` if a folder has no file of a tokenizer, or only a pointer to one."""
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and is_vocabulary(path)]
+    if not found:
+        raise UserError(
+            f"{name} has no tokenizer: copy its files (tokenizer.json, tokenizer_config.json) into "
+            f"{folder} from where the model came from."
+        )
+    for path in found:
+        with path.open("rb") as file:
+            refuse_pointer(file.read(100), str(path))
+
+
+def refuse_odd_generation(folder: Path) -> None:
+    """Raise `UserError` if a folder's generation settings are damaged; transformers ignores that.
+
+    They say which tokens end a text.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    ends = settings.get("eos_token_id") if isinstance(settings, dict) else ""
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise UserError(
+                f"{path} is damaged (its eos_token_id must be one token's number or a list of "
+                "these): get it again."
+            )
 
 
 def _kind(value: object) -> str:

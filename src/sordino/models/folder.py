@@ -64,6 +64,12 @@ def is_settings(file: PurePosixPath) -> bool:
     return _is_called(file, _SETTINGS) or file.as_posix() == "tokenizer_config.json"
 
 
+def is_vocabulary(path: Path) -> bool:
+    """Whether a file beside a model's weights has the name of a tokenizer's file."""
+    file = PurePosixPath(path.name)
+    return _is_called(file, _VOCABULARY) and "chat_template" not in file.name
+
+
 def is_terms(file: PurePosixPath) -> bool:
     """Whether a file has the name of a licence or a notice."""
     return _is_called(file, _TERMS)

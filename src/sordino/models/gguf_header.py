@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino.errors import UserError
+from sordino.files import refuse_pointer
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -214,6 +215,7 @@ def parse_header(data: Buffer, path: Path) -> Header:
 
 def _start(data: Buffer, path: Path) -> tuple[int, int, int, int]:
     """The version, the counts of tensors and of pairs, and where the pairs begin."""
+    refuse_pointer(bytes(data[:100]), str(path))
     if data[:4] != _MAGIC:
         raise UserError(f"{path} is no GGUF file: it does not begin with GGUF.")
     version, at = _number(_U32, data, 4, path)

@@ -26,6 +26,7 @@ from sordino.models.calls import (
     open_tokenizer,
     quiet_transformers,
     read_settings,
+    refuse_odd_generation,
 )
 from sordino.models.causality import refuse_both_directions, refuse_random
 from sordino.models.checkpoint import (
@@ -35,7 +36,7 @@ from sordino.models.checkpoint import (
     refuse_not_finite,
     refuse_unfit,
 )
-from sordino.models.classes import auto_class
+from sordino.models.classes import auto_class, refuse_other_kinds
 from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.memory import available
 from sordino.models.reference import ModelRef, resolve
@@ -337,7 +338,9 @@ def _module_tree(
     """
     names = [name for path in ref.weight_files for name in read_header(path)]
     refuse_counts(ref.name, read_settings(ref.path), names)
+    refuse_odd_generation(ref.path)
     config = open_config(ref.path, ref.name)
+    refuse_other_kinds(ref.name, config)
     with quiet_transformers(), library_errors(ref.name), torch.device("meta"):
         own = config.dtype or config.get_text_config(decoder=True).dtype
         model = auto_class(config).from_config(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sordino.errors import UserError
-from sordino.files import printable, unique
+from sordino.files import printable, refuse_pointer, unique
 from sordino.models.dtypes import BITS
 
 LENGTH_BYTES = 8
@@ -57,6 +57,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         with path.open("rb") as file:
+            refuse_pointer(file.read(100), str(path))
             size = file.seek(0, 2)
             file.seek(0)
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")

@@ -119,7 +119,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not raw.strip():
             continue
         try:
-            row = parse_json(_decode(raw), f"{shown}, line {number}")
+            row = parse_json(_decode(raw), f"{shown}, line {number}", distinct=True)
         except UserError:
             if not whole:
                 return
