@@ -490,6 +490,22 @@ MISTAKES = {
         ["run", "tiny", "--concept", "calm.jsonl", "-o", "x", "--set", "rule=x"],
         "no setting 'rule'",
     ),
+    "a fraction for a whole number": (
+        ["find", "tiny", "--concept", "calm.jsonl", "-o", "x", "--max-tokens", "1.5"],
+        'Invalid value for --max-tokens: unable to convert "1.5" into int.',
+    ),
+    "an infinite temperature": (
+        ["evaluate", "tiny", "-o", "x", "--prompts", "prompts.txt", "--temperature", "inf"],
+        "--temperature inf is out of range: it must be 0 or more, and finite",
+    ),
+    "no name of a data set": (
+        ["evaluate", "tiny", "-o", "x", "--prompts", "hf:"],
+        "hf: names no data set: give hf:org/name",
+    ),
+    "an output where no file can be": (
+        ["find", "tiny", "--concept", "calm.jsonl", "-o", "/proc/x"],
+        "Nothing can be written in /proc",
+    ),
     "a strength out of range": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "-1"],
         "must be 0 or more",

@@ -1,5 +1,6 @@
 """Sampling: the right distribution, the same tokens whatever the batches, for every family."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,8 @@ def test_logits_that_are_no_numbers_are_an_error():
         ({"temperature": -1.0}, "`temperature=-1` is out of range"),
         ({"top_k": -1}, "`top_k=-1` is out of range"),
         ({"top_p": 0.0}, "`top_p=0` is out of range"),
+        ({"temperature": math.inf}, "`temperature=inf` is out of range: it must be 0 or more, and"),
+        ({"repetition_penalty": math.inf}, "`repetition_penalty=inf` is out of range"),
         ({"repetition_penalty": 0.0}, "`repetition_penalty=0` is out of range"),
     ],
 )

@@ -237,7 +237,15 @@ def _has_locks(folder: Path) -> bool:
         import fcntl
     except ImportError:  # Windows has its own, always
         return True
-    with tempfile.TemporaryFile(dir=folder) as probe:
+    try:
+        probe = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(
+            f"Nothing can be written in {folder} ({error.strerror}): choose another `output`."
+        ) from None
+    with probe:
         try:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ _SHARED = re.compile(
 )
 # What is read from a repository if no file is named: the first of these kinds that it has.
 _KINDS = ("*.expertise.safetensors", "*dampening.safetensors")
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _TOO_MANY = 429
@@ -371,8 +373,12 @@ def load_data_set(wanted: Wanted, split: str, config: str | None = None) -> Any:
     """
     from huggingface_hub import constants
 
+    if not _REPOSITORY.fullmatch(wanted.repository):
+        raise UserError(f"{wanted.shown} names no data set: give hf:org/name.")
     require("datasets", wanted.shown)
-    if not reachable() and not constants.HF_HUB_OFFLINE:
+    if os.path.isdir(wanted.repository):  # noqa: PTH112 - unlike Path's, it raises nothing
+        note(f"{wanted.shown} is a folder here, which is read instead of the hub's data set")
+    elif not reachable() and not constants.HF_HUB_OFFLINE:
         raise NotThereError(
             f"{wanted.shown} cannot be read, because the hub {constants.ENDPOINT} does not answer: "
             f"{wanted.instead}, or set HF_HUB_OFFLINE=1 to use what was downloaded before."

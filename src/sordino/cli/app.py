@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token, convert
 from cyclopts.exceptions import CycloptsError
 
 from sordino.cli import typed
@@ -38,6 +38,19 @@ def _shown_default(value: Any) -> str | None:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _convert(kind: Any, tokens: Sequence[Token]) -> Any:
+    """What the tokens of an option mean; a fraction is refused where it would be rounded.
+
+    Raises:
+        ValueError: They are none of that kind, which the caller puts into words.
+    """
+    if kind in (int, int | None):
+        for token in tokens:
+            if "." in token.value and not token.value.rstrip("0").endswith("."):
+                raise ValueError
+    return convert(kind, tokens)
+
+
 app = App(
     name="sordino",
     version=__version__,
@@ -52,7 +65,7 @@ app = App(
         "again to continue. Colours respect NO_COLOR and FORCE_COLOR."
     ),
     result_action="return_value",
-    default_parameter=Parameter(negative=(), show_default=_shown_default),
+    default_parameter=Parameter(negative=(), show_default=_shown_default, converter=_convert),
 )
 # Named by import path, so that `--help` imports none of them.
 _GROUPS = {

@@ -202,8 +202,6 @@ def read_hub(name: str, *, config: str | None, revision: str | None, split: str)
     Raises:
         UserError: `datasets` is not installed, or the data set is not available.
     """
-    if not name:
-        raise UserError("hf: names no data set: give hf:org/name.")
     instead = "give a file, or other `config`, `split` and `load_concept.revision`"
     wanted = hub.Wanted(name, revision, "dataset", "", f"hf:{name}", instead)
     data = hub.load_data_set(wanted, split, config)

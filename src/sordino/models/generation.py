@@ -7,6 +7,7 @@ continuations and narrows the interval of the difference between them.
 """
 
 import inspect
+import math
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -73,10 +74,10 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = [
             ("new_tokens", self.new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0, and finite"),
         ]
         for name, good, wanted in checks:
             if not good:
