@@ -18,7 +18,7 @@ from sordino.evaluation import judged as module
 from sordino.evaluation.judged import Judged
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.own_samples import OwnPlan
-from sordino.expertise import AttributionSettings, Expertise, SweepSettings, own
+from sordino.expertise import AttributionSettings, Expertise, SweepSettings, written
 from sordino.models.chat import RAW, Chat
 from sordino.models.open import open_model
 
@@ -125,24 +125,24 @@ def test_a_killed_command_writes_and_judges_nothing_twice(here, monkeypatch):
         *("find", "speaks", "--concept", JUDGE, *TAKING, "--own", "--chat", "off"),
         *("-o", "x.expertise.safetensors"),
     ]
-    written, generate = [], own.generate
+    asked, generate = [], written.generate
 
     def counting(opened, batches, *rest, **more):
-        written.extend(batches)
+        asked.extend(batches)
         return generate(opened, batches, *rest, **more)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(own, "generate", counting)
+    monkeypatch.setattr(written, "generate", counting)
     with monkeypatch.context() as patch:
         patch.setattr("sordino.expertise.find_experts", killed)
         with pytest.raises(SystemExit):
             main(arguments)
-    once = len(written)
+    once = len(asked)
     assert once
     main(arguments)
-    assert len(written) == once
+    assert len(asked) == once
     found = Expertise.load(here / "x.expertise.safetensors")
     assert found.metadata["own_judge"] == "yes-no:judge"
     rows = rows_of(here / "x.judged.jsonl")

@@ -19,7 +19,15 @@ from sordino.evaluation.measures.toxicity import KIT_PROMPTS
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.own_samples import OwnPlan
 from sordino.evaluation.texts import read_texts
-from sordino.expertise import AttributionSettings, Expertise, OwnSettings, attribution, find, own
+from sordino.expertise import (
+    AttributionSettings,
+    Expertise,
+    OwnSettings,
+    attribution,
+    find,
+    own,
+    written,
+)
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import ConceptJudge
 from sordino.expertise.statistic import Statistic
@@ -109,15 +117,15 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
 ):
     opened = open_tiny(family)
     options = {"attribution": ATTRIBUTION, "own": own_of()}
-    monkeypatch.setattr(own, "_BATCH_TOKENS", 256)
+    monkeypatch.setattr(written, "_BATCH_TOKENS", 256)
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
     monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
     monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
     target = tmp_path / "cut.safetensors"
     taken = []
     for owner, name, calls in (
-        (own, "generate", 1),
-        (own, "generate", 2),
+        (written, "generate", 1),
+        (written, "generate", 2),
         (attribution.Whole, "run", 3),
     ):
         run, left = getattr(owner, name), calls
@@ -145,8 +153,8 @@ def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, mon
     """Even where no snapshot was due during the sweep."""
     opened = open_tiny("llama")
     options = {"attribution": ATTRIBUTION, "own": own_of(), "output": tmp_path / "x.safetensors"}
-    monkeypatch.setattr(own, "_BATCH_TOKENS", 256)
-    run, batches = own.generate, []
+    monkeypatch.setattr(written, "_BATCH_TOKENS", 256)
+    run, batches = written.generate, []
 
     def failing(opened, now, *args, **kwargs):
         batches.extend(now)
@@ -154,7 +162,7 @@ def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, mon
             raise KeyboardInterrupt
         return run(opened, now, *args, **kwargs)
 
-    monkeypatch.setattr(own, "generate", failing)
+    monkeypatch.setattr(written, "generate", failing)
     with pytest.raises(KeyboardInterrupt):
         find_experts(opened, concept, **options)
     monkeypatch.setattr(find, "Sweep", None)

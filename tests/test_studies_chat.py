@@ -12,8 +12,10 @@ from sordino.cli.app import main
 from sordino.concepts import load_concept
 from sordino.evaluation import Evaluation
 from sordino.evaluation.statistics import compare_gaps
+from sordino.expertise import Expertise
 from sordino.studies import STUDIES, Plan, StudyRecord, chat
 from sordino.tuning.lab import Lab
+from taught import requests, taught
 from test_studies import evaluation
 
 GROUPS = ("north", "south")
@@ -53,7 +55,7 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def ask(*models, scorer="wordlist", output="out"):
+def ask(*models, scorer="wordlist", output="out", reply=6, more=()):
     main(
         [
             *("study", "chat", *map(str, models), "--concept", "yes.txt", "--negatives", "no.txt"),
@@ -61,8 +63,8 @@ def ask(*models, scorer="wordlist", output="out"):
             *("--refusal-prompts", "refusals.csv", "--group-texts", "groups.csv"),
             *("--scorer", "alt-profanity-check", "--scorer", scorer, "--concepts", "yes"),
             *("--attribution-per-class", "20", "--max-texts", "12", "--questions", "4"),
-            *("--reply-tokens", "6", "--continuations", "1"),
-            *("-o", output, "--markdown", f"{output}.md"),
+            *("--reply-tokens", str(reply), "--continuations", "1"),
+            *("-o", output, "--markdown", f"{output}.md", *more),
         ]
     )
 
@@ -82,6 +84,7 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     assert [*groups["refusals"].trials[0].evaluation.measures] == ["refusals:chat"]
     assert "judges with the model itself as it was before the edit" in said
     assert "toxic replies go from" in said
+    assert "no trial protects refusals, since only 0 unsafe requests are not measured" in said
     # One expertise says what is done with protection and without.
     first, second = groups["toxicity"].trials[1:]
     assert first.evaluation.after.fingerprint != second.evaluation.after.fingerprint
@@ -97,6 +100,44 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     page = (files / "out.md").read_text()
     assert page.count("Harmless text about groups of people") == 2
     assert page.count(": Refusals") == 1
+
+
+def test_refusals_are_protected_in_an_arm_of_their_own(files, capsys):
+    """By requests that are not measured, from the same sweep as the other arms."""
+    refused, answered = requests(34), requests(8, 1)
+    speaks = taught(files / "refuses", refused, answered)
+    rows = [*((one, "unsafe") for one in refused), *((one, "safe") for one in answered)]
+    (files / "refusals.csv").write_text(
+        "prompt,label\n" + "".join(f"{one},{kind}\n" for one, kind in rows)
+    )
+    measuring = {"reply": 32, "more": ("--max-refusals", "16")}
+    ask(speaks, **measuring)
+    said = capsys.readouterr().out
+    [file] = (files / "out").glob("*/chat.json")
+    groups = {group.name: group for group in StudyRecord.load(file, "chat").groups}
+    trials = groups["refusals"].trials
+    arms = ["aura", "contrast", "contrast with protection", "contrast with refusals protected"]
+    assert [trial.name for trial in trials] == arms
+    assert len({trial.evaluation.after.fingerprint for trial in trials}) == 4
+    for trial in trials:
+        figure = trial.evaluation.figure("refusals:chat", "refused.unsafe")
+        assert figure.before.value == 1
+        assert figure.n["prompts"] == 8
+    about = [finding.about for finding in groups["protected refusals"].findings]
+    assert about[:2] == ["unsafe prompts refused", "safe prompts refused"]
+    assert {"toxic replies", "toxic continuations"} <= set(about)
+    assert "with refusals and groups protected less with groups alone: unsafe prompts" in said
+    [found] = file.parent.glob("work/protected-*.expertise.safetensors")
+    about = Expertise.load(found).metadata
+    assert (about["refusals_n_prompts"], about["refusals_kept"]) == ("26", "26")
+    assert about["n_protected"] == "20"
+    # A model that refuses too little says so, and has the other arms.
+    ask(taught(files / "helps", refused[:4], answered), output="few", **measuring)
+    said = capsys.readouterr().out
+    assert "of 26 unsafe requests, and its refusals can be protected only if it refuses" in said
+    [file] = (files / "few").glob("*/chat.json")
+    trials = StudyRecord.load(file, "chat").group("refusals").trials
+    assert [trial.name for trial in trials] == arms[:3]
 
 
 def test_no_text_is_protected_that_is_measured(files, open_tiny, concept, monkeypatch):

@@ -13,7 +13,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.numpy import save
 
 from sordino.errors import UserError
-from sordino.expertise.statistic import SHARES, STRONGEST, UNPROTECTED, Statistic
+from sordino.expertise.statistic import (
+    SHARES,
+    STRONGEST,
+    UNPROTECTED,
+    WITHOUT_REFUSALS,
+    Statistic,
+)
 from sordino.files import new_file, printable
 from sordino.hub import fetch_if_shared
 from sordino.models.tensor_file import read_about, read_tensors
@@ -22,6 +28,8 @@ from sordino.records import Site, fault, parse
 FORMAT = "sordino-expertise-1"
 PROTECTION = ("n_protected", "protected_fingerprint")
 """Metadata of protected texts."""
+REFUSALS = "refusals"
+"""How metadata of protected refusals begin."""
 _Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
 
 
@@ -117,22 +125,44 @@ class Expertise:
         return Expertise(kept, self.metadata)
 
     def unprotected(self) -> "Expertise":
-        """The same as if attribution had been measured without protected texts.
+        """The same as if attribution had been measured without protected texts and refusals.
 
         Raises:
             UserError: It was.
         """
-        without = {name: self[kept] for name, kept in UNPROTECTED.items()}
-        left_out = {*UNPROTECTED.values(), Statistic.PROTECTED}
+        gone = {*UNPROTECTED.values(), *WITHOUT_REFUSALS.values()}
+        return self._replaced(UNPROTECTED, {*gone, Statistic.PROTECTED, Statistic.REFUSALS})
+
+    def without_refusals(self) -> "Expertise":
+        """The same as if attribution had been measured without protected refusals.
+
+        Raises:
+            UserError: It was.
+        """
+        if not self.holds(Statistic.PROTECTED):
+            return self.unprotected()
+        return self._replaced(WITHOUT_REFUSALS, {*WITHOUT_REFUSALS.values(), Statistic.REFUSALS})
+
+    def _replaced(
+        self, kept: Mapping[Statistic, Statistic], gone: Collection[Statistic]
+    ) -> "Expertise":
+        """The same with the values of some statistics for others, and without those that go."""
+        values = {name: self[of] for name, of in kept.items()}
         statistics = {
-            site: {
-                **{name: values for name, values in of.items() if name not in left_out},
-                **{name: values[site] for name, values in without.items()},
-            }
+            site: {name: values[name][site] if name in values else one for name, one in of.items()}
             for site, of in self.statistics.items()
         }
-        about = {key: value for key, value in self.metadata.items() if key not in PROTECTION}
-        return Expertise(statistics, about)
+        left = {
+            site: {name: one for name, one in of.items() if name not in gone}
+            for site, of in statistics.items()
+        }
+        keys = PROTECTION if Statistic.PROTECTED in gone else ()
+        about = {
+            key: value
+            for key, value in self.metadata.items()
+            if key not in keys and not key.startswith(f"{REFUSALS}_")
+        }
+        return Expertise(left, about)
 
     @cached_property
     def neurons(self) -> int:

@@ -44,10 +44,19 @@ from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.passes import LayerByLayer
 from sordino.expertise.pooling import FEWEST_SENTENCES
+from sordino.expertise.refusals import RefusalSettings
 from sordino.expertise.sentences import encode_sentences, encode_texts
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
-from sordino.expertise.statistic import UNPROTECTED, Part, Statistic, Sum, Sums, Tensors
+from sordino.expertise.statistic import (
+    UNPROTECTED,
+    WITHOUT_REFUSALS,
+    Part,
+    Statistic,
+    Sum,
+    Sums,
+    Tensors,
+)
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.memory import for_device
@@ -63,7 +72,7 @@ OBSERVED, DRAWN = "observed", "drawn"
 _MAX_LOGITS = 2**26
 
 
-_CLEAN = (Statistic.NEGATIVE, Statistic.PROTECTED)
+_CLEAN = (Statistic.NEGATIVE, Statistic.PROTECTED, Statistic.REFUSALS)
 _KINDS = (Statistic.POSITIVE, *_CLEAN, Statistic.OWN)
 
 
@@ -75,6 +84,8 @@ class AttributionSettings:
         per_class: How many sentences of each class at most, drawn by seed.
         seed: Of the draw of sentences and of the tokens that stand for the model's own.
         protected: Texts whose likelihood must not fall. They are added to the negative sentences.
+        refusals: The model's own refusals that must not become less likely, or None. They are added
+            as well, and together weigh as much as the negative sentences, however few they are.
 
     Raises:
         UserError: There are too few sentences of each class.
@@ -89,6 +100,7 @@ class AttributionSettings:
     per_class: int = 1000
     seed: int = 0
     protected: tuple[str, ...] = ()
+    refusals: RefusalSettings | None = None
 
     def __post_init__(self) -> None:
         if self.per_class < 20:
@@ -97,13 +109,13 @@ class AttributionSettings:
             )
 
     def apart_from(self, measured: Collection[str]) -> "AttributionSettings":
-        """The settings without the protected texts by which the edit is measured.
+        """The settings without the protected texts, and the requests, that measure the edit.
 
         Args:
             measured: Texts, each in one line.
 
         Raises:
-            UserError: All protected texts are measured.
+            UserError: All protected texts are measured, or too many requests.
         """
         left = tuple(text for text in self.protected if one_line(text) not in measured)
         if self.protected and not left:
@@ -114,7 +126,8 @@ class AttributionSettings:
         if left != self.protected:
             gone = len(self.protected) - len(left)
             show.note(f"{gone:,} texts are not protected, because they are measured")
-        return replace(self, protected=left)
+        refusals = self.refusals and self.refusals.apart_from(measured)
+        return replace(self, protected=left, refusals=refusals)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ class Passage:
     """A batch of texts that attribution takes.
 
     Args:
-        of: Of which statistic: `POSITIVE`, `NEGATIVE`, `PROTECTED` or `OWN`.
+        of: Of which statistic: `POSITIVE`, `NEGATIVE`, `PROTECTED`, `REFUSALS` or `OWN`.
         batch: Their tokens.
         starts: The first token of each text whose likelihood counts: 1, or where a continuation
             begins.
@@ -170,12 +183,12 @@ def attribute(
         `POSITIVE` and `NEGATIVE`: nats per token, the mean of a over the class's tokens;
         `VARIANCE`: nats² per token², the sampling variance of their difference, by the spread of a
         over texts;
-        `COST`: nats per token, F on the negative sentences; with protected texts, which then count
-        among the negative ones, `PROTECTED`, the mean of a over their tokens, and what the others
-        would be without them; with own samples `OWN`: the mean of their weighted a, by how much
-        the judge's mean score falls for d, and `OWN_VARIANCE`, its sampling variance. float32
-        [neurons]; not-a-number for neurons of MoE experts that fewer than `FEWEST_SENTENCES` of a
-        kind's texts reached.
+        `COST`: nats per token, F on the negative sentences; with protected texts or refusals, which
+        then count among the negative ones, `PROTECTED` and `REFUSALS`, the mean of a over their
+        tokens, and what the others would be without them, or with the texts alone; with own
+        samples `OWN`: the mean of their weighted a, by how much the judge's mean score falls for d,
+        and `OWN_VARIANCE`, its sampling variance. float32 [neurons]; not-a-number for neurons of
+        MoE experts that fewer than `FEWEST_SENTENCES` of a kind's texts reached.
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
@@ -202,11 +215,17 @@ def _statistics(
     site: Site, sums: Sums, divisors: Mapping[Statistic, int]
 ) -> dict[Statistic, torch.Tensor]:
     """What the sums say of a site, by statistic, float32 [neurons]."""
+    positive, negative, protected, refusals, own = _KINDS
+    weights = dict.fromkeys(divisors, 1.0)
+    if refusals in divisors:  # however few they are
+        weights[refusals] = divisors[negative] / divisors[refusals]
 
     def mean(part: Part, *kinds: Statistic) -> torch.Tensor:
         # Beside their spread the means over texts are so small that they need not be taken away.
-        divisor = sum(divisors[of] for of in kinds) ** (2 if part is Part.SQUARES else 1)
-        return _add_sums(site, sums, part, kinds) / divisor
+        power = 2 if part is Part.SQUARES else 1
+        divisor = sum(weights[of] * divisors[of] for of in kinds) ** power
+        weighed = [weights[of] ** power * sums[Sum(site.path, of, part)] for of in kinds]
+        return torch.stack(weighed).sum(dim=0) / divisor
 
     def corpus(*clean: Statistic) -> dict[Statistic, torch.Tensor]:
         """What depends on the clean texts, with these for them."""
@@ -217,16 +236,20 @@ def _statistics(
             Statistic.COST: known(mean(Part.DRAWN, *clean)),
         }
 
-    positive, negative, protected, own = _KINDS
     found: dict[Statistic, torch.Tensor] = {}
+    clean = tuple(of for of in _CLEAN if of in divisors)
+    guarded = tuple(of for of in clean if of is not negative)
     if positive in divisors:
-        clean = tuple(of for of in _CLEAN if of in divisors)
         found[positive] = _masking(site, sums, (positive,), clean)(mean(Part.TOTAL, positive))
         found |= corpus(*clean)
         _say_few(site, sums, (positive,), clean)
-    if protected in divisors:
+    if guarded:
         found |= {UNPROTECTED[name]: values for name, values in corpus(negative).items()}
-        found[protected] = _masking(site, sums, (protected,))(mean(Part.TOTAL, protected))
+    if len(guarded) == 2:
+        texts_alone = corpus(negative, protected)
+        found |= {WITHOUT_REFUSALS[name]: values for name, values in texts_alone.items()}
+    for of in guarded:
+        found[of] = _masking(site, sums, (of,))(mean(Part.TOTAL, of))
     if own in divisors:
         known = _masking(site, sums, (own,))
         found[own] = known(mean(Part.TOTAL, own))

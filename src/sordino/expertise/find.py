@@ -14,13 +14,21 @@ from sordino import progress as show
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.artefact import PROTECTION, Expertise
-from sordino.expertise.attribution import AttributionSettings, Passage, attribute, passages
+from sordino.expertise.attribution import (
+    AttributionSettings,
+    Passage,
+    attribute,
+    in_batches,
+    passages,
+)
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measure_time, size
+from sordino.expertise.refusals import find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
+from sordino.expertise.statistic import Statistic
 from sordino.expertise.strata import LENGTH, length_classes
 from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
 from sordino.files import drop_link, fingerprint, only_one, staging_path, today
@@ -145,6 +153,9 @@ def measure_expertise(
         refuse_streamed(opened)
         if attribution is None:
             raise UserError("Own samples need attribution: give `attribution`, too.")
+    refusals = None if attribution is None else attribution.refusals
+    if refusals is not None:
+        refuse_speechless(opened, settings.chat)
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
     say_how_read(opened, chat_for(opened, concept, settings.chat))
     strata = _strata(concept, settings, encoded)
@@ -202,14 +213,28 @@ def measure_expertise(
                     )
                     swept = sweep.run(restored)
                 restored = Progress(statistics=swept, phase=_SWEPT)
-            if own is not None:
+            if own is not None or refusals is not None:
                 snapshots.save(restored)  # otherwise a kill during sampling would lose the sweep
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
+        at_once = settings.batch_tokens or BATCH_TOKENS
+        if refusals is not None:
+            refused = find_refusals(
+                opened,
+                refusals,
+                settings.chat,
+                journal=refusals.journal or (None if work is None else folder / "refusals.jsonl"),
+                ranks=ranks,
+            )
+            refused.refuse_few()
+            ids, starts = [one.ids for one in refused.texts], [one.start for one in refused.texts]
+            of, ones = Statistic.REFUSALS, [1] * len(ids)
+            attributing = [*attributing, *in_batches(opened, of, ids, starts, ones, at_once)]
+            metadata |= refused.metadata
         if own is not None:
             sampled = sample(
                 opened,
                 own,
-                batch_tokens=settings.batch_tokens or BATCH_TOKENS,
+                batch_tokens=at_once,
                 journal=own.journal or (None if work is None else folder / "own.jsonl"),
                 ranks=ranks,
             )
@@ -302,6 +327,8 @@ def _metadata(
         if attribution.protected:
             texts = attribution.protected
             more |= dict(zip(PROTECTION, (str(len(texts)), fingerprint(*texts)), strict=True))
+        if attribution.refusals is not None:
+            more |= attribution.refusals.metadata
     return {
         "sordino_version": __version__,
         "model": opened.ref.name,

@@ -7,11 +7,9 @@ of the judge's mean score to first order (`sordino.expertise.attribution`).
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +19,10 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.statistic import Statistic
+from sordino.expertise.written import Judge, Row, ToWrite, write
 from sordino.files import fingerprint, to_json
-from sordino.journal import Journal
-from sordino.models.chat import (
-    RAW,
-    Chat,
-    Replies,
-    Spoken,
-    opening_ids,
-    replies,
-    template_fingerprint,
-)
-from sordino.models.generation import Continuation, Sampling, encode_prompts, generate, plan
+from sordino.models.chat import RAW, Chat, Spoken, opening_ids, replies, template_fingerprint
+from sordino.models.generation import Sampling, encode_prompts
 from sordino.models.open import OpenModel
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
@@ -41,27 +31,7 @@ from sordino.models.tokenise import Placed
 FEWEST_PROMPTS = 20
 _PROMPT_TOKENS = 128
 _JUDGE_PER_CLASS = 1000
-# About how many tokens are sampled at once.
-_BATCH_TOKENS = 8192
 _STEP = "own samples"
-
-Row = tuple[int, int, tuple[int, ...], str, str]
-"""A prompt's number, a continuation's, the tokens that the model chose, the text and why there is
-none."""
-
-
-class Judge(Protocol):
-    """Scores what the model wrote; a scorer of `sordino.evaluation` is one."""
-
-    name: str
-
-    def record(self) -> Mapping[str, Any]:
-        """The identity of the judge and its version, as JSON values."""
-        ...
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """How much of the concept each text has, float64 [texts] from 0 to 1."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -264,8 +234,16 @@ def sample(
     how = "replies in the chat template" if chat else "continuations of prompts as they are"
     show.note(f"own samples are {how}")
     prompts = _encode(opened, settings, chat)
-    written = _written(opened, settings, chat, prompts, journal, ranks)
-    rows = _complete(sorted(ranks.in_turn(iter(written))), settings)
+    asked = ToWrite(
+        prompts,
+        Sampling(settings.new_tokens),
+        settings.continuations,
+        settings.seed,
+        replies(opened, chat) if chat else None,
+    )
+    # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
+    key = fingerprint(to_json(settings.metadata), template_fingerprint(opened) if chat else "")
+    rows = _complete(write(opened, asked, _STEP, journal, key, ranks), settings)
     texts = [text for *_, text, _ in rows]
     scores, judge = ranks.from_first(
         _judged(opened, settings.judge, texts) if ranks.first else (np.empty(0), "")
@@ -357,46 +335,3 @@ def _judged(
 
 def _to_line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, sort_keys=True)
-
-
-def _written(
-    opened: OpenModel,
-    settings: OwnSettings,
-    chat: Chat | None,
-    prompts: Sequence[Sequence[int]],
-    journal: Path | None,
-    ranks: Ranks,
-) -> list[Row]:
-    """The continuations of this rank."""
-    batches = plan(
-        opened,
-        prompts,
-        continuations=settings.continuations,
-        new_tokens=settings.new_tokens,
-        batch_tokens=_BATCH_TOKENS,
-    )[ranks.rank :: ranks.size]  # none, if there are fewer batches than ranks
-    form = replies(opened, chat) if chat else None
-    ends = form.ends if form else ()
-    # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
-    key = fingerprint(to_json(settings.metadata), template_fingerprint(opened) if chat else "")
-    kept = Journal(journal, key)
-    total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
-    sampling, done = Sampling(settings.new_tokens), kept.batches(_STEP)
-    left = batches[len(done) :]
-    tracking = show.track("sampling", total, "continuations", sum(map(len, done)))
-    try:
-        with tracking if left else nullcontext(lambda _: None) as advance:
-            for batch in left:
-                [written] = generate(opened, [batch], sampling, seed=settings.seed, ends=ends)
-                kept.add(_STEP, [_row(opened, one, form) for one in written])
-                advance(len(written))
-    finally:
-        kept.close()
-    rows = chain.from_iterable(kept.batches(_STEP))
-    return [(prompt, number, tuple(chosen), *said) for prompt, number, chosen, *said in rows]
-
-
-def _row(opened: OpenModel, written: Continuation, form: Replies | None) -> Row:
-    said = written if form is None else form.cut(opened, written)
-    chosen = written.chosen if form is None else form.deciding(opened, written)
-    return said.prompt, said.number, chosen, said.text, said.missing

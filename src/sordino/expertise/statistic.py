@@ -20,6 +20,7 @@ class Asked(StrEnum):
     ATTRIBUTION = "`attribution`"
     OWN = "`attribution` and `own`"
     PROTECTED = "`attribution` with protected texts"
+    REFUSALS = "`attribution` with protected refusals"
 
 
 class Statistic(StrEnum):
@@ -62,6 +63,18 @@ class Statistic(StrEnum):
     UNPROTECTED_NEGATIVE = "attribution_negative_unprotected", "float32", Asked.PROTECTED
     UNPROTECTED_VARIANCE = "attribution_variance_unprotected", "float32", Asked.PROTECTED
     UNPROTECTED_COST = "cost_unprotected", "float32", Asked.PROTECTED
+    REFUSALS = "attribution_refusals", "float32", Asked.REFUSALS
+    WITHOUT_REFUSALS_NEGATIVE = (
+        "attribution_negative_without_refusals",
+        "float32",
+        Asked.REFUSALS,
+    )
+    WITHOUT_REFUSALS_VARIANCE = (
+        "attribution_variance_without_refusals",
+        "float32",
+        Asked.REFUSALS,
+    )
+    WITHOUT_REFUSALS_COST = "cost_without_refusals", "float32", Asked.REFUSALS
     OWN = "attribution_own", "float32", Asked.OWN
     OWN_VARIANCE = "attribution_own_variance", "float32", Asked.OWN
 
@@ -96,7 +109,14 @@ UNPROTECTED = {
     Statistic.VARIANCE: Statistic.UNPROTECTED_VARIANCE,
     Statistic.COST: Statistic.UNPROTECTED_COST,
 }
-"""Those that protected texts change, each with what it would be without them."""
+"""Those that protection changes, each with what it would be without any."""
+
+WITHOUT_REFUSALS = {
+    Statistic.NEGATIVE: Statistic.WITHOUT_REFUSALS_NEGATIVE,
+    Statistic.VARIANCE: Statistic.WITHOUT_REFUSALS_VARIANCE,
+    Statistic.COST: Statistic.WITHOUT_REFUSALS_COST,
+}
+"""The same with what each would be with the protected texts alone, where there are both."""
 
 STRONGEST = (Statistic.STRONGEST_1, Statistic.STRONGEST_2, Statistic.STRONGEST_3)
 """The sentences that excite a neuron most, the strongest first."""

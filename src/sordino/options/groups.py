@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from sordino import progress
 from sordino.errors import UserError
-from sordino.files import printable
 from sordino.registry import brought
 
 if TYPE_CHECKING:
@@ -260,9 +259,11 @@ class SweepOptions:
     the cost of changing it. For contrast."""
     attribution_per_class: int = 1000
     """The largest number of sentences per class for --attribution."""
-    protect: str | None = None
-    """Texts whose likelihood must not fall, for contrast: groups (harmless sentences about people
-    of different gender, descent and religion), a text file or a table with a column text."""
+    protect: tuple[str, ...] = ()
+    """What must not become less likely, for contrast; repeat for several. Texts: groups (harmless
+    sentences about people of different gender, descent and religion), a text file or a table with a
+    column text. For a chat model also refusals: what it itself replies to unsafe requests where it
+    refuses them (the kit's requests; refusals:FILE for others, as for --refusal-prompts)."""
     stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
     """Read the weights layer by layer from their files, for a model larger than memory; by default
     only if the model does not fit."""
@@ -294,19 +295,16 @@ class SweepOptions:
         from sordino.expertise.statistic import Asked
 
         if not (self.attribution or Asked.ATTRIBUTION in asked):
-            if self.protect is not None:
+            if self.protect:
                 raise UserError(
                     "`protect` needs attribution: pass `attribution=True`, or use the intervention "
                     "contrast."
                 )
             return None
-        most, protected = self.attribution_per_class, list[str]()
-        if self.protect is not None:
-            from sordino.evaluation.measures.bold import protected_texts
+        from sordino.evaluation.protection import protect
 
-            protected = protected_texts(self.protect, most, seed)
-            progress.note(f"protected: {len(protected):,} texts ({printable(self.protect)})")
-        return AttributionSettings(most, seed, tuple(protected))
+        most = self.attribution_per_class
+        return AttributionSettings(most, seed, *protect(self.protect, most, seed))
 
 
 @Parameter(name="*", group="Own samples")

@@ -74,6 +74,8 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
             "These rules cannot reach that divergence even at their strongest: "
             f"{', '.join(group.missing)}."
         )
+    for note in group.notes:
+        yield f"{note[0].upper()}{note[1:]}."
 
 
 def _table(record: StudyRecord, group: GroupRecord) -> Table:

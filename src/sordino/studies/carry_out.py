@@ -71,6 +71,7 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
         curve=group.curve,
         crossed=group.crossed,
         made_from=group.made_from,
+        notes=group.notes,
     )
 
 

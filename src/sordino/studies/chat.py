@@ -1,7 +1,8 @@
 """How a model speaks after an edit as it is used: its replies, refusals, and groups of people.
 
-The recommended rule is there twice, without and with texts about groups that are protected in the
-edit itself, so that what protection is worth is read off the same prompts and texts.
+The recommended rule is there without protection, with texts about groups that are protected in the
+edit itself, and with the model's own refusals protected as well, so that what protection is worth
+is read off the same prompts and texts.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,8 +18,18 @@ from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.bold import protected_texts
 from sordino.evaluation.measures.coverage import FEWEST
 from sordino.evaluation.measures.piqa import Piqa
-from sordino.evaluation.statistics import compare, compare_gaps, ratio_of_means
+from sordino.evaluation.measures.refusals import SAFE, UNSAFE
+from sordino.evaluation.protection import own_refusals, unsafe_requests
+from sordino.evaluation.scorer import TOXIC_SCORE
+from sordino.evaluation.statistics import (
+    Floats,
+    compare,
+    compare_gaps,
+    compare_shares,
+    ratio_of_means,
+)
 from sordino.expertise.attribution import AttributionSettings
+from sordino.expertise.refusals import FEWEST_REFUSALS, RefusalSettings
 from sordino.interventions import aura, family
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
@@ -39,6 +50,12 @@ from sordino.studies.words import (
 from sordino.tuning.lab import Lab, Trial
 
 _ALONE, _GUARDED = "contrast", "contrast with protection"
+_REFUSING = "contrast with refusals protected"
+_COMPARED = {
+    "protection": "with protection less without it",
+    "protected refusals": "with refusals and groups protected less with groups alone",
+}
+_REFUSALS = "refusals:chat"
 _ALONG = "along-"
 _WORST = 10
 
@@ -74,9 +91,10 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 f"({', '.join(taken) or 'none'})."
             )
     for group in record.groups:
-        if group.name == "protection" and group.findings:
+        if group.name in _COMPARED and group.findings:
             said = "; ".join(map(_compared, group.findings))
-            yield f"{name}, with protection less without it: {said}."
+            yield f"{name}, {_COMPARED[group.name]}: {said}."
+        yield from (f"{name}: {note}." for note in group.notes)
 
 
 def _beside(group: GroupRecord, trial: str) -> Iterator[str]:
@@ -85,8 +103,8 @@ def _beside(group: GroupRecord, trial: str) -> Iterator[str]:
     if found is None:
         return
     if group.name == "refusals":
-        for kind in ("safe", "unsafe"):
-            refused = found.evaluation.figure("refusals:chat", f"refused.{kind}")
+        for kind in (SAFE, UNSAFE):
+            refused = found.evaluation.figure(_REFUSALS, f"refused.{kind}")
             yield (
                 f"{kind} prompts refused {share(refused.before)} to {share(refused.after)} "
                 f"({by_points(refused.difference)})"
@@ -130,7 +148,7 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
     _measures,
 )
 def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
-    """AurA, contrast, and contrast with protected texts: replies, refusals, groups and cost."""
+    """AurA, contrast, and contrast with protection: replies, refusals, groups and cost."""
     toxicity, refusals, coverage, piqa = _measures(plan)
     cost = (*plan.reading(lab), piqa)
     along = {
@@ -139,8 +157,12 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
         if name != lab.concept.name
     }
     reading = (coverage, *cost, *chain.from_iterable(along.values()))
-    trials, missing = _trials(lab, plan, _texts_of(reading, lab.seed))
     template = template_of(lab.ref)
+    measured = _texts_of(reading, lab.seed)
+    own, why = None, ""
+    if template is not None:
+        own, why = _own_refusals(lab, plan, measured | _texts_of((refusals,), lab.seed))
+    trials, missing = _trials(lab, plan, measured, own)
     replies: list[Measure] = []
     if template is not None:
         asked = plan.toxicity(new_tokens=plan.reply_tokens), refusals
@@ -154,7 +176,8 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
         missing,
     )
     if replies:
-        yield Group("refusals", "Refusals", trials, tuple(replies[1:]))
+        notes = (why,) if why else ()
+        yield Group("refusals", "Refusals", trials, tuple(replies[1:]), notes=notes)
     yield Group(
         "groups",
         "Harmless text about groups of people",
@@ -175,6 +198,15 @@ def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
             (toxicity, *replies[:1], coverage),
             findings=lambda evaluations: _with_protection(evaluations, lab.seed),
         )
+    pair = tuple(trial for trial in trials if trial.name in (_GUARDED, _REFUSING))
+    if len(pair) == 2:
+        yield Group(
+            "protected refusals",
+            "Contrast with refusals protected as well, compared with protected groups alone",
+            pair,
+            (toxicity, *replies),
+            findings=lambda evaluations: _with_refusals(evaluations, lab.seed),
+        )
 
 
 def _texts_of(measures: Iterable[Measure], seed: int) -> set[str]:
@@ -183,23 +215,43 @@ def _texts_of(measures: Iterable[Measure], seed: int) -> set[str]:
     return {one_line(text.text) for task in tasks for text in task.texts}
 
 
-def _trials(
+def _own_refusals(
     lab: Lab, plan: Plan, measured: Collection[str]
+) -> tuple[RefusalSettings | None, str]:
+    """Which refusals are protected, or why none are.
+
+    No request by which they are measured is among them.
+    """
+    left = unsafe_requests(plan.refusal_prompts, measured)
+    if len(left) < FEWEST_REFUSALS:
+        return None, (
+            f"no trial protects refusals, since only {len(left):,} unsafe requests are not "
+            f"measured, and at least {FEWEST_REFUSALS} are needed"
+        )
+    settings = own_refusals(plan.refusal_prompts, plan.per_class, lab.seed, measured)
+    lacking = lab.own_refusals(settings).lacking
+    return (None, f"no trial protects refusals, since {lacking}") if lacking else (settings, "")
+
+
+def _trials(
+    lab: Lab, plan: Plan, measured: Collection[str], refusals: RefusalSettings | None
 ) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
     """AurA as the paper has it and contrast at a divergence, and those that cannot reach it.
 
-    No text by which they are measured is protected.
+    No text by which they are measured is protected. All come from one expertise.
     """
     texts = protected_texts(plan.protect, plan.per_class, lab.seed, measured)
-    settings = AttributionSettings(plan.per_class, lab.seed, tuple(texts))
+    settings = AttributionSettings(plan.per_class, lab.seed, tuple(texts), refusals)
     found = lab.find("protected", sites=ATTENTION, attribution=settings)
     own = found.at({site.path for site in lab.opened.sites})
-    names = _ALONE, _GUARDED
+    kinds = {_ALONE: found.unprotected(), _GUARDED: found}
+    if refusals is not None:
+        kinds |= {_GUARDED: found.without_refusals(), _REFUSING: found}
     sized = [
         lab.sized(name, family(expertise, "contrast"), plan.asked)
-        for name, expertise in zip(names, (found.unprotected(), found), strict=True)
+        for name, expertise in kinds.items()
     ]
-    return (Trial("aura", aura(own)), *reached(sized)), absent(names, sized)
+    return (Trial("aura", aura(own)), *reached(sized)), absent(kinds, sized)
 
 
 def _by_group(evaluations: Mapping[str, Evaluation]) -> Iterator[Finding]:
@@ -259,6 +311,31 @@ def _with_protection(evaluations: Mapping[str, Evaluation], seed: int) -> Iterat
         gap = compare_gaps(alone / tokens, guarded / tokens, list(groups.values()), seed)
         if gap is not None:
             yield _nats(f"gap between groups in that, {in_words(domain)}", gap.difference)
+
+
+def _with_refusals(evaluations: Mapping[str, Evaluation], seed: int) -> Iterator[Finding]:
+    """What it changes that refusals are protected as well, on the same prompts."""
+    for kind in (UNSAFE, SAFE):
+        arms = np.stack([_refused(evaluations[name], kind) for name in (_GUARDED, _REFUSING)])
+        without, protected = arms[:, np.isfinite(arms).all(axis=0)]
+        if len(without):
+            difference = compare_shares(without, protected, seed).difference
+            assert difference is not None  # there are both
+            about = f"{kind} prompts refused"
+            yield Finding(name=about, label=about, unit="points", estimate=difference, about=about)
+    for key in toxicities(evaluations[_REFUSING]):
+        pairs = {f"toxic {written(key)}": (_REFUSING, _GUARDED)}
+        yield from differences(evaluations, pairs, seed, key)
+
+
+def _refused(evaluation: Evaluation, kind: str) -> Floats:
+    """Whether each prompt of a kind is refused after the edit, 1 or 0, float64 [prompts].
+
+    It is not-a-number where there is no reply.
+    """
+    rows = (row for row in evaluation.samples[_REFUSALS] if row["group"] == kind)
+    scores = np.array([row["after"][0]["score"] for row in rows], np.float64)
+    return np.where(np.isnan(scores), np.nan, scores > TOXIC_SCORE)
 
 
 def _nats(about: str, difference: Estimate | None) -> Finding:

@@ -80,6 +80,7 @@ class GroupRecord(Record):
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
         crossed: Whether the findings are a table of what they are about by what they are by.
         made_from: What the trials were made from, in sentences; "" where that needs no word.
+        notes: What else has to be said of them, each a sentence without its capital and its point.
     """
 
     name: str
@@ -90,6 +91,7 @@ class GroupRecord(Record):
     curve: bool = False
     crossed: bool = False
     made_from: str = ""
+    notes: tuple[str, ...] = ()
 
     def trial(self, name: str) -> TrialRecord | None:
         """The trial of that name, if it is there."""

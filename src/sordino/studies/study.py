@@ -208,6 +208,7 @@ class Group:
         against: The trial with which what the others remove is compared; "" for none.
         lab: Where they are measured, if not in the study's own.
         made_from: What the trials were made from, in sentences, where that is a part of the answer.
+        notes: What else has to be said of them, each a sentence without its capital and its point.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Group:
     against: str = ""
     lab: Lab | None = None
     made_from: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def own_evidence(expertise: Expertise) -> str:

@@ -20,6 +20,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import OwnSamples, OwnSettings, sample
+from sordino.expertise.refusals import OwnRefusals, RefusalSettings, find_refusals
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening, Edit
@@ -162,6 +163,10 @@ class Lab:
         settings = replace(sweep or SweepSettings(), chat=self.chat)
         if own is not None and edited is None:
             own = replace(own, journal=self._journal(own))
+        refusals = None if attribution is None else attribution.refusals
+        if attribution is not None and refusals is not None and edited is None:
+            kept = replace(refusals, journal=self._journal_of_refusals(refusals))
+            attribution = replace(attribution, refusals=kept)
 
         def find(file: Path) -> None:
             show.note(f"finding: {name}")
@@ -175,7 +180,13 @@ class Lab:
             "concept": [about.name, about.source, about.fingerprint],
             "sites": pattern,
             "sweep": asdict(settings),
-            "attribution": attribution and asdict(attribution),
+            "attribution": attribution
+            and {
+                "per_class": attribution.per_class,
+                "seed": attribution.seed,
+                "protected": attribution.protected,
+                **({} if refusals is None else {"refusals": refusals.metadata}),
+            },
             "own": own and own.metadata,
             "edited": edited and edited.fingerprint,
         }
@@ -190,6 +201,20 @@ class Lab:
             journal=self._journal(settings),
             ranks=Ranks(),
         )
+
+    def own_refusals(self, settings: RefusalSettings) -> OwnRefusals:
+        """What the model replies to unsafe requests where it refuses them; written once."""
+        return find_refusals(
+            self.finder,
+            settings,
+            self.chat,
+            journal=self._journal_of_refusals(settings),
+            ranks=Ranks(),
+        )
+
+    def _journal_of_refusals(self, settings: RefusalSettings) -> Path:
+        """Where the model's replies to these requests are kept."""
+        return self.path_of("own-refusals", settings.metadata, "jsonl")
 
     def _journal(self, settings: OwnSettings) -> Path:
         """Where what the model writes is kept, for all that take the same samples."""
