@@ -13,6 +13,7 @@ from sordino.concepts import load_concept
 from sordino.evaluation import Evaluation
 from sordino.evaluation.statistics import compare_gaps
 from sordino.expertise import Expertise
+from sordino.models.reference import resolve
 from sordino.studies import STUDIES, Plan, StudyRecord, chat
 from sordino.tuning.lab import Lab
 from taught import requests, taught
@@ -110,8 +111,7 @@ def test_refusals_are_protected_in_an_arm_of_their_own(files, capsys):
     (files / "refusals.csv").write_text(
         "prompt,label\n" + "".join(f"{one},{kind}\n" for one, kind in rows)
     )
-    measuring = {"reply": 32, "more": ("--max-refusals", "16")}
-    ask(speaks, **measuring)
+    ask(speaks, reply=32, more=("--max-refusals", "16"))
     said = capsys.readouterr().out
     [file] = (files / "out").glob("*/chat.json")
     groups = {group.name: group for group in StudyRecord.load(file, "chat").groups}
@@ -131,13 +131,27 @@ def test_refusals_are_protected_in_an_arm_of_their_own(files, capsys):
     about = Expertise.load(found).metadata
     assert (about["refusals_n_prompts"], about["refusals_kept"]) == ("26", "26")
     assert about["n_protected"] == "20"
-    # A model that refuses too little says so, and has the other arms.
-    ask(taught(files / "helps", refused[:4], answered), output="few", **measuring)
-    said = capsys.readouterr().out
-    assert "of 26 unsafe requests, and its refusals can be protected only if it refuses" in said
-    [file] = (files / "few").glob("*/chat.json")
-    trials = StudyRecord.load(file, "chat").group("refusals").trials
-    assert [trial.name for trial in trials] == arms[:3]
+
+
+def test_a_model_that_refuses_too_little_says_so(files, concept):
+    refused, answered = requests(4), requests(20, 1)
+    helps = resolve(taught(files / "helps", refused, answered))
+    rows = [(one, "unsafe") for one in (*refused, *answered)]
+    (files / "refusals.csv").write_text(
+        "prompt,label\n" + "".join(f"{one},{kind}\n" for one, kind in rows)
+    )
+    lab, plan = Lab(helps, concept, files / "lab"), Plan(refusal_prompts="refusals.csv")
+    settings, why = chat._own_refusals(lab, plan, ())
+    assert settings is None
+    assert why.endswith(
+        "refuses 4 of 24 unsafe requests, and its refusals can be protected only if it refuses at "
+        "least 20"
+    )
+    # Written once.
+    [journal] = (files / "lab").glob("own-refusals-*.jsonl")
+    before = journal.read_bytes()
+    assert chat._own_refusals(lab, plan, ()) == (None, why)
+    assert journal.read_bytes() == before
 
 
 def test_no_text_is_protected_that_is_measured(files, open_tiny, concept, monkeypatch):

@@ -228,7 +228,7 @@ def _own_refusals(
             f"no trial protects refusals, since only {len(left):,} unsafe requests are not "
             f"measured, and at least {FEWEST_REFUSALS} are needed"
         )
-    settings = own_refusals(plan.refusal_prompts, plan.per_class, lab.seed, measured)
+    settings = own_refusals(plan.refusal_prompts, seed=lab.seed, measured=measured)
     lacking = lab.own_refusals(settings).lacking
     return (None, f"no trial protects refusals, since {lacking}") if lacking else (settings, "")
 
