@@ -278,7 +278,7 @@ def by_group(rows: Sequence[tuple[str, float, float]]) -> Any:
     return finish(alt.layer(lines, before, after), height=17 * len(rows))
 
 
-def colours(names: Sequence[str], order: Sequence[int] = range(1, 7)) -> dict[str, str]:
+def colours(names: Sequence[str], order: Sequence[int] = range(1, 9)) -> dict[str, str]:
     """A colour for each name, for a chart and its key on the page, as the name of a CSS variable.
 
     Args:

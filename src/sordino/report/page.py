@@ -333,17 +333,18 @@ def _factors_say(record: RunRecord) -> str:
     if not dampening.changed:
         return f"No neuron was changed: all {dampening.neurons:,} factors are 1."
     said = [
-        f"{dampening.intervention} at strength {dampening.strength:g} changed "
+        f"The rule {dampening.intervention}, at strength {dampening.strength:g}, changed "
         f"{dampening.changed:,} of {dampening.neurons:,} neurons "
         f"({_percent(dampening.changed / dampening.neurons)})."
     ]
     factors, shifts = summary.changed_factors(dampening), summary.shift_sizes(dampening)
     if factors.size:
         largest = f", the largest {float(factors[-1]):.3f}" if factors[-1] > 1 else ""
+        alone = factors.size == dampening.changed and not shifts.size
+        which = "Their" if alone else f"{factors.size:,} have a factor other than 1; their"
         said.append(
-            f"{factors.size:,} have a factor other than 1; among those the median is "
-            f"{float(factors[factors.size // 2]):.3f} and the smallest {float(factors[0]):.3f}"
-            f"{largest}."
+            f"{which} median factor is {float(factors[factors.size // 2]):.3f} and the smallest "
+            f"{float(factors[0]):.3f}{largest}."
         )
     if shifts.size:
         said.append(
@@ -351,10 +352,8 @@ def _factors_say(record: RunRecord) -> str:
             f"median of their sizes is {float(shifts[shifts.size // 2]):.3f} and the largest "
             f"{float(shifts[-1]):.3f}."
         )
-    where = "row of a weight" + (" and entry of a bias" if shifts.size else "")
-    said.append(
-        f"Each is in one neuron’s {where}, once and for good: the model costs what it cost before."
-    )
+    where = "row of a weight matrix" + (" and one entry of a bias" if shifts.size else "")
+    said.append(f"Each change is in one {where}, so the model runs as fast as before.")
     return " ".join(said)
 
 
