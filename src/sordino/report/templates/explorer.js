@@ -370,9 +370,11 @@ const labels = (context) => {
     context.beginPath();
     context.rect(left, 0, right - left, EDGE.top);
     context.clip();
-    const name = [kind, kind.split(".").pop()].find((of) => context.measureText(of).width <= right - left);
-    context.textAlign = name ? "center" : "left";
-    context.fillText(name ?? kind.split(".").pop(), name ? (left + right) / 2 : left, EDGE.top / 2 + 1);
+    // The whole kind, or its last part, or as much of that as fits.
+    const last = kind.split(".").pop();
+    const cuts = Array.from(last, (_, cut) => `${last.slice(0, last.length - 1 - cut)}…`);
+    const name = [kind, last, ...cuts].find((of) => context.measureText(of).width <= right - left - 3);
+    context.fillText(name ?? "", (left + right) / 2, EDGE.top / 2 + 1);
     context.restore();
   });
 };
@@ -391,7 +393,7 @@ const say = (neuron) => {
   parts.push(" · factor ", element("b", number(factorOf(neuron), 4)));
   if (shifts) parts.push(" · shift ", element("b", number(shifts[neuron], 4)));
   if (!Number.isNaN(auroc[neuron])) parts.push(` · rank ${rank[neuron].toLocaleString("en")} of ${count.toLocaleString("en")}`);
-  if (shown.has(neuron)) parts.push(" · ", element("a", "look closer", { href: `#neuron-${shown.get(neuron)}` }));
+  if (shown.has(neuron)) parts.push(" · ", element("a", "details", { href: `#neuron-${shown.get(neuron)}` }));
   readout.replaceChildren(...parts);
 };
 const select = (neuron, { reveal = false } = {}) => {
@@ -590,8 +592,8 @@ const list = () => {
     button.setAttribute("aria-label", `Show ${name} on the map`);
     button.addEventListener("click", () => toMap(neuron));
     if (shown.has(neuron)) {
-      const link = element("a", "closer", { href: `#neuron-${shown.get(neuron)}` });
-      link.setAttribute("aria-label", `Look closer at ${name}`);
+      const link = element("a", "details", { href: `#neuron-${shown.get(neuron)}` });
+      link.setAttribute("aria-label", `Details of ${name}`);
       go.append(link, " ");
     }
     go.append(button);
