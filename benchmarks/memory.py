@@ -90,7 +90,7 @@ def run(options: Options) -> Result:
         "sampled every": f"{_EVERY_S * 1000:g} ms",
         "runs": options.rounds(3),
     }
-    return Result("memory", about, {}, figures)
+    return Result("memory", about, {}, figures, runs=options.rounds(3))
 
 
 if __name__ == "__main__":

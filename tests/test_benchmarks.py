@@ -114,6 +114,9 @@ def test_a_bar_that_one_run_reached_is_not_called_met():
     assert "| ≥ 1 ×, reached in one run |" in some_once
     assert "| a | 2 s | – | – | 1 |" in some_once
     assert "| ≥ 1 ×, met |" in table(record | {"seconds": {"a": [2.0, 2.0], "b": [1.0, 1.0]}})
+    untimed = record | {"seconds": {}}
+    assert "| ≥ 1 ×, reached in one run |" in table(untimed | {"runs": 1})
+    assert "| ≥ 1 ×, met |" in table(untimed | {"runs": 3})
 
 
 @pytest.mark.parametrize("shape", costs.SHAPES)
