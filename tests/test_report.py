@@ -750,9 +750,9 @@ def test_groups_are_drawn_only_where_one_has_something() -> None:
 
 
 def test_place_of_sites_that_are_parts_of_one_layer() -> None:
-    assert summary.place("model.layers.3.mlp.up_proj") == (3, "mlp.up_proj")
-    assert summary.place("transformer.h.11.mlp.c_fc") == (11, "mlp.c_fc")
-    assert summary.place("model.layers.3.mlp.experts.7.w1") == (3, "mlp.experts.*.w1")
+    assert summary.locate("model.layers.3.mlp.up_proj") == (3, "mlp.up_proj")
+    assert summary.locate("transformer.h.11.mlp.c_fc") == (11, "mlp.c_fc")
+    assert summary.locate("model.layers.3.mlp.experts.7.w1") == (3, "mlp.experts.*.w1")
 
 
 def test_groups_pass_over_neurons_without_auroc() -> None:
