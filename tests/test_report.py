@@ -735,6 +735,12 @@ def test_a_neuron_that_is_shifted_is_changed_too() -> None:
     assert outcome.name_of_change(Dampening(raised, "x")) == "changed"
 
 
+def test_settings_are_shown_with_six_digits() -> None:
+    settings = {"budget": 0.011490976854128641, "limit": {"k": 100, "rate": 0.05}, "none": ""}
+    shown = {"budget": "0.011491", "limit, k": "100", "limit, rate": "0.05"}
+    assert dict(outcome.flat(settings)) == shown
+
+
 def test_groups_are_drawn_only_where_one_has_something() -> None:
     assert "spec-groups-bold" in Page(render(record(evaluation=everything()))).scripts
     quiet = everything()

@@ -284,13 +284,13 @@ def protocol(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as pairs of text; nested names become "outer, inner"."""
+    """Settings as pairs of text, with six digits; nested names become "outer, inner"."""
     for key, value in settings.items():
         name = f"{above}{key.replace('_', ' ')}"
         if isinstance(value, Mapping):
             yield from flat(value, f"{name}, ")
         elif value not in ("", None):
-            yield name, str(value)
+            yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def samples(evaluation: Evaluation | None) -> dict[str, dict[str, list[Sample]]]:
