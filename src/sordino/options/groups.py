@@ -316,7 +316,9 @@ class OwnOptions:
     """With --attribution, also measure the attribution to continuations of the model itself that a
     judge objects to; contrast then uses it as well."""
     own_prompts: str = "auto"
-    """Prompts for these continuations, as for --prompts; prompts that are measured are left out."""
+    """Prompts for these continuations, as for --prompts; prompts that are measured, or begin like
+    one that is, are left out. auto for what is left of --prompts and, where that is too little, for
+    the other built-in prompts."""
     own_judge: str = "auto"
     """What judges them: a scorer, as for --scorer, but none of those that measure; concept for a
     probe of the model, trained on the concept's sentences; auto for tox-block where the concept is
