@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ from sordino.errors import UserError
 from sordino.options.groups import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
 from sordino.options.job import Job
 from sordino.options.measures import MeasureOptions
-from sordino.options.recipe import read, recipe_of, schema
+from sordino.options.recipe import defaults, read, recipe_of, schema
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x7f\r"), min_size=1, max_size=9)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=9)
 
 
 def parsed(arguments):
@@ -58,6 +58,17 @@ def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, openi
     assert Job.of_recipe(tomllib.loads(job.recipe())) == replace(job, rule=job.decided)
 
 
+def test_a_switch_can_be_off_in_a_recipe(tmp_path):
+    file = tmp_path / "r.toml"
+    switches = [key for key, value in defaults().items() if isinstance(value, bool)]
+    assert {"own", "thinking", "balance"} <= {*switches}
+    for key in switches:
+        file.write_text(f'model = "m"\n{key} = false')
+        arguments = parsed(expand(["run", f"--recipe={file}", "-o", "y"]))
+        groups = [vars(one) for one in arguments.values() if is_dataclass(one)]
+        assert not any(group.get(key.replace("-", "_")) for group in groups)
+
+
 def test_what_is_typed_goes_before_the_recipe(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text('model = "a"\nseed = 3\nbalance = false\nbeside = ["aura", "damp"]')
@@ -77,6 +88,7 @@ def test_what_is_typed_goes_before_the_recipe(tmp_path):
         ("[seed]\na = 1", "seed"),
         ('wrong = 1\nmodel = "m"', "wrong"),
         ('model = "m"\nmax_prompts = 3', "max-prompts"),
+        ('model = "m"\nmeasure = []', "measure is an empty list"),
         ('model = "m"\nforce = true', "force"),
         ('model = "m"\noutput = "x"', "output"),
         ('model = "m"\njson = true', "json"),

@@ -17,7 +17,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: The file is missing or not a recipe.
     """
-    from sordino.options.recipe import read
+    from sordino.options.recipe import defaults, read
 
     given = list(arguments)
     if given[:1] != ["run"]:
@@ -35,8 +35,13 @@ def expand(arguments: Sequence[str]) -> list[str]:
     positional = [] if model is None or _has_model(given[1:]) else [str(model)]
     flags = {one.partition("=")[0].replace("--no-", "--") for one in given}
     flags |= {"--output"} if "-o" in flags else set()
+    # What is so anyway needs no flag: a switch that is off has none.
+    anyway = defaults()
     more = [
-        part for key, of in recipe.items() if f"--{key}" not in flags for part in _flags(key, of)
+        part
+        for key, of in recipe.items()
+        if f"--{key}" not in flags and (key not in anyway or of != anyway[key])
+        for part in _flags(key, of)
     ]
     return [given[0], *positional, *given[1:], *more]
 

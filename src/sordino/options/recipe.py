@@ -45,7 +45,15 @@ def read(path: Path) -> dict[str, Any]:
         if key not in known:
             raise UserError(_describe_unknown(path, key, known))
         check(_adapter(known[key]), _listed(known[key], value), f"{path}: {key}")
+        if value == [] and defaults().get(key):
+            raise UserError(f"{path}: {key} is an empty list: name one at least, or leave it out.")
     return recipe
+
+
+def defaults() -> dict[str, Any]:
+    """The values of options that a recipe does not have, by their flags without hyphens."""
+    every = [field for group in GROUPS for field in fields(group)]
+    return {field.name.replace("_", "-"): field.default for field in every}
 
 
 def group_of(kind: type[T], recipe: Mapping[str, Any]) -> T:
@@ -53,7 +61,7 @@ def group_of(kind: type[T], recipe: Mapping[str, Any]) -> T:
 
     Args:
         kind: One of `GROUPS`.
-        recipe: As `read` gives it. An empty list counts as no value, as on the command line.
+        recipe: As `read` gives it. An empty list counts as no value.
     """
     from sordino.records import kinds
 
@@ -145,4 +153,5 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML strings
+    # JSON strings are TOML strings, once the one control character is escaped that JSON leaves.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
