@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import errno
 import gc
 import json
 import os
@@ -576,6 +577,26 @@ def test_a_full_disk_is_one_sentence(call, monkeypatch):
     status, _, error = call("find", "tiny", "--concept", "calm.jsonl", "-o", "full.safetensors")
     assert status == 2
     assert "disk is full" in error
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG]
+)
+def test_a_file_that_the_system_refuses_is_one_sentence(number, call, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number), "x.expertise.safetensors")
+
+    monkeypatch.setattr("sordino.expertise.artefact.Expertise.save", refused)
+    status, _, said = call("find", "tiny", "--concept", "calm.jsonl", "-o", "kept.safetensors")
+    assert status == 2
+    assert (
+        f"x.expertise.safetensors can be neither read nor written ({os.strerror(number)})" in said
+    )
+    monkeypatch.setattr(
+        "sordino.expertise.artefact.Expertise.save", lambda *_, **__: Path("none").read_text()
+    )
+    with pytest.raises(FileNotFoundError):  # a bug keeps its traceback
+        call("find", "tiny", "--concept", "calm.jsonl", "-o", "kept.safetensors")
 
 
 @pytest.mark.parametrize(

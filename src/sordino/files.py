@@ -34,6 +34,11 @@ _LONGEST_PART = 120
 """Bytes of a concept's name in the name of a file."""
 _NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\ufffd]+')
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+    *(errno.EMFILE, errno.ENFILE, errno.EFBIG),
+)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -376,7 +381,10 @@ def to_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `UserError` names the file and the place when it is not JSON."""
     refuse_missing(path, str(path))
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     refuse_pointer(data, str(path))
     return parse_json(data, str(path))
 
@@ -480,6 +488,15 @@ def today() -> str:
 def is_disk_full(error: OSError) -> bool:
     """Whether an error means that the disk (or a quota) is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether an error means that the system does not let the user read or write a file.
+
+    So it is without permission, on a disk that is read-only, gone or broken, and beyond the limits
+    on open files and on a file's size.
+    """
+    return error.errno in _REFUSED
 
 
 def is_memory_full(error: Exception) -> bool:

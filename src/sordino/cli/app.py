@@ -15,7 +15,7 @@ from sordino.cli.flags import in_flags
 from sordino.cli.recipe import expand
 from sordino.errors import UserError
 from sordino.extras import started_as
-from sordino.files import is_disk_full, is_memory_full, today
+from sordino.files import is_disk_full, is_memory_full, is_refused, today
 from sordino.progress import tame, worded
 from sordino.version import __version__
 
@@ -168,10 +168,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "command again. find --plan estimates the memory needed."
         )
     except OSError as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            place = f" writing {error.filename}" if error.filename else ""
+            _fail(f"The disk is full{place}: free some space and run the same command again.")
+        if not is_refused(error):
             raise
-        place = f" writing {error.filename}" if error.filename else ""
-        _fail(f"The disk is full{place}: free some space and run the same command again.")
+        place = str(error.filename) if error.filename else "A file"
+        _fail(
+            f"{place} can be neither read nor written ({error.strerror}): check its permissions, "
+            "its disk and the limits of this shell (ulimit -a)."
+        )
     finally:
         gc.enable()
 
