@@ -204,3 +204,25 @@ def test_every_command_of_the_command_line_is_a_function():
     listed = (Path(__file__).parents[1] / "docs/api.md").read_text("utf-8")
     for name in COMMANDS:
         assert re.search(rf"^::: sordino\.{name}$", listed, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda opened: sordino.open_model(opened.model), "and not a LlamaForCausalLM: save it"),
+        (lambda opened: sordino.open_model(None), "and not a NoneType"),
+        (lambda opened: sordino.load_concept({"text": []}), "and not a dict: save it as a file"),
+        (
+            lambda opened: sordino.evaluate(opened, measures="perplexity"),
+            "`measures=perplexity` is one text, and a list is expected",
+        ),
+        (
+            lambda opened: sordino.RunSettings(beside="aura").decided(),
+            "`beside=aura` is one text",
+        ),
+        (lambda opened: sordino.evaluation.ZeroShot(tasks="piqa"), "`tasks=piqa` is one text"),
+    ],
+)
+def test_values_of_other_types_are_named(act, said, found):
+    with pytest.raises(sordino.UserError, match=re.escape(said)):
+        act(found[0])

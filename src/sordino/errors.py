@@ -22,3 +22,17 @@ def require_at_least(least: int, **settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < least:
             raise UserError(f"`{name}={value}` is out of range: it must be at least {least}.")
+
+
+def refuse_text(**settings: object) -> None:
+    """Refuse one text where a list of texts is expected, since its letters would be taken for them.
+
+    Raises:
+        UserError: A setting is a text.
+
+    Example:
+        >>> refuse_text(measures=["perplexity"])
+    """
+    for name, value in settings.items():
+        if isinstance(value, str):
+            raise UserError(f"`{name}={value}` is one text, and a list is expected: give a list.")

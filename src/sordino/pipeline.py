@@ -20,7 +20,7 @@ from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
 from sordino.edits.provenance import EXTRAS, GGUF, extras_of
 from sordino.edits.safetensors_folder import refuse_needed_outside
-from sordino.errors import UserError
+from sordino.errors import UserError, refuse_text
 from sordino.evaluation import (
     Arm,
     Evaluation,
@@ -156,6 +156,7 @@ class RunSettings:
 
     def decided(self) -> "RunSettings":
         """The settings with all defaults decided."""
+        refuse_text(beside=self.beside)
         open_size = self.intervention is None and self.divergence is None and self.strength == 1
         needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
         attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None

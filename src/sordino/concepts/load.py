@@ -66,6 +66,11 @@ def load_concept(
         >>> concept.name, len(concept.positive), len(concept.negative)
         ('calm', 20, 20)
     """
+    if not isinstance(spec, str | os.PathLike | Concept):
+        raise UserError(
+            f"A concept is a name, a file or a `sordino.Concept`, and not a {type(spec).__name__}: "
+            "save it as a file, or give its sentences to `sordino.Concept`."
+        )
     name = str(spec)
     if name.startswith(JUDGE):
         raise UserError(

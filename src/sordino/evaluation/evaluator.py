@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sordino.concepts.text_files import one_line
-from sordino.errors import UserError, require_at_least
+from sordino.errors import UserError, refuse_text, require_at_least
 from sordino.evaluation.endpoint import Endpoint
 from sordino.evaluation.kept import Shelf
 from sordino.evaluation.measure import (
@@ -164,6 +164,7 @@ def prepare(
         UserError: Something that a measure names is not available.
     """
     require_at_least(0, seed=seed)
+    refuse_text(measures=measures)
     chosen = tuple(measure(one) for one in measures)
     if not chosen:
         raise UserError("There is no measure to take: give at least one of `measures`.")

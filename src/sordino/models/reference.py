@@ -1,6 +1,7 @@
 """Find a model's files, by a hub id, a folder, a GGUF file or a name of the demo kit."""
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -100,6 +101,11 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
     """
     if isinstance(spec, ModelRef):
         return spec
+    if not isinstance(spec, str | os.PathLike):
+        raise UserError(
+            f"A model is a name, a folder, a file or what `sordino.open_model` gives, and not a "
+            f"{type(spec).__name__}: save it with save_pretrained, and give the folder."
+        )
     name = str(spec)
     if name.startswith("kit:"):
         from sordino import kit

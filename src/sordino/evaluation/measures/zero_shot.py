@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sordino import hub, kit
-from sordino.errors import UserError, require_at_least
+from sordino.errors import UserError, refuse_text, require_at_least
 from sordino.evaluation.measure import Column, Measure, Summary, Task, register
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
@@ -104,6 +104,7 @@ class ZeroShot(Measure):
         return replace(self, chat=replace(chat, use="on"), template=template)
 
     def __post_init__(self) -> None:
+        refuse_text(tasks=self.tasks)
         if not self.tasks:
             raise UserError("There is no zero-shot task: give at least one, such as kit_piqa.")
         if len(set(self.tasks)) < len(self.tasks):
