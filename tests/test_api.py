@@ -221,8 +221,21 @@ def test_every_command_of_the_command_line_is_a_function():
             "`beside=aura` is one text",
         ),
         (lambda opened: sordino.evaluation.ZeroShot(tasks="piqa"), "`tasks=piqa` is one text"),
+        (lambda opened: sordino.SweepSettings(max_tokens=12.5), "`max_tokens=12.5` is not a whole"),
+        (lambda opened: sordino.SweepSettings(max_tokens="9"), "`max_tokens=9` is not a whole"),
+        (lambda opened: sordino.evaluate(opened, seed=0.5), "`seed=0.5` is not a whole number"),
     ],
 )
 def test_values_of_other_types_are_named(act, said, found):
     with pytest.raises(sordino.UserError, match=re.escape(said)):
         act(found[0])
+
+
+def test_values_with_arrays_can_be_compared_kept_in_sets_and_shown(found):
+    _, expertise, _ = found
+    for value in (expertise, sordino.aura(expertise)):
+        assert value == value
+        assert value != sordino.aura(expertise)
+        assert value in {value}
+        assert len(repr(value).splitlines()) == 1
+        assert len(repr(value)) <= 200

@@ -602,3 +602,36 @@ def test_sentences_are_any_texts(kind: Callable[[list[str]], Any]) -> None:
 def test_what_is_no_list_of_texts_is_refused(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Concept("x", given, tuple(f"Rain {i}" for i in range(20)))
+
+
+@pytest.mark.parametrize("positive", ["1", 1, 1.0, True])
+def test_a_label_can_be_given_as_the_value_that_it_is(tmp_path: Path, positive: Any) -> None:
+    label = positive is True
+    lines = [
+        json.dumps({**row, "label": bool(row["label"]) if label else row["label"]}) for row in ROWS
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert load_concept(tmp_path / "a.jsonl", positive=positive).positive == tuple(POSITIVE)
+
+
+def test_the_same_sentences_in_both_classes_are_refused_or_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "yes.txt").write_text("\n".join(POSITIVE))
+    (tmp_path / "no.txt").write_text("\n".join([*NEGATIVE, *POSITIVE[:3]]))
+    with pytest.raises(UserError, match="has the same sentences in both classes"):
+        load_concept(tmp_path / "yes.txt", negatives=tmp_path / "yes.txt")
+    load_concept(tmp_path / "yes.txt", negatives=tmp_path / "no.txt")
+    assert "3 sentences are in both classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 0.5}, {"seed": "x"}, {"max_per_class": 20.0}])
+def test_numbers_of_another_type_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    with pytest.raises(UserError, match="is not a whole number"):
+        load_concept(tmp_path / "a.jsonl", **wrong)
+
+
+def test_half_a_surrogate_pair_is_no_sentence() -> None:
+    with pytest.raises(UserError, match="positive sentence 21: the text holds half"):
+        Concept("x", (*POSITIVE[:20], "a \ud83d"), tuple(NEGATIVE))

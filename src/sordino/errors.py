@@ -1,5 +1,7 @@
 """Errors that the user can correct."""
 
+from typing import SupportsIndex
+
 
 class UserError(Exception):
     """Something in the input that the user can correct.
@@ -10,15 +12,30 @@ class UserError(Exception):
     """
 
 
-def require_at_least(least: int, **settings: int | None) -> None:
-    """Refuse settings below a bound; None is not bounded.
+def require_whole(**settings: object) -> None:
+    """Refuse settings that are no whole numbers; None is allowed.
 
     Raises:
-        UserError: A setting is below it.
+        UserError: A setting is not.
+
+    Example:
+        >>> require_whole(seed=3)
+    """
+    for name, value in settings.items():
+        if value is not None and not isinstance(value, SupportsIndex):
+            raise UserError(f"`{name}={value}` is not a whole number: give one.")
+
+
+def require_at_least(least: int, **settings: int | None) -> None:
+    """Refuse settings below a bound, or that are no whole numbers; None is not bounded.
+
+    Raises:
+        UserError: A setting is.
 
     Example:
         >>> require_at_least(1, rounds=3, rows=None)
     """
+    require_whole(**settings)
     for name, value in settings.items():
         if value is not None and value < least:
             raise UserError(f"`{name}={value}` is out of range: it must be at least {least}.")

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sordino.errors import UserError
+from sordino.concepts.text_files import whole_text
+from sordino.errors import UserError, require_whole
 from sordino.files import fingerprint, printable
 
 FEWEST_PER_CLASS = 20
@@ -91,6 +92,7 @@ class Concept:
                     f"The concept '{self.name}' has a sentence that is not text: {label} sentence "
                     f"{number} is {printable(repr(text), 40)}."
                 )
+            whole_text(text, f"The concept '{self.name}', {label} sentence {number}")
         return texts
 
     def __repr__(self) -> str:
@@ -130,13 +132,14 @@ class Concept:
         Raises:
             UserError: `max_per_class` is less than 20, or the seed is negative.
         """
+        require_whole(seed=seed, max_per_class=max_per_class)
+        if seed < 0:
+            raise UserError(f"`seed={seed}` is negative: give 0 or more.")
         if max_per_class is not None and max_per_class < FEWEST_PER_CLASS:
             raise UserError(
                 f"`max_per_class={max_per_class}` is too few: at least {FEWEST_PER_CLASS} "
                 "sentences of each class are needed."
             )
-        if seed < 0:
-            raise UserError(f"`seed={seed}` is negative: give 0 or more.")
         sizes = [len(self.positive), len(self.negative)]
         if balance:
             sizes = [min(sizes)] * 2

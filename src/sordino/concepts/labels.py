@@ -242,7 +242,7 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
         )
     values = table.column(column)
     strata = [
-        None if is_missing(value) else whole_text(_write_label(value), table.where(row))
+        None if is_missing(value) else whole_text(write_label(value), table.where(row))
         for row, value in enumerate(values)
     ]
     missing = strata.count(None)
@@ -326,7 +326,7 @@ def _truths(table: Table, column: str, positive: str | None) -> tuple[list[bool 
         missing -= {v for v in missing if isinstance(v, str) and v.strip() == positive != ""}
     labels = [value for value in distinct if value not in missing]
     if positive is not None:
-        having = {value for value in labels if _write_label(value) == positive}
+        having = {value for value in labels if write_label(value) == positive}
         if not having:
             raise UserError(
                 f"{table.source} has no row whose '{column}' is {positive}: `positive` is one of "
@@ -400,7 +400,7 @@ def number_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _write_label(value: Any) -> str:
+def write_label(value: Any) -> str:
     """A label as a user would type it: 1 for 1.0."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -413,4 +413,4 @@ def _list_few(labels: list[Any]) -> str:
 
 
 def _show(value: Any) -> str:
-    return printable(_write_label(value), 41)
+    return printable(write_label(value), 41)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sordino.concepts.built_in import BUILT_IN
 from sordino.concepts.concept import Concept
-from sordino.concepts.labels import classes_of, sentences_of
+from sordino.concepts.labels import classes_of, sentences_of, write_label
 from sordino.concepts.readers import is_table, read_hub, read_sentences, read_table
 from sordino.errors import UserError
 from sordino.files import printable, user_path
@@ -24,7 +24,7 @@ def load_concept(
     label: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
-    positive: str | None = None,
+    positive: str | float | bool | None = None,
     strata_column: str | None = None,
     config: str | None = None,
     revision: str | None = None,
@@ -112,7 +112,7 @@ def load_concept(
             label=label,
             text_column=text_column,
             label_column=label_column,
-            positive=positive,
+            positive=None if positive is None else write_label(positive),
             strata_column=strata_column,
         )
         note(classes.account)
@@ -124,7 +124,20 @@ def load_concept(
             classes.strata,
             contexts=classes.contexts,
         )
+    _refuse_the_same(concept)
     return concept.sampled(max_per_class=max_per_class, balance=balance, seed=seed)
+
+
+def _refuse_the_same(concept: Concept) -> None:
+    """Raise `UserError` if the classes have the same sentences; a note if they share some."""
+    positive, negative = set(concept.positive), set(concept.negative)
+    if positive == negative and not concept.contexts:
+        raise UserError(
+            f"The concept '{concept.name}' ({concept.source}) has the same sentences in both "
+            "classes, which tell nothing apart: give others to one of them."
+        )
+    if (shared := len(positive & negative)) and not concept.contexts:
+        note(f"{concept.source}: {shared:,} sentences are in both classes")
 
 
 def _from_text_files(positive: Path, negative: Path) -> Concept:

@@ -53,7 +53,7 @@ class _Metadata(BaseModel):
 _SITES = TypeAdapter(Annotated[list[Site], Field(min_length=1)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expertise:
     """Statistics of every neuron of every site about one concept.
 

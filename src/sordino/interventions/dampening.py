@@ -128,7 +128,7 @@ class Affine(NamedTuple):
     shifts: Mapping[str, NDArray[np.floating[Any]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dampening:
     """One factor per neuron, by which its output is multiplied, and with some rules a shift.
 
@@ -150,6 +150,16 @@ class Dampening:
     expertise: Mapping[str, str] = field(default_factory=dict)
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     parts: Sequence[Origin] = ()
+
+    def __repr__(self) -> str:
+        """One line without the factors: the rule, the concept, the model, the number of neurons."""
+        about = self.expertise
+        return printable(
+            f"Dampening({self.intervention} at strength {self.strength:g}, "
+            f"{about.get('concept', '')!r} in {about.get('model', '')!r}: "
+            f"{sum(values.size for values in self.factors.values()):,} neurons of "
+            f"{len(self.factors):,} sites)"
+        )
 
     def __post_init__(self) -> None:
         for kind, by_site in (("factors", self.factors), ("shifts", self.shifts)):
