@@ -124,20 +124,16 @@ def load_concept(
             classes.strata,
             contexts=classes.contexts,
         )
-    _refuse_the_same(concept)
+    _note_shared(concept)
     return concept.sampled(max_per_class=max_per_class, balance=balance, seed=seed)
 
 
-def _refuse_the_same(concept: Concept) -> None:
-    """Raise `UserError` if the classes have the same sentences; a note if they share some."""
-    positive, negative = set(concept.positive), set(concept.negative)
-    if positive == negative and not concept.contexts:
-        raise UserError(
-            f"The concept '{concept.name}' ({concept.source}) has the same sentences in both "
-            "classes, which tell nothing apart: give others to one of them."
-        )
-    if (shared := len(positive & negative)) and not concept.contexts:
-        note(f"{concept.source}: {shared:,} sentences are in both classes")
+def _note_shared(concept: Concept) -> None:
+    """Note how many sentences are in both classes, where they tell nothing apart."""
+    if concept.contexts:
+        return
+    if shared := len({*concept.positive} & {*concept.negative}):
+        note(f"{concept.source}: {shared:,} different sentences are in both classes")
 
 
 def _from_text_files(positive: Path, negative: Path) -> Concept:
