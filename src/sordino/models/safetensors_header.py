@@ -72,7 +72,9 @@ def _read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         stored = {name: _read_entry(entry, data) for name, entry in header.items()}
         _refuse_other_than_text(metadata)
         _refuse_gaps(stored, data, size)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
         reason = printable(str(error)) or type(error).__name__
         raise UserError(
             f"{path} is damaged or not a safetensors file ({reason}): get it again."
