@@ -164,7 +164,7 @@ QUOTED = [
     *(
         (
             page,
-            r"leave ([\d.]+) % and ([\d.]+) % of (?:600 )?continuations(?: of other prompts)? "
+            r"leave ([\d.]+) % and ([\d.]+) % of (?:600 )?continuations(?: of [^.]*? prompts)? "
             r"toxic at a divergence of 0\.05.*?the corpus alone ([\d.]+) % and ([\d.]+) %",
             [
                 own("own samples and corpus at 0.05"),
