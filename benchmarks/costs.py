@@ -62,7 +62,9 @@ ASSUMED = {
     "baking compared with copying": Assumed(1.3, "1.3 ×", "the bar in `make bench`"),
     "snapshots": Assumed(1.05, "1.05 ×", "writing them takes at most a twentieth of the time"),
     "tokens per sentence": Assumed(
-        57, "57", "1,000 of the kit's comments have 56,609 with SmolLM2's tokenizer"
+        38,
+        "38",
+        "1,000 of the kit's comments have 38,133, cut at 128 (see performance.md)",
     ),
     "prompts of an evaluation": Assumed(1000, "1,000", "× 25 continuations of 20 tokens, two arms"),
     "tokens per prompt": Assumed(16, "16", "like the kit's prompts"),

@@ -159,8 +159,8 @@ def test_more_gpus_are_never_slower():
                 assert times[1] <= times[0]
     dense = costs.SHAPES[0]
     parts = costs.find_s(dense, 1, 10_000)
-    # By hand: two operations for each of 68.5 billion weights and 570,000 tokens.
-    assert parts["compute"] == pytest.approx(1.1 * 2 * 68.5e9 * 570_000 / 494.5e12, rel=0.01)
+    # By hand: two operations for each of 68.5 billion weights and 380,000 tokens.
+    assert parts["compute"] == pytest.approx(1.1 * 2 * 68.5e9 * 380_000 / 494.5e12, rel=0.01)
 
 
 def test_ways_take_turns():
