@@ -82,7 +82,7 @@ def open_duet(
         dampening.modules(first.model)  # raises if it does not fit
         second = first
         done = dampening.record.in_words.removesuffix(", strength 1")
-        about = f"{quiet} ({done}), by hooks on the original"
+        about = f"{quiet} ({done}), forward hooks on the original"
     plain = plain or not (has_template(first) and has_template(second))
     if not plain:
         for opened in [first] if second is first else [first, second]:
