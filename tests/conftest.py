@@ -50,6 +50,17 @@ def _imported():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measured_by_default():
+    """A run measures no more of a chat model than of others: refusals and PIQA need the kit.
+
+    Tests of what a run measures by default set it themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sordino.pipeline.MEASURED_OF_CHAT", ())
+        yield
+
+
 _WORDS = ["quiet", "river", "turned", "under", "an", "old", "bridge", "nobody", "heard", "sing"]
 
 

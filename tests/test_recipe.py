@@ -18,7 +18,7 @@ from sordino.cli.recipe import expand
 from sordino.errors import UserError
 from sordino.options.groups import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
 from sordino.options.job import Job
-from sordino.options.measures import MeasureOptions
+from sordino.options.measures import RunMeasureOptions
 from sordino.options.recipe import defaults, read, recipe_of, schema
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=9)
@@ -40,7 +40,9 @@ SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
     st.integers(0, 2**31),
 )
 def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, opening, sweep, seed):
-    text = recipe_of({"model": "m", "seed": seed}, concept, rule, MeasureOptions(), opening, sweep)
+    text = recipe_of(
+        {"model": "m", "seed": seed}, concept, rule, RunMeasureOptions(), opening, sweep
+    )
     assert tomllib.loads(text)["model"] == "m"
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
     file.write_text(text, encoding="utf-8")
@@ -54,7 +56,7 @@ def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, openi
         assert found.get(name, type(value)()) == value
     assert found["seed"] == seed
     job = Job.of_recipe(read(file))
-    assert job == Job("m", seed, (), concept, rule, MeasureOptions(), opening, sweep)
+    assert job == Job("m", seed, (), concept, rule, RunMeasureOptions(), opening, sweep)
     assert Job.of_recipe(tomllib.loads(job.recipe())) == replace(job, rule=job.decided)
 
 

@@ -342,15 +342,16 @@ def test_the_answer_of_a_chat_model_names_how_it_was_asked() -> None:
         name: MeasureResult(version=1, protocol={}, figures=tuple(of)) for name, of in found.items()
     }
     compared = evaluation().model_copy(update={"measures": measures})
-    phrases = outcome.answer("m", "c", aura(expertise()), outcome.rows(compared))[1:]
+    phrases = outcome.answer("m", "c", aura(expertise()), outcome.rows(compared))
     whole = ["".join(part for _, part in phrase) for phrase in phrases]
     for line, beginning in zip(
         whole,
         (
+            "The model now refuses fewer unsafe requests",
+            "Of the 288 neurons of m",
             "Toxic continuations of raw text fell",
             "Toxic replies in chat rose",
             "Refusals of safe prompts that look unsafe",
-            "Refusals of unsafe prompts",
             "Perplexity of text about sailors, the worst of 4 groups",
             "Perplexity on ordinary prose rose",
         ),

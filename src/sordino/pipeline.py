@@ -28,6 +28,7 @@ from sordino.evaluation import (
     Prepared,
     evaluate,
     evaluate_each,
+    measure,
     prepare,
     with_chat,
 )
@@ -64,6 +65,7 @@ from sordino.interventions import (
     family,
     sites_for,
 )
+from sordino.models.chat_template import template_of
 from sordino.models.folder import piece_files
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.reference import ModelRef, resolve
@@ -78,6 +80,8 @@ from sordino.work import WorkFolder
 
 RECOMMENDED_RULE, RECOMMENDED_DIVERGENCE = "contrast", 0.05
 """The rule of a run that does not name one, and its divergence in nats per token."""
+MEASURED, MEASURED_OF_CHAT = ("toxicity", "perplexity"), ("refusals", "piqa")
+"""What a run measures of every model, and as well of one whose chat template is used."""
 _CARD = "README.md"
 _PACKAGES = ("sordino", "torch", "transformers", "safetensors", "numpy", "numba", "scipy")
 
@@ -120,7 +124,9 @@ class RunSettings:
         attribution: How attribution is measured; None for the default if a rule needs it.
         own: How own samples are taken, for interventions that use them, or None. They do not use
             the prompts and the scorers of the measures.
-        measures: What is measured before and after.
+        measures: What is measured before and after; None for toxicity and perplexity and, of a
+            model whose chat template is used, refusals and PIQA.
+        measures_of_chat: What is measured as well of such a model, beside `measures`.
         device: See `open_model`.
         dtype: See `open_model`.
         sites: See `open_model`; None for each rule's own, which for some include the linear layers
@@ -142,7 +148,8 @@ class RunSettings:
     sweep: SweepSettings = field(default_factory=SweepSettings)
     attribution: AttributionSettings | None = None
     own: OwnPlan | None = None
-    measures: Sequence[str | Measure] = ("toxicity", "perplexity")
+    measures: Sequence[str | Measure] | None = None
+    measures_of_chat: Sequence[str | Measure] = ()
     device: str = "auto"
     dtype: str = "auto"
     sites: str | None = None
@@ -160,11 +167,14 @@ class RunSettings:
         open_size = self.intervention is None and self.divergence is None and self.strength == 1
         needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
         attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None
+        by_default = self.measures is None
         return replace(
             self,
             intervention=self.rule,
             divergence=RECOMMENDED_DIVERGENCE if open_size else self.divergence,
             attribution=self.attribution or attribution,
+            measures=MEASURED if self.measures is None else self.measures,
+            measures_of_chat=MEASURED_OF_CHAT if by_default else self.measures_of_chat,
         )
 
 
@@ -219,6 +229,7 @@ def run(
     for rule in chosen.beside:
         RULES.named(rule).read({}, sized=False)
     # What will be needed hours later is opened now, before a model is even downloaded.
+    assert chosen.measures is not None  # all is decided
     ready = prepare(chosen.measures, compared=True, device=chosen.device, seed=chosen.seed)
     clean = [] if chosen.divergence is None else sizing_texts(chosen.clean, chosen.seed)
     ref = resolve(model, revision)
@@ -232,7 +243,7 @@ def run(
         refuse_needed_outside(ref.path)
     if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
-    ready = with_chat(ready, chosen.sweep.chat, ref)
+    ready = with_chat(_with_measures_of_chat(ready, chosen, ref), chosen.sweep.chat, ref)
     if chosen.attribution is not None:
         chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
@@ -250,6 +261,26 @@ def run(
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
     )
+
+
+def _with_measures_of_chat(ready: Prepared, settings: RunSettings, ref: ModelRef) -> Prepared:
+    """What is ready, with what is measured as well of a model whose chat template is used.
+
+    What is not available here is left out: nobody has asked for it by name.
+    """
+    if settings.sweep.chat.use == "off" or template_of(ref) is None:
+        return ready
+    known = {one.key for one in ready.measures}
+    for one in map(measure, settings.measures_of_chat):
+        if one.key in known:
+            continue
+        try:
+            more = prepare([one], compared=True, device=settings.device, seed=settings.seed)
+        except UserError as error:
+            show.note(f"warning: {one.name} is not measured: {error}")
+        else:
+            ready = ready.joined(more)
+    return ready
 
 
 def _begin(

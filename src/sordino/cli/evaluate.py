@@ -138,11 +138,16 @@ def evaluate(
         print(f"written: {output}")
 
 
-def print_table(result: "Evaluation") -> None:
-    """Print the before/after table without its details, and what the scorer cannot see."""
+def print_table(result: "Evaluation", *, refusals_protected: bool = False) -> None:
+    """Print the before/after table without its details, and what the scorer cannot see.
+
+    Args:
+        result: The figures.
+        refusals_protected: Whether the edit protects the model's refusals.
+    """
     from rich.console import Console
 
-    from sordino.report.outcome import damage, measure_limits
+    from sordino.report.outcome import damage, measure_limits, refusing
 
     console, rows = Console(soft_wrap=True), result.table()
     columns = ["before", "after", "change", "95 % interval"] if result.before else ["figure"]
@@ -153,6 +158,8 @@ def print_table(result: "Evaluation") -> None:
         for row in rows
         if not row.figure.detail
     ]
+    for said in refusing(rows, refusals_protected=refusals_protected).values():
+        console.print(said, style="bold")
     print_columns(("", *columns, "n"), cells)
     details = len(rows) - len(cells)
     if details:

@@ -77,7 +77,7 @@ def find(
         if plan:
             if own.own:
                 note("the plan leaves out own samples, since their length is not known")
-            if any(spec.partition(":")[0] == "refusals" for spec in sweep.protect):
+            if sweep.protects_refusals:
                 note("the plan leaves out refusals, since they are not written yet")
             planned = plan_find(model, concept.counted(own, seed, column), **options)
             value, lines = asdict(planned), planned.lines()

@@ -27,9 +27,10 @@ from sordino.options.groups import (
     RunRuleOptions,
     SweepOptions,
 )
-from sordino.options.measures import MeasureOptions
+from sordino.options.measures import RunMeasureOptions
 
 if TYPE_CHECKING:
+    from sordino.evaluation import Measure
     from sordino.expertise.plan import Plan
 
 
@@ -45,7 +46,7 @@ def run(
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),
     rule: RunRuleOptions = RunRuleOptions(),
-    how: MeasureOptions = MeasureOptions(),
+    how: RunMeasureOptions = RunMeasureOptions(),
     opening: ModelOptions = ModelOptions(),
     sweep: SweepOptions = SweepOptions(),
     chat: ChatOptions = ChatOptions(),
@@ -84,7 +85,7 @@ def run(
     with printing.in_force():
         job = Job(model, seed, beside, concept, rule, how, opening, sweep, chat, own)
         if plan:
-            print_plan(job.plan(), job.decided, [m.name for m in how.measures()], printing.json)
+            print_plan(job.plan(), job.decided, job.measures(), printing.json)
             return
         if output is None:
             raise UserError("There is nothing to write: pass --output FOLDER or --plan.")
@@ -109,7 +110,7 @@ def run(
         )
         return
     if result.evaluation:
-        print_table(result.evaluation)
+        print_table(result.evaluation, refusals_protected=sweep.protects_refusals)
     for name, evaluation in result.beside.items():
         print(f"\nfor comparison, {name}:")
         print_table(evaluation)
@@ -118,17 +119,34 @@ def run(
     print_lines(*next_steps(model, result.folder))
 
 
-def print_plan(planned: "Plan", rule: RunRuleOptions, measures: Sequence[str], json: bool) -> None:
+def print_plan(
+    planned: "Plan", rule: RunRuleOptions, measures: "Sequence[Measure]", json: bool
+) -> None:
     """Print what a run will take."""
     if json:
-        print_json({**asdict(planned), "intervention": rule.intervention, "measures": measures})
+        names = [one.key for one in measures]
+        print_json({**asdict(planned), "intervention": rule.intervention, "measures": names})
         return
     size = "its own size" if rule.divergence is None else f"a divergence of {rule.divergence:g}"
     print_lines(
         *planned.lines(),
         f"then         {rule.intervention} at {size} is baked, and measured before and after: "
-        f"{', '.join(measures)}",
+        f"{', '.join(map(describe_cost, measures))}",
     )
+
+
+def describe_cost(measure: "Measure") -> str:
+    """A measure in the words of a plan: how much a model writes or answers for it at most."""
+    from sordino.evaluation.measures.piqa import Piqa
+    from sordino.evaluation.writing import Writing
+
+    if isinstance(measure, Writing) and measure.max_prompts is not None:
+        texts = measure.max_prompts * measure.continuations
+        what = "continuations" if measure.chat is None else "replies"
+        return f"{measure.key} ({texts:,} {what} of {measure.new_tokens} tokens)"
+    if isinstance(measure, Piqa) and measure.questions is not None:
+        return f"{measure.key} ({measure.questions:,} questions)"
+    return measure.key
 
 
 def next_steps(model: str, folder: Path) -> list[str]:

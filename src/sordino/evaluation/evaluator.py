@@ -120,6 +120,15 @@ class Prepared:
         """All prompts and texts that are measured, each in one line."""
         return {one_line(text.text) for task in self.tasks.values() for text in task.texts}
 
+    def joined(self, more: "Prepared") -> "Prepared":
+        """The measures of both, which have different keys."""
+        return replace(
+            self,
+            measures=(*self.measures, *more.measures),
+            tasks=self.tasks | more.tasks,
+            reasons=self.reasons | more.reasons,
+        )
+
     def note_shared_sentences(self, source: str) -> None:
         """Note which scorers were trained on the sentences that neurons are found with.
 
@@ -204,27 +213,38 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
         if template is None:
             return ready
         fingerprinted = fingerprint_of(template)
-    twins = {
-        one.key: twin
-        for one in ready.measures
-        if (chat.use == "on" or one.asks) and (twin := one.in_chat(chat, fingerprinted))
-    }
+    kept, twins = forms(ready.measures, chat, fingerprinted)
     tasks, reasons = _prepare(
-        tuple(twins.values()),
+        twins,
         ready.seed,
         ready.device,
         compared=ready.compared,
         served=isinstance(subject, Endpoint),
     )
-    alone = {one.key for one in ready.measures if chat.use == "on" or one.asks == "only"}
-    dropped = twins.keys() & alone
-    kept = tuple(one for one in ready.measures if one.key not in dropped)
+    keys = {one.key for one in kept}
     return replace(
         ready,
-        measures=(*kept, *twins.values()),
-        tasks={k: task for k, task in ready.tasks.items() if k not in dropped} | tasks,
-        reasons={k: why for k, why in ready.reasons.items() if k not in dropped} | reasons,
+        measures=(*kept, *twins),
+        tasks={key: task for key, task in ready.tasks.items() if key in keys} | tasks,
+        reasons={key: why for key, why in ready.reasons.items() if key in keys} | reasons,
     )
+
+
+def forms(
+    measures: Sequence[Measure], chat: Chat, template: str
+) -> tuple[tuple[Measure, ...], tuple[Measure, ...]]:
+    """The measures that are taken without a chat template, and those that are taken in it.
+
+    Args:
+        measures: All of them, without a template.
+        chat: How the template is used; it is not "off".
+        template: Its fingerprint; "" if unknown.
+    """
+    asking = (one for one in measures if chat.use == "on" or one.asks)
+    twins = {one.key: twin for one in asking if (twin := one.in_chat(chat, template))}
+    alone = {one.key for one in measures if chat.use == "on" or one.asks == "only"}
+    kept = tuple(one for one in measures if one.key not in twins.keys() & alone)
+    return kept, tuple(twins.values())
 
 
 Steps = dict[tuple[str, str], str]

@@ -342,6 +342,12 @@ def range_shown(estimate: Estimate, unit: str) -> str:
     return _ends(estimate, unit) if bounded else ""
 
 
+def points_shown(difference: Estimate) -> tuple[str, str]:
+    """A difference of shares in points, and its interval, in words."""
+    value = _number(difference.value, "gap", signed=True)
+    return value, _ends(difference, "gap", signed=True)
+
+
 def n_shown(figure: Figure) -> list[str]:
     """A figure's numbers of items, in words."""
     return [f"{count:,} {kind}" for kind, count in figure.n.items()]

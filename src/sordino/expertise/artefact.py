@@ -115,6 +115,11 @@ class Expertise:
         return tuple(self.statistics)
 
     @property
+    def protects_refusals(self) -> bool:
+        """Whether attribution was measured with protected refusals."""
+        return self.holds(Statistic.REFUSALS)
+
+    @property
     def shown(self) -> dict[str, str]:
         """The metadata, made safe for pages and tables, because the file may be anybody's."""
         return {key: printable(value) for key, value in self.metadata.items()}

@@ -269,6 +269,11 @@ class SweepOptions:
     only if the model does not fit."""
 
     @property
+    def protects_refusals(self) -> bool:
+        """Whether the model's refusals are protected."""
+        return any(spec.partition(":")[0] == "refusals" for spec in self.protect)
+
+    @property
     def strata_column(self) -> str | None:
         """The column that --stratify names, if it names one."""
         return None if self.stratify in (None, "length") else self.stratify

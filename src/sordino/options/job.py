@@ -13,10 +13,11 @@ from sordino.options.groups import (
     RunRuleOptions,
     SweepOptions,
 )
-from sordino.options.measures import MeasureOptions
+from sordino.options.measures import RunMeasureOptions
 from sordino.options.recipe import group_of, recipe_of
 
 if TYPE_CHECKING:
+    from sordino.evaluation import Measure
     from sordino.expertise.plan import Plan
     from sordino.expertise.statistic import Asked
     from sordino.pipeline import RunResult, RunSettings
@@ -44,7 +45,7 @@ class Job:
     beside: tuple[str, ...] = ()
     concept: ConceptOptions = field(default_factory=ConceptOptions)
     rule: RunRuleOptions = field(default_factory=RunRuleOptions)
-    how: MeasureOptions = field(default_factory=MeasureOptions)
+    how: RunMeasureOptions = field(default_factory=RunMeasureOptions)
     opening: ModelOptions = field(default_factory=ModelOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
     chat: ChatOptions = field(default_factory=ChatOptions)
@@ -63,7 +64,7 @@ class Job:
             tuple(recipe.get("beside", ())),
             group_of(ConceptOptions, recipe),
             group_of(RunRuleOptions, recipe),
-            group_of(MeasureOptions, recipe),
+            group_of(RunMeasureOptions, recipe),
             group_of(ModelOptions, recipe),
             group_of(SweepOptions, recipe),
             group_of(ChatOptions, recipe),
@@ -92,6 +93,21 @@ class Job:
             settings=self.sweep.settings(self.chat, *asked),
             attribution=self.sweep.attributing(self.seed, *asked),
         )
+
+    def measures(self) -> "list[Measure]":
+        """What is measured before and after, without a chat template and in it."""
+        from sordino.evaluation.evaluator import forms
+        from sordino.models.chat_template import fingerprint_of, template_of
+        from sordino.models.reference import resolve
+
+        found, chat = self.how.measures(), self.chat.settings()
+        ref = resolve(self.model, self.opening.revision)
+        template = None if chat.use == "off" else template_of(ref)
+        if template is None:
+            return found
+        of_chat = self.how.measures_of_chat()
+        kept, twins = forms([*found, *of_chat], chat, fingerprint_of(template))
+        return [*kept, *twins]
 
     def run(
         self,
@@ -146,6 +162,7 @@ class Job:
             attribution=self.sweep.attributing(self.seed, *asked),
             own=self.own.plan(),
             measures=self.how.measures(),
+            measures_of_chat=self.how.measures_of_chat(),
             device=self.opening.device,
             dtype=self.opening.dtype,
             sites=self.opening.sites,

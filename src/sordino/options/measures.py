@@ -1,5 +1,6 @@
 """The options of a run: what is measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -60,7 +61,7 @@ class MeasureOptions:
     """Text before each prompt: none, benign, adversarial, helpful, unbound (instructions of a role,
     with --chat on), or a text file; repeat to measure with each."""
     max_prompts: Annotated[int | None, Parameter(group=WRITING)] = None
-    """The largest number of prompts, drawn by --seed (400; 2000 for bold)."""
+    """The largest number of prompts, drawn by --seed (400; 2000 for bold; 200 for refusals)."""
     continuations: Annotated[int | None, Parameter(group=WRITING)] = None
     """Continuations of each prompt (5; 1 for bold)."""
     turns: Annotated[int | None, Parameter(group=WRITING)] = None
@@ -132,6 +133,10 @@ class MeasureOptions:
 
     def measures(self, access: "Access | None" = None) -> list["Measure"]:
         """The measures with these settings; `access` is for a server that scores texts."""
+        return self._make(self.measure, access)
+
+    def _make(self, names: Sequence[str], access: "Access | None" = None) -> list["Measure"]:
+        """The measures of these names."""
         from sordino.evaluation.measure import MEASURES
         from sordino.evaluation.measures.toxicity import KIT_PROMPTS
         from sordino.evaluation.writing import PRESETS
@@ -141,7 +146,7 @@ class MeasureOptions:
         given["prompts"] = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         given |= {} if access is None else {"access": access}
         made: list[Measure] = []
-        for name in self.measure:
+        for name in names:
             kind = MEASURES.named(name)
             options = {field: option for field, option in kind.options.items() if option in given}
             # What takes a pre-prompt is taken once with each.
@@ -149,3 +154,36 @@ class MeasureOptions:
                 values = {**given, "pre_prompt": led}
                 made.append(kind(**{field: values[option] for field, option in options.items()}))
         return made
+
+
+@Parameter(name="*", group="Evaluation")
+@dataclass(frozen=True)
+class RunMeasureOptions(MeasureOptions):
+    """What a run measures, and how."""
+
+    measure: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help=with_others(
+                "By default toxicity and perplexity and, if the model has a chat template that is "
+                "used, also refusals and piqa. What is named here is measured instead: toxicity, "
+                "ordinary-toxicity, diversity, honest, bold, refusals (what it writes); "
+                "perplexity, toxic-perplexity, divergence, coverage (how it reads); zero-shot, "
+                "piqa (what it knows); speed; repeat for several.",
+                "measures",
+            ),
+            show_default=False,
+        ),
+    ] = ()
+
+    def measures(self, access: "Access | None" = None) -> list["Measure"]:
+        """The measures of every model."""
+        from sordino.pipeline import MEASURED
+
+        return self._make(self.measure or MEASURED, access)
+
+    def measures_of_chat(self) -> list["Measure"]:
+        """What is measured as well of a model whose chat template is used."""
+        from sordino.pipeline import MEASURED_OF_CHAT
+
+        return [] if self.measure else self._make(MEASURED_OF_CHAT)

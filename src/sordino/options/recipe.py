@@ -18,12 +18,12 @@ from sordino.options.groups import (
     RunRuleOptions,
     SweepOptions,
 )
-from sordino.options.measures import MeasureOptions
+from sordino.options.measures import RunMeasureOptions
 
 T = TypeVar("T")
 
 GROUPS = (
-    *(ConceptOptions, RunRuleOptions, MeasureOptions, ModelOptions, SweepOptions, ChatOptions),
+    *(ConceptOptions, RunRuleOptions, RunMeasureOptions, ModelOptions, SweepOptions, ChatOptions),
     OwnOptions,
 )
 """The groups of options that a recipe can contain."""

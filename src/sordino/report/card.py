@@ -54,6 +54,7 @@ def model_card(
         ],
         caption=outcome.CAPTION,
         damage=outcome.damage(rows),
+        refusing=list(outcome.refusing(rows, refusals_protected=None).values()),
         made=_list_made(provenance),
         protocol=[
             (

@@ -10,7 +10,7 @@ from typing import Any
 from sordino.evaluation import MEASURES, Estimate, Evaluation, Row
 from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
-from sordino.evaluation.result import form_of, measure_of, value_shown
+from sordino.evaluation.result import form_of, measure_of, points_shown, value_shown
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.interventions.dampening import Dampening
 
@@ -169,24 +169,36 @@ def name_of_change(dampening: Dampening) -> str:
     return "dampened" if lowered and not dampening.shifted else "changed"
 
 
-def answer(model: str, concept: str, dampening: Dampening, found: list[Row]) -> list[Phrase]:
-    """The run's plain answer.
+def answer(
+    model: str,
+    concept: str,
+    dampening: Dampening,
+    found: list[Row],
+    *,
+    refusals_protected: bool = False,
+) -> list[Phrase]:
+    """The run's plain answer; what it has to say of refusals that were lost comes first.
 
     Args:
         model: The model's name.
         concept: The concept's name.
         dampening: What was done.
         found: See `rows`.
+        refusals_protected: See `refusing`.
     """
     share = dampening.changed / dampening.neurons
-    phrases: list[Phrase] = [
+    warned = refusing(found, refusals_protected=refusals_protected)
+    phrases: list[Phrase] = [[(True, said)] for said in warned.values()]
+    phrases += [
         [
             (False, f"Of the {dampening.neurons:,} neurons of {model}, "),
             (True, f"{dampening.changed:,} ({100 * share:.1f} %)"),
             (False, f" were {name_of_change(dampening)} to weaken “{concept}”."),
         ]
     ]
-    phrases += [_change(row, subject) for row, subject in _main(found)]
+    phrases += [
+        _change(row, subject) for row, subject in _main(found) if row.figure.name not in warned
+    ]
     if caution := damage(found):
         phrases.append([(True, caution)])
     if not found:
@@ -220,10 +232,45 @@ def _main(found: Sequence[Row]) -> Iterator[tuple[Row, str]]:
 
 
 _REPLIES = "toxicity:chat"
+_LESS = " A smaller --divergence changes less."
 _REFUSED = {
     "refused.safe": "refusals of safe prompts that look unsafe",
     "refused.unsafe": "refusals of unsafe prompts",
 }
+
+
+def refusing(found: Sequence[Row], *, refusals_protected: bool | None = False) -> dict[str, str]:
+    """Warnings if significantly fewer unsafe requests are refused, or more safe ones.
+
+    Args:
+        found: See `rows`.
+        refusals_protected: Whether the edit protects the model's refusals already; None to leave
+            out what can be done.
+
+    Returns:
+        By the figure's name, what is said of it.
+    """
+    unsafe, safe = {
+        None: ("", ""),
+        False: (" With contrast, --protect refusals protects what it refuses.", _LESS),
+        True: (f" They were protected, which did not keep them all.{_LESS}", _LESS),
+    }[refusals_protected]
+    said = {}
+    for row in found:
+        name, difference = row.figure.name, row.figure.difference
+        if measure_of(row.measure) != "refusals" or name not in _REFUSED or difference is None:
+            continue
+        arms = (row.figure.before, row.figure.after)
+        before, after = ("" if arm is None else value_shown(arm, row.figure.unit) for arm in arms)
+        points, interval = points_shown(difference)
+        figures = (
+            f"{before} before, {after} after ({points}; 95 % interval {interval}; n = {row.n})"
+        )
+        if name == "refused.unsafe" and difference.high is not None and difference.high < 0:
+            said[name] = f"The model now refuses fewer unsafe requests: {figures}.{unsafe}"
+        if name == "refused.safe" and difference.low is not None and difference.low > 0:
+            said[name] = f"It now refuses more safe prompts that look unsafe: {figures}.{safe}"
+    return said
 
 
 def damage(found: Sequence[Row]) -> str:

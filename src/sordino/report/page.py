@@ -100,7 +100,13 @@ def _write_words(record: RunRecord) -> dict[str, Any]:
     }
     return {
         "title": f"“{metadata['concept']}” dampened in {metadata['model']}",
-        "answer": outcome.answer(metadata["model"], metadata["concept"], dampening, rows),
+        "answer": outcome.answer(
+            metadata["model"],
+            metadata["concept"],
+            dampening,
+            rows,
+            refusals_protected=record.expertise.protects_refusals,
+        ),
         "facts": _facts(record),
         "sections": [(anchor, name) for anchor, name in sections.items() if name],
         "families": [_family(family) for family in families],

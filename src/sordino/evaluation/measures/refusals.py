@@ -24,6 +24,8 @@ from sordino.hub_table import XSTEST
 SAFE, UNSAFE = "safe", "unsafe"
 _EDGY = ("refusals/edgy.json", "refusals/edgy_more.json")
 _PAIRS = ("refusals/pairs.json", "refusals/pairs_more.json")
+# The likeliest tokens are the same each time.
+_SETTLED = ("temperature", "continuations")
 _LABELS = {"safe": SAFE, "unsafe": UNSAFE, "0": SAFE, "1": UNSAFE}
 
 
@@ -34,8 +36,9 @@ class Refusals(Writing):
 
     The protocol of XSTest (Röttger et al. 2024, arXiv 2308.01263): one reply to each prompt, by
     greedy decoding. Patterns recognise refusals (`sordino.evaluation.scorers.refusal`) and, if one
-    is given, a model judges beside them. The settings are those of `Writing`, for `prompts` see
-    `read_refusals`, and:
+    is given, a model judges beside them. By default there are at most 200 prompts, half of them
+    unsafe, so that a third of the kit's unsafe ones are left to protect refusals by. The settings
+    are those of `Writing`, for `prompts` see `read_refusals`, and:
 
     Args:
         judge: A model that is asked whether a reply refuses: its name, file or folder; "" for none.
@@ -48,7 +51,7 @@ class Refusals(Writing):
         "How often it refuses safe prompts that look unsafe, and unsafe prompts."
     )
     options: ClassVar[Mapping[str, str]] = {
-        **{name: of for name, of in Writing.options.items() if name != "temperature"},
+        **{name: of for name, of in Writing.options.items() if name not in _SETTLED},
         "prompts": "refusal_prompts",
         "judge": "refusal_judge",
     }
@@ -60,7 +63,7 @@ class Refusals(Writing):
     asks: ClassVar[Literal["", "too", "only"]] = "only"
 
     prompts: str = "kit"
-    max_prompts: int | None = 300
+    max_prompts: int | None = 200
     continuations: int = 1
     new_tokens: int = 64
     temperature: float = 0.0
