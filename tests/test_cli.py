@@ -579,6 +579,17 @@ def test_a_full_disk_is_one_sentence(call, monkeypatch):
     assert "disk is full" in error
 
 
+def test_a_working_folder_that_is_gone_is_one_sentence(here, tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["find", str(here / "tiny"), "--concept", str(here / "calm.jsonl"), "-o", "x"])
+    assert stop.value.code == 2
+    assert "The working folder has been deleted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "number", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG]
 )

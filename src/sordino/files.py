@@ -490,6 +490,15 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def has_working_folder() -> bool:
+    """Whether the process's working folder still exists."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_refused(error: OSError) -> bool:
     """Whether an error means that the system does not let the user read or write a file.
 

@@ -15,7 +15,7 @@ from sordino.cli.flags import in_flags
 from sordino.cli.recipe import expand
 from sordino.errors import UserError
 from sordino.extras import started_as
-from sordino.files import is_disk_full, is_memory_full, is_refused, today
+from sordino.files import has_working_folder, is_disk_full, is_memory_full, is_refused, today
 from sordino.progress import tame, worded
 from sordino.version import __version__
 
@@ -171,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_disk_full(error):
             place = f" writing {error.filename}" if error.filename else ""
             _fail(f"The disk is full{place}: free some space and run the same command again.")
+        if isinstance(error, FileNotFoundError) and not has_working_folder():
+            _fail("The working folder has been deleted: change to another one.")
         if not is_refused(error):
             raise
         place = str(error.filename) if error.filename else "A file"
