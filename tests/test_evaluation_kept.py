@@ -150,9 +150,9 @@ def add_a_line(path):
         (lambda _, patch: patch.setattr(LetterScorer, "version", 2), {"toxicity"}),
         (lambda _, patch: patch.setattr(Perplexity, "version", 99), {"perplexity"}),
         (lambda _, patch: patch.setattr(kept, "distributions", lambda: []), ALL),
-        (lambda _, patch: patch.setattr(kept, "_processor", lambda: ["another"]), ALL),
+        (lambda _, patch: patch.setattr(kept, "describe_processor", lambda: ["another"]), ALL),
         (lambda _, patch: patch.setenv("MKL_CBWR", "COMPATIBLE"), ALL),
-        (lambda work, patch: patch.setattr(kept, "_PROGRAM", work.after), ALL),
+        (lambda work, patch: patch.setattr(kept, "PROGRAM", work.after), ALL),
     ],
     ids=[
         *("config", "generation config", "template", "tokenizer's settings", "tokenizer"),

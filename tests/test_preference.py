@@ -42,7 +42,7 @@ def margins(opened, pairs):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_trained_adapter_prefers_what_is_preferred(family, open_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(preference, "_RATE", 1e-2)  # a tiny model has far to go
+    monkeypatch.setattr(preference, "RATE", 1e-2)  # a tiny model has far to go
     opened, pairs = open_tiny(family), made_pairs()
     flags = [parameter.requires_grad for parameter in opened.model.parameters()]
     names = [name for name, _ in opened.model.named_modules()]

@@ -535,7 +535,7 @@ def modes(folder):
 
 
 def test_what_people_asked_is_its_owners_only(serve, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["sordino.replaying.replay"], "_BATCH", 4)
+    monkeypatch.setattr(sys.modules["sordino.replaying.replay"], "BATCH", 4)
     seen = {}
 
     def behave(path, body):

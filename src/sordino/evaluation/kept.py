@@ -36,7 +36,8 @@ from sordino.version import __version__
 MOST_BYTES = 512 * 2**20
 """All kept measurements together; beyond it, those that were not used for longest are dropped."""
 _SUFFIX = ".json"
-_PROGRAM = Path(__file__).parents[1]
+PROGRAM = Path(__file__).parents[1]
+"""Sordino's own source."""
 # Environment variables with these beginnings change how products are computed.
 _NUMERICS = (
     *("ATEN_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_"),
@@ -175,12 +176,12 @@ def _sums(ref: ModelRef) -> Mapping[str, str]:
 
 def _program() -> list[Any]:
     """Sordino byte by byte, since its version stays while it is worked on, and all packages."""
-    files = [file for file in sorted(_PROGRAM.rglob("*")) if file.is_file()]
+    files = [file for file in sorted(PROGRAM.rglob("*")) if file.is_file()]
     parts = [
         part
         for file in files
         if file.parent.name != "__pycache__"
-        for part in (file.relative_to(_PROGRAM).as_posix(), file.read_bytes())
+        for part in (file.relative_to(PROGRAM).as_posix(), file.read_bytes())
     ]
     packages = sorted({f"{each.metadata['Name']} {each.version}" for each in distributions()})
     return [fingerprint(*parts), sys.version, packages]
@@ -190,7 +191,7 @@ def _machine() -> list[Any]:
     """The processor, and everything that decides how torch computes on it."""
     return [
         platform.platform(),
-        _processor(),
+        describe_processor(),
         torch.backends.cpu.get_cpu_capability(),
         torch.__config__.show(),
         torch.__config__.parallel_info(),
@@ -201,7 +202,7 @@ def _machine() -> list[Any]:
     ]
 
 
-def _processor() -> list[str]:
+def describe_processor() -> list[str]:
     """What a processor says of itself; on Linux, of its first core, its name and what it can do."""
     path = Path("/proc/cpuinfo")
     if not path.exists():

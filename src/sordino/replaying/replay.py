@@ -29,7 +29,7 @@ from sordino.replaying.store import ARMS, Answer, Store
 
 _MALFORMED = "malformed"
 """The beginning of the reason for an answer that cannot be parsed."""
-_BATCH = 32
+BATCH = 32
 _ROUNDS = 4
 """Prompts of a batch, or rounds of requests if those are more: the most that a kill loses."""
 
@@ -156,7 +156,7 @@ def ask_both(
     numbered = enumerate(prompt for prompt in _lines(logs) if prompt is not None)
     for _, prompt in islice(numbered, store.passed):
         prompt.added_to(digest)
-    size = max(_BATCH, _ROUNDS * max(server.concurrency for server in servers))
+    size = max(BATCH, _ROUNDS * max(server.concurrency for server in servers))
     with track("replaying", survey.prompts, "prompts", store.passed) as advance:
         for batch, passed in _batches(numbered, size, digest, store.passed, settings):
             before = store.passed

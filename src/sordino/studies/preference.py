@@ -37,7 +37,7 @@ from sordino.studies.steered import refuse_experts
 
 _RANK, _ALPHA = 16, 32
 _BETA = 0.1
-_RATE = 1e-4
+RATE = 1e-4
 _AT_ONCE = 16
 """Pairs of a step."""
 _PASSES = 4
@@ -68,7 +68,7 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
     learned, held_out = _split(pairs, seed)
     with _adapted(opened, seed) as layers:
         weights = [weight for of in layers.values() for weight in of]
-        optimizer = torch.optim.Adam(weights, lr=_RATE)
+        optimizer = torch.optim.Adam(weights, lr=RATE)
         if not state.exists():
             # At first the adapter changes nothing, so the model is still the original.
             first = {"losses": [], "learned": _margins(opened, learned)}
