@@ -75,7 +75,7 @@ def find_experts(
     read = [place_of(model), *inputs]
     if output is not None:
         output = claim_output(output, EXPERTISE, force=force, inputs=read)
-    opened = model
+    opened, named = model, model.name if isinstance(model, ModelRef) else model
     if isinstance(concept, Judged):
         if output is None:
             raise UserError(
@@ -84,7 +84,7 @@ def find_experts(
             )
         claim_output(judged_file(output), JUDGED, force=force, inputs=read)
         if not isinstance(opened, OpenModel):
-            note(f"opening {model}")
+            note(f"opening {named}")
             opened = open_model(
                 opened, device=device, dtype=dtype, revision=revision, sites=sites, stream=stream
             )
@@ -98,7 +98,7 @@ def find_experts(
         else:
             own = own.settings(concept, seed=seed, device=device, chat=chosen.chat)
     if not isinstance(opened, OpenModel):
-        note(f"opening {model}")
+        note(f"opening {named}")
     found = expertise.find_experts(
         opened,
         concept,
