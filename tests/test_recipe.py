@@ -34,7 +34,12 @@ SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
 
 @given(
     st.builds(ConceptOptions, concept=TEXT, balance=st.booleans()),
-    st.builds(RunRuleOptions, strength=st.floats(0, 2), set=SETTINGS),
+    st.builds(
+        RunRuleOptions,
+        intervention=st.sampled_from(["aura", "contrast"]),  # a run writes the rule that it used
+        strength=st.floats(0, 2),
+        set=SETTINGS,
+    ),
     st.builds(ModelOptions, device=TEXT, sites=st.none() | TEXT),
     st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
     st.integers(0, 2**31),
@@ -79,6 +84,29 @@ def test_what_is_typed_goes_before_the_recipe(tmp_path):
         *("run", "b", "--seed", "4", "--balance", "-o", "y", "--beside=aura", "--beside=damp")
     ]
     assert expand(["find", "m", "--recipe", "x"]) == ["find", "m", "--recipe", "x"]
+
+
+def test_a_recipe_of_a_run_from_before_means_what_that_run_did(tmp_path, capsys):
+    """Which did AurA by default and wrote no default into its recipe; a typed rule is still it."""
+    file = tmp_path / "r.toml"
+    file.write_text('# sordino run --recipe THIS_FILE -o OUTPUT\nmodel = "m"\nseed = 0\n')
+    job = Job.of_recipe(read(file))
+    assert (job.decided.intervention, job.decided.divergence, job.chat.chat) == (
+        "aura",
+        None,
+        "off",
+    )
+    assert "from before" in capsys.readouterr().err
+    assert "--intervention=aura" in expand(["run", f"--recipe={file}", "-o", "x"])
+    typed = expand(["run", f"--recipe={file}", "-o", "x", "--intervention", "damp"])
+    assert "--intervention=aura" not in typed
+    # What a run writes today says its rule, and a recipe by hand has today's defaults.
+    capsys.readouterr()
+    file.write_text(Job("m").recipe())
+    assert Job.of_recipe(read(file)).decided == Job("m").decided
+    file.write_text('model = "m"\n')
+    assert Job.of_recipe(read(file)).decided == Job("m").decided
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sordino.options.groups import (
     SweepOptions,
 )
 from sordino.options.measures import RunMeasureOptions
+from sordino.progress import note
 
 T = TypeVar("T")
 
@@ -27,6 +28,9 @@ GROUPS = (
     OwnOptions,
 )
 """The groups of options that a recipe can contain."""
+_FIRST_LINE = "# sordino run --recipe THIS_FILE -o OUTPUT"
+_OF_BEFORE = {"intervention": "aura", "chat": "off"}
+"""What a run did when it wrote no intervention into its recipe: its defaults were others."""
 _TYPED = ("output", "force", "json", "verbose", "recipe", "no-cache")
 """Options of a run that no recipe holds."""
 
@@ -34,12 +38,22 @@ _TYPED = ("output", "force", "json", "verbose", "recipe", "no-cache")
 def read(path: Path) -> dict[str, Any]:
     """The options in a recipe, by their flags without hyphens.
 
+    A recipe that a run wrote means what that run did, also if it is from before `run` had its
+    present rule by default.
+
     Raises:
         UserError: The file is missing or not a recipe.
     """
     from sordino.records import check, parse_toml, read_bytes
 
-    recipe = parse_toml(read_bytes(path, "recipe"), f"The recipe {path}")
+    text = read_bytes(path, "recipe")
+    recipe = parse_toml(text, f"The recipe {path}")
+    if text.startswith(_FIRST_LINE.encode()) and "intervention" not in recipe:
+        recipe = _OF_BEFORE | recipe
+        note(
+            f"{printable(str(path))} is from before sordino run used contrast by default: this is "
+            f"{recipe['intervention']}, with chat {recipe['chat']}"
+        )
     known = _list_known()
     for key, value in recipe.items():
         if key not in known:
@@ -89,7 +103,7 @@ def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
             if value != field.default:
                 values[field.name.replace("_", "-")] = value
     lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    return "\n".join(["# sordino run --recipe THIS_FILE -o OUTPUT", *lines]) + "\n"
+    return "\n".join([_FIRST_LINE, *lines]) + "\n"
 
 
 def schema() -> dict[str, Any]:
