@@ -239,7 +239,7 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A folder in which a run was stopped before its page, and what it would have given."""
+    """A folder in which a run was stopped before it published, and what it would have given."""
     here = tmp_path_factory.mktemp("run")
     tiny_folder("llama", here).rename(here / "tiny")
     for name, lines in {
@@ -258,7 +258,7 @@ def stopped(tmp_path_factory):
         main(RUN)
         undisturbed = contents(here / "quiet")
         shutil.rmtree(here / "quiet")
-        patch.setattr(pipeline, "write_page", kill)
+        patch.setattr(pipeline._Steps, "publish", kill)
         with pytest.raises(Killed):
             main(RUN)
     return here, undisturbed
