@@ -91,10 +91,10 @@ def test_a_neuron_that_protected_texts_need_is_spared_more(tmp_path):
 
 def test_protection_without_attribution_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"protect.*attribution"):
-        SweepOptions(protect="groups").attributing(0)
+        SweepOptions(protect=("groups",)).attributing(0)
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(f"text {n}" for n in range(50)))
-    found = SweepOptions(attribution=True, protect=str(file), attribution_per_class=30)
+    found = SweepOptions(attribution=True, protect=(str(file),), attribution_per_class=30)
     assert len(found.attributing(0).protected) == 30
 
 
