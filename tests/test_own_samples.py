@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import sentences
 from sordino.concepts import load_concept
 from sordino.errors import UserError
 from sordino.evaluation import OrdinaryToxicity, Perplexity, Speed, Toxicity, prepare
@@ -36,6 +37,7 @@ from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models.generation import encode_prompts
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
+from sordino.pipeline import RunSettings, run
 from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
@@ -395,8 +397,51 @@ def test_no_prompt_of_own_samples_is_measured(concept, shared, most, seed, write
                 taken = set(found.prompts) & set(left)
                 assert len(taken) == min(60, len(left))
                 said = f"{len(taken)} of {len(left)}" if len(left) > 60 else f"{len(left)}"
-                assert found.source.startswith(f"{said} prompts of {toxic}")
+                assert found.source.startswith(f"{said} prompts of {toxic}") or not left
                 assert (KIT_PROMPTS in found.source) == (len(left) < 60)
+
+
+def test_a_run_on_a_users_prompts_takes_the_others_of_them_and_resumes(
+    open_tiny, concept, tmp_path, monkeypatch
+):
+    """Interrupted while it writes and while it attributes, it ends in the same bytes."""
+    prompts, prose = tmp_path / "prompts.txt", tmp_path / "prose.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n" + "\n".join(map(str.upper, sentences(9, 5))))
+    prose.write_text("\n".join(sentences(12, 6)))
+    measure = Toxicity(str(prompts), max_prompts=4, continuations=1, scorer="wordlist")
+    taken = RunSettings(
+        "contrast",
+        own=OwnPlan(max_prompts=24, continuations=2, new_tokens=4),
+        attribution=AttributionSettings(20),
+        measures=[measure],
+        clean=str(prose),
+    )
+    model = open_tiny("llama").ref.path
+    whole = run(model, concept, tmp_path / "whole", taken)
+    target = tmp_path / "cut"
+    for owner, name, calls in ((written, "generate", 0), (attribution.Whole, "run", 2)):
+        plain, left = getattr(owner, name), calls
+
+        def failing(*args, _run=plain, **kwargs):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return _run(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            with pytest.raises(KeyboardInterrupt):
+                run(model, concept, target, taken)
+    cut = run(model, concept, target, taken)
+    assert cut.expertise.read_bytes() == whole.expertise.read_bytes()
+    weights = "model.safetensors"
+    assert (target / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    about = Expertise.load(cut.expertise).metadata
+    left = [text for text in read_texts(str(prompts)) if text not in measure.chosen(0)]
+    assert len(left) == 25
+    said = f"24 of 25 prompts of {prompts} (4 more are kept apart for measuring)"
+    assert about["own_prompts"] == said
 
 
 def test_what_evaluate_takes_by_default_is_left_to_it(concept):

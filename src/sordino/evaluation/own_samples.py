@@ -1,6 +1,6 @@
 """Prompts and judge of own samples, kept apart from those that measure the edit."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 
@@ -93,38 +93,65 @@ class OwnPlan:
             apart = [*apart, *(text.text for text in Toxicity().chosen(seed))]
         kept_apart = _beginnings(apart) | _beginnings(measured.texts if measured else ())
         enough = FEWEST_PROMPTS if self.max_prompts is None else self.max_prompts
-        chosen: list[str] = []
-        counts: dict[str, str] = {}
+        drawn: dict[str, _Drawn] = {}
         for spec in (self.prompts,) if given else _sources(measured):
+            chosen = _all_of(drawn)
+            if len(chosen) >= enough:
+                break
+            most = None if self.max_prompts is None else self.max_prompts - len(chosen)
             try:
                 source = prompts_of(spec)
-                if source in counts:
-                    continue
-                texts = _single_turns(source, given=given)
+                if source not in drawn:
+                    texts = _single_turns(source, given=given)
+                    drawn[source] = _draw(texts, kept_apart, _beginnings(chosen), most, seed)
             except UserError as error:
                 if given or len(chosen) < FEWEST_PROMPTS:
                     raise
                 note(f"own samples do without prompts of {printable(spec)}: {error}")
-                continue
-            unmeasured = [text for text in texts if kept_apart.isdisjoint(beginnings(text))]
-            taken_before = _beginnings(chosen)
-            free = [text for text in unmeasured if taken_before.isdisjoint(beginnings(text))]
-            most = None if self.max_prompts is None else self.max_prompts - len(chosen)
-            taken = choose(free, most, seed)
-            chosen += taken
-            of_how_many = f" of {len(free):,}" if len(taken) < len(free) else ""
-            counts[source] = f"{len(taken):,}{of_how_many} prompts of {source}"
-            if left := len(texts) - len(unmeasured):
-                counts[source] += f" ({left:,} more are kept apart for measuring)"
-            if len(chosen) >= enough:
-                break
-        said = " and ".join(counts.values())
+        chosen = _all_of(drawn)
         if len(chosen) < min(enough, FEWEST_PROMPTS):
+            found = " and ".join(of.said(source) for source, of in drawn.items())
             raise UserError(
                 f"Own samples need {FEWEST_PROMPTS} prompts that are not measured, and there are "
-                f"only {said}: give other prompts as `own_prompts`, or measure fewer."
+                f"only {found}: give other prompts as `own_prompts`, or measure fewer."
             )
+        said = " and ".join(of.said(source) for source, of in drawn.items() if of.prompts)
         return tuple(chosen), said
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The prompts that were drawn from a source.
+
+    Args:
+        prompts: They.
+        free: How many there were to draw from.
+        kept_apart: How many more the source has, for measuring.
+    """
+
+    prompts: list[str]
+    free: int
+    kept_apart: int
+
+    def said(self, source: str) -> str:
+        """How many they are, for the record."""
+        of_how_many = f" of {self.free:,}" if len(self.prompts) < self.free else ""
+        others = f" ({self.kept_apart:,} more are kept apart for measuring)"
+        count = f"{len(self.prompts):,}{of_how_many} prompts of {source}"
+        return count + (others if self.kept_apart else "")
+
+
+def _draw(
+    texts: Sequence[str], kept_apart: Set[str], taken: Set[str], most: int | None, seed: int
+) -> _Drawn:
+    """Prompts that begin like none that is kept apart or taken, by their beginnings."""
+    unmeasured = [text for text in texts if kept_apart.isdisjoint(beginnings(text))]
+    free = [text for text in unmeasured if taken.isdisjoint(beginnings(text))]
+    return _Drawn(choose(free, most, seed), len(free), len(texts) - len(unmeasured))
+
+
+def _all_of(drawn: Mapping[str, _Drawn]) -> list[str]:
+    return [prompt for of in drawn.values() for prompt in of.prompts]
 
 
 def _sources(measured: Prepared | None) -> tuple[str, ...]:
