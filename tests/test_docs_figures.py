@@ -74,8 +74,9 @@ def divergence(record, group, trial):
     return Of(record, group, trial, "after", "divergence", "divergence")
 
 
-def own(trial, by=""):
-    return written("own-samples-smollm2", f"{trial}", by=by, group=f"at-{trial.split()[-1]}")
+def own(trial, by="", place="held-out"):
+    group = f"at-{trial.split()[-1]}-{place}"
+    return written("own-samples-smollm2", trial, by=by, group=group)
 
 
 # A page, a pattern that is found there once, and what its numbers are.
@@ -174,6 +175,25 @@ QUOTED = [
             ],
         )
         for page in ("studies", "interventions")
+    ),
+    *(
+        (
+            page,
+            r"source (?:it is )?([\d.]+) % and ([\d.]+) % (?:together )?against "
+            r"([\d.]+) % and ([\d.]+) %",
+            [
+                own("own samples and corpus at 0.05", place="elsewhere"),
+                own("own samples and corpus at 0.05", PROBE, "elsewhere"),
+                own("corpus at 0.05", place="elsewhere"),
+                own("corpus at 0.05", PROBE, "elsewhere"),
+            ],
+        )
+        for page in ("studies", "interventions")
+    ),
+    (
+        "interventions",
+        r"own samples alone ([\d.]+) % and ([\d.]+) %",
+        [own("own samples at 0.05"), own("own samples at 0.05", PROBE)],
     ),
     (
         "interventions",

@@ -50,7 +50,6 @@ from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory, States
 from sordino.expertise.statistic import (
     UNPROTECTED,
-    WITHOUT_REFUSALS,
     Part,
     Statistic,
     Sum,
@@ -84,8 +83,8 @@ class AttributionSettings:
         per_class: How many sentences of each class at most, drawn by seed.
         seed: Of the draw of sentences and of the tokens that stand for the model's own.
         protected: Texts whose likelihood must not fall. They are added to the negative sentences.
-        refusals: The model's own refusals that must not become less likely, or None. They are added
-            as well, and together weigh as much as the negative sentences, however few they are.
+        refusals: The model's own refusals that must not become less likely, or None. In the cost
+            they together weigh as much as the negative sentences, however few they are.
 
     Raises:
         UserError: There are too few sentences of each class.
@@ -183,9 +182,9 @@ def attribute(
         `POSITIVE` and `NEGATIVE`: nats per token, the mean of a over the class's tokens;
         `VARIANCE`: nats² per token², the sampling variance of their difference, by the spread of a
         over texts;
-        `COST`: nats per token, F on the negative sentences; with protected texts or refusals, which
-        then count among the negative ones, `PROTECTED` and `REFUSALS`, the mean of a over their
-        tokens, and what the others would be without them, or with the texts alone; with own
+        `COST`: nats per token, F on the negative sentences; with protected texts, which then count
+        among the negative ones, or refusals, which count for `COST`, `PROTECTED` and `REFUSALS`,
+        the mean of a over their tokens, and what the others would be without; with own
         samples `OWN`: the mean of their weighted a, by how much the judge's mean score falls for d,
         and `OWN_VARIANCE`, its sampling variance. float32 [neurons]; not-a-number for neurons of
         MoE experts that fewer than `FEWEST_SENTENCES` of a kind's texts reached.
@@ -215,7 +214,7 @@ def _statistics(
     site: Site, sums: Sums, divisors: Mapping[Statistic, int]
 ) -> dict[Statistic, torch.Tensor]:
     """What the sums say of a site, by statistic, float32 [neurons]."""
-    positive, negative, protected, refusals, own = _KINDS
+    positive, negative, _, refusals, own = _KINDS
     weights = dict.fromkeys(divisors, 1.0)
     if refusals in divisors:  # however few they are
         weights[refusals] = divisors[negative] / divisors[refusals]
@@ -227,27 +226,31 @@ def _statistics(
         weighed = [weights[of] ** power * sums[Sum(site.path, of, part)] for of in kinds]
         return torch.stack(weighed).sum(dim=0) / divisor
 
-    def corpus(*clean: Statistic) -> dict[Statistic, torch.Tensor]:
-        """What depends on the clean texts, with these for them."""
+    def benefit(*clean: Statistic) -> dict[Statistic, torch.Tensor]:
+        """What the benefit depends on, with these for the clean texts."""
         known = _masking(site, sums, (positive,), clean)
         return {
             negative: known(mean(Part.TOTAL, *clean)),
             Statistic.VARIANCE: known(mean(Part.SQUARES, positive) + mean(Part.SQUARES, *clean)),
-            Statistic.COST: known(mean(Part.DRAWN, *clean)),
         }
+
+    def cost(*clean: Statistic) -> torch.Tensor:
+        return _masking(site, sums, (positive,), clean)(mean(Part.DRAWN, *clean))
 
     found: dict[Statistic, torch.Tensor] = {}
     clean = tuple(of for of in _CLEAN if of in divisors)
+    texts = tuple(of for of in clean if of is not refusals)
     guarded = tuple(of for of in clean if of is not negative)
     if positive in divisors:
         found[positive] = _masking(site, sums, (positive,), clean)(mean(Part.TOTAL, positive))
-        found |= corpus(*clean)
+        found |= benefit(*texts)
+        found[Statistic.COST] = cost(*clean)
         _say_few(site, sums, (positive,), clean)
     if guarded:
-        found |= {UNPROTECTED[name]: values for name, values in corpus(negative).items()}
+        alone = benefit(negative) | {Statistic.COST: cost(negative)}
+        found |= {UNPROTECTED[name]: values for name, values in alone.items()}
     if len(guarded) == 2:
-        texts_alone = corpus(negative, protected)
-        found |= {WITHOUT_REFUSALS[name]: values for name, values in texts_alone.items()}
+        found[Statistic.WITHOUT_REFUSALS_COST] = cost(*texts)
     for of in guarded:
         found[of] = _masking(site, sums, (of,))(mean(Part.TOTAL, of))
     if own in divisors:

@@ -64,16 +64,6 @@ class Statistic(StrEnum):
     UNPROTECTED_VARIANCE = "attribution_variance_unprotected", "float32", Asked.PROTECTED
     UNPROTECTED_COST = "cost_unprotected", "float32", Asked.PROTECTED
     REFUSALS = "attribution_refusals", "float32", Asked.REFUSALS
-    WITHOUT_REFUSALS_NEGATIVE = (
-        "attribution_negative_without_refusals",
-        "float32",
-        Asked.REFUSALS,
-    )
-    WITHOUT_REFUSALS_VARIANCE = (
-        "attribution_variance_without_refusals",
-        "float32",
-        Asked.REFUSALS,
-    )
     WITHOUT_REFUSALS_COST = "cost_without_refusals", "float32", Asked.REFUSALS
     OWN = "attribution_own", "float32", Asked.OWN
     OWN_VARIANCE = "attribution_own_variance", "float32", Asked.OWN
@@ -111,12 +101,8 @@ UNPROTECTED = {
 }
 """Those that protection changes, each with what it would be without any."""
 
-WITHOUT_REFUSALS = {
-    Statistic.NEGATIVE: Statistic.WITHOUT_REFUSALS_NEGATIVE,
-    Statistic.VARIANCE: Statistic.WITHOUT_REFUSALS_VARIANCE,
-    Statistic.COST: Statistic.WITHOUT_REFUSALS_COST,
-}
-"""The same with what each would be with the protected texts alone, where there are both."""
+WITHOUT_REFUSALS = {Statistic.COST: Statistic.WITHOUT_REFUSALS_COST}
+"""The same of refusals, where there are protected texts beside them."""
 
 STRONGEST = (Statistic.STRONGEST_1, Statistic.STRONGEST_2, Statistic.STRONGEST_3)
 """The sentences that excite a neuron most, the strongest first."""

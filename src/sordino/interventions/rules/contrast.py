@@ -1,6 +1,6 @@
 """Contrast: make the concept's text less likely than other text at the least divergence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from sordino.interventions.shrinkage import shrunk
 BySite = dict[str, NDArray[np.float64]]
 
 _HALVINGS = 200
+_HALVINGS_OF_SHARE = 16
 
 
 _NEEDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.VARIANCE, Statistic.COST)
@@ -46,6 +47,9 @@ def contrast(
     of what the model writes falls. The two have different units, so `together` combines them, and
     its result takes the place of b.
 
+    If the expertise has protected refusals, they must not become less likely to first order; see
+    `sparing`.
+
     `budget` bounds the diagonal estimate, and the real divergence is usually larger:
     `sordino.tuning.calibrate` finds the budget that gives a measured divergence.
 
@@ -68,14 +72,62 @@ def contrast(
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
     benefit = whole_benefit(expertise, budget, amplify, evidence)
     cost = _known(expertise[Statistic.COST])
-    flat = amounts(
-        benefit,
-        _flat(cost),
-        budget,
-        amplify,
-        None if rows is None else AtMost(rows, tuple(part.size for part in cost.values())),
-    )
+    at_most = None if rows is None else AtMost(rows, tuple(part.size for part in cost.values()))
+
+    def best(benefit: NDArray[np.float64]) -> NDArray[np.float64]:
+        return amounts(benefit, _flat(cost), budget, amplify, at_most)
+
+    if expertise.holds(Statistic.REFUSALS):
+        spared = _flat(_known(expertise[Statistic.REFUSALS]))
+        flat = sparing(benefit, spared, best, between=at_most is None)
+    else:
+        flat = best(benefit)
     return {site: 1 - part for site, part in by_site(flat, cost).items()}
+
+
+def sparing(
+    benefit: NDArray[np.float64],
+    spared: NDArray[np.float64],
+    best: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    between: bool = True,
+) -> NDArray[np.float64]:
+    """The best changes that leave a text as likely as it was, to first order.
+
+    Changes d take Σ d·spared from that text's log-likelihood. To hold this at 0 or below is one
+    more linear constraint, whose multiplier takes a share of `spared` from the benefit: the
+    smallest that does, found by bisection, and none where the text would not become less likely
+    anyway. So the text is spared, and is no goal: a larger share would make it more likely.
+
+    Args:
+        benefit: float64 [neurons].
+        spared: The neurons' attribution to the text, float64 [neurons].
+        best: Gives the best changes for a benefit, whose unit does not matter.
+        between: Whether changes between two of the best may be taken, which change the neurons of
+            both.
+
+    Returns:
+        float64 [neurons].
+    """
+    changes = best(benefit)
+    if changes @ spared <= 0:
+        return changes
+    one, other = benefit / np.linalg.norm(benefit), spared / np.linalg.norm(spared)
+
+    def at_share(share: float) -> NDArray[np.float64]:
+        return best((1 - share) * one - share * other)
+
+    low, high = 0.0, 1.0  # at 1 the text alone decides, and becomes more likely
+    for _ in range(_HALVINGS_OF_SHARE):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at_share(middle) @ spared > 0 else (low, middle)
+    outside, inside = at_share(low), at_share(high)
+    if not between:
+        return inside
+    # Where both are as good, the text is just as likely as before somewhere on the line.
+    over, under = outside @ spared, inside @ spared
+    mixed: NDArray[np.float64] = (over * inside - under * outside) / (over - under)
+    return mixed
 
 
 @dataclass(frozen=True)
