@@ -94,6 +94,17 @@ QUOTED = [
             refused("chat-qwen1.5b", "aura"),
         ],
     ),
+    *(
+        (
+            page,
+            pattern,
+            [refused("chat-qwen0.5b", "contrast with refusals protected")],
+        )
+        for page, pattern in (
+            ("limits", r"still refuses ([\d.]+) % of the unsafe requests"),
+            ("studies", r"refusals protected, ([\d.]+) % are left"),
+        )
+    ),
     (
         "studies",
         r"the 0\.5B from ([\d.]+) % to ([\d.]+) % and the 1\.5B from ([\d.]+) % to ([\d.]+) %, "
