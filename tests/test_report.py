@@ -430,7 +430,9 @@ def test_a_marked_text_is_still_the_text(before: str, after: str) -> None:
     assert tuple("".join(part for _, part in one) for one in pieces) == (before, after)
     for one in pieces:
         assert all(first[0] != second[0] for first, second in pairwise(one))
-    same = [[part.split() for differs, part in one if not differs] for one in pieces]
+    same = [
+        [word for differs, part in one if not differs for word in part.split()] for one in pieces
+    ]
     assert same[0] == same[1]
 
 

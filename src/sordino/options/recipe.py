@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
         if key not in known:
             raise UserError(_describe_unknown(path, key, known))
         check(_adapter(known[key]), _listed(known[key], value), f"{path}: {key}")
-        if value == [] and defaults().get(key):
+        if value == []:
             raise UserError(f"{path}: {key} is an empty list: name one at least, or leave it out.")
     return recipe
 
