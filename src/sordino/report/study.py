@@ -313,7 +313,7 @@ def _read(protocol: dict[str, Any]) -> str:
     tasks = ", ".join(str(task) for task in protocol.get("tasks", ()))
     found = str(protocol.get("prompts", protocol.get("texts", tasks)))
     # Where a study's own texts lay on the machine that measured says nothing to others.
-    return PurePath(found).name if PurePath(found).is_absolute() else found
+    return found if found.startswith(("kit:", "hf:")) else PurePath(found).name
 
 
 def _how_many(protocol: dict[str, Any]) -> str:
