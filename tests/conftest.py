@@ -1,7 +1,8 @@
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
 
 # One thread a test process: the tests run side by side, and what they compare must not depend on
@@ -186,3 +187,22 @@ def stub_hub():
     hub = StubHub()
     yield hub
     hub.close()
+
+
+@contextmanager
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, calls: int
+) -> Iterator[list[str]]:
+    """Inside the block a function is interrupted after so many calls; gives its name per call."""
+    plain, made = getattr(owner, name), list[str]()
+
+    def failing(*args: object, **kwargs: object) -> object:
+        made.append(name)
+        if len(made) > calls:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        with pytest.raises(KeyboardInterrupt):
+            yield made

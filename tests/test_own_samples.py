@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import sentences
+from conftest import interrupted, sentences
 from sordino.concepts import load_concept
 from sordino.errors import UserError
 from sordino.evaluation import OrdinaryToxicity, Perplexity, Speed, Toxicity, prepare
@@ -130,20 +130,9 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
         (written, "generate", 2),
         (attribution.Whole, "run", 3),
     ):
-        run, left = getattr(owner, name), calls
-
-        def failing(*args, _run=run, _name=name, **kwargs):
-            nonlocal left
-            left -= 1
-            taken.append(_name)
-            if left < 0:
-                raise KeyboardInterrupt
-            return _run(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with pytest.raises(KeyboardInterrupt):
-                find_experts(opened, concept, output=target, **options)
+        with interrupted(monkeypatch, owner, name, calls) as made:
+            find_experts(opened, concept, output=target, **options)
+        taken += made
     journal = next(tmp_path.rglob("own.jsonl"))
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([*lines[:-1], lines[-1][:-9]]) + "\n")  # as a kill leaves it
@@ -420,19 +409,8 @@ def test_a_run_on_a_users_prompts_takes_the_others_of_them_and_resumes(
     whole = run(model, concept, tmp_path / "whole", taken)
     target = tmp_path / "cut"
     for owner, name, calls in ((written, "generate", 0), (attribution.Whole, "run", 2)):
-        plain, left = getattr(owner, name), calls
-
-        def failing(*args, _run=plain, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            return _run(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with pytest.raises(KeyboardInterrupt):
-                run(model, concept, target, taken)
+        with interrupted(monkeypatch, owner, name, calls):
+            run(model, concept, target, taken)
     cut = run(model, concept, target, taken)
     assert cut.expertise.read_bytes() == whole.expertise.read_bytes()
     weights = "model.safetensors"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from conftest import sentences
+from conftest import interrupted, sentences
 from sordino.cli.app import main
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
@@ -237,19 +237,8 @@ def test_a_killed_call_goes_on_to_the_same_bytes(opened, tmp_path, monkeypatch):
         (written, "generate", 1),
         (attribution.Whole, "run", 3),
     ):
-        run, left = getattr(owner, name), calls
-
-        def failing(*args, _run=run, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            return _run(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            with pytest.raises(KeyboardInterrupt):
-                find_experts(opened, CONCEPT, output=target, **options)
+        with interrupted(monkeypatch, owner, name, calls):
+            find_experts(opened, CONCEPT, output=target, **options)
 
     def counting(opened, now, *args, **kwargs):
         batches.extend(now)
