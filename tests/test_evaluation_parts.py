@@ -1,6 +1,12 @@
 """The parts of an evaluation: texts, scorers, the journal, and each measure on a tiny model."""
 
 import json
+import os
+import pickle
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +26,6 @@ from sordino.evaluation.measures.refusals import read_refusals
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorer import LINEAR, Scorer
 from sordino.evaluation.scorer import register as register_scorer
-from sordino.evaluation.scorers import linear
 from sordino.evaluation.scorers.classifier import TextClassifier, find_toxic_label
 from sordino.evaluation.scoring import Scored
 from sordino.evaluation.texts import Text, choose, read_texts, texts_fingerprint
@@ -172,12 +177,29 @@ def test_the_linear_scorer_tells_plain_words_apart():
     assert "blind" in scorer.limits
 
 
-def test_a_changed_pickle_is_never_loaded(monkeypatch):
-    monkeypatch.setitem(linear._LINEAR_FILES, "model.joblib", "0" * 64)
+class Planted:
+    """Leaves a folder behind when its pickle is loaded."""
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.sign),)
+
+
+@pytest.mark.parametrize("name", ["model.joblib", "vectorizer.joblib"])
+def test_a_changed_pickle_is_never_loaded(name, tmp_path, monkeypatch):
+    installed = Path(find_spec("profanity_check").origin).parent
+    changed = shutil.copytree(installed, tmp_path / installed.name) / "data" / name
+    changed.write_bytes(pickle.dumps(Planted(tmp_path / "was loaded")))
+    for module in [module for module in sys.modules if module.startswith("profanity_check")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        UserError, match=r"model\.joblib is not the file of alt-profanity-check 1\.9"
+        UserError, match=rf"{tmp_path}.*{name} is not the file of alt-profanity-check 1\.9"
     ):
         open_scorer(LINEAR, device=CPU)
+    assert not (tmp_path / "was loaded").exists()
 
 
 def test_a_misspelt_scorer_gets_a_suggestion():

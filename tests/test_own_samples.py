@@ -41,6 +41,8 @@ from sordino.pipeline import RunSettings, run
 from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
+OF_MANY_LENGTHS = tuple(" ".join([line] * times) for times in (1, 2, 4, 8) for line in PROMPTS[:6])
+"""Prompts so different that each length is continued in a batch of its own."""
 ATTRIBUTION = AttributionSettings(20)
 
 
@@ -118,8 +120,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
     family, open_tiny, concept, tmp_path, monkeypatch
 ):
     opened = open_tiny(family)
-    options = {"attribution": ATTRIBUTION, "own": own_of()}
-    monkeypatch.setattr(written, "_BATCH_TOKENS", 256)
+    options = {"attribution": ATTRIBUTION, "own": replace(own_of(), prompts=OF_MANY_LENGTHS)}
     find_experts(opened, concept, output=tmp_path / "whole.safetensors", **options)
     monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
     monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
@@ -143,8 +144,12 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(
 def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, monkeypatch):
     """Even where no snapshot was due during the sweep."""
     opened = open_tiny("llama")
-    options = {"attribution": ATTRIBUTION, "own": own_of(), "output": tmp_path / "x.safetensors"}
-    monkeypatch.setattr(written, "_BATCH_TOKENS", 256)
+    own_samples = replace(own_of(), prompts=OF_MANY_LENGTHS)
+    options = {
+        "attribution": ATTRIBUTION,
+        "own": own_samples,
+        "output": tmp_path / "x.safetensors",
+    }
     run, batches = written.generate, []
 
     def failing(opened, now, *args, **kwargs):
@@ -160,7 +165,7 @@ def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, mon
     find_experts(opened, concept, **options)
     rows = [(p, n) for batch in batches for p in batch.prompts for n in batch.numbers]
     again = len(batches[2].prompts) * len(batches[2].numbers)
-    assert len(rows) == 80 + again
+    assert len(rows) == len(OF_MANY_LENGTHS) * own_samples.continuations + again
 
 
 def test_a_permuted_judge_keeps_each_prompts_scores_and_loses_what_they_are_of(open_tiny):

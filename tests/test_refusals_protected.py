@@ -225,9 +225,10 @@ def test_protected_refusals_fall_less_at_the_same_divergence(tmp_path):
 
 
 def test_a_killed_call_goes_on_to_the_same_bytes(opened, tmp_path, monkeypatch):
-    options = {"attribution": attributing(TEXTS, settings_of())}
+    # Prompts of such different lengths are answered in batches of their own.
+    longer = [" ".join([line] * times) for times in (4, 16) for line in REFUSED[:5]]
+    options = {"attribution": attributing(TEXTS, settings_of(*REFUSED, *longer))}
     whole, target = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    monkeypatch.setattr(written, "_BATCH_TOKENS", 400)
     find_experts(opened, CONCEPT, output=whole, **options)
     monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
     monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)

@@ -1,6 +1,7 @@
 """What a killed command finds of its own work, and what becomes of it if it was changed since."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sordino.cli.app import main
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles
 from sordino.expertise.statistic import Part, Statistic, Sum
+from sordino.files import new_file
 from sordino.journal import Journal
 from sordino.work import WorkFolder
 
@@ -250,7 +252,10 @@ def stopped(tmp_path_factory):
     }.items():
         (here / name).write_text("\n".join(lines) + "\n")
 
-    def kill(*_):
+    @contextmanager
+    def write_and_be_killed(*arguments, **options):
+        with new_file(*arguments, **options) as stage:
+            yield stage
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -258,7 +263,7 @@ def stopped(tmp_path_factory):
         main(RUN)
         undisturbed = contents(here / "quiet")
         shutil.rmtree(here / "quiet")
-        patch.setattr(pipeline._Steps, "publish", kill)
+        patch.setattr(pipeline, "new_file", write_and_be_killed)  # its last one is the card
         with pytest.raises(Killed):
             main(RUN)
     return here, undisturbed

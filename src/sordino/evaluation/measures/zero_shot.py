@@ -50,7 +50,9 @@ METRICS = {
 }
 """The harness's metrics that are right or wrong for each question, and their names."""
 
-_CONFIGS = Path(__file__).parents[1] / "tasks"
+CONFIGS = Path(__file__).parents[1] / "tasks"
+"""The kit's tasks, as configurations of the harness."""
+
 # Questions between two entries of the journal.
 _CHUNK = 32
 # Seeds of numpy's global generator are below this.
@@ -215,16 +217,18 @@ def _load(names: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
         if name in FILES:
             kit.data_file(FILES[name])  # fetched here, where progress is shown
     with _quiet():
-        manager = _manager(set(names) <= FILES.keys())
+        manager = _manager(CONFIGS, alone=True)
+        if not set(names) <= set(manager.all_tasks):
+            manager = _manager(CONFIGS, alone=False)
         return {name: _load_one(manager, name, seed) for name in names}
 
 
 @cache
-def _manager(kit_only: bool) -> Any:
-    """The harness's index of tasks; its own thousands take seconds, so the kit's come alone."""
+def _manager(folder: Path, *, alone: bool) -> Any:
+    """The harness's index of a folder's tasks, alone or beside its own, which take seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(_CONFIGS), include_defaults=not kit_only)
+    return TaskManager(include_path=str(folder), include_defaults=not alone)
 
 
 def _load_one(manager: Any, name: str, seed: int) -> dict[str, Any]:
