@@ -156,6 +156,84 @@ def test_a_page_names_modules_that_exist(page):
     assert [name for name in gone if not name.startswith(made_up)] == []
 
 
+DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+LISTED = re.findall(r"^  (\w+(?:\.py|/)) +\S", DESIGN, re.M)
+"""What the design lists of `src/sordino`, in its order."""
+
+
+def test_the_design_lists_every_file_and_folder_once():
+    files = (ROOT / "src/sordino").glob("*.py")
+    folders = (file.parent for file in (ROOT / "src/sordino").glob("*/__init__.py"))
+    assert sorted(LISTED) == sorted([*(f.name for f in files), *(f"{f.name}/" for f in folders)])
+
+
+def test_the_design_lists_files_and_folders_in_the_order_of_the_layers():
+    [contract] = [one for one in PROJECT["tool"]["importlinter"]["contracts"] if "layers" in one]
+    layer_of = {
+        name: number
+        for number, layer in enumerate(contract["layers"])
+        for name in layer.split(" | ")
+    }
+    names = [name.removesuffix("/").removesuffix(".py") for name in LISTED]
+    order = [layer_of[name] for name in names if name not in ("__init__", "__main__")]
+    assert order == sorted(order)
+
+
+def test_the_design_names_folders_that_exist():
+    places = {"src/sordino/", *(path.rpartition("/")[0] + "/" for path in SOURCES)}
+    made = {"sordino/", "before/", "earlier/", "NAME.sordino/"}  # in a model's folder
+    named = set(re.findall(r"`([\w./]+/)`", DESIGN)) - made
+    assert len(named) > 5
+    assert [name for name in named if not any(place.endswith(f"/{name}") for place in places)] == []
+
+
+def test_the_design_names_code_that_exists():
+    """Functions, classes and attributes in backticks are words of the code."""
+    own = [ROOT / path[1:] for path in SOURCES if path.startswith("/src/")]
+    code = " ".join(path.read_text(encoding="utf-8") for path in own)
+    known = set(re.findall(r"\w+", code))
+    named = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*)`", DESIGN)
+    assert len(named) > 50
+    gone = [name for name in named if not set(name.split(".")) <= known]
+    assert [name for name in gone if not (ROOT / name).is_file()] == []
+
+
+def has_place(path: str) -> bool:
+    """Whether a dotted path, such as sordino.files.printable, leads to a module or what it has."""
+    module, _, rest = path.partition(".")
+    found = import_module(module)
+    for name in rest.split("."):
+        module = f"{module}.{name}"
+        if not hasattr(found, name):
+            with contextlib.suppress(ModuleNotFoundError):
+                import_module(module)
+        found = getattr(found, name, None)
+    return found is not None
+
+
+def test_docstrings_and_comments_name_code_that_exists():
+    """Private names of their own file, and paths that begin with sordino."""
+    gone = []
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        words = set(re.findall(r"\w+", re.sub(r"`[^`\n]*`", "", text)))
+        private = re.findall(r"`(_[a-z]\w*)(?:\(\))?`", text)
+        gone += [f"{path}: {name}" for name in private if name not in words]
+        public = set(re.findall(r"`(sordino(?:\.\w+)+)(?:\(\))?`", text)) - {"sordino.json"}
+        gone += [f"{path}: {name}" for name in public if not has_place(name)]
+    assert gone == []
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md"])
+def test_a_page_for_contributors_names_paths_that_exist(page):
+    """Paths from the repository's own root, files and folders."""
+    named = re.findall(
+        r"`((?:src|tests|docs|tools|benchmarks)/[\w./-]*)`",
+        (ROOT / page).read_text(encoding="utf-8"),
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize(
     "page", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/studies/*.md"))
 )

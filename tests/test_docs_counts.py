@@ -22,8 +22,8 @@ from sordino.evaluation.measure import MEASURES
 from sordino.evaluation.scorer import SCORERS
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.interventions.rules.contrast import amounts
-from sordino.options.groups import ConceptOptions, InterventionOptions
-from sordino.options.measures import MeasureOptions
+from sordino.options.groups import ConceptOptions, InterventionOptions, RunRuleOptions
+from sordino.options.measures import MeasureOptions, RunMeasureOptions
 from sordino.studies import STUDIES, Plan, StudyRecord, contenders
 from sordino.tuning.search import TRIED
 from test_studies import PAGES as STUDY_PAGES
@@ -185,7 +185,9 @@ def test_the_tables_list_what_is_registered():
     [
         (ConceptOptions, "concept", BUILT_IN),
         (InterventionOptions, "intervention", interventions.RULES),
+        (RunRuleOptions, "intervention", interventions.RULES),
         (MeasureOptions, "measure", MEASURES),
+        (RunMeasureOptions, "measure", MEASURES),
         (MeasureOptions, "scorer", SCORERS),
         (MeasureOptions, "tasks", KIT_TASKS),
         (tune, "rule", TRIED),

@@ -297,7 +297,7 @@ def _find_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> torch.T
 def _masking(
     site: Site, sums: Sums, *together: Sequence[Statistic]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes float32 of a statistic, not-a-number for the experts of `_few`."""
+    """Makes float32 of a statistic, not-a-number for the experts of `_find_few`."""
     if not site.experts:
         return lambda values: values.float()
     unknown = _find_few(site, sums, *together).repeat_interleave(site.neurons // site.experts)
@@ -305,7 +305,7 @@ def _masking(
 
 
 def _say_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> None:
-    """Say how many experts `_few` names."""
+    """Say how many experts `_find_few` finds."""
     few = int(_find_few(site, sums, *together).sum()) if site.experts else 0
     if few:
         texts = "continuations" if Statistic.OWN in together[0] else "of a class's texts"

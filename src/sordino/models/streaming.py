@@ -179,7 +179,7 @@ class StreamedWeights:
             yield
             return
         if self._held not in (INPUT, OUTPUT):
-            raise ValueError("made_up() needs INPUT or OUTPUT in memory")
+            raise ValueError("make_up() needs INPUT or OUTPUT in memory")
         names = [name for part in range(self.layers) for name in self._parameters[part]]
         empty = {name: self._empty[name] for name in names}
         self._install(_make_up(empty, self._model, self.device))

@@ -51,7 +51,7 @@ def contrast(
     `sparing`.
 
     `budget` bounds the diagonal estimate, and the real divergence is usually larger:
-    `sordino.tuning.calibrate` finds the budget that gives a measured divergence.
+    `sordino.tuning.calibration.calibrate` finds the budget that gives a measured divergence.
 
     Args:
         expertise: With attribution.
