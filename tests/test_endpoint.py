@@ -347,6 +347,13 @@ def test_the_key_comes_from_the_environment(serve, monkeypatch):
     [
         ({"concurrency": 0}, "`concurrency=0`"),
         ({"timeout_s": 0}, "`timeout_s=0`"),
+        ({"timeout_s": float("nan")}, "`timeout_s=nan`"),
+        ({"timeout_s": float("inf")}, "`timeout_s=inf`"),
+        ({"timeout_s": 1e10}, r"`timeout_s=1e\+10`"),
+        ({"rate": float("nan")}, "`rate=nan`"),
+        ({"rate": float("inf")}, "`rate=inf`"),
+        ({"rate": 1e-300}, "`rate=1e-300`"),
+        ({"concurrency": 10**5}, "`concurrency=100000`"),
         ({"retries": -1}, "`retries=-1`"),
         ({"key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY, which should hold the API key, is not set"),
         ({"key_variable": "ODD_KEY"}, "ODD_KEY holds characters that are not allowed"),

@@ -4,11 +4,15 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
+import ssl
 import stat
+import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -63,6 +67,11 @@ def endless_line(handler):
         handler.wfile.write(b"0" * 65536)
 
 
+def negative_piece(handler):
+    chunks(handler)
+    handler.wfile.write(b"-5\r\n[]\r\n0\r\n\r\n")
+
+
 def drip(handler):
     chunks(handler)
     while True:
@@ -108,6 +117,7 @@ def answers(value):
 BEGUN = {
     "flood": (flood, "longer than 1 MiB"),
     "one line": (endless_line, "longer than 1 MiB|breaks off"),
+    "negative": (negative_piece, "breaks off"),
     "drip": (drip, "not whole after 0.5 s"),
     "bomb": (bomb, "longer than 1 MiB"),
     "nested bomb": (nested_bomb, "longer than 1 MiB"),
@@ -144,7 +154,7 @@ def when(odd, good, *, path="/completions", asked=""):
     return behave
 
 
-RAW = (flood, endless_line, drip, bomb, nested_bomb, dripping_headers)
+RAW = (flood, endless_line, negative_piece, drip, bomb, nested_bomb, dripping_headers)
 
 
 def speaking(path, body):
@@ -238,6 +248,26 @@ def test_a_malformed_answer_is_tried_again(serve):
 
     served = Endpoint(serve(behave).address, access=Access(timeout_s=1, retries=1))
     assert not any(one.missing for one in continued(served))
+
+
+def test_answers_of_several_models_are_said_to_be_that(serve, capsys):
+    def behave(path, body):
+        if path == "/models":
+            return None
+        model = "small" if "prompt 3." in json.dumps(body) else "large"
+        return 200, {**said("a", "b")[1], "model": model}
+
+    stub = serve(behave)
+    for access in (QUICK, Access(quote=False)):
+        continued(Endpoint(stub.address, access=access))
+        err = capsys.readouterr().err
+        assert err.count("names more than one model in its answers to tiny") == 1
+        assert ("large" in err) == ("small" in err) == access.quote
+    stub._behave = lambda path, body: (
+        None if path == "/models" else (200, {**said("a", "b")[1], "model": "tiny-2026-01-01"})
+    )
+    continued(Endpoint(stub.address))
+    assert "more than one model" not in capsys.readouterr().err
 
 
 class Loud(Scorer):
@@ -629,6 +659,132 @@ def test_a_proxy_that_is_none_is_one_sentence(monkeypatch, proxy, message):
     with pytest.raises(UserError, match=message) as caught:
         Endpoint("http://model.invalid/v1", access=QUICK)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("status", [407, 502])
+def test_a_proxy_that_refuses_is_one_sentence(monkeypatch, scheme, status):
+    """It is asked once for what cannot be reached at all: http's answers may be the server's."""
+    asked = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_CONNECT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv(f"{scheme}_proxy", f"http://me:s3cret@127.0.0.1:{proxy.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(endpoint_module, "BACKOFF_S", 0.01)
+    try:
+        with pytest.raises(UserError, match=str(status)) as caught:
+            Endpoint(f"{scheme}://model.invalid/v1", access=Access(timeout_s=5, retries=1))
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    assert "s3cret" not in str(caught.value)
+    if scheme == "https" or status == 407:
+        assert "the proxy of the environment" in str(caught.value)
+        assert len(asked) == 1
+
+
+# ---- TLS --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A function that makes a self-signed certificate with its key, for a name and some days."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl here")
+
+    def make(name, days=9):
+        folder = tmp_path_factory.mktemp("tls")
+        about = folder / "about"
+        about.write_text(f"subjectAltName={name}\n")
+        new = ("openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", "key")
+        signed = ("openssl", "x509", "-req", "-in", "asked", "-signkey", "key", "-out", "signed")
+        for line in (
+            (*new, "-subj", "/CN=test", "-out", "asked"),
+            (*signed, "-days", str(days), "-extfile", "about"),
+        ):
+            subprocess.run(line, cwd=folder, check=True, capture_output=True)
+        return folder / "signed", folder / "key"
+
+    return make
+
+
+def secured(stub, certificate, needs_client=False):
+    """The address of the stub behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if needs_client:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+    # The handshake is the request's thread's, or a failed one would end the server.
+    stub._server.socket = context.wrap_socket(
+        stub._server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    return stub.address.replace("http", "https")
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "trusted", "message"),
+    [
+        ("IP:127.0.0.1", 9, True, None),
+        ("IP:127.0.0.1", 9, False, "not trusted on this machine"),
+        ("DNS:other.example", 9, True, "not valid .IP address mismatch"),
+        ("IP:127.0.0.1", -1, True, "not valid .certificate has expired"),
+    ],
+)
+def test_a_certificate_s_fault_is_named(
+    serve, certificate, monkeypatch, name, days, trusted, message
+):
+    files = certificate(name, days)
+    stub = serve(speaking)
+    address = secured(stub, files)
+    monkeypatch.setenv("SSL_CERT_FILE", str(files[0] if trusted else certificate(name)[0]))
+    if message is None:
+        assert continued(Endpoint(address, access=QUICK), 1)
+        return
+    with pytest.raises(UserError, match=message):
+        Endpoint(address, access=QUICK)
+
+
+def test_tls_that_fails_is_no_lack_of_tls(serve, certificate, monkeypatch):
+    files = certificate("IP:127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(files[0]))
+    with pytest.raises(UserError, match=r"no https connection in one try .*HANDSHAKE_FAILURE"):
+        Endpoint(secured(serve(speaking), files, needs_client=True), access=QUICK)
+
+
+def test_a_handshake_that_breaks_off_is_tried_again(serve, certificate, monkeypatch):
+    files = certificate("IP:127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(files[0]))
+    stub = serve(speaking)
+    address = secured(stub, files)
+    accept, calls = stub._server.get_request, []
+
+    def break_first():
+        made = accept()
+        calls.append(1)
+        if len(calls) == 1:
+            plain = made[0].detach()  # without TLS's own goodbye
+            os.close(plain)
+            raise OSError("the first connection of this test")
+        return made
+
+    stub._server.get_request = break_first
+    assert Endpoint(address, access=Access(timeout_s=5, retries=1)).name.startswith("tiny")
+    assert len(calls) == 2
 
 
 def test_ipv6_and_trailing_slashes():

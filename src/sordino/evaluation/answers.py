@@ -42,12 +42,14 @@ class Choice:
         ended: The server's word for why it ended; "" if it has none.
         refusal: The server's words for why it wrote nothing; "" if it has none.
         repaired: Whether half a character of the text was replaced by U+FFFD.
+        model: The server's name for the model that answered; "" if it gives none.
     """
 
     content: str | None
     ended: str = ""
     refusal: str = ""
     repaired: bool = False
+    model: str = ""
 
 
 def read_choices(data: bytes) -> list[Choice]:
@@ -70,11 +72,11 @@ def read_choices(data: bytes) -> list[Choice]:
     known = [number for number in numbers if type(number) is int]
     if len(set(known)) == len(given):
         given = [one for _, one in sorted(zip(known, given, strict=True), key=lambda two: two[0])]
-    cut = not _is_utf8(data)
+    cut, model = not _is_utf8(data), _word(value.get("model"))
     read, faults = [], []
     for one in given:
         try:
-            read.append(_choice(one, cut=cut))
+            read.append(_choice(one, model, cut=cut))
         except MalformedError as fault:
             faults.append(fault)
     if not read:
@@ -189,7 +191,7 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _choice(value: Any, *, cut: bool) -> Choice:
+def _choice(value: Any, model: str, *, cut: bool) -> Choice:
     if not isinstance(value, dict):
         raise MalformedError("a choice is not an object")
     message = value.get("message")
@@ -203,6 +205,7 @@ def _choice(value: Any, *, cut: bool) -> Choice:
         ended=_word(value.get("finish_reason")),
         refusal=_word(holder.get("refusal")),
         repaired=whole != content or (cut and "\ufffd" in (whole or "")),
+        model=model,
     )
 
 

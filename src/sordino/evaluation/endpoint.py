@@ -5,6 +5,8 @@ import ipaddress
 import json
 import os
 import random
+import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -63,6 +65,10 @@ BACKOFF_S = 1.0
 """The first pause before a request is tried again, in seconds; the next ones double."""
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
+_MOST_REQUESTS = 1024
+_DAY_S = 86_400
+_LOWEST_RATE = 0.001
+_PROXY_WANTS_PASSWORD = 407
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ENDS = ("stop", "length", "tool_calls", "function_call")
 """The protocol's own words for why an answer ended; others are the server's."""
@@ -104,9 +110,22 @@ class Access:
     def __post_init__(self) -> None:
         require_at_least(1, concurrency=self.concurrency)
         require_at_least(0, retries=self.retries)
-        for name, value in (("rate", self.rate), ("timeout_s", self.timeout_s)):
-            if value is not None and value <= 0:
-                raise UserError(f"`{name}={value:g}` is out of range: it must be above 0.")
+        if self.concurrency > _MOST_REQUESTS:
+            raise UserError(
+                f"`concurrency={self.concurrency}` is out of range: it must be at most "
+                f"{_MOST_REQUESTS:,}."
+            )
+        # A number that is none is in no range; sockets and clocks take no endless times.
+        if not 0 < self.timeout_s <= _DAY_S:
+            raise UserError(
+                f"`timeout_s={self.timeout_s:g}` is out of range: it must be above 0 and at most "
+                f"{_DAY_S:,} (a day)."
+            )
+        if self.rate is not None and not _LOWEST_RATE <= self.rate < float("inf"):
+            raise UserError(
+                f"`rate={self.rate:g}` is out of range: it must be at least {_LOWEST_RATE}, and "
+                "finite."
+            )
         if self.key_variable is not None and not self._key:
             raise UserError(
                 f"The environment variable {self.key_variable}, which should hold the API key, is "
@@ -175,6 +194,7 @@ class Server:
     ) -> None:
         self.address = _base(address, argument)
         self.repaired = 0
+        self._answering, self._has_changed = "", False
         self._where = f"`{argument}={self.address}`"
         self._access = access
         self._pools = _pools(self.address, access)
@@ -223,6 +243,7 @@ class Server:
             raise MalformedError(self._fault(choices))
         with self._lock:
             self.repaired += any(choice.repaired for choice in choices)
+            self._watch_model(choices[0].model)
         return choices
 
     def adapters(self) -> dict[int, str] | None:
@@ -259,9 +280,23 @@ class Server:
         """An error that names the server and the model."""
         return UserError(f"{self._where}, model {self.model}: {what}")
 
+    def _watch_model(self, name: str) -> None:
+        """Say it once if answers come from more than one model, as behind a router."""
+        if not name or name == self._answering or self._has_changed:
+            return
+        before, self._answering = self._answering, name
+        if before:
+            self._has_changed = True
+            two = f"{self.quote_words(before)} and {self.quote_words(name)}"
+            names = two if self._access.quote else _NOT_SHOWN
+            note(
+                f"{self.address} names more than one model in its answers to {self.model} "
+                f"({names}): not one model answers, but several."
+            )
+
     def _choose_model(self, wanted: str | None, model_argument: str) -> str:
         reply, found = self._send("GET", f"{self.address}/models", read_models)
-        if reply.status in (401, 403, *_TRY_AGAIN, *_REDIRECTS):
+        if reply.status in (401, 403, _PROXY_WANTS_PASSWORD, *_TRY_AGAIN, *_REDIRECTS):
             self._check(reply)
         if reply.status != 200:
             return self._take_unlisted(
@@ -329,8 +364,8 @@ class Server:
                 )
             except HTTPError as error:
                 # An absent server is reported at once; one that is loading is waited for.
-                absent = method == "GET" and isinstance(error, _ABSENT)
-                if last or absent or isinstance(error, _FINAL):
+                absent = method == "GET" and isinstance(error, (*_ABSENT, ProxyError))
+                if last or absent or _is_final(error):
                     raise UserError(f"{self._where}: {self._failure(error)}") from None
             else:
                 found = _read(reply, read)
@@ -348,18 +383,15 @@ class Server:
     def _failure(self, error: HTTPError) -> str:
         tries = f"in {self._access.retries + 1} tries" if self._access.retries else "in one try"
         if isinstance(error, ProxyError):
-            return "the proxy of the environment does not answer; check it, or set NO_PROXY."
+            refused = re.search(r"Tunnel connection failed: (\d+)", str(error))
+            does = f"refuses to connect ({refused[1]})" if refused else "does not answer"
+            return f"the proxy of the environment {does}; check it, or set NO_PROXY."
         if isinstance(error, LocationValueError):
             return "this is not the address of a server; check it."
         if isinstance(error, _ABSENT):
             return "no server answers there; start it, or check the address."
         if isinstance(error, SSLError):
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return (
-                    "its certificate is not trusted on this machine; name the file of its "
-                    "authority's certificate in SSL_CERT_FILE, or check the address."
-                )
-            return "no https there; check the address, which may begin with http://."
+            return _explain_tls(error, tries)
         if isinstance(error, ReadTimeoutError):
             return (
                 f"no answer within {self._access.timeout_s:g} s {tries}; raise `timeout_s`, or "
@@ -376,6 +408,11 @@ class Server:
             raise UserError(
                 f"{self._where} redirects to {to} ({status}), and redirects are not followed: give "
                 "the final address."
+            )
+        if status == _PROXY_WANTS_PASSWORD:
+            raise UserError(
+                f"{self._where}: the proxy of the environment wants a name and a password "
+                f"({status}: {said}): put them into its address, or set NO_PROXY."
             )
         if status in (401, 403):
             variable = self._access.variable
@@ -401,8 +438,50 @@ class Server:
 
 
 _ABSENT = (NewConnectionError, ConnectTimeoutError)
-_FINAL = (SSLError, LocationValueError)
-"""Failures that a retry does not mend."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
+"""OpenSSL's words for a server that speaks something else."""
+_UNTRUSTED = (2, 18, 19, 20, 21)
+"""OpenSSL's numbers for certificates whose authority is unknown or cannot be verified."""
+
+
+def _is_final(error: HTTPError) -> bool:
+    """Whether a retry does not mend a failure. TLS can break off like any other connection."""
+    return isinstance(error, LocationValueError) or (
+        isinstance(error, SSLError)
+        and (
+            isinstance(_tls_cause(error), ssl.SSLCertVerificationError)
+            or _tls_reason(error) in _NO_TLS
+        )
+    )
+
+
+def _tls_cause(error: SSLError) -> ssl.SSLError | None:
+    return next((one for one in error.args if isinstance(one, ssl.SSLError)), None)
+
+
+def _tls_reason(error: SSLError) -> str:
+    """OpenSSL's word for a failure; "" if it has none, as where a connection breaks off."""
+    return str(getattr(_tls_cause(error), "reason", None) or "")
+
+
+def _explain_tls(error: SSLError, tries: str) -> str:
+    cause = _tls_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _UNTRUSTED:
+            return (
+                "its certificate is not trusted on this machine; name the file of its authority's "
+                "certificate in SSL_CERT_FILE, or check the address."
+            )
+        why = printable(str(cause.verify_message)).rstrip(".")
+        return f"its certificate is not valid ({why}); check the address and the certificate."
+    reason = _tls_reason(error)
+    if reason in _NO_TLS:
+        return "no https there; check the address, which may begin with http://."
+    why = printable(reason) or "it breaks off"
+    return (
+        f"no https connection {tries} ({why}); check the server, its version of TLS and "
+        "whether it wants a certificate of the client, which is not sent."
+    )
 
 
 def _read(reply: Reply, read: Callable[[bytes], _Result]) -> _Result | MalformedError:

@@ -153,7 +153,7 @@ def exchange(
         fault = ""
     except ReadTimeoutError:
         fault = f"it is not whole after {timeout_s:g} s"
-    except (HTTPError, _TooLongError) as error:
+    except (HTTPError, _TooLongError, ValueError) as error:  # such as a piece of negative length
         long = isinstance(error, _TooLongError) or any(
             isinstance(cause, _TooLongError) for cause in error.args
         )
