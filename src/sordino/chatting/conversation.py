@@ -363,7 +363,6 @@ def _messages(turns: Sequence[Turn], side: Side) -> list[Message]:
 
 def _check_ids(opened: OpenModel, ids: Sequence[int], what: str) -> list[int]:
     """Tokens from outside, if the model has them all."""
-    size = opened.model.config.get_text_config(decoder=True).vocab_size
-    if any(not 0 <= token < size for token in ids):
+    if any(not 0 <= token < opened.vocabulary for token in ids):
         raise UserError(f"{what} has tokens that {opened.ref.name} lacks: clear the conversation.")
     return list(ids)

@@ -166,7 +166,7 @@ def verify(
     tokens = encode_for(opened, texts, _MAX_TOKENS)
     hooked = _logits(opened.model, tokens, dampening)
     unit = max(_unit(ref, Path(baked)), torch.finfo(opened.model.dtype).eps / 2)
-    layers = opened.model.config.get_text_config(decoder=True).num_hidden_layers
+    layers = opened.decoder_config.num_hidden_layers
     if _is_adapter(Path(baked)):
         adapted = _adapt(opened.model, baked)
         written = _logits(adapted, tokens)

@@ -10,7 +10,6 @@ from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measure import ALL, Measure, R
 from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
 from sordino.models.generation import MAX_LOGITS
-from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double
 from sordino.models.tokenise import encode_for, equal_length_batches
@@ -131,11 +130,9 @@ def text_logits(
         For each text of a batch its index, its tokens int64 [length] and the logits [length,
         vocabulary].
     """
-    config = opened.model.config.get_text_config(decoder=True)
     encoded = encode_for(opened, texts, max_tokens)
     # The logits, tokens × vocabulary, take most of the memory.
-    most_logits = for_device(MAX_LOGITS, opened.device)
-    fitting = max(1, min(batch_tokens, most_logits // config.vocab_size))
+    fitting = min(batch_tokens, opened.positions(MAX_LOGITS))
     for batch in equal_length_batches(encoded, fitting)[which]:
         ids = batch.input_ids.to(opened.device)
         logits = opened.model(input_ids=ids, use_cache=False).logits

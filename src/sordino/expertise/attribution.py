@@ -58,7 +58,8 @@ from sordino.expertise.statistic import (
 )
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
-from sordino.models.memory import for_device
+from sordino.models.generation import MAX_LOGITS
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
 from sordino.models.ranks import Ranks
@@ -66,10 +67,6 @@ from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, equal_length_batches
 
 OBSERVED, DRAWN = "observed", "drawn"
-
-# Logits of one batch, tokens × vocabulary: at most 256 MiB in float32.
-_MAX_LOGITS = 2**26
-
 
 _CLEAN = (Statistic.NEGATIVE, Statistic.PROTECTED, Statistic.REFUSALS)
 _KINDS = (Statistic.POSITIVE, *_CLEAN, Statistic.OWN)
@@ -374,8 +371,7 @@ def in_batches(
         weights: What each text's attribution is multiplied by.
         batch_tokens: How many tokens go through the model at a time.
     """
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    most = min(batch_tokens, max(1, for_device(_MAX_LOGITS, opened.device) // vocabulary))
+    most = min(batch_tokens, opened.positions(MAX_LOGITS))
     return [
         Passage(
             of,
@@ -483,12 +479,11 @@ class Whole:
         parameters = [p for p in opened.model.parameters() if p.requires_grad]
         opened.model.requires_grad_(False)
         embeddings = opened.model.get_input_embeddings()
-        handle = embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_())
+        starts = (embeddings, lambda _m, _i, output: output.requires_grad_())
         try:
-            with torch.enable_grad():
+            with forward_hooks([starts]), torch.enable_grad():
                 yield
         finally:
-            handle.remove()
             for parameter in parameters:
                 parameter.requires_grad_()
 
@@ -631,18 +626,12 @@ def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[list[_Watched
 
         return hook
 
-    handles = [
-        opened.model.get_submodule(site.path).register_forward_hook(keep(site))
-        for site in sites
-        if not site.experts
+    linear = [
+        (opened.model.get_submodule(site.path), keep(site)) for site in sites if not site.experts
     ]
-    hooks = {site.path: keep_routed(site) for site in sites if site.experts}
-    try:
-        with experts_hooked(opened.model, hooks):
-            yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    of_experts = {site.path: keep_routed(site) for site in sites if site.experts}
+    with forward_hooks(linear), experts_hooked(opened.model, of_experts):
+        yield outputs
 
 
 def _see(_routed: Routed) -> None:

@@ -7,8 +7,8 @@ et al., 2024, arXiv:2410.23054, section 3.2). The sites of one layer are in the 
 are called.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from sordino.expertise.pooling import Capture
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.statistic import Statistic, Tensors
 from sordino.expertise.sweep import Sentences, SweepSettings, statistics_of
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
@@ -102,10 +103,8 @@ def _in_order(opened: OpenModel, way: LayerByLayer, stage: int) -> list[Site]:
     def noting(site: Site) -> Callable[..., None]:
         return lambda *_: called.append(site)
 
-    with ExitStack() as stack:
-        for site in way.stages[stage]:
-            module = opened.model.get_submodule(site.path)
-            stack.callback(module.register_forward_hook(noting(site)).remove)
+    sites = way.stages[stage]
+    with forward_hooks((opened.model.get_submodule(s.path), noting(s)) for s in sites):
         way.layer(stage, 0, way.states.read(str(stage), 0).clone(), stage)
     return called
 
@@ -138,8 +137,7 @@ def _map(found: dict[Statistic, torch.Tensor], kind: str) -> Map:
     return affine({name: values.cpu().numpy() for name, values in found.items()}, kind)
 
 
-@contextmanager
-def _apply_map(opened: OpenModel, site: Site, given: Map) -> Iterator[None]:
+def _apply_map(opened: OpenModel, site: Site, given: Map) -> AbstractContextManager[None]:
     """Inside the block a site's outputs z become factor · z + shift."""
     device = opened.device_of(site.path)
     factor, shift = (torch.from_numpy(v).to(device, opened.model.dtype) for v in given)
@@ -147,8 +145,4 @@ def _apply_map(opened: OpenModel, site: Site, given: Map) -> Iterator[None]:
     def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(shift, output, factor)
 
-    handle = opened.model.get_submodule(site.path).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return forward_hooks([(opened.model.get_submodule(site.path), hook)])

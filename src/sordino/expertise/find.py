@@ -288,7 +288,7 @@ def _batches(
 
 def _are_many(opened: OpenModel, batches: Sequence[Batch]) -> bool:
     """Whether hidden states of all tokens would take much of the free memory."""
-    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    width = opened.width
     tokens = sum(batch.tokens for batch in batches)
     taken = tokens * width * opened.model.dtype.itemsize
     return taken > available(opened.device) // _SHARE_OF_STATES

@@ -8,7 +8,7 @@ as many layers as fit the memory for responses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sordino.expertise.states import InMemory, States
 from sordino.files import printable
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.sites import Site, decoder_layers, decoder_of
 from sordino.models.streaming import INPUT, OUTPUT
@@ -212,10 +213,7 @@ def _each_output(opened: OpenModel, ids: torch.Tensor, take: Callable[[Any], T])
     """What `take` makes of each layer's output in the ordinary forward."""
     _, layers = decoder_layers(opened.model)
     found: list[T] = []
-    with ExitStack() as stack:
-        for layer in layers:
-            handle = layer.register_forward_hook(lambda _m, _i, output: found.append(take(output)))
-            stack.callback(handle.remove)
+    with forward_hooks((layer, lambda _m, _i, out: found.append(take(out))) for layer in layers):
         decoder_of(opened.model)(input_ids=ids.to(opened.device), use_cache=False)
     return found
 

@@ -109,7 +109,7 @@ def make_plan(
     own = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
     tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
-    state = _width(opened) * opened.model.dtype.itemsize
+    state = opened.width * opened.model.dtype.itemsize
     # A layer's inputs and outputs; for gradients all layers' inputs, and two pairs of gradients.
     waiting = max(2 * tokens, (count + 5) * own_tokens if own and streamed else 0) * state
     processor = opened.device.type == "cpu"
@@ -163,7 +163,7 @@ def measure_time(
         passage.batch.tokens * (again + 1 + len(passage.vectors)) for passage in attributed
     )
     # The LM head's share, by its size relative to a layer.
-    head = opened.model.config.get_text_config(decoder=True).vocab_size * _width(opened)
+    head = opened.vocabulary * opened.width
     share = head / max(sum(p.numel() for p in stack[0].parameters()), 1) / len(stack)
     responses = np.random.default_rng(0).standard_normal(
         (plan.sentences, _SAMPLE_NEURONS), np.float32
@@ -195,10 +195,6 @@ def _shortest(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def _width(opened: OpenModel) -> int:
-    return int(opened.model.config.get_text_config(decoder=True).hidden_size)
-
-
 def _weights(opened: OpenModel) -> int:
     return sum(parameter.nbytes for parameter in opened.model.parameters())
 
@@ -220,9 +216,9 @@ def _largest(opened: OpenModel) -> int:
 
 def _activations(opened: OpenModel, batches: Sequence[Batch]) -> int:
     """The most bytes of a layer's activations: in the model's dtype, and some in float32."""
-    config = opened.model.config.get_text_config(decoder=True)
+    config = opened.decoder_config
     heads = getattr(config, "num_attention_heads", 0)  # 0 for layers without attention
-    width, itemsize = _width(opened), opened.model.dtype.itemsize
+    width, itemsize = opened.width, opened.model.dtype.itemsize
     # A token is routed to some of the MoE experts, whose weights are one tensor of 3 dimensions.
     chosen = getattr(config, "num_experts_per_tok", None) or 1
     _, stack = decoder_layers(opened.model)
@@ -250,7 +246,7 @@ def _sweeping(opened: OpenModel, batches: Sequence[Batch], in_files: bool) -> in
     tokens = [batch.tokens for batch in batches]
     responses = 4 * sentences * _widest(opened)
     sorting = 16 * sentences * 128 * torch.get_num_threads()
-    states = (max(tokens) if in_files else sum(tokens)) * _width(opened)
+    states = (max(tokens) if in_files else sum(tokens)) * opened.width
     # Kernels may copy a matrix into their own layout.
     return (
         responses
@@ -266,8 +262,7 @@ def _going_back(opened: OpenModel, batches: Sequence[Batch], streamed: bool) -> 
     # The graph keeps each step's activations, and the backward pass the gradients of some.
     layers = 1 if streamed else len(decoder_layers(opened.model)[1])
     graph = (2 + layers) * _activations(opened, batches)
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    logits = 5 * 4 * max(batch.tokens for batch in batches) * vocabulary
+    logits = 5 * 4 * max(batch.tokens for batch in batches) * opened.vocabulary
     return int(max(graph, logits) if streamed else graph + logits)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from sordino.errors import UserError
 from sordino.models.experts import Hook, Routed, experts_hooked
+from sordino.models.hooks import forward_hooks
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch
 
@@ -94,17 +95,14 @@ class Capture:
         self._of_experts = {
             site.path: site.neurons // site.experts for site in buffers if site.experts
         }
-        handles = [
-            model.get_submodule(path).register_forward_hook(self._hook(path))
+        linear = [
+            (model.get_submodule(path), self._hook(path))
             for path in self._buffers
             if path not in self._of_experts
         ]
-        try:
-            with experts_hooked(model, {p: self._expert_hook(p) for p in self._of_experts}):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        of_experts = {path: self._expert_hook(path) for path in self._of_experts}
+        with forward_hooks(linear), experts_hooked(model, of_experts):
+            yield
 
     def rows(self, start: int, batch: Batch) -> None:
         """Set the rows of the next batch, from `start` on."""

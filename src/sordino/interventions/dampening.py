@@ -22,6 +22,7 @@ from sordino.hub import fetch_if_shared
 from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, Hook, expert_matrix, experts_hooked
+from sordino.models.hooks import ForwardHook, forward_hooks
 from sordino.models.norms import NormGain, norms_after_blocks
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_metadata
@@ -305,21 +306,17 @@ class Dampening:
         Raises:
             UserError: The model lacks a site, or the site has another number of neurons.
         """
-        handles = []
+        of_layers: list[tuple[nn.Module, ForwardHook]] = []
         of_experts: dict[str, Hook] = {}
-        try:
-            for site, module in self.modules(model).items():
-                factors, shifts = torch.from_numpy(self.factors[site]), self._shift(site)
-                if isinstance(module, ExpertMatrix):
-                    of_experts[site] = _expert_hook(module.experts, factors, shifts)
-                else:
-                    shown = module.module if isinstance(module, NormGain) else module
-                    handles.append(shown.register_forward_hook(_hook(factors, shifts)))
-            with experts_hooked(model, of_experts):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        for site, module in self.modules(model).items():
+            factors, shifts = torch.from_numpy(self.factors[site]), self._shift(site)
+            if isinstance(module, ExpertMatrix):
+                of_experts[site] = _expert_hook(module.experts, factors, shifts)
+            else:
+                shown = module.module if isinstance(module, NormGain) else module
+                of_layers.append((shown, _hook(factors, shifts)))
+        with forward_hooks(of_layers), experts_hooked(model, of_experts):
+            yield
 
     @torch.no_grad()
     def bake_into(self, model: nn.Module) -> None:

@@ -7,8 +7,8 @@ the edit W ← (I − P)·W of its weight (and bias), which costs nothing at run
 stream both need hooks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sordino.files import fingerprint
+from sordino.models.hooks import forward_hooks
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -66,20 +67,20 @@ class Steering:
         """The same at another strength."""
         return replace(self, strength=self.strength * strength)
 
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
         """Steer by hooks inside the block.
 
         Args:
             model: A model with these modules, whose outputs are tensors, or tuples that begin with
                 one.
         """
-        with ExitStack() as stack:
-            for path in dict.fromkeys([*self.shifts, *self.subspaces]):
-                hook = _hook(self.shifts.get(path), self.subspaces.get(path), self.strength)
-                handle = model.get_submodule(path).register_forward_hook(hook)
-                stack.callback(handle.remove)
-            yield
+        return forward_hooks(
+            (
+                model.get_submodule(path),
+                _hook(self.shifts.get(path), self.subspaces.get(path), self.strength),
+            )
+            for path in dict.fromkeys([*self.shifts, *self.subspaces])
+        )
 
 
 def _hook(

@@ -26,7 +26,6 @@ from transformers import (
 
 from sordino.errors import UserError
 from sordino.models.cache import make_room
-from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
 from sordino.models.tokenise import encode, positions, refuse_unknown
@@ -200,12 +199,10 @@ def plan(
     `new_tokens` shorter. Batches of the same lengths are as even as possible. A prompt whose
     continuations do not fit into one batch gets several.
     """
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    most_logits = for_device(MAX_LOGITS, opened.device)
     batches = []
     for together in _of_like_length(prompts, continuations, new_tokens):
         longest = len(prompts[together[0]])
-        rows = max(1, min(batch_tokens // (longest + new_tokens), most_logits // vocabulary))
+        rows = max(1, min(batch_tokens // (longest + new_tokens), opened.positions(MAX_LOGITS)))
         for indices in _cut_evenly(together, max(1, rows // continuations)):
             ids = tuple(tuple(prompts[index]) for index in indices)
             batches += [

@@ -38,7 +38,7 @@ from sordino.models.checkpoint import (
 )
 from sordino.models.classes import auto_class, refuse_other_kinds
 from sordino.models.dtypes import COMPUTE_DTYPES
-from sordino.models.memory import available
+from sordino.models.memory import available, for_device
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
 from sordino.models.sites import Site, decoder_of, find_sites
@@ -120,6 +120,25 @@ class OpenModel:
     def dtype_name(self) -> str:
         """The weights' dtype, such as "float32"."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def decoder_config(self) -> Any:
+        """The decoder's part of the configuration."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def width(self) -> int:
+        """The width of the residual stream."""
+        return int(self.decoder_config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a position has."""
+        return int(self.decoder_config.vocab_size)
+
+    def positions(self, logits: int) -> int:
+        """How many positions have that many logits together, on a GPU more; at least 1."""
+        return max(1, for_device(logits, self.device) // self.vocabulary)
 
 
 def open_model(

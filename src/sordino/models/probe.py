@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sordino.models.experts import unhooked
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.sites import decoder_layers
 from sordino.models.tokenise import encode_for, equal_length_batches
@@ -113,11 +114,9 @@ def _state_after(layer: nn.Module, opened: OpenModel, ids: torch.Tensor) -> torc
         states.append(output if isinstance(output, torch.Tensor) else output[0])
         raise _ReachedError
 
-    handle = layer.register_forward_hook(stop)
-    try:
-        opened.model(input_ids=ids.to(opened.device), use_cache=False)
-    except _ReachedError:
-        return states[0]
-    finally:
-        handle.remove()
+    with forward_hooks([(layer, stop)]):
+        try:
+            opened.model(input_ids=ids.to(opened.device), use_cache=False)
+        except _ReachedError:
+            return states[0]
     raise AssertionError("the model runs all of its layers")

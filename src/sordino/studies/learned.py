@@ -47,6 +47,7 @@ from sordino.files import new_file
 from sordino.interventions import Dampening
 from sordino.interventions.rules.contrast import amounts, by_site
 from sordino.interventions.shrinkage import shrunk
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.tokenise import Placed
 from sordino.studies.steered import refuse_experts
@@ -214,18 +215,13 @@ class Goals:
 def _change_outputs(opened: OpenModel, changes: Floats) -> Iterator[list[torch.Tensor]]:
     """Inside the block the sites' outputs are multiplied by 1 − d; the d of each, as leaves."""
     ends = np.cumsum([site.neurons for site in opened.sites])[:-1]
-    turned, handles = [], []
-    try:
-        for site, part in zip(opened.sites, np.split(changes, ends), strict=True):
-            leaf = torch.tensor(part, dtype=torch.float32, device=opened.device_of(site.path))
-            turned.append(leaf.requires_grad_())
-            module = opened.model.get_submodule(site.path)
-            handles.append(module.register_forward_hook(_hook(leaf)))
-        with Whole.gradients(opened):
-            yield turned
-    finally:
-        for handle in handles:
-            handle.remove()
+    turned, hooks = [], []
+    for site, part in zip(opened.sites, np.split(changes, ends), strict=True):
+        leaf = torch.tensor(part, dtype=torch.float32, device=opened.device_of(site.path))
+        turned.append(leaf.requires_grad_())
+        hooks.append((opened.model.get_submodule(site.path), _hook(leaf)))
+    with forward_hooks(hooks), Whole.gradients(opened):
+        yield turned
 
 
 def _hook(change: torch.Tensor) -> Any:

@@ -29,7 +29,6 @@ from transformers import Conv1D
 from sordino import progress as show
 from sordino.files import new_file
 from sordino.interventions.adapter import Adapter
-from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.sites import ATTENTION, find_sites
 from sordino.studies.pairs import Pair
@@ -193,8 +192,7 @@ def _margin(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
 
 def _batches(opened: OpenModel, pairs: Sequence[Pair]) -> Iterator[list[int]]:
     """The pairs' indices, of pairs of like length together, so many that their logits fit."""
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    most = for_device(_MAX_LOGITS, opened.device) // vocabulary
+    most = opened.positions(_MAX_LOGITS)
     order = sorted(range(len(pairs)), key=lambda index: -_longest(pairs[index]))
     while order:
         count = max(1, most // (2 * _longest(pairs[order[0]])))

@@ -55,7 +55,7 @@ class Writers:
         stack, layers = decoder_layers(opened.model)
         own = {site.path for site in find_sites(opened.model)}
         everywhere = find_sites(opened.model, ATTENTION)
-        width = opened.model.config.get_text_config(decoder=True).hidden_size
+        width = opened.width
         found: dict[bool, list[str]] = {True: [], False: []}
         for index in range(len(layers)):
             for of_own, paths in found.items():

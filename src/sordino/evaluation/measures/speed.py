@@ -138,10 +138,9 @@ class _SpeedTask(JointTask[Round]):
     @torch.inference_mode()
     def _seconds(self, opened: OpenModel) -> float:
         """How long a model takes to write the tokens; the text is ignored."""
-        vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
         generator = torch.Generator().manual_seed(self._seed)
         shape = self._settings.rows, _PROMPT_TOKENS
-        ids = torch.randint(vocabulary, shape, generator=generator).to(opened.device)
+        ids = torch.randint(opened.vocabulary, shape, generator=generator).to(opened.device)
         _wait(opened.device)
         began = time.perf_counter()
         opened.model.generate(

@@ -37,7 +37,6 @@ from sordino.models.calls import quiet_transformers
 from sordino.models.chat import Chat
 from sordino.models.chat_template import render
 from sordino.models.generation import MAX_LOGITS
-from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 
 KIT_TASKS = tuple(FILES)
@@ -286,8 +285,7 @@ def _harness_model(
     """The model in memory, wrapped for the harness."""
     from lm_eval.models.huggingface import HFLM
 
-    vocabulary = opened.model.config.get_text_config(decoder=True).vocab_size
-    room = min(batch_tokens, for_device(MAX_LOGITS, opened.device) // vocabulary)
+    room = min(batch_tokens, opened.positions(MAX_LOGITS))
 
     class Fitted(HFLM):
         """Computes a batch size that fits; the harness would try until memory runs out."""

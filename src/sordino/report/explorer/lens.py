@@ -19,6 +19,7 @@ from transformers import Conv1D
 from sordino.expertise.passes import LayerByLayer
 from sordino.models.dtypes import PLAIN
 from sordino.models.experts import ExpertMatrix, expert_matrix
+from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.sites import (
     Site,
@@ -91,7 +92,7 @@ def direction_of(opened: OpenModel, site: Site, index: int) -> Direction | None:
     layer = layers[site.layer]
     if not is_feed_forward(layer, site.kind):
         return None
-    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    width = opened.width
     writer = _writer(layer, site.kind, site.neurons, width)
     if writer is None:
         return None
@@ -158,7 +159,7 @@ def vector(opened: OpenModel, direction: Direction) -> Tensor | None:
     None if the writer's weights are quantised.
     """
     model: nn.Module = opened.model
-    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    width = opened.width
     if direction.is_coordinate:
         return nn.functional.one_hot(torch.tensor(direction.index), width).float()
     if direction.expert is not None:
@@ -199,9 +200,8 @@ def logits_of(opened: OpenModel, directions: Sequence[tuple[int, str, Tensor]]) 
         batch = Batch(tuple(range(len(states))), ids)
         logits = LayerByLayer(opened, [batch]).logits(0, states)
     else:
-        with ExitStack() as stack:
-            last = decoder_layers(opened.model)[1][-1]
-            stack.callback(last.register_forward_hook(_replace(states)).remove)
+        last = decoder_layers(opened.model)[1][-1]
+        with forward_hooks([(last, _replace(states))]):
             logits = opened.model(input_ids=ids.to(opened.device), use_cache=False).logits
     found: Tensor = logits[:, 0].float().cpu()
     return found[1:] - found[:1]
@@ -235,7 +235,7 @@ def _norm_after(opened: OpenModel, layer: int, writer: str) -> nn.Module | None:
     It is found by running two tokens: it is the module that is called with the writer's output.
     """
     module = decoder_layers(opened.model)[1][layer]
-    width = opened.model.config.get_text_config(decoder=True).hidden_size
+    width = opened.width
     norms = [of for of in module.modules() if _is_norm(of, width)]
     given: list[Tensor] = []
     found: list[nn.Module] = []
@@ -247,11 +247,9 @@ def _norm_after(opened: OpenModel, layer: int, writer: str) -> nn.Module | None:
     if not norms or expert_matrix(opened.model, writer):
         return None
     batch = equal_length_batches([[0, 0]], 2)
+    after = opened.model.get_submodule(writer), lambda _module, _inputs, out: given.append(out)
     with ExitStack() as stack:
-        after = opened.model.get_submodule(writer).register_forward_hook(
-            lambda _module, _inputs, output: given.append(output)
-        )
-        stack.callback(after.remove)
+        stack.enter_context(forward_hooks([after]))
         for norm in norms:
             stack.callback(norm.register_forward_pre_hook(follows).remove)
         if opened.streamed:
