@@ -367,10 +367,19 @@ def real_path(target: Path) -> Path:
         raise UserError(f"{target} is a link that leads back to itself: remove it.") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str, *, force: bool = True) -> None:
+    """Write a text file, completely or not at all.
+
+    Raises:
+        UserError: As `new_file`.
+    """
+    with new_file(path, force=force) as stage:
+        stage.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, *, force: bool = True) -> None:
     """Write `value` as readable JSON in a stable order, completely or not at all."""
-    with new_file(path, force=True) as stage:
-        stage.write_text(to_json(value), encoding="utf-8")
+    write_text(path, to_json(value), force=force)
 
 
 def to_json(value: Any) -> str:

@@ -51,12 +51,12 @@ from sordino.files import (
     fingerprint,
     has_suffix,
     name_part,
-    new_file,
     only_one,
     publish,
     read_json,
     staging_path,
     write_json,
+    write_text,
 )
 from sordino.interventions import (
     RULES,
@@ -518,8 +518,7 @@ class _Steps:
             file=self._target.name if self._is_file else "",
         )
         place = self._work if self._is_file else self._model
-        with new_file(place / _CARD, force=True) as stage:
-            stage.write_text(card, encoding="utf-8")
+        write_text(place / _CARD, card)
 
     def publish(self, recipe: str) -> None:
         """Move the other files into the model's folder, and the model to its final name."""

@@ -149,10 +149,16 @@ def brought(group: str) -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=f"sordino.{group}")}))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The beginning of a hint, such as "did you mean apple? ", or "" if no name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The beginning of a hint, such as "did you mean apple? ", or "" if no name is close.
+
+    Args:
+        name: What was asked for.
+        known: The names that there are.
+        most: How many of them are named.
+    """
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 def _package(entry: EntryPoint) -> str:

@@ -247,13 +247,13 @@ class _Safetensors(_Source):
             metadata |= _metadata(file)
         self.metadata = metadata
         self.tensors = {
-            tensor: _Entry(stored.dtype, stored.shape, stored.end - stored.start)
+            tensor: _Entry(stored.dtype, stored.shape, stored.nbytes)
             for tensor, (_, stored) in self._places.items()
         }
 
     def rows(self, name: str, first: int, count: int) -> NDArray[Any]:
         file, stored = self._places[name]
-        width = (stored.end - stored.start) // self.tensors[name].rows
+        width = stored.nbytes // self.tensors[name].rows
         start, size = stored.start + first * width, count * width
         return np.fromfile(file, np.uint8, size, offset=start).reshape(count, width)
 

@@ -124,7 +124,7 @@ def _same_bytes(one: tuple[Path, Stored], other: tuple[Path, Stored]) -> bool:
     with first.open("rb") as a, second.open("rb") as b:
         a.seek(here.start)
         b.seek(there.start)
-        left = here.end - here.start
+        left = here.nbytes
         while left:
             size = min(left, _CHUNK)
             if a.read(size) != b.read(size):

@@ -293,8 +293,7 @@ def _indices(
     for file, changes in edited.items():
         for name, change in changes.items():
             if not isinstance(change, Change):
-                old = shards[file][name]
-                grown += (change.nbytes if change else 0) - (old.end - old.start)
+                grown += (change.nbytes if change else 0) - shards[file][name].nbytes
     found: dict[PurePosixPath, Any] = {}
     if not (new or gone or grown):
         return found

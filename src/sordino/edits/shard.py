@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sordino.errors import UserError
 from sordino.models.dtypes import BITS, PLAIN, SCALED, name_of
-from sordino.models.safetensors_header import LENGTH_BYTES, Stored, read_header
+from sordino.models.safetensors_header import LENGTH_BYTES, Stored, encode_header, read_header
 
 # Bytes changed at a time: they and their float32 copy stay in a core's own cache.
 CHUNK = 2**20
@@ -173,7 +173,7 @@ def _end_of_rest(source: Path, tensors: Mapping[str, Stored], gone: Collection[s
     size = source.stat().st_size
     if not gone:
         return size
-    end = size - sum(tensors[name].end - tensors[name].start for name in gone)
+    end = size - sum(tensors[name].nbytes for name in gone)
     if any(stored.end > end for name, stored in tensors.items() if name not in gone):
         raise UserError(
             f"{source} was rewritten after it was baked: {min(gone)} is not its last tensor and "
@@ -208,13 +208,7 @@ def _new_header(reader: BinaryIO, added: Mapping[str, Tensor], gone: Collection[
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    return _encode(header)
-
-
-def _encode(header: Mapping[str, object]) -> bytes:
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)  # the data that follow stay aligned
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+    return encode_header(header)
 
 
 def copy_rewritten(
@@ -248,7 +242,7 @@ def copy_rewritten(
         if change is not None:
             kept[name] = change if isinstance(change, New) else stored
     kept |= {name: new for name, new in changes.items() if isinstance(new, New)}
-    order = sorted(kept, key=lambda name: -_item_bytes(kept[name]))
+    order = sorted(kept, key=lambda name: -BITS[kept[name].dtype])
     with source.open("rb") as reader, target.open("xb") as writer:
         length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
         header = json.loads(reader.read(length))
@@ -265,7 +259,7 @@ def copy_rewritten(
                 data = made.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 _write(writer, data, at)
                 at += len(data)
-                advance(old.end - old.start if old else 0)
+                advance(old.nbytes if old else 0)
                 continue
             shifted = at - here.start
             work = (
@@ -277,14 +271,8 @@ def copy_rewritten(
                 else _copies(reader, writer, here.start, here.end, shifted)
             )
             _in_threads(work, advance)
-            at += here.end - here.start
-        advance(sum(old.end - old.start for name, old in tensors.items() if name not in kept))
-
-
-def _item_bytes(tensor: Stored | New) -> int:
-    if isinstance(tensor, New):
-        return BITS[tensor.dtype] // 8
-    return (tensor.end - tensor.start) // max(1, math.prod(tensor.shape))
+            at += here.nbytes
+        advance(sum(old.nbytes for name, old in tensors.items() if name not in kept))
 
 
 def _header(metadata: object, tensors: Mapping[str, Stored | New], order: Sequence[str]) -> bytes:
@@ -292,13 +280,13 @@ def _header(metadata: object, tensors: Mapping[str, Stored | New], order: Sequen
     end = 0
     for name in order:
         here = tensors[name]
-        start, end = end, end + (here.nbytes if isinstance(here, New) else here.end - here.start)
+        start, end = end, end + here.nbytes
         ends[name] = start, end
     entries = {
         name: {"dtype": here.dtype, "shape": list(here.shape), "data_offsets": list(ends[name])}
         for name, here in tensors.items()
     }
-    return _encode(entries if metadata is None else {"__metadata__": metadata, **entries})
+    return encode_header(entries if metadata is None else {"__metadata__": metadata, **entries})
 
 
 def change_(values: Tensor, change: Change) -> None:
@@ -362,7 +350,7 @@ def _changes(
     if stored.start == stored.end:
         return []
     rows, rest = (stored.shape[0] if stored.shape else 1), stored.shape[1:]
-    row_bytes = (stored.end - stored.start) // rows
+    row_bytes = stored.nbytes // rows
     step = max(1, CHUNK // row_bytes)
     work: list[Callable[[], int]] = []
     for first in range(0, rows, step):
@@ -421,7 +409,7 @@ def _change(
     at: int,
 ) -> int:
     """Read some rows of a tensor, change them and write them."""
-    count = stored.end - stored.start
+    count = stored.nbytes
     buffer = torch.empty(count, dtype=torch.uint8)
     _read(reader, buffer.numpy().data, stored.start)
     apply(buffer.view(SCALED[stored.dtype]).view(stored.shape), change)

@@ -1,6 +1,5 @@
 """Continuations from an OpenAI-compatible server: llama.cpp, vLLM, Ollama, a hosted service."""
 
-import difflib
 import ipaddress
 import json
 import os
@@ -49,6 +48,7 @@ from sordino.files import printable
 from sordino.models.chat_template import Message
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
+from sordino.registry import did_you_mean
 
 BATCH_PROMPTS = 8
 """Prompts of a batch, the most that a kill loses. It does not depend on the concurrency, so that an
@@ -326,8 +326,7 @@ class Server:
             return self._take_unlisted(
                 wanted, f"has no whole list of models ({has})", model_argument
             )
-        close = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(wanted, names)
         raise UserError(
             f"{self._where} has no model '{printable(wanted)}': {hint}{has[0].upper()}{has[1:]}."
         )

@@ -21,10 +21,10 @@ from sordino.files import (
     drop_link,
     fingerprint,
     name_part,
-    new_file,
     printable,
     staging_path,
     to_json,
+    write_text,
 )
 from sordino.models.chat import Chat, template_fingerprint
 from sordino.models.open import OpenModel
@@ -138,8 +138,7 @@ class Judged:
             )
             lines = list(_rows(samples, asked, self.plan.judge))
             if work is not None:
-                with new_file(file, force=True) as stage:
-                    stage.write_text("".join(map(_to_line, lines)), encoding="utf-8")
+                write_text(file, "".join(map(_to_line, lines)))
                 work.done(_STEP, file)
         concept = ranks.from_first(self._read(file, opened, asked, seed) if ranks.first else None)
         assert concept is not None  # the first rank has read it

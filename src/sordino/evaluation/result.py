@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 
 from sordino.errors import UserError
 from sordino.evaluation.statistics import Comparison, Estimate
-from sordino.files import new_file, to_json
+from sordino.files import write_json, write_text
 from sordino.records import Count, Record, parse, parse_format, read_bytes
 
 FORMAT: Literal["sordino-evaluation-1"] = "sordino-evaluation-1"
@@ -204,15 +204,13 @@ class Evaluation(Record):
         path = Path(path)
         # The samples first, so that they are there whenever the result is.
         if self.samples:
-            with new_file(samples_path(path), force=force) as stage:
-                rows = [
-                    json.dumps({"measure": name} | row, ensure_ascii=False, allow_nan=False)
-                    for name, group in self.samples.items()
-                    for row in group
-                ]
-                stage.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        with new_file(path, force=force) as stage:
-            stage.write_text(to_json(self.model_dump(mode="json")), encoding="utf-8")
+            rows = [
+                json.dumps({"measure": name} | row, ensure_ascii=False, allow_nan=False)
+                for name, group in self.samples.items()
+                for row in group
+            ]
+            write_text(samples_path(path), "\n".join(rows) + "\n", force=force)
+        write_json(path, self.model_dump(mode="json"), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":

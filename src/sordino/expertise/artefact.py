@@ -22,6 +22,7 @@ from sordino.expertise.statistic import (
 )
 from sordino.files import new_file, printable
 from sordino.hub import fetch_if_shared
+from sordino.models.safetensors_header import LENGTH_BYTES, encode_header
 from sordino.models.tensor_file import read_about, read_tensors
 from sordino.records import Site, fault, parse
 
@@ -240,12 +241,10 @@ def _with_sorted_metadata(blob: bytes) -> bytes:
     The library writes metadata in an order that changes from process to process, and the same input
     has to give the same bytes.
     """
-    end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8:end])
+    end = LENGTH_BYTES + int.from_bytes(blob[:LENGTH_BYTES], "little")
+    header = json.loads(blob[LENGTH_BYTES:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data that follow stay aligned
-    return len(text).to_bytes(8, "little") + text + blob[end:]
+    return encode_header(header) + blob[end:]
 
 
 def _keep_own(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ space: a shard larger than the space left could not be opened.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,23 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     end: int
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its data."""
+        return self.end - self.start
+
+
+def encode_header(entries: Mapping[str, object]) -> bytes:
+    """A header with its length, as it stands at the beginning of a file.
+
+    Args:
+        entries: By tensor name the dtype, the shape and the offsets; the metadata under
+            "__metadata__".
+    """
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)  # the data that follow stay aligned
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -1,6 +1,5 @@
 """Recipes: the options of a run in a TOML file, which every run writes."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -20,6 +19,7 @@ from sordino.options.groups import (
 )
 from sordino.options.measures import RunMeasureOptions
 from sordino.progress import note
+from sordino.registry import did_you_mean
 
 T = TypeVar("T")
 
@@ -140,10 +140,9 @@ def _listed(kind: Any, value: Any) -> Any:
 def _describe_unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:
     if key in _TYPED:
         return f"{path}: {key} does not belong in a recipe: pass it on the command line."
-    close = difflib.get_close_matches(key.lower().replace("_", "-"), known, n=1)
-    options = f": {started_as()} run --help names the options."
-    hint = f", did you mean {close[0]}?" if close else options
-    return f"{path}: there is no option {printable(key)}{hint}"
+    options = f"{started_as()} run --help names the options."
+    hint = did_you_mean(key.lower().replace("_", "-"), known).rstrip() or options
+    return f"{path}: there is no option {printable(key)}: {hint}"
 
 
 def _list_known() -> dict[str, Any]:

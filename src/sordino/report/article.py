@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sordino.files import new_file, today
+from sordino.files import today, write_text
 from sordino.report import tables
 from sordino.report.page import frame, plain_spec
 from sordino.templates import environment
@@ -100,8 +100,7 @@ def write_html(article: Article, path: Path) -> None:
             **frame(charts, today()),
         )
     )
-    with new_file(path, force=True) as stage:
-        stage.write_text(html, encoding="utf-8")
+    write_text(path, html)
 
 
 def write_markdown(article: Article, path: Path) -> None:
@@ -110,11 +109,8 @@ def write_markdown(article: Article, path: Path) -> None:
 
     for chart in _charts(article):
         spec = plain_spec(chart.drawn) | {"width": 640, "background": "#fbfaf6"}
-        svg = _with_colours(vl_convert.vegalite_to_svg(spec))
-        with new_file(_svg(path, chart), force=True) as stage:
-            stage.write_text(svg, encoding="utf-8")
-    with new_file(path, force=True) as stage:
-        stage.write_text("\n".join(_markdown(article, path)) + "\n", encoding="utf-8")
+        write_text(_svg(path, chart), _with_colours(vl_convert.vegalite_to_svg(spec)))
+    write_text(path, "\n".join(_markdown(article, path)) + "\n")
 
 
 def _markdown(article: Article, path: Path) -> Iterator[str]:

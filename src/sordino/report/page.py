@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sordino.evaluation import Estimate, Evaluation, Row
 from sordino.evaluation.result import n_shown, range_shown, value_shown
 from sordino.expertise.artefact import Expertise
-from sordino.files import new_file, today
+from sordino.files import today, write_text
 from sordino.interventions.dampening import Dampening
 from sordino.report import figures, outcome, summary, tables
 from sordino.report.exemplars import Excerpt, Exemplar
@@ -66,8 +66,7 @@ def write_page(record: RunRecord, path: str | Path, *, force: bool = False) -> P
         UserError: `path` exists and `force` is not set.
     """
     target = Path(path)
-    with new_file(target, force=force) as stage:
-        stage.write_text(render(record), encoding="utf-8")
+    write_text(target, render(record), force=force)
     return target
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from sordino.errors import UserError
-from sordino.files import new_file
+from sordino.files import write_text
 from sordino.progress import note
 from sordino.report.article import Article, Chart
 from sordino.report.page import plain_spec
@@ -45,8 +45,7 @@ def show_studies(page: Path, studies: Path) -> bool:
     after = _fill(_fill(before, "studies", html), "studies-link", _LINK)
     if after == before:
         return "<!-- studies -->" in before
-    with new_file(page, force=True) as stage:
-        stage.write_text(after, encoding="utf-8")
+    write_text(page, after)
     return True
 
 

@@ -1,6 +1,5 @@
 """Recipes for reproducing published rows: one file each, in `recipes/`."""
 
-import difflib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -11,6 +10,7 @@ from sordino.errors import UserError
 from sordino.files import has_suffix, user_path
 from sordino.hub_table import TABLE
 from sordino.records import Record, check, kinds, parse_toml, read_bytes
+from sordino.registry import did_you_mean
 
 if TYPE_CHECKING:
     from sordino.evaluation import Measure
@@ -185,8 +185,7 @@ def recipe_named(name: str) -> Recipe:
         return recipe
     known = recipes()
     if name not in known:
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name.lower(), known)
         raise UserError(
             f"There is no recipe '{name}': {hint}There are {', '.join(known)}; or give a .toml "
             "file."

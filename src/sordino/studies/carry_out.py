@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sordino.evaluation import Evaluation
-from sordino.files import new_file, only_one, to_json
+from sordino.files import only_one, write_json
 from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
 from sordino.studies.removal import removed_against
 from sordino.studies.study import STUDIES, Group, Plan
@@ -38,8 +38,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
             command=command,
             groups=tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan)),
         )
-        with new_file(output, force=True) as stage:
-            stage.write_text(to_json(record.model_dump(mode="json")), encoding="utf-8")
+        write_json(output, record.model_dump(mode="json"))
     return record
 
 

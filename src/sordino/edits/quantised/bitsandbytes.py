@@ -95,7 +95,7 @@ class FourBit(Scheme):
         """From the state; codes and statistics must fit it."""
         state = _State.of(layer)
         stored = layer.tensors.get("weight")
-        if stored is None or stored.end - stored.start != -(-state.size // 2):
+        if stored is None or stored.nbytes != -(-state.size // 2):
             raise layer.unfit(
                 f"its codes are not those of {state.neurons} × {state.inputs} weights"
             )

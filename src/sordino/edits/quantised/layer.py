@@ -109,8 +109,8 @@ class Layer:
         stored, dtype = self._find(suffix), self.torch_dtype(suffix)
         with self.files[suffix].open("rb") as file:
             file.seek(stored.start)
-            data = bytearray(file.read(stored.end - stored.start))
-        if len(data) != stored.end - stored.start:
+            data = bytearray(file.read(stored.nbytes))
+        if len(data) != stored.nbytes:
             raise self.unfit(f"{suffix} became shorter while it was read")
         if not data:
             return torch.empty(stored.shape, dtype=dtype)

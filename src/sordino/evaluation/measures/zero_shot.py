@@ -4,7 +4,6 @@ The harness is an optional extra and imported late: it takes seconds, and few ev
 """
 
 import copy
-import difflib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from sordino.models.chat import Chat
 from sordino.models.chat_template import render
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
+from sordino.registry import did_you_mean
 
 KIT_TASKS = tuple(FILES)
 """The tasks that need no hub."""
@@ -236,8 +236,8 @@ def _load_one(manager: Any, name: str, seed: int) -> dict[str, Any]:
     from transformers import set_seed
 
     if name not in manager.all_tasks:
-        close = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(KIT_TASKS)}."
+        close = did_you_mean(name, manager.all_tasks, most=3)
+        hint = close.rstrip() or f"try {', '.join(KIT_TASKS)}."
         raise UserError(f"lm-evaluation-harness has no task '{name}': {hint}")
     # In offline mode the data may be in the hub's cache, and no request is made.
     if name not in FILES and not constants.HF_HUB_OFFLINE and not hub.reachable():

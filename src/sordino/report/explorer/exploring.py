@@ -13,7 +13,7 @@ from sordino.edits.provenance import extras_of
 from sordino.errors import UserError
 from sordino.expertise.artefact import Expertise
 from sordino.extras import require
-from sordino.files import has_suffix, new_file, user_path
+from sordino.files import has_suffix, user_path, write_text
 from sordino.interventions import RULES, dampen
 from sordino.models.dtypes import COMPUTE_DTYPES
 from sordino.models.open import OpenModel, open_model
@@ -138,8 +138,7 @@ def explore(
     look = _Look(model, labelled, top, sentences, device, dtype, revision)
     found, without = _closer(one.expertise, look)
     page = render(Exploration(one, tuple(found), without, other, comparison))
-    with new_file(target, force=force) as stage:
-        stage.write_text(page, encoding="utf-8")
+    write_text(target, page, force=force)
     return Explored(
         target, target.stat().st_size, one.expertise.neurons, len(found), without, comparison
     )
