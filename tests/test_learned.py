@@ -13,7 +13,8 @@ from sordino.expertise.statistic import Statistic
 from sordino.interventions import contrast
 from sordino.models.ranks import Ranks
 from sordino.studies import learned
-from sordino.studies.learned import Goals, Texts, dampening, learn
+from sordino.studies.learned import Goals, Texts, learn
+from sordino.studies.variants import by_changes
 from sordino.tuning.calibration import Yardstick, calibrate
 from test_own_samples import own_of
 
@@ -48,6 +49,10 @@ def start_of(goals):
     return 1 - np.concatenate([*factors]).astype(np.float64)
 
 
+def edit(goals, changes):
+    return by_changes(goals.expertise, changes, "learned", budget=BUDGET)
+
+
 def test_at_no_change_slopes_are_contrasts_benefits(goals):
     zeros = np.zeros(goals.flat(Statistic.COST).size)
     values, falls = goals.measure(zeros, everything(goals), slopes=True)
@@ -72,11 +77,11 @@ def test_own_is_the_weighted_mean_of_bounded_ratios(goals):
     changes = np.full(goals.flat(Statistic.COST).size, 0.5)
     values, _ = goals.measure(changes, everything(goals), slopes=False)
     texts = goals.texts[Statistic.OWN]
-    edit = dampening(goals.expertise, changes, BUDGET)
+    made = edit(goals, changes)
     ratios = []
     for text in texts.placed:
         found = []
-        for there in (edit, edit.scaled(0)):
+        for there in (made, made.scaled(0)):
             with torch.no_grad(), there.applied(goals.opened.model):
                 log_p = goals.opened.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
             places = range(text.start, len(text.ids))
@@ -98,7 +103,7 @@ def test_more_is_reached_than_by_contrast_at_the_same_divergence(goals, concept,
     yardstick, asked = Yardstick(goals.opened, concept.negative), 0.02
 
     def scale(changes):
-        return calibrate(yardstick, dampening(goals.expertise, changes, BUDGET).scaled, asked).dial
+        return calibrate(yardstick, edit(goals, changes).scaled, asked).dial
 
     start = start_of(goals)
     start = np.minimum(start * scale(start), 1)
@@ -106,7 +111,7 @@ def test_more_is_reached_than_by_contrast_at_the_same_divergence(goals, concept,
     sized = Goals(goals.opened, goals.texts, goals.expertise, float(0.5 * start**2 @ cost))
     found = learn(sized, start, scale, 0, tmp_path / "state")
     assert ((found >= 0) & (found <= 1)).all()
-    assert yardstick.divergence(dampening(goals.expertise, found, BUDGET)) <= asked * 1.001
+    assert yardstick.divergence(edit(goals, found)) <= asked * 1.001
     learned_from, held_out = learned._split(goals, 0)
     assert reached(sized, found, held_out) <= reached(sized, start, held_out)
     kept = torch.load(tmp_path / "state", weights_only=True)

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from sordino.cli.app import main
 from sordino.edits.formats import Written
-from sordino.edits.provenance import FILE_NAME, provenance, read_provenance
+from sordino.edits.provenance import provenance, read_provenance
 from sordino.edits.record import DraftHeads, Quantisation
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation
@@ -24,6 +24,7 @@ from sordino.interventions import Dampening, aura
 from sordino.interventions.dampening import compose
 from sordino.models.reference import ModelRef
 from sordino.models.safetensors_header import read_header
+from sordino.outputs import RECORD
 from sordino.records import check, kinds, parse
 from sordino.reproduction.recipe import recipe_named
 from sordino.studies.record import StudyRecord
@@ -258,8 +259,8 @@ def test_any_study_is_read_or_refused(here, value):
 def test_any_provenance_is_read_or_refused_and_can_be_inspected(here, value):
     folder = here / "folder"
     folder.mkdir(exist_ok=True)
-    (folder / FILE_NAME).write_bytes(dump(value))
-    found = read_or_refused(lambda: read_provenance(folder), folder / FILE_NAME)
+    (folder / RECORD).write_bytes(dump(value))
+    found = read_or_refused(lambda: read_provenance(folder), folder / RECORD)
     if found is not None:
         assert dump(found.as_json()) == dump(value)
     with pytest.MonkeyPatch.context() as patch:
@@ -281,7 +282,7 @@ def test_a_record_is_written_again_as_it_was_read(tmp_path):
         *(("parts", 1, "intervention"), ("sites", "a.up"), ("sites", "a.up", "shift")),
     ]:
         record = changed(record, (*at, "later"), [1, {"x": None}])
-    (tmp_path / FILE_NAME).write_bytes(dump(record))
+    (tmp_path / RECORD).write_bytes(dump(record))
     found = read_provenance(tmp_path)
     assert dump(found.as_json()) == dump(record)
     assert dump(found.earlier.as_json()) == dump(record["earlier"])
@@ -464,8 +465,8 @@ def test_json_that_is_odd_is_one_sentence(tmp_path, expertise_file, dampening_fi
         with pytest.raises(UserError, match=name) as refused:
             read(tmp_path / name)
         assert len(str(refused.value)) < 1000
-    (tmp_path / FILE_NAME).write_text(content)
-    with pytest.raises(UserError, match=FILE_NAME):
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(UserError, match=RECORD):
         read_provenance(tmp_path)
 
 
@@ -526,7 +527,7 @@ def test_foreign_words_do_not_command_the_terminal(tmp_path, capsys):
     main(["inspect", str(file)])
     record = changed(PROVENANCE, ("model", "name"), evil)
     record = changed(record, ("left_out",), [evil])
-    (tmp_path / FILE_NAME).write_bytes(dump(record))
+    (tmp_path / RECORD).write_bytes(dump(record))
     main(["inspect", str(tmp_path)])
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / f"{evil.strip()}.safetensors")])

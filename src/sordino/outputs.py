@@ -60,10 +60,7 @@ class FileKind:
     marks: tuple[bytes, ...]
     searched: int = _NEAR
 
-    @property
-    def is_folder(self) -> bool:
-        """A file never is."""
-        return False
+    is_folder = False
 
     def holds(self, file: Path) -> bool:
         """Whether a file is of this kind."""
@@ -104,16 +101,11 @@ _ARTEFACTS = (
 )
 
 
-@dataclass(frozen=True)
 class _ModelFolder:
     """A folder that `bake` or `run` wrote."""
 
-    name: str = "a model's folder in which Sordino listed what it wrote"
-
-    @property
-    def is_folder(self) -> bool:
-        """It is."""
-        return True
+    name = "a model's folder in which Sordino listed what it wrote"
+    is_folder = True
 
     def foreign(self, there: Path) -> Sequence[str]:
         """The files that are neither in the folder's record nor results of Sordino."""
@@ -125,16 +117,11 @@ class _ModelFolder:
         ]
 
 
-@dataclass(frozen=True)
 class _Extras:
     """The folder beside a GGUF file that `run` wrote."""
 
-    name: str = "a folder of sordino run's"
-
-    @property
-    def is_folder(self) -> bool:
-        """It is."""
-        return True
+    name = "a folder of sordino run's"
+    is_folder = True
 
     def foreign(self, there: Path) -> Sequence[str]:
         """The files that are not results of Sordino."""

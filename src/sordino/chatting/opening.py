@@ -7,7 +7,6 @@ from sordino.chatting.conversation import SIDES, advise
 from sordino.chatting.duet import Duet
 from sordino.edits.provenance import (
     DAMPENING,
-    FILE_NAME,
     extras_of,
     read_provenance,
 )
@@ -20,6 +19,7 @@ from sordino.interventions import Dampening, compose
 from sordino.models.chat_template import TemplateFailure, has_template, render
 from sordino.models.open import OpenModel, choose_device, open_model
 from sordino.models.reference import ModelRef, resolve
+from sordino.outputs import RECORD
 from sordino.progress import note
 
 NO_SCORER = "none"
@@ -123,7 +123,7 @@ def edit_between(ref: ModelRef, model: Path) -> tuple[Dampening | None, str]:
     Returns:
         The dampening, composed of all edits, and ""; or None, and the reason in a sentence.
     """
-    if not (model / FILE_NAME).is_file() or not (model / DAMPENING).is_file():
+    if not (model / RECORD).is_file() or not (model / DAMPENING).is_file():
         return None, f"{model} has no {DAMPENING}, which records the edit."
     weights = ref.weights_fingerprint()
     record: Provenance | None = read_provenance(model)

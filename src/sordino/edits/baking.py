@@ -15,7 +15,6 @@ from sordino.edits.provenance import (
     DAMPENING,
     EARLIER,
     EXTRAS,
-    FILE_NAME,
     GGUF,
     plain_card,
     provenance,
@@ -35,7 +34,7 @@ from sordino.interventions import Dampening
 from sordino.models.folder import piece_files
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, resolve
-from sordino.outputs import claim_output, listing, model_kind
+from sordino.outputs import RECORD, claim_output, listing, model_kind
 
 BASE_CARD = "README.base.md"
 
@@ -99,7 +98,7 @@ def bake(
         dampening.save(stage / DAMPENING)
         _write_cards(stage, (written.card or plain_card)(record))
         record = record.model_copy(update={"files": tuple(listing(stage))})
-        write_json(stage / FILE_NAME, record.as_json())
+        write_json(stage / RECORD, record.as_json())
         if finish is not None:
             finish(stage, record)
     return record

@@ -23,10 +23,10 @@ from sordino.folders import Folders
 from sordino.interventions import Dampening
 from sordino.markdown import line
 from sordino.models.reference import ModelRef
+from sordino.outputs import RECORD
 from sordino.records import read_bytes
 from sordino.version import __version__
 
-FILE_NAME = "sordino.json"
 GGUF = ".gguf"
 # Not beside the weights: some servers load every *.safetensors that they find there.
 EXTRAS = "sordino"
@@ -103,7 +103,7 @@ def is_dampened(path: Path) -> bool:
     """
     if has_suffix(path, GGUF) and path.is_file():
         return gguf_record.read(path) is not None
-    return (path / FILE_NAME).is_file()
+    return (path / RECORD).is_file()
 
 
 def read_provenance(model: str | Path) -> Provenance:
@@ -118,7 +118,7 @@ def read_provenance(model: str | Path) -> Provenance:
         if record is None:
             raise UserError(f"{path} has no record of an edit: Sordino did not make it.")
         return record
-    path /= FILE_NAME
+    path /= RECORD
     return parse_provenance(read_bytes(path, "provenance"), str(path))
 
 
@@ -131,7 +131,7 @@ def plain_card(record: Provenance) -> str:
         f"# {line(Path(record.model.name).name)}, dampened\n\n"
         f"{line(record.model.name)} with the neurons that recognise **{line(record.concept)}** "
         f"dampened by Sordino {line(record.sordino_version)} ({line(record.origin.in_words)}): "
-        f"{record.changed:,} of {record.neurons:,} neurons changed, {where}. `{FILE_NAME}` "
+        f"{record.changed:,} of {record.neurons:,} neurons changed, {where}. `{RECORD}` "
         "has the whole record. What this does to the model's output was not evaluated here.\n"
     )
 

@@ -21,7 +21,6 @@ from sordino.edits.provenance import (
     DAMPENING,
     EARLIER,
     EXTRAS,
-    FILE_NAME,
     plain_card,
     read_provenance,
     summary,
@@ -33,7 +32,7 @@ from sordino.errors import UserError
 from sordino.files import has_suffix, new_folder, only_one, user_path, write_json
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
-from sordino.outputs import MODEL, claim_output
+from sordino.outputs import MODEL, RECORD, claim_output
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of a rounded quotient, how many steps away the weight can be that the edit made its value of.
@@ -248,7 +247,7 @@ def _bring_back_extras(stage: Path, record: Provenance) -> None:
     if (stage / EARLIER).exists():
         (stage / EARLIER).rename(kept)
     shutil.rmtree(stage / EXTRAS)
-    (stage / FILE_NAME).unlink()
+    (stage / RECORD).unlink()
     (stage / "README.md").unlink(missing_ok=True)
     if (stage / BASE_CARD).exists():
         (stage / BASE_CARD).rename(stage / "README.md")
@@ -259,7 +258,7 @@ def _bring_back_extras(stage: Path, record: Provenance) -> None:
         if not any((stage / EXTRAS).iterdir()):
             (stage / EXTRAS).rmdir()
     if record.earlier:
-        write_json(stage / FILE_NAME, record.earlier.as_json())
+        write_json(stage / RECORD, record.earlier.as_json())
 
 
 def _keep_record(stage: Path, record: Provenance, dampening: Dampening, left: Dampening) -> None:
@@ -269,5 +268,5 @@ def _keep_record(stage: Path, record: Provenance, dampening: Dampening, left: Da
     extent, undone = summary(left).as_json(), dampening.changed - left.changed
     remains = Provenance.model_validate(kept | extent | {"undone": undone})
     left.save(stage / DAMPENING, force=True)
-    write_json(stage / FILE_NAME, remains.as_json())
+    write_json(stage / RECORD, remains.as_json())
     (stage / "README.md").write_text(plain_card(remains), encoding="utf-8")

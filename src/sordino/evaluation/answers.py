@@ -17,6 +17,8 @@ _DEEPEST = 4
 """How deeply the parts of a text may be nested."""
 _TEXT_KINDS = (None, "text", "output_text", "input_text")
 _KEY_SHOWN = "[the API key]"
+_LONGEST = 200
+"""How many characters of a server's words a message quotes."""
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)")
 
 
@@ -134,23 +136,22 @@ def words_of(data: bytes) -> str:
     return said if isinstance(said, str) else text
 
 
-def without_key(words: str, key: str, limit: int = 200) -> str:
+def without_key(words: str, key: str) -> str:
     """A server's words for a message: one line, shortened, and without the API key.
 
     Args:
         words: Foreign text.
         key: The key, or "" for none. Words that hold it escaped or percent-encoded are withheld as
             a whole.
-        limit: The most characters.
     """
     # Long enough that no part of a key that is cut here is shown.
-    words = " ".join(words.split())[: limit * (len(key) + 2)]
+    words = " ".join(words.split())[: _LONGEST * (len(key) + 2)]
     shown = printable(words, len(words) + 1)
     if key:
         shown = re.sub(re.escape(key), _KEY_SHOWN, shown, flags=re.IGNORECASE)
         if any(_letters(key) in form for form in _disguises(shown)):
             shown = f"[words that hold {_KEY_SHOWN[1:-1]}]"
-    return printable(shown, limit).rstrip(".") or "nothing"
+    return printable(shown, _LONGEST).rstrip(".") or "nothing"
 
 
 def repair_text(text: str) -> str:

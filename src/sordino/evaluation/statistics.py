@@ -230,7 +230,7 @@ def compare(
     value, replicates = bootstrap(np.concatenate(arms, axis=1), figures, seed)
     if len(after) == 1:
         replicates = np.full_like(replicates, np.nan)
-    estimates = [_estimate(v, replicates[:, i]) for i, v in enumerate(value)]
+    estimates = [estimate(v, replicates[:, i]) for i, v in enumerate(value)]
     if before is None:
         return Comparison(None, estimates[0], None, None)
     return Comparison(*estimates)
@@ -285,10 +285,10 @@ def compare_gaps(
     replicates = np.stack([each for _, each in drawn], axis=1).reshape(RESAMPLES, *shape)
     found, drawn_gaps = _gap(means), _gap(replicates)
     drawn_gaps[:, np.ptp(replicates, axis=0).max(axis=(0, 1)) == 0] = np.nan
-    arms = [_estimate(float(gap), drawn_gaps[:, i]) for i, gap in enumerate(found)]
+    arms = [estimate(float(gap), drawn_gaps[:, i]) for i, gap in enumerate(found)]
     if before is None:
         return Comparison(None, arms[0], None, None)
-    moved = _estimate(float(found[1] - found[0]), drawn_gaps[:, 1] - drawn_gaps[:, 0])
+    moved = estimate(float(found[1] - found[0]), drawn_gaps[:, 1] - drawn_gaps[:, 0])
     return Comparison(arms[0], arms[1], moved, Estimate(None, None, None))
 
 
@@ -382,7 +382,8 @@ def _gap(means: Floats) -> Floats:
     return np.asarray((largest - smallest).mean(axis=(-3, -2)))
 
 
-def _estimate(value: float, replicates: Floats) -> Estimate:
+def estimate(value: float, replicates: Floats) -> Estimate:
+    """A figure with the percentile interval of its replicates, float64 [resamples]."""
     return _with_ends(value, percentile_interval(replicates))
 
 

@@ -1,7 +1,7 @@
 """What models write after prompts, for the measures that judge it."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -141,10 +141,6 @@ class Writing(Measure):
         )
 
 
-Encode = Callable[[OpenModel, Sequence[str], str, int], list[list[int]]]
-"""Gives the token ids of prompts, for a model, a pre-prompt and a number of new tokens."""
-
-
 def encode_raw(
     opened: OpenModel, prompts: Sequence[str], lead: str, new_tokens: int
 ) -> list[list[int]]:
@@ -173,13 +169,11 @@ class Writer:
         settings: How many continuations of each prompt, and how they are sampled.
         prompts: The chosen prompts.
         seed: Of the sampling and of the intervals.
-        encode: Gives a model's token ids of the prompts.
     """
 
     settings: Writing
     prompts: Sequence[Text]
     seed: int
-    encode: Encode = encode_raw
 
     @property
     def records(self) -> int:
@@ -223,7 +217,7 @@ class Writer:
         prompts = [prompt.text for prompt in self.prompts]
         if isinstance(opened, Endpoint):
             return self._request(opened, [lead + prompt for prompt in prompts], which)
-        encoded = self.encode(opened, prompts, lead, asked.new_tokens)
+        encoded = encode_raw(opened, prompts, lead, asked.new_tokens)
         return self._sample(opened, encoded, batch_tokens=batch_tokens, which=which)
 
     def _request(

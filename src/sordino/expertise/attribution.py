@@ -644,12 +644,25 @@ def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str,
     targets = {OBSERVED: passage.batch.input_ids[:, 1:].to(log_p.device)}
     if DRAWN in passage.vectors:
         targets[DRAWN] = _draw(log_p, seed)
-    starts = torch.tensor(passage.starts, device=log_p.device)
-    counts = torch.arange(1, logits.shape[1], device=log_p.device) >= starts[:, None]
     return {
-        vector: (log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * counts).sum()
+        vector: log_likelihoods(log_p, tokens, passage.starts).sum()
         for vector, tokens in targets.items()
     }
+
+
+def log_likelihoods(
+    log_p: torch.Tensor, tokens: torch.Tensor, starts: Sequence[int]
+) -> torch.Tensor:
+    """The log-likelihood of each text, float32 [texts].
+
+    Args:
+        log_p: At each place but the last, float32 [texts, tokens - 1, vocabulary].
+        tokens: The next token there, int64 [texts, tokens - 1].
+        starts: The first token of each text that counts; the very first never does.
+    """
+    first = torch.tensor(starts, device=log_p.device)[:, None]
+    counts = torch.arange(1, log_p.shape[1] + 1, device=log_p.device) >= first
+    return (log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * counts).sum(dim=1)
 
 
 def _sums(

@@ -19,7 +19,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.statistic import Statistic
-from sordino.expertise.written import Judge, Row, ToWrite, write
+from sordino.expertise.written import Judge, Row, ToWrite, scores_of, write
 from sordino.files import fingerprint, to_json
 from sordino.models.chat import RAW, Chat, Spoken, opening_ids, replies, template_fingerprint
 from sordino.models.generation import Sampling, encode_prompts
@@ -81,7 +81,7 @@ class TrainedJudge:
 
     of: ConceptJudge
     probe: Probe
-    name: ClassVar[str] = ConceptJudge.name
+    name = ConceptJudge.name
 
     def record(self) -> dict[str, Any]:
         """The same, with the layer and the AUROC, to six digits."""
@@ -319,11 +319,10 @@ def _judged(
 ) -> tuple[NDArray[np.float64], str]:
     """The judge's scores, float64 [texts], and its record; a text without words is 0."""
     judge = settled.trained(opened) if isinstance(settled, ConceptJudge) else settled
-    said = [number for number, text in enumerate(texts) if text.strip()]
-    found = np.zeros(len(texts))
+    said = sum(bool(text.strip()) for text in texts)
     if said:
-        show.note(f"{judge.name} judges {len(said):,} continuations")
-        found[said] = judge.score([texts[number] for number in said])
+        show.note(f"{judge.name} judges {said:,} continuations")
+    found = scores_of(judge, texts)
     if not np.isfinite(found).all():
         missing = int((~np.isfinite(found)).sum())
         raise UserError(

@@ -13,7 +13,7 @@ from sordino import progress as show
 from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.artefact import REFUSALS
-from sordino.expertise.written import Judge, ToWrite, write
+from sordino.expertise.written import Judge, ToWrite, scores_of, write
 from sordino.files import fingerprint, to_json
 from sordino.models.chat import Chat, Spoken, opening_ids, replies
 from sordino.models.chat_template import has_template
@@ -181,7 +181,7 @@ def find_refusals(
     del about[f"{REFUSALS}_chat_role"]  # requests are the user's, whoever says the sentences
     key = fingerprint(to_json(settings.metadata | about))
     rows = write(opened, asked, _STEP, journal, key, ranks)
-    refusing = _tell(settings.judge, [text for *_, text, _ in rows])
+    refusing = scores_of(settings.judge, [text for *_, text, _ in rows]) > 0.5
     kept = [row for row, refuses in zip(rows, refusing, strict=True) if refuses]
     about |= {
         f"{REFUSALS}_kept": str(len(kept)),
@@ -195,14 +195,3 @@ def find_refusals(
         opened.ref.name,
         about,
     )
-
-
-def _tell(judge: Judge, texts: list[str]) -> list[bool]:
-    """Which of the texts refuse; one without words does not."""
-    spoken = [number for number, text in enumerate(texts) if text.strip()]
-    found = [False] * len(texts)
-    if spoken:
-        scores = judge.score([texts[number] for number in spoken])
-        for number, score in zip(spoken, scores, strict=True):
-            found[number] = bool(score > 0.5)
-    return found

@@ -97,6 +97,15 @@ def write(
     return sorted(ranks.in_turn(iter(mine)))
 
 
+def scores_of(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:
+    """The judge's scores, float64 [texts]; a text without words has 0 and is not judged."""
+    found = np.zeros(len(texts))
+    spoken = [number for number, text in enumerate(texts) if text.strip()]
+    if spoken:
+        found[spoken] = judge.score([texts[number] for number in spoken])
+    return found
+
+
 def _row(opened: OpenModel, written: Continuation, form: Replies | None) -> Row:
     said = written if form is None else form.cut(opened, written)
     chosen = written.chosen if form is None else form.deciding(opened, written)

@@ -273,13 +273,12 @@ def stream(
     *,
     seed: int,
     prompt: int = 0,
-    number: int = 0,
     ends: Collection[int] = (),
 ) -> Generator[Continuation]:
     """Sample one continuation, and yield it after each token.
 
-    The last one is what `generate` gives for the same prompt, number and token ids. Those before it
-    have no character whose bytes are not complete.
+    The last one is the first of what `generate` gives for the same prompt and token ids. Those
+    before it have no character whose bytes are not complete.
 
     Args:
         opened: The model.
@@ -287,14 +286,13 @@ def stream(
         sampling: How tokens are chosen.
         seed: Of the sampling.
         prompt: The prompt's index, for its random numbers.
-        number: The continuation's number, likewise.
         ends: As for `generate`.
 
     Raises:
         UserError: The model's logits are not finite.
     """
-    batch = GenerationBatch((prompt,), range(number, number + 1), (tuple(ids),))
-    owner = (prompt, number)
+    batch = GenerationBatch((prompt,), range(1), (tuple(ids),))
+    owner = (prompt, 0)
     for written in _steps(opened, batch, [owner], sampling, seed, ends):
         so_far = _continuation(opened, owner, written[0].tolist())
         yield replace(so_far, text=so_far.text.rstrip("\N{REPLACEMENT CHARACTER}"))

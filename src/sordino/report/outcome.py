@@ -448,7 +448,7 @@ def _pairs(row: Mapping[str, Any]) -> list[Sample]:
         Sample(
             row["prompt"],
             toxicity is not None and toxicity >= TOXIC_PROMPT,
-            ": ".join(row[key].replace("_", " ") for key in ("domain", "group") if key in row),
+            ": ".join(in_words(row[key]) for key in ("domain", "group") if key in row),
             Continuation(before["text"], before["score"]),
             Continuation(after["text"], after["score"]),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sordino import hub
-from sordino.edits.provenance import FILE_NAME, GGUF, GGUF_COPY, extras_of, read_provenance
+from sordino.edits.provenance import GGUF, GGUF_COPY, extras_of, read_provenance
 from sordino.edits.record import Provenance, parse_provenance
 from sordino.errors import UserError
 from sordino.evaluation import Evaluation, Figure
@@ -22,7 +22,7 @@ from sordino.files import (
 )
 from sordino.options.job import Job
 from sordino.options.recipe import read
-from sordino.outputs import REPRODUCTION, claim_output
+from sordino.outputs import RECORD, REPRODUCTION, claim_output
 from sordino.progress import note
 from sordino.records import Record, read_bytes
 from sordino.reproduction.changes import Changes
@@ -117,7 +117,7 @@ def finished_run(name: str) -> FinishedRun:
         repository, _, revision = name.removeprefix("hf:").partition("@")
         path = hub.fetch_files(
             hub.Wanted(repository, revision or None, name=name),
-            (FILE_NAME, GGUF_COPY, RECIPE, FIGURES),
+            (RECORD, GGUF_COPY, RECIPE, FIGURES),
         )
     is_file = has_suffix(path, GGUF)
     if is_file:
@@ -130,7 +130,7 @@ def finished_run(name: str) -> FinishedRun:
                 "sordino run, or the repository to which sordino push pushed it."
             )
     record, copy = None, path / GGUF_COPY
-    if is_file or (path / FILE_NAME).is_file():
+    if is_file or (path / RECORD).is_file():
         record = read_provenance(path)
     elif copy.is_file():
         record = parse_provenance(read_bytes(copy, "provenance"), str(copy))
@@ -139,7 +139,7 @@ def finished_run(name: str) -> FinishedRun:
         extras / Path(RECIPE).name,
         Evaluation.load(extras / Path(FIGURES).name),
         record,
-        is_file or not (path / FILE_NAME).is_file(),
+        is_file or not (path / RECORD).is_file(),
     )
 
 

@@ -18,7 +18,6 @@ from sordino.edits.provenance import (
     DAMPENING,
     EARLIER,
     EXTRAS,
-    FILE_NAME,
     GGUF,
     GGUF_COPY,
     extras_of,
@@ -39,6 +38,7 @@ from sordino.models.folder import (
     piece_files,
 )
 from sordino.models.reference import ModelRef
+from sordino.outputs import RECORD
 from sordino.progress import note
 from sordino.report.card import without_own_words
 from sordino.report.page import RunRecord, render
@@ -208,9 +208,9 @@ class _Output:
         self._found.files[CARD] = self._card().encode()
         self._list_results()
         # Only now are all files known.
-        if FILE_NAME in self._found.files:
+        if RECORD in self._found.files:
             record = {**self._record.as_json(), "files": sorted(self._found.files)}
-            self._found.files[FILE_NAME] = to_json(_publish(record)).encode()
+            self._found.files[RECORD] = to_json(_publish(record)).encode()
         return self._found
 
     def _list_results(self) -> None:
@@ -245,7 +245,7 @@ class _Output:
     def _take(self, file: Path, name: str) -> None:
         """Take a file beside the weights, or list it as left out."""
         called = PurePosixPath(name)
-        if name == FILE_NAME:
+        if name == RECORD:
             self._found.files[name] = b""  # written last, since it lists the files
         elif is_settings(called):
             self._found.files[name] = self._settings(file)

@@ -10,13 +10,7 @@ from sordino.tuning.lab import Lab
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    return compared(
-        record,
-        "sites",
-        fallen="they help",
-        risen="they harm",
-        unsettled="inconclusive",
-    )
+    return compared(record, "sites", fallen="they help", risen="they harm")
 
 
 @study("Do attention's linear layers help, at the same divergence?", _answer)

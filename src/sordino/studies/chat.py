@@ -40,10 +40,8 @@ from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.study import Group, Plan, absent, reached, study
 from sordino.studies.words import (
     by_points,
-    falls,
     interval,
     model_name,
-    rises,
     share,
     written,
 )
@@ -127,8 +125,8 @@ def _compared(finding: Finding) -> str:
     by = f" by {finding.by}" if finding.by else ""
     points = finding.unit == "points"
     said = by_points(finding.estimate) if points else interval(finding.estimate, 4)
-    clear = falls(finding.estimate) or rises(finding.estimate)
-    return f"{finding.about}{by} {said}{'' if clear else ', not significant'}"
+    clear = "" if finding.estimate.excludes_0 else ", not significant"
+    return f"{finding.about}{by} {said}{clear}"
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:

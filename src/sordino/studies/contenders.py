@@ -23,7 +23,7 @@ from sordino.interventions.adapter import Adapter
 from sordino.interventions.steering import Steering
 from sordino.models.open import OpenModel
 from sordino.models.sites import ATTENTION, NORMS
-from sordino.studies.learned import Goals, Texts, dampening, learn
+from sordino.studies.learned import Goals, Texts, learn
 from sordino.studies.pairs import preferences
 from sordino.studies.preference import train
 from sordino.studies.steered import (
@@ -37,6 +37,7 @@ from sordino.studies.steered import (
     projected_alike,
 )
 from sordino.studies.study import Plan, Sizes
+from sordino.studies.variants import by_changes
 from sordino.tuning.lab import Lab
 
 OURS, CORPUS = "own samples and corpus", "contrast, corpus alone"
@@ -260,8 +261,11 @@ def _learned(bench: Bench) -> dict[str, Settings]:
     budget, first = _sized(lab, OURS, family(expertise, "contrast"), plan.asked)
     made_of = [expertise.metadata, first.fingerprint, plan.asked]
 
+    def made_by(changes: NDArray[np.float64]) -> Dampening:
+        return by_changes(expertise, changes, "learned", budget=budget)
+
     def scale(changes: NDArray[np.float64]) -> float:
-        return _sized(lab, LEARNED, dampening(expertise, changes, budget).scaled, plan.asked)[0]
+        return _sized(lab, LEARNED, made_by(changes).scaled, plan.asked)[0]
 
     def make() -> Dampening:
         opened = replace(lab.finder, site_pattern=ATTENTION)
@@ -278,7 +282,7 @@ def _learned(bench: Bench) -> dict[str, Settings]:
         goals = Goals(opened, texts, expertise, budget)
         start = 1 - np.concatenate([*first.factors.values()]).astype(np.float64)
         state = lab.path_of("learned", made_of, "state.pt")
-        return dampening(expertise, learn(goals, start, scale, lab.seed, state), budget)
+        return made_by(learn(goals, start, scale, lab.seed, state))
 
     made = lab.made("learned", made_of, make)
     return {LEARNED: {"": Contender(made.scaled, 1.0)}}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation
-from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
+from sordino.evaluation.statistics import Floats, bootstrap, estimate
 from sordino.studies.findings import scorers_of
 from sordino.studies.record import Finding
 from sordino.studies.removal import toxic_shares
@@ -82,8 +82,7 @@ def _cost_ratio(
         return found.reshape(*means.shape[:-1], 1)
 
     value, replicates = bootstrap(columns, statistic, seed)
-    low, high = percentile_interval(replicates[:, 0])
-    return Estimate(*(float(v) if np.isfinite(v) else None for v in (value[0], low, high)))
+    return estimate(value[0], replicates[:, 0])
 
 
 def crossing(places: Floats, levels: Floats, goal: float) -> float:

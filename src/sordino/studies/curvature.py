@@ -14,12 +14,13 @@ from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint
 from sordino.interventions import Dampening, contrast, family
 from sordino.interventions.curvature import Curvature, amounts_together
-from sordino.interventions.rules.contrast import by_site, whole_benefit
+from sordino.interventions.rules.contrast import whole_benefit
 from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.own_samples import BOTH
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
+from sordino.studies.variants import by_changes
 from sordino.studies.words import model_name, plain
 from sordino.tuning.lab import Lab, Trial
 
@@ -28,9 +29,7 @@ _SHARES = (0.1, 0.5)
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    yield from compared(
-        record, "curvature", fallen="less is left", risen="more is left", unsettled="inconclusive"
-    )
+    yield from compared(record, "curvature")
     for finding in record.group("curvature").findings:
         if finding.unit == "number":
             yield f"{model_name(record.model)}, {finding.label}: {plain(finding.estimate, 3)}."
@@ -96,10 +95,7 @@ def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
 
     def solve(share: float) -> Dampening:
         found = amounts_together(benefit, Curvature(*scores(), share), plan.asked)
-        like = {site: np.zeros(of.size) for site, of in expertise["auroc"].items()}
-        factors = {site: (1 - d).astype(np.float32) for site, d in by_site(found, like).items()}
-        about = {"budget": plan.asked, "diagonal": share}
-        return Dampening(factors, "contrast", settings=about, expertise=expertise.metadata)
+        return by_changes(expertise, found, "contrast", budget=plan.asked, diagonal=share)
 
     return {
         f"together, {share:.0%} of the diagonal": lab.made(

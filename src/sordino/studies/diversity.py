@@ -6,7 +6,7 @@ from sordino.evaluation import Diversity, Measure
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import by_points, falls, model_name, rises
+from sordino.studies.words import by_points, model_name
 from sordino.tuning.lab import Lab
 
 _FIGURES = ("distinct-2", "repetition")
@@ -18,10 +18,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         for name in _FIGURES:
             figure = trial.evaluation.figure("diversity", name)
             change = figure.difference
-            clear = falls(change) or rises(change)
-            said.append(
-                f"{figure.label.lower()} {by_points(change)}{'' if clear else ' (not significant)'}"
-            )
+            clear = "" if change and change.excludes_0 else " (not significant)"
+            said.append(f"{figure.label.lower()} {by_points(change)}{clear}")
         yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
 
 

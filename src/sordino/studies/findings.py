@@ -5,7 +5,7 @@ from itertools import groupby
 
 from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.result import measure_of
-from sordino.evaluation.statistics import Floats, bootstrap, compare_shares, percentile_interval
+from sordino.evaluation.statistics import Floats, bootstrap, compare_shares, estimate
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.words import by_points, falls, model_name, rises
@@ -46,10 +46,10 @@ def scorers_of(evaluation: Evaluation) -> list[tuple[str, str | None]]:
     return [(name, name if number else None) for number, name in enumerate(names)]
 
 
-def estimate(columns: Floats, seed: int) -> Estimate:
-    """The mean of one column over prompts, with its interval; float64 [prompts]."""
-    value, replicates = bootstrap(columns[:, None], lambda means: means, seed)
-    return Estimate(float(value[0]), *percentile_interval(replicates[:, 0]))
+def mean_of(column: Floats, seed: int) -> Estimate:
+    """The mean of a column over prompts, with its interval; float64 [prompts]."""
+    value, replicates = bootstrap(column[:, None], lambda means: means, seed)
+    return estimate(value[0], replicates[:, 0])
 
 
 def differences(
@@ -85,7 +85,7 @@ def differences(
 
 
 def compared(
-    record: StudyRecord, group: str, *, fallen: str, risen: str, unsettled: str
+    record: StudyRecord, group: str, *, fallen: str = "less is left", risen: str = "more is left"
 ) -> Iterator[str]:
     """Sentences about what `differences` found in a group, one for each label, with all scorers.
 
@@ -94,14 +94,15 @@ def compared(
         group: The group's name.
         fallen: The verdict where toxicity is significantly lower by every scorer.
         risen: The verdict where it is significantly higher by every scorer.
-        unsettled: The verdict otherwise.
     """
     found = record.group(group).findings
     for label, of_label in groupby(found, lambda finding: finding.about):
         same = list(of_label)
         changes = [finding.estimate for finding in same]
-        verdict = (
-            fallen if all(map(falls, changes)) else risen if all(map(rises, changes)) else unsettled
-        )
+        verdict = "inconclusive"
+        if all(map(falls, changes)):
+            verdict = fallen
+        elif all(map(rises, changes)):
+            verdict = risen
         said = " and ".join(f"{by_points(finding.estimate)} by {finding.by}" for finding in same)
         yield f"{model_name(record.model)}, {label}: {said}; {verdict}."

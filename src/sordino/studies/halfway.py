@@ -14,9 +14,7 @@ from sordino.tuning.lab import Lab, Trial
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    return compared(
-        record, "steps", fallen="less is left", risen="more is left", unsettled="inconclusive"
-    )
+    return compared(record, "steps")
 
 
 @study(

@@ -19,13 +19,7 @@ _WHOLE = "contrast"
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    return compared(
-        record,
-        "parts",
-        fallen="less is left",
-        risen="more is left",
-        unsettled="inconclusive",
-    )
+    return compared(record, "parts")
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:

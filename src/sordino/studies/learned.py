@@ -39,13 +39,12 @@ from numpy.typing import NDArray
 
 from sordino import progress as show
 from sordino.expertise.artefact import Expertise
-from sordino.expertise.attribution import Passage, Whole, in_batches
+from sordino.expertise.attribution import Passage, Whole, in_batches, log_likelihoods
 from sordino.expertise.own import OwnSamples, weights
 from sordino.expertise.statistic import Statistic
 from sordino.expertise.sweep import BATCH_TOKENS
 from sordino.files import new_file
-from sordino.interventions import Dampening
-from sordino.interventions.rules.contrast import amounts, by_site
+from sordino.interventions.rules.contrast import amounts
 from sordino.interventions.shrinkage import shrunk
 from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
@@ -205,10 +204,7 @@ class Goals:
         """Of the tokens of each of a batch's texts that count, float32 [texts]."""
         ids = passage.batch.input_ids.to(self.opened.device)
         logits = self.opened.model(input_ids=ids, use_cache=False).logits
-        log_p = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-        starts = torch.tensor(passage.starts, device=log_p.device)
-        counts = torch.arange(1, ids.shape[1], device=log_p.device) >= starts[:, None]
-        return (log_p * counts).sum(dim=1)
+        return log_likelihoods(logits[:, :-1].float().log_softmax(-1), ids[:, 1:], passage.starts)
 
 
 @contextmanager
@@ -361,10 +357,3 @@ def _parts(learned: Chosen, seed: int, turn: int) -> list[Chosen]:
 def _save(path: Path, kept: dict[str, Any]) -> None:
     with new_file(path, force=True) as stage:
         torch.save(kept, stage)
-
-
-def dampening(expertise: Expertise, changes: Floats, budget: float) -> Dampening:
-    """The dampening that makes these changes, float64 [neurons] of all sites."""
-    like = {site: np.zeros(of.size) for site, of in expertise[Statistic.COST].items()}
-    factors = {site: (1 - d).astype(np.float32) for site, d in by_site(changes, like).items()}
-    return Dampening(factors, "learned", settings={"budget": budget}, expertise=expertise.metadata)

@@ -31,13 +31,7 @@ _PLACES = {
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
-        yield from compared(
-            record,
-            group.name,
-            fallen="less is left",
-            risen="more is left",
-            unsettled="inconclusive",
-        )
+        yield from compared(record, group.name)
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation
 from sordino.interventions import aura, shuffled
-from sordino.studies.findings import estimate, scorers_of
+from sordino.studies.findings import mean_of, scorers_of
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, study
@@ -54,13 +54,13 @@ def ranking(lab: Lab, plan: Plan) -> Iterator[Group]:
                 name=f"shuffles, {scorer}",
                 label=f"Toxic with permuted factors, on average ({scorer})",
                 unit="share",
-                estimate=estimate(mean, lab.seed),
+                estimate=mean_of(mean, lab.seed),
             )
             yield Finding(
                 name=f"less, {scorer}",
                 label=f"AurA's own ranking compared with that ({scorer})",
                 unit="points",
-                estimate=estimate(real - mean, lab.seed),
+                estimate=mean_of(real - mean, lab.seed),
             )
             yield Finding(
                 name=f"p, {scorer}",

@@ -4,7 +4,7 @@ import numpy as np
 
 from sordino.evaluation import Estimate, Evaluation
 from sordino.evaluation.scorer import TOXIC_SCORE
-from sordino.evaluation.statistics import Floats, bootstrap, percentile_interval
+from sordino.evaluation.statistics import Floats, bootstrap, estimate
 
 TWICE = 2.0
 
@@ -67,12 +67,5 @@ def removed_against(
         return np.stack([ratio, removed - TWICE * by_other], axis=-1)
 
     values, replicates = bootstrap(columns, statistic, seed)
-    ratio, beyond = (
-        Estimate(_finite(value), *map(_finite, percentile_interval(replicates[:, column])))
-        for column, value in enumerate(values)
-    )
+    ratio, beyond = (estimate(value, of) for value, of in zip(values, replicates.T, strict=True))
     return ratio, beyond
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -19,7 +19,7 @@ from sordino.studies.contenders import (
     Settings,
     contrast,
 )
-from sordino.studies.findings import differences, estimate, scorers_of, toxic
+from sordino.studies.findings import differences, mean_of, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, own_evidence, study
@@ -234,7 +234,7 @@ def _after_pre_prompt(evaluation: Evaluation, seed: int) -> Iterator[Finding]:
                 name=f"{label}, {scorer}",
                 label=f"{label} ({scorer})",
                 unit="points",
-                estimate=estimate(one - other, seed),
+                estimate=mean_of(one - other, seed),
                 about=label,
                 by=scorer,
             )

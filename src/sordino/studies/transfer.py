@@ -10,7 +10,7 @@ from sordino.studies.data import agreement
 from sordino.studies.findings import changes, differences
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, falls, interval, model_name, rises
+from sordino.studies.words import by_points, interval, model_name
 from sordino.tuning.lab import Lab, Trial
 
 _OWN, _OTHER = "its own expertise", "the base model's expertise"
@@ -23,7 +23,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         yield f"A model trained further from {model_name(record.model)}, {trial.name}: {found}."
     for finding in group.findings:
         if finding.unit == "points":
-            clear = falls(finding.estimate) or rises(finding.estimate)
+            clear = finding.estimate.excludes_0
             verdict = "a significant difference" if clear else "no significant difference"
             yield f"{finding.label}: {by_points(finding.estimate)}; {verdict}."
         else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +33,27 @@ def contrast_of(
     gained = dict(benefit(gained))
     if each_site:
         share = budget / len(cost)
-        found = {site: amounts(gained[site], cost[site], share) for site in cost}
+        found = np.concatenate([amounts(gained[site], cost[site], share) for site in cost])
     else:
         flat = np.concatenate([*gained.values()]), np.concatenate([*cost.values()])
-        found = by_site(amounts(*flat, budget), cost)
-    factors = {site: (1 - d).astype(np.float32) for site, d in found.items()}
-    settings: dict[str, Any] = {"budget": budget}
-    return Dampening(factors, "contrast", settings=settings, expertise=expertise.metadata)
+        found = amounts(*flat, budget)
+    return by_changes(expertise, found, "contrast", budget=budget)
+
+
+def by_changes(
+    expertise: Expertise, changes: NDArray[np.float64], intervention: str, **settings: float
+) -> Dampening:
+    """The dampening that makes these changes.
+
+    Args:
+        expertise: Of the sites.
+        changes: 1 less the factor of each neuron, float64 [neurons of all sites].
+        intervention: What gave them.
+        settings: Its settings.
+    """
+    like = {site: np.zeros(of.size) for site, of in expertise[Statistic.AUROC].items()}
+    factors = {site: (1 - d).astype(np.float32) for site, d in by_site(changes, like).items()}
+    return Dampening(factors, intervention, settings=settings, expertise=expertise.metadata)
 
 
 def permuted(seed: int) -> Callable[[Values], Values]:

@@ -19,12 +19,13 @@ unless the products are too small for their type of scale.
 
 from collections.abc import Callable
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sordino.edits.fp4 import E4M3, E8M0, Bytes, Rounding, Scales, rescale_
-from sordino.edits.quantised.layer import Changes, Fp4Places, Layer
+from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, Scheme
 from sordino.edits.shard import New
 from sordino.models.fp4 import weights_of
 
@@ -94,6 +95,32 @@ def fp4_rows(layer: Layer, places: Fp4Places) -> Tensor:
     factor = 1 / shared if places.divides else shared
     index = torch.from_numpy(scales).int().clamp(max=len(values) - 1)
     return weights_of(torch.from_numpy(codes), values[index] * factor)
+
+
+class Fp4Scheme(Scheme):
+    """A family of which all layers are of 4-bit floats, under the same suffixes.
+
+    Attributes:
+        places: The suffixes.
+    """
+
+    places: ClassVar[Fp4Places]
+
+    def shape(self, layer: Layer) -> tuple[int, int]:
+        """From the scales; the codes must fit them."""
+        return fp4_shape(layer, self.places)
+
+    def changes(self, layer: Layer, factors: Tensor) -> Changes:
+        """The nearest scales and codes."""
+        return fp4_changes(layer, self.places, factors)
+
+    def fp4(self, layer: Layer) -> Fp4Places:  # noqa: ARG002
+        """All layers are."""
+        return self.places
+
+    def rows(self, layer: Layer) -> Tensor:
+        """By the formula above."""
+        return fp4_rows(layer, self.places)
 
 
 class _Product:

@@ -11,19 +11,18 @@ and is read and dampened as `fp4.py` says.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
-from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
-from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, Scheme
+from sordino.edits.quantised.fp4 import Fp4Scheme
+from sordino.edits.quantised.layer import Fp4Places
 from sordino.models.modelopt import CODES, SCALES, SHARED, refuse_other_algorithms
-
-_PLACES = Fp4Places(CODES, SCALES, SHARED)
 
 
 @dataclass(frozen=True)
-class ModelOpt(Scheme):
+class ModelOpt(Fp4Scheme):
     """NVFP4 of Model Optimizer."""
+
+    places: ClassVar[Fp4Places] = Fp4Places(CODES, SCALES, SHARED)
 
     def __post_init__(self) -> None:
         refuse_other_algorithms(self.settings)
@@ -37,19 +36,3 @@ class ModelOpt(Scheme):
     def label(self) -> str:
         """There is one kind."""
         return "NVFP4 (ModelOpt), 4-bit floats in blocks of 16"
-
-    def shape(self, layer: Layer) -> tuple[int, int]:
-        """From the scales; the codes must fit them."""
-        return fp4_shape(layer, _PLACES)
-
-    def changes(self, layer: Layer, factors: Tensor) -> Changes:
-        """The nearest scales and codes."""
-        return fp4_changes(layer, _PLACES, factors)
-
-    def fp4(self, layer: Layer) -> Fp4Places:  # noqa: ARG002
-        """All layers are."""
-        return _PLACES
-
-    def rows(self, layer: Layer) -> Tensor:
-        """The product of the three."""
-        return fp4_rows(layer, _PLACES)

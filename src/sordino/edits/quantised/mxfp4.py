@@ -10,18 +10,17 @@ which are read and dampened as `fp4.py` says. The model itself has the inputs fi
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
-from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
-from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, Scheme
-
-_PLACES = Fp4Places("blocks", "scales")
+from sordino.edits.quantised.fp4 import Fp4Scheme
+from sordino.edits.quantised.layer import Fp4Places, Layer
 
 
 @dataclass(frozen=True)
-class Mxfp4(Scheme):
-    """MXFP4 in tensors of blocks and of scales."""
+class Mxfp4(Fp4Scheme):
+    """MXFP4 in tensors of blocks and of scales; rows are one expert's after the other's."""
+
+    places: ClassVar[Fp4Places] = Fp4Places("blocks", "scales")
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -42,22 +41,10 @@ class Mxfp4(Scheme):
         """The neurons of all experts together."""
         if len(layer.shape("scales")) != 3:
             raise layer.unfit(f"scales has the shape {list(layer.shape('scales'))}")
-        return fp4_shape(layer, _PLACES)
+        return super().shape(layer)
 
     def weight_shape(self, layer: Layer, *, transposed: bool) -> tuple[int, ...]:  # noqa: ARG002
         """Experts, inputs, neurons."""
         _, inputs = self.shape(layer)
         experts, neurons, _ = layer.shape("scales")
         return experts, inputs, neurons
-
-    def changes(self, layer: Layer, factors: Tensor) -> Changes:
-        """The nearest scales and codes."""
-        return fp4_changes(layer, _PLACES, factors)
-
-    def fp4(self, layer: Layer) -> Fp4Places:  # noqa: ARG002
-        """All layers are."""
-        return _PLACES
-
-    def rows(self, layer: Layer) -> Tensor:
-        """One expert's neurons after the other's."""
-        return fp4_rows(layer, _PLACES)
