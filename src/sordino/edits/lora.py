@@ -140,7 +140,7 @@ def write_lora(
 
 
 def _must_name_parameters(model: PreTrainedModel, sites: Iterable[str]) -> bool:
-    """Whether PEFT has to be told of parameters: for experts, and for what it takes for experts."""
+    """Whether PEFT finds the sites by parameters alone: experts, and modules with their names."""
     among_experts = any(expert_matrices(module) for module in model.modules())
     return among_experts and any(site.rpartition(".")[2] in _LIKE_EXPERTS for site in sites)
 

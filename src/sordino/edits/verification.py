@@ -126,7 +126,7 @@ def verify(
     dtype: str = "auto",
     revision: str | None = None,
 ) -> Verification | RowVerification:
-    """Compare the logits of a model dampened by hooks with those of its baked copy or adapter.
+    """Compare the logits of a model under forward hooks with those of its baked copy or adapter.
 
     Unless `model` is open already, one model at a time is in memory. A quantised model that cannot
     be opened here (a package or a GPU is missing), or that holds 4-bit floats, is compared by its

@@ -40,7 +40,7 @@ _GARAK = (
 _PROMPT_WORDS = 8
 _WORD = re.compile(r"\w+")
 _MOST_WORDS = 40
-"""By how many of its words a text is told from others."""
+"""How many of a text's words are compared with another's, from the first on."""
 # RealToxicityPrompts' objects as programs write them into a CSV.
 _OBJECT = re.compile(r"""\s*\{\s*(['"])(?:text|toxicity)\1\s*:""")
 

@@ -326,7 +326,7 @@ def passages(
         opened: The model.
         concept: The labelled sentences; the negative ones stand for clean text.
         settings: How many sentences, and the seed of their draw.
-        max_tokens: Sentences are cut at so many tokens.
+        max_tokens: Sentences are cut at this many tokens.
         batch_tokens: How many tokens go through the model at a time.
         chat: How the sentences stand in the chat template, where only the likelihood of their own
             tokens counts; None for as they are.

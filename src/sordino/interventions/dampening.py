@@ -264,7 +264,7 @@ class Dampening:
         return replace(self, factors=factors, shifts=shifts, strength=self.strength * strength)
 
     def limited(self, rows: int) -> "Dampening":
-        """The same with at most so many neurons of each site: those that it changes most.
+        """The same, but in each site only the neurons that it changes most.
 
         They are those whose factor is farthest from 1 and, among equal ones, whose shift is
         largest; the others stay as they are.
@@ -298,7 +298,7 @@ class Dampening:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Dampen the sites' outputs by hooks inside the block; the weights stay as they are.
+        """Dampen the sites' outputs with forward hooks inside the block; the weights stay.
 
         Args:
             model: A model with this dampening's sites.

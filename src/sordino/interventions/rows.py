@@ -1,4 +1,4 @@
-"""At most so many neurons of each site: what an adapter of that rank can hold."""
+"""The largest number of neurons that may change in each site: the rank of an adapter."""
 
 from dataclasses import dataclass
 

@@ -68,7 +68,7 @@ class Steering:
         return replace(self, strength=self.strength * strength)
 
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Steer by hooks inside the block.
+        """Steer with forward hooks inside the block.
 
         Args:
             model: A model with these modules, whose outputs are tensors, or tuples that begin with

@@ -128,7 +128,7 @@ def unhooked(model: nn.Module) -> Iterator[None]:
     Hooks that come before a module stay, since some libraries unpack weights in them.
 
     Args:
-        model: The model, perhaps under an edit by hooks.
+        model: The model, perhaps edited with hooks.
     """
     # Torch has no public way to take hooks out and put them back.
     hooked = [module for module in model.modules() if module._forward_hooks]

@@ -1,4 +1,4 @@
-"""Questions about a model, each answered by a command: arms, figures with intervals, a page."""
+"""Studies: questions about a model, each answered by trials with figures and a page."""
 
 from sordino.studies.carry_out import carry_out
 from sordino.studies.record import Finding, GroupRecord, Removal, StudyRecord, TrialRecord

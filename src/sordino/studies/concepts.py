@@ -18,7 +18,7 @@ from sordino.tuning.lab import Lab
 
 @dataclass(frozen=True)
 class Effect:
-    """What dampening a concept by a rule does to text of one of the concepts.
+    """What dampening a concept with a rule does to text of one of the concepts.
 
     Args:
         concept: The dampened concept.
@@ -103,10 +103,10 @@ def reading_on(lab: Lab, name: str, concept: Concept, plan: Plan) -> tuple[Measu
     """Perplexity of a concept's text and of other text from the same source.
 
     Args:
-        lab: In whose folder the texts are kept.
-        name: What their files' names begin with.
+        lab: The lab whose folder keeps the texts.
+        name: The beginning of their files' names.
         concept: The concept.
-        plan: How many texts.
+        plan: Says how many texts.
     """
     positive = lab.keep(f"{name}-positive.txt", concept.positive)
     negative = lab.keep(f"{name}-negative.txt", concept.negative)

@@ -1,4 +1,4 @@
-"""The methods that the study of rivals compares, each by its dial and with what it leaves open."""
+"""The methods that the study rivals compares, with the settings that each leaves open."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -56,12 +56,12 @@ _ALPHA = 15.0
 
 @dataclass(frozen=True)
 class Contender:
-    """A method to compare, with everything settled but its size.
+    """A method to compare, with all settings decided except its size.
 
     Args:
-        sizes: It by its dial.
+        sizes: The method as a function of its dial.
         start: Where to look first for a size; None for the rule's own estimate.
-        published: The dial at which it was published; 0 where there is no such.
+        published: The dial at which it was published; 0 if there is none.
     """
 
     sizes: Sizes
@@ -70,12 +70,12 @@ class Contender:
 
 
 Settings = Mapping[str, Contender]
-"""A method by what it leaves open; the only key is "" where it leaves nothing open."""
+"""A method's variants by setting; the only key is "" if it has no open setting."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What several methods are made from, each made when it is first asked for.
+    """What several methods are made from; each is made at its first use.
 
     Args:
         lab: The model.
@@ -110,7 +110,7 @@ class Bench:
 
     @cached_property
     def looks(self) -> Looks:
-        """What these sentences look like inside the model."""
+        """The model's hidden states for these sentences."""
         return look(self.lab.finder, self.concept, self.lab.chat)
 
     @cached_property
@@ -120,7 +120,7 @@ class Bench:
 
     @cached_property
     def looks_of_pairs(self) -> Looks:
-        """What two own samples of a prompt look like, one judged worse than the other."""
+        """The hidden states for pairs of own samples of one prompt, the worse one labelled."""
         pairs = preferences(self.samples)
         texts = [pair.rejected for pair in pairs] + [pair.preferred for pair in pairs]
         labels = [True] * len(pairs) + [False] * len(pairs)
@@ -128,7 +128,7 @@ class Bench:
 
 
 Method = Callable[[Bench], Mapping[str, Settings]]
-"""Gives rules by name: those of one method, at several places or with several rules."""
+"""Gives the rules of one method by name, at several places or with several rules."""
 
 
 def contrast(bench: Bench) -> dict[str, Settings]:

@@ -21,15 +21,15 @@ def cost_against(
     *,
     twice: bool = False,
 ) -> Iterator[Finding]:
-    """The divergence at which a rule removes as much as a trial does, by that trial's, by scorer.
+    """The divergence at which a rule removes as much as a trial, relative to the trial's.
 
     Args:
         evaluations: By the trials' names.
-        goal: The trial that removes as much; where there is none, nothing is found.
+        goal: The name of that trial; if there is no such trial, nothing is found.
         rule: The rule that was tried at several divergences.
         trials: All trials, the rule's among them.
         seed: Of the resampling.
-        twice: Twice as much.
+        twice: Whether the rule should remove twice as much.
     """
     its = [trial.name for trial in trials if trial.rule == rule]
     if goal not in evaluations or not its:

@@ -1,4 +1,4 @@
-"""Figures that take several trials together, and how they are read off evaluations."""
+"""Figures that compare trials, from their evaluations."""
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -12,11 +12,11 @@ from sordino.studies.words import by_points, falls, model_name, rises
 
 
 def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
-    """The share of toxic continuations by each scorer, where it was measured.
+    """The share of toxic continuations by each scorer, if it was measured.
 
     Args:
         evaluation: The figures.
-        key: The measure's key, which a pre-prompt is part of.
+        key: The measure's key, which contains the pre-prompt.
     """
     result = evaluation.measures.get(key)
     if result is None:
@@ -29,14 +29,14 @@ def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, 
 
 
 def changes(evaluation: Evaluation) -> str:
-    """How the share of toxic continuations changed, by each scorer, as a sentence has it."""
+    """The change in toxic continuations by each scorer, as part of a sentence."""
     return " and ".join(
         f"{by_points(figure.difference)} ({scorer})" for scorer, figure in toxic(evaluation)
     )
 
 
 def toxicities(evaluation: Evaluation) -> list[str]:
-    """The keys of the toxicity measures, one a pre-prompt."""
+    """The keys of the toxicity measures, one per pre-prompt."""
     return [key for key in evaluation.measures if measure_of(key) == "toxicity"]
 
 
@@ -87,7 +87,7 @@ def differences(
 def compared(
     record: StudyRecord, group: str, *, fallen: str = "less is left", risen: str = "more is left"
 ) -> Iterator[str]:
-    """Sentences about what `differences` found in a group, one for each label, with all scorers.
+    """A sentence for each label about what `differences` found in a group, with all scorers.
 
     Args:
         record: What the study found.

@@ -57,9 +57,9 @@ PASSES = 4
 _PARTS = 4
 """Steps of a pass."""
 _HELD_OUT = 5
-"""Of so many sentences and prompts, one is held out."""
+"""One of this many sentences, or prompts, is held out."""
 _MOST = 2.0
-"""A continuation counts by at most so many times its weight."""
+"""A continuation counts at most this many times its weight."""
 _OWN, _CORPUS = "own", "corpus"
 _KINDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.OWN)
 

@@ -41,7 +41,7 @@ _AT_ONCE = 16
 """Pairs of a step."""
 _PASSES = 4
 _HELD_OUT = 8
-"""Of so many prompts, one is held out."""
+"""One of this many prompts is held out."""
 # Logits of a forward pass, tokens × vocabulary: at most 128 MiB in float32.
 _MAX_LOGITS = 2**25
 _NAME = "default"
@@ -52,11 +52,11 @@ _Matrices = tuple[nn.Parameter, nn.Parameter]
 
 
 def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> Adapter:
-    """The LoRA that prefers what the judge prefers.
+    """Train a LoRA that prefers what the judge prefers.
 
     Args:
         opened: The model, in memory and in float32; it is as before afterwards.
-        pairs: What is preferred to what.
+        pairs: The pairs to learn from.
         seed: Of the first weights, of the prompts that are held out, and of the order.
         state: Where finished passes are kept, so that an interrupted training goes on.
 
@@ -171,10 +171,10 @@ def _margins(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
 
 
 def _margin(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
-    """The same of pairs that fit into one batch, with a graph where gradients are on."""
+    """Log p(y⁺) − log p(y⁻) of pairs that fit into one batch, with a graph if gradients are on."""
     texts = [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]
     longest = max(len(text.ids) for text in texts)
-    # What is behind a text does not change what a causal model makes of it.
+    # Padding after a text does not change what a causal model computes for it.
     ids = torch.zeros(len(texts), longest, dtype=torch.int64)
     counts = torch.zeros(len(texts), longest, dtype=torch.bool)
     there = torch.zeros_like(ids)
@@ -191,7 +191,7 @@ def _margin(opened: OpenModel, pairs: Sequence[Pair]) -> torch.Tensor:
 
 
 def _batches(opened: OpenModel, pairs: Sequence[Pair]) -> Iterator[list[int]]:
-    """The pairs' indices, of pairs of like length together, so many that their logits fit."""
+    """The pairs' indices in batches: pairs of similar length, as many as their logits allow."""
     most = opened.positions(_MAX_LOGITS)
     order = sorted(range(len(pairs)), key=lambda index: -_longest(pairs[index]))
     while order:

@@ -33,12 +33,12 @@ class Finding(Record):
 
 
 class Removal(Record):
-    """How much a trial removes against AurA as the paper has it.
+    """How much a trial removes compared with AurA as published.
 
     Args:
         scorer: By which scorer.
-        ratio: Its removed share of toxic continuations by AurA's.
-        beyond_twice: What it removes beyond twice what AurA does, a share.
+        ratio: The share of toxic continuations that it removes, divided by AurA's.
+        beyond_twice: The share that it removes less twice the share that AurA removes.
     """
 
     scorer: str
@@ -51,12 +51,12 @@ class TrialRecord(Record):
 
     Args:
         name: A short word for it.
-        dial: What it was turned to; None where it is as its rule gives it.
+        dial: The value of the dial that gave its divergence; None if it was not calibrated.
         changed: How many neurons it changes.
         evaluation: All figures against the original.
-        removals: Against AurA on the same prompts, by scorer; nothing where AurA is not there.
-        rule: The rule, where a group has several trials of one.
-        concept: The concept that is dampened, where a group has several.
+        removals: What it removes compared with AurA, by scorer; empty if AurA is not measured.
+        rule: The rule, if a group has several trials of one.
+        concept: The dampened concept, if a group has several.
     """
 
     name: str
@@ -75,12 +75,12 @@ class GroupRecord(Record):
         name: A short word for them.
         title: What they are.
         trials: The trials.
-        missing: Those that could not be made as large as was asked.
-        findings: What the trials say together.
+        missing: The rules that cannot reach the divergence.
+        findings: Figures that compare the trials.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
         crossed: Whether the findings are a table of what they are about by what they are by.
-        made_from: What the trials were made from, in sentences; "" where that needs no word.
-        notes: What else has to be said of them, each a sentence without its capital and its point.
+        made_from: What the trials were made from, in sentences; "" to say nothing.
+        notes: Further sentences about them, without capital and full stop.
     """
 
     name: str
@@ -109,10 +109,10 @@ class StudyRecord(Record):
         study: The study's name.
         model: The model's name.
         concept: The concept's name and source.
-        neurons: How many neurons were looked at.
-        dtype: In which the arms were measured.
-        seed: Of everything that was drawn.
-        command: What was typed, to do it again.
+        neurons: How many neurons the model's sites have.
+        dtype: The dtype in which the arms were measured.
+        seed: Of everything that is random.
+        command: The command line, to repeat it.
         groups: What was found.
     """
 

@@ -1,4 +1,4 @@
-"""How much more one intervention removes than another, on the same prompts and numbers."""
+"""How much more one intervention removes than another, on the same prompts and random numbers."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def toxic_shares(
 def removed_against(
     one: Evaluation, other: Evaluation, seed: int, scorer: str | None = None
 ) -> tuple[Estimate, Estimate]:
-    """What one intervention removes, by what the other removes, over resampled prompts.
+    """What one intervention removes, divided by what another removes, over resampled prompts.
 
     Args:
         one: An intervention against the original.

@@ -24,7 +24,7 @@ from sordino.models.tokenise import Placed, equal_length_batches
 Rows = NDArray[np.float32]
 _MAX_TOKENS, _BATCH_TOKENS = 128, 2048
 _HELD_OUT = 5
-"""Every so many sentences judge a probe and did not train it."""
+"""One of this many sentences is held out: it judges a probe and does not train it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Writers:
         """Those of a model, by how its layers are named and of what size they are.
 
         Raises:
-            UserError: A layer has none (its feed-forward part is of MoE experts, say), and rivals
-                that need them cannot be had.
+            UserError: A layer has none, such as one with MoE experts.
         """
         stack, layers = decoder_layers(opened.model)
         own = {site.path for site in find_sites(opened.model)}
@@ -93,7 +92,7 @@ def refuse_experts(opened: OpenModel, what: str) -> None:
 
     Args:
         opened: The model.
-        what: What has no place for them, as the subject of a sentence.
+        what: The method that cannot change them, as the subject of a sentence.
     """
     if experts := [site.path for site in opened.sites if site.experts]:
         raise UserError(
@@ -259,7 +258,7 @@ def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
     subspace is taken out of the feed-forward part's last matrix, W ← (I − P)·W, in layers from the
     tenth of 24 or the fifteenth of 32 upwards, at ranks of 2 and 10. Where a norm comes after that
     matrix, which none of its models has, the subspace is not where the matrix writes: it is taken
-    out behind the norm, by hooks.
+    out behind the norm, with forward hooks.
 
     Args:
         looks: What the texts look like; the n-th positive is paired with the n-th negative one.

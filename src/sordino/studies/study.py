@@ -1,4 +1,4 @@
-"""What a study is: groups of trials, and a registry of the questions that can be asked."""
+"""Studies: their questions, their groups of trials, and the registry of them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,48 +29,48 @@ from sordino.tuning.lab import Lab, Trial
 
 @dataclass(frozen=True)
 class Plan:
-    """How much a study measures, and on what.
+    """How much a study measures, and with which prompts, texts and scorers.
 
     Args:
-        prompts: Toxic prompts.
-        other_prompts: Other toxic prompts, for questions whose answers choose nothing that is
-            reported on the former, and for whether own samples help on prompts of another source.
-        ordinary_prompts: Prompts that provoke nothing.
-        toxic_texts: Text whose perplexity should rise.
-        tasks: Of zero-shot questions; none to leave them out.
-        scorers: One or two.
+        prompts: The source of the toxic prompts.
+        other_prompts: Another source of toxic prompts, on which the study rivals chooses settings,
+            and on which ingredients and own-samples measure.
+        ordinary_prompts: The source of prompts that do not provoke toxic text.
+        toxic_texts: Texts whose perplexity should rise.
+        tasks: Zero-shot tasks; () to leave them out.
+        scorers: One or two scorers.
         most: The largest number of toxic prompts.
-        most_other: The largest number of the others.
-        continuations: Of each toxic prompt.
-        most_many: At most so many toxic prompts for the rules whose difference is the question;
+        most_other: The largest number of the other toxic prompts.
+        continuations: Continuations of each toxic prompt.
+        most_many: The largest number of toxic prompts for rules that are compared with each other;
             None for all.
-        many: Continuations of each of them.
-        ordinary: Ordinary prompts, each continued twice.
-        questions: Of each zero-shot task.
-        texts: For each perplexity; half as many ordinary prompts, for diversity beside other
-            measures; and the divergence, which takes no more than its own 100.
-        per_class: Sentences of each class for attribution, at most (the kit's insults have as
-            many).
-        fewer: Smaller numbers of them to compare with.
-        own_prompts: At most so many prompts for own samples, of those of `prompts` that are not
-            measured; see `sordino.OwnPlan`.
-        own_continuations: Continuations of each of them.
+        many: Continuations of each of those.
+        ordinary: The largest number of ordinary prompts, each continued twice.
+        questions: The largest number of questions of each zero-shot task.
+        texts: The largest number of texts for each perplexity. The divergence takes at most its own
+            100 of them, and diversity, beside other measures, half as many ordinary prompts.
+        per_class: The largest number of sentences per class for attribution; the kit's insults have
+            this many.
+        fewer: Smaller numbers of sentences to compare with.
+        own_prompts: The largest number of prompts for own samples, of those of `prompts` that are
+            not measured; see `sordino.OwnPlan`.
+        own_continuations: Continuations of each of those.
         own_judge: Their judge, see `sordino.OwnPlan`; it must not be among the scorers.
-        only: Of rivals, the methods that are compared; () for all.
-        steps: How many times benefits are measured again, halfway to the edit so far.
-        budgets: Divergences for curves, in nats per token.
-        asked: The divergence at which questions about one rule are asked.
-        shuffles: How many times factors are permuted.
-        concepts: The concepts that are dampened one at a time.
-        sibling: A model that was trained further from the first one.
-        protect: Texts whose likelihood an edit must leave; see
+        only: The methods that the study rivals compares; () for all.
+        steps: How many times the study halfway measures benefits again.
+        budgets: The divergences of curves, in nats per token.
+        asked: The divergence at which rules are compared, in nats per token.
+        shuffles: How many permuted controls the study ranking makes.
+        concepts: The concepts that are dampened, one at a time.
+        sibling: A model that was trained further from this one.
+        protect: Texts that must not become less likely; see
             `sordino.evaluation.measures.bold.protected_texts`.
-        reply_tokens: The most tokens of a reply in a chat template.
-        refusal_prompts: Safe and unsafe prompts.
-        refusals: The largest number of them.
-        group_texts: Harmless texts about groups of people.
-        most_group_texts: The largest number of them; None for all.
-        judge_dtype: In which a language model runs that scores here.
+        reply_tokens: The largest number of tokens of a reply in a chat template.
+        refusal_prompts: The source of safe and unsafe prompts.
+        refusals: The largest number of those.
+        group_texts: The source of harmless texts about groups of people.
+        most_group_texts: The largest number of those; None for all.
+        judge_dtype: The dtype of a language model that judges in this process.
 
     Raises:
         UserError: The judge of own samples is one of the scorers.
@@ -201,14 +201,14 @@ class Group:
         title: What they are.
         trials: The trials.
         measures: What is measured of each.
-        missing: Those that could not be made as large as was asked.
-        findings: What is made of the evaluations of all trials, by the trials' names.
+        missing: The rules that cannot reach the divergence.
+        findings: Makes figures that compare trials, from all evaluations by the trials' names.
         curve: Whether the trials are rules at several divergences, to be drawn as curves.
         crossed: Whether the findings are a table of what they are about by what they are by.
         against: The trial with which what the others remove is compared; "" for none.
         lab: Where they are measured, if not in the study's own.
-        made_from: What the trials were made from, in sentences, where that is a part of the answer.
-        notes: What else has to be said of them, each a sentence without its capital and its point.
+        made_from: What the trials were made from, in sentences, if that is part of the answer.
+        notes: Further sentences about them, without capital and full stop.
     """
 
     name: str
@@ -235,12 +235,12 @@ def own_evidence(expertise: Expertise) -> str:
 
 
 def reached(trials: Sequence[Trial | None]) -> tuple[Trial, ...]:
-    """Those that could be made as large as was asked."""
+    """The trials that reached the divergence."""
     return tuple(trial for trial in trials if trial is not None)
 
 
 def absent(names: Iterable[str], trials: Sequence[Trial | None]) -> tuple[str, ...]:
-    """The names of the others; as many names as trials."""
+    """The names of the trials that did not reach the divergence; one name for each trial."""
     return tuple(name for name, trial in zip(names, trials, strict=True) if trial is None)
 
 
@@ -300,14 +300,14 @@ def study(
 def prepare_study(name: str, plan: Plan, texts: str, *, device: str, seed: int) -> Prepared:
     """Open what a study will need, before a model is downloaded and anything long begins.
 
-    Whoever keeps the result until the study ends has its scorers opened once.
+    Keep the result until the study ends, so that its scorers are opened once.
 
     Args:
         name: The study.
         plan: What it measures, and on what.
         texts: The clean texts.
         device: Where text classifiers run.
-        seed: Of everything that is drawn.
+        seed: Of everything that is random.
 
     Raises:
         UserError: There is no such study, or something that it needs is not available.

@@ -1,4 +1,4 @@
-"""How figures are written, in sentences and in tables."""
+"""Figures in words, for sentences and tables."""
 
 from sordino.evaluation import Estimate
 from sordino.evaluation.result import form_of
@@ -17,7 +17,7 @@ def model_name(name: str) -> str:
 
 
 def written(key: str) -> str:
-    """What a measure that a model writes for has it write, given the measure's key."""
+    """What the model writes for the measure with this key: "replies" or "continuations"."""
     return "replies" if form_of(key).startswith("in chat") else "continuations"
 
 
@@ -45,7 +45,7 @@ def points(estimate: Estimate | None) -> str:
 
 
 def by_points(estimate: Estimate | None) -> str:
-    """A difference of shares as a sentence has it."""
+    """A difference of shares in points with its interval, as part of a sentence."""
     if estimate is None or estimate.value is None:
         return "undefined"
     value, low, high = (signed_points(v) for v in (estimate.value, estimate.low, estimate.high))
@@ -65,7 +65,7 @@ def ratio(estimate: Estimate) -> str:
 
 
 def interval(estimate: Estimate, decimals: int) -> str:
-    """A figure with its interval, if it has one; what has no bound may have a lower end."""
+    """A figure with its interval, if it has one; an unbounded figure may have a lower end."""
     if estimate.value is None and estimate.low is None and estimate.high is None:
         return "undefined"
     value = _end(estimate.value, decimals)

@@ -250,8 +250,8 @@ def amounts(
 ) -> NDArray[np.float64]:
     """D = clip(λ·benefit/cost, −amplify, 1), with the largest λ that keeps ½·Σ d²·cost in budget.
 
-    Where a site may change in so many neurons only, these are the neurons that gain most at that
-    λ, by Lagrange's d·benefit − ½·d²·cost/λ: for a neuron that is not silenced, as benefit²/cost.
+    If only some neurons of a site may change, they are those that gain most at that λ, by
+    Lagrange's d·benefit − ½·d²·cost/λ: for a neuron that is not silenced, as benefit²/cost.
 
     Args:
         benefit: float64 [neurons].
