@@ -70,7 +70,7 @@ def answered(duet, turns=ASKED, settings=SHORT, **more):
 
 def written(opened, text, settings):
     """What `generate` writes after a prompt."""
-    sampling = settings.sampling
+    sampling = settings.make_sampling()
     ids = encode_prompts(opened, [text], max_tokens=999, new_tokens=sampling.new_tokens)
     batches = plan(opened, ids, continuations=1, new_tokens=sampling.new_tokens, batch_tokens=9999)
     [[one]] = generate(opened, batches, sampling, seed=settings.seed)
@@ -127,7 +127,7 @@ def test_a_character_of_several_tokens_waits_until_it_is_whole():
 
 
 def replace_steps(steps):
-    return Settings(new_tokens=steps).sampling
+    return Settings(new_tokens=steps).make_sampling()
 
 
 def test_strength_0_is_the_original_and_1_the_baked_folder(here, duet):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
@@ -22,6 +22,7 @@ from sordino.models.chat_template import (
 )
 from sordino.models.generation import Sampling, encode_open, prompt_room
 from sordino.models.open import OpenModel
+from sordino.records import Record
 
 Side = Literal["original", "quiet"]
 SIDES: tuple[Side, Side] = ("original", "quiet")
@@ -36,11 +37,7 @@ _CHARACTERS_A_TOKEN = 16
 MOST_CHARACTERS = 2**20
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(_Value):
+class Settings(Record):
     """The settings of an answer.
 
     Args:
@@ -84,19 +81,14 @@ class Settings(_Value):
         self.make_sampling()  # which checks the other settings
         return self
 
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are chosen."""
-        return self.make_sampling()
-
     def make_sampling(self) -> Sampling:
-        """The same; a `UserError` where a setting is out of range."""
+        """How tokens are chosen; a `UserError` where a setting is out of range."""
         return Sampling(
             self.new_tokens, self.temperature, self.top_k, self.top_p, self.repetition_penalty
         )
 
 
-class Answer(_Value):
+class Answer(Record):
     """One side's answer.
 
     Args:
@@ -146,7 +138,7 @@ class Answer(_Value):
         return "; ".join(filter(None, (said, forgotten)))
 
 
-class Turn(_Value):
+class Turn(Record):
     """A prompt, and the answers to it so far, by side."""
 
     prompt: str
@@ -157,7 +149,7 @@ class Turn(_Value):
         return self.model_copy(update={"answers": {**self.answers, side: answer}})
 
 
-class Conversation(_Value):
+class Conversation(Record):
     """A conversation, as it is saved.
 
     Args:

@@ -72,7 +72,7 @@ class Duet(Voices):
             side: stream(
                 models[side],
                 ids,
-                settings.sampling,
+                settings.make_sampling(),
                 seed=settings.seed,
                 prompt=len(turns) - 1,
                 ends=forms[side].ends if forms else (),

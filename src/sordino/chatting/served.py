@@ -23,10 +23,12 @@ from sordino.evaluation.endpoint import (
     Access,
     RefusedError,
     Server,
+    needs_extras,
     request_seed,
     sampling_request,
 )
 from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.writing import with_system
 from sordino.files import printable
 
 _LOOK_S = 0.02
@@ -93,12 +95,11 @@ class ServedDuet(Voices):
         if self.adapter is not None:
             scale = settings.strength if side == "quiet" else 0.0
             asked["lora"] = [{"id": self.adapter, "scale": scale}]
-        sampling = settings.sampling
+        sampling = settings.make_sampling()
         seed = request_seed(settings.seed, len(turns) - 1, 0)
         refusal = ""
         # Not every server takes more than OpenAI's own settings.
-        needed = bool(sampling.top_k) or sampling.repetition_penalty != 1
-        for extras in (True,) if needed or self.has_dial else (True, False):
+        for extras in (True,) if needs_extras(sampling) or self.has_dial else (True, False):
             try:
                 return server.ask(path, asked | sampling_request(sampling, seed, extras=extras))[0]
             except RefusedError as error:
@@ -113,8 +114,7 @@ class ServedDuet(Voices):
         """The path of the request, and the part of its body that holds the conversation."""
         messages = said_before(turns, side)
         if not self.plain:
-            lead = [{"role": "system", "content": pre_prompt}] if pre_prompt else []
-            return "chat/completions", {"messages": [*lead, *messages]}
+            return "chat/completions", {"messages": with_system(messages, pre_prompt)}
         text = f"{pre_prompt}\n" if pre_prompt else ""
         for number, message in enumerate(messages):
             new_line = "\n" if number and message["role"] == "user" else ""

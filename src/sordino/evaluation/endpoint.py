@@ -659,9 +659,8 @@ class Endpoint:
     def _agree_by(self, prompt: _Prompt, number: int, wanted: _Wanted) -> _Dialect:
         """The best kind of request for a prompt's continuations that the server understands."""
         sampling = wanted.sampling
-        needs_extras = bool(sampling.top_k) or sampling.repetition_penalty != 1
         refusal = ""
-        for extras in (True,) if needs_extras else (True, False):
+        for extras in (True,) if needs_extras(sampling) else (True, False):
             for at_once in dict.fromkeys((wanted.continuations, 1)):
                 request = sampling_request(
                     sampling, request_seed(wanted.seed, number, 0), extras=extras
@@ -683,7 +682,7 @@ class Endpoint:
                         "repetition penalty are the server's."
                     )
                 return _Dialect(at_once, extras)
-        if needs_extras:
+        if needs_extras(sampling):
             refusal += " (`top_k` and `repetition_penalty` are not part of OpenAI's own protocol)"
         raise self._server.problem(f"it refuses to continue a prompt: {refusal}.")
 
@@ -729,6 +728,11 @@ class Endpoint:
         if choice.content is None:
             return "", self._server.without_text(choice)
         return choice.content, ""
+
+
+def needs_extras(sampling: Sampling) -> bool:
+    """Whether the sampling needs settings beyond OpenAI's."""
+    return bool(sampling.top_k) or sampling.repetition_penalty != 1
 
 
 def sampling_request(sampling: Sampling, seed: int, *, extras: bool) -> dict[str, Any]:

@@ -263,7 +263,7 @@ class Writer:
             for prompt in self.prompts
         ]
         if isinstance(opened, Endpoint):
-            messages = [_with_system(turn.messages(chat), chat.system) for turn in turns]
+            messages = [with_system(turn.messages(chat), chat.system) for turn in turns]
             written = self._request(opened, messages, which)
             yield from ([without_thoughts(one, chat) for one in batch] for batch in written)
             return
@@ -334,7 +334,8 @@ def last_turns(
     return (*system, *before[max(first, len(system)) :])
 
 
-def _with_system(messages: Sequence[Message], system: str) -> list[Message]:
+def with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The messages after a system message; without one if it is ""."""
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
 
 
