@@ -201,7 +201,7 @@ def _product(
         f'<text x="{left + 176}" y="120" {text}>·</text>',
         f'<text x="{left + 240}" y="120" {text}>=</text>',
         f'<text x="{left + 79}" y="230" text-anchor="middle" {text}>weight</text>',
-        f'<text x="{left + 79}" y="250" text-anchor="middle" {text}>one row a neuron</text>',
+        f'<text x="{left + 79}" y="250" text-anchor="middle" {text}>one row per neuron</text>',
         f'<text x="{left + 205}" y="230" text-anchor="middle" {text}>input</text>',
         f'<text x="{left + 286}" y="230" text-anchor="middle" {text}>output</text>',
     ]
