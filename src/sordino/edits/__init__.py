@@ -1,4 +1,4 @@
-"""Write dampening factors into a model for good, one file a target."""
+"""Write dampening factors into a model for good, one file per target."""
 
 from sordino.edits.baking import bake
 from sordino.edits.difference import Difference, diff

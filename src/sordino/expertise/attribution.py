@@ -1,4 +1,4 @@
-"""What each neuron does for the likelihood of a text, and what changing it costs.
+"""Each neuron's contribution to the likelihood of a text, and the cost of changing it.
 
 Multiply a neuron's output z by a factor 1 − d. To first order the log-likelihood of a text changes
 by −d·a with
@@ -201,7 +201,7 @@ def attribute(
 
 
 def _divisor(of: Statistic, passages: Sequence[Passage]) -> int:
-    """What a sum becomes a mean by: tokens of the corpus, continuations of own samples."""
+    """The divisor of a mean: the tokens of the corpus, or the continuations of own samples."""
     if of is Statistic.OWN:
         return sum(len(passage.batch.indices) for passage in passages)
     return sum(passage.counted for passage in passages)
@@ -210,7 +210,7 @@ def _divisor(of: Statistic, passages: Sequence[Passage]) -> int:
 def _statistics(
     site: Site, sums: Sums, divisors: Mapping[Statistic, int]
 ) -> dict[Statistic, torch.Tensor]:
-    """What the sums say of a site, by statistic, float32 [neurons]."""
+    """A site's statistics from the sums, float32 [neurons] each."""
     positive, negative, _, refusals, own = _KINDS
     weights = dict.fromkeys(divisors, 1.0)
     if refusals in divisors:  # however few they are
@@ -264,7 +264,7 @@ def _add_sums(site: Site, sums: Sums, part: Part, kinds: Sequence[Statistic]) ->
 
 
 def _zeros(opened: OpenModel, kinds: Sequence[Statistic]) -> Sums:
-    """The sums of nothing."""
+    """Sums of 0, to begin with."""
     found: Sums = {}
     for site in opened.sites:
         for of in kinds:
@@ -442,7 +442,7 @@ class Way(Protocol):
 
     @staticmethod
     def gradients(opened: OpenModel) -> AbstractContextManager[None]:
-        """Inside the block, gradients are on or off as this way needs them."""
+        """Switch gradients on or off inside the block, as this way needs."""
         ...
 
     def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
@@ -468,7 +468,7 @@ class Whole:
         seeds: Sequence[int],
         folder: Path,
     ) -> None:
-        del folder  # nothing waits
+        del folder  # no states are kept
         self._opened, self._work, self._seeds = opened, work, seeds
         self.states: States = InMemory()
 
@@ -488,7 +488,7 @@ class Whole:
                 parameter.requires_grad_()
 
     def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
-        """Everything there is to know of one batch."""
+        """All sums of one batch."""
         del stage
         passage = self._work[batch]
         with _outputs(self._opened, self._opened.sites) as outputs:
@@ -504,16 +504,16 @@ class Whole:
             yield from _sums(outputs, gradients, passage, cost=vector == DRAWN)
 
     def needed(self, stage: int) -> Sequence[str]:
-        """Nothing waits."""
+        """None."""
         del stage
         return ()
 
 
 class ThereAndBack:
-    """Layer by layer there, keeping what goes into each, through the head, and layer by layer back.
+    """Layer by layer forward, keeping each layer's input; the head; then layer by layer backward.
 
-    One layer is in memory at a time. On the way back each layer is run again, from its kept input,
-    with a graph, through which the gradient of its output goes on to its input.
+    One layer is in memory at a time. On the way back, each layer is run again from its kept input
+    with a graph, through which the gradient of its output is passed on to its input.
     """
 
     phase = "attribution, layer by layer"
@@ -536,12 +536,12 @@ class ThereAndBack:
 
     @staticmethod
     def gradients(opened: OpenModel) -> AbstractContextManager[None]:
-        """Only parts of it need gradients."""
+        """Gradients are off; the stages that need them switch them on."""
         del opened
         return torch.no_grad()
 
     def run(self, stage: int, batch: int) -> Iterator[tuple[Sum, torch.Tensor]]:
-        """One layer there, or the head, or one layer back."""
+        """One layer forward, the head, or one layer backward."""
         if stage < self._count:
             # By the same code as on the way back, which sees what experts put out.
             seen = {site.path: _see for site in self._opened.sites if site.experts}
@@ -556,7 +556,7 @@ class ThereAndBack:
             yield from found
 
     def needed(self, stage: int) -> Sequence[str]:
-        """All layers' inputs on the way there; those not gone back through, on the way back."""
+        """Forward, the inputs of the layers so far; backward, those of the layers that are left."""
         if stage <= self._count:
             return [str(layer) for layer in range(stage + 1)]
         below = 2 * self._count - stage + 1
@@ -592,12 +592,12 @@ class ThereAndBack:
 
 @dataclass(frozen=True)
 class _Watched:
-    """What a site put out, or one of its experts.
+    """The outputs of a site, or of one of its experts.
 
     Args:
         site: The site.
-        outputs: [..., neurons]; of an expert, [tokens that came to it, neurons of one expert].
-        tokens: Of an expert, int64 [tokens that came to it], which of the batch's they are.
+        outputs: [..., neurons]; of an expert, [tokens routed to it, neurons of one expert].
+        tokens: Of an expert, the indices of the tokens routed to it, int64; else None.
         expert: Its index.
     """
 
@@ -635,7 +635,7 @@ def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[list[_Watched
 
 
 def _see(_routed: Routed) -> None:
-    """A hook that has nothing to do."""
+    """A hook without effect."""
 
 
 def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str, torch.Tensor]:
@@ -714,7 +714,7 @@ def _by_text(watched: _Watched, gradient: torch.Tensor, batch: Batch) -> torch.T
 
 
 def _belongs(watched: _Watched, batch: Batch) -> torch.Tensor:
-    """Which of the tokens that came to an expert are each text's, bool [texts, tokens]."""
+    """Which of the tokens routed to an expert belong to each text, bool [texts, tokens]."""
     assert watched.tokens is not None  # it is an expert's
     each = torch.arange(len(batch.indices), device=watched.tokens.device)
     return watched.tokens // batch.input_ids.shape[1] == each[:, None]

@@ -41,7 +41,7 @@ class Adapter:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that it does."""
+        """SHA-256 over its matrices and its strength."""
         kinds = {"down": self.down, "up": self.up}
         return fingerprint(
             f"strength:{self.strength!r}",

@@ -91,11 +91,11 @@ _ABOUT = TypeAdapter(_About)
 
 
 class Edit(Protocol):
-    """What can be done to a model in memory, and measured: a `Dampening`, say."""
+    """An edit of a model in memory, such as a `Dampening`."""
 
     @property
     def intervention(self) -> str:
-        """What gave it."""
+        """The name of the method that gave it."""
         ...
 
     @property
@@ -105,11 +105,11 @@ class Edit(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Tells what it does from what any other does."""
+        """Identifies the edit."""
         ...
 
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """It is done inside the block."""
+        """Edit the model inside the block."""
         ...
 
     def scaled(self, strength: float) -> "Edit":
@@ -199,7 +199,7 @@ class Dampening:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all factors and shifts: tells what it does from what any other does."""
+        """SHA-256 over all factors and shifts."""
         return fingerprint(
             *(
                 f"{kind}:{site}:{np.asarray(values).tobytes().hex()}"
@@ -289,7 +289,7 @@ class Dampening:
         return replace(self, factors=factors, shifts=shifts, settings=settings)
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
-        """What this dampening's sites are, by path: linear layers, experts' matrices, norms' gains.
+        """The sites in a model, by path: linear layers, experts' matrices, norms' gains.
 
         Raises:
             UserError: The model lacks a site, or the site has another number of neurons.
@@ -431,7 +431,7 @@ class Dampening:
 
 
 def compose(dampenings: Sequence[Dampening]) -> Dampening:
-    """The dampening that does what several do, one after the other.
+    """One dampening with the effect of several, applied one after the other.
 
     An output z becomes s₂ · (s₁ · z + t₁) + t₂, and so on; factors alone are multiplied, in any
     order to the same result. It is computed in float64 and rounded once. What one of them has no

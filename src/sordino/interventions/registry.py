@@ -24,10 +24,10 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule, and all that is known of it.
+    """A rule, and what it declares of itself.
 
     Args:
-        name: By which it is asked for.
+        name: Its name.
         sentence: What it does.
         make: Gives the dampening for an expertise and the rule's settings.
         settings: Its settings, by name.
@@ -57,11 +57,11 @@ class Rule:
 
     @property
     def asks(self) -> frozenset[Asked]:
-        """What asks `find_experts` for what it needs."""
+        """The arguments of `find_experts` that measure what it needs."""
         return frozenset(statistic.asked for statistic in self.needs)
 
     def read(self, settings: Mapping[str, Any], *, sized: bool) -> dict[str, Any]:
-        """Its settings as values of their types, before there is any expertise.
+        """The given settings as values of their types; this needs no expertise.
 
         Args:
             settings: Values, or text.
@@ -83,9 +83,9 @@ class Rule:
         return {name: self._value(name, given) for name, given in settings.items()}
 
     def refuse_unknown(self, settings: Iterable[str]) -> None:
-        """Raise `UserError` if one of these names is none of its settings.
+        """Raise `UserError` for a name that is not one of its settings.
 
-        That comes before names are handed on as arguments, among which "strength" is another thing.
+        This comes before settings become keyword arguments, where `strength` has another meaning.
         """
         known = ", ".join(self.settings)
         for name in settings:
@@ -97,7 +97,7 @@ class Rule:
     def dampening(
         self, expertise: Expertise, *, rows: int | None = None, **settings: Any
     ) -> Dampening:
-        """What the rule gives for an expertise.
+        """The rule's dampening for an expertise.
 
         Args:
             expertise: What was measured.
@@ -227,7 +227,7 @@ class Family:
 
     Args:
         make: The dampening at a dial, from none at 0 upwards.
-        foretells: Whether the dial is itself a divergence, by the rule's own reckoning.
+        foretells: Whether the dial is itself a divergence, by the rule's own estimate.
     """
 
     make: Callable[[float], Dampening]
@@ -239,7 +239,7 @@ class Family:
 
     def first(self, divergence: float) -> float:
         """The dial at which to look first for this divergence, nats per token."""
-        # What is measured is mostly more than what a second order foretells, up to twice as much.
+        # The measured divergence is mostly larger than the estimate, by a factor of up to two.
         return divergence / 2 if self.foretells else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What is left of many noisy measurements once their noise is taken into account."""
+"""Shrink many noisy measurements by their known sampling noise."""
 
 import numpy as np
 from numpy.typing import NDArray

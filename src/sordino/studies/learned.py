@@ -1,4 +1,4 @@
-"""Factors that are learned, up from contrast: the upper end of what one factor for each row can do.
+"""Factors that are learned, beginning at contrast: how much one factor per row can do at most.
 
 Contrast takes the slopes of its two goals at no change, and its answer is one step. Here the goals
 themselves, at changes d (factors 1 − d), are lowered further:
@@ -101,7 +101,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Goals:
-    """What is lowered, and by which evidence.
+    """The goals that learning lowers, and the texts that they are measured on.
 
     Args:
         opened: The model, in memory and in float32, with the sites that change.
@@ -121,12 +121,12 @@ class Goals:
         return np.where(np.isnan(joined), 0.0, joined)
 
     def after(self, before: Floats) -> "Goals":
-        """The same, knowing the original's log-likelihood of each own sample."""
+        """The same with the original's log-likelihood of each own sample."""
         own = replace(self.texts[Statistic.OWN], before=before)
         return replace(self, texts={**self.texts, Statistic.OWN: own})
 
     def gains(self) -> dict[str, float]:
-        """What each goal alone would seem to gain within the budget, as in contrast."""
+        """The gain that each goal alone would have within the budget, as in contrast."""
         cost = self.flat(Statistic.COST)
         measured = {
             _OWN: self.flat(Statistic.OWN),
@@ -188,7 +188,7 @@ class Goals:
         return value, fall
 
     def work(self, kind: Statistic, chosen: NDArray[np.int64]) -> list[Passage]:
-        """These of a kind's texts in batches."""
+        """The chosen texts of a kind, in batches."""
         texts = self.texts[kind]
         placed = [texts.placed[index] for index in chosen]
         return in_batches(
@@ -201,7 +201,7 @@ class Goals:
         )
 
     def log_likelihoods(self, passage: Passage) -> torch.Tensor:
-        """Of the tokens of each of a batch's texts that count, float32 [texts]."""
+        """The log-likelihood of each text of a batch, float32 [texts]."""
         ids = passage.batch.input_ids.to(self.opened.device)
         logits = self.opened.model(input_ids=ids, use_cache=False).logits
         return log_likelihoods(logits[:, :-1].float().log_softmax(-1), ids[:, 1:], passage.starts)

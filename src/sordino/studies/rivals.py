@@ -46,7 +46,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 
 def _first(name: str, group: GroupRecord) -> Iterator[str]:
-    """Who leaves least, and whether ours leaves less than the best rival, by scorer."""
+    """Which rule leaves least, and whether ours leaves less than the best rival, by scorer."""
     figures = {trial.name: [*toxic(trial.evaluation)] for trial in group.trials}
     for number, (scorer, ours) in enumerate(figures[OURS]):
         left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
@@ -192,7 +192,7 @@ def _named(name: str, setting: str) -> str:
 def _sized(
     lab: Lab, rules: Mapping[str, Contender], divergence: float
 ) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
-    """Each as large as the divergence allows, or as it can be; and which cannot be so large."""
+    """Each rule at the divergence, or as strong as possible; and the names that cannot reach it."""
     trials, short = [], []
     for name, of in rules.items():
         trials.append(lab.largest(name, of.sizes, divergence, start=of.start))
@@ -218,7 +218,7 @@ def _best(
 
 
 def _after_pre_prompt(evaluation: Evaluation, seed: int) -> Iterator[Finding]:
-    """What a benign pre-prompt does alone, and what ours does beside it."""
+    """The effect of a benign pre-prompt alone, and of our rule beside it."""
     led = f"toxicity:{_BENIGN}"
     original, ours = ("before", "toxicity"), ("after", "toxicity")
     prompted, both = ("before", led), ("after", led)

@@ -1,4 +1,4 @@
-"""Rivals that steer: directions and subspaces from what sentences look like inside a model."""
+"""Rivals that steer: directions and subspaces from hidden states of sentences."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -46,7 +46,7 @@ class Writers:
 
     @classmethod
     def of(cls, opened: OpenModel) -> "Writers":
-        """Those of a model, by how its layers are named and of what size they are.
+        """The linear layers of a model, found by their names and sizes.
 
         Raises:
             UserError: A layer has none, such as one with MoE experts.
@@ -103,7 +103,7 @@ def refuse_experts(opened: OpenModel, what: str) -> None:
 
 @dataclass(frozen=True)
 class Looks:
-    """What texts look like inside a model.
+    """Hidden states of texts in a model.
 
     Args:
         writers: The model's.
@@ -123,7 +123,7 @@ class Looks:
 
 
 def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
-    """Bring a concept's sentences through a model, and keep what the rivals need.
+    """Run a concept's sentences through a model, and keep the hidden states that rivals need.
 
     Args:
         opened: The model, in memory.
@@ -135,11 +135,11 @@ def look(opened: OpenModel, concept: Concept, chat: Chat) -> Looks:
 
 
 def look_at(opened: OpenModel, encoded: Sequence[Placed], labels: NDArray[np.bool_]) -> Looks:
-    """Bring texts through a model, and keep what the rivals need.
+    """Run texts through a model, and keep the hidden states that rivals need.
 
     Args:
         opened: The model, in memory.
-        encoded: The texts; what stands before a text of its own is read and not looked at.
+        encoded: The texts; what precedes a text of its own is read, and its states are not kept.
         labels: bool [texts], whether they have the concept.
     """
     writers = Writers.of(opened)
@@ -202,7 +202,7 @@ def mean_difference(looks: Looks, layer: int) -> Steering:
     pair of prompts, and add it at the first tokens.
 
     Args:
-        looks: What the sentences look like.
+        looks: The sentences' hidden states.
         layer: Behind which decoder layer.
     """
     rows = looks.stream[layer]
@@ -211,10 +211,10 @@ def mean_difference(looks: Looks, layer: int) -> Steering:
 
 
 def probed_heads(looks: Looks, count: int) -> Steering:
-    """Inference-time intervention: the heads that tell the classes apart best, moved by a probe.
+    """Inference-time intervention: the heads that separate the classes best, moved by a probe.
 
-    A logistic regression for each attention head tells the classes by what the head gives to the
-    linear layer behind it, at a sentence's last token. The `count` heads whose probes are right
+    A logistic regression for each attention head separates the classes by what the head gives to
+    the linear layer behind it, at a sentence's last token. The `count` heads whose probes are right
     most often on held-out sentences (a fifth) are moved against the probe's direction θ (of length
     1), by the standard deviation σ of their outputs along it over all sentences: x → x − σ·θ, times
     the strength α. Source: Li et al., 2023, arXiv:2306.03341, with the direction of the classifier
@@ -226,7 +226,7 @@ def probed_heads(looks: Looks, count: int) -> Steering:
     it, so that the probe's penalty means the same for heads with large and with small outputs.
 
     Args:
-        looks: What the sentences look like.
+        looks: The sentences' hidden states.
         count: How many heads.
     """
     probes = [
@@ -249,7 +249,7 @@ def probed_heads(looks: Looks, count: int) -> Steering:
 
 
 def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
-    """The subspace in which the classes differ, taken out of what some modules put out.
+    """The subspace in which the classes differ, removed from the outputs of some modules.
 
     The differences between positive and negative texts' mean hidden states, in pairs, less their
     part along the first right singular vector of the negative ones, which is what all text has in
@@ -261,7 +261,7 @@ def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
     out behind the norm, with forward hooks.
 
     Args:
-        looks: What the texts look like; the n-th positive is paired with the n-th negative one.
+        looks: The texts' hidden states; the n-th positive is paired with the n-th negative one.
         rank: Of the subspace, in each layer.
         places: The modules, by the decoder layer behind which the subspace is found.
     """
@@ -275,7 +275,7 @@ def projected(looks: Looks, rank: int, places: Mapping[int, str]) -> Steering:
 
 
 def projected_alike(looks: Looks, rank: int, places: Sequence[str]) -> Steering:
-    """One subspace for all layers, taken out of what some modules put out.
+    """One subspace for all layers, removed from the outputs of some modules.
 
     Each layer's subspace (see `projected`) gives `rank` directions of length 1; the first right
     singular vectors of all of them together, what most layers share, span the one subspace that is

@@ -43,7 +43,7 @@ def contrast_of(
 def by_changes(
     expertise: Expertise, changes: NDArray[np.float64], intervention: str, **settings: float
 ) -> Dampening:
-    """The dampening that makes these changes.
+    """The dampening with these changes.
 
     Args:
         expertise: Of the sites.

@@ -1,7 +1,7 @@
 """Quantised safetensors checkpoints, dampened by their scales and never quantised again.
 
-One file a family says how its layers are stored and what becomes of them; `layer.py` has what they
-share, `folder.py` tells which family a folder is of and puts the edits together.
+Each family of formats has a file that says how its layers are stored and edited. `layer.py` has
+what they share; `folder.py` finds a folder's family and joins the edits of its layers.
 """
 
 from sordino.edits.quantised.folder import (

@@ -41,7 +41,7 @@ class Awq(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has codes."""
+        """Suffixes of codes: every layer has one of them."""
         return ("qweight",)
 
     @property
@@ -72,7 +72,7 @@ class Awq(Scheme):
         return {"scales": Change(factors[:, None] if self._layout == "gemv" else factors[None, :])}
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         neurons, inputs = self.shape(layer)
         group = torch.arange(inputs) // (inputs // self._groups(layer, inputs))
         scales = layer.read("scales").float()

@@ -51,27 +51,27 @@ class Int8(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has statistics of its rows."""
+        """Suffixes of statistics of its rows: every layer has one of them."""
         return ("SCB",)
 
     @property
     def label(self) -> str:
-        """There is one kind."""
-        return "bitsandbytes, 8 bits, a scale a neuron"
+        """The format's name."""
+        return "bitsandbytes, 8 bits, one scale per neuron"
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """The weight's."""
+        """The dimensions of the weight."""
         neurons, inputs = layer.matrix("weight")
         layer.expect("weight", ("I8",), (neurons, inputs))
         layer.expect("SCB", ("F32",), (neurons,))
         return neurons, inputs
 
     def changes(self, layer: Layer, factors: Tensor) -> Changes:  # noqa: ARG002
-        """An entry of the statistics is a neuron."""
+        """Scale the statistics, which have one entry per neuron."""
         return {"SCB": Change(factors)}
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         self.shape(layer)
         return layer.read("weight").float() * (layer.read("SCB") / _LARGEST_CODE)[:, None]
 
@@ -82,12 +82,12 @@ class FourBit(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has statistics of its blocks."""
+        """Suffixes of statistics of its blocks: every layer has one of them."""
         return (_ABSMAX,)
 
     @property
     def label(self) -> str:
-        """Type and nesting."""
+        """The format's name, its type and its nesting."""
         twice = ", double quantisation" if self.settings.get("bnb_4bit_use_double_quant") else ""
         return f"bitsandbytes, 4 bits ({self.settings.get('bnb_4bit_quant_type', 'fp4')}){twice}"
 
@@ -126,7 +126,7 @@ class FourBit(Scheme):
         return {_ABSMAX: absmax, state.name: plain, **dict.fromkeys(_NESTED)}
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         self.shape(layer)
         state = _State.of(layer)
         packed = layer.read("weight").reshape(-1).view(torch.uint8)

@@ -59,7 +59,7 @@ class CompressedTensors(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has scales."""
+        """Suffixes of scales: every layer has one of them."""
         return ("weight_scale",)
 
     @property
@@ -111,7 +111,7 @@ class CompressedTensors(Scheme):
         return Fp4Places(_PACKED, _SCALE, _SHARED if _SHARED in layer.tensors else "", divides=True)
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         if places := self.fp4(layer):
             return fp4_rows(layer, places)
         neurons, inputs = self.shape(layer)
@@ -265,7 +265,7 @@ def _kind(weights: Mapping[str, Any]) -> str:
     strategy = _strategy(weights)
     shared = {
         "tensor": "one scale a weight",
-        "channel": "a scale a neuron",
+        "channel": "one scale per neuron",
         "group": f"groups of {weights.get('group_size')}",
         "tensor_group": f"groups of {weights.get('group_size')} under one scale",
         "block": f"blocks of {' × '.join(map(str, weights.get('block_structure') or []))}",

@@ -115,11 +115,11 @@ class Fp4Scheme(Scheme):
         return fp4_changes(layer, self.places, factors)
 
     def fp4(self, layer: Layer) -> Fp4Places:  # noqa: ARG002
-        """All layers are."""
+        """The same suffixes for all layers."""
         return self.places
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         return fp4_rows(layer, self.places)
 
 

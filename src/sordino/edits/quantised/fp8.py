@@ -47,20 +47,20 @@ class Fp8(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has scales."""
+        """Suffixes of scales: every layer has one of them."""
         short = (_SHORT_NAME,) if self.settings.get("scale_fmt") == "ue8m0" else ()
         return (*_SCALE_NAMES, *short)
 
     @property
     def label(self) -> str:
-        """Whether it has blocks."""
+        """The format's name, and whether it has blocks."""
         block = block_of(self.settings.get("weight_block_size"))
         if self.settings.get("quant_method") == "fbgemm_fp8":
-            return "FP8, a scale a neuron"
+            return "FP8, one scale per neuron"
         return f"FP8, {_blocks(block)}" if block else "FP8, a scale a weight"
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """The weight's; the scales must fit it."""
+        """The dimensions of the weight; the scales must fit it."""
         if places := self.fp4(layer):
             return fp4_shape(layer, places)
         return fp8_shape(layer, _scale(layer), block_of(self.settings.get("weight_block_size")))
@@ -82,7 +82,7 @@ class Fp8(Scheme):
         return Fp4Places("weight", scale) if layer.dtype("weight") in ("I8", "U8") else None
 
     def rows(self, layer: Layer) -> Tensor:
-        """The product of weight and scales."""
+        """The product of codes and scales."""
         self.shape(layer)
         if places := self.fp4(layer):
             return fp4_rows(layer, places)

@@ -34,7 +34,7 @@ class Gptq(Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has codes."""
+        """Suffixes of codes: every layer has one of them."""
         return ("qweight",)
 
     @property
@@ -65,7 +65,7 @@ class Gptq(Scheme):
         return {"scales": Change(factors[None, :])}
 
     def rows(self, layer: Layer) -> Tensor:
-        """By the formula above."""
+        """The de-quantised weight, by the formula above."""
         neurons, inputs = self.shape(layer)
         bits = _bits(layer)
         codes = unpack(layer.read("qweight").T, bits, inputs)

@@ -29,10 +29,10 @@ class ModelOpt(Fp4Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A layer has a scale of the whole."""
+        """Suffixes of a scale of the whole: every layer has one of them."""
         return (SHARED,)
 
     @property
     def label(self) -> str:
-        """There is one kind."""
+        """The format's name."""
         return "NVFP4 (ModelOpt), 4-bit floats in blocks of 16"

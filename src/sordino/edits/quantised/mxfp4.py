@@ -24,27 +24,27 @@ class Mxfp4(Fp4Scheme):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """A matrix has blocks."""
+        """Suffixes of blocks: every matrix has one of them."""
         return ("blocks",)
 
     @property
     def joint(self) -> str:
-        """The matrices are parameters themselves."""
+        """An underscore: the matrices are parameters, not modules."""
         return "_"
 
     @property
     def label(self) -> str:
-        """There is one kind."""
+        """The format's name."""
         return "MXFP4, 4-bit floats in blocks of 32"
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """The neurons of all experts together."""
+        """The number of neurons of all experts together, and of inputs."""
         if len(layer.shape("scales")) != 3:
             raise layer.unfit(f"scales has the shape {list(layer.shape('scales'))}")
         return super().shape(layer)
 
     def weight_shape(self, layer: Layer, *, transposed: bool) -> tuple[int, ...]:  # noqa: ARG002
-        """Experts, inputs, neurons."""
+        """The numbers of experts, inputs and neurons."""
         _, inputs = self.shape(layer)
         experts, neurons, _ = layer.shape("scales")
         return experts, inputs, neurons

@@ -27,5 +27,5 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
 
 
 def words_for(count: int, bits: int) -> int:
-    """How many words a row of `count` codes takes."""
+    """How many words one row of `count` codes takes."""
     return -(-count * bits // WORD)

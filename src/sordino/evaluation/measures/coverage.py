@@ -225,7 +225,7 @@ class _Found:
             yield self._divergence(members, f"divergence.{name}", f"Divergence, {whose}", True)
 
     def samples(self) -> list[dict[str, Any]]:
-        """A row a text, in the texts' order."""
+        """One row per text, in the texts' order."""
         return [
             {
                 "text": text.text,

@@ -1,1 +1,1 @@
-"""The rules, each one short pure function. A file that is put here is a rule that there is."""
+"""The rules, each one short pure function. Every file in this folder is imported."""

@@ -135,8 +135,8 @@ class Benefit:
     """What dampening gains by one kind of evidence, in units of its own.
 
     Args:
-        measured: As it was measured, sampling error and all, float64 [all neurons].
-        likely: Less what is noise of it, float64 [all neurons].
+        measured: As it was measured, with sampling noise, float64 [all neurons].
+        likely: The same, shrunk by its sampling noise, float64 [all neurons].
     """
 
     measured: NDArray[np.float64]
@@ -202,7 +202,7 @@ def together(
 
 
 def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
-    """Each neuron's benefit by the labelled sentences, less what is noise of it, and its cost.
+    """Each neuron's benefit by the labelled sentences, shrunk by its noise, and its cost.
 
     Returns:
         Two dictionaries by site path, float64 [neurons], nats per token.
@@ -214,7 +214,7 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
 
 
 def measured_benefit(expertise: Expertise) -> BySite:
-    """Each neuron's benefit as it was measured, sampling error and all; float64 [neurons].
+    """Each neuron's benefit as it was measured, with sampling noise; float64 [neurons].
 
     It is 0 where none was measured, for want of texts that reached a MoE expert.
     """
