@@ -262,14 +262,11 @@ def copy_rewritten(
                 advance(old.nbytes if old else 0)
                 continue
             shifted = at - here.start
-            work = (
-                _changes(
-                    *(reader, writer, here, change),
-                    *(partial(change_finite_, f"{source}: {name}"), shifted),
-                )
-                if isinstance(change, Change)
-                else _copies(reader, writer, here.start, here.end, shifted)
-            )
+            if isinstance(change, Change):
+                in_place = partial(change_finite_, f"{source}: {name}")
+                work = _changes(reader, writer, here, change, in_place, shifted)
+            else:
+                work = _copies(reader, writer, here.start, here.end, shifted)
             _in_threads(work, advance)
             at += here.nbytes
         advance(sum(old.nbytes for name, old in tensors.items() if name not in kept))

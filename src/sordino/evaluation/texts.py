@@ -173,7 +173,8 @@ def texts_fingerprint(texts: list[Text]) -> str:
         *(
             json.dumps(
                 [
-                    *(t.text, t.toxicity),
+                    t.text,
+                    t.toxicity,
                     *([t.domain, t.group] if t.group else []),
                     *([t.before] if t.before else []),
                 ]

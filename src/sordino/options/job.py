@@ -175,7 +175,13 @@ class Job:
         given = {"model": self.model, "seed": self.seed}
         return recipe_of(
             given | ({"beside": self.beside} if self.beside else {}),
-            *(self.concept, self.decided, self.how, self.opening, self.sweep, self.chat, self.own),
+            self.concept,
+            self.decided,
+            self.how,
+            self.opening,
+            self.sweep,
+            self.chat,
+            self.own,
         )
 
     def _asked(self) -> list["Asked"]:

@@ -66,8 +66,14 @@ def continuations(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> str:
     columns += ["before", "before_score", "after", "after_score"]
     rows = [
         (
-            *(measure, why, one.about, one.prompt),
-            *(one.before.text, one.before.score, one.after.text, one.after.score),
+            measure,
+            why,
+            one.about,
+            one.prompt,
+            one.before.text,
+            one.before.score,
+            one.after.text,
+            one.after.score,
         )
         for measure, groups in samples.items()
         for why, group in groups.items()

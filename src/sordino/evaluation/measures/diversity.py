@@ -92,8 +92,11 @@ class _DiversityTask(Task[Written]):
         for batch in self.writer.write(opened, batch_tokens=batch_tokens, which=which):
             yield [
                 Written(
-                    *(one.prompt, one.number, one.text, one.missing),
-                    None if one.ids is None else len(one.ids),
+                    prompt=one.prompt,
+                    number=one.number,
+                    text=one.text,
+                    missing=one.missing,
+                    tokens=None if one.ids is None else len(one.ids),
                 )
                 for one in batch
             ]
