@@ -46,12 +46,12 @@ def by_changes(
     """The dampening with these changes.
 
     Args:
-        expertise: Of the sites.
+        expertise: With attribution.
         changes: 1 less the factor of each neuron, float64 [neurons of all sites].
         intervention: What gave them.
         settings: Its settings.
     """
-    like = {site: np.zeros(of.size) for site, of in expertise[Statistic.AUROC].items()}
+    like = {site: np.zeros(of.size) for site, of in expertise[Statistic.COST].items()}
     factors = {site: (1 - d).astype(np.float32) for site, d in by_site(changes, like).items()}
     return Dampening(factors, intervention, settings=settings, expertise=expertise.metadata)
 
