@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from sordino import hub, kit
 from sordino.errors import UserError
 from sordino.extras import installing, started_as
-from sordino.files import printable
+from sordino.files import printable, size
 from sordino.hub_table import REPOSITORIES, Repository
 from sordino.kit.manifest import cache_folder
 from sordino.version import TESTED_TRANSFORMERS, __version__
@@ -158,13 +158,13 @@ def _devices() -> Iterator[Finding]:
         "processor",
         "good",
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{_size(memory.available)} of {_size(memory.total)} memory free; 16 bits are "
+        f"{size(memory.available)} of {size(memory.total)} memory free; 16 bits are "
         f"{'fast' if _fast_16_bits() else 'slower than 32 here, so leave --dtype float32'}",
     )
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        yield Finding(f"cuda:{number}", "good", f"{name}, {_size(free)} of {_size(total)} free")
+        yield Finding(f"cuda:{number}", "good", f"{name}, {size(free)} of {size(total)} free")
     if torch.backends.mps.is_available():
         yield Finding("mps", "good", "Apple's graphics processor")
     elif not torch.cuda.device_count():
@@ -197,15 +197,15 @@ def _room() -> Iterator[Finding]:
         if not os.access(there, os.W_OK):
             yield Finding(about, "missing", f"{place} cannot be written", mend)
         elif free < ROOM:
-            yield Finding(about, "optional", f"{place}, only {_size(free)} free", mend)
+            yield Finding(about, "optional", f"{place}, only {size(free)} free", mend)
         else:
-            yield Finding(about, "good", f"{place}, {_size(free)} free")
+            yield Finding(about, "good", f"{place}, {size(free)} free")
 
 
 def _kit() -> Finding:
     items = kit.items()
     here = [item for item in items if item.cached]
-    says = f"{len(here)} of {len(items)} parts are here ({_size(sum(i.size for i in here))})"
+    says = f"{len(here)} of {len(items)} parts are here ({size(sum(i.size for i in here))})"
     if len(here) == len(items):
         return Finding("demo kit", "good", says)
     return Finding(
@@ -286,10 +286,6 @@ def _hub() -> Finding:
         )
     token = "with a token" if get_token() else "without a token, so no gated models (hf auth login)"
     return Finding("model hub", "good", f"{constants.ENDPOINT} answers, {token}")
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def is_well(findings: list[Finding]) -> bool:

@@ -457,6 +457,15 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def size(count: float) -> str:
+    """Bytes with a unit, such as "2.1 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
 def fingerprint(*parts: bytes | str) -> str:
     """SHA-256 over the parts, each preceded by its length, so that no two lists collide."""
     digest = hashlib.sha256()

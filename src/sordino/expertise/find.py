@@ -23,7 +23,7 @@ from sordino.expertise.attribution import (
 )
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, refuse_streamed, sample
-from sordino.expertise.plan import Plan, duration, make_plan, measure_time, size
+from sordino.expertise.plan import Plan, duration, make_plan, measure_time
 from sordino.expertise.refusals import find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
@@ -31,7 +31,7 @@ from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.statistic import Statistic
 from sordino.expertise.strata import LENGTH, length_classes
 from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
-from sordino.files import drop_link, fingerprint, only_one, staging_path, today
+from sordino.files import drop_link, fingerprint, only_one, size, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
 from sordino.models.ranks import Ranks

@@ -16,6 +16,7 @@ from sordino.expertise.passes import (
     layers_that_run,
     sites_by_layer,
 )
+from sordino.files import size
 from sordino.models.memory import available
 from sordino.models.open import OpenModel
 from sordino.models.sites import decoder_layers
@@ -78,15 +79,6 @@ class Plan:
         if self.seconds is not None:
             lines.append(f"time         about {duration(self.seconds)}, from a short measurement")
         return lines
-
-
-def size(count: float) -> str:
-    """Bytes with a unit, such as "2.1 GB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def make_plan(
