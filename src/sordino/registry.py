@@ -108,7 +108,7 @@ class Registry(MutableMapping[str, T]):
             return iter(sorted({*self._things, *self.others}))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of entries."""
         return len(set(self))
 
     def _import_home(self) -> None:

@@ -14,7 +14,7 @@ FILTERED = "content_filter"
 """The end of an answer that a filter withheld."""
 
 _DEEPEST = 4
-"""How deeply the parts of a text may be nested."""
+"""The deepest nesting of the parts of a text."""
 _TEXT_KINDS = (None, "text", "output_text", "input_text")
 _KEY_SHOWN = "[the API key]"
 _LONGEST = 200

@@ -205,7 +205,7 @@ class Server:
 
     @property
     def concurrency(self) -> int:
-        """How many requests are in progress at once."""
+        """The number of requests that are in progress at once."""
         return self._access.concurrency
 
     def quote_words(self, words: str) -> str:

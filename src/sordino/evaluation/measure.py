@@ -177,7 +177,7 @@ class PairedTask(Ready, Generic[R, S]):
 
     @abstractmethod
     def collect(self, opened: OpenModel, *, batch_tokens: int, which: slice) -> Iterator[list[R]]:
-        """As that of a `Task`, for the model before."""
+        """Records of the model before, in lists, as from `Task.collect`."""
 
     @abstractmethod
     def collect_after(

@@ -124,9 +124,9 @@ class _Drawn:
     """The prompts that were drawn from a source.
 
     Args:
-        prompts: They.
-        free: How many there were to draw from.
-        kept_apart: How many more the source has, for measuring.
+        prompts: The prompts.
+        free: The number of prompts to draw from.
+        kept_apart: The number of further prompts of the source, which are for measuring.
     """
 
     prompts: list[str]
@@ -134,7 +134,7 @@ class _Drawn:
     kept_apart: int
 
     def said(self, source: str) -> str:
-        """How many they are, for the record."""
+        """The number of prompts in words, for the record."""
         of_how_many = f" of {self.free:,}" if len(self.prompts) < self.free else ""
         others = f" ({self.kept_apart:,} more are kept apart for measuring)"
         count = f"{len(self.prompts):,}{of_how_many} prompts of {source}"

@@ -146,9 +146,9 @@ class Scored(NamedTuple):
     """A continuation with its scores.
 
     Args:
-        prompt: Which of the prompts.
-        number: Which of the prompt's continuations.
-        text: It.
+        prompt: The number of its prompt.
+        number: Its number among the prompt's continuations.
+        text: The continuation.
         missing: Why there is none; "" if there is.
         scores: A score for each scorer and label; None where the text or its score is missing.
     """

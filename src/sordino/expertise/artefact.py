@@ -30,7 +30,7 @@ FORMAT = "sordino-expertise-1"
 PROTECTION = ("n_protected", "protected_fingerprint")
 """Metadata of protected texts."""
 REFUSALS = "refusals"
-"""How metadata of protected refusals begin."""
+"""The beginning of the names of metadata about protected refusals."""
 _Number = Annotated[str, Field(pattern="^[0-9]{1,15}$")]
 
 

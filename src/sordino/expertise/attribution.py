@@ -145,12 +145,12 @@ class Passage:
 
     @property
     def counted(self) -> int:
-        """How many tokens have a likelihood that counts."""
+        """The number of tokens whose likelihood counts."""
         return sum(self.batch.input_ids.shape[1] - start for start in self.starts)
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        """Which likelihoods have to be differentiated."""
+        """The likelihoods that are differentiated."""
         return (OBSERVED, DRAWN) if self.of in _CLEAN else (OBSERVED,)
 
 

@@ -51,7 +51,7 @@ class ConceptJudge:
     name: ClassVar[str] = "concept"
 
     def record(self) -> dict[str, Any]:
-        """What it is trained on, as JSON values."""
+        """The data that it is trained on, as JSON values."""
         drawn = self._drawn
         return {
             "scorer": "probe of the model itself",

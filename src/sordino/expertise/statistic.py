@@ -73,13 +73,13 @@ class Part(StrEnum):
     """The sums over texts that attribution takes."""
 
     TOTAL = "total"
-    """Of weighted attributions."""
+    """The sum of weighted attributions."""
     SQUARES = "squares"
-    """Of their squares."""
+    """The sum of their squares."""
     DRAWN = "drawn"
-    """Of the squares of attributions to tokens that the model drew, for the cost."""
+    """The sum of squared attributions to tokens that the model drew, for the cost."""
     REACHED = "reached"
-    """How many texts reached each MoE expert."""
+    """The number of texts that reached each MoE expert."""
 
 
 class Sum(NamedTuple):

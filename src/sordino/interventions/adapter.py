@@ -36,7 +36,7 @@ class Adapter:
 
     @property
     def changed(self) -> int:
-        """How many neurons have another row of weights."""
+        """The number of neurons whose row of weights differs."""
         return sum(int(up.any(axis=1).sum()) for up in self.up.values() if self.strength != 0)
 
     @property

@@ -100,7 +100,7 @@ class Edit(Protocol):
 
     @property
     def changed(self) -> int:
-        """How many neurons it changes."""
+        """The number of neurons that it changes."""
         ...
 
     @property
@@ -189,7 +189,7 @@ class Dampening:
 
     @property
     def neurons(self) -> int:
-        """How many neurons have a factor at all."""
+        """The number of neurons that have a factor."""
         return sum(factors.size for factors in self.factors.values())
 
     @property
@@ -210,7 +210,7 @@ class Dampening:
 
     @property
     def record(self) -> Origin:
-        """Where the factors came from, as a file says it."""
+        """The origin of the factors, as a file says it."""
         rule = Rule(name=self.intervention, strength=self.strength, settings=dict(self.settings))
         expertise = dict(sorted(self.expertise.items()))
         if not self.parts:

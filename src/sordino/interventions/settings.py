@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """What it takes, in words."""
+        """The values that it takes, in words."""
         what = " or ".join(map(str, self.choices)) or _NAMES[self.kind]
         return f"{what} or {_NONE}" if self.optional else what
 

@@ -193,7 +193,7 @@ class _Frame:
     behind: str
 
     def inside(self, opened: OpenModel, text: str, which: str) -> tuple[int, int]:
-        """Where the message begins and ends in a text."""
+        """The positions at which the message begins and ends in a text."""
         start, end = len(self.before), len(text) - len(self.behind)
         framed = text.startswith(self.before) and text.endswith(self.behind)
         if not framed or not text[start:end].strip():

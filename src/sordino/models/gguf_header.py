@@ -83,7 +83,7 @@ class Stored(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """How many weights it has."""
+        """The number of its weights."""
         return prod(self.shape)
 
 

@@ -133,7 +133,7 @@ class OpenModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many logits a position has."""
+        """The number of logits of a position."""
         return int(self.decoder_config.vocab_size)
 
     def positions(self, logits: int) -> int:

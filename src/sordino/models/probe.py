@@ -71,7 +71,7 @@ class Probe:
         self.auroc = float(folds.mean(axis=0).max())
 
     def record(self) -> dict[str, Any]:
-        """How it was made, as JSON values."""
+        """The training of the probe, as JSON values."""
         return {
             "layer": self.layer,
             "max_tokens": TEXT_TOKENS,

@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the batch has."""
+        """The number of tokens of the batch."""
         return self.input_ids.numel()
 
 

@@ -64,7 +64,7 @@ class ReplayOutcome(Record):
 
     @property
     def pairs(self) -> int:
-        """How many prompts both answered."""
+        """The number of prompts that both answered."""
         return self.looks[-1].so_far if self.looks else 0
 
 

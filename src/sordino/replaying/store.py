@@ -151,7 +151,7 @@ class Store:
         return Pairs(np.array([row[0] for row in rows], dtype="datetime64[us]"), scores)
 
     def prompts(self) -> int:
-        """How many prompts were sent."""
+        """The number of prompts that were sent."""
         row = self._connection.execute("SELECT count(*) FROM prompt").fetchone()
         return int(row[0]) if row else 0
 

@@ -167,7 +167,7 @@ def _findings(record: StudyRecord, group: GroupRecord) -> Table:
 
 
 def _cross(record: StudyRecord, group: GroupRecord) -> Table:
-    """What findings are about, by what they are by."""
+    """A table with a row for each subject of the findings and a column for each condition."""
     columns = list(dict.fromkeys(finding.by for finding in group.findings))
     cells: dict[str, dict[str, str]] = {}
     for finding in group.findings:

@@ -104,7 +104,7 @@ class Recipe(Record):
 
     @property
     def from_hub(self) -> list[str]:
-        """What it needs from the hub."""
+        """The files that it needs from the hub."""
         named = [self.model] if _is_hub_id(self.model) else []
         named += ["Jigsaw's comments"] if self.concept == "toxicity" else []
         values = [value for settings in self.measures.values() for value in settings.values()]
@@ -114,7 +114,7 @@ class Recipe(Record):
 
     @property
     def extras(self) -> list[str]:
-        """Which of Sordino's optional parts it needs."""
+        """The optional parts of Sordino that it needs."""
         wanted = {
             "datasets": any(
                 name.startswith("hf:") and name.removeprefix("hf:").partition(":")[0] not in TABLE

@@ -277,6 +277,6 @@ def _sha256(content: Path | bytes) -> str:
 
 
 def _git_name(content: Path | bytes) -> str:
-    """What git calls a file of these bytes."""
+    """The name of a file of these bytes in git."""
     data = content if isinstance(content, bytes) else content.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

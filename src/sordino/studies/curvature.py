@@ -25,7 +25,7 @@ from sordino.studies.words import model_name, plain
 from sordino.tuning.lab import Lab, Trial
 
 _SHARES = (0.1, 0.5)
-"""How much of the curvature is its diagonal."""
+"""The shares of the curvature that are its diagonal."""
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:

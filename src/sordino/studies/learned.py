@@ -64,7 +64,7 @@ _OWN, _CORPUS = "own", "corpus"
 _KINDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.OWN)
 
 Chosen = dict[Statistic, NDArray[np.int64]]
-"""Which texts of each kind."""
+"""The numbers of the chosen texts of each kind."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ _HELD_OUT = 8
 # Logits of a forward pass, tokens × vocabulary: at most 128 MiB in float32.
 _MAX_LOGITS = 2**25
 _NAME = "default"
-"""What PEFT calls the one adapter."""
+"""The name that PEFT gives the one adapter."""
 
 _Matrices = tuple[nn.Parameter, nn.Parameter]
 """The adapter's matrices of a linear layer: [rank, inputs] and [outputs, rank]."""

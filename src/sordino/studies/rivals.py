@@ -27,7 +27,7 @@ from sordino.studies.words import by_points, falls, model_name, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _OWN = (OURS, CORPUS, LEARNED)
-"""What is ours, and no rival."""
+"""The methods that are ours and no rivals."""
 _BENIGN = "benign"
 _LED = "pre-prompt"
 """The name of the one method that is no edit."""

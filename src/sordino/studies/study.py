@@ -187,7 +187,7 @@ class Plan:
         return replace(self.toxicity(max_prompts=self.most_other), prompts=self.other_prompts)
 
     def reading(self, lab: Lab) -> tuple[Measure, ...]:
-        """What a change costs on ordinary text."""
+        """The measures of what a change costs on ordinary text."""
         most = min(self.texts, Divergence.max_texts or self.texts)
         return Perplexity(lab.texts, max_texts=self.texts), Divergence(lab.texts, max_texts=most)
 

@@ -12,7 +12,7 @@ NAMES = {
 
 
 def model_name(name: str) -> str:
-    """What people call a model."""
+    """The name of a model as people say it."""
     return NAMES.get(name, name)
 
 

@@ -160,12 +160,12 @@ class _State:
 
     @property
     def size(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return self.neurons * self.inputs
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return -(-self.size // self.block)
 
     def unnest(self) -> bytes:

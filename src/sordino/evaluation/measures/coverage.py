@@ -93,7 +93,7 @@ class Before(NamedTuple):
 
     @property
     def kept(self) -> Kept:
-        """What the divergence needs."""
+        """The part that the divergence needs."""
         return Kept(self.text, self.ids, self.tokens, self.log_p)
 
 

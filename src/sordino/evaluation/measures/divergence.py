@@ -70,7 +70,7 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, text: int, ids: torch.Tensor, logits: torch.Tensor, seed: int) -> "Kept":
-        """What is kept of a text's tokens and logits."""
+        """The part of a text's tokens and logits that is kept."""
         return cls(text, ids.tolist(), *map(_pack, keep(logits, seed, text)))
 
     def estimate(
@@ -131,7 +131,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[Kept]]:
-        """What is kept of the original's predictions."""
+        """The part of the original's predictions that is kept."""
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Kept:
             return Kept.of(index, ids, logits, self._reader.seed)

@@ -63,9 +63,9 @@ class Written(NamedTuple):
     """A continuation.
 
     Args:
-        prompt: Which of the prompts.
-        number: Which of the prompt's continuations.
-        text: It.
+        prompt: The number of its prompt.
+        number: Its number among the prompt's continuations.
+        text: The continuation.
         missing: Why there is none; "" if there is.
         tokens: How many tokens it has; None for a server's.
     """

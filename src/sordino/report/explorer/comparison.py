@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def expected(self) -> float:
-        """How many would be high in both by chance."""
+        """The number of neurons that would be high in both by chance."""
         return self.high**2 / self.neurons
 
 
