@@ -563,6 +563,16 @@ def test_a_port_that_is_taken_is_said():
     taken.close()
     with pytest.raises(UserError, match="port 99999"):
         server.listen("127.0.0.1", 99999)
+    # A variable of the shell that is not set does not open the page to the network.
+    for nothing in ("", " "):
+        with pytest.raises(UserError, match="`host` is empty"):
+            server.listen(nothing, 0)
+
+
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "0"])
+def test_the_address_of_all_addresses_is_one_of_this_machine(everywhere):
+    with server.listen(everywhere, 0) as listening:
+        assert server.address(listening, everywhere).startswith("http://127.0.0.1:")
 
 
 def test_answers_go_one_after_the_other(duet):

@@ -125,6 +125,26 @@ def test_idle_connections_make_room_for_those_that_ask(duet, monkeypatch):
             one.close()
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        HEAD + b"Content-Length: -5\r\n\r\n{}",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-4\r\n{}",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    ],
+)
+def test_odd_requests_are_no_news_for_the_terminal(duet, caplog, odd):
+    with serving(duet) as url:
+        with connect(url, odd) as one:
+            assert one.recv(99).split(b" ")[1] in (b"200", b"400")
+        assert requests.get(url, timeout=10).status_code == 200
+    # Without a handler of its own, which pytest's is, a warning goes to standard error.
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
 class Slow(Duet):
     """Says something now and then, until it is stopped."""
 

@@ -130,6 +130,22 @@ def test_a_server_without_more_settings_is_asked_without(serve):
         answered(duet, [Turn(prompt="Hello")], Settings(top_k=3))
 
 
+def test_refusals_and_filters_are_not_empty_answers(serve):
+    def declining(path, body):
+        if path != "/chat/completions":
+            return others(path, body)
+        if body["model"] == "base":
+            message = {"role": "assistant", "content": None, "refusal": "I will not."}
+            return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+        return spoken(None, "content_filter")
+
+    duet = opened(serve(declining, models=("base", "insults")).address, model="base")
+    found = answered(duet, [Turn(prompt="Hello")])
+    assert (found["original"].text, found["original"].note) == ("I will not.", "")
+    assert found["quiet"].text == ""
+    assert "content filter" in found["quiet"].note
+
+
 def test_what_takes_long_is_not_waited_for(serve):
     def slow(path, body):
         if path == "/chat/completions" and body["lora"][0]["scale"]:

@@ -500,7 +500,7 @@ MISTAKES = {
     ),
     "an infinite temperature": (
         ["evaluate", "tiny", "-o", "x", "--prompts", "prompts.txt", "--temperature", "inf"],
-        "--temperature inf is out of range: it must be 0 or more, and finite",
+        "--temperature inf is out of range: it must be 0, or from 1e-10 to 1e+10",
     ),
     "no name of a data set": (
         ["evaluate", "tiny", "-o", "x", "--prompts", "hf:"],
@@ -512,7 +512,11 @@ MISTAKES = {
     ),
     "a strength out of range": (
         ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "-1"],
-        "must be 0 or more",
+        "must be from 0 to 1e+20",
+    ),
+    "a strength that float32 cannot hold": (
+        ["bake", "tiny", "c.expertise.safetensors", "-o", "x", "--strength", "1e300"],
+        "--strength 1e+300 is out of range",
     ),
     "a misspelt measure": (
         ["evaluate", "tiny", "-o", "x", "--measure", "toxicty"],
@@ -692,6 +696,51 @@ def test_a_table_is_whole_and_takes_no_cell_for_markup(capsys):
     out = capsys.readouterr().out
     assert "[red]a[/red]\N{REPLACEMENT CHARACTER}[2J" in out
     assert "x" * 100 in out
+
+
+ALONE = [sys.executable, "-m", "sordino"]
+
+
+def test_output_that_nobody_reads_is_no_failure_of_work_that_is_done():
+    reading, writing = os.pipe()
+    os.close(reading)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    out = subprocess.run(ALONE, stdout=writing, stderr=subprocess.PIPE, check=False, env=buffered)
+    os.close(writing)
+    assert (out.returncode, out.stderr) == (0, b"")
+
+
+def test_work_that_ends_because_nobody_reads_is_not_done(call, monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sordino.expertise.artefact.Expertise.save", broken)
+    status, _, error = call("find", "tiny", "--concept", "calm.jsonl", "-o", "pipe.safetensors")
+    assert status == 141
+    assert "Traceback" not in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_onto_a_full_disk_is_one_sentence():
+    with Path("/dev/full").open("wb") as full:
+        out = subprocess.run(ALONE, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert out.returncode == 2
+    assert out.stderr.decode().strip() == (
+        "sordino: The disk is full: free some space and run the same command again."
+    )
+
+
+def test_closed_streams_get_nothing_and_no_file_gets_their_numbers():
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *ALONE]
+    out = subprocess.run(shell, stderr=subprocess.PIPE, check=False)
+    assert (out.returncode, out.stderr) == (0, b"")
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *ALONE, "nonsense"]
+    out = subprocess.run(shell, stdout=subprocess.PIPE, check=False)
+    assert (out.returncode, out.stdout) == (2, b"")
+    script = "from sordino.cli import app; app.main([]); print(open('/dev/null').fileno())"
+    shell = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", script]
+    out = subprocess.run(shell, stdout=subprocess.PIPE, check=False)
+    assert int(out.stdout.split()[-1]) > 2
 
 
 def test_the_module_runs_as_a_command():

@@ -241,7 +241,13 @@ def test_logits_that_are_no_numbers_are_an_error():
         ({"temperature": -1.0}, "`temperature=-1` is out of range"),
         ({"top_k": -1}, "`top_k=-1` is out of range"),
         ({"top_p": 0.0}, "`top_p=0` is out of range"),
-        ({"temperature": math.inf}, "`temperature=inf` is out of range: it must be 0 or more, and"),
+        (
+            {"temperature": math.inf},
+            "`temperature=inf` is out of range: it must be 0, or from 1e-10",
+        ),
+        ({"temperature": math.nan}, "`temperature=nan` is out of range"),
+        ({"temperature": 1e-40}, "`temperature=1e-40` is out of range"),
+        ({"repetition_penalty": 1e-40}, "`repetition_penalty=1e-40` is out of range"),
         ({"repetition_penalty": math.inf}, "`repetition_penalty=inf` is out of range"),
         ({"repetition_penalty": 0.0}, "`repetition_penalty=0` is out of range"),
     ],
@@ -249,3 +255,17 @@ def test_logits_that_are_no_numbers_are_an_error():
 def test_a_setting_out_of_range_is_an_error(setting, message):
     with pytest.raises(UserError, match=message):
         Sampling(**setting)
+
+
+_FACTOR = st.sampled_from([1e-10, 1e10]) | st.floats(1e-10, 1e10)
+
+
+@given(
+    temperature=st.just(0.0) | _FACTOR,
+    penalty=_FACTOR,
+    logits=st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=9),
+)
+def test_no_setting_in_range_makes_finite_logits_infinite(temperature, penalty, logits):
+    change = Sampling(temperature=temperature, repetition_penalty=penalty).processors()
+    scores = change(torch.arange(len(logits))[None], torch.tensor([logits]))
+    assert bool(scores.isfinite().all())

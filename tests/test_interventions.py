@@ -97,7 +97,7 @@ def test_rules_by_name():
         ("damp", {"k": 1, "factor": 3}, "from 0 to 1"),
         ("det_zero", {"k": 4}, "not between 0 and the 3 neurons"),
         ("aura", {"k": 4}, "no setting 'k'"),
-        ("aura", {"strength": -0.5}, "must be 0 or more"),
+        ("aura", {"strength": -0.5}, r"must be from 0 to 1e\+20"),
     ],
 )
 def test_mistakes_are_named(rule, settings, message):

@@ -256,10 +256,22 @@ class TestNames:
         Path("~").mkdir()
         assert user_path("~") == Path("~")  # a folder of that very name goes first
 
-    @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "half \udcff", "y" * 5000, "d/" * 3000])
+    @pytest.mark.parametrize(
+        "name", ["", "x" * 300, "a\0b", "half \udcff", "y" * 5000, "d/" * 3000]
+    )
     def test_a_name_that_no_file_can_have_is_said(self, name: str) -> None:
         with pytest.raises(UserError):
             user_path(name)
+
+    def test_a_name_that_this_shell_s_encoding_garbles_has_its_own_mend(self) -> None:
+        script = "import sys; from sordino.files import user_path; user_path(sys.argv[1])"
+        found = subprocess.run(
+            [sys.executable, "-c", script, "é"],
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+            capture_output=True,
+            check=False,
+        )
+        assert b"set PYTHONUTF8=1" in found.stderr
 
     @given(st.text(max_size=60))
     def test_any_name_is_a_path_or_refused(self, name: str) -> None:

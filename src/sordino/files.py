@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -51,12 +52,15 @@ def user_path(name: str | Path) -> Path:
         UserError: No file can have that name.
     """
     text = os.fspath(name)
+    if not text:  # it would mean the working folder, as where a shell's variable is not set
+        raise UserError("The name of a file or folder is empty: give one.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"The file name {printable(text)} is not valid UTF-8: rename the file."
-        ) from None
+        mend = "rename the file"
+        if sys.getfilesystemencoding() != "utf-8":  # such as with LC_ALL=C and PYTHONUTF8=0
+            mend = "set PYTHONUTF8=1, because this shell's encoding is another, or rename the file"
+        raise UserError(f"The file name {printable(text)} is not valid UTF-8: {mend}.") from None
     if "\0" in text:
         raise UserError(f"{printable(text)} is not a file name: it holds a NUL character.")
     path = Path(text if os.path.lexists(text) else os.path.expanduser(text))  # noqa: PTH111

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, computed_field, model_validator
 from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.files import printable
+from sordino.interventions.dampening import check_strength
 from sordino.models.chat import Chat
 from sordino.models.chat_template import (
     Message,
@@ -26,7 +27,7 @@ from sordino.records import Record
 
 Side = Literal["original", "quiet"]
 SIDES: tuple[Side, Side] = ("original", "quiet")
-Ended = Literal["end", "length", "stopped"]
+Ended = Literal["end", "length", "stopped", "filtered"]
 
 MOST_TURNS = 10_000
 _MOST_NEW_TOKENS = 2**20
@@ -71,8 +72,7 @@ class Settings(Record):
         # JavaScript's integers are exact up to here.
         if not 0 <= self.seed < 2**53:
             raise UserError(f"`seed={self.seed}` is out of range: it must be from 0 to 2^53.")
-        if not 0 <= self.strength < float("inf"):
-            raise UserError(f"`strength={self.strength:g}` is out of range: it must be 0 or more.")
+        check_strength(self.strength)
         if self.new_tokens > _MOST_NEW_TOKENS:
             raise UserError(
                 f"`new_tokens={printable(str(self.new_tokens), 20)}` is out of range: it must be "
@@ -95,7 +95,7 @@ class Answer(Record):
         text: The answer.
         ids: Its tokens, without the one that ended it.
         ended: "end" by the model itself, "length" at the largest number of tokens, "stopped" by
-            the user.
+            the user, "filtered" by a server.
         left_out: How many of the first turns no longer fit into the model's context.
         score: Its score, from 0 to 1; None without a scorer, or if there is nothing to score.
         trouble: Why the scorer failed; "" if it did not.
@@ -131,6 +131,7 @@ class Answer(Record):
             "end": "" if self.text.strip() else "the answer is empty",
             "length": f"cut at {self.settings.new_tokens} tokens",
             "stopped": "stopped",
+            "filtered": "withheld by the server's content filter",
         }[self.ended]
         forgotten = {0: "", 1: "the first turn no longer fits"}.get(
             self.left_out, f"the first {self.left_out} turns no longer fit"

@@ -10,6 +10,7 @@ from typing import Any
 from sordino.chatting.conversation import (
     SIDES,
     Answer,
+    Ended,
     Settings,
     Side,
     Turn,
@@ -18,7 +19,7 @@ from sordino.chatting.conversation import (
 )
 from sordino.chatting.voices import Answered, Said, Voices, judge_answer
 from sordino.errors import UserError
-from sordino.evaluation.answers import Choice, MalformedError
+from sordino.evaluation.answers import FILTERED, Choice, MalformedError
 from sordino.evaluation.endpoint import (
     Access,
     RefusedError,
@@ -33,6 +34,8 @@ from sordino.files import printable
 
 _LOOK_S = 0.02
 """Seconds between looks for an answer."""
+
+_ENDS: Mapping[str, Ended] = {"length": "length", FILTERED: "filtered"}
 
 _FIXED = (
     "The server only switches the adapter on and off: its strength is fixed. (llama.cpp's server "
@@ -122,12 +125,12 @@ class ServedDuet(Voices):
         return "completions", {"prompt": text}
 
     def _answer(self, choice: Choice, settings: Settings) -> Answer:
-        text = choice.content or ""
+        text = choice.content or choice.refusal
         score, trouble = judge_answer(self.scorer, text)
         return Answer(
             text=text,
             ids=(),
-            ended="length" if choice.ended == "length" else "end",
+            ended=_ENDS.get(choice.ended, "end"),
             score=score,
             trouble=trouble,
             settings=settings,

@@ -310,6 +310,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: Nothing can listen there.
     """
+    if not host.strip():  # it would mean all addresses, as where a shell's variable is not set
+        raise UserError("`host` is empty: give an address, such as 127.0.0.1.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -328,8 +330,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address(listening: socket.socket, host: str) -> str:
     """The page's address for a browser on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{name}:{listening.getsockname()[1]}/"
+    there, port, *_ = listening.getsockname()
+    shown = f"[{host}]" if ":" in host else host
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(there, shown)  # noqa: S104
+    return f"http://{name}:{port}/"
 
 
 class Server(uvicorn.Server):
@@ -349,8 +353,10 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 application(self._service, start, host),
                 http=Connection,
+                ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # odd requests are no news for the terminal
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_S,

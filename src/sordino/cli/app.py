@@ -31,6 +31,10 @@ recognise it, dampens them, writes that into the weights once, and shows what ch
 sordino doctor checks this machine; sordino --help lists all commands."""
 
 
+_NOBODY_READS = 128 + 13
+"""The status of a program that SIGPIPE ends."""
+
+
 def _shown_default(value: Any) -> str | None:
     """A default as the help shows it; None, for nothing, if it is empty or a switch that is off."""
     if value is None or value is False or value in ("", ()):
@@ -126,9 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Exit status: 0 done; 2 a mistake that the user can correct, explained in one sentence on
-    standard error; 130 interrupted (the same command continues). Anything else is a bug and shows
-    its traceback.
+    standard error; 130 interrupted (the same command continues); 141 nobody reads the output any
+    more, and the work may not be done. Anything else is a bug and shows its traceback.
     """
+    _replace_closed()
     speak_plainly(sys.stdout, sys.stderr)
     # Threads that spin while they wait take cores from other programs and from one another. Torch
     # reads this when it is loaded, which is later.
@@ -138,28 +143,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imports leave no garbage, and looking for it takes a fifth of their time. A command lets it
     # be collected again when it begins its work.
     gc.disable()
+    done = False
     try:
         today()  # libraries end in a traceback if SOURCE_DATE_EPOCH is not a number
-        if not given:
+        if given:
+            with worded(in_flags):
+                words = expand(given)
+                describe(*(word for word in words[:1] if word in COMMANDS))
+                app(words, exit_on_error=False, print_error=False)
+        else:
             print(_FIRST)
             if (here := started_as()) != "sordino":
                 print(f"\nHere, for sordino type: {here}")
-            return
-        with worded(in_flags):
-            words = expand(given)
-            describe(*(word for word in words[:1] if word in COMMANDS))
-            app(words, exit_on_error=False, print_error=False)
+        done = True
+        sys.stdout.flush()
     except UserError as error:
         _fail(in_flags(str(error)))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See {started_as()} --help.")
+    except SystemExit:
+        _write_out_or_drop()
+        raise
     except KeyboardInterrupt:
         print("sordino: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of standard output has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _write_out_or_drop()
+        sys.exit(0 if done else _NOBODY_READS)
     except (MemoryError, RuntimeError) as error:
         if not is_memory_full(error):
             raise
@@ -186,4 +196,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fail(message: str) -> None:
     print(f"sordino: {tame(message)}", file=sys.stderr)
+    _write_out_or_drop()
     sys.exit(2)
+
+
+def _replace_closed() -> None:
+    """Let streams that were closed from the beginning be the null device.
+
+    Otherwise the next file that is opened gets their number, and what is meant for standard error
+    is printed to standard output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _write_out_or_drop() -> None:
+    """Write what is left for standard output; drop it if that fails, or Python tries again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,8 +31,22 @@ from sordino.models.tensor_file import read_about, read_tensors
 from sordino.records import Kept, Number, Setting, Site, parse_format
 
 FORMAT = "sordino-dampening-1"
+MOST_STRENGTH = 1e20
+"""The largest strength; float32 can hold what it makes of any usual factor."""
 _ENTRY = "sordino"
 """The metadata's one entry, which is JSON."""
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength below 0, above `MOST_STRENGTH`, or that is not a number.
+
+    Raises:
+        UserError: It is one.
+    """
+    if not 0 <= strength <= MOST_STRENGTH:
+        raise UserError(
+            f"`strength={strength:g}` is out of range: it must be from 0 to {MOST_STRENGTH:g}."
+        )
 
 
 class Rule(Kept):
@@ -250,10 +264,9 @@ class Dampening:
             strength: 0 for no change, 1 for these factors, more to go further the same way.
 
         Raises:
-            UserError: The strength is below 0, or not finite.
+            UserError: As for `check_strength`.
         """
-        if not 0 <= strength < np.inf:
-            raise UserError(f"`strength={strength:g}` is out of range: it must be 0 or more.")
+        check_strength(strength)
         factors = {
             site: np.maximum(1 - strength * (1 - values), np.minimum(values, 0)).astype(np.float32)
             for site, values in self.factors.items()

@@ -7,7 +7,6 @@ continuations and narrows the interval of the difference between them.
 """
 
 import inspect
-import math
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -46,6 +45,15 @@ _BLOCK = 256
 _BELOW_ONE = 1 - 1e-15
 
 
+# Logits that are divided or multiplied by numbers within these, twice, remain finite in float32.
+_SMALLEST, _LARGEST = 1e-10, 1e10
+_RANGE = f"from {_SMALLEST:g} to {_LARGEST:g}"
+
+
+def _divides(number: float) -> bool:
+    return _SMALLEST <= number <= _LARGEST
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen; by default, sampled from the model's own distribution.
@@ -73,10 +81,10 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = [
             ("new_tokens", self.new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
+            ("temperature", self.temperature == 0 or _divides(self.temperature), f"0, or {_RANGE}"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0, and finite"),
+            ("repetition_penalty", _divides(self.repetition_penalty), _RANGE),
         ]
         for name, good, wanted in checks:
             if not good:
