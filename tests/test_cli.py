@@ -173,6 +173,9 @@ def test_several_files_are_baked_one_after_the_other(call, here):
     assert status == 0, error
     written = json.loads(out)
     assert written["verification"]["largest_difference"] < 1e-4
+    status, _, error = call(*both, f"./{alone}", "-o", "thrice")
+    assert status == 2
+    assert "is given twice, which would apply its factors twice (--strength makes" in error
     first, second = (Dampening.load(here / f"{name}/{DAMPENING}") for name in ("both", "alone"))
     for site, values in aura(Expertise.load(here / "c.expertise.safetensors")).factors.items():
         np.testing.assert_array_equal(first.factors[site], values * second.factors[site])

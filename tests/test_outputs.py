@@ -24,6 +24,7 @@ from sordino.files import (
     printable,
     publish,
     read_json,
+    refuse_repeated,
     staging_path,
     today,
     user_path,
@@ -262,6 +263,20 @@ class TestNames:
     def test_a_name_that_no_file_can_have_is_said(self, name: str) -> None:
         with pytest.raises(UserError):
             user_path(name)
+
+    def test_a_file_that_is_given_twice_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("a", "b"):
+            Path(name).write_text(name)
+        Path("link").symlink_to("a")
+        refuse_repeated(["a", "b", "org/name", "org/other", Path("c"), Path("d")], "x")
+        for twice in (["a", "b", "a"], ["a", "./a"], ["a", tmp_path / "a"], ["link", "a"]):
+            with pytest.raises(UserError, match="is given twice, which would count twice: give"):
+                refuse_repeated(twice, "would count twice")
+        with pytest.raises(UserError, match="hf:org/name is given twice"):
+            refuse_repeated(["hf:org/name", "hf:org/name"], "x")
 
     def test_a_name_that_this_shell_s_encoding_garbles_has_its_own_mend(self) -> None:
         script = "import sys; from sordino.files import user_path; user_path(sys.argv[1])"

@@ -558,6 +558,16 @@ def test_no_scorer_no_replay(serve, call, tmp_path):
     assert "There is no scorer 'loudd': did you mean loud?" in call(*wrong)[2]
 
 
+def test_a_log_that_is_given_twice_is_refused(serve, call, tmp_path):
+    log, stub = traffic(tmp_path / "log.jsonl", days=1, a_day=4), serve(speaking(0.4))
+    arguments = [str(part) for part in command(log, stub, stub)]
+    arguments.insert(2, "./log.jsonl")
+    status, _, error = call(*arguments)
+    assert status == 2
+    assert "log.jsonl is given twice, which would count its prompts twice" in error
+    assert not stub.asked("/completions")
+
+
 def test_a_log_without_prompts_is_told(serve, call, tmp_path):
     stub = serve(speaking(0.5, "a"))
     log = tmp_path / "log.jsonl"

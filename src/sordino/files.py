@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,25 @@ def user_path(name: str | Path) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{printable(text)} is too long for a file name.") from None
     return path
+
+
+def refuse_repeated(names: Iterable[str | Path], why: str) -> None:
+    """Refuse a name that is given twice, or two names of one file.
+
+    Args:
+        names: Of files, folders or of the hub.
+        why: What would happen, such as "would count its rows twice".
+
+    Raises:
+        UserError: One is.
+    """
+    seen = set()
+    for name in names:
+        path = user_path(name)
+        place = path.resolve() if path.exists() else name
+        if place in seen:
+            raise UserError(f"{printable(str(name))} is given twice, which {why}: give it once.")
+        seen.add(place)
 
 
 def has_suffix(name: str | Path, suffix: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Server
 from sordino.extras import require
-from sordino.files import only_one, private_files, user_path, write_json
+from sordino.files import only_one, private_files, refuse_repeated, user_path, write_json
 from sordino.outputs import PAGE, REPLAY, claim_output
 from sordino.replaying import (
     ReplayOutcome,
@@ -84,6 +84,7 @@ def replay(
     chosen = settings or ReplaySettings()
     if not given:
         raise UserError("There is nothing to replay: pass the log of a service, a .jsonl file.")
+    refuse_repeated(given, "would count its prompts twice")
     folder = user_path(output)
     database, figures, page = (folder / f"replay.{kind}" for kind in ("duckdb", "json", "html"))
     with private_files():

@@ -15,7 +15,7 @@ from sordino.evaluation.measures.divergence import estimate_divergence, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
-from sordino.files import printable
+from sordino.files import printable, refuse_repeated
 from sordino.interventions import Dampening, Edit, compose, dampen, dampening_from, family
 from sordino.interventions.registry import RULES, Family
 from sordino.models.open import OpenModel
@@ -180,6 +180,8 @@ def _several(sources: Source | Sequence[Source]) -> list[Source]:
         return [sources]
     if not sources:
         raise UserError("There is nothing to dampen with: give an expertise or a dampening.")
+    files = [source for source in sources if isinstance(source, str | Path)]
+    refuse_repeated(files, "would apply its factors twice (`strength` makes them stronger)")
     return list(sources)
 
 
