@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import ssl
@@ -13,10 +14,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import forked
 from sordino.errors import UserError
 from sordino.evaluation import (
     SCORERS,
@@ -353,6 +356,27 @@ def test_an_interrupt_does_not_wait_for_slow_answers(serve):
     finally:
         held.set()
         signal.signal(signal.SIGINT, before)
+
+
+def test_more_threads_than_there_are_is_one_sentence(serve, tmp_path):
+    access = Access(concurrency=1024)
+    server = Server(serve(speaking).address, None, access, argument="endpoint", model_argument="m")
+    said = tmp_path / "said.txt"
+
+    def ask():
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 2**26  # room for the stacks of a few
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        try:
+            list(server.each(len, ["a"]))
+        except UserError as error:
+            said.write_text(str(error))
+        os._exit(0)  # some threads have started
+
+    child = forked(ask)
+    child.join(60)
+    assert child.exitcode == 0
+    assert said.read_text().startswith("`concurrency=1024` is more threads than this system gives")
 
 
 # ---- a judge ----------------------------------------------------------------------------------

@@ -262,8 +262,17 @@ class Server:
 
         When the iterator is closed or the work fails, items that have not begun are dropped, and
         those in progress are not waited for, so that a slow answer does not delay an interrupt.
+
+        Raises:
+            UserError: The system gives fewer threads.
         """
-        pool = ThreadPool(self._access.concurrency)
+        try:
+            pool = ThreadPool(self._access.concurrency)
+        except (RuntimeError, AttributeError):  # the second arises in the pool's handling of it
+            raise UserError(
+                f"`concurrency={self._access.concurrency}` is more threads than this system gives: "
+                "lower it."
+            ) from None
         try:
             yield from pool.imap(work, items)
         finally:
