@@ -559,7 +559,7 @@ def test_no_scorer_no_replay(serve, call, tmp_path):
 
 
 def test_a_log_that_is_given_twice_is_refused(serve, call, tmp_path):
-    log, stub = traffic(tmp_path / "log.jsonl", days=1, a_day=4), serve(speaking(0.4))
+    log, stub = traffic(tmp_path / "log.jsonl", days=1, a_day=4), serve(speaking(0.4, "a"))
     arguments = [str(part) for part in command(log, stub, stub)]
     arguments.insert(2, "./log.jsonl")
     status, _, error = call(*arguments)
