@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import quantised_folders as q
-from families import random_factors
+from families import random_factors, tiny_folder
 from sordino.edits import RowVerification, Verification, bake, undo, verification, verify
 from sordino.edits.quantised import edit_quantised, quantised_folder
 from sordino.edits.quantised.fp4 import MOST
@@ -442,6 +442,22 @@ def test_damage_is_one_sentence(tmp_path, name, damage, message):
         bake(folder, dampening, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "mxfp4"])
+def test_plain_weights_under_settings_of_quantised_ones_are_refused_everywhere(tmp_path, method):
+    """And in the same words, for transformers reads them in one way here and in another there."""
+    folder = tiny_folder("llama", tmp_path)
+    dampening = dampening_of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    settings_of = {"quant_method": method, "bits": 4, "group_size": 32, "load_in_4bit": True}
+    config["quantization_config"] = settings_of
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = rf"{folder} is quantised by its settings \({method}\), and its files hold plain"
+    with pytest.raises(UserError, match=expected):
+        open_model(folder, device="cpu")
+    with pytest.raises(UserError, match=expected):
+        bake(folder, dampening, tmp_path / "out")
 
 
 def test_blocks_that_span_neurons_are_refused(tmp_path):

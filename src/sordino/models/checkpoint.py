@@ -91,6 +91,24 @@ def _of_modelopt(file: Path) -> Mapping[str, Any]:
     return {"quant_method": "modelopt", **inner}
 
 
+def refuse_plain(name: str, settings: Mapping[str, Any], dtypes: Iterable[torch.dtype]) -> None:
+    """Raise `UserError` if a model is quantised by its settings, and its files hold plain weights.
+
+    Transformers may read them as they are on a processor, and misread them on a GPU.
+
+    Args:
+        name: What the user called the model.
+        settings: Its quantisation settings.
+        dtypes: Those of all tensors in its files.
+    """
+    if all(dtype in PLAIN.values() for dtype in dtypes):
+        raise UserError(
+            f"{name} is quantised by its settings ({printable(str(settings.get('quant_method')))}),"
+            " and its files hold plain weights alone: get its files again, or remove "
+            "quantization_config from config.json if they are meant to be plain."
+        )
+
+
 def refuse_counts(name: str, settings: Mapping[str, Any], tensors: Iterable[str]) -> None:
     """Raise `UserError` if config.json has more layers or experts than the files can hold.
 

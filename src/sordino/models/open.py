@@ -34,6 +34,7 @@ from sordino.models.checkpoint import (
     refuse_counts,
     refuse_differences,
     refuse_not_finite,
+    refuse_plain,
     refuse_unfit,
 )
 from sordino.models.classes import auto_class, refuse_other_kinds
@@ -206,6 +207,8 @@ def _open_folder(
     config, model = _module_tree(ref)
     if settings is None:
         refuse_unfit(ref.name, model, StoredTensors(ref).empty)
+    else:
+        refuse_plain(ref.name, settings, (one.dtype for one in StoredTensors(ref).empty.values()))
     tokenizer = open_tokenizer(ref.path, ref.name)
     if settings is not None and settings.get("quant_method") == "modelopt":
         return _place(ref, _dequantise(ref, config, model, settings, options), target), tokenizer

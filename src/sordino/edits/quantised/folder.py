@@ -23,7 +23,7 @@ from sordino.edits.quantised.mxfp4 import Mxfp4
 from sordino.edits.record import Quantisation
 from sordino.edits.shard import Change
 from sordino.errors import UserError
-from sordino.models.checkpoint import quantisation, quantisation_of, refuse_unfit
+from sordino.models.checkpoint import quantisation, quantisation_of, refuse_plain, refuse_unfit
 from sordino.models.dtypes import torch_dtype
 from sordino.models.safetensors_header import Stored, read_header
 from sordino.progress import note
@@ -184,13 +184,15 @@ def quantised_folder(
     if settings is None:
         return None
     scheme = _scheme(folder, settings)
+    stored = {name: found for tensors in shards.values() for name, found in tensors.items()}
     layers = _layers(folder, shards, scheme)
     if not layers:
+        dtypes = (torch_dtype(found.dtype, name) for name, found in stored.items())
+        refuse_plain(str(folder), settings, dtypes)
         raise UserError(
             f"{folder} is quantised by its settings ({settings.get('quant_method')}), but its "
             "safetensors hold no quantised layer: get it again."
         )
-    stored = {name: found for tensors in shards.values() for name, found in tensors.items()}
     return QuantisedFolder(scheme, layers, stored)
 
 
