@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,10 @@ def structure(text: str) -> list[str]:
 @given(WORDS)
 @example("__b__")
 @example("1) x")
+@example("1.")
+@example("> x")
+@example("---")
+@example("a &amp")
 def test_words_have_no_structure_and_show_as_they_are(words):
     shown = line(words)
     for before, after in (("- ", ""), ("# ", ""), ("**", "**"), ("x ", " y")):
@@ -62,6 +67,14 @@ def test_words_have_no_structure_and_show_as_they_are(words):
         f"x {printable(words, 2000)} y"
     )
     assert not re.search(r"(?<!\\)(?:<|\[|:(?=//))", shown)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["0.1.0", "2.5 % of 3", "-5 points", "+1", "R&D", "a > b", "sordino_version", "me@", ":/"],
+)
+def test_words_that_are_no_markup_stay_as_they_are_in_the_text_too(words):
+    assert line(words) == words
 
 
 def record(words: str, form: str = "weights", revision: str = "") -> Provenance:

@@ -13,20 +13,24 @@ _LONGEST = 2000
 # Markup inside a line: emphasis, code, links, pictures, HTML, cells, formulas, entities, and
 # addresses, which GitHub's dialect links by itself.
 _INLINE = re.compile(
-    r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)", re.IGNORECASE
+    r"[\\`*\[\]<|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)",
+    re.IGNORECASE,
 )
+# What starts a heading, a quotation, a rule or a list, at the beginning of a line.
+_START = re.compile(r"^([>#=]|[+-](?=[\s+-]|$))|^(\d{1,9})([.)])(?=\s|$)")
 
 
 def line(text: str) -> str:
     """Foreign text for Markdown: one line that is shown literally.
 
+    Only what would be markup is escaped, since cards are read as plain text as well.
+
     Example:
         >>> line("[a](b)  <c>")
-        '\\\\[a\\\\](b) \\\\<c\\\\>'
+        '\\\\[a\\\\](b) \\\\<c>'
     """
     shown = _INLINE.sub(r"\\\g<0>", printable(text, _LONGEST))
-    # At the beginning of a line these would start a heading or a list.
-    return re.sub(r"^([#+=-])|^(\d{1,9})([.)])", _escaped_start, shown)
+    return _START.sub(_escaped_start, shown)
 
 
 def _escaped_start(found: re.Match[str]) -> str:
