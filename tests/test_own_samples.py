@@ -168,11 +168,15 @@ def test_what_was_sampled_is_not_sampled_again(open_tiny, concept, tmp_path, mon
     assert len(rows) == len(OF_MANY_LENGTHS) * own_samples.continuations + again
 
 
-def test_a_permuted_judge_keeps_each_prompts_scores_and_loses_what_they_are_of(open_tiny):
+def test_a_permuted_judge_keeps_each_prompts_scores_and_loses_what_they_are_of(
+    open_tiny, tmp_path, monkeypatch
+):
     opened = open_tiny("llama")
-    options = {"batch_tokens": 512, "journal": None, "ranks": Ranks()}
+    options = {"batch_tokens": 512, "journal": tmp_path / "own.jsonl", "ranks": Ranks()}
     real = own.sample(opened, own_of(continuations=8), **options)
+    monkeypatch.setattr(written, "generate", None)  # they are the same samples
     control = own.sample(opened, own_of(continuations=8, permuted=5), **options)
+    assert control.said == real.said
     np.testing.assert_array_equal(np.sort(real.scores), np.sort(control.scores))
     assert (real.scores != control.scores).any(axis=1).mean() > 0.8
     assert real.digest != control.digest

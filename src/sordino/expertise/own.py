@@ -7,7 +7,7 @@ of the judge's mean score to first order (`sordino.expertise.attribution`).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -162,6 +162,11 @@ class OwnSettings:
             **({} if self.permuted is None else {"own_permuted": str(self.permuted)}),
         }
 
+    @property
+    def written(self) -> dict[str, str]:
+        """Those that tell which samples are written: a permuted control's are the judge's own."""
+        return replace(self, permuted=None).metadata
+
     def _metadata_of_chat(self) -> dict[str, str]:
         if self.chat.use == "off":
             return {}
@@ -242,7 +247,7 @@ def sample(
         replies(opened, chat) if chat else None,
     )
     # The folder of the journal is cleared for another sweep, so the key has to tell samples alone.
-    key = fingerprint(to_json(settings.metadata), template_fingerprint(opened) if chat else "")
+    key = fingerprint(to_json(settings.written), template_fingerprint(opened) if chat else "")
     rows = _complete(write(opened, asked, _STEP, journal, key, ranks), settings)
     texts = [text for *_, text, _ in rows]
     scores, judge = ranks.from_first(

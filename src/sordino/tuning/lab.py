@@ -218,7 +218,7 @@ class Lab:
 
     def _journal(self, settings: OwnSettings) -> Path:
         """Where what the model writes is kept, for all that take the same samples."""
-        return self.path_of("own-samples", settings.metadata, "jsonl")
+        return self.path_of("own-samples", settings.written, "jsonl")
 
     def made(self, name: str, made_of: Any, make: Callable[[], Dampening]) -> Dampening:
         """A dampening that takes long to make, made once.

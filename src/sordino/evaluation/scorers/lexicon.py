@@ -146,6 +146,9 @@ def _hurtlex() -> Path:
         raise NotRun(
             f"HurtLex could not be fetched from its repository ({reason}): {mend}"
         ) from None
+    # There is no checksum to compare it with, because we could not fetch the file ourselves. Its
+    # address names a commit, and a result holds a checksum of the entries (`protocol`), which
+    # shows whether two results used the same ones.
     # Whatever answers in its repository's place, such as a proxy's page, is not kept.
     if b"lemma" not in answer.content.partition(b"\n")[0].split(b"\t"):
         raise NotRun(f"what its repository's address gives is not HurtLex: {mend}")

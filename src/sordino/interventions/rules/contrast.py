@@ -118,10 +118,16 @@ def sparing(
         return best((1 - share) * one - share * other)
 
     low, high = 0.0, 1.0  # at 1 the text alone decides, and becomes more likely
+    outside, inside = changes, None
     for _ in range(_HALVINGS_OF_SHARE):
         middle = (low + high) / 2
-        low, high = (middle, high) if at_share(middle) @ spared > 0 else (low, middle)
-    outside, inside = at_share(low), at_share(high)
+        found = at_share(middle)
+        if found @ spared > 0:
+            low, outside = middle, found
+        else:
+            high, inside = middle, found
+    if inside is None:
+        inside = at_share(high)
     if not between:
         return inside
     # Where both are as good, the text is just as likely as before somewhere on the line.
