@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import sentences
@@ -16,7 +16,13 @@ from families import tiny_folder
 from sordino.cli.app import app, main
 from sordino.cli.recipe import expand
 from sordino.errors import UserError
-from sordino.options.groups import ConceptOptions, ModelOptions, RunRuleOptions, SweepOptions
+from sordino.options.groups import (
+    ConceptOptions,
+    ModelOptions,
+    OwnOptions,
+    RunRuleOptions,
+    SweepOptions,
+)
 from sordino.options.job import Job
 from sordino.options.measures import RunMeasureOptions
 from sordino.options.recipe import defaults, read, recipe_of, schema
@@ -29,25 +35,45 @@ def parsed(arguments):
     return bound.arguments
 
 
-SETTINGS = st.lists(TEXT, max_size=2).map(tuple)
+# Names of the kit, so that a recipe is complete without a model or a hub.
+MEASURED = st.lists(
+    st.sampled_from(["toxicity", "honest", "bold", "refusals", "perplexity", "coverage", "piqa"]),
+    unique=True,
+).map(tuple)
+LEFT_OUT = {
+    *("negatives", "label", "text-column", "label-column", "positive", "concept-config"),
+    *("concept-revision", "split", "max-per-class", "set", "measure-set", "preset", "turns"),
+    *("toxic-label", "draws", "judge-refusal", "refusal-judge", "revision", "sites"),
+    *("batch-tokens", "stratify", "causal", "protect", "stream", "system"),
+}
+"""Options that a recipe leaves out, for they are nothing by default."""
 
 
+@settings(max_examples=30)
 @given(
     st.builds(ConceptOptions, concept=TEXT, balance=st.booleans()),
     st.builds(
         RunRuleOptions,
         intervention=st.sampled_from(["aura", "contrast"]),  # a run writes the rule that it used
         strength=st.floats(0, 2),
-        set=SETTINGS,
+        set=st.sampled_from([(), ("rows=3",)]),
+    ),
+    st.builds(
+        RunMeasureOptions,
+        measure=MEASURED,
+        max_prompts=st.none() | st.integers(1, 9),
+        temperature=st.none() | st.floats(0, 2),
+        measure_set=st.sampled_from([(), ("bold.max-prompts=7", "coverage.max-texts=3")]),
+        preset=st.sampled_from([None, "act"]),
     ),
     st.builds(ModelOptions, device=TEXT, sites=st.none() | TEXT),
     st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
     st.integers(0, 2**31),
 )
-def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, opening, sweep, seed):
-    text = recipe_of(
-        {"model": "m", "seed": seed}, concept, rule, RunMeasureOptions(), opening, sweep
-    )
+def test_a_recipe_is_read_as_it_was_given(
+    tmp_path_factory, concept, rule, how, opening, sweep, seed
+):
+    text = recipe_of({"model": "m", "seed": seed}, concept, rule, how, opening, sweep)
     assert tomllib.loads(text)["model"] == "m"
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
     file.write_text(text, encoding="utf-8")
@@ -55,14 +81,111 @@ def test_a_recipe_is_read_as_it_was_given(tmp_path_factory, concept, rule, openi
     for name, value in (
         ("concept", concept),
         ("rule", rule),
+        ("how", how),
         ("opening", opening),
         ("sweep", sweep),
     ):
         assert found.get(name, type(value)()) == value
     assert found["seed"] == seed
     job = Job.of_recipe(read(file))
-    assert job == Job("m", seed, (), concept, rule, RunMeasureOptions(), opening, sweep)
-    assert Job.of_recipe(tomllib.loads(job.recipe())) == replace(job, rule=job.decided)
+    assert job == Job("m", seed, (), concept, rule, how, opening, sweep)
+    # What a run writes is the same run, and states what was a default.
+    again = Job.of_recipe(tomllib.loads(job.recipe()))
+    assert again.recipe() == job.recipe()
+    assert again.how.measures() == job.how.measures()
+    assert (again.decided.intervention, again.decided.strength, again.decided.divergence) == (
+        job.decided.intervention,
+        job.decided.strength,
+        job.decided.divergence,
+    )
+    assert replace(again, rule=rule, how=how) == job
+
+
+def test_a_recipe_of_a_run_leaves_nothing_to_a_default():
+    """Neither to an option's nor to a measure's or a rule's own."""
+    every = ("toxicity", "ordinary-toxicity", "diversity", "honest", "bold", "refusals")
+    every += ("perplexity", "toxic-perplexity", "divergence", "coverage", "zero-shot", "piqa")
+    job = Job(
+        "m",
+        rule=RunRuleOptions("contrast", strength=1),
+        how=RunMeasureOptions(measure=every),
+        own=OwnOptions(own=True),
+    )
+    stated = tomllib.loads(job.recipe())
+    # Who gives one of these a default must also say in `_OF_BEFORE` what recipes from before meant.
+    assert {key for key, value in defaults().items() if value in (None, "", ())} == LEFT_OUT | {
+        *("intervention", "measure", "divergence", "tasks", "questions", "max-texts"),
+        *("max-prompts", "continuations", "new-tokens", "temperature", "top-k", "top-p"),
+        "repetition-penalty",
+    }
+    by_measure = {"max-texts"}  # for coverage has no limit
+    nothing = LEFT_OUT - {"set", "measure-set"} | {"divergence"}
+    assert defaults().keys() - stated.keys() == nothing | by_measure
+    assert stated["set"] == ["budget=0.05", "amplify=0.0", "evidence=all"]
+    again = Job.of_recipe(stated).how
+    for one, other in zip(job.how.measures(), again.measures(), strict=True):
+        assert one == other
+        flags = {f"{one.name}.{key}={value}" for key, value in stated.items()}
+        flags |= {*again.measure_set}
+        for field, option in one.options.items():
+            value, flag = getattr(one, field), option.replace("_", "-")
+            if isinstance(value, int | float):
+                assert f"{one.name}.{flag}={value}" in flags
+    assert "divergence" in tomllib.loads(Job("m").recipe())
+
+
+@pytest.mark.parametrize(
+    ("typed", "gone"),
+    [
+        (("--max-prompts", "5"), {"max-prompts": [], "measure-set": ["refusals.new-tokens=64"]}),
+        (("--new-tokens=5",), {"new-tokens": [], "measure-set": ["refusals.max-prompts=200"]}),
+        (
+            ("--preset", "quick"),
+            {"max-prompts": [], "continuations": [], "new-tokens": [], "measure-set": []},
+        ),
+        (("--intervention=damp", "--set", "k=3"), {"intervention": [], "set": []}),
+        (("--intervention", "damp"), {"intervention": [], "set": []}),
+        (("--divergence", "0.1"), {"set": ["amplify=0.0", "evidence=all"], "divergence": []}),
+        (("--measure-set=refusals.max-prompts=9",), {"measure-set": []}),
+    ],
+)
+def test_what_is_typed_replaces_what_a_recipe_states_of_the_same(tmp_path, typed, gone):
+    file = tmp_path / "r.toml"
+    how = RunMeasureOptions(measure=("toxicity", "refusals"))
+    file.write_text(Job("m", rule=RunRuleOptions("contrast", strength=1), how=how).recipe())
+    whole, left = (
+        expand(["run", f"--recipe={file}", "-o", "x", *more])[2:] for more in ((), typed)
+    )
+    expected = [one for one in whole if one.removeprefix("--").partition("=")[0] not in gone]
+    expected += [f"--{key}={value}" for key, values in gone.items() for value in values]
+    assert sorted(left) == sorted([*expected, *typed])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("refusals", "not of the form MEASURE.OPTION=VALUE"),
+        ("refusals.max-prompts=", "not of the form"),
+        ("refusal.max-prompts=3", "did you mean refusals"),
+        ("refusals.texts=kit", "it has: max-prompts, new-tokens, "),
+        ("speed.max-texts=3", "it has: none"),
+        ("refusals.max-prompts=many", "valid integer"),
+        ("refusals.max-prompts=0", "at least 1"),
+    ],
+)
+def test_a_setting_of_one_measure_that_is_none(given, said):
+    measured = RunMeasureOptions(measure=("refusals", "toxicity"), measure_set=(given,))
+    with pytest.raises(UserError, match=said):
+        measured.measures()
+
+
+def test_a_setting_of_one_measure_is_that_of_no_other():
+    plain = RunMeasureOptions(measure=("toxicity", "zero-shot"), max_prompts=7)
+    given = ("toxicity.max-prompts=3", "toxicity.top-p=0.5", "zero-shot.tasks=kit_siqa,kit_piqa")
+    [one, asked], [other, _] = replace(plain, measure_set=given).measures(), plain.measures()
+    assert one == replace(other, max_prompts=3, top_p=0.5)
+    assert asked.tasks == ("kit_siqa", "kit_piqa")
+    assert replace(plain, measure_set=given, measure=("refusals",)).measures()[0].max_prompts == 7
 
 
 def test_a_switch_can_be_off_in_a_recipe(tmp_path):
@@ -103,7 +226,7 @@ def test_a_recipe_of_a_run_from_before_means_what_that_run_did(tmp_path, capsys)
     # What a run writes today says its rule, and a recipe by hand has today's defaults.
     capsys.readouterr()
     file.write_text(Job("m").recipe())
-    assert Job.of_recipe(read(file)).decided == Job("m").decided
+    assert Job.of_recipe(read(file)).rule == Job("m").rule.stated()
     file.write_text('model = "m"\n')
     assert Job.of_recipe(read(file)).decided == Job("m").decided
     assert capsys.readouterr().err == ""

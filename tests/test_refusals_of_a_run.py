@@ -179,3 +179,11 @@ def test_a_run_measures_refusals_and_says_nothing_of_those_that_are_left(capsys)
     lost = result.figure("refusals:chat", "refused.unsafe").difference
     assert (FEWER in said) == (lost.high < 0)
     assert (FEWER in Path("plain/sordino/report.html").read_text()) == (lost.high < 0)
+    # What such a model is measured by is in the recipe by name, and the run from it is the same.
+    recipe = Path("plain/sordino/recipe.toml")
+    assert 'measure = ["toxicity", "perplexity", "refusals"]' in recipe.read_text()
+    assert 'measure-set = ["refusals.max-prompts=200"]' in recipe.read_text()
+    main(["run", "--recipe", str(recipe), "-o", "again", "--force"])
+    for name in ("recipe.toml", "evaluation.json", "evaluation.samples.jsonl"):
+        found, expected = (Path(at, "sordino", name).read_bytes() for at in ("again", "plain"))
+        assert found.replace(b'"again"', b'"plain"') == expected, name

@@ -3,7 +3,7 @@
 import gc
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -186,7 +186,7 @@ def run(
     *,
     revision: str | None = None,
     command: Sequence[str] = (),
-    recipe: str = "",
+    recipe: Callable[[Sequence[str]], str] | None = None,
     force: bool = False,
     cache: bool = False,
 ) -> RunResult:
@@ -204,7 +204,8 @@ def run(
         settings: The rest.
         revision: A branch, tag or commit of the hub.
         command: The command line that repeats the run, for the page.
-        recipe: The same as a recipe, to be kept with the figures; "" for none.
+        recipe: Makes the same as a recipe, to be kept with the figures, of the names of what was
+            measured; None for none.
         force: Replace an existing output.
         cache: Keep what is measured of the original in the cache folder, and take it from there if
             nothing that decides it has changed since; see `sordino.evaluation.kept`.
@@ -244,6 +245,7 @@ def run(
     if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
     ready = with_chat(_with_measures_of_chat(ready, chosen, ref), chosen.sweep.chat, ref)
+    written = recipe(ready.names) if recipe else ""
     if chosen.attribution is not None:
         chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
@@ -256,7 +258,7 @@ def run(
         beside = steps.evaluate_beside(expertise)
         evaluation = steps.evaluate()
         steps.report(expertise, dampening, evaluation, beside, shown, command)
-        steps.publish(recipe)
+        steps.publish(written)
     extras = extras_of(target)
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"

@@ -1,6 +1,7 @@
 """`--recipe`: the options in a recipe, as arguments of the command line."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from sordino.errors import UserError
@@ -17,7 +18,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: The file is missing or not a recipe.
     """
-    from sordino.options.recipe import defaults, read
+    from sordino.options.recipe import defaults, read, remaining
 
     given = list(arguments)
     if given[:1] != ["run"]:
@@ -30,20 +31,28 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if place == len(given):
             raise UserError(f"{name} needs a recipe file.")
         value = given.pop(place)
-    recipe = read(user_path(value))
+    recipe = remaining(read(user_path(value)), _typed(given[1:]))
     model = recipe.pop("model", None)
     positional = [] if model is None or _has_model(given[1:]) else [str(model)]
-    flags = {one.partition("=")[0].replace("--no-", "--") for one in given}
-    flags |= {"--output"} if "-o" in flags else set()
     # What is so anyway needs no flag: a switch that is off has none.
     anyway = defaults()
     more = [
         part
         for key, of in recipe.items()
-        if f"--{key}" not in flags and (key not in anyway or of != anyway[key])
+        if key not in anyway or of != anyway[key]
         for part in _flags(key, of)
     ]
     return [given[0], *positional, *given[1:], *more]
+
+
+def _typed(arguments: Sequence[str]) -> dict[str, str]:
+    """What follows each flag that is typed, by the flag without hyphens; "" where nothing does."""
+    found = {}
+    for one, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = one.partition("=")
+        if flag.startswith("--"):
+            found[flag.removeprefix("--").removeprefix("no-")] = value if equals else after
+    return found
 
 
 def _has_model(arguments: Sequence[str]) -> bool:

@@ -116,6 +116,11 @@ class Prepared:
     compared: bool
 
     @property
+    def names(self) -> list[str]:
+        """The names of what is measured, each once."""
+        return [*dict.fromkeys(one.name for one in self.measures)]
+
+    @property
     def texts(self) -> set[str]:
         """All prompts and texts that are measured, each in one line."""
         return {one_line(text.text) for task in self.tasks.values() for text in task.texts}

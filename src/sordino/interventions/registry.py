@@ -82,6 +82,18 @@ class Rule:
                 raise UserError(f"The intervention {self.name} needs setting `{name}=NUMBER`.")
         return {name: self._value(name, given) for name, given in settings.items()}
 
+    def defaults(self, *, sized: bool) -> dict[str, Any]:
+        """What its settings are where nothing is given; those without a limit are not among them.
+
+        Args:
+            sized: Whether the rule's dial is set by something else.
+        """
+        return {
+            name: setting.default
+            for name, setting in self.settings.items()
+            if setting.default is not None and not (sized and name == self.dial)
+        }
+
     def refuse_unknown(self, settings: Iterable[str]) -> None:
         """Raise `UserError` for a name that is not one of its settings.
 

@@ -27,6 +27,7 @@ class Setting:
         choices: The values that it can have; () for any of its type.
         optional: Whether None is a value of it, too.
         needed: Whether it has no default.
+        default: What it is where nothing is given.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Setting:
     choices: tuple[Any, ...] = ()
     optional: bool = False
     needed: bool = False
+    default: Any = None
 
     @property
     def values(self) -> str:
@@ -109,7 +111,9 @@ def _setting(rule: str, parameter: inspect.Parameter, kind: Any) -> Setting:
         kind = kinds.pop() if len(kinds) == 1 else None
     if kind not in _NAMES:
         raise wrong
-    setting = Setting(name, kind, choices, optional, parameter.default is parameter.empty)
+    needed = parameter.default is parameter.empty
+    default = None if needed else parameter.default
+    setting = Setting(name, kind, choices, optional, needed, default)
     if not setting.needed:
         try:
             setting.read(parameter.default)

@@ -233,6 +233,15 @@ class RunRuleOptions(InterventionOptions):
         chosen = RunSettings(self.intervention or None, self.strength, divergence=self.divergence)
         return replace(self, intervention=chosen.rule, divergence=chosen.decided().divergence)
 
+    def stated(self) -> "RunRuleOptions":
+        """The same, with the rule's own settings as well."""
+        from sordino.interventions import RULES
+
+        chosen = self.decided()
+        sized = chosen.divergence is not None
+        values = RULES.named(chosen.intervention).defaults(sized=sized) | chosen.settings()
+        return replace(chosen, set=tuple(f"{name}={value}" for name, value in values.items()))
+
 
 @Parameter(name="*", group="Responses")
 @dataclass(frozen=True)

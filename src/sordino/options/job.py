@@ -1,7 +1,7 @@
 """A run, as its options describe it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,7 @@ class Job:
             settings,
             revision=self.opening.revision,
             command=command,
-            recipe=self.recipe(),
+            recipe=self.recipe,
             force=force,
             cache=cache,
         )
@@ -170,19 +170,39 @@ class Job:
             seed=self.seed,
         )
 
-    def recipe(self) -> str:
-        """The run as a recipe."""
+    def recipe(self, measured: Sequence[str] = ()) -> str:
+        """The run as a recipe, which states what decides the result.
+
+        Args:
+            measured: Names of the measures that were taken, which by default depend on the model;
+                () for those of every model.
+        """
         given = {"model": self.model, "seed": self.seed}
+        how = self.how.stated(measured or [*dict.fromkeys(one.name for one in self.how.measures())])
+        rule = self.rule.stated()
         return recipe_of(
             given | ({"beside": self.beside} if self.beside else {}),
             self.concept,
-            self.decided,
-            self.how,
+            rule,
+            how,
             self.opening,
             self.sweep,
             self.chat,
             self.own,
+            idle=self._idle(how.measure),
         )
+
+    def _idle(self, measured: Sequence[str]) -> set[str]:
+        """The names of options that decide nothing in this run."""
+        from sordino.evaluation.measure import MEASURES
+
+        taken = {one for name in measured for one in MEASURES.named(name).options.values()}
+        idle = {field.name for field in fields(self.how)} - taken - {"measure"}
+        if self.decided.divergence is not None:
+            idle = (idle | {"strength"}) - {"texts"}
+        if not self.own.own and self.concept.judged(self.own, self.sweep.strata_column) is None:
+            idle |= {field.name for field in fields(self.own)} - {"own"}
+        return idle
 
     def _asked(self) -> list["Asked"]:
         """What the rules need beside the AUROC."""

@@ -1,11 +1,12 @@
 """The options of a run: what is measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import Parameter
 
+from sordino.errors import UserError
 from sordino.options.groups import clean_texts, with_others
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class MeasureOptions:
             )
         ),
     ] = ("toxicity", "perplexity")
+    measure_set: tuple[str, ...] = ()
+    """A setting of one measure, MEASURE.OPTION=VALUE, such as --measure-set
+    refusals.max-prompts=100; it replaces that option for this measure. Repeat for several."""
     preset: Annotated[Literal["rtp", "act", "reply", "quick"] | None, Parameter(group=WRITING)] = (
         None
     )
@@ -145,15 +149,24 @@ class MeasureOptions:
         given = {**PRESETS.get(self.preset or "", {}), **typed, "texts": self.clean_texts}
         given["prompts"] = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         given |= {} if access is None else {"access": access}
+        alone = self._of_one_measure()
         made: list[Measure] = []
         for name in names:
-            kind = MEASURES.named(name)
-            options = {field: option for field, option in kind.options.items() if option in given}
+            kind, mine = MEASURES.named(name), given | alone.get(name, {})
+            options = {field: option for field, option in kind.options.items() if option in mine}
             # What takes a pre-prompt is taken once with each.
             for led in self.pre_prompt if "pre_prompt" in options else ("",):
-                values = {**given, "pre_prompt": led}
+                values = {**mine, "pre_prompt": led}
                 made.append(kind(**{field: values[option] for field, option in options.items()}))
         return made
+
+    def _of_one_measure(self) -> dict[str, dict[str, Any]]:
+        """The values of `measure_set`, by measure and option."""
+        found: dict[str, dict[str, Any]] = {}
+        for text in self.measure_set:
+            name, option, value = split_setting(text)
+            found.setdefault(name, {})[option] = value
+        return found
 
 
 @Parameter(name="*", group="Evaluation")
@@ -187,3 +200,67 @@ class RunMeasureOptions(MeasureOptions):
         from sordino.pipeline import MEASURED_OF_CHAT
 
         return [] if self.measure else self._make(MEASURED_OF_CHAT)
+
+    def stated(self, measured: Sequence[str]) -> "RunMeasureOptions":
+        """The same for these measures, with values in place of each measure's own defaults.
+
+        Args:
+            measured: Names of measures, all of which these options give.
+        """
+        given = {one.name: one for one in (*self.measures(), *self.measures_of_chat())}
+        found: dict[str, dict[str, Any]] = {}
+        for name in measured:
+            for field, option in given[name].options.items():
+                if option in _OF_EACH_MEASURE:
+                    found.setdefault(option, {})[name] = getattr(given[name], field)
+        usual, alone = dict[str, Any](), list[str]()
+        for option, values in found.items():
+            # An option has no value that takes a limit away again.
+            common = None if None in values.values() else next(iter(values.values()))
+            usual[option] = common
+            alone += [
+                f"{name}.{option.replace('_', '-')}={_as_text(value)}"
+                for name, value in values.items()
+                if value != common
+            ]
+        return replace(self, measure=tuple(measured), measure_set=tuple(alone), **usual)
+
+
+_OF_EACH_MEASURE = {field.name for field in fields(MeasureOptions) if field.default is None} - {
+    "preset"
+}
+"""Options whose default is each measure's own."""
+
+
+def split_setting(text: str) -> tuple[str, str, Any]:
+    """The measure, the option and the value of a setting of one measure, MEASURE.OPTION=VALUE.
+
+    Raises:
+        UserError: It is none.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from sordino.evaluation.measure import MEASURES
+    from sordino.records import kinds
+
+    where, equals, value = text.partition("=")
+    name, dot, flag = where.rpartition(".")
+    if not (name and dot and flag and equals and value):
+        raise UserError(f"`measure_set={text}` is not of the form MEASURE.OPTION=VALUE.")
+    option = flag.replace("-", "_")
+    known = _OF_EACH_MEASURE.intersection(MEASURES.named(name).options.values())
+    if option not in known:
+        flags = ", ".join(sorted(one.replace("_", "-") for one in known)) or "none"
+        raise UserError(
+            f"`measure_set={text}` names no setting of the measure {name} (it has: {flags})."
+        )
+    kind, _ = get_args(kinds(MeasureOptions)[option])  # the other is None
+    given = tuple(value.split(",")) if get_origin(kind) is tuple else value
+    try:
+        return name, option, TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        raise UserError(f"`measure_set={text}`: {error.errors()[0]['msg']}.") from None
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,12 @@
-"""Recipes: the options of a run in a TOML file, which every run writes."""
+"""Recipes: the options of a run in a TOML file, which every run writes.
+
+A recipe that a run writes states what decides its result, also where that is a default, so that it
+means the same to a version with other defaults. What it leaves out is nothing at all: no limit, no
+label, no further text.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
@@ -88,22 +93,60 @@ def group_of(kind: type[T], recipe: Mapping[str, Any]) -> T:
     return kind(**given)
 
 
-def recipe_of(given: Mapping[str, Any], *options: Any) -> str:
+def remaining(recipe: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+    """What is left of a recipe where some options are given otherwise.
+
+    Args:
+        recipe: As `read` gives it.
+        typed: The other options' values, by their flags without hyphens.
+    """
+    gone = {*typed}
+    if "preset" in typed:
+        from sordino.evaluation.writing import PRESETS
+
+        gone |= {name.replace("_", "-") for name in PRESETS.get(typed["preset"], {})}
+    if "intervention" in typed:
+        gone.add("set")  # they are another rule's
+    left = {key: value for key, value in recipe.items() if key not in gone}
+    alone = [
+        one
+        for one in _several(left.pop("measure-set", ()))
+        if one.partition("=")[0].rpartition(".")[2] not in gone
+    ]
+    settings = _several(left.pop("set", ()))
+    if "divergence" in typed and "intervention" in recipe:
+        from sordino.interventions import RULES
+
+        dial = RULES.named(recipe["intervention"]).dial
+        settings = [one for one in settings if one.partition("=")[0] != dial]
+    lists = {"measure-set": alone, "set": settings}
+    return left | {key: value for key, value in lists.items() if value}
+
+
+def recipe_of(given: Mapping[str, Any], *options: Any, idle: Collection[str] = ()) -> str:
     """A recipe as TOML.
 
     Args:
         given: Values that are always written, by their flags without hyphens.
-        options: Dataclasses of options; those that differ from their defaults are written.
+        options: Dataclasses of options. They are written with their defaults, but without what is
+            nothing: None, and empty texts and lists.
+        idle: Names of options that decide nothing here; they are left out at their defaults.
     """
-    values = dict(given)
+    blocks = [dict(given)]
     for group in options:
+        block = {}
         for field in fields(group):
             value = getattr(group, field.name)
             assert field.default is not MISSING  # every option has one
-            if value != field.default:
-                values[field.name.replace("_", "-")] = value
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    return "\n".join([_FIRST_LINE, *lines]) + "\n"
+            if value not in (None, "", ()) and not (field.name in idle and value == field.default):
+                block[field.name.replace("_", "-")] = value
+        blocks.append(block)
+    written = [
+        "\n".join(f"{key} = {_toml(value)}" for key, value in block.items())
+        for block in blocks
+        if block
+    ]
+    return "\n".join([_FIRST_LINE, "\n\n".join(written)]) + "\n"
 
 
 def schema() -> dict[str, Any]:
@@ -135,6 +178,10 @@ def _adapter(kind: Any) -> Any:
 def _listed(kind: Any, value: Any) -> Any:
     """A value, in a list if its option takes several."""
     return [value] if get_origin(kind) is tuple and not isinstance(value, list) else value
+
+
+def _several(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _describe_unknown(path: Path, key: str, known: Mapping[str, Any]) -> str:

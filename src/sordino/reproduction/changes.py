@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sordino.evaluation.opening import AUTO
+from sordino.options.recipe import remaining
 
 
 @dataclass(frozen=True)
@@ -38,4 +39,5 @@ class Changes:
             "max-prompts": self.max_prompts,
             "device": None if self.device == AUTO else self.device,
         }
-        return {**recipe, **{key: value for key, value in given.items() if value is not None}}
+        changed = {key: value for key, value in given.items() if value is not None}
+        return remaining(recipe, {key: str(value) for key, value in changed.items()}) | changed
