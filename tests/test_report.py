@@ -141,6 +141,16 @@ def record(found: Expertise | None = None, hostile: str = "", **changes: Any) ->
     return replace(plain, **changes)
 
 
+def test_a_page_names_the_divergence_that_was_asked_for():
+    asked = Page(render(record(divergence=0.05))).shown
+    assert "aura, for a divergence of 0.05 nats per token" in asked
+    assert "The rule aura, for a divergence of 0.05 nats per token, changed" in asked
+    assert "aura, strength" not in asked
+    plain = Page(render(record())).shown
+    assert "aura, strength 1" in plain
+    assert "The rule aura, at strength 1, changed" in plain
+
+
 class Page(HTMLParser):
     """What a browser would see: the tags with their attributes, the texts, and what is covered."""
 

@@ -504,6 +504,7 @@ class _Steps:
             dampening=dampening,
             concept_source=self._concept.source,
             command=shlex.join(command),
+            divergence=self._settings.divergence,
             evaluation=evaluation,
             beside=beside,
             exemplars=tuple(shown),

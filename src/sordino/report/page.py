@@ -32,6 +32,8 @@ class RunRecord:
         dampening: What was baked.
         concept_source: Where the concept's sentences come from, in words.
         command: The command line that repeats the run.
+        divergence: The divergence that was asked for, in nats per token; None where the rule was
+            applied at a strength.
         evaluation: The figures before and after, with the continuations as samples; None if
             nothing was measured.
         beside: The same measures of other rules, by the rule's name.
@@ -46,6 +48,7 @@ class RunRecord:
     dampening: Dampening
     concept_source: str
     command: str
+    divergence: float | None = None
     evaluation: Evaluation | None = None
     beside: Mapping[str, Evaluation] = field(default_factory=dict)
     exemplars: tuple[Exemplar, ...] = ()
@@ -226,9 +229,16 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         "Sentences": " + ".join(count for count in counts if count),
         "Neurons": f"{dampening.neurons:,}",
         outcome.name_of_change(dampening).capitalize(): f"{dampening.changed:,}",
-        "Intervention": f"{dampening.intervention}, strength {dampening.strength:g}",
+        "Intervention": f"{dampening.intervention}, {_size(record)}",
     }
     return [(key, value) for key, value in facts.items() if value]
+
+
+def _size(record: RunRecord) -> str:
+    """How large the change was to be."""
+    if record.divergence is None:
+        return f"strength {record.dampening.strength:g}"
+    return f"for a divergence of {record.divergence:g} nats per token"
 
 
 def _number(value: float, form: str) -> str:
@@ -338,7 +348,8 @@ def _factors_say(record: RunRecord) -> str:
     if not dampening.changed:
         return f"No neuron was changed: all {dampening.neurons:,} factors are 1."
     said = [
-        f"The rule {dampening.intervention}, at strength {dampening.strength:g}, changed "
+        f"The rule {dampening.intervention}, {'at ' if record.divergence is None else ''}"
+        f"{_size(record)}, changed "
         f"{dampening.changed:,} of {dampening.neurons:,} neurons "
         f"({_percent(dampening.changed / dampening.neurons)})."
     ]
@@ -417,6 +428,7 @@ def _protocol(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             "rule": dampening.intervention,
             "strength": dampening.strength,
             **dampening.settings,
+            **({} if record.divergence is None else {"asked divergence": record.divergence}),
         },
         **outcome.protocol(record.evaluation),
         **record.protocol,

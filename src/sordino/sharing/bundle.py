@@ -40,6 +40,7 @@ from sordino.models.folder import (
 from sordino.models.reference import ModelRef
 from sordino.outputs import RECORD
 from sordino.progress import note
+from sordino.records import parse_toml, read_bytes
 from sordino.report.card import without_own_words
 from sordino.report.page import RunRecord, render
 from sordino.sharing import cards
@@ -380,12 +381,13 @@ class _Output:
             for one, file in sorted(self._here.items())
             if one.startswith(_BESIDE) and one.endswith(".json")
         }
-        recipe = f"{EXTRAS}/recipe.toml" in self._here
+        recipe = self._here.get(f"{EXTRAS}/recipe.toml")
         record = RunRecord(
             expertise=expertise,
             dampening=_without_folders(Dampening.load(factors)),
             concept_source=expertise.metadata.get("concept_source", ""),
             command="sordino run --recipe recipe.toml -o again" if recipe else "",
+            divergence=_divergence(recipe),
             evaluation=self._clean(self._evaluation) if self._evaluation else None,
             beside=beside,
             versions={"sordino": self._record.sordino_version},
@@ -424,6 +426,14 @@ def _publish(record: dict[str, Any]) -> dict[str, Any]:
         shown["earlier"] = _publish(shown["earlier"])
         shown["earlier"].pop("files", None)
     return shown
+
+
+def _divergence(recipe: Path | None) -> float | None:
+    """The divergence that a recipe asks for."""
+    if recipe is None:
+        return None
+    found = parse_toml(read_bytes(recipe, "recipe"), f"The recipe {recipe}").get("divergence")
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _values(recipe: str) -> list[str]:
