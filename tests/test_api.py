@@ -239,3 +239,38 @@ def test_values_with_arrays_can_be_compared_kept_in_sets_and_shown(found):
         assert value in {value}
         assert len(repr(value).splitlines()) == 1
         assert len(repr(value)) <= 200
+
+
+def test_a_file_may_be_a_path_or_its_name(tmp_path):
+    texts = Path(prose(tmp_path / "prose.txt", 7))
+    assert sordino.Perplexity(texts) == sordino.Perplexity(str(texts))
+    assert sordino.Toxicity(scorer=(texts, "wordlist")).scorer == (str(texts), "wordlist")
+    assert sordino.OwnPlan(texts) == sordino.OwnPlan(str(texts))
+    assert read_texts(texts) == read_texts(str(texts))
+
+
+@pytest.mark.parametrize("of", [str, Path])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda named, out: sordino.run("no model", named, out),
+        lambda named, out: sordino.find_experts("no model", named, output=out),
+        lambda named, _: sordino.plan_find("no model", named),
+        lambda named, out: sordino.tune("no model", named, out),
+        lambda named, out: sordino.study("overhead", "no model", named, out),
+    ],
+)
+def test_a_name_where_sentences_are_expected_is_one_sentence(call, of, tmp_path):
+    """Which is said before anything is looked for."""
+    with pytest.raises(sordino.UserError, match=r"give sordino\.load_concept\('c\.csv'\)\.$"):
+        call(of("c.csv"), tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("of", [str, Path])
+def test_a_name_where_an_expertise_or_a_plan_is_expected_is_one_sentence(of):
+    for rule in (sordino.aura, sordino.contrast, sordino.dampen):
+        with pytest.raises(sordino.UserError, match=r"give sordino\.Expertise\.load\('x'\)\.$"):
+            rule(of("x"))
+    with pytest.raises(sordino.UserError, match=r"Judged\(OwnPlan\(judge='wordlist'\)\)"):
+        sordino.Judged("wordlist")

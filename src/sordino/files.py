@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,17 @@ _REFUSED = (
     *(errno.EMFILE, errno.ENFILE, errno.EFBIG),
 )
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def name_files(settings: Any) -> None:
+    """Replace each `Path` among a frozen dataclass's values by its text, which records can hold."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Path):
+            object.__setattr__(settings, field.name, str(value))
+        elif isinstance(value, list | tuple) and any(isinstance(one, Path) for one in value):
+            named = [str(one) if isinstance(one, Path) else one for one in value]
+            object.__setattr__(settings, field.name, type(value)(named))
 
 
 def user_path(name: str | Path) -> Path:

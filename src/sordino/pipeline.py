@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from sordino import progress as show
-from sordino.concepts.concept import Concept
+from sordino.concepts.concept import Concept, refuse_unloaded
 from sordino.edits import read_provenance
 from sordino.edits.baking import BASE_CARD, bake, claim_model
 from sordino.edits.biases import can_shift
@@ -224,6 +224,7 @@ def run(
         'report.html'
     """
     require("report", "The page of a run")
+    refuse_unloaded(concept)
     chosen = (settings or RunSettings()).decided()
     by_divergence = chosen.divergence is not None
     RULES.named(chosen.rule).read(chosen.settings, sized=by_divergence)

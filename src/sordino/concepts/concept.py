@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,19 @@ FEWEST_PER_CLASS = 20
 
 Context = tuple[tuple[tuple[str, str], ...], str]
 """The messages before a sentence, as (role, text), and the role of the sentence itself."""
+
+
+def refuse_unloaded(concept: object) -> None:
+    """Refuse what names sentences where the sentences themselves are expected.
+
+    Raises:
+        UserError: It is a text or a path.
+    """
+    if isinstance(concept, str | Path):
+        raise UserError(
+            f"`concept={concept}` names sentences, and the sentences themselves are expected: give "
+            f"sordino.load_concept({str(concept)!r})."
+        )
 
 
 @dataclass(frozen=True)

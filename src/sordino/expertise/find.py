@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sordino import progress as show
-from sordino.concepts.concept import Concept
+from sordino.concepts.concept import Concept, refuse_unloaded
 from sordino.errors import UserError
 from sordino.expertise.artefact import PROTECTION, Expertise
 from sordino.expertise.attribution import (
@@ -115,6 +115,7 @@ def plan_find(
         >>> sordino.plan_find("tiny", concept).sentences
         50
     """
+    refuse_unloaded(concept)
     ref = resolve(model, revision)
     chosen = settings or SweepSettings()
     if stream is None:

@@ -174,6 +174,11 @@ def intervention(
         name = rule.__name__
 
         def dampening(expertise: Expertise, /, *args: P.args, **kwargs: P.kwargs) -> Dampening:
+            if isinstance(expertise, str | Path):
+                raise UserError(
+                    f"{printable(str(expertise))} names a file, and the expertise in it is needed: "
+                    f"give sordino.Expertise.load({str(expertise)!r})."
+                )
             _refuse_causal_of_another(expertise, name)
             bound = inspect.signature(rule).bind(expertise, *args, **kwargs)
             bound.apply_defaults()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sordino import expertise
-from sordino.concepts.concept import Concept
+from sordino.concepts.concept import Concept, refuse_unloaded
 from sordino.errors import UserError
 from sordino.evaluation.judged import Judged, JudgedSamples
 from sordino.evaluation.opening import AUTO
@@ -71,6 +71,7 @@ def find_experts(
         >>> auroc > 0.5
         True
     """
+    refuse_unloaded(concept)
     chosen, judged = settings or SweepSettings(), None
     read = [place_of(model), *inputs]
     if output is not None:

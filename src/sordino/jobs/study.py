@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sordino.concepts.concept import Concept
+from sordino.concepts.concept import Concept, refuse_unloaded
 from sordino.errors import UserError
 from sordino.evaluation.texts import KIT_PROSE
 from sordino.extras import require
@@ -42,7 +42,7 @@ def study(
     output: str | Path,
     *,
     plan: Plan | None = None,
-    texts: str = KIT_PROSE,
+    texts: str | Path = KIT_PROSE,
     markdown: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -78,6 +78,8 @@ def study(
         'overhead.html'
     """
     require("report", "The page of a study")
+    refuse_unloaded(concept)
+    texts = str(texts)
     STUDIES.named(name)
     given = [models] if isinstance(models, str | Path) else list(models)
     if not given:

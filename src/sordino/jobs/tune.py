@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sordino.concepts.concept import Concept
+from sordino.concepts.concept import Concept, refuse_unloaded
 from sordino.errors import UserError
 from sordino.evaluation import Measure, Perplexity, Toxicity
 from sordino.evaluation.texts import KIT_PROSE
@@ -51,7 +51,7 @@ def tune(
     toxicity: Toxicity | None = None,
     measures: Sequence[Measure] = (Perplexity(),),
     attribution_per_class: int = 1000,
-    texts: str = KIT_PROSE,
+    texts: str | Path = KIT_PROSE,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -107,6 +107,8 @@ def tune(
         >>> result.page.name
         'tuned.html'
     """
+    refuse_unloaded(concept)
+    texts = str(texts)
     folder, read, limit = user_path(output), [model, *inputs], Budget.parse(budget)
     results, page, file = (
         claim_output(folder / name, kind, force=True, inputs=read)

@@ -118,7 +118,8 @@ def sparing(
         return best((1 - share) * one - share * other)
 
     low, high = 0.0, 1.0  # at 1 the text alone decides, and becomes more likely
-    outside, inside = changes, None
+    outside = changes
+    inside: NDArray[np.float64] | None = None
     for _ in range(_HALVINGS_OF_SHARE):
         middle = (low + high) / 2
         found = at_share(middle)
