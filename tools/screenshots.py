@@ -25,6 +25,7 @@ FOLDER = ROOT / "docs" / "images"
 SIZE = {"width": 1280, "height": 820}
 MODEL = "kit:smollm2"
 PROMPT = "Write one sentence about a walk in the rain."
+_PATIENCE_MS = 300_000  # on a machine that is busy
 _SORDINO = [sys.executable, "-m", "sordino"]
 
 
@@ -70,7 +71,7 @@ def _ask(page: "Page") -> None:
     page.fill("#prompt", PROMPT)
     page.click("#send")
     page.wait_for_selector("#stop", state="visible")
-    page.wait_for_selector("#send", state="visible", timeout=300_000)
+    page.wait_for_selector("#send", state="visible")
 
 
 def _show_map(page: "Page") -> None:
@@ -101,6 +102,7 @@ def take(quiet: Path, names: list[str]) -> None:
                 for theme in ("light", "dark"):
                     # A context of its own: no page remembers the other theme.
                     page = browser.new_context(color_scheme=theme, viewport=SIZE).new_page()
+                    page.set_default_timeout(_PATIENCE_MS)
                     page.goto(address)
                     BEFORE.get(name, lambda _: None)(page)
                     page.wait_for_load_state("networkidle")
