@@ -439,6 +439,21 @@ def test_an_unknown_rival_is_a_mistake(tiny_study, capsys):
     assert "no method 'cab': it has aura, damp" in capsys.readouterr().err
 
 
+def test_what_is_too_short_for_a_figure_is_said(tmp_path):
+    """By a record of ours, of which one trial lacks a figure."""
+    record = json.loads((ROOT / "docs/results/diversity-smollm2.json").read_text())
+    first, *_ = record["groups"][0]["trials"]
+    measured = first["evaluation"]["measures"]["diversity"]
+    measured["figures"] = [one for one in measured["figures"] if one["name"] != "distinct-2"]
+    file, page = tmp_path / "diversity.json", tmp_path / "joined.md"
+    file.write_text(json.dumps(record))
+    main(["study", "diversity", str(file), "-o", str(tmp_path / "out"), "--markdown", str(page)])
+    said = "distinct pairs of words: undefined, because what was written is too short"
+    assert page.read_text().count(said) == 1
+    cells = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert [line.count(" — ") for line in cells if " — " in line] == [1]
+
+
 def test_a_finished_study_joins_another_page(finished, capsys):
     [file] = Path("out").glob("*/diversity.json")
     typed = shlex.join(["sordino", "study", "diversity", *finished])

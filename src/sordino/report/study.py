@@ -86,7 +86,7 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
         for measure in first.measures
         if (kind := MEASURES.get(measure_of(measure))) is not None
         for column in kind.columns
-        if _has(first, measure, column.figure)
+        if any(_figure(trial.evaluation, measure, column.figure) for trial in group.trials)
     ]
     others.sort(key=lambda found: found[1].place)
     rows = [
@@ -126,16 +126,15 @@ def _table(record: StudyRecord, group: GroupRecord) -> Table:
     )
 
 
-def _has(evaluation: Evaluation, measure: str, name: str) -> bool:
-    figures = evaluation.measures[measure].figures
-    return any(name in ("", figure.name) for figure in figures)
+def _figure(evaluation: Evaluation, measure: str, name: str) -> Figure | None:
+    """A figure by its name, or the first; None where too little was written to have it."""
+    found = (f for f in evaluation.measures[measure].figures if name in ("", f.name))
+    return next(found, None)
 
 
-def _figure(evaluation: Evaluation, measure: str, name: str) -> Figure:
-    return next(f for f in evaluation.measures[measure].figures if name in ("", f.name))
-
-
-def _cell(figure: Figure, kind: str) -> str:
+def _cell(figure: Figure | None, kind: str) -> str:
+    if figure is None:
+        return "—"
     if kind == "alone":
         return plain(figure.after, 4)
     if kind == "share alone":

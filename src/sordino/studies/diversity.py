@@ -9,14 +9,18 @@ from sordino.studies.study import Group, Plan, reached, study
 from sordino.studies.words import by_points, model_name
 from sordino.tuning.lab import Lab
 
-_FIGURES = ("distinct-2", "repetition")
+_FIGURES = {"distinct-2": "distinct pairs of words", "repetition": "repeated 4-grams"}
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     for trial in record.group("sizes").trials:
+        found = {figure.name: figure for figure in trial.evaluation.measures["diversity"].figures}
         said = []
-        for name in _FIGURES:
-            figure = trial.evaluation.figure("diversity", name)
+        for name, meaning in _FIGURES.items():
+            if name not in found:
+                said.append(f"{meaning}: undefined, because what was written is too short")
+                continue
+            figure = found[name]
             change = figure.difference
             clear = "" if change and change.excludes_0 else " (not significant)"
             said.append(f"{figure.label.lower()} {by_points(change)}{clear}")
