@@ -193,6 +193,9 @@ another class. It finds sites only in the text decoder and copies the vision tow
 unchanged. Responses, attribution and evaluation use text without pictures. Layers and experts that
 such text does not pass (Mllama's cross-attention layers, Ernie's experts for pictures) have no sites.
 
+Llama 4 as a whole is refused with transformers 5.24.0, whose own forward pass of it fails. Other tested
+versions run it.
+
 ## Mixtures of experts
 
 The MoE experts of a layer form one site per matrix. Its neurons are numbered expert by expert:

@@ -34,7 +34,8 @@ def test_the_page_knows_every_type_of_the_installed_transformers():
 
 
 def test_what_works_is_tested_and_what_does_not_says_why():
-    tested = {make().model_type for make in families.SUPPORTED.values()} | families.SUPPORTED.keys()
+    tested = {make().model_type for make in families.SUPPORTED.values()}
+    tested |= families.SUPPORTED.keys() | set(families.FAULTY)
     for kind, said in verdicts(on_disk()).items():
         if said == "works":
             assert kind in tested
@@ -50,9 +51,11 @@ def test_the_page_is_what_the_tests_find():
     if version_of(page) == transformers.__version__:
         assert page == found
     else:
-        # Another version has other types. The tested families and what both have are alike.
-        assert page.partition("## Every type")[0] == found.partition("## Every type")[0]
+        # Another version has other types, and may fail itself. All else is the same.
+        rows = re.findall(r"^\| .*`.*$", found.partition("## Every type")[0], re.MULTILINE)
+        assert len(rows) == len(families.SUPPORTED)
+        assert set(rows) <= set(page.splitlines())
         here, there = verdicts(page), verdicts(found)
-        both = here.keys() & there.keys()
+        both = here.keys() & there.keys() - set(families.FAULTY)
         assert both
         assert {kind: here[kind] for kind in both} == {kind: there[kind] for kind in both}

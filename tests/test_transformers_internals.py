@@ -9,15 +9,17 @@ from threading import Event, Thread
 
 import gguf
 import pytest
+import torch
 import transformers as tf
 from packaging.requirements import Requirement
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
-from families import tiny_folder, tiny_model
+from families import FAULTY, tiny_folder, tiny_model
 from sordino.errors import UserError
 from sordino.models import transformers_internals as door
 from sordino.models.gguf_header import read_header
+from sordino.models.open import open_model
 from sordino.version import TESTED_TRANSFORMERS
 from tiny_gguf import tiny_of
 from tools.compatibility import TESTS
@@ -86,6 +88,24 @@ def test_a_name_that_is_missing_is_said_in_one_sentence(tmp_path):
     [line] = ended.stderr.splitlines()
     for word in ("pytorch_utils.get_gguf_hf_weights_map", tf.__version__, TESTED_TRANSFORMERS):
         assert word in line
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_what_transformers_itself_cannot_run_is_refused_and_does_fail(name, tmp_path):
+    with pytest.raises(AttributeError):
+        tiny_model(name)(torch.full((2, 20), 3))
+    for stream in (False, True):
+        with pytest.raises(UserError, match=tf.__version__):
+            open_model(tiny_folder(name, tmp_path), stream=stream)
+
+
+def test_a_fault_is_of_one_version_and_one_type():
+    config = tf.LlamaConfig()
+    door.refuse_faulty("a model", config, "5.24.0")
+    config.model_type = "llama4"
+    door.refuse_faulty("a model", config, "5.23.0")
+    with pytest.raises(UserError, match=r"a model .* 5\.24\.0, .*!=5\.24\.0"):
+        door.refuse_faulty("a model", config, "5.24.0")
 
 
 @pytest.mark.parametrize(("here", "notes"), [("5.0.0", 1), ("99.1", 1), (tf.__version__, 0)])

@@ -45,6 +45,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("state_size", "mamba_d_state", "d_kv"), 8),
     **dict.fromkeys(("max_seq_len", "max_target_positions"), 256),
     "moe_num_experts": 4,
+    "unpadded_vocab_size": VOCABULARY,
     "is_decoder": True,  # without it BERT's kind reads in both directions
 }
 _SEEING_SIZES: dict[str, Any] = {

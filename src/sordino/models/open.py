@@ -44,7 +44,11 @@ from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
 from sordino.models.sites import Site, decoder_of, find_sites
 from sordino.models.streaming import INPUT, StoredTensors, StreamedWeights
-from sordino.models.transformers_internals import is_quantised, note_untested_version
+from sordino.models.transformers_internals import (
+    is_quantised,
+    note_untested_version,
+    refuse_faulty,
+)
 from sordino.progress import note
 
 ALL_GPUS = "all"
@@ -205,6 +209,7 @@ def _open_folder(
     """A folder's model in memory and its tokenizer; it is checked before its weights are read."""
     settings = quantisation_of(ref.path)
     config, model = _module_tree(ref)
+    refuse_faulty(ref.name, config)
     if settings is None:
         refuse_unfit(ref.name, model, StoredTensors(ref).empty)
     else:
@@ -336,7 +341,8 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
         )
     wanted = _dtype(dtype, ref)
     stored = StoredTensors(ref)
-    _, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
+    config, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
+    refuse_faulty(ref.name, config)
     streamed = StreamedWeights(ref, stored, model, device)
     tokenizer = open_tokenizer(ref.path, ref.name)
     streamed.hold(INPUT)

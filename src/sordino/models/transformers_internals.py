@@ -46,6 +46,33 @@ def note_untested_version(installed: str = transformers.__version__) -> None:
         )
 
 
+_FAULTS = {
+    ("llama4", "5.24.0"): (
+        "Llama4ForConditionalGeneration fails after every forward pass: it asks its text model for "
+        "image_outputs, which that does not give"
+    ),
+}
+"""What one version of transformers itself cannot run, by model type and version."""
+
+
+def refuse_faulty(
+    name: str, config: PretrainedConfig, installed: str = transformers.__version__
+) -> None:
+    """Raise `UserError` if the installed transformers is known to fail with this model type.
+
+    Args:
+        name: The model's name.
+        config: Its configuration.
+        installed: The version of transformers.
+    """
+    fault = _FAULTS.get((config.model_type, installed))
+    if fault:
+        raise UserError(
+            f"{name} cannot be run with transformers {installed}, whose {fault}: "
+            f'pip install "transformers{TESTED_TRANSFORMERS},!={installed}".'
+        )
+
+
 def _take(module: str, name: str) -> Any:
     """A name of a module of transformers, such as a function or "Class.method".
 
