@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from families import FAMILIES, LAYERS, tiny_folder, tiny_tokenizer
+from quantised_folders import fp8, quantised_folder_of
 from sordino.errors import UserError
 from sordino.expertise import attribution, find, passes
 from sordino.expertise.attribution import AttributionSettings
@@ -225,10 +226,7 @@ def test_what_cannot_be_streamed(tmp_path, monkeypatch):
     gguf = tiny_gguf(tmp_path / "x.gguf")
     with pytest.raises(UserError, match="is a GGUF file, which cannot be read layer by layer"):
         open_model(gguf, stream=True)
-    folder = tiny_folder("llama", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    quantised = config | {"quantization_config": {"quant_method": "fp8"}}
-    (folder / "config.json").write_text(json.dumps(quantised))
+    folder = quantised_folder_of(fp8(), tmp_path)
     with pytest.raises(UserError, match="is quantised"):
         open_model(folder, stream=True)
     monkeypatch.setattr("sordino.models.open.fits", lambda *_: False)

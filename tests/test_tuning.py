@@ -424,12 +424,13 @@ def test_bake_sizes_by_a_measured_divergence(open_tiny, concept, tmp_path, monke
     from sordino.tuning import calibration
 
     opened = open_tiny("llama")
-    file = tmp_path / "x.expertise.safetensors"
+    file, another = (tmp_path / f"{name}.expertise.safetensors" for name in "xy")
     find_experts(opened, concept, output=file)
+    another.write_bytes(file.read_bytes())
     monkeypatch.setattr(calibration, "read_texts", lambda _: [Text(text) for text in PROSE])
     for name, arguments in {
         "one": [file, "--intervention", "damp"],
-        "two": [file, file],
+        "two": [file, another],
     }.items():
         target = tmp_path / name
         main(

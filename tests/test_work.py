@@ -1,7 +1,6 @@
 """What a killed command finds of its own work, and what becomes of it if it was changed since."""
 
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from sordino.cli.app import main
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles
 from sordino.expertise.statistic import Part, Statistic, Sum
-from sordino.files import new_file
+from sordino.files import write_text
 from sordino.journal import Journal
 from sordino.work import WorkFolder
 
@@ -252,10 +251,8 @@ def stopped(tmp_path_factory):
     }.items():
         (here / name).write_text("\n".join(lines) + "\n")
 
-    @contextmanager
-    def write_and_be_killed(*arguments, **options):
-        with new_file(*arguments, **options) as stage:
-            yield stage
+    def write_and_be_killed(*arguments):
+        write_text(*arguments)
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -263,7 +260,7 @@ def stopped(tmp_path_factory):
         main(RUN)
         undisturbed = contents(here / "quiet")
         shutil.rmtree(here / "quiet")
-        patch.setattr(pipeline, "new_file", write_and_be_killed)  # its last one is the card
+        patch.setattr(pipeline, "write_text", write_and_be_killed)  # it writes the card
         with pytest.raises(Killed):
             main(RUN)
     return here, undisturbed
