@@ -79,8 +79,59 @@ def own(trial, by="", place="held-out"):
     return written("own-samples-smollm2", trial, by=by, group=group)
 
 
+def rival(trial, by="", part="after", group="at-asked"):
+    return written("rivals-smollm2", trial, part, by, group)
+
+
+def rival_perplexity(trial):
+    figure = ("ratio", "corpus", "perplexity")
+    return Of("rivals-smollm2", "at-asked", trial, *figure)
+
+
+OURS = "own samples and corpus"
+
 # A page, a pattern that is found there once, and what its numbers are.
 QUOTED = [
+    (
+        "interventions",
+        r"corpus together leave ([\d.]+) % and ([\d.]+) % of 600 continuations toxic, by `alt.*?"
+        r"writes ([\d.]+) % and ([\d.]+) %, and the corpus alone leaves ([\d.]+) % and ([\d.]+) %"
+        r".*?CAA leaves ([\d.]+) % and ([\d.]+) %, ITI-c ([\d.]+) % and ([\d.]+) %, AcT at its "
+        r"best site ([\d.]+) % and ([\d.]+) %.*?it leaves ([\d.]+) % and ([\d.]+) %",
+        [
+            figure
+            for trial, part in (
+                (OURS, "after"),
+                (OURS, "before"),
+                ("contrast, corpus alone", "after"),
+                ("CAA, behind layer 7", "after"),
+                ("ITI-c, 54 heads", "after"),
+                ("Linear-AcT, causal, attention", "after"),
+                ("DPO (LoRA)", "after"),
+            )
+            for figure in (rival(trial, part=part), rival(trial, PROBE, part))
+        ],
+    ),
+    (
+        "interventions",
+        r"its perplexity is × ([\d.]+) where ours is × ([\d.]+)",
+        [rival_perplexity("DPO (LoRA)"), rival_perplexity(OURS)],
+    ),
+    (
+        "interventions",
+        r"Learned factors leave ([\d.]+) % and ([\d.]+) %",
+        [rival("learned factors"), rival("learned factors", PROBE)],
+    ),
+    (
+        "studies",
+        r"corpus together leave ([\d.]+) % and ([\d.]+) % toxic \(two.*?DPO \(([\d.]+) % and "
+        r"([\d.]+) %, not significant\); learned factors leave ([\d.]+) % and ([\d.]+) %",
+        [
+            figure
+            for trial in (OURS, "DPO (LoRA)", "learned factors")
+            for figure in (rival(trial), rival(trial, PROBE))
+        ],
+    ),
     (
         "limits",
         r"unsafe requests from ([\d.]+) % to ([\d.]+) %, AurA to ([\d.]+) %; on .*?"
