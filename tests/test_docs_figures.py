@@ -114,7 +114,7 @@ QUOTED = [
     ),
     (
         "interventions",
-        r"its perplexity is × ([\d.]+) where ours is × ([\d.]+)",
+        r"its perplexity is × ([\d.]+) where ours is × (\d\.\d+)",
         [rival_perplexity("DPO (LoRA)"), rival_perplexity(OURS)],
     ),
     (
