@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import random_factors
 from sordino.errors import UserError
-from sordino.evaluation import SCORERS, Divergence, Toxicity, evaluate
+from sordino.evaluation import SCORERS, Divergence, Perplexity, Toxicity, evaluate
 from sordino.evaluation.texts import Text, read_texts
 from sordino.expertise import AttributionSettings, SweepSettings, find_experts
 from sordino.expertise.artefact import Expertise
@@ -386,6 +386,20 @@ def test_a_folder_of_another_study_is_refused(open_tiny, concept, tmp_path):
     Lab(ref, concept, tmp_path / "lab", seed=0)
     with pytest.raises(UserError, match="choose another `output`"):
         Lab(ref, concept, tmp_path / "lab", seed=1)
+
+
+def test_texts_that_a_lab_keeps_are_named_by_their_file(open_tiny, concept, tmp_path):
+    opened = open_tiny("llama")
+    lab = Lab(opened.ref, concept, tmp_path / "lab", dtype="float32")
+    kept = lab.keep("kept.txt", PROSE)
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(PROSE))
+    factors = random_factors({site.path: site.neurons for site in opened.sites})
+    trial = Trial("arm", Dampening(factors, "made"))
+    measures = [Perplexity(kept), Divergence(str(other))]
+    [found] = lab.compare([trial], measures)
+    texts = {key: result.protocol["texts"] for key, result in found.measures.items()}
+    assert texts == {"perplexity": "kept.txt", "divergence": str(other)}
 
 
 def test_arms_of_a_lab_share_what_the_original_gave(open_tiny, concept, tmp_path, monkeypatch):

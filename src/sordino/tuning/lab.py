@@ -328,9 +328,12 @@ class Lab:
     def compare(
         self, trials: Sequence[Trial], measures: Sequence[str | Measure]
     ) -> list[Evaluation]:
-        """Compare each trial with the original; the records are stored for later calls."""
+        """Compare each trial with the original; the records are stored for later calls.
+
+        The evaluations name texts that the lab keeps by their files alone, wherever its folder is.
+        """
         original = Arm.of(self.ref, lambda: nullcontext(self.opened))
-        return evaluate_each(
+        found = evaluate_each(
             [self._arm(trial) for trial in trials],
             original,
             measures=measures,
@@ -339,6 +342,23 @@ class Lab:
             seed=self.seed,
             records=self._folder / "records.jsonl",
         )
+        return [self._without_folder(evaluation) for evaluation in found]
+
+    def _without_folder(self, evaluation: Evaluation) -> Evaluation:
+        measures = {
+            key: result.model_copy(
+                update={
+                    "protocol": {name: self._by_file(of) for name, of in result.protocol.items()}
+                }
+            )
+            for key, result in evaluation.measures.items()
+        }
+        return evaluation.model_copy(update={"measures": measures})
+
+    def _by_file(self, value: Any) -> Any:
+        """A file of the folder by its name; any other value as it is."""
+        is_own = isinstance(value, str) and Path(value).parent == self._folder
+        return Path(value).name if is_own else value
 
     def _arm(self, trial: Trial) -> Arm:
         if trial.baked:
