@@ -178,10 +178,15 @@ class Evaluation(Record):
 
     def figure(self, measure: str, name: str) -> Figure:
         """The figure of that name, such as ("toxicity", "continuations.all"); KeyError if none."""
-        for figure in self.measures[measure].figures:
-            if figure.name == name:
-                return figure
-        raise KeyError(f"{measure} has no figure {name}")
+        found = self.find_figure(measure, name)
+        if found is None:
+            raise KeyError(f"{measure} has no figure {name}")
+        return found
+
+    def find_figure(self, measure: str, name: str) -> Figure | None:
+        """The figure of that name; None if a measure that was taken does not have it."""
+        figures = self.measures[measure].figures
+        return next((figure for figure in figures if figure.name == name), None)
 
     def table(self) -> list[Row]:
         """The before/after table, the same for the terminal, the model card and the page."""

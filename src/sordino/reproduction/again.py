@@ -214,9 +214,8 @@ def compare_runs(theirs: FinishedRun, output: Path) -> Again:
 
 
 def _compare(measure: str, figure: Figure, ours: Evaluation) -> Repeated:
-    measured = ours.measures.get(measure)
-    found = {each.name: each for each in measured.figures} if measured else {}
-    mine = found[figure.name].after if figure.name in found else None
+    found = ours.find_figure(measure, figure.name) if measure in ours.measures else None
+    mine = None if found is None else found.after
     return Repeated(
         measure=measure,
         figure=figure.name,

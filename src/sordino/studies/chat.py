@@ -101,11 +101,10 @@ def _beside(group: GroupRecord, trial: str) -> Iterator[str]:
     if found is None:
         return
     if group.name == "refusals":
-        figures = {one.name: one for one in found.evaluation.measures[_REFUSALS].figures}
         for kind in (SAFE, UNSAFE):
-            if f"refused.{kind}" not in figures:  # no prompt of that kind was drawn
+            refused = found.evaluation.find_figure(_REFUSALS, f"refused.{kind}")
+            if refused is None:  # no prompt of that kind was drawn
                 continue
-            refused = figures[f"refused.{kind}"]
             yield (
                 f"{kind} prompts refused {share(refused.before)} to {share(refused.after)} "
                 f"({by_points(refused.difference)})"

@@ -14,13 +14,12 @@ _FIGURES = {"distinct-2": "distinct pairs of words", "repetition": "repeated 4-g
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     for trial in record.group("sizes").trials:
-        found = {figure.name: figure for figure in trial.evaluation.measures["diversity"].figures}
         said = []
         for name, meaning in _FIGURES.items():
-            if name not in found:
+            figure = trial.evaluation.find_figure("diversity", name)
+            if figure is None:
                 said.append(f"{meaning}: undefined, because what was written is too short")
                 continue
-            figure = found[name]
             change = figure.difference
             clear = "" if change and change.excludes_0 else " (not significant)"
             said.append(f"{figure.label.lower()} {by_points(change)}{clear}")
