@@ -440,7 +440,7 @@ def test_an_unknown_rival_is_a_mistake(tiny_study, capsys):
 
 
 def test_what_is_too_short_for_a_figure_is_said(tmp_path):
-    """By a record of ours, of which one trial lacks a figure."""
+    """Checked with a committed record from which a figure of one trial was removed."""
     record = json.loads((ROOT / "docs/results/diversity-smollm2.json").read_text())
     first, *_ = record["groups"][0]["trials"]
     measured = first["evaluation"]["measures"]["diversity"]

@@ -205,7 +205,7 @@ class RunMeasureOptions(MeasureOptions):
         """The same for these measures, with values in place of each measure's own defaults.
 
         Args:
-            measured: Names of measures, all of which these options give.
+            measured: Names of measures that these options ask for.
         """
         given = {one.name: one for one in (*self.measures(), *self.measures_of_chat())}
         found: dict[str, dict[str, Any]] = {}

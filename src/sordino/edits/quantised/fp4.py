@@ -98,7 +98,7 @@ def fp4_rows(layer: Layer, places: Fp4Places) -> Tensor:
 
 
 class Fp4Scheme(Scheme):
-    """A family of which all layers are of 4-bit floats, under the same suffixes.
+    """A family whose layers are all 4-bit floats, stored under the same suffixes.
 
     Attributes:
         places: The suffixes.
