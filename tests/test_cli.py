@@ -713,6 +713,15 @@ def test_output_that_nobody_reads_is_no_failure_of_work_that_is_done():
     assert (out.returncode, out.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["kit"]])
+def test_a_table_that_nobody_reads_ends_as_a_closed_pipe_ends_programs(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    out = subprocess.run([*ALONE, *words], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (out.returncode, out.stderr) == (141, b"")
+
+
 def test_work_that_ends_because_nobody_reads_is_not_done(call, monkeypatch):
     def broken(*_, **__):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")

@@ -24,7 +24,7 @@ from sordino.options.groups import (
     SweepOptions,
 )
 from sordino.options.job import Job
-from sordino.options.measures import RunMeasureOptions
+from sordino.options.measures import MeasureOptions, RunMeasureOptions
 from sordino.options.recipe import defaults, read, recipe_of, schema
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=9)
@@ -49,6 +49,11 @@ LEFT_OUT = {
 """Options that a recipe leaves out, for they are nothing by default."""
 
 
+def _of_what_is_taken(how):
+    taken = tuple(one for one in how.measure_set if one.partition(".")[0] in how.measure)
+    return replace(how, measure_set=taken)
+
+
 @settings(max_examples=30)
 @given(
     st.builds(ConceptOptions, concept=TEXT, balance=st.booleans()),
@@ -65,7 +70,7 @@ LEFT_OUT = {
         temperature=st.none() | st.just(0.0) | st.floats(1e-10, 2),
         measure_set=st.sampled_from([(), ("bold.max-prompts=7", "coverage.max-texts=3")]),
         preset=st.sampled_from([None, "act"]),
-    ),
+    ).map(_of_what_is_taken),
     st.builds(ModelOptions, device=TEXT, sites=st.none() | TEXT),
     st.builds(SweepOptions, stream=st.none() | st.booleans(), moments=st.booleans()),
     st.integers(0, 2**31),
@@ -185,7 +190,15 @@ def test_a_setting_of_one_measure_is_that_of_no_other():
     [one, asked], [other, _] = replace(plain, measure_set=given).measures(), plain.measures()
     assert one == replace(other, max_prompts=3, top_p=0.5)
     assert asked.tasks == ("kit_siqa", "kit_piqa")
-    assert replace(plain, measure_set=given, measure=("refusals",)).measures()[0].max_prompts == 7
+
+
+def test_a_setting_of_a_measure_that_is_not_taken_is_refused():
+    given = ("toxicity.max-prompts=3",)
+    with pytest.raises(UserError, match="toxicity as well"):
+        MeasureOptions(measure=("refusals",), measure_set=given).measures()
+    with pytest.raises(UserError, match="toxicity as well"):
+        RunMeasureOptions(measure=("refusals",), measure_set=given).measures()
+    assert RunMeasureOptions(measure_set=("perplexity.max-texts=3",)).measures()  # by default
 
 
 def test_a_switch_can_be_off_in_a_recipe(tmp_path):

@@ -346,6 +346,7 @@ def test_every_study_ends_in_an_answer(name, tiny_study, monkeypatch, capsys):
     answer = list(STUDIES[name].answer(record))
     assert answer
     assert answer[0] in said
+    assert not [sentence for sentence in answer if "unbounded" in sentence or ", :" in sentence]
     page = (Path("out") / f"{name}.html").read_text()
     assert STUDIES[name].question.split()[0] in page
     main(["study", name, *tiny_study, *OWN.get(name, [])])

@@ -161,8 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(in_flags(str(error)))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See {started_as()} --help.")
-    except SystemExit:
+    except SystemExit as ended:
         _write_out_or_drop()
+        # Rich ends the process with status 1 there.
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.exit(_NOBODY_READS)
         raise
     except KeyboardInterrupt:
         print("sordino: interrupted; run the same command again to continue.", file=sys.stderr)

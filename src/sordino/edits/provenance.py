@@ -118,8 +118,12 @@ def read_provenance(model: str | Path) -> Provenance:
         if record is None:
             raise UserError(f"{path} has no record of an edit: Sordino did not make it.")
         return record
-    path /= RECORD
-    return parse_provenance(read_bytes(path, "provenance"), str(path))
+    if not path.exists():
+        raise UserError(f"{path} does not exist.")
+    kept = path / RECORD
+    if not kept.is_file():
+        raise UserError(f"{path} has no record of an edit ({RECORD}): Sordino did not make it.")
+    return parse_provenance(read_bytes(kept, "provenance"), str(kept))
 
 
 def plain_card(record: Provenance) -> str:

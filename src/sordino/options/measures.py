@@ -137,7 +137,18 @@ class MeasureOptions:
 
     def measures(self, access: "Access | None" = None) -> list["Measure"]:
         """The measures with these settings; `access` is for a server that scores texts."""
+        self._refuse_unused(self.measure)
         return self._make(self.measure, access)
+
+    def _refuse_unused(self, taken: Sequence[str]) -> None:
+        """Refuse a setting of a measure that is not among these."""
+        for text in self.measure_set:
+            name, *_ = split_setting(text)
+            if name not in taken:
+                raise UserError(
+                    f"`measure_set={text}` sets a measure that is not taken: take {name} as well, "
+                    "or leave the setting out."
+                )
 
     def _make(self, names: Sequence[str], access: "Access | None" = None) -> list["Measure"]:
         """The measures of these names."""
@@ -191,8 +202,9 @@ class RunMeasureOptions(MeasureOptions):
 
     def measures(self, access: "Access | None" = None) -> list["Measure"]:
         """The measures of every model."""
-        from sordino.pipeline import MEASURED
+        from sordino.pipeline import MEASURED, MEASURED_OF_CHAT
 
+        self._refuse_unused(self.measure or (*MEASURED, *MEASURED_OF_CHAT))
         return self._make(self.measure or MEASURED, access)
 
     def measures_of_chat(self) -> list["Measure"]:

@@ -95,7 +95,7 @@ def compared(
         fallen: The verdict where toxicity is significantly lower by every scorer.
         risen: The verdict where it is significantly higher by every scorer.
     """
-    found = record.group(group).findings
+    found = [finding for finding in record.group(group).findings if finding.about]
     for label, of_label in groupby(found, lambda finding: finding.about):
         same = list(of_label)
         changes = [finding.estimate for finding in same]
