@@ -41,7 +41,7 @@ def test_changes_together_cost_what_is_foretold(open_tiny, concept):
     draw = np.random.default_rng(0)
     # Many draws of tokens for each sentence: what is left is the estimate itself.
     work = passages(opened, concept, SETTINGS, 128, 2048)
-    drawn = [scores_by_text(opened, work, seed) for seed in range(0, 40_000, 1000)]
+    drawn = [scores_by_text(opened, work, seed) for seed in range(0, 20_000, 1000)]
     scores = np.concatenate([of for of, _ in drawn], axis=1)
     tokens = sum(count for _, count in drawn)
     changes = draw.uniform(0.02, 0.06, len(scores))

@@ -88,7 +88,18 @@ def rival_perplexity(trial):
     return Of("rivals-smollm2", "at-asked", trial, *figure)
 
 
+def ways(record, group, *trials):
+    """What each leaves by two scorers."""
+    return [
+        written(f"{record}-smollm2", trial, by=by, group=group)
+        for trial in trials
+        for by in ("", PROBE)
+    ]
+
+
 OURS = "own samples and corpus"
+STEPS = [f"{OURS} at 0.05", "halfway, step 1", "halfway, step 2"]
+TOGETHER = [f"together, {share}% of the diagonal" for share in (10, 50)]
 
 # A page, a pattern that is found there once, and what its numbers are.
 QUOTED = [
@@ -111,6 +122,29 @@ QUOTED = [
             )
             for figure in (rival(trial, part=part), rival(trial, PROBE, part))
         ],
+    ),
+    (
+        "interventions",
+        r"the rule leaves ([\d.]+) % and ([\d.]+) % of 600.*?first step leaves ([\d.]+) % and "
+        r"([\d.]+) %.*?second ([\d.]+) % and ([\d.]+) %",
+        ways("halfway", "steps", *STEPS),
+    ),
+    (
+        "studies",
+        r"halfway leave ([\d.]+) % and ([\d.]+) % after one step, and ([\d.]+) % and ([\d.]+) % "
+        r"after two, against ([\d.]+) % and ([\d.]+) %",
+        ways("halfway", "steps", *STEPS[1:], STEPS[0]),
+    ),
+    (
+        "interventions",
+        r"leaves ([\d.]+) % and ([\d.]+) % \(κ a tenth\) or ([\d.]+) % and ([\d.]+) % \(a half\), "
+        r"where the diagonal leaves ([\d.]+) % and ([\d.]+) %",
+        ways("curvature", "curvature", *TOGETHER, STEPS[0]),
+    ),
+    (
+        "studies",
+        r"together leave ([\d.]+) % and ([\d.]+) %, the diagonal ([\d.]+) % and ([\d.]+) %",
+        ways("curvature", "curvature", TOGETHER[0], STEPS[0]),
     ),
     (
         "interventions",
@@ -297,6 +331,14 @@ def test_a_sentence_quotes_its_record(page, pattern, figures):
     [said] = re.findall(pattern, words)
     for number, figure in zip([said] if isinstance(said, str) else said, figures, strict=True):
         assert as_said(number, figure.value()), figure
+
+
+def test_the_page_of_rules_quotes_what_estimates_of_costs_foretell():
+    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+    pattern = r"where it foretells 0\.05, the divergence is (\S+) and (\S+), and (\S+) where"
+    [said] = re.findall(pattern, words)
+    for number, trial in zip(said, (*TOGETHER, STEPS[0]), strict=True):
+        assert as_said(number, finding("curvature-smollm2", "curvature", f"measured, {trial}"))
 
 
 def test_the_page_of_studies_quotes_its_findings():

@@ -322,6 +322,7 @@ OWN = {
 
 # Several times as many trials as the others.
 LONGEST = {"curvature", "halfway", "ingredients", "layers", "own-samples", "rank", "rivals"}
+LONGEST |= {"concepts", "prompting", "soft-or-hard", "subset"}
 
 
 @pytest.mark.parametrize(
