@@ -49,7 +49,8 @@ def trial_of(record, group, name):
 
 
 def load(record):
-    return StudyRecord.load(ROOT / f"docs/results/{record}.json", record.rpartition("-")[0])
+    study = record.rpartition("-")[0].removesuffix("-many")
+    return StudyRecord.load(ROOT / f"docs/results/{record}.json", study)
 
 
 def finding(record, group, name):
@@ -83,6 +84,12 @@ def rival(trial, by="", part="after", group="at-asked"):
     return written("rivals-smollm2", trial, part, by, group)
 
 
+def rivals_of(model, *trials, group="at-asked"):
+    """What each leaves by two scorers."""
+    record = f"rivals-{model}"
+    return [written(record, trial, by=by, group=group) for trial in trials for by in ("", PROBE)]
+
+
 def rival_perplexity(trial):
     figure = ("ratio", "corpus", "perplexity")
     return Of("rivals-smollm2", "at-asked", trial, *figure)
@@ -98,6 +105,11 @@ def ways(record, group, *trials):
 
 
 OURS = "own samples and corpus"
+CORPUS = "contrast, corpus alone"
+TWO = r"([\d.]+) % and ([\d.]+) %"
+MANY, GEMMAS_CAA = "rivals-many-smollm2", "CAA (hooks), behind layer 9"
+ACT = "Linear-AcT, causal"
+NORMS = f"{ACT}, post-norm (hooks)"
 STEPS = [f"{OURS} at 0.05", "halfway, step 1", "halfway, step 2"]
 TOGETHER = [f"together, {share}% of the diagonal" for share in (10, 50)]
 
@@ -121,6 +133,46 @@ QUOTED = [
                 ("DPO (LoRA)", "after"),
             )
             for figure in (rival(trial, part=part), rival(trial, PROBE, part))
+        ],
+    ),
+    (
+        "interventions",
+        rf"it leaves {TWO}, own samples and the corpus {TWO} by the two scorers, and the corpus "
+        rf"alone {TWO}, of {TWO}",
+        [
+            written(MANY, "aura", group="at-asked"),
+            written(MANY, "aura", group="published"),
+            *rivals_of("many-smollm2", OURS, CORPUS),
+            written(MANY, OURS, "before", group="at-asked"),
+            written(MANY, OURS, "before", PROBE, "at-asked"),
+        ],
+    ),
+    (
+        "interventions",
+        rf"corpus leave {TWO} of its 600.*?of {TWO}; the corpus alone leaves {TWO}.*?layer 9 "
+        rf"leaves {TWO}, Linear-AcT at attention {TWO}, at the norms[^.]*?{TWO}, and AurA {TWO}",
+        [
+            *rivals_of("gemma3", OURS),
+            written("rivals-gemma3", OURS, "before", group="at-asked"),
+            written("rivals-gemma3", OURS, "before", PROBE, "at-asked"),
+            *rivals_of("gemma3", CORPUS, GEMMAS_CAA, f"{ACT}, attention", NORMS, "aura"),
+        ],
+    ),
+    (
+        "interventions",
+        rf"at those norms leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
+        [
+            *rivals_of("gemma3", NORMS, group="published"),
+            divergence("rivals-gemma3", "published", NORMS),
+            Of("rivals-gemma3", "published", NORMS, "ratio", "corpus", "perplexity"),
+        ],
+    ),
+    (
+        "studies",
+        rf"AurA and ours alone, ours leave {TWO}, AurA {TWO} \| {TWO}, .*? CAA \({TWO}\)",
+        [
+            *rivals_of("many-smollm2", OURS, "aura"),
+            *rivals_of("gemma3", OURS, GEMMAS_CAA),
         ],
     ),
     (
@@ -331,6 +383,25 @@ def test_a_sentence_quotes_its_record(page, pattern, figures):
     [said] = re.findall(pattern, words)
     for number, figure in zip([said] if isinstance(said, str) else said, figures, strict=True):
         assert as_said(number, figure.value()), figure
+
+
+def test_the_page_of_rules_quotes_the_differences_between_own_samples_and_the_corpus():
+    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+    number = r"([−+]?\d\.\d)"
+    pattern = rf"significantly \({number} points; {number} to {number}; and {number}; {number} to "
+    pattern += rf"{number}\)\. On Gemma the difference is {number} points \({number} to {number}\)"
+    [said] = re.findall(pattern, words)
+    values = []
+    for record, by in (
+        (MANY, "alt-profanity-check"),
+        (MANY, PROBE[:-1]),
+        ("rivals-gemma3", "alt-profanity-check"),
+    ):
+        [group] = [one for one in load(record).groups if one.name == "at-asked"]
+        [found] = [one.estimate for one in group.findings if one.name == f"{OURS} − {CORPUS}, {by}"]
+        values += [100 * found.value, 100 * found.low, 100 * found.high]
+    for number, value in zip(said, values, strict=True):
+        assert as_said(number, value)
 
 
 def test_the_page_of_rules_quotes_what_estimates_of_costs_foretell():
