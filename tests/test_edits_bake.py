@@ -206,7 +206,7 @@ def test_provenance_tells_the_whole_story(tmp_path):
     }
     again = bake(tmp_path / "out", dampening, tmp_path / "twice", allow_other_weights=True)
     assert again.earlier == record
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"no record of an edit \(sordino\.json\)"):
         read_provenance(folder)
 
 

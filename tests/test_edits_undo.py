@@ -1,5 +1,6 @@
 """Undoing an edit: what comes back, what cannot, and what is said about it."""
 
+import re
 import shutil
 
 import numpy as np
@@ -221,8 +222,12 @@ def test_what_cannot_be_undone_is_refused(tmp_path):
         bake(folder, dampening.limited(64), tmp_path / form, format=form)
         with pytest.raises(UserError, match="holds no weights"):
             undo(tmp_path / form, tmp_path / "back")
-    with pytest.raises(UserError, match=r"sordino\.json does not exist"):
+    with pytest.raises(UserError, match=r"no record of an edit \(sordino\.json\)"):
         undo(folder, tmp_path / "back")
+    file = folder / "config.json"
+    for path in (file, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=re.escape(str(path)) + " (has no record|does not)"):
+            undo(path, tmp_path / "back")
     with pytest.raises(UserError, match="only folders"):
         undo(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "back")
     baked = tmp_path / "baked"
