@@ -84,30 +84,21 @@ def rival(trial, by="", part="after", group="at-asked"):
     return written("rivals-smollm2", trial, part, by, group)
 
 
-def rivals_of(model, *trials, group="at-asked"):
-    """What each leaves by two scorers."""
-    record = f"rivals-{model}"
-    return [written(record, trial, by=by, group=group) for trial in trials for by in ("", PROBE)]
-
-
 def rival_perplexity(trial):
     figure = ("ratio", "corpus", "perplexity")
     return Of("rivals-smollm2", "at-asked", trial, *figure)
 
 
-def ways(record, group, *trials):
-    """What each leaves by two scorers."""
-    return [
-        written(f"{record}-smollm2", trial, by=by, group=group)
-        for trial in trials
-        for by in ("", PROBE)
-    ]
+def left(record, group, *trials, part="after"):
+    """What each leaves, by two scorers."""
+    return [written(record, trial, part, by, group) for trial in trials for by in ("", PROBE)]
 
 
 OURS = "own samples and corpus"
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
-MANY, GEMMAS_CAA = "rivals-many-smollm2", "CAA (hooks), behind layer 9"
+MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
+GEMMAS_CAA = "CAA (hooks), behind layer 9"
 ACT = "Linear-AcT, causal"
 NORMS = f"{ACT}, post-norm (hooks)"
 STEPS = [f"{OURS} at 0.05", "halfway, step 1", "halfway, step 2"]
@@ -142,9 +133,8 @@ QUOTED = [
         [
             written(MANY, "aura", group="at-asked"),
             written(MANY, "aura", group="published"),
-            *rivals_of("many-smollm2", OURS, CORPUS),
-            written(MANY, OURS, "before", group="at-asked"),
-            written(MANY, OURS, "before", PROBE, "at-asked"),
+            *left(MANY, "at-asked", OURS, CORPUS),
+            *left(MANY, "at-asked", OURS, part="before"),
         ],
     ),
     (
@@ -152,51 +142,47 @@ QUOTED = [
         rf"corpus leave {TWO} of its 600.*?of {TWO}; the corpus alone leaves {TWO}.*?layer 9 "
         rf"leaves {TWO}, Linear-AcT at attention {TWO}, at the norms[^.]*?{TWO}, and AurA {TWO}",
         [
-            *rivals_of("gemma3", OURS),
-            written("rivals-gemma3", OURS, "before", group="at-asked"),
-            written("rivals-gemma3", OURS, "before", PROBE, "at-asked"),
-            *rivals_of("gemma3", CORPUS, GEMMAS_CAA, f"{ACT}, attention", NORMS, "aura"),
+            *left(GEMMA, "at-asked", OURS),
+            *left(GEMMA, "at-asked", OURS, part="before"),
+            *left(GEMMA, "at-asked", CORPUS, GEMMAS_CAA, f"{ACT}, attention", NORMS, "aura"),
         ],
     ),
     (
         "interventions",
         rf"at those norms leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
         [
-            *rivals_of("gemma3", NORMS, group="published"),
-            divergence("rivals-gemma3", "published", NORMS),
-            Of("rivals-gemma3", "published", NORMS, "ratio", "corpus", "perplexity"),
+            *left(GEMMA, "published", NORMS),
+            divergence(GEMMA, "published", NORMS),
+            Of(GEMMA, "published", NORMS, "ratio", "corpus", "perplexity"),
         ],
     ),
     (
         "studies",
         rf"AurA and ours alone, ours leave {TWO}, AurA {TWO} \| {TWO}, .*? CAA \({TWO}\)",
         [
-            *rivals_of("many-smollm2", OURS, "aura"),
-            *rivals_of("gemma3", OURS, GEMMAS_CAA),
+            *left(MANY, "at-asked", OURS, "aura"),
+            *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
         ],
     ),
     (
         "interventions",
-        r"the rule leaves ([\d.]+) % and ([\d.]+) % of 600.*?first step leaves ([\d.]+) % and "
-        r"([\d.]+) %.*?second ([\d.]+) % and ([\d.]+) %",
-        ways("halfway", "steps", *STEPS),
+        rf"the rule leaves {TWO} of 600.*?first step leaves {TWO}.*?second {TWO}",
+        left("halfway-smollm2", "steps", *STEPS),
     ),
     (
         "studies",
-        r"halfway leave ([\d.]+) % and ([\d.]+) % after one step, and ([\d.]+) % and ([\d.]+) % "
-        r"after two, against ([\d.]+) % and ([\d.]+) %",
-        ways("halfway", "steps", *STEPS[1:], STEPS[0]),
+        rf"halfway leave {TWO} after one step, and {TWO} after two, against {TWO}",
+        left("halfway-smollm2", "steps", *STEPS[1:], STEPS[0]),
     ),
     (
         "interventions",
-        r"leaves ([\d.]+) % and ([\d.]+) % \(κ a tenth\) or ([\d.]+) % and ([\d.]+) % \(a half\), "
-        r"where the diagonal leaves ([\d.]+) % and ([\d.]+) %",
-        ways("curvature", "curvature", *TOGETHER, STEPS[0]),
+        rf"leaves {TWO} \(κ a tenth\) or {TWO} \(a half\), where the diagonal leaves {TWO}",
+        left("curvature-smollm2", "curvature", *TOGETHER, STEPS[0]),
     ),
     (
         "studies",
-        r"together leave ([\d.]+) % and ([\d.]+) %, the diagonal ([\d.]+) % and ([\d.]+) %",
-        ways("curvature", "curvature", TOGETHER[0], STEPS[0]),
+        rf"together leave {TWO}, the diagonal {TWO}",
+        left("curvature-smollm2", "curvature", TOGETHER[0], STEPS[0]),
     ),
     (
         "interventions",
@@ -395,7 +381,7 @@ def test_the_page_of_rules_quotes_the_differences_between_own_samples_and_the_co
     for record, by in (
         (MANY, "alt-profanity-check"),
         (MANY, PROBE[:-1]),
-        ("rivals-gemma3", "alt-profanity-check"),
+        (GEMMA, "alt-profanity-check"),
     ):
         [group] = [one for one in load(record).groups if one.name == "at-asked"]
         [found] = [one.estimate for one in group.findings if one.name == f"{OURS} − {CORPUS}, {by}"]

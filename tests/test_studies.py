@@ -321,9 +321,11 @@ OWN = {
 }
 
 
-# Several times as many trials as the others.
-LONGEST = {"curvature", "halfway", "ingredients", "layers", "own-samples", "rank", "rivals"}
-LONGEST |= {"concepts", "prompting", "soft-or-hard", "subset"}
+# These take longer than the others, whose tests are enough for what all studies share.
+LONGEST = {
+    *("concepts", "curvature", "halfway", "ingredients", "layers", "own-samples", "prompting"),
+    *("rank", "rivals", "soft-or-hard", "subset"),
+}
 
 
 @pytest.mark.parametrize(
