@@ -181,6 +181,18 @@ def test_a_run_keeps_the_sentences_that_were_judged(here):
     assert not list(here.glob(".*"))
 
 
+def test_a_streamed_model_writes_and_labels_the_same(here):
+    for name, more in (("whole", "--no-stream"), ("streamed", "--stream")):
+        main(
+            [
+                *("find", "speaks", "--concept", JUDGE, *TAKING, "--own", "--chat", "off", more),
+                *("-o", f"{name}.expertise.safetensors"),
+            ]
+        )
+    for kind in ("judged.jsonl", "expertise.safetensors"):
+        assert (here / f"streamed.{kind}").read_bytes() == (here / f"whole.{kind}").read_bytes()
+
+
 def test_what_no_judge_can_label_is_one_sentence(here, monkeypatch):
     opened = open_model("speaks", device="cpu")
     plan = OwnPlan("prompts.txt", "wordlist", continuations=2, new_tokens=4)
@@ -189,9 +201,6 @@ def test_what_no_judge_can_label_is_one_sentence(here, monkeypatch):
     monkeypatch.setattr(module, "TOXIC_SCORE", 0.9999)
     with pytest.raises(UserError, match="and 20 are needed"):
         Judged(OwnPlan("prompts.txt", "yes-no:judge")).samples(opened, here / "x", chat=RAW)
-    streamed = open_model("speaks", device="cpu", stream=True)
-    with pytest.raises(UserError, match="read layer by layer"):
-        Judged(plan).samples(streamed, here / "x", chat=RAW)
     with pytest.raises(UserError, match="names no scorer"):
         Judged(OwnPlan())
     with pytest.raises(UserError, match="needs the model"):

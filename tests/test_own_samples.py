@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import interrupted, sentences
+from families import tiny_folder
 from sordino.concepts import load_concept
 from sordino.errors import UserError
 from sordino.evaluation import OrdinaryToxicity, Perplexity, Speed, Toxicity, prepare
@@ -34,6 +35,7 @@ from sordino.expertise.own import ConceptJudge
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
+from sordino.models import generation
 from sordino.models.generation import encode_prompts
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
@@ -287,6 +289,38 @@ def test_the_judges_auroc_is_of_sentences_that_it_was_not_trained_on(open_tiny):
     assert plain.score(lines[:20]).min() > plain.score(["well then the cat sat"]).max()
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("itself", [False, True], ids=["a judge", "the model judges"])
+def test_a_streamed_model_gives_the_same_bytes(family, itself, concept, tmp_path, monkeypatch):
+    """Also after a kill, while it writes and while gradients are computed."""
+    folder = tiny_folder(family, tmp_path)
+    own = own_of(judge=ConceptJudge(concept)) if itself else own_of()
+    options = {"attribution": ATTRIBUTION, "own": own}
+    find_experts(folder, concept, output=tmp_path / "whole.safetensors", **options, stream=False)
+    target = tmp_path / "streamed.safetensors"
+    monkeypatch.setattr("sordino.expertise.snapshot.EVERY_S", 0.0)
+    monkeypatch.setattr("sordino.expertise.snapshot.SHARE", 0)
+    for owner, name, calls in ((generation, "_forward", 3), (attribution.ThereAndBack, "run", 2)):
+        with interrupted(monkeypatch, owner, name, calls):
+            find_experts(folder, concept, output=target, **options, stream=True)
+    assert not target.exists()
+    find_experts(folder, concept, output=target, **options, stream=True)
+    assert target.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_memory_that_becomes_free_meanwhile_loses_no_own_sample(concept, tmp_path, monkeypatch):
+    """Streamed, other prompts are continued together, so the journal of one is not the other's."""
+    folder, target = tiny_folder("llama", tmp_path), tmp_path / "cut.safetensors"
+    options = {"attribution": ATTRIBUTION, "own": replace(own_of(), prompts=OF_MANY_LENGTHS)}
+    with interrupted(monkeypatch, written, "generate", 1):
+        find_experts(folder, concept, output=target, **options, stream=False)
+    find_experts(folder, concept, output=target, **options, stream=True)
+    found = Expertise.load(target).metadata
+    assert found["own_n_prompts"] == str(len(OF_MANY_LENGTHS))
+    plain = find_experts(folder, concept, **options, stream=False)
+    assert found["own_samples"] == plain.metadata["own_samples"]
+
+
 def test_own_samples_are_judged_by_the_model_itself(open_tiny, concept, tmp_path):
     """The same bytes after another start, with the trained judge in the record."""
     opened = open_tiny("llama")
@@ -310,8 +344,6 @@ def test_what_cannot_be_is_refused(open_tiny, concept, tmp_path):
         own_of(continuations=1)
     with pytest.raises(UserError, match="at least 20"):
         OwnSettings(PROMPTS[:3], Vowels())
-    with pytest.raises(UserError, match="layer by layer"):
-        find_experts(opened.ref.path, concept, attribution=ATTRIBUTION, own=own_of(), stream=True)
 
     class Mute(Vowels):
         def score(self, texts):

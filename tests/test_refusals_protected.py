@@ -253,17 +253,25 @@ def test_a_killed_call_goes_on_to_the_same_bytes(opened, tmp_path, monkeypatch):
     assert target.read_bytes() == whole.read_bytes()
 
 
-def test_who_cannot_refuse_is_told_so(opened, speaks, tmp_path):
+def test_a_streamed_model_s_refusals_are_the_same(speaks, tmp_path):
+    options = {"attribution": attributing(TEXTS, settings_of())}
+    for stream in (False, True):
+        find_experts(
+            speaks, CONCEPT, output=tmp_path / f"{stream}.safetensors", **options, stream=stream
+        )
+    streamed, whole = (tmp_path / f"{stream}.safetensors" for stream in (True, False))
+    assert streamed.read_bytes() == whole.read_bytes()
+
+
+def test_who_cannot_refuse_is_told_so(opened):
     few = settings_of(*REFUSED[:15], *ANSWERED)
     with pytest.raises(UserError, match=r"refuses 15 of 25 unsafe requests.*at least 20"):
         find_experts(opened, CONCEPT, attribution=attributing((), few))
     with pytest.raises(UserError, match="Only 3 unsafe requests"):
         settings_of(*REFUSED[:3])
     asked = attributing((), settings_of())
-    for sweep, more in ((SweepSettings(chat=Chat("off")), {}), (None, {"stream": True})):
-        source = speaks if more else opened
-        with pytest.raises(UserError, match=r"leave out `(chat=off|protect=refusals)`"):
-            find_experts(source, CONCEPT, settings=sweep, attribution=asked, **more)
+    with pytest.raises(UserError, match="leave out `chat=off`"):
+        find_experts(opened, CONCEPT, settings=SweepSettings(chat=Chat("off")), attribution=asked)
     opened.tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template in which it could refuse"):
         find_experts(opened, CONCEPT, attribution=asked)

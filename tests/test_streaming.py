@@ -24,7 +24,8 @@ from sordino.expertise.find import find_experts, plan_find
 from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.sweep import SweepSettings
 from sordino.files import sha256_of
-from sordino.models import memory, streaming
+from sordino.models import generation, memory, streaming
+from sordino.models.generation import Sampling, encode_prompts, generate, plan
 from sordino.models.open import fits, open_model
 from sordino.models.streaming import INPUT, OUTPUT
 from tiny_gguf import tiny_gguf
@@ -52,6 +53,79 @@ def test_every_family_gives_the_same_bytes_streamed(family, tmp_path, concept):
         "ordinary.safetensors",
         "streamed.safetensors",
     }
+
+
+def written(opened, **changes) -> list[tuple[object, ...]]:
+    """Three continuations of each of three prompts of different lengths."""
+    texts = ["Keep calm and carry on.", "Now", "What do you think of it"]
+    prompts = encode_prompts(opened, texts, max_tokens=20, new_tokens=8)
+    batches = plan(opened, prompts, continuations=3, new_tokens=8, batch_tokens=8192)
+    found = generate(opened, batches, Sampling(8), seed=1, **changes)
+    return [(one.prompt, one.number, one.ids, one.end) for batch in found for one in batch]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_writes_the_same_texts_streamed(family, tmp_path):
+    folder = tiny_folder(family, tmp_path, shard="20KB")
+    whole = written(open_model(folder))
+    assert len(whole) == 9
+    opened = open_model(folder, stream=True)
+    assert written(opened) == whole
+    hooks = [len(m._forward_pre_hooks) for m in opened.model.modules()]
+    assert not any(hooks)
+
+
+def test_the_token_that_ends_a_text_is_the_same_streamed(tmp_path):
+    """It stands in a file of its own, which `from_pretrained` reads with the weights."""
+    folder = tiny_folder("llama", tmp_path)
+    end = written(open_model(folder))[0][2][2]
+    settings = folder / "generation_config.json"
+    about = json.loads(settings.read_text()) if settings.exists() else {}
+    settings.write_text(json.dumps(about | {"eos_token_id": [end]}))
+    whole = written(open_model(folder))
+    assert (whole[0][3], len(whole[0][2])) == (end, 2)
+    assert written(open_model(folder, stream=True)) == whole
+
+
+@pytest.mark.parametrize("family", ["gpt2", "cohere", "llama"])
+def test_a_streamed_model_that_writes_holds_one_part_and_reads_each_once(
+    family, tmp_path, monkeypatch
+):
+    folder = tiny_folder(family, tmp_path)
+    opened = open_model(folder, stream=True)
+    read, most, load = [], [0], streaming.load_tensors
+    parts = (INPUT, OUTPUT, *range(opened.streamed.layers))
+    once = {part: opened.streamed.stored(part) for part in parts}
+
+    def loading(vessel, tensors, *rest):
+        here = sum(p.nbytes for p in opened.model.parameters() if not p.is_meta)
+        most[0] = max(most[0], here)
+        read.append(sum(tensor.form.nbytes for tensor in tensors.values()))
+        return load(vessel, tensors, *rest)
+
+    monkeypatch.setattr(streaming, "load_tensors", loading)
+    steps = []
+    written(opened, advance=steps.append)
+    assert sum(steps) == pytest.approx(9)
+    assert most[0] <= max(map(opened.streamed.resident, parts))
+    # One forward more for a prompt's first tokens, and one for each token by which it is longer.
+    forwards = len(steps) - 1
+    assert forwards >= 8
+    layers = sum(once[part] for part in range(opened.streamed.layers))
+    outside = 2 * once[INPUT] + once[OUTPUT]
+    assert forwards * layers <= sum(read) <= (forwards + 1) * (layers + outside)
+
+
+def test_batches_of_a_streamed_model_are_as_large_as_memory_allows(tmp_path, monkeypatch):
+    opened = open_model(tiny_folder("llama", tmp_path), stream=True)
+    whole = open_model(tiny_folder("llama", tmp_path))
+    options = {"continuations": 100, "new_tokens": 8, "batch_tokens": 2000}
+    prompts = [[5] * length for length in (3, 4, 5, 6, 7)]
+    assert len(plan(whole, prompts, **options)) > 1
+    [batch] = plan(opened, prompts, **options)
+    assert len(batch.prompts) * len(batch.numbers) == 500
+    monkeypatch.setattr(generation, "_STREAMED_CACHE", 0)
+    assert plan(opened, prompts, **options) != [batch]
 
 
 @pytest.mark.parametrize(
@@ -356,13 +430,13 @@ def test_the_plan_says_what_will_be_read(tmp_path, concept, monkeypatch):
         for stream in (True, False)
         for with_attribution in (True, False)
     }
-    for (stream, with_attribution), plan in planned.items():
-        assert plan.streamed == stream
-        assert plan.sentences == 55
-        assert plan.seconds > 0
-        assert (plan.attributed_tokens > 0) == with_attribution
-        assert (plan.on_disk > 0) == stream
-        assert "time" in "\n".join(plan.lines())
+    for (stream, with_attribution), made in planned.items():
+        assert made.streamed == stream
+        assert made.sentences == 55
+        assert made.seconds > 0
+        assert (made.attributed_tokens > 0) == with_attribution
+        assert (made.on_disk > 0) == stream
+        assert "time" in "\n".join(made.lines())
     read = 0
     reading = streaming.Unread.__getitem__
 

@@ -113,7 +113,7 @@ class Judged:
         With several processes (`sordino.models.ranks`) each returns the same sentences.
 
         Args:
-            opened: The model, in memory as a whole.
+            opened: The model.
             output: What the sentences are for; they wait in a hidden folder beside it, in which an
                 interrupted call continues, until the caller has copied them and drops it.
             seed: Of the prompts, of the sampling, and of the sample of sentences.
@@ -122,15 +122,9 @@ class Judged:
             measured: The measures that will judge the edit.
 
         Raises:
-            UserError: The model is read layer by layer, the plan cannot be carried out, or the
-                judge does not find 20 sentences of each class.
+            UserError: The plan cannot be carried out, or the judge does not find 20 sentences of
+                each class.
         """
-        if opened.streamed is not None:
-            raise UserError(
-                f"The sentences of `concept={JUDGE}{self.plan.judge}` are written by the whole "
-                f"model, and {opened.ref.name} is read layer by layer: give a concept with labels, "
-                "or use a machine whose memory holds it, with `stream=False`."
-            )
         ranks = Ranks()
         asked = self.plan.settings(None, seed=seed, device=device, chat=chat, measured=measured)
         folder = _folder(output)

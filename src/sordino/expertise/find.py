@@ -22,7 +22,7 @@ from sordino.expertise.attribution import (
     passages,
 )
 from sordino.expertise.causal import causal_sweep
-from sordino.expertise.own import OwnSettings, refuse_streamed, sample
+from sordino.expertise.own import OwnSettings, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measure_time
 from sordino.expertise.refusals import find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
@@ -125,7 +125,14 @@ def plan_find(
     )
     batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
     in_files = stream or _are_many(opened, batches)
-    plan = make_plan(opened, batches, attributing, streamed=stream, in_files=in_files)
+    plan = make_plan(
+        opened,
+        batches,
+        attributing,
+        streamed=stream,
+        in_files=in_files,
+        writes=attribution is not None and attribution.refusals is not None,
+    )
     return measure_time(plan, opened, batches, attributing)
 
 
@@ -150,10 +157,8 @@ def measure_expertise(
         work: A folder for progress, so that an interrupted sweep continues; the caller removes it
             when the result is safe.
     """
-    if own is not None:
-        refuse_streamed(opened)
-        if attribution is None:
-            raise UserError("Own samples need attribution: give `attribution`, too.")
+    if own is not None and attribution is None:
+        raise UserError("Own samples need attribution: give `attribution`, too.")
     refusals = None if attribution is None else attribution.refusals
     if refusals is not None:
         refuse_speechless(opened, settings.chat)
@@ -186,7 +191,14 @@ def measure_expertise(
             or (begun and not restored.hidden)  # they are in files already
         )
         streamed = opened.streamed is not None
-        plan = make_plan(opened, batches, attributing, streamed=streamed, in_files=in_files)
+        plan = make_plan(
+            opened,
+            batches,
+            attributing,
+            streamed=streamed,
+            in_files=in_files,
+            writes=own is not None or refusals is not None,
+        )
         if plan.tokens >= _LONG and not begun and ranks.size == 1:
             plan = measure_time(plan, opened, batches, attributing)
         time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"

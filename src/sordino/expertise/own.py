@@ -224,17 +224,15 @@ def sample(
     """Let the model continue the prompts, and the judge score what it wrote.
 
     Args:
-        opened: The model, in memory as a whole.
+        opened: The model.
         settings: Which samples.
         batch_tokens: How many tokens go through the model at a time in attribution.
         journal: A file in which finished batches are kept, so that an interrupted call continues.
         ranks: The processes that share the work.
 
     Raises:
-        UserError: The model is streamed, or has no room for the continuations; or the judge gave no
-            score.
+        UserError: The model has no room for the continuations, or the judge gave no score.
     """
-    refuse_streamed(opened)
     chat = settings.chat.settled(opened, otherwise=True)
     how = "replies in the chat template" if chat else "continuations of prompts as they are"
     show.note(f"own samples are {how}")
@@ -297,15 +295,6 @@ def _complete(rows: list[Row], settings: OwnSettings) -> list[Row]:
         )
     show.note(f"warning: {many} of own samples are left out, for a reply is missing ({why})")
     return [row for row in rows if row[0] not in without]
-
-
-def refuse_streamed(opened: OpenModel) -> None:
-    """Raise `UserError` for a streamed model, which cannot generate text."""
-    if opened.streamed is not None:
-        raise UserError(
-            f"Own samples are written by the whole model, and {opened.ref.name} is read layer by "
-            "layer: leave `own` out, or use a machine whose memory holds it, with `stream=False`."
-        )
 
 
 def weights(scores: NDArray[np.float64]) -> NDArray[np.float64]:

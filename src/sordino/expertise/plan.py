@@ -17,6 +17,7 @@ from sordino.expertise.passes import (
     sites_by_layer,
 )
 from sordino.files import size
+from sordino.models.generation import streamed_cache
 from sordino.models.memory import available
 from sordino.models.open import OpenModel
 from sordino.models.sites import decoder_layers
@@ -88,6 +89,7 @@ def make_plan(
     *,
     streamed: bool,
     in_files: bool,
+    writes: bool = False,
 ) -> Plan:
     """The resources for the sweep of these batches.
 
@@ -97,6 +99,7 @@ def make_plan(
         attributed: Attribution's batches, empty without it.
         streamed: Whether the sweep reads the weights layer by layer.
         in_files: Whether hidden states are kept in files.
+        writes: Whether the model also writes texts of its own.
     """
     own = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
@@ -109,10 +112,11 @@ def make_plan(
     taken = now if opened.streamed else min(opened.taken or now, now)
     working = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
     working += _statistics(opened) + _kernels(opened, batches, own)
+    working = max(working, streamed_cache(opened) if writes and streamed else 0)
     weights, files = _weights(opened), _files(opened)
     # A model in another dtype than its files' is in memory twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
-    resident = _count_streamed(opened, own) if streamed else weights
+    resident = _count_streamed(opened, own, writes) if streamed else weights
     return Plan(
         streamed=streamed,
         sentences=sum(len(batch.indices) for batch in batches),
@@ -273,7 +277,7 @@ def _statistics(opened: OpenModel) -> int:
     return 56 * sum(site.neurons for site in opened.sites)
 
 
-def _count_streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
+def _count_streamed(opened: OpenModel, attributed: Sequence[Batch], writes: bool) -> int:
     """The most bytes of weights in memory while they are streamed."""
     weights = opened.streamed
     assert weights is not None
@@ -281,7 +285,11 @@ def _count_streamed(opened: OpenModel, attributed: Sequence[Batch]) -> int:
     pairs = [weights.resident(layer, min(layer + 1, last)) for layer in range(last + 1)]
     head = weights.resident(OUTPUT) if attributed else 0
     # Made-up layers take the memory of their largest weight.
-    return weights.scratch + max(*pairs, head, weights.resident(INPUT) + _largest(opened))
+    beside = weights.resident(INPUT) + _largest(opened)
+    if writes:  # the first and the last layer are there with what is outside of the layers
+        beside = max(beside, *(weights.resident(INPUT, layer) for layer in (0, last)))
+        head = weights.resident(OUTPUT)
+    return weights.scratch + max(*pairs, head, beside)
 
 
 def _to_read(opened: OpenModel, streamed: bool, attributed: bool) -> int:

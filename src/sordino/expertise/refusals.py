@@ -126,12 +126,6 @@ class OwnRefusals:
 
 def refuse_speechless(opened: OpenModel, chat: Chat) -> None:
     """Raise `UserError` if the model cannot be asked for replies."""
-    if opened.streamed is not None:
-        raise UserError(
-            f"Refusals are written by the whole model, and {opened.ref.name} is read layer by "
-            "layer: leave out `protect=refusals`, or use a machine whose memory holds it, with "
-            "`stream=False`."
-        )
     if not has_template(opened):
         raise UserError(
             f"{opened.ref.name} has no chat template in which it could refuse a request: leave out "
@@ -155,14 +149,14 @@ def find_refusals(
     """Let the model reply to unsafe requests by its likeliest tokens, and keep its refusals.
 
     Args:
-        opened: The model, in memory as a whole.
+        opened: The model.
         settings: Which requests, and what tells a refusal.
         chat: How the chat template is used.
         journal: A file in which finished batches are kept, so that an interrupted call continues.
         ranks: The processes that share the work.
 
     Raises:
-        UserError: The model is streamed, has no chat template, or has no room for the replies.
+        UserError: The model has no chat template, or has no room for the replies.
     """
     refuse_speechless(opened, chat)
     show.note(f"asking {opened.ref.name} {len(settings.prompts):,} unsafe requests")

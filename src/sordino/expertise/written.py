@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino import progress as show
+from sordino.files import fingerprint, size
 from sordino.journal import Journal
 from sordino.models.chat import Replies
-from sordino.models.generation import Continuation, Sampling, generate, plan
+from sordino.models.generation import Continuation, GenerationBatch, Sampling, generate, plan
 from sordino.models.open import OpenModel
 from sordino.models.ranks import Ranks
 
@@ -64,7 +65,7 @@ def write(
     """Let the model write; all ranks have the same rows, by prompt and continuation.
 
     Args:
-        opened: The model, in memory as a whole.
+        opened: The model.
         asked: What it writes.
         step: What that is called, in the journal and while it is written.
         journal: A file in which finished batches are kept, so that an interrupted call continues.
@@ -78,8 +79,10 @@ def write(
         new_tokens=asked.sampling.new_tokens,
         batch_tokens=_BATCH_TOKENS,
     )[ranks.rank :: ranks.size]  # none, if there are fewer batches than ranks
+    _say_what_is_read(opened, batches, asked)
     ends = asked.form.ends if asked.form else ()
-    kept = Journal(journal, key)
+    # Streamed, the batches are other ones.
+    kept = Journal(journal, key if opened.streamed is None else fingerprint(key, "streamed"))
     total = sum(len(batch.prompts) * len(batch.numbers) for batch in batches)
     done = kept.batches(step)
     left = batches[len(done) :]
@@ -87,14 +90,31 @@ def write(
     try:
         with tracking if left else nullcontext(lambda _: None) as advance:
             for batch in left:
-                [written] = generate(opened, [batch], asked.sampling, seed=asked.seed, ends=ends)
+                [written] = generate(
+                    opened, [batch], asked.sampling, seed=asked.seed, ends=ends, advance=advance
+                )
                 kept.add(step, [_row(opened, one, asked.form) for one in written])
-                advance(len(written))
     finally:
         kept.close()
     rows = chain.from_iterable(kept.batches(step))
     mine = ((prompt, number, tuple(chosen), *said) for prompt, number, chosen, *said in rows)
     return sorted(ranks.in_turn(iter(mine)))
+
+
+def _say_what_is_read(
+    opened: OpenModel, batches: Sequence[GenerationBatch], asked: ToWrite
+) -> None:
+    """A note about how much of a streamed model's files is read, at most."""
+    if opened.streamed is None or not batches:
+        return
+    lengths = [[len(ids) for ids in batch.ids] for batch in batches]
+    steps = sum(max(each) - min(each) + asked.sampling.new_tokens for each in lengths)
+    once = size(sum(map(opened.streamed.stored, range(opened.streamed.layers))))
+    show.note(
+        f"each of {steps:,} tokens is a forward pass for up to "
+        f"{max(len(batch.prompts) * len(batch.numbers) for batch in batches):,} continuations "
+        f"together, and reads the layers' {once} from their files"
+    )
 
 
 def scores_of(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:

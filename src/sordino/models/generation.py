@@ -7,7 +7,7 @@ continuations and narrows the interval of the difference between them.
 """
 
 import inspect
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -25,8 +25,10 @@ from transformers import (
 
 from sordino.errors import UserError
 from sordino.models.cache import make_room
+from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
+from sordino.models.sites import decoder_layers
 from sordino.models.tokenise import encode, positions, refuse_unknown
 from sordino.models.transformers_internals import CACHE
 
@@ -37,6 +39,9 @@ MAX_LOGITS = 2**26
 _PIECE = 2**21
 # With fewer rows than this, a step takes only as long as reading the weights.
 _FEW = 128
+# Keys and values of a batch if every step reads the weights from their files, on a GPU more: then
+# batches are as large as this allows.
+_STREAMED_CACHE = 2 << 30
 # Finished rows are dropped once they are this share of a batch: dropping copies the cache.
 _DROP_SHARE = 0.25
 # The cumulative distribution is summed in blocks of this many tokens; see `inverse_cdf`.
@@ -205,10 +210,15 @@ def plan(
     most `batch_tokens`, and rows × vocabulary at most `MAX_LOGITS`, on a GPU more. Prompts of one
     length are together; if they are few rows, the next shorter prompts join them, up to
     `new_tokens` shorter. Batches of the same lengths are as even as possible. A prompt whose
-    continuations do not fit into one batch gets several.
+    continuations do not fit into one batch gets several. Where weights are streamed, a step takes
+    as long as reading them: batches are as large as keys and values may be.
     """
+    few = _FEW
+    if opened.streamed is not None:
+        room = streamed_cache(opened) // _cached_bytes(opened)
+        batch_tokens = few = max(batch_tokens, room)
     batches = []
-    for together in _of_like_length(prompts, continuations, new_tokens):
+    for together in _of_like_length(prompts, continuations, new_tokens, few):
         longest = len(prompts[together[0]])
         rows = max(1, min(batch_tokens // (longest + new_tokens), opened.positions(MAX_LOGITS)))
         for indices in _cut_evenly(together, max(1, rows // continuations)):
@@ -220,18 +230,33 @@ def plan(
     return batches
 
 
+def streamed_cache(opened: OpenModel) -> int:
+    """The bytes that a batch's keys and values may take if the weights are streamed."""
+    return for_device(_STREAMED_CACHE, opened.device)
+
+
+def _cached_bytes(opened: OpenModel) -> int:
+    """The bytes of a token's keys and values in all layers, at most."""
+    config = opened.decoder_config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or opened.width // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    layers = len(decoder_layers(opened.model)[1])
+    return int(2 * layers * kept * size * opened.model.dtype.itemsize)
+
+
 def _of_like_length(
-    prompts: Sequence[Sequence[int]], continuations: int, span: int
+    prompts: Sequence[Sequence[int]], continuations: int, span: int, few: int
 ) -> list[list[int]]:
-    """The indices of the prompts, longest first, in groups that are large enough for a batch."""
+    """The indices of the prompts, longest first, in groups that are no `few` rows."""
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(index)
     groups: list[list[int]] = []
     for length in sorted(by_length, reverse=True):
         last = groups[-1] if groups else []
-        few = last and len(last) * continuations < _FEW
-        if few and len(prompts[last[0]]) - length <= span:
+        joins = last and len(last) * continuations < few
+        if joins and len(prompts[last[0]]) - length <= span:
             last += by_length[length]
         else:
             groups.append(list(by_length[length]))
@@ -252,6 +277,7 @@ def generate(
     *,
     seed: int,
     ends: Collection[int] = (),
+    advance: Callable[[float], None] = lambda _: None,
 ) -> Iterator[list[Continuation]]:
     """Sample the continuations of each batch, and yield them batch by batch.
 
@@ -263,14 +289,22 @@ def generate(
         sampling: How tokens are chosen.
         seed: Of the sampling.
         ends: Tokens that end a continuation, beside those that end the model's texts.
+        advance: Is told, step by step, how many continuations' worth of work was done.
 
     Raises:
         UserError: The model's logits are not finite.
     """
     for batch in batches:
         owners = [(prompt, number) for prompt in batch.prompts for number in batch.numbers]
-        *_, written = _steps(opened, batch, owners, sampling, seed, ends)
-        rows = written.tolist()
+        lengths = [len(ids) for ids in batch.ids]
+        a_step = len(owners) / (sampling.new_tokens + max(lengths) - min(lengths))
+        left = float(len(owners))
+        rows: list[list[int]] = []
+        for written in _steps(opened, batch, owners, sampling, seed, ends):
+            rows = written.tolist()
+            left -= a_step
+            advance(a_step)
+        advance(left)  # all may have ended early
         yield [_continuation(opened, owner, row) for owner, row in zip(owners, rows, strict=True)]
 
 
@@ -386,7 +420,7 @@ def _steps(
     for row, prompt in enumerate(batch.ids):
         prompts[row, : len(prompt)] = torch.tensor(prompt)
     prompts = prompts.to(device)
-    logits, cache = _forward(opened.model, prompts[:, :shortest], None)
+    logits, cache = _forward(opened, prompts[:, :shortest], None)
     copies = torch.arange(len(batch.prompts), device=device).repeat_interleave(len(batch.numbers))
     logits, prompts, lengths = logits[copies], prompts[copies], lengths[copies]
     ids = prompts[:, :shortest]
@@ -419,7 +453,7 @@ def _steps(
             alive, ids, finished = alive[kept], ids[kept], finished[kept]
             if cache is not None:
                 cache.reorder_cache(kept)
-        logits, cache = _forward(opened.model, ids, cache)
+        logits, cache = _forward(opened, ids, cache)
 
 
 def _choose(
@@ -440,14 +474,16 @@ def _choose(
     return scores.argmax(dim=-1) if sampling.temperature == 0 else inverse_cdf(scores, draws)
 
 
-def _forward(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+def _forward(opened: OpenModel, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """The logits [rows, vocabulary] after the last token, and the cache with all tokens in it.
 
     A model whose cache cannot be reordered reads all of `ids` each time.
     """
+    model: Any = opened.model
     options = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
     fresh = ids if cache is None else ids[:, -1:]
-    output = model(input_ids=fresh, use_cache=True, **{CACHE: cache}, **options)
+    with opened.whole_forwards():
+        output = model(input_ids=fresh, use_cache=True, **{CACHE: cache}, **options)
     kept = getattr(output, CACHE)
     return output.logits[:, -1], kept if hasattr(kept, "reorder_cache") else None
 

@@ -1,6 +1,7 @@
 """Open a model for analysis: weights, tokenizer and sites together."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -11,11 +12,13 @@ import psutil
 import torch
 from transformers import (
     CompressedTensorsConfig,
+    GenerationConfig,
     Mxfp4Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from sordino.errors import UserError
 from sordino.extras import started_as
@@ -140,6 +143,10 @@ class OpenModel:
     def vocabulary(self) -> int:
         """The number of logits of a position."""
         return int(self.decoder_config.vocab_size)
+
+    def whole_forwards(self) -> AbstractContextManager[None]:
+        """A block in which the ordinary forward runs, whether or not the weights are streamed."""
+        return nullcontext() if self.streamed is None else self.streamed.bring_when_called()
 
     def positions(self, logits: int) -> int:
         """How many positions have that many logits together, on a GPU more; at least 1."""
@@ -343,6 +350,9 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     stored = StoredTensors(ref)
     config, model = _module_tree(ref, None if isinstance(wanted, str) else wanted, stored.dtype)
     refuse_faulty(ref.name, config)
+    if (ref.path / GENERATION_CONFIG_NAME).is_file():  # as `from_pretrained` does
+        with quiet_transformers():
+            model.generation_config = GenerationConfig.from_pretrained(ref.path)
     streamed = StreamedWeights(ref, stored, model, device)
     tokenizer = open_tokenizer(ref.path, ref.name)
     streamed.hold(INPUT)

@@ -95,7 +95,7 @@ def mean_states(opened: OpenModel, layer: nn.Module, texts: Sequence[str]) -> ND
     """
     encoded = encode_for(opened, texts, TEXT_TOKENS)
     found: dict[int, NDArray[np.float32]] = {}
-    with unhooked(opened.model):
+    with unhooked(opened.model), opened.whole_forwards():
         for batch in equal_length_batches(encoded, _BATCH_TOKENS):
             means = _state_after(layer, opened, batch.input_ids).float().mean(dim=1).cpu().numpy()
             found |= dict(zip(batch.indices, means, strict=True))

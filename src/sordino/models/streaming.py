@@ -13,10 +13,11 @@ import copy
 import ctypes
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,44 @@ class StreamedWeights:
         finally:
             self._pretending = False
             self._install(empty)
+
+    @contextmanager
+    def bring_when_called(self) -> Iterator[None]:
+        """Inside the block the model's ordinary forward runs: each module brings its part.
+
+        One forward reads all weights once, however many texts pass, so batches should be large.
+        """
+        _, layers = decoder_layers(self._model)
+        inside = {module for layer in layers for module in layer.modules()}
+        with ExitStack() as hooks:
+
+            def before(module: nn.Module, bring: Callable[..., None]) -> None:
+                hooks.callback(module.register_forward_pre_hook(bring).remove)
+
+            for index, layer in enumerate(layers):
+                before(layer, partial(self._bring_layer, index))
+            for path, module in self._model.named_modules(remove_duplicate=False):
+                leaves = [name for name, _ in _tensors(module) if "." not in name]
+                names = self._empty.keys() & {f"{path}.{leaf}".lstrip(".") for leaf in leaves}
+                if module not in inside and names:
+                    before(module, partial(self._bring_other, min(names)))
+            yield
+
+    def _bring_layer(self, index: Part, *_: Any) -> None:
+        self.hold(index, then=index + 1 if index + 1 < self.layers else INPUT)
+
+    def _bring_other(self, name: str, *_: Any) -> None:
+        """Bring what a module outside of the layers needs: it is called before or after them.
+
+        `INPUT` and `OUTPUT` can both be large, so neither is read while the other is there.
+        """
+        if self._held is not None and name in self._parameters[self._held]:
+            return
+        if name not in self._parameters[INPUT]:
+            self.hold(OUTPUT)
+        else:
+            after = self._held == self.layers - 1
+            self.hold(INPUT, then=None if after else 0)
 
     def resident(self, *parts: Part) -> int:
         """Bytes that these parts take together in memory; all parts if none is given."""

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from sordino.errors import UserError
-from sordino.evaluation import Evaluation, Measure
+from sordino.evaluation import Estimate, Evaluation, Measure
 from sordino.extras import require
 from sordino.interventions import aura
 from sordino.studies.contenders import (
@@ -27,7 +27,7 @@ from sordino.studies.words import by_points, falls, model_name, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _OWN = (OURS, CORPUS, LEARNED)
-"""The methods that are ours and no rivals."""
+"""The methods that are ours and not rivals."""
 _BENIGN = "benign"
 _LED = "pre-prompt"
 """The name of the one method that is no edit."""
@@ -46,38 +46,40 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 
 def _first(name: str, group: GroupRecord) -> Iterator[str]:
-    """Which rule leaves least, and whether ours leaves less than the best rival, by scorer."""
+    """Which rule leaves least, and whether ours leave less than the best rival, by scorer."""
     figures = {trial.name: [*toxic(trial.evaluation)] for trial in group.trials}
+    found = {finding.name: finding.estimate for finding in group.findings}
     for number, (scorer, ours) in enumerate(figures[OURS]):
         left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
         said = [
             f"{name}, {group.title}, {scorer}: of {share(ours.before)} in the original {OURS} "
-            f"leaves {share(ours.after)}."
+            f"leaves {share(ours.after)}, {CORPUS} (the default), {100 * left[CORPUS]:.1f} %."
         ]
         rivals = {rule: of for rule, of in left.items() if rule not in _OWN}
         if rivals:
             best = min(rivals, key=rivals.__getitem__)
             alike = sum(of == rivals[best] for of in rivals.values()) - 1
             others = f" ({alike} more leave as little)" if alike else ""
-            found = group.finding(f"{OURS} − {best}, {scorer}")
-            verdict = (
-                "settled: ours leaves less"
-                if falls(found)
-                else "settled: the rival leaves less"
-                if rises(found)
-                else "not settled"
-            )
-            said.append(
-                f"Of the rivals {best} leaves least, {100 * rivals[best]:.1f} %{others}; the "
-                f"difference is {by_points(found)}: {verdict}."
-            )
+            said.append(f"Of the rivals {best} leaves least, {100 * rivals[best]:.1f} %{others}.")
+            for rule in (OURS, CORPUS):
+                difference = found.get(f"{rule} − {best}, {scorer}")
+                if difference is not None:  # older records have only the first
+                    how = f"{by_points(difference)}: {_verdict(difference)}"
+                    said.append(f"From it {rule} differs by {how}.")
         if LEARNED in left:
-            found = group.finding(f"{OURS} − {LEARNED}, {scorer}")
+            learned = group.finding(f"{OURS} − {LEARNED}, {scorer}")
             said.append(
                 f"Factors that are learned leave {100 * left[LEARNED]:.1f} %, from which ours "
-                f"differs by {by_points(found)}."
+                f"differs by {by_points(learned)}."
             )
         yield " ".join(said)
+
+
+def _verdict(difference: Estimate) -> str:
+    """Whether the difference between ours and a rival is settled, and for which."""
+    if falls(difference):
+        return "settled, ours leaves less"
+    return "settled, the rival leaves less" if rises(difference) else "not settled"
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
@@ -152,9 +154,10 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
     for name, (divergence, title) in spent.items():
         trials, short = _sized(lab, chosen, divergence)
         pairs = {
-            f"{OURS}, compared with {trial.name}": (OURS, trial.name)
+            f"{ours}, compared with {trial.name}": (ours, trial.name)
+            for ours, others in ((OURS, {OURS}), (CORPUS, {OURS, CORPUS}))
             for trial in trials
-            if trial.name != OURS
+            if trial.name not in others
         }
         yield Group(
             name,
