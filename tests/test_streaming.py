@@ -15,7 +15,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from families import FAMILIES, LAYERS, tiny_folder, tiny_tokenizer
+from families import FAMILIES, LAYERS, SUPPORTED, everyday, tiny_folder, tiny_tokenizer
 from quantised_folders import fp8, quantised_folder_of
 from sordino.errors import UserError
 from sordino.expertise import attribution, find, passes
@@ -42,7 +42,8 @@ def found(folder, concept, target, **options) -> bytes:
     return target.read_bytes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# MiniMax keeps constants in its files.
+@pytest.mark.parametrize("family", [*FAMILIES, "minimax"])
 def test_every_family_gives_the_same_bytes_streamed(family, tmp_path, concept):
     folder = tiny_folder(family, tmp_path, shard="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 4
@@ -64,7 +65,13 @@ def written(opened, **changes) -> list[tuple[object, ...]]:
     return [(one.prompt, one.number, one.ids, one.end) for batch in found for one in batch]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Idefics 3 moves its input to where its pictures' weights are, which are not there.
+SPEECHLESS = {"idefics3", "granite_docling"}
+# In memory, transformers 5.23 sets Youtu's embedding of the padding token to 0.
+OTHERWISE = {"youtu"}
+
+
+@pytest.mark.parametrize("family", everyday(sorted(SUPPORTED.keys() - SPEECHLESS - OTHERWISE)))
 def test_every_family_writes_the_same_texts_streamed(family, tmp_path):
     folder = tiny_folder(family, tmp_path, shard="20KB")
     whole = written(open_model(folder))
@@ -73,6 +80,12 @@ def test_every_family_writes_the_same_texts_streamed(family, tmp_path):
     assert written(opened) == whole
     hooks = [len(m._forward_pre_hooks) for m in opened.model.modules()]
     assert not any(hooks)
+
+
+def test_a_model_that_asks_for_weights_that_are_not_there_is_told_so(tmp_path):
+    opened = open_model(tiny_folder("idefics3", tmp_path), stream=True)
+    with pytest.raises(UserError, match="cannot write while its weights are read"):
+        written(opened)
 
 
 def test_the_token_that_ends_a_text_is_the_same_streamed(tmp_path):

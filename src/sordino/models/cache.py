@@ -12,14 +12,18 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import Cache
+from transformers import DynamicCache
 
 from sordino.models.open import OpenModel
+from sordino.models.sites import decoder_of
+from sordino.models.streaming import INPUT
 from sordino.models.transformers_internals import (
     CACHE,
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+
+_TRIED = 16  # tokens
 
 
 def make_room(cache: Any, steps: int) -> None:
@@ -27,16 +31,42 @@ def make_room(cache: Any, steps: int) -> None:
 
     Layers of other kinds stay as they are, and so does a sliding window that would have to slide.
     """
-    if not isinstance(cache, Cache):
+    if type(cache) is not DynamicCache:
         return
     for index, layer in enumerate(cache.layers):
-        if layer.is_initialized and type(layer) in _ROOMY and _fits(layer, steps):
+        if type(layer) in _ROOMY and layer.is_initialized and _fits(layer, steps):
             cache.layers[index] = _ROOMY[type(layer)](layer, steps)
 
 
 def _fits(layer: Any, steps: int) -> bool:
     window = getattr(layer, "sliding_window", None)
     return window is None or layer.get_seq_length() + steps < window
+
+
+@torch.inference_mode()
+def kept_of_a_token(opened: OpenModel) -> float:
+    """The bytes that a streamed model keeps of a token in all layers, at least 1.
+
+    It is measured with made-up weights: no part is read. What a layer keeps of a whole text counts
+    as if it were kept of each of `_TRIED` tokens.
+    """
+    assert opened.streamed is not None
+    opened.streamed.hold(INPUT)
+    ids = torch.zeros((1, _TRIED), dtype=torch.int64, device=opened.device)
+    with opened.streamed.make_up():
+        output = decoder_of(opened.model)(input_ids=ids, use_cache=True)
+    return max(_bytes_in(getattr(output, CACHE, None)) / _TRIED, 1.0)
+
+
+def _bytes_in(kept: Any) -> int:
+    """The bytes of all tensors in a cache, of whatever kind."""
+    if isinstance(kept, torch.Tensor):
+        return kept.nbytes
+    if isinstance(kept, dict):
+        return sum(map(_bytes_in, kept.values()))
+    if isinstance(kept, list | tuple):
+        return sum(map(_bytes_in, kept))
+    return _bytes_in(vars(kept)) if hasattr(kept, "__dict__") else 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +77,7 @@ class Prefix:
         cache: Of one row.
     """
 
-    cache: Cache
+    cache: DynamicCache
 
     def for_rows(self, rows: int) -> dict[str, Any]:
         """The arguments with which a model continues from it, in `rows` rows."""
@@ -68,7 +98,7 @@ def read_once(opened: OpenModel, ids: Sequence[int]) -> Prefix | None:
         return None
     start = torch.tensor([list(ids)], device=opened.device)
     cache = getattr(opened.model(input_ids=start, use_cache=True), CACHE, None)
-    if not isinstance(cache, Cache) or any(type(layer) not in _ROOMY for layer in cache.layers):
+    if type(cache) is not DynamicCache or any(type(one) not in _ROOMY for one in cache.layers):
         return None
     return Prefix(cache)
 

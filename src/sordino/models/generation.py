@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -24,13 +26,12 @@ from transformers import (
 )
 
 from sordino.errors import UserError
-from sordino.models.cache import make_room
+from sordino.models.cache import kept_of_a_token, make_room
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
-from sordino.models.sites import decoder_layers
 from sordino.models.tokenise import encode, positions, refuse_unknown
-from sordino.models.transformers_internals import CACHE
+from sordino.models.transformers_internals import CACHE, counts_anew
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
 MAX_LOGITS = 2**26
@@ -215,7 +216,7 @@ def plan(
     """
     few = _FEW
     if opened.streamed is not None:
-        room = streamed_cache(opened) // _cached_bytes(opened)
+        room = int(streamed_cache(opened) / kept_of_a_token(opened))
         batch_tokens = few = max(batch_tokens, room)
     batches = []
     for together in _of_like_length(prompts, continuations, new_tokens, few):
@@ -233,16 +234,6 @@ def plan(
 def streamed_cache(opened: OpenModel) -> int:
     """The bytes that a batch's keys and values may take if the weights are streamed."""
     return for_device(_STREAMED_CACHE, opened.device)
-
-
-def _cached_bytes(opened: OpenModel) -> int:
-    """The bytes of a token's keys and values in all layers, at most."""
-    config = opened.decoder_config
-    heads = getattr(config, "num_attention_heads", None) or 1
-    size = getattr(config, "head_dim", None) or opened.width // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    layers = len(decoder_layers(opened.model)[1])
-    return int(2 * layers * kept * size * opened.model.dtype.itemsize)
 
 
 def _of_like_length(
@@ -477,15 +468,28 @@ def _choose(
 def _forward(opened: OpenModel, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """The logits [rows, vocabulary] after the last token, and the cache with all tokens in it.
 
-    A model whose cache cannot be reordered reads all of `ids` each time.
+    A model reads all of `ids` each time if its cache cannot be reordered, or is of a class of its
+    own: MiniMax's, for one, leaves a part behind when it is reordered.
     """
     model: Any = opened.model
-    options = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
     fresh = ids if cache is None else ids[:, -1:]
-    with opened.whole_forwards():
-        output = model(input_ids=fresh, use_cache=True, **{CACHE: cache}, **options)
-    kept = getattr(output, CACHE)
-    return output.logits[:, -1], kept if hasattr(kept, "reorder_cache") else None
+    if counts_anew(model):
+        places = torch.arange(ids.shape[1], device=ids.device)[-fresh.shape[1] :]
+        options["position_ids"] = places.unsqueeze(0)
+    try:
+        with opened.whole_forwards():
+            output = model(input_ids=fresh, use_cache=True, **{CACHE: cache}, **options)
+    except RuntimeError as error:
+        if opened.streamed is None or "meta" not in str(error):
+            raise
+        raise UserError(
+            f"{opened.ref.name} cannot write while its weights are read layer by layer, because "
+            "its code uses some that are not there then: use a machine whose memory holds it, "
+            "with `stream=False`."
+        ) from error
+    kept = getattr(output, CACHE, None)
+    return output.logits[:, -1], kept if type(kept) in (DynamicCache, EncoderDecoderCache) else None
 
 
 def _keeps_last_logits(model: Any) -> bool:

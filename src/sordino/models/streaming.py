@@ -13,7 +13,7 @@ import copy
 import ctypes
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -131,6 +131,8 @@ class StreamedWeights:
         self._empty = {name: tensor for name, tensor in _tensors(model) if tensor.is_meta}
         self._parameters = self._parts()
         self._names, self._converted = self._sources()
+        buffers = {name for name, _ in model.named_buffers()}
+        self._constants = [name for name in stored.empty if name in buffers]
         self._reader = ThreadPoolExecutor(1, "sordino-weights")
         self._coming: tuple[Part, Future[dict[str, Tensor]]] | None = None
         self._held: Part | None = None
@@ -172,6 +174,8 @@ class StreamedWeights:
     def make_up(self) -> Iterator[None]:
         """Inside the block every layer has random weights, all in the memory of one matrix.
 
+        Buffers that are in the files have their own values.
+
         All layers can then run, although no two of them might fit into memory, to find out how they
         are called, which does not depend on weights. No part is read inside the block; `INPUT` or
         `OUTPUT` has to be in memory already.
@@ -183,7 +187,11 @@ class StreamedWeights:
             raise ValueError("make_up() needs INPUT or OUTPUT in memory")
         names = [name for part in range(self.layers) for name in self._parameters[part]]
         empty = {name: self._empty[name] for name in names}
-        self._install(_make_up(empty, self._model, self.device))
+        # Constants, such as the decay of MiniMax's attention, have to make sense.
+        known = [name for name in self._constants if name in empty]
+        constants = self._reader.submit(self._load, known).result() if known else {}
+        made_up = {name: tensor for name, tensor in empty.items() if name not in constants}
+        self._install(_make_up(made_up, self._model, self.device) | constants)
         self._pretending = True
         try:
             yield
@@ -301,9 +309,21 @@ class StreamedWeights:
 
     def _read(self, part: Part) -> dict[str, Tensor]:
         """A part's weights by name, read from the files."""
+        loaded = self._load(self._names[part])
+        values = {id(self._empty[n]): tensor.requires_grad_(False) for n, tensor in loaded.items()}
+        if lacking := [n for n in self._parameters[part] if id(self._empty[n]) not in values]:
+            raise self._needs_others(lacking[0])
+        found_values = {name: values[id(self._empty[name])] for name in self._parameters[part]}
+        refuse_not_finite(
+            self._ref.name, found_values.items(), "its files are damaged, get them again"
+        )
+        return found_values
+
+    def _load(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What the model gets, by its names, from tensors by their names in the files."""
         try:
             with quiet_transformers():
-                tensors = {name: self._stored[name] for name in self._names[part]}
+                tensors = {name: self._stored[name] for name in names}
                 found = load_tensors(self._vessel, tensors, self._conversions, self.device)
         except OSError as error:
             raise UserError(
@@ -313,18 +333,15 @@ class StreamedWeights:
         loaded = {name: tensor for name, tensor in _tensors(self._vessel) if not tensor.is_meta}
         for name in loaded:
             _put(self._vessel, name, self._empty[name])
-        values = {id(self._empty[n]): tensor.requires_grad_(False) for n, tensor in loaded.items()}
-        lacking = [n for n in self._parameters[part] if id(self._empty[n]) not in values]
-        if failed := [*found.failed, *lacking]:
-            raise UserError(
-                f"{failed[0]} of {self._ref.name} cannot be read without other layers: use a "
-                "machine whose memory holds the whole model, with `stream=False`."
-            )
-        found_values = {name: values[id(self._empty[name])] for name in self._parameters[part]}
-        refuse_not_finite(
-            self._ref.name, found_values.items(), "its files are damaged, get them again"
+        if found.failed:
+            raise self._needs_others(next(iter(found.failed)))
+        return loaded
+
+    def _needs_others(self, name: str) -> UserError:
+        return UserError(
+            f"{name} of {self._ref.name} cannot be read without other layers: use a machine whose "
+            "memory holds the whole model, with `stream=False`."
         )
-        return found_values
 
     def _install(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():

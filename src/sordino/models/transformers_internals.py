@@ -130,6 +130,15 @@ _Output = _take("modeling_outputs", "CausalLMOutputWithPast")
 CACHE = "cache" if "cache" in _Output.__dataclass_fields__ else "past_key_values"
 """The name of a model's argument and output for its cache: 5.24 renamed it and warns of the old."""
 
+
+def counts_anew(model: PreTrainedModel) -> bool:
+    """Whether a model counts positions from 0 again after the tokens in its cache.
+
+    Bamba does (5.23), unless it is given the positions, as `generate` does.
+    """
+    return bool(model.config.get_text_config(decoder=True).model_type == "bamba")
+
+
 for _method in (
     "_adjust_missing_and_unexpected_keys",
     "_finalize_model_loading",
