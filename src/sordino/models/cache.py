@@ -97,7 +97,7 @@ def read_once(opened: OpenModel, ids: Sequence[int]) -> Prefix | None:
     if not ids:
         return None
     start = torch.tensor([list(ids)], device=opened.device)
-    cache = getattr(opened.model(input_ids=start, use_cache=True), CACHE, None)
+    cache: Any = getattr(opened.model(input_ids=start, use_cache=True), CACHE, None)
     if type(cache) is not DynamicCache or any(type(one) not in _ROOMY for one in cache.layers):
         return None
     return Prefix(cache)

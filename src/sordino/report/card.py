@@ -11,6 +11,7 @@ from sordino.evaluation import Evaluation
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import printable
 from sordino.folders import Folders, texts
+from sordino.interventions.dampening import Rule
 from sordino.markdown import front_matter, line, with_front
 from sordino.report import outcome
 from sordino.templates import environment
@@ -129,9 +130,14 @@ def _did(provenance: Provenance) -> str:
         f"{_display_name(provenance)} with the neurons that recognise "
         f"**{line(provenance.concept)}** dampened in its weights: "
         f"{provenance.changed:,} of {provenance.neurons:,} neurons were {how} "
-        f"({line(intervention.name)}, strength {intervention.strength:g}). "
+        f"({line(_named(intervention))}). "
         "A neuron is an output of a linear layer."
     )
+
+
+def _named(rule: Rule) -> str:
+    """A rule with its strength, which for 1 goes without saying: settings may scale it as well."""
+    return rule.name if rule.strength == 1 else f"{rule.name}, strength {rule.strength:g}"
 
 
 def _list_made(provenance: Provenance) -> list[tuple[str, str]]:
@@ -141,7 +147,7 @@ def _list_made(provenance: Provenance) -> list[tuple[str, str]]:
         "Original": _display_name(provenance),
         "Revision": model.revision,
         "SHA-256 over the original's weights (sampled)": model.weights_fingerprint,
-        "Intervention": f"{intervention.name}, strength {intervention.strength:g}",
+        "Intervention": _named(intervention),
         **{f"Setting {key}": value for key, value in intervention.settings.items()},
         "Concept": provenance.concept,
         "Sentences with it": expertise.get("n_positive", ""),
