@@ -10,21 +10,26 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from conftest import forked
+from conftest import forked, interrupted
 from families import random_factors, tiny_folder
 from sordino.errors import UserError
 from sordino.evaluation import (
     SCORERS,
     Arm,
+    Divergence,
     Evaluation,
+    OrdinaryToxicity,
     Perplexity,
     Scorer,
+    Speed,
     Toxicity,
     evaluate,
+    hooked,
 )
 from sordino.evaluation import evaluate as evaluate_function
 from sordino.evaluation.result import samples_path
 from sordino.interventions.dampening import Dampening
+from sordino.models import generation
 from sordino.models.open import open_model
 
 
@@ -133,6 +138,44 @@ def test_a_model_dampened_in_memory_is_an_arm_of_its_own(work, tmp_path):
     assert hooked.figure("perplexity", "mean").after == result.figure("perplexity", "mean").after
     with opened.model.get_input_embeddings().register_forward_pre_hook(lambda *_: None):
         assert evaluate(opened, measures=chosen).after.fingerprint == ""
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
+def test_a_model_that_is_read_layer_by_layer_has_the_same_figures(
+    family, work, tmp_path, monkeypatch
+):
+    """Given by name or open, dampened by hooks or by its weights, and after a kill."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    _, _, chosen = work
+    after = tiny_folder(family, tmp_path / "after")
+    before = tiny_folder(family, tmp_path / "before", seed=1)
+    prose = chosen[1].texts
+    chosen = [*chosen, OrdinaryToxicity(prompts=prose, scorer="neutral"), Divergence(texts=prose)]
+    whole = evaluate(after, before, measures=chosen, stream=False)
+    output = tmp_path / "streamed.json"
+    both = {"measures": [*chosen, Speed()], "stream": True, "output": output}
+    with interrupted(monkeypatch, generation, "_forward", 12):
+        evaluate(after, before, **both)
+    found = evaluate(after, before, **both)
+    assert "the whole model in memory" in found.measures["speed"].not_run
+    assert {name: found.measures[name] for name in whole.measures} == whole.measures
+    assert found.samples == whole.samples
+    assert (found.after.dtype, found.after.device) == ("float32", "cpu")
+    assert found.after.fingerprint == whole.after.fingerprint
+    opened = open_model(after, stream=True)
+    assert evaluate(opened, before, measures=chosen, stream=True).measures == whole.measures
+    factors = random_factors({site.path: site.neurons for site in opened.sites})
+    quiet = [hooked(after, Dampening(factors, "test"), stream=stream) for stream in (True, False)]
+    one, other = (evaluate(arm, measures=chosen[:2]).measures for arm in quiet)
+    assert one == other
+
+
+def test_a_model_streams_by_itself_where_it_does_not_fit(work, monkeypatch, capsys):
+    after, before, chosen = work
+    whole = evaluate(after, before, measures=chosen)
+    monkeypatch.setattr("sordino.models.open.fits", lambda *_: False)
+    assert evaluate(after, before, measures=chosen).measures == whole.measures
+    assert "its layers are read again for every batch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batches", [2, 14])

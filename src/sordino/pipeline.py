@@ -67,7 +67,7 @@ from sordino.interventions import (
 )
 from sordino.models.chat_template import template_of
 from sordino.models.folder import piece_files
-from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
+from sordino.models.open import OpenModel, has_to_stream, open_model
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.sites import find_sites
 from sordino.outputs import MODEL_EXTRAS, claim_output
@@ -470,8 +470,9 @@ class _Steps:
             if self._is_too_large():
                 show.note(
                     f"{self._ref.name} does not fit into memory, so the effect is not measured "
-                    f"here: on a machine with more memory, run {started_as()} evaluate "
-                    f"{self._target} --against {self._ref.name} -o result.json"
+                    f"now: run {started_as()} evaluate {self._target} --against {self._ref.name} "
+                    "-o result.json, which reads the weights for each token here, or is faster on "
+                    "a machine with more memory"
                 )
                 return None
             kind: Literal["gguf", "folder"] = "gguf" if self._is_file else "folder"
@@ -589,10 +590,9 @@ class _Steps:
 
     def _is_too_large(self) -> bool:
         """Whether the model does not fit into memory, which generating text requires."""
-        if not streamable(self._ref) or (self._opened and not self._opened.streamed):
+        if self._opened and not self._opened.streamed:
             return False
-        devices = choose_devices(self._settings.device)
-        return not fits(self._ref, devices, self._settings.dtype)
+        return has_to_stream(self._ref, self._settings.device, self._settings.dtype)
 
     @contextmanager
     def _lend_original(self) -> Iterator[OpenModel]:

@@ -64,6 +64,7 @@ def evaluate(
     dampening: tuple[Path, ...] = (),
     seed: int = 0,
     batch_tokens: int | None = None,
+    stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None,
     no_cache: Annotated[bool, Parameter(env_var="SORDINO_NO_CACHE")] = False,
     rule: InterventionOptions = InterventionOptions(),
     how: MeasureOptions = MeasureOptions(),
@@ -94,6 +95,9 @@ def evaluate(
         Seed of all random choices.
     batch_tokens
         About how many tokens are in memory at once; by default 8,192, or more on a GPU.
+    stream
+        Read the weights layer by layer from their files, again for every batch of texts and for
+        every token that is written; by default only for a model that does not fit into memory.
     no_cache
         Measure the original again, and keep nothing. (On a processor, what is measured of it is
         kept in the cache folder, and read from there if nothing has changed since.)
@@ -121,6 +125,7 @@ def evaluate(
             dtype=opening.dtype,
             revision=opening.revision,
             sites=opening.sites,
+            stream=stream,
             seed=seed,
             batch_tokens=batch_tokens,
             output=output,

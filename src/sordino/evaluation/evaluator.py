@@ -41,7 +41,7 @@ from sordino.journal import Journal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.memory import for_device
-from sordino.models.open import OpenModel, choose_device, open_model
+from sordino.models.open import OpenModel, choose_device, has_to_stream, open_model
 from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, SAMPLES, claim_output
@@ -55,6 +55,9 @@ _RECORDS = 2
 """Raised whenever a record has other fields, so that an older journal is not continued."""
 
 
+_IN_MEMORY = "it needs the whole model in memory, and one is read layer by layer"
+
+
 @dataclass(frozen=True)
 class Arm:
     """A model to evaluate, opened when its turn comes and released afterwards.
@@ -66,6 +69,7 @@ class Arm:
             impossible, and then an interrupted evaluation starts over.
         open: Opens it for the length of a `with` block: an `OpenModel`, or an `Endpoint`.
         unedited: The model, if it is opened from its files and nothing edits it.
+        streamed: Whether it is read layer by layer, as often as its ordinary forward runs.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Arm:
     fingerprint: str
     open: Callable[[], AbstractContextManager[Any]]
     unedited: ModelRef | None = None
+    streamed: bool = False
 
     @classmethod
     def of(
@@ -81,6 +86,7 @@ class Arm:
         open: Callable[[], AbstractContextManager[Any]],
         *changes: str,
         name: str = "",
+        streamed: bool = False,
     ) -> "Arm":
         """The arm of a model with these changes.
 
@@ -89,10 +95,12 @@ class Arm:
             open: Opens it, changed, for the length of a `with` block.
             changes: Fingerprints of the changes to its weights.
             name: Its name in the result; the model's name if "".
+            streamed: Whether it is read layer by layer.
         """
         weights = ref.weights_fingerprint()
         known = fingerprint(weights, *changes) if changes else weights
-        return cls(name or ref.name, ref.revision, known, open, None if changes else ref)
+        unedited = None if changes else ref
+        return cls(name or ref.name, ref.revision, known, open, unedited, streamed)
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,14 @@ class Prepared:
             tasks=self.tasks | more.tasks,
             reasons=self.reasons | more.reasons,
         )
+
+    def layer_by_layer(self) -> "Prepared":
+        """Those that can be taken of a model that is read layer by layer."""
+        whole = [one.key for one in self.measures if one.key in self.tasks and not one.streamable]
+        for key in whole:
+            note(f"{key} is not run: {_IN_MEMORY}.")
+        tasks = {key: task for key, task in self.tasks.items() if key not in whole}
+        return replace(self, tasks=tasks, reasons=self.reasons | dict.fromkeys(whole, _IN_MEMORY))
 
     def note_shared_sentences(self, source: str) -> None:
         """Note which scorers were trained on the sentences that neurons are found with.
@@ -265,6 +281,7 @@ def evaluate(
     measures: Sequence[str | Measure] | Prepared = ("toxicity", "perplexity"),
     device: str = "auto",
     dtype: str = "auto",
+    stream: bool | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
     output: Path | None = None,
@@ -287,6 +304,7 @@ def evaluate(
         measures=measures,
         device=device,
         dtype=dtype,
+        stream=stream,
         seed=seed,
         batch_tokens=batch_tokens,
         cache=cache,
@@ -317,6 +335,7 @@ def evaluate_each(
     measures: Sequence[str | Measure] | Prepared,
     device: str = "auto",
     dtype: str = "auto",
+    stream: bool | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
     records: Path | None = None,
@@ -330,6 +349,7 @@ def evaluate_each(
         measures: See `evaluate`.
         device: Where models given by name, and text classifiers, run.
         dtype: In which models given by name run.
+        stream: Whether these are read layer by layer; None for those that do not fit into memory.
         seed: Of everything that is random.
         batch_tokens: About how many tokens are in memory at once; None: 8,192, on a GPU more.
         records: A file for each arm's records; with it, a call that was killed continues.
@@ -348,16 +368,20 @@ def evaluate_each(
     else:
         served = any(isinstance(one, Endpoint) for one in (*models, against))
         ready = prepare(measures, compared=compared, served=served, device=device, seed=seed)
+    before = {} if against is None else {"before": _arm(against, device, dtype, stream)}
+    after = [_arm(one, device, dtype, stream) for one in models]
+    streamed = any(arm.streamed for arm in (*before.values(), *after))
+    if streamed:
+        ready = ready.layer_by_layer()
     chosen, tasks, target = ready.measures, ready.tasks, ready.device
-    before = {} if against is None else {"before": _arm(against, device, dtype)}
-    after = [_arm(one, device, dtype) for one in models]
     if not all(arm.fingerprint for arm in (*before.values(), *after)):
         records = None  # they could not tell the edited model from another
     ranks = Ranks()
     journal = Journal(records if ranks.first else None, f"{__version__} {_RECORDS}")
     journal.take(ranks.from_first(journal.steps))
     at_once = batch_tokens or for_device(BATCH_TOKENS, target)
-    settings = [str(target), dtype, seed, at_once]
+    # Streamed, the batches are other ones.
+    settings = [str(target), dtype, seed, at_once, *(["streamed"] if streamed else [])]
     kept = None
     if cache and before and target.type == "cpu" and ranks.size == 1:
         kept = _Kept.of(before["before"], ready, settings)
@@ -563,7 +587,7 @@ def _collect(
     model = steps[label, "model"]
     if not missing and journal.batches(model):
         return
-    with arm.open() as opened:
+    with arm.open() as opened, _forwards(opened):
         if not journal.batches(model):
             journal.add(model, _kind(opened))
         for name, task in missing.items():
@@ -639,38 +663,57 @@ def _model_record(label: str, arms: dict[str, Arm], steps: Steps, journal: Journ
     )
 
 
+def _forwards(opened: OpenModel | Endpoint) -> AbstractContextManager[None]:
+    return opened.whole_forwards() if isinstance(opened, OpenModel) else nullcontext()
+
+
 def _kind(opened: Any) -> list[str]:
     if isinstance(opened, Endpoint):
         return ["unknown", "endpoint"]
     return [opened.dtype_name, opened.device.type]
 
 
-def _arm(subject: Subject, device: str, dtype: str) -> Arm:
+def _arm(subject: Subject, device: str, dtype: str, stream: bool | None) -> Arm:
     if isinstance(subject, Arm):
         return subject
     if isinstance(subject, Endpoint):
         return Arm(subject.name, "", subject.fingerprint, lambda: nullcontext(subject))
     if isinstance(subject, OpenModel):
         ref = subject.ref
-        if subject.streamed:
-            raise UserError(
-                f"{ref.name} was opened with `stream`, and an evaluation needs all of it in "
-                "memory: open it with `stream=False`, on a machine that can hold it."
-            )
-        return Arm(ref.name, ref.revision, _in_memory(subject), lambda: nullcontext(subject))
+        known = _in_memory(subject) if subject.streamed is None else ref.weights_fingerprint()
+        return Arm(
+            ref.name,
+            ref.revision,
+            "" if _is_hooked(subject) else known,
+            lambda: nullcontext(subject),
+            streamed=subject.streamed is not None,
+        )
     ref = resolve(subject)
+    streamed = streams(ref, device, dtype, stream)
 
     @contextmanager
     def load() -> Iterator[OpenModel]:
-        yield open_model(ref, device=device, dtype=dtype)
+        yield open_model(ref, device=device, dtype=dtype, stream=streamed)
 
-    return Arm.of(ref, load)
+    return Arm.of(ref, load, streamed=streamed)
+
+
+def streams(ref: ModelRef, device: str, dtype: str, stream: bool | None) -> bool:
+    """Whether a model is read layer by layer; None decides by whether it fits, and says so."""
+    if stream is not None:
+        return stream
+    found = has_to_stream(ref, device, dtype)
+    if found:
+        note(f"{ref.name} does not fit into memory: its layers are read again for every batch")
+    return found
+
+
+def _is_hooked(opened: OpenModel) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in opened.model.modules())
 
 
 def _in_memory(opened: OpenModel) -> str:
-    """SHA-256 over a model's parameters as they are now; "" if it has hooks."""
-    if any(m._forward_hooks or m._forward_pre_hooks for m in opened.model.modules()):
-        return ""
+    """SHA-256 over a model's parameters as they are now."""
     digest = hashlib.sha256()
     for name, tensor in opened.model.state_dict().items():
         digest.update(name.encode())

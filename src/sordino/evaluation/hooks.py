@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from sordino.evaluation.evaluator import Arm
+from sordino.evaluation.evaluator import Arm, streams
 from sordino.interventions import Dampening, Edit
 from sordino.models.open import OpenModel, open_model
 from sordino.models.reference import ModelRef, resolve
@@ -17,6 +17,7 @@ def hooked(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    stream: bool | None = None,
 ) -> Arm:
     """The model under the dampening, for `sordino.evaluate`.
 
@@ -26,6 +27,7 @@ def hooked(
         device: Where it runs; as for `open_model`.
         dtype: In which it runs; as for `open_model`.
         revision: A branch, tag or commit of the hub.
+        stream: Whether it is read layer by layer; by default if it does not fit into memory.
 
     Raises:
         UserError: The dampening was found on other weights.
@@ -39,11 +41,13 @@ def hooked(
     """
     ref = resolve(model, revision)
     dampening.refuse_other_weights(ref)
+    streamed = streams(ref, device, dtype, stream)
     return hooked_on(
         ref,
         dampening,
-        lambda: nullcontext(open_model(ref, device=device, dtype=dtype)),
+        lambda: nullcontext(open_model(ref, device=device, dtype=dtype, stream=streamed)),
         name=f"{ref.name}, dampened",
+        streamed=streamed,
     )
 
 
@@ -53,6 +57,7 @@ def hooked_on(
     lend: Callable[[], AbstractContextManager[OpenModel]],
     *,
     name: str,
+    streamed: bool = False,
 ) -> Arm:
     """The same for a model that the caller opens, without a check of its weights.
 
@@ -61,6 +66,7 @@ def hooked_on(
         edit: What is done to it.
         lend: Gives the open model for the length of a `with` block.
         name: The arm's name in the result.
+        streamed: Whether it is read layer by layer.
     """
 
     @contextmanager
@@ -68,4 +74,4 @@ def hooked_on(
         with lend() as opened, edit.applied(opened.model):
             yield opened
 
-    return Arm.of(ref, dampened, edit.fingerprint, name=name)
+    return Arm.of(ref, dampened, edit.fingerprint, name=name, streamed=streamed)

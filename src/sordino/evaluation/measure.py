@@ -68,6 +68,8 @@ class Measure(ABC):
     asks: ClassVar[Literal["", "too", "only"]] = ""
     """Whether replies to its prompts in a chat template are measured beside continuations ("too"),
     or in their place ("only")."""
+    streamable: ClassVar[bool] = True
+    """Whether it can be taken of a model that is read layer by layer."""
 
     def __post_init__(self) -> None:
         """Check the settings; each base calls the next one's. A file may be given as a `Path`."""

@@ -479,7 +479,8 @@ class Whole:
         parameters = [p for p in opened.model.parameters() if p.requires_grad]
         opened.model.requires_grad_(False)
         embeddings = opened.model.get_input_embeddings()
-        starts = (embeddings, lambda _m, _i, output: output.requires_grad_())
+        # A copy, because some models scale it in place.
+        starts = (embeddings, lambda _m, _i, output: output.requires_grad_().clone())
         try:
             with forward_hooks([starts]), torch.enable_grad():
                 yield

@@ -33,7 +33,7 @@ from sordino.expertise.strata import LENGTH, length_classes
 from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
 from sordino.files import drop_link, fingerprint, only_one, size, staging_path, today
 from sordino.models.memory import available
-from sordino.models.open import OpenModel, choose_devices, fits, open_model, streamable
+from sordino.models.open import OpenModel, has_to_stream, open_model, streamable
 from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.models.tokenise import Batch, Placed, equal_length_batches
@@ -119,7 +119,7 @@ def plan_find(
     ref = resolve(model, revision)
     chosen = settings or SweepSettings()
     if stream is None:
-        stream = streamable(ref) and not fits(ref, choose_devices(device), dtype)
+        stream = has_to_stream(ref, device, dtype)
     opened = open_model(
         ref, device=device, dtype=dtype, sites=sites, stream=stream or streamable(ref)
     )

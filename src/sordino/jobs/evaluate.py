@@ -33,6 +33,7 @@ def evaluate(
     dtype: str = "auto",
     revision: str | None = None,
     sites: str | None = None,
+    stream: bool | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
     output: str | Path | None = None,
@@ -68,6 +69,8 @@ def evaluate(
         dtype: The dtype of models given by name; see `sordino.open_model`.
         revision: The model's revision; see `sordino.open_model`.
         sites: See `sordino.open_model`; for measuring the divergence.
+        stream: Read models given by name layer by layer, again for every batch of texts and every
+            token that they write; by default only those that do not fit into memory.
         seed: Seed of the choice of prompts and texts, of sampling and of the intervals.
         batch_tokens: About how many tokens are in memory at once; None for 8,192, or more on a GPU.
             Other batches round differently, which can change single tokens.
@@ -145,13 +148,14 @@ def evaluate(
                 sites=sites,
             )
             ref = model.ref if isinstance(model, OpenModel) else model
-            model = evaluation.hooked(ref, made, device=device, dtype=dtype)
+            model = evaluation.hooked(ref, made, device=device, dtype=dtype, stream=stream)
         return evaluation.evaluate(
             model,
             against,
             measures=ready,
             device=device,
             dtype=dtype,
+            stream=stream,
             seed=seed,
             batch_tokens=batch_tokens,
             output=output,

@@ -191,7 +191,7 @@ def open_model(
     devices = choose_devices(device)
     target = devices[0]
     if stream is None:
-        stream = streamable(ref) and not fits(ref, devices, dtype)
+        stream = has_to_stream(ref, device, dtype)
         if stream:
             note(f"{ref.name} does not fit into memory: its weights are read layer by layer")
     if stream:
@@ -295,6 +295,11 @@ def _mend_not_finite(model: PreTrainedModel) -> str:
 def streamable(ref: ModelRef) -> bool:
     """Whether a model can be read layer by layer: a folder whose weights are not quantised."""
     return ref.kind == "folder" and quantisation_of(ref.path) is None
+
+
+def has_to_stream(ref: ModelRef, device: str = "auto", dtype: str = "auto") -> bool:
+    """Whether a model can be read layer by layer, and does not fit into free memory otherwise."""
+    return streamable(ref) and not fits(ref, choose_devices(device), dtype)
 
 
 def fits(ref: ModelRef, devices: Sequence[torch.device], dtype: str = "auto") -> bool:

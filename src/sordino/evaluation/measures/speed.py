@@ -40,6 +40,7 @@ class Speed(Measure):
 
     name: ClassVar[str] = "speed"
     version: ClassVar[int] = 1
+    streamable: ClassVar[bool] = False
     title: ClassVar[str] = "Speed"
     sentence: ClassVar[str] = (
         "The original’s time divided by the edited model’s: 1 is equally fast."

@@ -78,6 +78,7 @@ class ZeroShot(Measure):
 
     name: ClassVar[str] = "zero-shot"
     version: ClassVar[int] = 1
+    streamable: ClassVar[bool] = False
     title: ClassVar[str] = "Zero-shot tasks"
     sentence: ClassVar[str] = "How many questions the model answers correctly."
     options: ClassVar[Mapping[str, str]] = {
