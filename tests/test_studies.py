@@ -28,6 +28,7 @@ from sordino.studies import concepts as concepts_study
 from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
+from sordino.studies.rivals import match
 from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
 
 ROOT = Path(__file__).parents[1]
@@ -381,6 +382,18 @@ def test_a_study_refuses_the_work_of_an_earlier_version(finished, capsys):
         main(["study", "diversity", *finished])
     assert ended.value.code == 2
     assert "earlier version" in capsys.readouterr().err
+
+
+@given(st.floats(0.5, 2), st.floats(0.01, 10), st.floats(0.001, 1), st.floats(0.001, 1))
+def test_ours_is_as_large_as_the_cost_that_is_allowed(power, scale, size, allowed):
+    """Whatever the cost's curve, and never larger."""
+
+    def cost(size):
+        return scale * size**power
+
+    found = match(cost, size, cost(size), allowed)
+    assert cost(found) <= allowed
+    assert cost(found) >= 0.9 * allowed
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Our rule and every rival at its best, on the same prompts, numbers, scorers and texts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,10 @@ _OWN = (OURS, CORPUS, LEARNED)
 _BENIGN = "benign"
 _LED = "pre-prompt"
 """The name of the one method that is no edit."""
+# Sizes that are tried for a cost; a cost that is this share of what is allowed is near enough.
+_TRIES, _AIM, _NEAR = 5, 0.99, 0.97
+_CURVED = 3
+"""The highest power of a size with which a cost is believed to grow."""
 _APART = 0.25
 """AurA's divergence is a second one where it is apart from the first by more than this share."""
 
@@ -115,6 +119,8 @@ def _asked(plan: Plan) -> tuple[str, ...]:
 def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Every rule as large as the same divergence allows, and as it was published.
 
+    Ours are also made as large as the perplexity of the rival that leaves least.
+
     What a rival leaves open (the layer of an added direction, the number of heads, the rank of a
     subspace) is chosen on other prompts than those of the figures and of own samples.
     Rules that no weights of the model can hold are marked with "(hooks)". Everything that is
@@ -151,23 +157,13 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
     if abs(paid / plan.asked - 1) > _APART:
         spent["at-aura"] = (paid, f"at AurA's own divergence, {paid:.3f}")
     measures = (measure, *reading)
+    sized = {}
     for name, (divergence, title) in spent.items():
-        trials, short = _sized(lab, chosen, divergence)
-        pairs = {
-            f"{ours}, compared with {trial.name}": (ours, trial.name)
-            for ours, others in ((OURS, {OURS}), (CORPUS, {OURS, CORPUS}))
-            for trial in trials
-            if trial.name not in others
-        }
-        yield Group(
-            name,
-            title,
-            trials,
-            measures,
-            short,
-            findings=partial(differences, pairs=pairs, seed=lab.seed),
-            made_from=own_evidence(bench.everywhere),
-        )
+        sized[name], short = _sized(lab, chosen, divergence)
+        yield _compared(bench, name, title, sized[name], measures, short)
+    level = _at_the_best_rivals_perplexity(lab, chosen, sized["at-asked"], plan.asked, measures)
+    if level:
+        yield _compared(bench, "at-perplexity", *level, measures)
     yield Group(
         "published",
         "As they were published",
@@ -185,6 +181,116 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
             (measure, led),
             findings=lambda evaluations: _after_pre_prompt(evaluations[OURS], lab.seed),
         )
+
+
+def _compared(
+    bench: Bench,
+    name: str,
+    title: str,
+    trials: tuple[Trial, ...],
+    measures: tuple[Measure, ...],
+    short: tuple[str, ...] = (),
+) -> Group:
+    """A group in which both of ours are compared with every other rule."""
+    pairs = {
+        f"{ours}, compared with {trial.name}": (ours, trial.name)
+        for ours, others in ((OURS, {OURS}), (CORPUS, {OURS, CORPUS}))
+        for trial in trials
+        if trial.name not in others
+    }
+    return Group(
+        name,
+        title,
+        trials,
+        measures,
+        short,
+        findings=partial(differences, pairs=pairs, seed=bench.lab.seed),
+        made_from=own_evidence(bench.everywhere),
+    )
+
+
+def _at_the_best_rivals_perplexity(
+    lab: Lab,
+    rules: Mapping[str, Contender],
+    trials: tuple[Trial, ...],
+    divergence: float,
+    measures: tuple[Measure, ...],
+) -> tuple[str, tuple[Trial, ...]] | None:
+    """A title, and ours as large as the perplexity of the rival that leaves least, with that rival.
+
+    Args:
+        lab: The model.
+        rules: All rules by name.
+        trials: All of them, at the same divergence.
+        divergence: That divergence.
+        measures: Those that were taken of them, with perplexity.
+
+    Returns:
+        None if there is no rival, or it costs no perplexity.
+    """
+    found = dict(zip([one.name for one in trials], lab.compare(trials, measures), strict=True))
+    rivals = [one for one in trials if one.name not in _OWN]
+    if not rivals:
+        return None
+    best = min(rivals, key=lambda one: _left(found[one.name]))
+    allowed = _log_perplexity(found[best.name])
+    if allowed <= 0 or any(_log_perplexity(found[ours]) <= 0 for ours in (OURS, CORPUS)):
+        return None
+
+    def at(ours: str, size: float) -> Trial:
+        return lab.largest(ours, rules[ours].sizes, size, start=rules[ours].start)
+
+    def cost(ours: str, size: float) -> float:
+        [evaluation] = lab.compare([at(ours, size)], measures[1:])
+        return _log_perplexity(evaluation)
+
+    level = tuple(
+        at(ours, match(partial(cost, ours), divergence, _log_perplexity(found[ours]), allowed))
+        for ours in (OURS, CORPUS)
+    )
+    title = f"at the perplexity of {best.name}, × {np.exp(allowed):.3f}"
+    return title, (*level, best)
+
+
+def match(cost: Callable[[float], float], size: float, paid: float, allowed: float) -> float:
+    """The size whose cost comes nearest to what is allowed, and stays within it.
+
+    Args:
+        cost: The cost of a size, which grows with it about as a power of it.
+        size: A size.
+        paid: Its cost, above 0.
+        allowed: The cost that is allowed, above 0.
+
+    Example:
+        >>> round(match(lambda size: 2 * size, 1.0, 2.0, 3.0), 4)
+        1.485
+    """
+    costs, power = {size: paid}, 1.0
+    for _ in range(_TRIES):
+        if _NEAR * allowed <= paid <= allowed or paid <= 0:
+            break
+        before = size, paid
+        size *= (_AIM * allowed / paid) ** (1 / power)
+        paid = costs[size] = cost(size)
+        if paid > 0:
+            grown = np.log(paid / before[1]) / np.log(size / before[0])
+            power = float(np.clip(grown, 1 / _CURVED, _CURVED))
+    within = [one for one, of in costs.items() if of <= allowed]
+    return max(within, key=costs.__getitem__, default=min(costs, key=costs.__getitem__))
+
+
+def _log_perplexity(evaluation: Evaluation) -> float:
+    """The logarithm of the ratio of perplexities, after ÷ before."""
+    ratio = evaluation.figure("perplexity", "corpus").ratio
+    assert ratio is not None  # there are two models
+    assert ratio.value is not None
+    return float(np.log(ratio.value))
+
+
+def _left(evaluation: Evaluation) -> float:
+    """The share of toxic continuations, on average over scorers."""
+    shares = [toxic_shares(evaluation, "after", key) for _, key in scorers_of(evaluation)]
+    return float(np.mean(shares))
 
 
 def _named(name: str, setting: str) -> str:
@@ -208,10 +314,7 @@ def _best(
     rules: Mapping[str, Settings], candidates: Iterable[Trial], judged: Iterable[Evaluation]
 ) -> dict[str, Contender]:
     """Each rule with the setting that leaves least, on average over scorers, by its name."""
-    left = {
-        trial.name: np.mean([toxic_shares(of, "after", key) for _, key in scorers_of(of)])
-        for trial, of in zip(candidates, judged, strict=True)
-    }
+    left = {trial.name: _left(of) for trial, of in zip(candidates, judged, strict=True)}
     found = {}
     for name, settings in rules.items():
         named = {_named(name, setting): one for setting, one in settings.items()}
