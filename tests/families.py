@@ -222,11 +222,9 @@ _EVERYDAY = FAMILIES.keys() | {
 }
 
 
-def everyday(names: Collection[str]) -> list[Any]:
-    """Parameters of a test: these families, of which some are for the slow tests only."""
-    return [
-        name if name in _EVERYDAY else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
+def everyday(names: Collection[str], quick: Collection[str] = _EVERYDAY) -> list[Any]:
+    """Parameters of a test: these families, of which all but the quick ones are slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 SITES = dict.fromkeys(PURE, "all")

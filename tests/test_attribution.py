@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
-from families import SUPPORTED, everyday
+from families import FAMILIES, SUPPORTED, everyday
 from sordino.errors import UserError
 from sordino.expertise import attribution, find
 from sordino.expertise.artefact import Expertise
@@ -31,7 +31,7 @@ def by_autograd(opened, texts):
     total, tokens = 0.0, 0
     for ids in encode(opened.tokenizer, texts, 128):
         ids = torch.tensor([ids])
-        log_p = opened.model(ids).logits[0, :-1].log_softmax(-1)
+        log_p = opened.model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         total = total + log_p.gather(-1, ids[0, 1:, None]).sum()
         tokens += ids.shape[1] - 1
     total.backward()
@@ -40,7 +40,7 @@ def by_autograd(opened, texts):
     return {path: (f.grad / tokens).numpy() for path, f in factors.items()}
 
 
-@pytest.mark.parametrize("family", everyday(SUPPORTED))
+@pytest.mark.parametrize("family", everyday(SUPPORTED, {*FAMILIES, "ctrl", "lfm2"}))
 def test_attribution_is_the_derivative_by_each_factor(family, open_tiny, concept):
     opened = open_tiny(family)
     expertise = find_experts(opened, concept, attribution=AttributionSettings(per_class=25))
