@@ -97,6 +97,7 @@ def left(record, group, *trials, part="after"):
 OURS = "own samples and corpus"
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
+DPO = "DPO (LoRA)"
 MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
 GEMMAS_CAA = "CAA (hooks), behind layer 9"
 ACT = "Linear-AcT, causal"
@@ -139,6 +140,17 @@ QUOTED = [
     ),
     (
         "interventions",
+        rf"continuations DPO leaves {TWO} at 0\.05.*?perplexity allows, × ([\d.]+) \(a "
+        rf"divergence of ([\d.]+)\), they leave {TWO}, a twentieth.*?corpus alone leaves {TWO}",
+        [
+            *left(MANY, "at-asked", DPO),
+            Of(MANY, "at-perplexity", DPO, "ratio", "corpus", "perplexity"),
+            divergence(MANY, "at-perplexity", OURS),
+            *left(MANY, "at-perplexity", OURS, CORPUS),
+        ],
+    ),
+    (
+        "interventions",
         rf"corpus leave {TWO} of its 600.*?of {TWO}; the corpus alone leaves {TWO}.*?layer 9 "
         rf"leaves {TWO}, Linear-AcT at attention {TWO}, at the norms[^.]*?{TWO}, and AurA {TWO}",
         [
@@ -158,9 +170,11 @@ QUOTED = [
     ),
     (
         "studies",
-        rf"AurA and ours alone, ours leave {TWO}, AurA {TWO} \| {TWO}, .*? CAA \({TWO}\)",
+        rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
+        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\)",
         [
-            *left(MANY, "at-asked", OURS, "aura"),
+            *left(MANY, "at-asked", OURS, "aura", DPO),
+            *left(MANY, "at-perplexity", OURS),
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
         ],
     ),
@@ -371,20 +385,47 @@ def test_a_sentence_quotes_its_record(page, pattern, figures):
         assert as_said(number, figure.value()), figure
 
 
-def test_the_page_of_rules_quotes_the_differences_between_own_samples_and_the_corpus():
+WORDS = "alt-profanity-check"
+NUMBER = r"([−+]?\d\.\d)"
+POINTS = rf"{NUMBER} points \({NUMBER} to {NUMBER}\)"
+BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "differences"),
+    [
+        (
+            rf"significantly \({NUMBER} points; {NUMBER} to {NUMBER}; and {BRIEF}\), at the "
+            rf"perplexity of DPO by both \({BRIEF}; and {BRIEF}\)\. On Gemma .*? {POINTS}",
+            [
+                (MANY, "at-asked", OURS, CORPUS, WORDS),
+                (MANY, "at-asked", OURS, CORPUS, PROBE[:-1]),
+                (MANY, "at-perplexity", OURS, CORPUS, WORDS),
+                (MANY, "at-perplexity", OURS, CORPUS, PROBE[:-1]),
+                (GEMMA, "at-asked", OURS, CORPUS, WORDS),
+            ],
+        ),
+        (
+            rf"differ from it by {POINTS} and {POINTS} there, the corpus alone by {POINTS} and "
+            rf"{POINTS}: .*? From DPO .*? differ by {POINTS} and {POINTS}, .*? by {POINTS} and "
+            rf"{POINTS}",
+            [
+                (MANY, group, ours, DPO, by)
+                for group in ("at-asked", "at-perplexity")
+                for ours in (OURS, CORPUS)
+                for by in (WORDS, PROBE[:-1])
+            ],
+        ),
+    ],
+    ids=["own samples and corpus", "DPO"],
+)
+def test_the_page_of_rules_quotes_differences_with_their_intervals(pattern, differences):
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
-    number = r"([−+]?\d\.\d)"
-    pattern = rf"significantly \({number} points; {number} to {number}; and {number}; {number} to "
-    pattern += rf"{number}\)\. On Gemma the difference is {number} points \({number} to {number}\)"
     [said] = re.findall(pattern, words)
     values = []
-    for record, by in (
-        (MANY, "alt-profanity-check"),
-        (MANY, PROBE[:-1]),
-        (GEMMA, "alt-profanity-check"),
-    ):
-        [group] = [one for one in load(record).groups if one.name == "at-asked"]
-        [found] = [one.estimate for one in group.findings if one.name == f"{OURS} − {CORPUS}, {by}"]
+    for record, name, one, other, by in differences:
+        [group] = [group for group in load(record).groups if group.name == name]
+        found = group.finding(f"{one} − {other}, {by}")
         values += [100 * found.value, 100 * found.low, 100 * found.high]
     for number, value in zip(said, values, strict=True):
         assert as_said(number, value)
