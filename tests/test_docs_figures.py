@@ -89,15 +89,17 @@ def rival_perplexity(trial):
     return Of("rivals-smollm2", "at-asked", trial, *figure)
 
 
-def left(record, group, *trials, part="after"):
+def left(record, group, *trials, part="after", by=PROBE):
     """What each leaves, by two scorers."""
-    return [written(record, trial, part, by, group) for trial in trials for by in ("", PROBE)]
+    return [written(record, trial, part, one, group) for trial in trials for one in ("", by)]
 
 
 OURS = "own samples and corpus"
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
 DPO = "DPO (LoRA)"
+SMOL_PROBE = "probe:kit:smollm2:"
+QWEN = "rivals-qwen0.5b"
 MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
 GEMMAS_CAA = "CAA (hooks), behind layer 9"
 ACT = "Linear-AcT, causal"
@@ -161,6 +163,22 @@ QUOTED = [
     ),
     (
         "interventions",
+        rf"second scorer\. At 0\.05, own samples and the corpus leave {TWO}, of {TWO}, the corpus "
+        rf"alone {TWO}, CAA behind layer 9 {TWO}, AurA {TWO}\..*?× ([\d.]+) \(CAA × "
+        rf"([\d.]+)\)\..*?CAA's perplexity allows, own samples and the corpus leave {TWO}",
+        [
+            *left(QWEN, "at-asked", OURS, by=SMOL_PROBE),
+            *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *left(QWEN, "at-asked", CORPUS, GEMMAS_CAA, "aura", by=SMOL_PROBE),
+            *(
+                Of(QWEN, "at-asked", trial, "ratio", "corpus", "perplexity")
+                for trial in (OURS, GEMMAS_CAA)
+            ),
+            *left(QWEN, "at-perplexity", OURS, by=SMOL_PROBE),
+        ],
+    ),
+    (
+        "interventions",
         rf"at those norms leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
         [
             *left(GEMMA, "published", NORMS),
@@ -171,11 +189,13 @@ QUOTED = [
     (
         "studies",
         rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
-        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\)",
+        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}",
         [
             *left(MANY, "at-asked", OURS, "aura", DPO),
             *left(MANY, "at-perplexity", OURS),
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
+            *left(QWEN, "at-asked", OURS, by=SMOL_PROBE),
+            *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
         ],
     ),
     (
@@ -406,6 +426,15 @@ BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
             ],
         ),
         (
+            rf"On Qwen 0\.5B it is {POINTS} and {POINTS}, and at AurA's own divergence {POINTS} "
+            rf"and {POINTS}",
+            [
+                (QWEN, group, OURS, CORPUS, by)
+                for group in ("at-asked", "at-aura")
+                for by in (WORDS, SMOL_PROBE[:-1])
+            ],
+        ),
+        (
             rf"differ from it by {POINTS} and {POINTS} there, the corpus alone by {POINTS} and "
             rf"{POINTS}: .*? From DPO .*? differ by {POINTS} and {POINTS}, .*? by {POINTS} and "
             rf"{POINTS}",
@@ -417,7 +446,7 @@ BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
             ],
         ),
     ],
-    ids=["own samples and corpus", "DPO"],
+    ids=["own samples and corpus", "on Qwen", "DPO"],
 )
 def test_the_page_of_rules_quotes_differences_with_their_intervals(pattern, differences):
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
