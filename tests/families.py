@@ -223,7 +223,7 @@ _EVERYDAY = FAMILIES.keys() | {
 
 
 def everyday(names: Collection[str], quick: Collection[str] = _EVERYDAY) -> list[Any]:
-    """Parameters of a test: these families, of which all but the quick ones are slow tests."""
+    """Parametrise a test by these families; those that are not quick are marked slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

@@ -589,7 +589,7 @@ class _Steps:
         return self._opened
 
     def _is_too_large(self) -> bool:
-        """Whether the model does not fit into memory, which generating text requires."""
+        """Whether the model does not fit into memory, so that `evaluate` has to measure it."""
         if self._opened and not self._opened.streamed:
             return False
         return has_to_stream(self._ref, self._settings.device, self._settings.dtype)

@@ -587,7 +587,7 @@ def _collect(
     model = steps[label, "model"]
     if not missing and journal.batches(model):
         return
-    with arm.open() as opened, _forwards(opened):
+    with arm.open() as opened:
         if not journal.batches(model):
             journal.add(model, _kind(opened))
         for name, task in missing.items():
@@ -663,10 +663,6 @@ def _model_record(label: str, arms: dict[str, Arm], steps: Steps, journal: Journ
     )
 
 
-def _forwards(opened: OpenModel | Endpoint) -> AbstractContextManager[None]:
-    return opened.whole_forwards() if isinstance(opened, OpenModel) else nullcontext()
-
-
 def _kind(opened: Any) -> list[str]:
     if isinstance(opened, Endpoint):
         return ["unknown", "endpoint"]
@@ -680,11 +676,13 @@ def _arm(subject: Subject, device: str, dtype: str, stream: bool | None) -> Arm:
         return Arm(subject.name, "", subject.fingerprint, lambda: nullcontext(subject))
     if isinstance(subject, OpenModel):
         ref = subject.ref
-        known = _in_memory(subject) if subject.streamed is None else ref.weights_fingerprint()
+        known = ""
+        if not _is_hooked(subject):
+            known = ref.weights_fingerprint() if subject.streamed else _in_memory(subject)
         return Arm(
             ref.name,
             ref.revision,
-            "" if _is_hooked(subject) else known,
+            known,
             lambda: nullcontext(subject),
             streamed=subject.streamed is not None,
         )

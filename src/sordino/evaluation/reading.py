@@ -135,7 +135,8 @@ def text_logits(
     fitting = min(batch_tokens, opened.positions(MAX_LOGITS))
     for batch in equal_length_batches(encoded, fitting)[which]:
         ids = batch.input_ids.to(opened.device)
-        logits = opened.model(input_ids=ids, use_cache=False).logits
+        with opened.whole_forwards():
+            logits = opened.model(input_ids=ids, use_cache=False).logits
         yield list(zip(batch.indices, ids, logits, strict=True))
 
 

@@ -290,12 +290,12 @@ def generate(
         lengths = [len(ids) for ids in batch.ids]
         a_step = len(owners) / (sampling.new_tokens + max(lengths) - min(lengths))
         left = float(len(owners))
-        rows: list[list[int]] = []
-        for written in _steps(opened, batch, owners, sampling, seed, ends):
-            rows = written.tolist()
+        for tokens in _steps(opened, batch, owners, sampling, seed, ends):
+            written = tokens  # the same tensor every time
             left -= a_step
             advance(a_step)
         advance(left)  # all may have ended early
+        rows = written.tolist()
         yield [_continuation(opened, owner, row) for owner, row in zip(owners, rows, strict=True)]
 
 
