@@ -66,7 +66,6 @@ def call(call_in, tmp_path):
     ("extra", "command"),
     [
         ("report", "run model -o out --concept yes.txt --negatives no.txt --measure perplexity"),
-        ("tox-block", "evaluate model -o out.json --prompts prose.txt --scorer tox-block"),
         ("parquet", "find model -o out.safetensors --concept some.parquet"),
         ("peft", "bake model e.safetensors -o out --format ia3 --verify"),
         ("replay", "replay log.jsonl -o out --endpoint http://x --endpoint http://x"),

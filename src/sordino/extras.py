@@ -18,7 +18,6 @@ PACKAGES = {
     "quantised": ("bitsandbytes", "compressed_tensors"),
     "replay": ("duckdb", "pyarrow", *_REPORT),
     "report": _REPORT,
-    "tox-block": ("h5py",),
     "tune": ("optuna", *_REPORT),
     "zero-shot": ("lm_eval", "datasets"),
 }

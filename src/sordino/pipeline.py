@@ -42,7 +42,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.own import OwnSettings
-from sordino.expertise.statistic import Asked
+from sordino.expertise.statistic import Asked, Statistic
 from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require, started_as
 from sordino.files import (
@@ -122,8 +122,10 @@ class RunSettings:
             them.
         sweep: How responses are taken.
         attribution: How attribution is measured; None for the default if a rule needs it.
-        own: How own samples are taken, for interventions that use them, or None. They do not use
-            the prompts and the scorers of the measures.
+        own: How own samples are taken; their prompts and judge are none of the measures'. True for
+            `OwnPlan()`, False for none. By default they are taken if the rule uses them and their
+            judge is known: that of a `Judged` concept, or the one a concept names
+            (`Concept.judge`).
         measures: What is measured before and after; None for toxicity and perplexity and, of a
             model whose chat template is used, refusals and PIQA.
         measures_of_chat: What is measured as well of such a model, beside `measures`.
@@ -147,7 +149,7 @@ class RunSettings:
     beside: Sequence[str] = ()
     sweep: SweepSettings = field(default_factory=SweepSettings)
     attribution: AttributionSettings | None = None
-    own: OwnPlan | None = None
+    own: OwnPlan | bool | None = None
     measures: Sequence[str | Measure] | None = None
     measures_of_chat: Sequence[str | Measure] = ()
     device: str = "auto"
@@ -186,7 +188,7 @@ def run(
     *,
     revision: str | None = None,
     command: Sequence[str] = (),
-    recipe: Callable[[Sequence[str]], str] | None = None,
+    recipe: Callable[[Sequence[str], OwnPlan | None], str] | None = None,
     force: bool = False,
     cache: bool = False,
 ) -> RunResult:
@@ -205,7 +207,7 @@ def run(
         revision: A branch, tag or commit of the hub.
         command: The command line that repeats the run, for the page.
         recipe: Makes the same as a recipe, to be kept with the figures, of the names of what was
-            measured; None for none.
+            measured and of how own samples were taken; None for none.
         force: Replace an existing output.
         cache: Keep what is measured of the original in the cache folder, and take it from there if
             nothing that decides it has changed since; see `sordino.evaluation.kept`.
@@ -246,11 +248,13 @@ def run(
     if has_suffix(target, GGUF):
         claim_output(extras_of(target), MODEL_EXTRAS, force=force)
     ready = with_chat(_with_measures_of_chat(ready, chosen, ref), chosen.sweep.chat, ref)
-    written = recipe(ready.names) if recipe else ""
+    plan, own = decide_own(chosen, concept, ready)
+    chosen = replace(chosen, own=plan or False)
+    written = recipe(ready.names, plan) if recipe else ""
     if chosen.attribution is not None:
         chosen = replace(chosen, attribution=chosen.attribution.apart_from(ready.texts))
     with only_one(target):
-        steps = _begin(ref, concept, target, chosen, ready, clean, cache=cache)
+        steps = _begin(ref, concept, target, chosen, own, ready, clean, cache=cache)
         steps.refuse_what_needs_memory()
         expertise = steps.find()
         dampening = steps.dampen(expertise)
@@ -264,6 +268,57 @@ def run(
     return RunResult(
         target, extras / steps.expertise.name, evaluation, beside, extras / "report.html"
     )
+
+
+def decide_own(
+    settings: RunSettings, concept: Concept | Judged, measured: Prepared | None = None
+) -> tuple[OwnPlan | None, OwnSettings | None]:
+    """How a run takes own samples: as its settings say or, if they leave it open, where it can.
+
+    Args:
+        settings: The run's.
+        concept: Its concept.
+        measured: Its measures; None for those that are not known yet.
+
+    Returns:
+        The plan, and the prompts and judge that it takes; neither without own samples, and the plan
+        alone if they are the sentences of a `Judged` concept.
+
+    Raises:
+        UserError: The plan that was asked for cannot be carried out.
+    """
+    given = settings.own
+    used = Statistic.OWN in RULES.named(settings.rule).uses
+    used = used and settings.settings.get("evidence") != "corpus"
+    if given is False or (given is None and not used):
+        return None, None
+    itself = concept.plan if isinstance(concept, Judged) else OwnPlan()
+    plan = given if isinstance(given, OwnPlan) else itself
+    if isinstance(concept, Judged):
+        plan = replace(plan, judge=itself.judge) if plan.judge == AUTO else plan
+        if plan == itself:
+            return plan, None
+    elif given is None:
+        if not concept.judge:
+            show.note(
+                f"own samples are left out, for no scorer is known to recognise {concept.name}: "
+                "give `own_judge`, or `own` for a probe of the model as the judge"
+            )
+            return None, None
+        plan = replace(plan, judge=concept.judge)
+    try:
+        return plan, plan.settings(
+            None if isinstance(concept, Judged) else concept,
+            seed=settings.seed,
+            device=settings.device,
+            chat=settings.sweep.chat,
+            measured=measured,
+        )
+    except UserError as error:
+        if given is not None:
+            raise
+        show.note(f"warning: own samples are left out: {error}")
+        return None, None
 
 
 def _with_measures_of_chat(ready: Prepared, settings: RunSettings, ref: ModelRef) -> Prepared:
@@ -291,6 +346,7 @@ def _begin(
     concept: Concept | Judged,
     target: Path,
     settings: RunSettings,
+    own: OwnSettings | None,
     ready: Prepared,
     clean: Sequence[str],
     *,
@@ -308,11 +364,10 @@ def _begin(
             chat=settings.sweep.chat,
             measured=ready,
         )
-        if settings.own is not None and settings.own.judge == AUTO:
-            settings = replace(settings, own=replace(settings.own, judge=concept.plan.judge))
+        own = judged.own if settings.own == concept.plan else own
         concept = judged.concept
     ready.note_shared_sentences(concept.source)
-    return _Steps(ref, concept, target, settings, ready, clean, opened, judged, cache=cache)
+    return _Steps(ref, concept, target, settings, own, ready, clean, opened, judged, cache=cache)
 
 
 def _open(ref: ModelRef, settings: RunSettings) -> OpenModel:
@@ -341,6 +396,7 @@ class _Steps:
         concept: Concept,
         target: Path,
         settings: RunSettings,
+        own: OwnSettings | None,
         ready: Prepared,
         clean: Sequence[str],
         opened: OpenModel | None,
@@ -350,7 +406,7 @@ class _Steps:
     ) -> None:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
         self._ready, self._clean, self._cache = ready, clean, cache
-        self._opened, self._judged = opened, judged
+        self._opened, self._judged, self._own = opened, judged, own
         deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
         key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
         self._steps = _begun(target, key)
@@ -383,25 +439,12 @@ class _Steps:
                 self._concept,
                 settings=self._settings.sweep,
                 attribution=self._settings.attribution,
-                own=self._plan_own(),
+                own=self._own,
                 output=self.expertise,
             )
             self._steps.done("find", self.expertise)
+        self._own = None  # a judge takes memory
         return Expertise.load(self.expertise)
-
-    def _plan_own(self) -> OwnSettings | None:
-        chosen = self._settings
-        if chosen.own is None:
-            return None
-        if self._judged is not None and self._judged.plan == chosen.own:
-            return self._judged.own
-        return chosen.own.settings(
-            self._concept,
-            seed=chosen.seed,
-            device=chosen.device,
-            chat=chosen.sweep.chat,
-            measured=self._ready,
-        )
 
     def dampen(self, expertise: Expertise) -> Dampening:
         """The intervention, at the strength or divergence that was asked for."""

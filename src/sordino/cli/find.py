@@ -56,7 +56,6 @@ def find(
     from sordino.jobs.find import find_experts, judged_file
     from sordino.models.ranks import sharing
     from sordino.outputs import named_files
-    from sordino.progress import note
     from sordino.report.text import expertise_lines, expertise_summary
 
     if output is None and not plan:
@@ -75,11 +74,12 @@ def find(
         }
         column = sweep.strata_column
         if plan:
-            if own.own:
-                note("the plan leaves out own samples, since their length is not known")
-            if sweep.protects_refusals:
-                note("the plan leaves out refusals, since they are not written yet")
-            planned = plan_find(model, concept.counted(own, seed, column), **options)
+            counted, wanted = concept.counted(own, seed, column), own.plan()
+            written = None
+            if wanted:
+                device, talk = opening.device, chat.settings()
+                written = wanted.settings(counted, seed=seed, device=device, chat=talk)
+            planned = plan_find(model, counted, **options, own=written)
             value, lines = asdict(planned), planned.lines()
         else:
             assert output is not None

@@ -44,13 +44,11 @@ class JudgedSamples:
         concept: The concept that they make.
         own: The same samples as evidence of their own, which are not written again.
         file: The JSON Lines file that holds them, also a concept by itself.
-        plan: How they were taken.
     """
 
     concept: Concept
     own: OwnSettings
     file: Path
-    plan: OwnPlan
 
     def drop(self) -> None:
         """Remove the hidden folder, when the file has been copied and nothing else needs it."""
@@ -141,7 +139,7 @@ class Judged:
                 work.done(_STEP, file)
         concept = ranks.from_first(self._read(file, opened, asked, seed) if ranks.first else None)
         assert concept is not None  # the first rank has read it
-        return JudgedSamples(concept, asked, file, self.plan)
+        return JudgedSamples(concept, asked, file)
 
     def _read(self, file: Path, opened: OpenModel, asked: OwnSettings, seed: int) -> Concept:
         found = load_concept(

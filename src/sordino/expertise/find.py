@@ -22,7 +22,7 @@ from sordino.expertise.attribution import (
     passages,
 )
 from sordino.expertise.causal import causal_sweep
-from sordino.expertise.own import OwnSettings, sample
+from sordino.expertise.own import OwnSettings, foretell, sample
 from sordino.expertise.plan import Plan, duration, make_plan, measure_time
 from sordino.expertise.refusals import find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
@@ -103,10 +103,13 @@ def plan_find(
     stream: bool | None = None,
     settings: SweepSettings | None = None,
     attribution: AttributionSettings | None = None,
+    own: OwnSettings | None = None,
 ) -> Plan:
     """What `find_experts` with the same arguments needs: tokens, bytes, memory and time.
 
-    A transformers folder is not opened as a whole: one layer is read and run.
+    A transformers folder is not opened as a whole: one layer is read and run. Own samples are
+    counted as long as they can become; what the model itself replies to unsafe requests
+    (`AttributionSettings.refusals`) is not counted.
 
     Raises:
         UserError: An input cannot be used.
@@ -124,6 +127,10 @@ def plan_find(
         ref, device=device, dtype=dtype, sites=sites, stream=stream or streamable(ref)
     )
     batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
+    if attribution is not None and attribution.refusals is not None:
+        show.note("the plan leaves out refusals, since they are not written yet")
+    if own is not None:
+        attributing += foretell(opened, own, chosen.batch_tokens or BATCH_TOKENS)
     in_files = stream or _are_many(opened, batches)
     plan = make_plan(
         opened,
@@ -131,7 +138,7 @@ def plan_find(
         attributing,
         streamed=stream,
         in_files=in_files,
-        writes=attribution is not None and attribution.refusals is not None,
+        writes=own is not None or (attribution is not None and attribution.refusals is not None),
     )
     return measure_time(plan, opened, batches, attributing)
 

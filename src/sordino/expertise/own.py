@@ -271,6 +271,42 @@ def sample(
     return OwnSamples(placed, texts, numbers, passages, table, digest, judge, template)
 
 
+def foretell(opened: OpenModel, settings: OwnSettings, batch_tokens: int) -> list[Passage]:
+    """Batches of the size of own samples that are not written yet, each as long as it can become.
+
+    Args:
+        opened: The model.
+        settings: Which samples.
+        batch_tokens: See `sample`.
+    """
+    prompts = _encode(opened, settings, settings.chat.settled(opened, otherwise=True))
+    texts = [(*prompt, *prompt[-1:] * settings.new_tokens) for prompt in prompts]
+    texts = [text for text in texts for _ in range(settings.continuations)]
+    starts = [len(text) - settings.new_tokens for text in texts]
+    return in_batches(opened, Statistic.OWN, texts, starts, [0.0] * len(texts), batch_tokens)
+
+
+def own_in_words(metadata: Mapping[str, str]) -> str:
+    """An artefact's own samples in a few words; "" where it has none.
+
+    Args:
+        metadata: The artefact's.
+
+    Example:
+        >>> counts = {"own_n_prompts": "300", "own_continuations": "8", "own_judge": "tox-block"}
+        >>> own_in_words(counts)
+        '8 continuations of each of 300 prompts, judged by tox-block'
+    """
+    if "own_n_prompts" not in metadata:
+        return ""
+    what = "replies to" if metadata.get("own_chat") == "on" else "continuations of"
+    judge = metadata["own_judge"]
+    return (
+        f"{metadata['own_continuations']} {what} each of {metadata['own_n_prompts']} prompts, "
+        f"judged by {'a probe of the model' if judge == ConceptJudge.name else judge}"
+    )
+
+
 def _encode(opened: OpenModel, settings: OwnSettings, chat: Chat | None) -> list[list[int]]:
     """The token ids after which the model continues, or replies."""
     limits = {"max_tokens": _PROMPT_TOKENS, "new_tokens": settings.new_tokens}

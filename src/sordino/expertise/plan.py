@@ -16,6 +16,7 @@ from sordino.expertise.passes import (
     layers_that_run,
     sites_by_layer,
 )
+from sordino.expertise.statistic import Statistic
 from sordino.files import size
 from sordino.models.generation import streamed_cache
 from sordino.models.memory import available
@@ -41,7 +42,8 @@ class Plan:
         sentences: How many sentences there are.
         tokens: How many tokens they have together.
         batches: How many batches they form.
-        attributed_tokens: How many tokens attribution uses; 0 without it.
+        attributed_tokens: How many of them attribution uses; 0 without it.
+        written_tokens: How many tokens own samples have at most, prompts included; 0 for none.
         weights: Bytes of all weights, in the dtype they are used in.
         to_read: Bytes that are read from the model's files.
         peak: The most bytes of memory in use, on the model's devices; on the CPU including what the
@@ -57,6 +59,7 @@ class Plan:
     tokens: int
     batches: int
     attributed_tokens: int
+    written_tokens: int
     weights: int
     to_read: int
     peak: int
@@ -77,6 +80,9 @@ class Plan:
         ]
         if self.attributed_tokens:
             lines[0] += f"; attribution takes {self.attributed_tokens:,} of the tokens"
+        if self.written_tokens:
+            own = f"at most {self.written_tokens:,} tokens, prompts included"
+            lines.insert(1, f"own samples  {own}")
         if self.seconds is not None:
             lines.append(f"time         about {duration(self.seconds)}, from a short measurement")
         return lines
@@ -96,7 +102,7 @@ def make_plan(
     Args:
         opened: The model, streamed or not.
         batches: The sweep's batches.
-        attributed: Attribution's batches, empty without it.
+        attributed: Attribution's batches, empty without it; with those of own samples.
         streamed: Whether the sweep reads the weights layer by layer.
         in_files: Whether hidden states are kept in files.
         writes: Whether the model also writes texts of its own.
@@ -104,6 +110,7 @@ def make_plan(
     own = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
     tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
+    written = sum(one.batch.tokens for one in attributed if one.of is Statistic.OWN)
     state = opened.width * opened.model.dtype.itemsize
     # A layer's inputs and outputs; for gradients all layers' inputs, and two pairs of gradients.
     waiting = max(2 * tokens, (count + 5) * own_tokens if own and streamed else 0) * state
@@ -122,7 +129,8 @@ def make_plan(
         sentences=sum(len(batch.indices) for batch in batches),
         tokens=tokens,
         batches=len(batches),
-        attributed_tokens=own_tokens,
+        attributed_tokens=own_tokens - written,
+        written_tokens=written,
         weights=weights,
         to_read=_to_read(opened, streamed, bool(own)),
         peak=int(taken + _LIBRARIES + _LOST * (resident + max(working, loading))),
@@ -158,6 +166,8 @@ def measure_time(
     passes = sum(
         passage.batch.tokens * (again + 1 + len(passage.vectors)) for passage in attributed
     )
+    # To write a token takes a forward pass in a smaller batch, as long as two in a large one.
+    passes += 2 * plan.written_tokens
     # The LM head's share, by its size relative to a layer.
     head = opened.vocabulary * opened.width
     share = head / max(sum(p.numel() for p in stack[0].parameters()), 1) / len(stack)

@@ -32,6 +32,7 @@ class Rule:
         make: Gives the dampening for an expertise and the rule's settings.
         settings: Its settings, by name.
         needs: What the expertise must hold beside the AUROC.
+        uses: What the rule also takes where the expertise holds it.
         dial: The setting that says how much the rule changes; "" where that is the strength.
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs beside scaling them.
@@ -45,6 +46,7 @@ class Rule:
     make: Callable[..., Dampening]
     settings: Mapping[str, Setting]
     needs: tuple[Statistic, ...] = ()
+    uses: tuple[Statistic, ...] = ()
     dial: str = ""
     in_attention: bool = False
     shifts: bool = False
@@ -143,6 +145,7 @@ def intervention(
     needs: Iterable[Statistic] = (),
     dial: str = "",
     *,
+    uses: Iterable[Statistic] = (),
     in_attention: bool = False,
     shifts: bool = False,
     foretells: bool = False,
@@ -159,6 +162,7 @@ def intervention(
     Args:
         needs: See `Rule`, as for the rest.
         dial: The setting that says how much the rule changes.
+        uses: What the rule also takes where the expertise holds it.
         in_attention: Whether it is meant for attention's linear layers, too.
         shifts: Whether it shifts outputs.
         foretells: Whether the dial is itself a divergence.
@@ -202,6 +206,7 @@ def intervention(
             dampening,
             {**own, ROWS.name: ROWS},
             tuple(map(Statistic, needs)),
+            tuple(map(Statistic, uses)),
             dial,
             in_attention,
             shifts,

@@ -326,9 +326,10 @@ class SweepOptions:
 class OwnOptions:
     """What the model itself writes, for contrast."""
 
-    own: bool = False
-    """With --attribution, also measure the attribution to continuations of the model itself that a
-    judge objects to; contrast then uses it as well."""
+    own: Annotated[bool | None, Parameter(negative="--no-own")] = None
+    """Also learn from continuations that the model itself writes and a judge scores. find does so
+    only if asked, with --attribution. run does so by default for contrast, if the concept has a
+    judge (insults, toxicity, judge:SCORER) or another --own option is given."""
     own_prompts: str = "auto"
     """Prompts for these continuations, as for --prompts; prompts that are measured, or begin like
     one that is, are left out. auto for what is left of --prompts and, where that is too little, for
@@ -347,6 +348,22 @@ class OwnOptions:
     def plan(self) -> "OwnPlan | None":
         """The settings of own samples, if they are wanted."""
         return self.settings() if self.own else None
+
+    def of_run(self, *, judged: bool) -> "OwnPlan | bool | None":
+        """The settings of own samples, False for none, or None where the run decides.
+
+        Args:
+            judged: Whether the concept's sentences are own samples, which the other options are for
+                in any case.
+        """
+        if self.own is None:
+            other = replace(self, own=None) != OwnOptions()
+            return self.settings() if other and not judged else None
+        return self.settings() if self.own else False
+
+    def stated(self, plan: "OwnPlan | None") -> "OwnOptions":
+        """The same, as a run decided it."""
+        return replace(self, own=plan is not None, own_judge=plan.judge if plan else self.own_judge)
 
     def settings(self) -> "OwnPlan":
         """The settings of own samples."""

@@ -18,6 +18,8 @@ from sordino.options.recipe import group_of, recipe_of
 
 if TYPE_CHECKING:
     from sordino.evaluation import Measure
+    from sordino.evaluation.judged import Judged
+    from sordino.evaluation.own_samples import OwnPlan
     from sordino.expertise.plan import Plan
     from sordino.expertise.statistic import Asked
     from sordino.pipeline import RunResult, RunSettings
@@ -80,11 +82,13 @@ class Job:
         """What finding takes; see `sordino.plan_find`."""
         from sordino.expertise.find import plan_find
         from sordino.interventions import sites_for
+        from sordino.pipeline import decide_own
 
         asked = self._asked()
+        concept = self.concept.counted(self.own, self.seed, self.sweep.strata_column)
         return plan_find(
             self.model,
-            self.concept.counted(self.own, self.seed, self.sweep.strata_column),
+            concept,
             device=self.opening.device,
             dtype=self.opening.dtype,
             revision=self.opening.revision,
@@ -92,6 +96,7 @@ class Job:
             stream=self.sweep.stream,
             settings=self.sweep.settings(self.chat, *asked),
             attribution=self.sweep.attributing(self.seed, *asked),
+            own=decide_own(self.settings().decided(), concept)[1],
         )
 
     def measures(self) -> "list[Measure]":
@@ -130,7 +135,7 @@ class Job:
         from sordino.outputs import claim_output, model_kind, named_files
         from sordino.pipeline import run
 
-        judged = self.concept.judged(self.own, self.sweep.strata_column)
+        judged = self._judged
         named = named_files(*inputs, *vars(self.concept).values(), *vars(self.how).values())
         claim_output(output, model_kind(output), force=force, inputs=[self.model, *named])
         settings = self.settings()
@@ -160,7 +165,7 @@ class Job:
             beside=self.beside,
             sweep=self.sweep.settings(self.chat, *asked),
             attribution=self.sweep.attributing(self.seed, *asked),
-            own=self.own.plan(),
+            own=self.own.of_run(judged=self._judged is not None),
             measures=self.how.measures(),
             measures_of_chat=self.how.measures_of_chat(),
             device=self.opening.device,
@@ -170,12 +175,13 @@ class Job:
             seed=self.seed,
         )
 
-    def recipe(self, measured: Sequence[str] = ()) -> str:
+    def recipe(self, measured: Sequence[str] = (), own: "OwnPlan | None" = None) -> str:
         """The run as a recipe, which states what decides the result.
 
         Args:
             measured: Names of the measures that were taken, which by default depend on the model;
                 () for those of every model.
+            own: How own samples are taken.
         """
         given = {"model": self.model, "seed": self.seed}
         how = self.how.stated(measured or [*dict.fromkeys(one.name for one in self.how.measures())])
@@ -188,11 +194,16 @@ class Job:
             self.opening,
             self.sweep,
             self.chat,
-            self.own,
-            idle=self._idle(how.measure),
+            self.own.stated(own),
+            idle=self._idle(how.measure, own),
         )
 
-    def _idle(self, measured: Sequence[str]) -> set[str]:
+    @property
+    def _judged(self) -> "Judged | None":
+        """The concept if a judge makes it of own samples."""
+        return self.concept.judged(self.own, self.sweep.strata_column)
+
+    def _idle(self, measured: Sequence[str], own: "OwnPlan | None") -> set[str]:
         """The names of options that decide nothing in this run."""
         from sordino.evaluation.measure import MEASURES
 
@@ -200,7 +211,7 @@ class Job:
         idle = {field.name for field in fields(self.how)} - taken - {"measure"}
         if self.decided.divergence is not None:
             idle = (idle | {"strength"}) - {"texts"}
-        if not self.own.own and self.concept.judged(self.own, self.sweep.strata_column) is None:
+        if own is None and self._judged is None:
             idle |= {field.name for field in fields(self.own)} - {"own"}
         return idle
 

@@ -36,6 +36,8 @@ GROUPS = (
 _FIRST_LINE = "# sordino run --recipe THIS_FILE -o OUTPUT"
 _OF_BEFORE = {"intervention": "aura", "chat": "off"}
 """What a run did when it wrote no intervention into its recipe: its defaults were others."""
+_WITHOUT_OWN = {"own": False}
+"""What a run did when it wrote nothing of own samples into its recipe: there were none."""
 _TYPED = ("output", "force", "json", "verbose", "recipe", "no-cache")
 """Options of a run that no recipe holds."""
 
@@ -59,6 +61,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{printable(str(path))} is from before sordino run used contrast by default: this is "
             f"{recipe['intervention']}, with chat {recipe['chat']}"
         )
+    if text.startswith(_FIRST_LINE.encode()):
+        recipe = _WITHOUT_OWN | recipe
     known = _list_known()
     for key, value in recipe.items():
         if key not in known:

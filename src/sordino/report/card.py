@@ -9,6 +9,7 @@ from typing import Any
 from sordino.edits.record import Provenance
 from sordino.evaluation import Evaluation
 from sordino.evaluation.writing import PRE_PROMPTS
+from sordino.expertise.own import own_in_words
 from sordino.files import printable
 from sordino.folders import Folders, texts
 from sordino.interventions.dampening import Rule
@@ -153,6 +154,7 @@ def _list_made(provenance: Provenance) -> list[tuple[str, str]]:
         "Sentences with it": expertise.get("n_positive", ""),
         "Sentences without": expertise.get("n_negative", ""),
         "SHA-256 over the sentences": expertise.get("concept_fingerprint", ""),
+        "Own samples": own_in_words(expertise),
         "Pooling": expertise.get("pooling", ""),
         "Most tokens per sentence": expertise.get("max_tokens", ""),
         "Sordino": provenance.sordino_version,

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from sordino.evaluation import Estimate, Evaluation, Row
 from sordino.evaluation.result import n_shown, range_shown, value_shown
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.own import own_in_words
 from sordino.files import today, write_text
 from sordino.interventions.dampening import Dampening
 from sordino.report import figures, outcome, summary, tables
@@ -227,6 +228,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         "Architecture": metadata.get("architecture", ""),
         "Concept": metadata["concept"],
         "Sentences": " + ".join(count for count in counts if count),
+        "Own samples": own_in_words(metadata),
         "Neurons": f"{dampening.neurons:,}",
         outcome.name_of_change(dampening).capitalize(): f"{dampening.changed:,}",
         "Intervention": f"{dampening.intervention}, {_size(record)}",

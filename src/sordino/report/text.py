@@ -6,6 +6,7 @@ import numpy as np
 
 from sordino.edits.provenance import summary
 from sordino.expertise.artefact import Expertise
+from sordino.expertise.own import own_in_words
 from sordino.interventions import Dampening
 
 # AurA multiplies a neuron at 0.9 by 0.2.
@@ -50,6 +51,8 @@ def expertise_lines(expertise: Expertise) -> list[str]:
                 "switches those off: to keep the model intact, limit the change, for example with "
                 "--divergence 0.05"
             )
+    if own := own_in_words(expertise.metadata):
+        lines.append(f"own samples: {own}")
     lines += [f"  {t['auroc']:.3f}  {t['site']}[{t['neuron']}]" for t in figures["top"][:5]]
     return lines
 

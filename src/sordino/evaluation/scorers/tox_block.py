@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from sordino import kit
 from sordino.errors import UserError
 from sordino.evaluation.scorer import LabelScorer, register
-from sordino.extras import require
 from sordino.files import sha256_of
 
 LIMITS = (
@@ -52,7 +51,6 @@ class BiLstmScorer(LabelScorer):
     labels = _LABELS[1:]
 
     def __init__(self) -> None:
-        require("tox-block", f"The scorer {TOX_BLOCK}")
         weights, words = kit.data_file(_WEIGHTS), kit.data_file(_WORDS)
         self._sums = {_WEIGHTS: sha256_of(weights), _WORDS: sha256_of(words)}
         expected = {item.name: item.sha256 for item in kit.items()}

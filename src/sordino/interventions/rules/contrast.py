@@ -21,12 +21,10 @@ _HALVINGS_OF_SHARE = 16
 
 
 _NEEDS = (Statistic.POSITIVE, Statistic.NEGATIVE, Statistic.VARIANCE, Statistic.COST)
-
-
 _OWN = (Statistic.OWN, Statistic.OWN_VARIANCE)
 
 
-@intervention(_NEEDS, dial="budget", in_attention=True, foretells=True)
+@intervention(_NEEDS, dial="budget", uses=_OWN, in_attention=True, foretells=True)
 def contrast(
     expertise: Expertise,
     budget: float = 0.05,
