@@ -20,7 +20,8 @@ $(BIN)/.dev: $(BIN)/.core
 
 demo: $(BIN)/.core  ## the whole job on a small real model; goes on where it was interrupted
 	$(BIN)/sordino run kit:smollm2 --concept insults --intervention contrast --divergence 0.05 \
-		--beside aura --attribution-per-class 400 --prompts kit --max-prompts 300 \
+		--beside aura --attribution-per-class 400 --own-max-prompts 150 \
+		--prompts kit --max-prompts 300 \
 		--scorer alt-profanity-check --chat off --output $(OUT)/quiet
 
 results: $(BIN)/.dev  ## docs/results.md from nothing, in hours; goes on where it was interrupted

@@ -1,6 +1,7 @@
 """Concepts without labels: what the model writes, and a judge's verdict of each."""
 
 import json
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,30 @@ def test_replies_become_conversations(here):
     whole = Judged(plan, balance=False).samples(opened, here / "x", chat=Chat()).concept
     assert sorted(whole.sentences) == sorted(row["messages"][1]["content"] for row in rows)
     assert whole.contexts[0][0][0][0] == "user"
+
+
+def test_a_run_by_contrast_takes_the_judged_samples_as_own_samples(here):
+    """By default, in the same bytes as if that was asked for; and its recipe says so."""
+    for name, more in (("asked", ["--own"]), ("quiet", []), ("none", ["--no-own"])):
+        main(
+            [
+                *("run", "speaks", "--concept", JUDGE, *TAKING, *more),
+                *("--intervention", "contrast", "--measure", "perplexity", "--texts", "prose.txt"),
+                *("--chat", "off", "-o", name),
+            ]
+        )
+    files = [f"{name}/sordino/yes-no-judge.expertise.safetensors" for name in ("asked", "quiet")]
+    assert (here / files[0]).read_bytes() == (here / files[1]).read_bytes()
+    assert Expertise.load(files[0]).metadata["own_judge"] == "yes-no:judge"
+    for name in ("asked", "quiet"):
+        recipe = tomllib.loads((here / name / "sordino/recipe.toml").read_text())
+        assert (recipe["own"], recipe["own-judge"]) == (True, "yes-no:judge")
+        card = (here / name / "README.md").read_text()
+        assert "6 continuations of each of 24 prompts, judged by yes-no:judge" in card
+    without = Expertise.load(files[0].replace("asked", "none"))
+    assert not without.holds("attribution_own")
+    recipe = tomllib.loads((here / "none/sordino/recipe.toml").read_text())
+    assert recipe["own"] is False
 
 
 @pytest.mark.slow

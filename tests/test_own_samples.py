@@ -39,7 +39,7 @@ from sordino.models import generation
 from sordino.models.generation import encode_prompts
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
-from sordino.pipeline import RunSettings, run
+from sordino.pipeline import RunSettings, decide_own, run
 from sordino.studies.variants import along_the_way, both_benefits, with_own
 
 PROMPTS = tuple(f"{number} the river under an old bridge" for number in range(20))
@@ -510,6 +510,35 @@ def test_the_judge_is_the_scorer_that_is_known_unless_it_measures(
     assert ("probe of the model instead" in capsys.readouterr().err) == (
         bool(known) and judge == "concept"
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "settings", "measured_by", "judge", "said"),
+    [
+        ("wordlist", RunSettings(), None, "wordlist", "the judge is wordlist"),
+        ("", RunSettings(), None, None, "no scorer is known"),
+        ("", RunSettings(own=True), None, "concept", "the judge is concept"),
+        ("wordlist", RunSettings(), "wordlist", None, "that measures the edit"),
+        ("no-such-scorer", RunSettings(), None, None, "no-such-scorer"),
+        ("wordlist", RunSettings("aura"), None, None, ""),
+        ("wordlist", RunSettings(own=False), None, None, ""),
+        ("wordlist", RunSettings(settings={"evidence": "corpus"}), None, None, ""),
+    ],
+)
+def test_a_run_takes_own_samples_where_a_judge_is_known_and_free(
+    concept, known, settings, measured_by, judge, said, tmp_path, capsys
+):
+    """Otherwise, if they were not asked for, it says why it does without."""
+    (tmp_path / "measured.txt").write_text("other\n")
+    measured = measured_by and prepare(
+        [Toxicity(str(tmp_path / "measured.txt"), scorer=(measured_by,))], compared=True
+    )
+    plan, own = decide_own(settings.decided(), replace(concept, judge=known), measured)
+    assert (plan is None) == (own is None) == (judge is None)
+    if own is not None:
+        assert own.judge.name == judge
+    err = capsys.readouterr().err
+    assert said in err if said else not err
 
 
 @pytest.mark.parametrize("name", ["insults", "toxicity"])

@@ -93,7 +93,8 @@ def test_a_recipe_is_read_as_it_was_given(
         assert found.get(name, type(value)()) == value
     assert found["seed"] == seed
     job = Job.of_recipe(read(file))
-    assert job == Job("m", seed, (), concept, rule, how, opening, sweep)
+    without = OwnOptions(own=False)  # as a run did that wrote nothing of own samples
+    assert job == Job("m", seed, (), concept, rule, how, opening, sweep, own=without)
     # What a run writes is the same run, and states what was a default.
     again = Job.of_recipe(tomllib.loads(job.recipe()))
     assert again.recipe() == job.recipe()
@@ -116,10 +117,10 @@ def test_a_recipe_of_a_run_leaves_nothing_to_a_default():
         how=RunMeasureOptions(measure=every),
         own=OwnOptions(own=True),
     )
-    stated = tomllib.loads(job.recipe())
+    stated = tomllib.loads(job.recipe(own=job.own.plan()))
     # Who gives one of these a default must also say in `_OF_BEFORE` what recipes from before meant.
     assert {key for key, value in defaults().items() if value in (None, "", ())} == LEFT_OUT | {
-        *("intervention", "measure", "divergence", "tasks", "questions", "max-texts"),
+        *("intervention", "measure", "divergence", "tasks", "questions", "max-texts", "own"),
         *("max-prompts", "continuations", "new-tokens", "temperature", "top-k", "top-p"),
         "repetition-penalty",
     }
@@ -236,12 +237,17 @@ def test_a_recipe_of_a_run_from_before_means_what_that_run_did(tmp_path, capsys)
     assert "--intervention=aura" in expand(["run", f"--recipe={file}", "-o", "x"])
     typed = expand(["run", f"--recipe={file}", "-o", "x", "--intervention", "damp"])
     assert "--intervention=aura" not in typed
+    # From before there were own samples, and from after.
+    for written, meant in (('intervention = "contrast"\n', False), ("own = true\n", True)):
+        file.write_text(f'# sordino run --recipe THIS_FILE -o OUTPUT\nmodel = "m"\n{written}')
+        assert Job.of_recipe(read(file)).own.own is meant
     # What a run writes today says its rule, and a recipe by hand has today's defaults.
     capsys.readouterr()
     file.write_text(Job("m").recipe())
     assert Job.of_recipe(read(file)).rule == Job("m").rule.stated()
     file.write_text('model = "m"\n')
     assert Job.of_recipe(read(file)).decided == Job("m").decided
+    assert Job.of_recipe(read(file)).own == OwnOptions()
     assert capsys.readouterr().err == ""
 
 

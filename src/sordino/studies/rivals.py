@@ -57,7 +57,7 @@ def _first(name: str, group: GroupRecord) -> Iterator[str]:
         left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
         said = [
             f"{name}, {group.title}, {scorer}: of {share(ours.before)} in the original {OURS} "
-            f"leaves {share(ours.after)}, {CORPUS} (the default), {100 * left[CORPUS]:.1f} %."
+            f"(the default) leaves {share(ours.after)}, {CORPUS}, {100 * left[CORPUS]:.1f} %."
         ]
         rivals = {rule: of for rule, of in left.items() if rule not in _OWN}
         if rivals:
