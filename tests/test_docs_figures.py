@@ -101,6 +101,7 @@ DPO = "DPO (LoRA)"
 SMOL_PROBE = "probe:kit:smollm2:"
 QWEN = "rivals-qwen0.5b"
 MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
+GEMMAS_DPO = "rivals-gemma3_dpo"
 GEMMAS_CAA = "CAA (hooks), behind layer 9"
 ACT = "Linear-AcT, causal"
 NORMS = f"{ACT}, post-norm (hooks)"
@@ -175,6 +176,20 @@ QUOTED = [
                 for trial in (OURS, GEMMAS_CAA)
             ),
             *left(QWEN, "at-perplexity", OURS, by=SMOL_PROBE),
+        ],
+    ),
+    (
+        "interventions",
+        rf"DPO is not behind.*?it leaves {TWO}, from .*? × ([\d.]+), where ours\s+is × "
+        rf"([\d.]+)\. At AurA's own divergence, ([\d.]+), it leaves {TWO}, and ours {TWO}",
+        [
+            *left(GEMMAS_DPO, "at-asked", DPO),
+            *(
+                Of(GEMMAS_DPO, "at-asked", trial, "ratio", "corpus", "perplexity")
+                for trial in (DPO, OURS)
+            ),
+            divergence(GEMMAS_DPO, "at-aura", DPO),
+            *left(GEMMAS_DPO, "at-aura", DPO, OURS),
         ],
     ),
     (
@@ -445,8 +460,17 @@ BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
                 for by in (WORDS, PROBE[:-1])
             ],
         ),
+        (
+            rf"not behind .*? differ by {POINTS} and {POINTS}, at .*?: {POINTS}, which .*? and "
+            rf"{POINTS}\. .*? settled \({POINTS} and {POINTS}\)",
+            [
+                (GEMMAS_DPO, group, OURS, DPO, by)
+                for group in ("at-asked", "at-aura", "at-perplexity")
+                for by in (WORDS, PROBE[:-1])
+            ],
+        ),
     ],
-    ids=["own samples and corpus", "on Qwen", "DPO"],
+    ids=["own samples and corpus", "on Qwen", "DPO", "DPO on Gemma"],
 )
 def test_the_page_of_rules_quotes_differences_with_their_intervals(pattern, differences):
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())

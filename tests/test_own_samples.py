@@ -36,6 +36,7 @@ from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models import generation
+from sordino.models.chat import Chat
 from sordino.models.generation import encode_prompts
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
@@ -461,6 +462,14 @@ def test_a_run_on_a_users_prompts_takes_the_others_of_them_and_resumes(
     assert len(left) == 25
     said = f"24 of 25 prompts of {prompts} (4 more are kept apart for measuring)"
     assert about["own_prompts"] == said
+
+
+@pytest.mark.parametrize("use", ["auto", "on", "off"])
+def test_own_samples_are_continuations_unless_chat_is_on(concept, use):
+    """Those that are a concept themselves are replies wherever there is a template."""
+    plan, chat = OwnPlan("kit:ordinary", "wordlist", 20), Chat(use)
+    assert plan.settings(concept, chat=chat).chat.use == {"auto": "off"}.get(use, use)
+    assert plan.settings(None, chat=chat).chat == chat
 
 
 def test_what_evaluate_takes_by_default_is_left_to_it(concept):

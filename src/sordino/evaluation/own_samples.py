@@ -72,8 +72,10 @@ class OwnPlan:
             concept: The labelled sentences; None only with a scorer as the judge.
             seed: Of the choice of prompts and of the sampling.
             device: Where a text classifier runs.
-            chat: Whether the model's replies in its chat template are taken, and not continuations
-                of the prompts as they are; "auto" for models that have one.
+            chat: "on" for the model's replies in its chat template. "auto" for continuations of
+                the prompts as they are, since these also make replies less toxic and replies do not
+                help elsewhere (docs/interventions.md); but for replies if the samples are the
+                concept's sentences themselves (`concept` is None) and the model has a template.
             measured: The measures that will judge the edit; None for those that are not known yet,
                 where `prompts` of "auto" leave out what the measure toxicity takes by default.
             apart: More prompts to leave out.
@@ -85,7 +87,9 @@ class OwnPlan:
         prompts, source = self._choose(measured, apart, seed)
         judge = _judge(self.judge, concept, device, seed, measured)
         note(f"own samples: {source}; the judge is {judge.name}")
-        return OwnSettings(prompts, judge, source, self.continuations, self.new_tokens, seed, chat)
+        taken = RAW if chat.use == "auto" and concept is not None else chat
+        counts = self.continuations, self.new_tokens
+        return OwnSettings(prompts, judge, source, *counts, seed, taken)
 
     def _choose(
         self, measured: Prepared | None, apart: Collection[str], seed: int
