@@ -73,9 +73,9 @@ class OwnPlan:
             seed: Of the choice of prompts and of the sampling.
             device: Where a text classifier runs.
             chat: "on" for the model's replies in its chat template. "auto" for continuations of
-                the prompts as they are, since these also make replies less toxic and replies do not
-                help elsewhere (docs/interventions.md); but for replies if the samples are the
-                concept's sentences themselves (`concept` is None) and the model has a template.
+                the prompts as they are, which is what the studies measured; but for replies if the
+                samples are the concept's sentences themselves (`concept` is None) and the model has
+                a template.
             measured: The measures that will judge the edit; None for those that are not known yet,
                 where `prompts` of "auto" leave out what the measure toxicity takes by default.
             apart: More prompts to leave out.
