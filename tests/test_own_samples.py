@@ -30,7 +30,7 @@ from sordino.expertise import (
     own,
     written,
 )
-from sordino.expertise.find import find_experts
+from sordino.expertise.find import find_experts, plan_find
 from sordino.expertise.own import ConceptJudge
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening, contrast, dampen
@@ -470,6 +470,21 @@ def test_own_samples_are_continuations_unless_chat_is_on(concept, use):
     plan, chat = OwnPlan("kit:ordinary", "wordlist", 20), Chat(use)
     assert plan.settings(concept, chat=chat).chat.use == {"auto": "off"}.get(use, use)
     assert plan.settings(None, chat=chat).chat == chat
+
+
+def test_a_plan_counts_own_samples_as_long_as_they_can_become(open_tiny, concept):
+    opened, taken = open_tiny("llama"), own_of()
+    plan = plan_find(opened.ref, concept, attribution=ATTRIBUTION, own=taken)
+    prompts = encode_prompts(opened, taken.prompts, max_tokens=128, new_tokens=taken.new_tokens)
+    most = sum(len(prompt) + taken.new_tokens for prompt in prompts) * taken.continuations
+    assert plan.written_tokens == most
+    samples = own.sample(opened, taken, batch_tokens=64, journal=None, ranks=Ranks())
+    assert sum(len(text.ids) for text in samples.texts) <= most
+    without = plan_find(opened.ref, concept, attribution=ATTRIBUTION)
+    assert without.written_tokens == 0
+    assert without.attributed_tokens == plan.attributed_tokens
+    with pytest.raises(UserError, match="need attribution"):
+        plan_find(opened.ref, concept, own=taken)
 
 
 def test_what_evaluate_takes_by_default_is_left_to_it(concept):

@@ -168,6 +168,24 @@ def test_what_is_typed_replaces_what_a_recipe_states_of_the_same(tmp_path, typed
 
 
 @pytest.mark.parametrize(
+    ("typed", "own"),
+    [
+        ((), True),
+        (("--no-own",), False),
+        (("--intervention", "contrast"), True),
+        (("--intervention", "aura"), False),
+        (("--intervention", "aura", "--own"), True),
+    ],
+)
+def test_a_typed_rule_that_takes_no_own_samples_leaves_those_of_a_recipe_out(tmp_path, typed, own):
+    file = tmp_path / "r.toml"
+    plan = OwnOptions().settings()
+    file.write_text(Job("m", rule=RunRuleOptions("contrast")).recipe(own=plan))
+    assert Job.of_recipe(read(file)).own.own is True
+    assert parsed(expand(["run", f"--recipe={file}", "-o", "x", *typed]))["own"].own is own
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ("refusals", "not of the form MEASURE.OPTION=VALUE"),

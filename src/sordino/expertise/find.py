@@ -120,6 +120,8 @@ def plan_find(
     """
     refuse_unloaded(concept)
     ref = resolve(model, revision)
+    _refuse_own_alone(own, attribution)
+    refusals = None if attribution is None else attribution.refusals
     chosen = settings or SweepSettings()
     if stream is None:
         stream = has_to_stream(ref, device, dtype)
@@ -127,7 +129,7 @@ def plan_find(
         ref, device=device, dtype=dtype, sites=sites, stream=stream or streamable(ref)
     )
     batches, attributing = _batches(opened, concept, chosen, attribution)[1:]
-    if attribution is not None and attribution.refusals is not None:
+    if refusals is not None:
         show.note("the plan leaves out refusals, since they are not written yet")
     if own is not None:
         attributing += foretell(opened, own, chosen.batch_tokens or BATCH_TOKENS)
@@ -138,7 +140,7 @@ def plan_find(
         attributing,
         streamed=stream,
         in_files=in_files,
-        writes=own is not None or (attribution is not None and attribution.refusals is not None),
+        writes=own is not None or refusals is not None,
     )
     return measure_time(plan, opened, batches, attributing)
 
@@ -164,8 +166,7 @@ def measure_expertise(
         work: A folder for progress, so that an interrupted sweep continues; the caller removes it
             when the result is safe.
     """
-    if own is not None and attribution is None:
-        raise UserError("Own samples need attribution: give `attribution`, too.")
+    _refuse_own_alone(own, attribution)
     refusals = None if attribution is None else attribution.refusals
     if refusals is not None:
         refuse_speechless(opened, settings.chat)
@@ -288,6 +289,12 @@ def _folder(work: Path | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="sordino-") as folder:
         yield Path(folder)
+
+
+def _refuse_own_alone(own: OwnSettings | None, attribution: AttributionSettings | None) -> None:
+    """Raise `UserError` for own samples without attribution, which they are a part of."""
+    if own is not None and attribution is None:
+        raise UserError("Own samples need attribution: give `attribution`, too.")
 
 
 def _batches(

@@ -181,7 +181,7 @@ class Job:
         Args:
             measured: Names of the measures that were taken, which by default depend on the model;
                 () for those of every model.
-            own: How own samples are taken.
+            own: How own samples are taken; None for none.
         """
         given = {"model": self.model, "seed": self.seed}
         how = self.how.stated(measured or [*dict.fromkeys(one.name for one in self.how.measures())])

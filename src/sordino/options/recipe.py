@@ -112,6 +112,8 @@ def remaining(recipe: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, 
     if "intervention" in typed:
         gone.add("set")  # they are another rule's
     left = {key: value for key, value in recipe.items() if key not in gone}
+    if "intervention" in typed and left.get("own") and not _uses_own(typed["intervention"]):
+        left["own"] = False
     alone = [
         one
         for one in _several(left.pop("measure-set", ()))
@@ -125,6 +127,13 @@ def remaining(recipe: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, 
         settings = [one for one in settings if one.partition("=")[0] != dial]
     lists = {"measure-set": alone, "set": settings}
     return left | {key: value for key, value in lists.items() if value}
+
+
+def _uses_own(rule: str) -> bool:
+    from sordino.expertise.statistic import Statistic
+    from sordino.interventions import RULES
+
+    return Statistic.OWN in RULES.named(rule).uses
 
 
 def recipe_of(given: Mapping[str, Any], *options: Any, idle: Collection[str] = ()) -> str:
