@@ -58,7 +58,7 @@ from sordino.expertise.statistic import (
 )
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
-from sordino.models.generation import MAX_LOGITS
+from sordino.models.generation import MAX_LOGITS, keeps_last_logits
 from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
 from sordino.models.precision import where_float64
@@ -493,8 +493,7 @@ class Whole:
         del stage
         passage = self._work[batch]
         with _outputs(self._opened, self._opened.sites) as outputs:
-            ids = passage.batch.input_ids.to(self._opened.device)
-            logits = self._opened.model(input_ids=ids, use_cache=False).logits
+            logits = needed_logits(self._opened, passage)
         likelihoods = _likelihoods(logits, passage, self._seeds[batch])
         del logits
         for vector, likelihood in likelihoods.items():
@@ -640,15 +639,44 @@ def _see(_routed: Routed) -> None:
 
 
 def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str, torch.Tensor]:
-    """The log-likelihood of the tokens and, on clean text, of tokens that the model draws."""
+    """The log-likelihood of the tokens and, on clean text, of tokens that the model draws.
+
+    Args:
+        logits: After each of the last tokens, at least from `_first_needed` on.
+        passage: The texts.
+        seed: Of the draw.
+    """
     log_p = logits[:, :-1].float().log_softmax(dim=-1)
-    targets = {OBSERVED: passage.batch.input_ids[:, 1:].to(log_p.device)}
+    left_out = passage.batch.input_ids.shape[1] - logits.shape[1]
+    targets = {OBSERVED: passage.batch.input_ids[:, left_out + 1 :].to(log_p.device)}
     if DRAWN in passage.vectors:
         targets[DRAWN] = _draw(log_p, seed)
+    starts = [start - left_out for start in passage.starts]
     return {
-        vector: log_likelihoods(log_p, tokens, passage.starts).sum()
-        for vector, tokens in targets.items()
+        vector: log_likelihoods(log_p, tokens, starts).sum() for vector, tokens in targets.items()
     }
+
+
+def _first_needed(passage: Passage) -> int:
+    """The first token whose logits predict one that counts."""
+    return min(passage.starts) - 1
+
+
+def needed_logits(opened: OpenModel, passage: Passage) -> torch.Tensor:
+    """A passage's logits, without those of the prompts if the model can leave them out.
+
+    With a large vocabulary, logits are most of the work, and of a continuation or a reply in a chat
+    template those of the prompt predict nothing that counts.
+
+    Returns:
+        [texts, last tokens, vocabulary], with a graph if gradients are on.
+    """
+    ids = passage.batch.input_ids.to(opened.device)
+    options: dict[str, Any] = {}
+    if keeps_last_logits(opened.model):
+        options["logits_to_keep"] = ids.shape[1] - _first_needed(passage)
+    logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False, **options).logits
+    return logits
 
 
 def log_likelihoods(

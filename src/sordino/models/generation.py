@@ -472,7 +472,7 @@ def _forward(opened: OpenModel, ids: torch.Tensor, cache: Any) -> tuple[torch.Te
     own: MiniMax's, for one, leaves a part behind when it is reordered.
     """
     model: Any = opened.model
-    options: dict[str, Any] = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if keeps_last_logits(model) else {}
     fresh = ids if cache is None else ids[:, -1:]
     if counts_anew(model):
         places = torch.arange(ids.shape[1], device=ids.device)[-fresh.shape[1] :]
@@ -492,7 +492,8 @@ def _forward(opened: OpenModel, ids: torch.Tensor, cache: Any) -> tuple[torch.Te
     return output.logits[:, -1], kept if type(kept) in (DynamicCache, EncoderDecoderCache) else None
 
 
-def _keeps_last_logits(model: Any) -> bool:
+def keeps_last_logits(model: Any) -> bool:
+    """Whether a model computes, if asked, the logits of the last tokens alone."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
