@@ -493,7 +493,9 @@ class Whole:
         del stage
         passage = self._work[batch]
         with _outputs(self._opened, self._opened.sites) as outputs:
-            logits = needed_logits(self._opened, passage)
+            ids = passage.batch.input_ids.to(self._opened.device)
+            options = _needed(self._opened, passage)
+            logits = self._opened.model(input_ids=ids, use_cache=False, **options).logits
         likelihoods = _likelihoods(logits, passage, self._seeds[batch])
         del logits
         for vector, likelihood in likelihoods.items():
@@ -565,8 +567,9 @@ class ThereAndBack:
     def _turn(self, batch: int) -> None:
         """Keep the gradients of the likelihoods by the last layer's output."""
         hidden = self.states.read(str(self._count), batch).requires_grad_()
-        logits = self._layers.logits(batch, hidden)
-        likelihoods = _likelihoods(logits, self._work[batch], self._seeds[batch])
+        passage = self._work[batch]
+        logits = self._layers.logits(batch, hidden, **_needed(self._opened, passage))
+        likelihoods = _likelihoods(logits, passage, self._seeds[batch])
         for vector, likelihood in likelihoods.items():
             [gradient] = torch.autograd.grad(likelihood, [hidden], retain_graph=True)
             self.states.write(f"{vector}-{self._count}", batch, gradient)
@@ -642,7 +645,7 @@ def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str,
     """The log-likelihood of the tokens and, on clean text, of tokens that the model draws.
 
     Args:
-        logits: After each of the last tokens, at least from `_first_needed` on.
+        logits: After each of the last tokens, from before the first that counts on, or earlier.
         passage: The texts.
         seed: Of the draw.
     """
@@ -657,26 +660,15 @@ def _likelihoods(logits: torch.Tensor, passage: Passage, seed: int) -> dict[str,
     }
 
 
-def _first_needed(passage: Passage) -> int:
-    """The first token whose logits predict one that counts."""
-    return min(passage.starts) - 1
-
-
-def needed_logits(opened: OpenModel, passage: Passage) -> torch.Tensor:
-    """A passage's logits, without those of the prompts if the model can leave them out.
+def _needed(opened: OpenModel, passage: Passage) -> dict[str, Any]:
+    """Options of a forward that leaves out the logits of the prompts, if the model can.
 
     With a large vocabulary, logits are most of the work, and of a continuation or a reply in a chat
     template those of the prompt predict nothing that counts.
-
-    Returns:
-        [texts, last tokens, vocabulary], with a graph if gradients are on.
     """
-    ids = passage.batch.input_ids.to(opened.device)
-    options: dict[str, Any] = {}
-    if keeps_last_logits(opened.model):
-        options["logits_to_keep"] = ids.shape[1] - _first_needed(passage)
-    logits: torch.Tensor = opened.model(input_ids=ids, use_cache=False, **options).logits
-    return logits
+    if not keeps_last_logits(opened.model):
+        return {}
+    return {"logits_to_keep": passage.batch.input_ids.shape[1] - min(passage.starts) + 1}
 
 
 def log_likelihoods(

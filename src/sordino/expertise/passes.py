@@ -103,8 +103,14 @@ class LayerByLayer:
         except _FOREIGN as error:
             raise NotAloneError(f"layer {stage}: {_of(error)}") from error
 
-    def logits(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The model's logits for this output of the last layer, [sentences, tokens, vocabulary]."""
+    def logits(self, batch: int, hidden: torch.Tensor, **options: Any) -> torch.Tensor:
+        """The model's logits for this output of the last layer, [sentences, tokens, vocabulary].
+
+        Args:
+            batch: Which batch.
+            hidden: The output.
+            options: Of the model's forward.
+        """
         if self._streamed:
             self._streamed.hold(OUTPUT)
 
@@ -119,7 +125,7 @@ class LayerByLayer:
             _replaced_forwards(self._layers, stand_in),
             _replaced_forwards([embeddings], lambda _: no_embeddings),
         ):
-            return self._model(input_ids=self._ids[batch], use_cache=False).logits
+            return self._model(input_ids=self._ids[batch], use_cache=False, **options).logits
 
 
 class WholeForward:
