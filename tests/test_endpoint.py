@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import sordino
 from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
@@ -68,6 +69,21 @@ def test_a_servers_texts_have_a_length_in_words_and_none_in_tokens(serve, tmp_pa
     result = evaluate(Endpoint(serve(echo).address), measures=[chosen])
     assert "length" not in {figure.name for figure in result.measures["diversity"].figures}
     assert result.figure("diversity", "words").after.value == 3  # prompt, seed and number
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stream": True}, "`stream`"),
+        ({"stream": False, "dtype": "float32"}, "`dtype` and `stream`"),
+        ({"batch_tokens": 64, "sites": "mlp", "revision": "main"}, "`revision`"),
+    ],
+)
+def test_what_only_concerns_a_model_in_this_process_is_refused_of_servers(serve, given, said):
+    served, kit_prompts = Endpoint(serve(echo).address), Diversity(max_prompts=2)
+    for against in (None, served):
+        with pytest.raises(UserError, match=f"The server decides .* leave out .*{said}"):
+            sordino.evaluate(served, against, measures=[kit_prompts], **given)
 
 
 def test_results_depend_neither_on_what_finishes_first_nor_on_the_concurrency(serve):

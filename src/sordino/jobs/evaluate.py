@@ -109,6 +109,14 @@ def evaluate(
             "`intervention`, `strength`, `divergence` and `settings` need an expertise: pass its "
             "file as `dampening`."
         )
+    if isinstance(model, Endpoint) and (against is None or isinstance(against, Endpoint)):
+        _refuse_unused(
+            dtype=dtype != "auto",
+            revision=revision is not None,
+            sites=sites is not None,
+            stream=stream is not None,
+            batch_tokens=batch_tokens is not None,
+        )
     files = tuple(named_files(*inputs))
     with private_files(any(map(is_private, files))):
         if output is not None:
@@ -162,4 +170,13 @@ def evaluate(
             force=force,
             records=records,
             cache=cache,
+        )
+
+
+def _refuse_unused(**given: bool) -> None:
+    """Refuse arguments about models in this process where all are on servers."""
+    unused = [f"`{name}`" for name, is_given in given.items() if is_given]
+    if unused:
+        raise UserError(
+            f"The server decides how its model is opened, so leave out {' and '.join(unused)}."
         )
