@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import interrupted, sentences
-from families import tiny_folder
+from families import FAMILIES, SUPPORTED, everyday, tiny_folder
 from sordino.concepts import load_concept
 from sordino.errors import UserError
 from sordino.evaluation import OrdinaryToxicity, Perplexity, Speed, Toxicity, prepare
@@ -37,7 +37,7 @@ from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models import generation
 from sordino.models.chat import Chat
-from sordino.models.generation import encode_prompts
+from sordino.models.generation import encode_prompts, keeps_last_logits
 from sordino.models.probe import Probe
 from sordino.models.ranks import Ranks
 from sordino.pipeline import RunSettings, decide_own, run
@@ -116,6 +116,23 @@ def test_a_continuation_alone_counts_and_not_its_prompt(open_tiny, concept):
     found = attribution._likelihoods(logits, passage, 0)[attribution.OBSERVED]
     log_p = logits[0, :-1].log_softmax(-1)
     torch.testing.assert_close(found, log_p[2, 8] + log_p[3, 9])
+
+
+@pytest.mark.parametrize("family", everyday(SUPPORTED, {*FAMILIES, "ctrl", "lfm2"}))
+def test_leaving_out_the_logits_of_prompts_changes_nothing_else(family, open_tiny, monkeypatch):
+    opened = open_tiny(family)
+    encoded = [[5, 6, 7, 8, 9, 10, 11], [9, 8, 7, 6, 5, 10, 11]]
+    [passage] = attribution.in_batches(opened, Statistic.OWN, encoded, [5, 4], [0.5, -1.0], 64)
+
+    def sums():
+        with attribution.Whole.gradients(opened):
+            return dict(attribution.Whole(opened, [passage], [0], Path()).run(0, 0))
+
+    found, asked = sums(), attribution._needed(opened, passage)
+    assert asked == ({"logits_to_keep": 4} if keeps_last_logits(opened.model) else {})
+    monkeypatch.setattr(attribution, "_needed", lambda *_: {})
+    for name, expected in sums().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "mixtral"])
