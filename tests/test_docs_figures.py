@@ -100,6 +100,7 @@ TWO = r"([\d.]+) % and ([\d.]+) %"
 DPO = "DPO (LoRA)"
 SMOL_PROBE = "probe:kit:smollm2:"
 QWEN = "rivals-qwen0.5b"
+LARGER, LARGERS_CAA = "rivals-qwen1.5b", "CAA (hooks), behind layer 11"
 MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
 GEMMAS_DPO = "rivals-gemma3_dpo"
 GEMMAS_CAA = "CAA (hooks), behind layer 9"
@@ -180,6 +181,18 @@ QUOTED = [
     ),
     (
         "interventions",
+        rf"the same two.*? own samples and the corpus leave {TWO}, of {TWO}, the corpus alone {TWO}, "
+        rf"CAA behind layer 11 {TWO}, AurA {TWO}\..*?× ([\d.]+), they leave {TWO}",
+        [
+            *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
+            *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *left(LARGER, "at-asked", CORPUS, LARGERS_CAA, "aura", by=SMOL_PROBE),
+            Of(LARGER, "at-perplexity", LARGERS_CAA, "ratio", "corpus", "perplexity"),
+            *left(LARGER, "at-perplexity", OURS, by=SMOL_PROBE),
+        ],
+    ),
+    (
+        "interventions",
         rf"DPO is not behind.*?it leaves {TWO}, from .*? × ([\d.]+), where ours\s+is × "
         rf"([\d.]+)\. At AurA's own divergence, ([\d.]+), it leaves {TWO}, and ours {TWO}",
         [
@@ -204,13 +217,16 @@ QUOTED = [
     (
         "studies",
         rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
-        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}",
+        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}, "
+        rf"on the 1\.5B {TWO} of {TWO}",
         [
             *left(MANY, "at-asked", OURS, "aura", DPO),
             *left(MANY, "at-perplexity", OURS),
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
             *left(QWEN, "at-asked", OURS, by=SMOL_PROBE),
             *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
+            *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
         ],
     ),
     (
@@ -450,6 +466,14 @@ BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
             ],
         ),
         (
+            rf"On Qwen 1\.5B it is {POINTS} and {POINTS}",
+            [(LARGER, "at-asked", OURS, CORPUS, by) for by in (WORDS, SMOL_PROBE[:-1])],
+        ),
+        (
+            rf"of the corpus alone that cannot be said there \({POINTS} and {POINTS}\)",
+            [(LARGER, "at-perplexity", CORPUS, LARGERS_CAA, by) for by in (WORDS, SMOL_PROBE[:-1])],
+        ),
+        (
             rf"differ from it by {POINTS} and {POINTS} there, the corpus alone by {POINTS} and "
             rf"{POINTS}: .*? From DPO .*? differ by {POINTS} and {POINTS}, .*? by {POINTS} and "
             rf"{POINTS}",
@@ -470,7 +494,14 @@ BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
             ],
         ),
     ],
-    ids=["own samples and corpus", "on Qwen", "DPO", "DPO on Gemma"],
+    ids=[
+        "own samples and corpus",
+        "on Qwen",
+        "on Qwen 1.5B",
+        "at CAA's perplexity",
+        "DPO",
+        "DPO on Gemma",
+    ],
 )
 def test_the_page_of_rules_quotes_differences_with_their_intervals(pattern, differences):
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())

@@ -81,6 +81,27 @@ def test_what_has_a_largest_size_is_given_at_it(scale, power):
     assert found.dial >= 2.0
 
 
+class Uneven(Law):
+    """A yardstick by which a larger dial sometimes gives less, as rounding to 16 bits does."""
+
+    def divergence(self, dampening):
+        return super().divergence(dampening) * (1 + 0.08 * np.sin(300 * dampening.strength))
+
+
+@given(st.floats(0.1, 10), st.floats(1, 3), st.floats(0.01, 1))
+def test_a_larger_dial_that_gives_less_is_no_end_where_more_was_seen(scale, power, budget):
+    found = calibrate(Uneven(scale, power, np.inf), strength, budget)
+    assert found.reached
+    assert budget * (1 - SHORTFALL) <= found.divergence <= budget
+
+
+def test_the_same_again_is_the_end_of_sizes_that_jump():
+    law = Law(0.01, 1, np.inf)
+    found = calibrate(law, lambda dial: strength(float(int(dial))), 0.0355, start=2.0)
+    assert (found.dampening.strength, found.reached) == (3, False)
+    assert law.asked < 8
+
+
 def test_a_rule_that_foretells_its_divergence_is_tried_near_it_first():
     tried = []
 

@@ -25,11 +25,15 @@ TOKENS = 128
 SHORTFALL = 0.04
 """A calibrated divergence is below the budget by at most this share of it."""
 _ROUNDS = 16
+_SECANTS = 6
+"""After so many points, a bracket is halved instead."""
 # The search begins on every fifth text, until it is within this factor of the budget.
 _ROUGH_STEP = 5
 _ROUGH_FACTOR = 1.3
 # If a larger dial raises the divergence by no more than this share, it is at its maximum.
 _GROWTH = 1e-3
+# Only dials that are so many times as large tell, since rounding makes the curve uneven.
+_FAR = 1.25
 _BATCH_TOKENS = 8192
 # An evaluation takes this many texts by default, and all of a source with fewer.
 _REPORTED = 400
@@ -240,8 +244,9 @@ def calibrate(
         show.note(f"{dampening.intervention} at {search.dial:.4g}: a divergence of {found:.4f}")
         if found <= budget:
             reached = found >= budget * (1 - SHORTFALL)
-            ended = best is not None and found < best.divergence * (1 + _GROWTH)
-            best = Calibrated(dampening, search.dial, found, reached)
+            ended = best is not None and search.ends(found, best.divergence, best.dial)
+            if best is None or found >= best.divergence:
+                best = Calibrated(dampening, search.dial, found, reached)
             if reached or ended:
                 return best
         if not search.step(found):
@@ -259,14 +264,14 @@ def _near(
 ) -> float:
     """A dial at which the divergence is about the budget, or the largest possible one."""
     search = _Search(budget, dial)
-    within: float | None = None
+    within: tuple[float, float] | None = None
     for _ in range(_ROUNDS):
         at = search.dial
         found = yardstick.roughly(family(at))
         if found <= budget:
-            if within is not None and found < within * (1 + _GROWTH):
+            if within is not None and search.ends(found, *within):
                 return at
-            within = found
+            within = found, at
         room = search.step(found)
         if budget / _ROUGH_FACTOR < found < budget * _ROUGH_FACTOR:
             return search.guess()
@@ -289,6 +294,22 @@ class _Search:
     _low: float = 0.0  # the largest dial known to be within the budget
     _high: float = math.inf  # and one beyond it
     _points: list[tuple[float, float]] = field(default_factory=list)  # logarithms
+
+    def ends(self, found: float, before: float, at: float) -> bool:
+        """Whether the dial, still within the budget, shows that no more can be had.
+
+        In 16 bits it may give a little less than a smaller one. So that is no end if the two are
+        near each other. Nor is it one if a dial beyond the budget is known, unless both give the
+        same.
+
+        Args:
+            found: What the dial gives.
+            before: What a smaller one gave.
+            at: That smaller one.
+        """
+        if self._high < math.inf:
+            return found == before
+        return found < before * (1 + _GROWTH) and self.dial >= at * _FAR
 
     def step(self, found: float) -> bool:
         """Record the divergence at the dial and choose the next; false if the bracket is empty."""
@@ -315,9 +336,18 @@ class _Search:
         if not self._points:
             return self.dial * 8  # nothing changed yet
         guess = self.guess()
-        if self._low < guess < self._high:
+        if self._high == math.inf and self._is_flat():
+            return self.dial * 2 * _FAR
+        # Where rounding makes the curve uneven, two points near each other say nothing of its slope.
+        is_even = len(self._points) < _SECANTS or self._high == math.inf
+        if self._low < guess < self._high and is_even:
             return guess
         return math.sqrt(self._low * self._high) if self._low else self._high / 4
+
+    def _is_flat(self) -> bool:
+        """Whether the last dial gave no more than the one before."""
+        found = [log_found for _, log_found in self._points[-2:]]
+        return len(found) > 1 and found[1] < found[0] + _GROWTH
 
 
 def clean_texts(spec: str = KIT_PROSE, *, most: int = TEXTS, seed: int = 0) -> list[str]:
