@@ -181,8 +181,8 @@ QUOTED = [
     ),
     (
         "interventions",
-        rf"the same two.*? own samples and the corpus leave {TWO}, of {TWO}, the corpus alone {TWO}, "
-        rf"CAA behind layer 11 {TWO}, AurA {TWO}\..*?× ([\d.]+), they leave {TWO}",
+        rf"the same two.*? own samples and the corpus leave {TWO}, of {TWO}, the corpus alone "
+        rf"{TWO}, CAA behind layer 11 {TWO}, AurA {TWO}\..*?× ([\d.]+), they leave {TWO}",
         [
             *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
             *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),

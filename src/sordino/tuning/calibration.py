@@ -338,7 +338,7 @@ class _Search:
         guess = self.guess()
         if self._high == math.inf and self._is_flat():
             return self.dial * 2 * _FAR
-        # Where rounding makes the curve uneven, two points near each other say nothing of its slope.
+        # Where rounding makes it uneven, two points near each other say nothing of the slope.
         is_even = len(self._points) < _SECANTS or self._high == math.inf
         if self._low < guess < self._high and is_even:
             return guess
