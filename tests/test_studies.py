@@ -30,6 +30,7 @@ from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
 from sordino.studies.rivals import match
 from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
+from sordino.tuning.lab import Lab
 
 ROOT = Path(__file__).parents[1]
 
@@ -470,6 +471,19 @@ def test_what_is_too_short_for_a_figure_is_said(tmp_path):
     assert page.read_text().count(said) == 1
     cells = [line for line in page.read_text().splitlines() if line.startswith("|")]
     assert [line.count(" — ") for line in cells if " — " in line] == [1]
+
+
+def test_the_model_for_finding_is_gone_while_a_study_measures(tiny_study, monkeypatch):
+    kept, compare = [], Lab.compare
+
+    def see(lab, *arguments):
+        kept.append(lab._finder)
+        return compare(lab, *arguments)
+
+    monkeypatch.setattr(Lab, "compare", see)
+    main(["study", "diversity", *tiny_study[:-1], "alone"])
+    assert kept
+    assert not any(kept)
 
 
 def test_a_finished_study_joins_another_page(finished, capsys):

@@ -28,6 +28,8 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
     """
     asked = STUDIES.named(name)
     with only_one(output):
+        # First, since the model for finding is released when the one for measuring is opened.
+        groups = tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan))
         record = StudyRecord(
             study=name,
             model=lab.ref.name,
@@ -36,7 +38,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
             dtype=lab.opened.dtype_name,
             seed=lab.seed,
             command=command,
-            groups=tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan)),
+            groups=groups,
         )
         write_json(output, record.model_dump(mode="json"))
     return record
