@@ -26,13 +26,13 @@ SHORTFALL = 0.04
 """A calibrated divergence is below the budget by at most this share of it."""
 _ROUNDS = 16
 _SECANTS = 6
-"""After so many points, a bracket is halved instead."""
+"""After this many points, the search bisects its bracket instead."""
 # The search begins on every fifth text, until it is within this factor of the budget.
 _ROUGH_STEP = 5
 _ROUGH_FACTOR = 1.3
 # If a larger dial raises the divergence by no more than this share, it is at its maximum.
 _GROWTH = 1e-3
-# Only dials that are so many times as large tell, since rounding makes the curve uneven.
+# Rounding makes the curve uneven, so only dials this many times as large are compared.
 _FAR = 1.25
 _BATCH_TOKENS = 8192
 # An evaluation takes this many texts by default, and all of a source with fewer.
@@ -296,16 +296,17 @@ class _Search:
     _points: list[tuple[float, float]] = field(default_factory=list)  # logarithms
 
     def ends(self, found: float, before: float, at: float) -> bool:
-        """Whether the dial, still within the budget, shows that no more can be had.
+        """Whether the search can stop, because a larger dial gave no larger divergence.
 
-        In 16 bits it may give a little less than a smaller one. So that is no end if the two are
-        near each other. Nor is it one if a dial beyond the budget is known, unless both give the
-        same.
+        Rounding to 16 bits can make a larger change diverge slightly less than a smaller one. So
+        the search stops only if the two dials are far enough apart. Once a dial has exceeded the
+        budget, a larger divergence is possible, and the search stops only if both dials gave
+        exactly the same.
 
         Args:
-            found: What the dial gives.
-            before: What a smaller one gave.
-            at: That smaller one.
+            found: The divergence at the present dial, within the budget.
+            before: The divergence at an earlier dial.
+            at: That earlier dial.
         """
         if self._high < math.inf:
             return found == before
@@ -338,7 +339,7 @@ class _Search:
         guess = self.guess()
         if self._high == math.inf and self._is_flat():
             return self.dial * 2 * _FAR
-        # Where rounding makes it uneven, two points near each other say nothing of the slope.
+        # Rounding makes the curve uneven, so two nearby points do not tell its slope.
         is_even = len(self._points) < _SECANTS or self._high == math.inf
         if self._low < guess < self._high and is_even:
             return guess
