@@ -78,9 +78,10 @@ def test_every_family_writes_the_same_texts_streamed(family, tmp_path):
     whole = written(open_model(folder))
     assert len(whole) == 9
     opened = open_model(folder, stream=True)
+    modules = [*opened.model.modules()]
+    hooks = [len(module._forward_pre_hooks) for module in modules]
     assert written(opened) == whole
-    hooks = [len(m._forward_pre_hooks) for m in opened.model.modules()]
-    assert not any(hooks)
+    assert [len(module._forward_pre_hooks) for module in modules] == hooks
 
 
 def test_a_model_that_asks_for_weights_that_are_not_there_is_told_so(tmp_path):

@@ -46,6 +46,7 @@ def study(
     markdown: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    find_dtype: str = "float32",
     seed: int = 0,
     inputs: Iterable[object] = (),
     command: Sequence[str] = (),
@@ -64,7 +65,8 @@ def study(
         texts: Ordinary texts for perplexities, sizes and divergences.
         markdown: Also write the page there, as Markdown.
         device: See `sordino.open_model`.
-        dtype: The dtype in which the model is measured; neurons are found in float32.
+        dtype: The dtype in which the model is measured.
+        find_dtype: The dtype in which its neurons are found.
         seed: Seed of all random choices.
         inputs: Files that the outputs must not replace.
         command: The command line that repeats it, for the record.
@@ -104,7 +106,16 @@ def study(
         found = claim_output(place / f"{name}.json", STUDY, force=True, inputs=read)
         # In a folder of its own, in which no study's record can replace a file of it.
         work = place / "work"
-        lab = Lab(ref, labelled(), work, device=device, dtype=dtype, seed=seed, texts=texts)
+        lab = Lab(
+            ref,
+            labelled(),
+            work,
+            device=device,
+            dtype=dtype,
+            find_dtype=find_dtype,
+            seed=seed,
+            texts=texts,
+        )
         records.append(carry_out(name, lab, measured, found, shlex.join(command)))
     article = study_article(records)
     write_html(article, page)

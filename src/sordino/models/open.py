@@ -42,6 +42,7 @@ from sordino.models.checkpoint import (
 )
 from sordino.models.classes import auto_class, refuse_other_kinds
 from sordino.models.dtypes import COMPUTE_DTYPES
+from sordino.models.hooks import lay_out_before_logits
 from sordino.models.memory import available, for_device
 from sordino.models.reference import ModelRef, resolve
 from sordino.models.safetensors_header import read_header
@@ -207,6 +208,7 @@ def open_model(
             model = model.to(COMPUTE_DTYPES[dtype])  # the loader gives it to some weights alone
     refuse_not_finite(ref.name, model.named_parameters(), _mend_not_finite(model))
     refuse_both_directions(ref.name, model.eval())
+    lay_out_before_logits(model)
     return OpenModel(ref, model, tokenizer, sites, taken=taken)
 
 
@@ -363,6 +365,7 @@ def _open_streamed(ref: ModelRef, device: torch.device, dtype: str, sites: str |
     streamed.hold(INPUT)
     with streamed.make_up():
         refuse_both_directions(ref.name, model, without_head=True)
+    lay_out_before_logits(model)
     return OpenModel(ref, model, tokenizer, sites, streamed)
 
 

@@ -55,7 +55,7 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
     """Train a LoRA that prefers what the judge prefers.
 
     Args:
-        opened: The model, in memory and in float32; it is as before afterwards.
+        opened: The model, in memory; it is as before afterwards. The adapter is in float32.
         pairs: The pairs to learn from.
         seed: Of the first weights, of the prompts that are held out, and of the order.
         state: Where finished passes are kept, so that an interrupted training goes on.

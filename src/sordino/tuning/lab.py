@@ -61,8 +61,7 @@ class Trial:
 class Lab:
     """A model and a folder that stores every result about it.
 
-    Neurons are found in float32. Arms are measured in the given dtype, with forward hooks, so that
-    shifts need no bias and nothing is written.
+    Arms are measured with forward hooks, so that shifts need no bias and nothing is written.
 
     What is stored is found again by all that it depends on, and not by its name alone: with other
     settings it is made anew and stored beside the earlier one.
@@ -73,6 +72,7 @@ class Lab:
         folder: Where results are stored; a study that was killed continues from there.
         device: See `open_model`.
         dtype: In which arms are measured.
+        find_dtype: In which neurons are found.
         seed: Of everything that is random.
         texts: Clean texts for calibration.
         sites: See `open_model`.
@@ -90,13 +90,14 @@ class Lab:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        find_dtype: str = "float32",
         seed: int = 0,
         texts: str = KIT_PROSE,
         sites: str | None = None,
         chat: Chat = AS_SEES_FIT,
     ) -> None:
         self.ref, self.concept, self.seed, self.texts = ref, concept, seed, texts
-        self.device, self.dtype, self.sites = device, dtype, sites
+        self.device, self.dtype, self.find_dtype, self.sites = device, dtype, find_dtype, sites
         self.chat, self._folder = chat, folder
         self._finder: OpenModel | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,7 @@ class Lab:
             "concept": concept.fingerprint,
             "device": device,
             "dtype": dtype,
+            **({} if find_dtype == "float32" else {"find_dtype": find_dtype}),
             "seed": seed,
             "texts": texts,
             "sites": sites,
@@ -131,6 +133,7 @@ class Lab:
             self._folder / name,
             device=self.device,
             dtype=dtype or self.dtype,
+            find_dtype=self.find_dtype,
             seed=self.seed,
             texts=self.texts,
             sites=self.sites,
@@ -248,10 +251,10 @@ class Lab:
 
     @property
     def finder(self) -> OpenModel:
-        """The model in float32, for finding."""
+        """The model for finding."""
         if self._finder is None:
             self._finder = open_model(
-                self.ref, device=self.device, dtype="float32", sites=self.sites
+                self.ref, device=self.device, dtype=self.find_dtype, sites=self.sites
             )
         return self._finder
 
