@@ -72,6 +72,22 @@ def test_no_stack_is_an_error():
         decoder_layers(model)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("texts", [1, 3])
+def test_the_head_gets_the_last_hidden_states_without_gaps(folder, texts, stream):
+    opened = open_model(folder, stream=stream)
+    ids = torch.arange(5 * texts).view(texts, 5)
+    strides = []
+    head = opened.model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, inputs: strides.append(inputs[0].stride()))
+    with torch.inference_mode(), opened.whole_forwards():
+        last = opened.model(input_ids=ids, logits_to_keep=2).logits
+        every = opened.model(input_ids=ids).logits
+    width = head.weight.shape[1]
+    assert strides == [(2 * width, width, 1), (5 * width, width, 1)]
+    torch.testing.assert_close(last, every[:, -2:])
+
+
 def test_what_is_no_model_is_named(tmp_path, folder):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").mkdir()

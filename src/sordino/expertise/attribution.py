@@ -58,10 +58,10 @@ from sordino.expertise.statistic import (
 )
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
-from sordino.models.generation import MAX_LOGITS, keeps_last_logits
+from sordino.models.generation import MAX_LOGITS, inverse_cdf, keeps_last_logits
 from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
-from sordino.models.precision import where_float64
+from sordino.models.precision import has_float64, where_float64
 from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, equal_length_batches
@@ -788,6 +788,7 @@ def scores_by_text(
 
 def _draw(log_p: torch.Tensor, seed: int) -> torch.Tensor:
     """A next token for each position, drawn from the model's own distribution."""
-    generator = torch.Generator(log_p.device).manual_seed(seed)
-    flat = log_p.detach().exp().flatten(0, 1)
-    return torch.multinomial(flat, 1, generator=generator).view(log_p.shape[:2])
+    flat = log_p.detach().flatten(0, 1)
+    draws = torch.from_numpy(np.random.default_rng(seed).random(len(flat)))
+    draws = draws.to(flat.device) if has_float64(flat.device) else draws
+    return inverse_cdf(flat, draws).view(log_p.shape[:2])
