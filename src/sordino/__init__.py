@@ -22,8 +22,8 @@ from sordino.version import __version__
 # its pickle, with the user's token. Nothing is ever sent there.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
-# PyTorch then asks Linux for huge pages where a tensor has 2 MiB or more. Each pass gets such memory
-# anew, and where pages are small, their first touch can take longer than the arithmetic.
+# PyTorch then asks Linux for huge pages where a tensor has 2 MiB or more. Each pass gets such
+# memory anew, and where pages are small, their first touch can take longer than the arithmetic.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if not os.environ.get("SOURCE_DATE_EPOCH", "unset").strip():
