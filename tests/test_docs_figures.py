@@ -102,7 +102,7 @@ SMOL_PROBE = "probe:kit:smollm2:"
 QWEN = "rivals-qwen0.5b"
 LARGER, LARGERS_CAA = "rivals-qwen1.5b", "CAA (hooks), behind layer 11"
 MANY, GEMMA = "rivals-many-smollm2", "rivals-gemma3"
-GEMMAS_DPO = "rivals-gemma3_dpo"
+GEMMAS_DPO, QWENS_DPO = "rivals-gemma3_dpo", "rivals-qwen0.5b_dpo"
 GEMMAS_CAA = "CAA (hooks), behind layer 9"
 ACT = "Linear-AcT, causal"
 NORMS = f"{ACT}, post-norm (hooks)"
@@ -181,8 +181,27 @@ QUOTED = [
     ),
     (
         "interventions",
-        rf"the same two.*? own samples and the corpus leave {TWO}, of {TWO}, the corpus alone "
-        rf"{TWO}, CAA behind layer 11 {TWO}, AurA {TWO}\..*?× ([\d.]+), they leave {TWO}",
+        rf"level with ours.*?it leaves {TWO}, own samples and the corpus {TWO}, and the corpus "
+        rf"alone {TWO}:.*?perplexity of × ([\d.]+) \(DPO × ([\d.]+)\)\. At DPO's perplexity "
+        rf"they leave "
+        rf"{TWO}:.*?published, DPO\s+leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
+        [
+            *left(QWENS_DPO, "at-asked", DPO, OURS, CORPUS, by=SMOL_PROBE),
+            *(
+                Of(QWENS_DPO, "at-asked", trial, "ratio", "corpus", "perplexity")
+                for trial in (OURS, DPO)
+            ),
+            *left(QWENS_DPO, "at-perplexity", OURS, by=SMOL_PROBE),
+            *left(QWENS_DPO, "published", DPO, by=SMOL_PROBE),
+            divergence(QWENS_DPO, "published", DPO),
+            Of(QWENS_DPO, "published", DPO, "ratio", "corpus", "perplexity"),
+        ],
+    ),
+    (
+        "interventions",
+        rf"5B has been compared with AurA and CAA, with 300.*? own samples and the corpus leave "
+        rf"{TWO}, of {TWO}, the corpus alone {TWO}, CAA behind layer 11 {TWO}, AurA {TWO}\..*?× "
+        rf"([\d.]+), they leave {TWO}",
         [
             *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
             *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
@@ -218,7 +237,7 @@ QUOTED = [
         "studies",
         rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
         rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}, "
-        rf"on the 1\.5B {TWO} of {TWO}",
+        rf"on the 1\.5B {TWO} of {TWO}[^|]*?DPO leaves {TWO} on the 0\.5B, where ours leave {TWO}",
         [
             *left(MANY, "at-asked", OURS, "aura", DPO),
             *left(MANY, "at-perplexity", OURS),
@@ -227,6 +246,7 @@ QUOTED = [
             *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
             *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
             *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *left(QWENS_DPO, "at-asked", DPO, OURS, by=SMOL_PROBE),
         ],
     ),
     (
