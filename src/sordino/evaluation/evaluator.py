@@ -40,6 +40,7 @@ from sordino.files import drop_link, fingerprint, only_one, staging_path, to_jso
 from sordino.journal import Journal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
+from sordino.models.hooks import is_hooked
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel, choose_device, has_to_stream, open_model
 from sordino.models.ranks import Ranks
@@ -677,7 +678,7 @@ def _arm(subject: Subject, device: str, dtype: str, stream: bool | None) -> Arm:
     if isinstance(subject, OpenModel):
         ref = subject.ref
         known = ""
-        if not _is_hooked(subject):
+        if not is_hooked(subject.model):
             known = ref.weights_fingerprint() if subject.streamed else _in_memory(subject)
         return Arm(
             ref.name,
@@ -704,10 +705,6 @@ def streams(ref: ModelRef, device: str, dtype: str, stream: bool | None) -> bool
     if found:
         note(f"{ref.name} does not fit into memory: its layers are read again for every batch")
     return found
-
-
-def _is_hooked(opened: OpenModel) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in opened.model.modules())
 
 
 def _in_memory(opened: OpenModel) -> str:

@@ -44,3 +44,12 @@ def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     hidden: torch.Tensor = inputs[0]
     # `contiguous` would leave the strides of a single text as they are.
     return hidden.reshape(-1).view(hidden.shape), *inputs[1:]
+
+
+def is_hooked(model: nn.Module) -> bool:
+    """Whether a model has forward hooks that may change what it computes."""
+    return any(
+        hook is not _without_gaps
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
