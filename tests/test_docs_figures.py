@@ -94,6 +94,12 @@ def left(record, group, *trials, part="after", by=PROBE):
     return [written(record, trial, part, one, group) for trial in trials for one in ("", by)]
 
 
+def ours(record, by=PROBE):
+    """What ours leave, and of how much."""
+    parts = ("after", "before")
+    return [one for part in parts for one in left(record, "at-asked", OURS, part=part, by=by)]
+
+
 OURS = "own samples and corpus"
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
@@ -158,8 +164,7 @@ QUOTED = [
         rf"corpus leave {TWO} of its 600.*?of {TWO}; the corpus alone leaves {TWO}.*?layer 9 "
         rf"leaves {TWO}, Linear-AcT at attention {TWO}, at the norms[^.]*?{TWO}, and AurA {TWO}",
         [
-            *left(GEMMA, "at-asked", OURS),
-            *left(GEMMA, "at-asked", OURS, part="before"),
+            *ours(GEMMA),
             *left(GEMMA, "at-asked", CORPUS, GEMMAS_CAA, f"{ACT}, attention", NORMS, "aura"),
         ],
     ),
@@ -169,8 +174,7 @@ QUOTED = [
         rf"alone {TWO}, CAA behind layer 9 {TWO}, AurA {TWO}\..*?× ([\d.]+) \(CAA × "
         rf"([\d.]+)\)\..*?CAA's perplexity allows, own samples and the corpus leave {TWO}",
         [
-            *left(QWEN, "at-asked", OURS, by=SMOL_PROBE),
-            *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *ours(QWEN, by=SMOL_PROBE),
             *left(QWEN, "at-asked", CORPUS, GEMMAS_CAA, "aura", by=SMOL_PROBE),
             *(
                 Of(QWEN, "at-asked", trial, "ratio", "corpus", "perplexity")
@@ -183,8 +187,8 @@ QUOTED = [
         "interventions",
         rf"level with ours.*?it leaves {TWO}, own samples and the corpus {TWO}, and the corpus "
         rf"alone {TWO}:.*?perplexity of × ([\d.]+) \(DPO × ([\d.]+)\)\. At DPO's perplexity "
-        rf"they leave "
-        rf"{TWO}:.*?published, DPO\s+leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
+        rf"they leave {TWO}:.*?published, DPO\s+leaves {TWO}, at a divergence of ([\d.]+) and × "
+        rf"([\d.]+)",
         [
             *left(QWENS_DPO, "at-asked", DPO, OURS, CORPUS, by=SMOL_PROBE),
             *(
@@ -203,8 +207,7 @@ QUOTED = [
         rf"{TWO}, of {TWO}, the corpus alone {TWO}, CAA behind layer 11 {TWO}, AurA {TWO}\..*?× "
         rf"([\d.]+), they leave {TWO}",
         [
-            *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
-            *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *ours(LARGER, by=SMOL_PROBE),
             *left(LARGER, "at-asked", CORPUS, LARGERS_CAA, "aura", by=SMOL_PROBE),
             Of(LARGER, "at-perplexity", LARGERS_CAA, "ratio", "corpus", "perplexity"),
             *left(LARGER, "at-perplexity", OURS, by=SMOL_PROBE),
@@ -242,10 +245,8 @@ QUOTED = [
             *left(MANY, "at-asked", OURS, "aura", DPO),
             *left(MANY, "at-perplexity", OURS),
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
-            *left(QWEN, "at-asked", OURS, by=SMOL_PROBE),
-            *left(QWEN, "at-asked", OURS, part="before", by=SMOL_PROBE),
-            *left(LARGER, "at-asked", OURS, by=SMOL_PROBE),
-            *left(LARGER, "at-asked", OURS, part="before", by=SMOL_PROBE),
+            *ours(QWEN, by=SMOL_PROBE),
+            *ours(LARGER, by=SMOL_PROBE),
             *left(QWENS_DPO, "at-asked", DPO, OURS, by=SMOL_PROBE),
         ],
     ),

@@ -175,8 +175,8 @@ def study(
         Of the measured models: auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or
         float16.
     find_dtype
-        Of the models in which neurons are found. bfloat16 is faster on a processor with 16-bit
-        matrix products.
+        Of the model while neurons are found. bfloat16 is faster than float32 on a processor with
+        16-bit matrix products.
     """
     from sordino.jobs.study import study as carry_out
     from sordino.outputs import named_files

@@ -61,7 +61,7 @@ from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.generation import MAX_LOGITS, inverse_cdf, keeps_last_logits
 from sordino.models.hooks import forward_hooks
 from sordino.models.open import OpenModel
-from sordino.models.precision import has_float64, where_float64
+from sordino.models.precision import where_float64
 from sordino.models.ranks import Ranks
 from sordino.models.sites import Site
 from sordino.models.tokenise import Batch, equal_length_batches
@@ -790,5 +790,4 @@ def _draw(log_p: torch.Tensor, seed: int) -> torch.Tensor:
     """A next token for each position, drawn from the model's own distribution."""
     flat = log_p.detach().flatten(0, 1)
     draws = torch.from_numpy(np.random.default_rng(seed).random(len(flat)))
-    draws = draws.to(flat.device) if has_float64(flat.device) else draws
     return inverse_cdf(flat, draws).view(log_p.shape[:2])

@@ -354,7 +354,7 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: float32 [rows, vocabulary]; minus infinity forbids a token.
-        draws: float64 [rows] in [0, 1).
+        draws: float64 [rows] in [0, 1), on any device.
 
     Returns:
         int64 [rows]; never a token of probability 0.
@@ -369,7 +369,7 @@ def inverse_cdf(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     weights = weights.view(rows, blocks, _BLOCK)
     sums = double(weights.sum(dim=-1))
     ends = sums.cumsum(dim=-1)
-    target = draws.clamp(max=_BELOW_ONE).unsqueeze(-1) * ends[:, -1:]
+    target = draws.to(ends.device).clamp(max=_BELOW_ONE).unsqueeze(-1) * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True)
     total = sums.gather(1, block)
     # The block's float32 sum and the float64 sum of its tokens differ by rounding. So the place in
