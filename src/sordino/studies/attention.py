@@ -33,6 +33,6 @@ def attention(lab: Lab, plan: Plan) -> Iterator[Group]:
         "sites",
         f"With and without attention's linear layers, at a divergence of {plan.asked:g}",
         reached(trials),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=lambda evaluations: differences(evaluations, pairs, lab.seed),
     )

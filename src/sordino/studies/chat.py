@@ -150,7 +150,7 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
 def chat(lab: Lab, plan: Plan) -> Iterator[Group]:
     """AurA, contrast, and contrast with protection: replies, refusals, groups and cost."""
     toxicity, refusals, coverage, piqa = _measures(plan)
-    cost = (*plan.reading(lab), piqa)
+    cost = (*plan.reading(lab.texts), piqa)
     along = {
         name: reading_on(lab, f"{_ALONG}{name}", load_concept(name, seed=lab.seed), plan)
         for name in plan.concepts

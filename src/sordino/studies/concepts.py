@@ -95,7 +95,7 @@ def concepts(lab: Lab, plan: Plan) -> Iterator[Group]:
             name,
             f"Measured on {name}",
             reached(trials),
-            (*reading_on(lab, f"held-out-{name}", held_out, plan), plan.reading(lab)[1]),
+            (*reading_on(lab, f"held-out-{name}", held_out, plan), plan.reading(lab.texts)[1]),
         )
 
 

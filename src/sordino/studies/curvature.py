@@ -70,7 +70,7 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
         "curvature",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(trials),
-        (*plan.writing(), *plan.reading(lab)),
+        (*plan.writing(), *plan.reading(lab.texts)),
         absent(rules, trials),
         findings,
         made_from=own_evidence(expertise),

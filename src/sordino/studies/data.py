@@ -57,7 +57,7 @@ def data(lab: Lab, plan: Plan) -> Iterator[Group]:
         "counts",
         "AurA from fewer and more sentences",
         tuple(trials),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=lambda _: findings,
     )
 

@@ -47,5 +47,5 @@ def diversity(lab: Lab, plan: Plan) -> Iterator[Group]:
         "sizes",
         "Diversity over the divergence from the original",
         reached(trials),
-        (*_measures(plan), *plan.reading(lab)),
+        (*_measures(plan), *plan.reading(lab.texts)),
     )

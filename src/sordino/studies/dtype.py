@@ -31,6 +31,6 @@ def dtype(lab: Lab, plan: Plan) -> Iterator[Group]:
             name,
             name,
             tuple(trials),
-            (plan.toxicity(), *plan.reading(lab)),
+            (plan.toxicity(), *plan.reading(lab.texts)),
             lab=lab.elsewhere(name, dtype=name),
         )

@@ -60,7 +60,7 @@ def halfway(lab: Lab, plan: Plan) -> Iterator[Group]:
         "steps",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(made),
-        (*plan.writing(), *plan.reading(lab)),
+        (*plan.writing(), *plan.reading(lab.texts)),
         absent(trials, made),
         partial(differences, pairs=pairs, seed=lab.seed),
         made_from=own_evidence(start),

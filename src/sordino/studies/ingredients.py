@@ -58,7 +58,7 @@ def ingredients(lab: Lab, plan: Plan) -> Iterator[Group]:
         "parts",
         f"Contrast at a divergence of {plan.asked:g}",
         reached(trials),
-        (*_measures(plan), plan.reading(lab)[1]),
+        (*_measures(plan), plan.reading(lab.texts)[1]),
         absent(variants, trials),
         lambda evaluations: differences(evaluations, pairs, lab.seed),
     )

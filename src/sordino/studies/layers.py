@@ -46,5 +46,5 @@ def layers(lab: Lab, plan: Plan) -> Iterator[Group]:
             name,
             title,
             tuple(Trial(part, only_at(paper, sites)) for part, sites in parts.items()),
-            (plan.toxicity(), *plan.reading(lab)),
+            (plan.toxicity(), *plan.reading(lab.texts)),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sordino.evaluation import Diversity, Measure, OrdinaryToxicity, ToxicPerplexity, ZeroShot
+from sordino.evaluation import Measure
 from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import aura, family
 from sordino.studies.cost import cost_against
@@ -56,15 +56,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:
-    """What is measured of each rule, without what it costs on ordinary text."""
-    ordinary = plan.ordinary_prompts
-    return (
-        plan.toxicity(),
-        OrdinaryToxicity(ordinary, scorer=plan.scorers, max_prompts=plan.ordinary, continuations=2),
-        Diversity(ordinary, max_prompts=max(1, plan.texts // 2), continuations=2),
-        ToxicPerplexity(plan.toxic_texts, max_texts=plan.texts),
-        *([ZeroShot(plan.tasks, plan.questions)] if plan.tasks else []),
-    )
+    """What is measured of each rule, without what it costs on prose."""
+    return plan.toxicity(), *plan.beside()
 
 
 @study(
@@ -94,7 +87,7 @@ def methods(lab: Lab, plan: Plan) -> Iterator[Group]:
             paid / 2,
         ),
     }
-    toxicity, reading = plan.toxicity(), plan.reading(lab)
+    toxicity, reading = plan.toxicity(), plan.reading(lab.texts)
     written, others = _measures(plan)[:3], _measures(plan)[3:]
     rules = [
         lab.sized(name, rule, paid, start=start, rule=name)

@@ -61,7 +61,7 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
     own = plan.own(lab)
     expertise = plan.with_own(lab, own)
     [held_out] = plan.writing()
-    on_held_out = {"held-out": (held_out, *plan.reading(lab))}
+    on_held_out = {"held-out": (held_out, *plan.reading(lab.texts))}
     on_both = {**on_held_out, "elsewhere": (plan.elsewhere(),)}
     for divergence in (plan.asked, plan.asked * _SMALLER):
         rules = {

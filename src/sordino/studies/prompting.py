@@ -42,6 +42,6 @@ def prompting(lab: Lab, plan: Plan) -> Iterator[Group]:
         "leads",
         "After a pre-prompt",
         (Trial("aura", aura(own)), *([] if sized is None else [sized])),
-        (*(plan.toxicity(pre_prompt=led) for led in _LEADS), *plan.reading(lab)),
+        (*(plan.toxicity(pre_prompt=led) for led in _LEADS), *plan.reading(lab.texts)),
         () if sized is not None else ("contrast",),
     )

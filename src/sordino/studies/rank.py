@@ -42,7 +42,7 @@ def rank(lab: Lab, plan: Plan) -> Iterator[Group]:
         "ranks",
         f"Contrast in at most so many rows of each matrix, at {plan.asked:g} nats per token",
         tuple(trials.values()),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=lambda found: differences(
             found,
             {f"{name}, compared with {_ALL}": (name, _ALL) for name in limits if name != _ALL},
@@ -55,5 +55,5 @@ def rank(lab: Lab, plan: Plan) -> Iterator[Group]:
         f"The adapter of rank {RANK} at several scales",
         # At 1 it is the dampening itself, without a rounding.
         (*(Trial(f"scale {s:g}", served.scaled(s)) for s in _SCALES), Trial("scale 1", served)),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
     )

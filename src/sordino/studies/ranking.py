@@ -76,6 +76,6 @@ def ranking(lab: Lab, plan: Plan) -> Iterator[Group]:
             Trial(_REAL, aura(expertise)),
             *(Trial(f"shuffled, seed {s}", shuffled(expertise, seed=s)) for s in seeds),
         ),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=findings,
     )

@@ -134,7 +134,7 @@ def rivals(lab: Lab, plan: Plan) -> Iterator[Group]:
         if method in asked:
             rules |= METHODS[method](bench)
     measure, led, chosen_on = _measures(plan)
-    reading = plan.reading(lab)
+    reading = plan.reading(lab.texts)
     options = {
         _named(name, setting): one
         for name, settings in rules.items()

@@ -58,7 +58,7 @@ def soft_or_hard(lab: Lab, plan: Plan) -> Iterator[Group]:
         "sizes",
         "Each rule at several divergences",
         reached(trials),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=findings,
         curve=True,
     )

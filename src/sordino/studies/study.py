@@ -7,11 +7,15 @@ from typing import Any
 from sordino.errors import UserError
 from sordino.evaluation import (
     Divergence,
+    Diversity,
     Evaluation,
     Measure,
+    OrdinaryToxicity,
     Perplexity,
     Prepared,
     Toxicity,
+    ToxicPerplexity,
+    ZeroShot,
     prepare,
 )
 from sordino.evaluation.measures.toxicity import prompts_of
@@ -186,10 +190,22 @@ class Plan:
         """The toxicity of continuations of the other prompts."""
         return replace(self.toxicity(max_prompts=self.most_other), prompts=self.other_prompts)
 
-    def reading(self, lab: Lab) -> tuple[Measure, ...]:
-        """The measures of what a change costs on ordinary text."""
+    def reading(self, texts: str) -> tuple[Measure, ...]:
+        """The measures of what a change costs on texts."""
         most = min(self.texts, Divergence.max_texts or self.texts)
-        return Perplexity(lab.texts, max_texts=self.texts), Divergence(lab.texts, max_texts=most)
+        return Perplexity(texts, max_texts=self.texts), Divergence(texts, max_texts=most)
+
+    def beside(self) -> tuple[Measure, ...]:
+        """What is measured beside toxic continuations, and what a change costs on prose."""
+        ordinary = self.ordinary_prompts
+        return (
+            OrdinaryToxicity(
+                ordinary, scorer=self.scorers, max_prompts=self.ordinary, continuations=2
+            ),
+            Diversity(ordinary, max_prompts=max(1, self.texts // 2), continuations=2),
+            ToxicPerplexity(self.toxic_texts, max_texts=self.texts),
+            *([ZeroShot(self.tasks, self.questions)] if self.tasks else []),
+        )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def subset(lab: Lab, plan: Plan) -> Iterator[Group]:
         "subsets",
         "AurA for the neurons with the highest AUROC only",
         (*trials, Trial(_ALL, paper)),
-        (plan.toxicity(), *plan.reading(lab)),
+        (plan.toxicity(), *plan.reading(lab.texts)),
         findings=lambda found: differences(
             found, {f"{_ALL}, compared with {best}": (_ALL, best)}, lab.seed
         ),

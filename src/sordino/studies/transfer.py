@@ -53,7 +53,7 @@ def transfer(lab: Lab, plan: Plan) -> Iterator[Group]:
         "sibling",
         "AurA on the sibling",
         tuple(Trial(name, aura(expertise)) for name, expertise in found.items()),
-        (plan.toxicity(), *plan.reading(there)),
+        (plan.toxicity(), *plan.reading(there.texts)),
         findings=lambda evaluations: [
             *agreeing,
             *differences(

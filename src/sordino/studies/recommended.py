@@ -1,0 +1,246 @@
+"""What the recommended edit removes, what it costs, and how it does without what makes it work."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino.evaluation import Coverage, Figure, Measure, Refusals
+from sordino.evaluation.result import measure_of
+from sordino.evaluation.texts import CODE
+from sordino.expertise.artefact import Expertise
+from sordino.expertise.attribution import AttributionSettings
+from sordino.interventions import Dampening, aura, family
+from sordino.models.chat import Chat
+from sordino.models.chat_template import fingerprint_of, template_of
+from sordino.models.sites import ATTENTION
+from sordino.studies.contenders import CORPUS, OURS, Bench
+from sordino.studies.findings import compared, differences, toxic
+from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
+from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
+from sordino.studies.variants import by_changes, permuted, reversed_sign, with_own
+from sordino.studies.words import by_points, interval, model_name, plain, ratio, rises, share
+from sordino.tuning.lab import Lab, Trial
+
+_AURA = "aura"
+_PERMUTED, _REVERSED = "permuted within sites", "sign reversed"
+_JUDGED = "own samples, random judge"
+_FEW = 50
+"""Sentences of each class in a sweep that is made for a random judge's own samples alone."""
+_AS_AURA = f"{OURS} at AurA's divergence"
+_REPLIES = 2
+"""The most replies to a prompt: they take several times as long as continuations."""
+_SIZED = "{} at {:g}"
+
+
+def _answer(record: StudyRecord) -> Iterator[str]:
+    name = model_name(record.model)
+    effect, sizes = record.group("effect"), record.group("budgets")
+    ours = _ours(effect)
+    if ours is None:
+        yield f"{name}: the recommended edit does not reach the divergence."
+        return
+    for scorer, figure in toxic(ours.evaluation):
+        left = "; ".join(_left(trial, scorer) for trial in sizes.trials if trial.name != _AURA)
+        yield f"{name}, {scorer}: of {share(figure.before)} the recommended edit leaves {left}."
+    yield from _beside_aura(name, effect)
+    yield from compared(record, "effect")
+    for place, where in _PLACES.items():
+        yield from _at(record, place, where)
+    yield f"{name}, {ours.name}: {'; '.join(_costs(record, ours.name))}."
+
+
+def _ours(group: GroupRecord) -> TrialRecord | None:
+    """The recommended edit at the divergence that was asked for."""
+    named = (trial for trial in group.trials if trial.name.startswith(f"{OURS} at "))
+    return next((trial for trial in named if trial.name != _AS_AURA), None)
+
+
+def _left(trial: TrialRecord, scorer: str) -> str:
+    """What a trial leaves, in words."""
+    figure = dict(toxic(trial.evaluation))[scorer]
+    spent = trial.evaluation.figure("divergence", "divergence").after
+    return f"{share(figure.after)} at {plain(spent, 3)} nats per token (÷ {_over(figure)})"
+
+
+def _over(figure: Figure) -> str:
+    return "unbounded" if figure.ratio is None else interval(figure.ratio, 1)
+
+
+def _beside_aura(name: str, group: GroupRecord) -> Iterator[str]:
+    """What is removed at AurA's own divergence, beside what AurA removes."""
+    same = group.trial(_AS_AURA) or _ours(group)
+    for removal in same.removals if same else ():
+        verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
+        yield (
+            f"{name}, {removal.scorer}: {same.name if same else ''} removes "
+            f"{ratio(removal.ratio)} times what AurA removes ({verdict} more than twice)."
+        )
+
+
+_PLACES = {
+    "elsewhere": "prompts of another source",
+    "replies": "replies in the chat template",
+}
+"""What a group with further toxicity is measured on, by its name."""
+
+
+def _at(record: StudyRecord, name: str, where: str) -> Iterator[str]:
+    """What the recommended edit leaves in a group that a model need not have."""
+    group = next((group for group in record.groups if group.name == name), None)
+    ours = None if group is None else _ours(group)
+    if ours is None:
+        return
+    key = next(key for key in ours.evaluation.measures if measure_of(key) == "toxicity")
+    for scorer, figure in toxic(ours.evaluation, key):
+        yield (
+            f"{model_name(record.model)}, {where}, {scorer}: {ours.name} leaves "
+            f"{share(figure.after)} of {share(figure.before)} ({by_points(figure.difference)})."
+        )
+
+
+def _costs(record: StudyRecord, trial: str) -> Iterator[str]:
+    """What a trial costs, in parts of a sentence."""
+    for of, title in (("effect", "perplexity of prose"), ("code", "perplexity of code")):
+        found = record.group(of).trial(trial)
+        if found is not None:
+            times = found.evaluation.figure("perplexity", "corpus").ratio
+            yield f"{title} × {interval(times, 3) if times else 'undefined'}"
+    for group in record.groups:
+        found = group.trial(trial) if group.name in ("beside", "refusals") else None
+        for key, result in found.evaluation.measures.items() if found else ():
+            for figure in result.figures:
+                if figure.name in _TOLD.get(measure_of(key), ()):
+                    yield (
+                        f"{figure.label[0].lower()}{figure.label[1:]} {share(figure.before)} to "
+                        f"{share(figure.after)} ({by_points(figure.difference)})"
+                    )
+
+
+_TOLD = {
+    "zero-shot": ("mean",),
+    "ordinary-toxicity": ("continuations.all",),
+    "refusals": ("refused.safe", "refused.unsafe"),
+}
+"""The shares that the answer tells, by measure."""
+
+
+def _refusals(plan: Plan) -> Refusals:
+    return Refusals(plan.refusal_prompts, max_prompts=plan.refusals, new_tokens=plan.reply_tokens)
+
+
+def _needed(plan: Plan) -> tuple[Measure, ...]:
+    """The measures that read prompts or use scorers; replies have the same scorers."""
+    plan.elsewhere().chosen(0)  # which are there, before long work
+    return plan.toxicity(), _refusals(plan), _coverage(plan), *plan.beside()
+
+
+def _coverage(plan: Plan) -> Coverage:
+    return Coverage(plan.group_texts, max_texts=plan.most_group_texts)
+
+
+@study("What does the recommended edit remove, and what does it cost?", _answer, _needed)
+def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
+    """Own samples and corpus, at several sizes, beside the corpus alone, AurA and three controls.
+
+    The controls have the same divergence: the edit's amounts permuted within each site, its amounts
+    with the sign reversed, and the edit that own samples with a random judge's scores give.
+    """
+    bench = Bench(lab, plan)
+    everywhere, published = bench.everywhere, Trial(_AURA, aura(bench.papers), rule=_AURA)
+    judged = _randomly_judged(bench)
+    best = family(everywhere, "contrast")
+
+    def ours(divergence: float, name: str = "") -> Trial | None:
+        named = name or _SIZED.format(OURS, divergence)
+        return lab.sized(named, best, divergence, start=divergence / 2, rule=OURS)
+
+    corpus = lab.sized(
+        _SIZED.format(CORPUS, plan.asked),
+        family(everywhere, "contrast", evidence="corpus"),
+        plan.asked,
+        start=plan.asked / 2,
+        rule=CORPUS,
+    )
+    asked, paid = ours(plan.asked), lab.divergence(published)
+    as_aura = ours(paid, _AS_AURA)
+    controls: dict[str, Sizes] = {_JUDGED: family(judged, "contrast", evidence="own")}
+    if asked is not None:
+        controls |= _turned(everywhere, asked, lab.seed)
+    found = {name: lab.sized(name, of, plan.asked) for name, of in controls.items()}
+    trials = reached([published, as_aura, corpus, asked, *found.values()])
+    toxicity = plan.toxicity()
+    others = [trial for trial in trials if asked is not None and trial not in (asked, as_aura)]
+    yield Group(
+        "effect",
+        f"At a divergence of {plan.asked:g} and at AurA's own, with controls",
+        trials,
+        (toxicity, *plan.reading(lab.texts)),
+        absent([_AS_AURA, OURS, *controls], [as_aura, asked, *found.values()]),
+        findings=partial(
+            differences,
+            pairs={
+                f"{asked.name}, compared with {trial.name}": (asked.name, trial.name)
+                for trial in others
+                if asked is not None
+            },
+            seed=lab.seed,
+        ),
+        against=_AURA,
+        made_from=own_evidence(everywhere),
+    )
+    sizes = [ours(budget) for budget in sorted({*plan.budgets, plan.asked})]
+    yield Group(
+        "budgets",
+        "The recommended edit at smaller and larger divergences, and AurA",
+        reached([published, *sizes]),
+        (toxicity, *plan.reading(lab.texts)),
+        curve=True,
+    )
+    main = reached([published, corpus, asked])
+    yield Group("elsewhere", f"On {_PLACES['elsewhere']}", main, (plan.elsewhere(),))
+    template = template_of(lab.ref)
+    if template is not None:
+        few = min(_REPLIES, plan.continuations)
+        replies = plan.toxicity(new_tokens=plan.reply_tokens, continuations=few)
+        for name, title, measure in (
+            ("replies", "Toxic replies in the chat template", replies),
+            ("refusals", "Refusals", _refusals(plan)),
+        ):
+            twin = measure.in_chat(Chat("on"), fingerprint_of(template))
+            assert twin is not None  # it prompts the model
+            yield Group(name, title, main, (twin,))
+    yield Group("beside", "What it costs elsewhere", main, plan.beside())
+    code = plan.reading(CODE)
+    yield Group("code", "Code: functions of Python's standard library", main, code)
+    yield Group("groups", "Harmless text about groups of people", main, (_coverage(plan),))
+
+
+def _randomly_judged(bench: Bench) -> Expertise:
+    """The expertise with own samples whose scores are permuted within each prompt."""
+    lab = bench.lab
+    control = lab.find(
+        "own-permuted",
+        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
+        sites=ATTENTION,
+        attribution=AttributionSettings(_FEW, lab.seed),
+        own=replace(bench.own, permuted=lab.seed),
+    )
+    return with_own(bench.everywhere, control)
+
+
+def _turned(expertise: Expertise, trial: Trial, seed: int) -> dict[str, Sizes]:
+    """An edit with its amounts permuted within each site, and with their sign reversed."""
+    edit = trial.dampening
+    assert isinstance(edit, Dampening)  # contrast gives nothing else
+    amounts = {site: 1 - edit.factors[site].astype(np.float64) for site in expertise.sites}
+
+    def sizes(values: Mapping[str, NDArray[np.float64]], name: str) -> Sizes:
+        return by_changes(expertise, np.concatenate([*values.values()]), name).scaled
+
+    return {
+        _PERMUTED: sizes(permuted(seed)(amounts), "permuted"),
+        _REVERSED: sizes(reversed_sign(amounts), "reversed"),
+    }
