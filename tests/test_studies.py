@@ -152,7 +152,7 @@ def test_a_concept_is_down_where_its_interval_lies_above(with_it, without, is_do
 
 
 RESULTS = ROOT / "docs" / "results"
-PAGES = {"methods": "docs/results.md", "chat": "docs/chat-models.md"}
+PAGES = {"recommended": "docs/results.md", "chat": "docs/chat-models.md"}
 """The pages that are not called like their study; those of many continuations end in -many."""
 
 

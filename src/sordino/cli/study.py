@@ -90,13 +90,13 @@ class PlanOptions:
     protect: str | None = None
     """For chat: texts that the edit protects, as for run (groups)."""
     reply_tokens: int | None = None
-    """For chat: the longest reply, in tokens (40)."""
+    """For chat and recommended: the longest reply, in tokens (40)."""
     refusal_prompts: str | None = None
-    """For chat: safe and unsafe prompts, as for evaluate (kit)."""
+    """For chat and recommended: safe and unsafe prompts, as for evaluate (kit)."""
     max_refusals: int | None = None
     """The largest number of these prompts (200)."""
     group_texts: str | None = None
-    """For chat: harmless texts about groups, as for evaluate (kit)."""
+    """For chat and recommended: harmless texts about groups, as for evaluate (kit)."""
     max_group_texts: int | None = None
     """The largest number of these texts (all)."""
     judge_dtype: str | None = None
@@ -132,6 +132,7 @@ def study(
 ) -> None:
     """Answer a question about one model or several, with figures and a page.
 
+    - recommended: what does the recommended edit remove, and what does it cost?
     - methods: which rule removes most at the same divergence?
     - rivals: do other published methods, each at its best, remove more?
     - ingredients: what does each part of contrast contribute?

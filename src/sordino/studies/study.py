@@ -198,10 +198,9 @@ class Plan:
     def beside(self) -> tuple[Measure, ...]:
         """What is measured beside toxic continuations, and what a change costs on prose."""
         ordinary = self.ordinary_prompts
+        scored = {"scorer": self.scorers, "judge_dtype": self.judge_dtype}
         return (
-            OrdinaryToxicity(
-                ordinary, scorer=self.scorers, max_prompts=self.ordinary, continuations=2
-            ),
+            OrdinaryToxicity(ordinary, max_prompts=self.ordinary, continuations=2, **scored),
             Diversity(ordinary, max_prompts=max(1, self.texts // 2), continuations=2),
             ToxicPerplexity(self.toxic_texts, max_texts=self.texts),
             *([ZeroShot(self.tasks, self.questions)] if self.tasks else []),
