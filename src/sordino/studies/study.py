@@ -198,9 +198,14 @@ class Plan:
     def beside(self) -> tuple[Measure, ...]:
         """What is measured beside toxic continuations, and what a change costs on prose."""
         ordinary = self.ordinary_prompts
-        scored = {"scorer": self.scorers, "judge_dtype": self.judge_dtype}
         return (
-            OrdinaryToxicity(ordinary, max_prompts=self.ordinary, continuations=2, **scored),
+            OrdinaryToxicity(
+                ordinary,
+                scorer=self.scorers,
+                judge_dtype=self.judge_dtype,
+                max_prompts=self.ordinary,
+                continuations=2,
+            ),
             Diversity(ordinary, max_prompts=max(1, self.texts // 2), continuations=2),
             ToxicPerplexity(self.toxic_texts, max_texts=self.texts),
             *([ZeroShot(self.tasks, self.questions)] if self.tasks else []),
