@@ -35,7 +35,11 @@ from sordino.evaluation import (
 )
 from sordino.evaluation.measure import Measure, NotRun
 from sordino.evaluation.measures import divergence, diversity
-from sordino.evaluation.measures.divergence import estimate_divergence, keep
+from sordino.evaluation.measures.divergence import (
+    ContinuedDivergence,
+    estimate_divergence,
+    keep,
+)
 from sordino.evaluation.measures.speed import Round
 from sordino.evaluation.opening import open_scorer
 from sordino.evaluation.scorers import detoxify
@@ -138,6 +142,30 @@ def test_divergence_is_torchs_sentence_by_sentence(
     assert found.after.low < found.after.value < found.after.high
     assert found.before is found.difference is None
     assert result.figure("divergence", "agreement").after.value == pytest.approx(same)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_a_prompt_predicts_does_not_count_on_its_continuation(open_tiny, monkeypatch, family):
+    monkeypatch.setattr(divergence, "LIKELIEST", 1000)
+    original, edited = perturbed(open_tiny, family, 0.1)
+    pairs = tuple((f"{word} turned", " under the river") for word in WORDS)
+
+    def nats(texts):
+        mean, _ = plain_divergence(original, edited, texts)
+        return mean * places(texts)
+
+    def places(texts):
+        return sum(len(original.tokenizer(text)["input_ids"]) - 1 for text in texts)
+
+    prompts, whole = [one for one, _ in pairs], [one + rest for one, rest in pairs]
+    result = evaluate(edited, original, measures=[ContinuedDivergence(pairs=pairs)])
+    found = result.figure("divergence", "divergence")
+    assert found.n["tokens"] == places(whole) - places(prompts)
+    continued = (nats(whole) - nats(prompts)) / found.n["tokens"]
+    assert found.after.value == pytest.approx(continued, rel=1e-5)
+    protocol = result.measures["divergence"].protocol
+    assert "turned" not in str(protocol)
+    assert protocol["n_texts"] == len(pairs)
 
 
 def ended(logits):

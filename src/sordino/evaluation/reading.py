@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, ClassVar, Self
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measure import ALL, Measure, R
 from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
+from sordino.files import fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
 from sordino.models.precision import double
@@ -52,11 +54,13 @@ class Reader:
         settings: Which texts, and how long.
         texts: The chosen texts.
         seed: Of the intervals.
+        given: What is read before each text, without a prediction that counts; () for nothing.
     """
 
     settings: Reading
     texts: list[Text]
     seed: int
+    given: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Reading, seed: int) -> Self:
@@ -74,14 +78,24 @@ class Reader:
             **asdict(self.settings),
             "n_texts": len(self.texts),
             "texts_fingerprint": texts_fingerprint(self.texts),
+            **({"given_fingerprint": fingerprint(*self.given)} if self.given else {}),
         }
 
     def read(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
     ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
-        """The model's logits for the texts, batch by batch; see `text_logits`."""
+        """The model's logits for the texts, batch by batch; see `text_logits`.
+
+        Where something is given before a text, its last token is the first one.
+        """
         texts, most = [text.text for text in self.texts], self.settings.max_tokens
-        return text_logits(opened, texts, most, batch_tokens=batch_tokens, which=which)
+        if not self.given:
+            yield from text_logits(opened, texts, most, batch_tokens=batch_tokens, which=which)
+            return
+        whole = [given + text for given, text in zip(self.given, texts, strict=True)]
+        begin = _ends_of_given(opened, self.given, whole, most)
+        for batch in text_logits(opened, whole, most, batch_tokens=batch_tokens, which=which):
+            yield [(i, ids[begin[i] :], logits[begin[i] :]) for i, ids, logits in batch]
 
     @torch.inference_mode()
     def collect(
@@ -107,6 +121,18 @@ class Reader:
     def no_scored_token(self) -> UserError:
         """The error for texts none of which has a token that is scored."""
         return UserError(f"No text of {self.settings.texts} has two tokens or more.")
+
+
+def _ends_of_given(
+    opened: OpenModel, given: Sequence[str], whole: Sequence[str], max_tokens: int
+) -> list[int]:
+    """The place of the last token that each text shares with what is given before it."""
+    pairs = zip(*(encode_for(opened, texts, max_tokens) for texts in (given, whole)), strict=True)
+    shared = (
+        sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)))
+        for pair in pairs
+    )
+    return [max(0, count - 1) for count in shared]
 
 
 def text_logits(

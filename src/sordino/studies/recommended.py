@@ -3,13 +3,17 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sordino.evaluation import Coverage, Figure, Measure, Refusals
+from sordino.evaluation import Coverage, Figure, Measure, Refusals, Toxicity
+from sordino.evaluation.measures.divergence import ContinuedDivergence
 from sordino.evaluation.result import measure_of
-from sordino.evaluation.texts import CODE
+from sordino.evaluation.scorer import TOXIC_SCORE
+from sordino.evaluation.texts import CODE, choose
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import Dampening, aura, family
@@ -108,6 +112,11 @@ def _costs(record: StudyRecord, trial: str) -> Iterator[str]:
         if found is not None:
             times = found.evaluation.figure("perplexity", "corpus").ratio
             yield f"{title} × {interval(times, 3) if times else 'undefined'}"
+    for of, where in (("code", "code"), ("harmless", "harmless continuations of toxic prompts")):
+        found = record.group(of).trial(trial)
+        if found is not None:
+            nats = found.evaluation.figure("divergence", "divergence").after
+            yield f"divergence on {where} {interval(nats, 4)}"
     for group in record.groups:
         found = group.trial(trial) if group.name in ("beside", "refusals") else None
         for key, result in found.evaluation.measures.items() if found else ():
@@ -215,7 +224,39 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group("beside", "What it costs elsewhere", main, plan.beside())
     code = plan.reading(CODE)
     yield Group("code", "Code: functions of Python's standard library", main, code)
+    yield Group(
+        "harmless",
+        "Harmless continuations, by the original, of the toxic prompts",
+        main,
+        (_on_harmless(lab, plan, toxicity, published),),
+    )
     yield Group("groups", "Harmless text about groups of people", main, (_coverage(plan),))
+
+
+def _on_harmless(lab: Lab, plan: Plan, toxicity: Toxicity, trial: Trial) -> ContinuedDivergence:
+    """How far the model is on what the original wrote without the concept after toxic prompts.
+
+    It is what no scorer calls toxic, once for each prompt.
+    """
+    rows = lab.compare([trial], [toxicity])[0].samples["toxicity"]
+    harmless = (
+        (row["prompt"], one["text"])
+        for row in rows
+        for one in islice(filter(_is_harmless, row["before"]), 1)
+    )
+    return ContinuedDivergence(
+        "harmless continuations of the toxic prompts",
+        max_texts=plan.texts,
+        pairs=tuple(choose([*harmless], plan.texts, lab.seed)),
+    )
+
+
+def _is_harmless(one: Mapping[str, Any]) -> bool:
+    """Whether a continuation is there, and no scorer calls it toxic."""
+    scores = (one["score"], *one.get("scores", {}).values())
+    return bool(one["text"].strip()) and all(
+        score is not None and score <= TOXIC_SCORE for score in scores
+    )
 
 
 def _randomly_judged(bench: Bench) -> Expertise:

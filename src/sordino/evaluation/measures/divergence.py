@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from sordino.evaluation.measure import Column, PairedTask, Summary, register
 from sordino.evaluation.reading import Reader, Reading, next_log_p
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import compare, ratio_of_means
+from sordino.evaluation.texts import Text
 from sordino.models.generation import uniforms
 from sordino.models.open import OpenModel
 from sordino.models.precision import double
@@ -51,6 +52,23 @@ class Divergence(Reading):
     def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
         """Read and choose the texts."""
         return _DivergenceTask(Reader.of(self, seed))
+
+
+@dataclass(frozen=True)
+class ContinuedDivergence(Divergence):
+    """The same on continuations of prompts: what the prompts' tokens predict does not count.
+
+    Args:
+        pairs: Each prompt and its continuation; a continuation begins with its own white space.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def prepare(self, seed: int, device: torch.device) -> "_DivergenceTask":  # noqa: ARG002
+        """Take the pairs in place of texts of a source."""
+        prompts, continuations = zip(*self.pairs, strict=True)
+        settings = replace(self, pairs=())  # its protocol has their fingerprints
+        return _DivergenceTask(Reader(settings, [*map(Text, continuations)], seed, prompts))
 
 
 class Kept(NamedTuple):
