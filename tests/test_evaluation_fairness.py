@@ -1,6 +1,9 @@
 """Refusals, coverage by group, PIQA, judging models and verdicts by position, against oracles."""
 
+import ast
+import inspect
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -340,6 +343,15 @@ def test_piqa_is_what_the_harness_finds(models):
 
 
 # Prompts
+
+
+def test_code_is_functions_of_the_standard_library():
+    texts = [text.text for text in read_texts("code")]
+    assert len(texts) > 300
+    assert inspect.getsource(shlex.split).strip() in texts
+    for text in texts[::50]:
+        [function] = ast.parse(text).body
+        assert isinstance(function, ast.FunctionDef)
 
 
 def test_the_challenging_prompts_are_the_hubs_own(monkeypatch):
