@@ -20,7 +20,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
-from sordino.interventions import aura, contrast
+from sordino.interventions import Dampening, aura, contrast
 from sordino.report.article import write_markdown
 from sordino.report.study import study_article
 from sordino.studies import STUDIES, StudyRecord
@@ -29,7 +29,15 @@ from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.removal import removed_against
 from sordino.studies.rivals import match
-from sordino.studies.variants import contrast_of, only_at, only_best, permuted, reversed_sign
+from sordino.studies.variants import (
+    contrast_of,
+    only_at,
+    only_best,
+    permuted,
+    permuted_edit,
+    reversed_edit,
+    reversed_sign,
+)
 from sordino.tuning.lab import Lab
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +116,19 @@ def made(positive, negative, cost):
         for site, part in sites.items()
     }
     return Expertise(statistics, {})
+
+
+def test_controls_of_an_edit_are_what_they_say():
+    generator = np.random.default_rng(0)
+    factors = {site: generator.random(50).astype(np.float32) for site in ("a", "b")}
+    edit = Dampening(factors, "contrast")
+    permuted_one, other = permuted_edit(edit, 0), reversed_edit(edit)
+    for site, of in factors.items():
+        assert (permuted_one.factors[site] != of).any()
+        np.testing.assert_array_equal(np.sort(permuted_one.factors[site]), np.sort(of))
+        np.testing.assert_allclose(1 - other.factors[site], of - 1, atol=1e-6)
+    assert permuted_edit(edit, 0).fingerprint == permuted_one.fingerprint
+    assert permuted_edit(edit, 1).fingerprint != permuted_one.fingerprint
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1))

@@ -6,9 +6,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sordino.evaluation import Coverage, Figure, Measure, Refusals, Toxicity
 from sordino.evaluation.measures.divergence import ContinuedDivergence
 from sordino.evaluation.result import measure_of
@@ -24,7 +21,7 @@ from sordino.studies.contenders import CORPUS, OURS, Bench
 from sordino.studies.findings import compared, differences, toxic
 from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
-from sordino.studies.variants import by_changes, permuted, reversed_sign, with_own
+from sordino.studies.variants import permuted_edit, reversed_edit, with_own
 from sordino.studies.words import by_points, interval, model_name, plain, ratio, rises, share
 from sordino.tuning.lab import Lab, Trial
 
@@ -177,7 +174,12 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     as_aura = ours(paid, _AS_AURA)
     controls: dict[str, Sizes] = {_JUDGED: family(judged, "contrast", evidence="own")}
     if asked is not None:
-        controls |= _turned(everywhere, asked, lab.seed)
+        edit = asked.dampening
+        assert isinstance(edit, Dampening)  # contrast gives nothing else
+        controls |= {
+            _PERMUTED: permuted_edit(edit, lab.seed).scaled,
+            _REVERSED: reversed_edit(edit).scaled,
+        }
     found = {name: lab.sized(name, of, plan.asked) for name, of in controls.items()}
     trials = reached([published, as_aura, corpus, asked, *found.values()])
     toxicity = plan.toxicity()
@@ -270,18 +272,3 @@ def _randomly_judged(bench: Bench) -> Expertise:
         own=replace(bench.own, permuted=lab.seed),
     )
     return with_own(bench.everywhere, control)
-
-
-def _turned(expertise: Expertise, trial: Trial, seed: int) -> dict[str, Sizes]:
-    """An edit with its amounts permuted within each site, and with their sign reversed."""
-    edit = trial.dampening
-    assert isinstance(edit, Dampening)  # contrast gives nothing else
-    amounts = {site: 1 - edit.factors[site].astype(np.float64) for site in expertise.sites}
-
-    def sizes(values: Mapping[str, NDArray[np.float64]], name: str) -> Sizes:
-        return by_changes(expertise, np.concatenate([*values.values()]), name).scaled
-
-    return {
-        _PERMUTED: sizes(permuted(seed)(amounts), "permuted"),
-        _REVERSED: sizes(reversed_sign(amounts), "reversed"),
-    }

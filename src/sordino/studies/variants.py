@@ -71,6 +71,18 @@ def reversed_sign(values: Values) -> Values:
     return {site: -of for site, of in values.items()}
 
 
+def permuted_edit(edit: Dampening, seed: int) -> Dampening:
+    """The same factors on other neurons: permuted within each site."""
+    generator = np.random.default_rng(seed)
+    factors = {site: generator.permutation(of) for site, of in edit.factors.items()}
+    return replace(edit, factors=factors)
+
+
+def reversed_edit(edit: Dampening) -> Dampening:
+    """The opposite change of the same neurons: 2 less each factor."""
+    return replace(edit, factors={site: 2 - of for site, of in edit.factors.items()})
+
+
 def with_own(expertise: Expertise, own: Expertise, sign: int = 1) -> Expertise:
     """An expertise with another one's attribution to own samples.
 
