@@ -76,8 +76,9 @@ def _beside_aura(name: str, group: GroupRecord) -> Iterator[str]:
     for removal in same.removals if same else ():
         verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
         yield (
-            f"{name}, {removal.scorer}: {same.name if same else ''} removes "
-            f"{ratio(removal.ratio)} times what AurA removes ({verdict} more than twice)."
+            f"{name}, {removal.scorer}: the toxic continuations that {same.name if same else ''} "
+            f"removes, divided by those that AurA removes: {ratio(removal.ratio)}; {verdict} more "
+            "than twice."
         )
 
 
