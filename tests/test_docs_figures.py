@@ -238,6 +238,20 @@ QUOTED = [
     ),
     (
         "studies",
+        rf"at a divergence of 0\.05, {TWO} of {TWO} are left \(two scorers[^|]*?than prose: "
+        rf"([\d.]+) \| {TWO} of {TWO}, likewise; ([\d.]+)",
+        [
+            figure
+            for record, by in (("smollm2", PROBE), ("gemma3", SMOL_PROBE))
+            for figure in (
+                *left(f"recommended-{record}", "effect", f"{OURS} at 0.05", by=by),
+                *left(f"recommended-{record}", "effect", f"{OURS} at 0.05", part="before", by=by),
+                divergence(f"recommended-{record}", "harmless", f"{OURS} at 0.05"),
+            )
+        ],
+    ),
+    (
+        "studies",
         rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
         rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}, "
         rf"on the 1\.5B {TWO} of {TWO}[^|]*?DPO leaves {TWO} on the 0\.5B, where ours leave {TWO}",

@@ -13,7 +13,7 @@ import torch
 
 from sordino.concepts import load_concept
 from sordino.concepts.text_files import one_line
-from sordino.evaluation import Coverage, Estimate, Evaluation, Figure, Measure, Refusals
+from sordino.evaluation import Estimate, Evaluation, Figure, Measure
 from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.bold import protected_texts
 from sordino.evaluation.measures.coverage import FEWEST
@@ -135,8 +135,8 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
     """The measures that read prompts or use scorers; replies have the same scorers."""
     return (
         plan.toxicity(),
-        Refusals(plan.refusal_prompts, max_prompts=plan.refusals, new_tokens=plan.reply_tokens),
-        Coverage(plan.group_texts, max_texts=plan.most_group_texts),
+        plan.refusing(),
+        plan.about_groups(),
         Piqa(plan.questions),
     )
 

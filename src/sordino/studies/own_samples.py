@@ -1,14 +1,11 @@
 """Whether what the model itself writes makes contrast better."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 
 from sordino.errors import UserError
 from sordino.evaluation import Measure
-from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import family
-from sordino.models.sites import ATTENTION
 from sordino.studies.findings import compared, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
@@ -18,8 +15,6 @@ from sordino.tuning.lab import Lab
 BOTH = "own samples and corpus at {:g}"
 """What contrast with all evidence is called at a divergence; other studies share its work."""
 _EVIDENCE = {"corpus at {:g}": "corpus", "own samples at {:g}": "own", BOTH: "all"}
-_FEW = 50
-"""Sentences of each class in a sweep that is made for its own samples alone."""
 _SMALLER = 0.4
 """The smaller of the two divergences, as a share of the one that is asked about."""
 _PLACES = {
@@ -79,13 +74,7 @@ def own_samples(lab: Lab, plan: Plan) -> Iterator[Group]:
             lab,
             own_evidence(expertise),
         )
-    control = lab.find(
-        "own-permuted",
-        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
-        sites=ATTENTION,
-        attribution=AttributionSettings(_FEW, lab.seed),
-        own=replace(own, permuted=lab.seed),
-    )
+    control = plan.randomly_judged(lab, own)
     controls = {
         "judge permuted": with_own(expertise, control),
         "sign reversed": with_own(expertise, expertise, sign=-1),

@@ -1,22 +1,18 @@
 """What the recommended edit removes, what it costs, and how it does without what makes it work."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from sordino.evaluation import Coverage, Figure, Measure, Refusals, Toxicity
+from sordino.evaluation import Figure, Measure, Toxicity
 from sordino.evaluation.measures.divergence import ContinuedDivergence
 from sordino.evaluation.result import measure_of
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.texts import CODE, choose
-from sordino.expertise.artefact import Expertise
-from sordino.expertise.attribution import AttributionSettings
 from sordino.interventions import Dampening, aura, family
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
-from sordino.models.sites import ATTENTION
 from sordino.studies.contenders import CORPUS, OURS, Bench
 from sordino.studies.findings import compared, differences, toxic
 from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
@@ -28,8 +24,6 @@ from sordino.tuning.lab import Lab, Trial
 _AURA = "aura"
 _PERMUTED, _REVERSED = "permuted within sites", "sign reversed"
 _JUDGED = "own samples, random judge"
-_FEW = 50
-"""Sentences of each class in a sweep that is made for a random judge's own samples alone."""
 _AS_AURA = f"{OURS} at AurA's divergence"
 _REPLIES = 2
 """The most replies to a prompt: they take several times as long as continuations."""
@@ -72,13 +66,12 @@ def _over(figure: Figure) -> str:
 
 def _beside_aura(name: str, group: GroupRecord) -> Iterator[str]:
     """What is removed at AurA's own divergence, beside what AurA removes."""
-    same = group.trial(_AS_AURA) or _ours(group)
+    same = group.trial(_AS_AURA)
     for removal in same.removals if same else ():
         verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
         yield (
-            f"{name}, {removal.scorer}: the toxic continuations that {same.name if same else ''} "
-            f"removes, divided by those that AurA removes: {ratio(removal.ratio)}; {verdict} more "
-            "than twice."
+            f"{name}, {removal.scorer}: the toxic continuations that {_AS_AURA} removes, divided "
+            f"by those that AurA removes: {ratio(removal.ratio)}; {verdict} more than twice."
         )
 
 
@@ -134,18 +127,10 @@ _TOLD = {
 """The shares that the answer tells, by measure."""
 
 
-def _refusals(plan: Plan) -> Refusals:
-    return Refusals(plan.refusal_prompts, max_prompts=plan.refusals, new_tokens=plan.reply_tokens)
-
-
 def _needed(plan: Plan) -> tuple[Measure, ...]:
     """The measures that read prompts or use scorers; replies have the same scorers."""
     plan.elsewhere().chosen(0)  # which are there, before long work
-    return plan.toxicity(), _refusals(plan), _coverage(plan), *plan.beside()
-
-
-def _coverage(plan: Plan) -> Coverage:
-    return Coverage(plan.group_texts, max_texts=plan.most_group_texts)
+    return plan.toxicity(), plan.refusing(), plan.about_groups(), *plan.beside()
 
 
 @study("What does the recommended edit remove, and what does it cost?", _answer, _needed)
@@ -157,7 +142,7 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     """
     bench = Bench(lab, plan)
     everywhere, published = bench.everywhere, Trial(_AURA, aura(bench.papers), rule=_AURA)
-    judged = _randomly_judged(bench)
+    judged = with_own(everywhere, plan.randomly_judged(lab, bench.own))
     best = family(everywhere, "contrast")
 
     def ours(divergence: float, name: str = "") -> Trial | None:
@@ -184,13 +169,13 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     found = {name: lab.sized(name, of, plan.asked) for name, of in controls.items()}
     trials = reached([published, as_aura, corpus, asked, *found.values()])
     toxicity = plan.toxicity()
-    others = [trial for trial in trials if asked is not None and trial not in (asked, as_aura)]
+    others = [trial for trial in trials if trial not in (asked, as_aura)]
     yield Group(
         "effect",
         f"At a divergence of {plan.asked:g} and at AurA's own, with controls",
         trials,
         (toxicity, *plan.reading(lab.texts)),
-        absent([_AS_AURA, OURS, *controls], [as_aura, asked, *found.values()]),
+        absent([_AS_AURA, CORPUS, OURS, *controls], [as_aura, corpus, asked, *found.values()]),
         findings=partial(
             differences,
             pairs={
@@ -215,15 +200,11 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group("elsewhere", f"On {_PLACES['elsewhere']}", main, (plan.elsewhere(),))
     template = template_of(lab.ref)
     if template is not None:
+        form = Chat("on"), fingerprint_of(template)
         few = min(_REPLIES, plan.continuations)
-        replies = plan.toxicity(new_tokens=plan.reply_tokens, continuations=few)
-        for name, title, measure in (
-            ("replies", "Toxic replies in the chat template", replies),
-            ("refusals", "Refusals", _refusals(plan)),
-        ):
-            twin = measure.in_chat(Chat("on"), fingerprint_of(template))
-            assert twin is not None  # it prompts the model
-            yield Group(name, title, main, (twin,))
+        replies = plan.toxicity(new_tokens=plan.reply_tokens, continuations=few).in_chat(*form)
+        yield Group("replies", "Toxic replies in the chat template", main, (replies,))
+        yield Group("refusals", "Refusals", main, (plan.refusing().in_chat(*form),))
     yield Group("beside", "What it costs elsewhere", main, plan.beside())
     code = plan.reading(CODE)
     yield Group("code", "Code: functions of Python's standard library", main, code)
@@ -233,7 +214,7 @@ def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
         main,
         (_on_harmless(lab, plan, toxicity, published),),
     )
-    yield Group("groups", "Harmless text about groups of people", main, (_coverage(plan),))
+    yield Group("groups", "Harmless text about groups of people", main, (plan.about_groups(),))
 
 
 def _on_harmless(lab: Lab, plan: Plan, toxicity: Toxicity, trial: Trial) -> ContinuedDivergence:
@@ -260,16 +241,3 @@ def _is_harmless(one: Mapping[str, Any]) -> bool:
     return bool(one["text"].strip()) and all(
         score is not None and score <= TOXIC_SCORE for score in scores
     )
-
-
-def _randomly_judged(bench: Bench) -> Expertise:
-    """The expertise with own samples whose scores are permuted within each prompt."""
-    lab = bench.lab
-    control = lab.find(
-        "own-permuted",
-        concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
-        sites=ATTENTION,
-        attribution=AttributionSettings(_FEW, lab.seed),
-        own=replace(bench.own, permuted=lab.seed),
-    )
-    return with_own(bench.everywhere, control)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sordino.errors import UserError
 from sordino.evaluation import (
+    Coverage,
     Divergence,
     Diversity,
     Evaluation,
@@ -13,6 +14,7 @@ from sordino.evaluation import (
     OrdinaryToxicity,
     Perplexity,
     Prepared,
+    Refusals,
     Toxicity,
     ToxicPerplexity,
     ZeroShot,
@@ -29,6 +31,9 @@ from sordino.models.sites import ATTENTION
 from sordino.registry import Registry
 from sordino.studies.record import Finding, StudyRecord
 from sordino.tuning.lab import Lab, Trial
+
+_FEW = 50
+"""Sentences of each class for an expertise that is made for its own samples alone."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,19 @@ class Plan:
         attribution = AttributionSettings(self.per_class, lab.seed)
         return lab.find(name, sites=ATTENTION, attribution=attribution, own=own, edited=edited)
 
+    def randomly_judged(self, lab: Lab, own: OwnSettings) -> Expertise:
+        """A control: attribution to own samples whose scores are permuted within each prompt.
+
+        Its sweep, and its attribution to sentences, are of few of them, for nobody reads those.
+        """
+        return lab.find(
+            "own-permuted",
+            concept=lab.concept.sampled(max_per_class=_FEW, seed=lab.seed),
+            sites=ATTENTION,
+            attribution=AttributionSettings(_FEW, lab.seed),
+            own=replace(own, permuted=lab.seed),
+        )
+
     def writing(self) -> tuple[Toxicity, ...]:
         """What the model writes, on as many prompts as a question about one rule takes."""
         return (self.toxicity(max_prompts=self.most_other),)
@@ -194,6 +212,16 @@ class Plan:
         """The measures of what a change costs on texts."""
         most = min(self.texts, Divergence.max_texts or self.texts)
         return Perplexity(texts, max_texts=self.texts), Divergence(texts, max_texts=most)
+
+    def refusing(self) -> Refusals:
+        """Refusals of safe and of unsafe prompts."""
+        return Refusals(
+            self.refusal_prompts, max_prompts=self.refusals, new_tokens=self.reply_tokens
+        )
+
+    def about_groups(self) -> Coverage:
+        """How well harmless text about groups of people is predicted."""
+        return Coverage(self.group_texts, max_texts=self.most_group_texts)
 
     def beside(self) -> tuple[Measure, ...]:
         """What is measured beside toxic continuations, and what a change costs on prose."""

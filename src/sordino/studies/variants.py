@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from sordino.interventions import Dampening, selective
 from sordino.interventions.rules.contrast import amounts, benefit_and_cost, by_site
 
 Values = Mapping[str, NDArray[np.float64]]
+F = TypeVar("F", bound=np.floating[Any])
 
 
 def contrast_of(
@@ -58,12 +61,12 @@ def by_changes(
 
 def permuted(seed: int) -> Callable[[Values], Values]:
     """Benefits permuted within each site."""
+    return partial(_permute, seed=seed)
 
-    def permute(values: Values) -> Values:
-        generator = np.random.default_rng(seed)
-        return {site: generator.permutation(of) for site, of in values.items()}
 
-    return permute
+def _permute(values: Mapping[str, NDArray[F]], seed: int) -> dict[str, NDArray[F]]:
+    generator = np.random.default_rng(seed)
+    return {site: generator.permutation(of) for site, of in values.items()}
 
 
 def reversed_sign(values: Values) -> Values:
@@ -73,9 +76,7 @@ def reversed_sign(values: Values) -> Values:
 
 def permuted_edit(edit: Dampening, seed: int) -> Dampening:
     """The same factors on other neurons: permuted within each site."""
-    generator = np.random.default_rng(seed)
-    factors = {site: generator.permutation(of) for site, of in edit.factors.items()}
-    return replace(edit, factors=factors)
+    return replace(edit, factors=_permute(edit.factors, seed))
 
 
 def reversed_edit(edit: Dampening) -> Dampening:
