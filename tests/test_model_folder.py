@@ -40,7 +40,9 @@ def plant(root: Path, outside: Path, chosen) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "file":
-                path.write_bytes(name.encode())
+                # A link to the folder can make this the place of a pipe, where writing would wait.
+                with path.open("xb") as file:
+                    file.write(name.encode())
             elif kind == "pipe":
                 os.mkfifo(path)
             elif kind == "socket":
