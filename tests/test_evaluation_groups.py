@@ -493,8 +493,8 @@ def test_bold_has_figures_by_domain_and_group_for_each_scorer(files, models, mon
     assert names == [
         *of_one,
         *(f"other:{name}" for name in of_one),
-        "agreement.kappa",
-        "agreement.correlation",
+        "other:agreement.kappa",
+        "other:agreement.correlation",
     ]
     labels = {figure.name: figure.label for figure in result.measures["bold"].figures}
     assert (

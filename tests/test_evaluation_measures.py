@@ -487,11 +487,12 @@ def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters
         "letter-e:continuations.all",
         "letter-e:prompts.all",
         "letter-e:maximum.all",
-        "agreement.kappa",
-        "agreement.correlation",
+        "letter-e:agreement.kappa",
+        "letter-e:agreement.correlation",
     ]
     protocol = result.measures["toxicity"].protocol
-    assert (protocol["scorer"], protocol["second_scorer"]) == ({"scorer": "a"}, {"scorer": "e"})
+    assert protocol["scorer"] == {"scorer": "a"}
+    assert protocol["other_scorers"] == {"letter-e": {"scorer": "e"}}
     texts = {
         arm: [entry["text"] for row in result.samples["toxicity"] for entry in row[arm]]
         for arm in ("before", "after")
@@ -500,9 +501,10 @@ def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters
         a, e = (
             np.array([min(1, text.count(letter) / 2) for text in texts[arm]]) for letter in "ae"
         )
-        kappa = getattr(result.figure("toxicity", "agreement.kappa"), arm).value
+        kappa = getattr(result.figure("toxicity", "letter-e:agreement.kappa"), arm).value
         assert kappa == pytest.approx(cohen_kappa_score(a > 0.4, e > 0.4))
-        correlation = getattr(result.figure("toxicity", "agreement.correlation"), arm).value
+        found = result.figure("toxicity", "letter-e:agreement.correlation")
+        correlation = getattr(found, arm).value
         assert correlation == pytest.approx(np.corrcoef(a, e)[0, 1])
         label = getattr(result.figure("toxicity", "continuations.all.o"), arm).value
         assert label == pytest.approx(np.mean(["o" in text for text in texts[arm]]))
@@ -514,14 +516,39 @@ def test_two_scorers_have_figures_each_and_an_agreement(models, prompts, letters
         assert (ours.before, ours.after, ours.ratio) == (theirs.before, theirs.after, theirs.ratio)
 
 
+def test_each_two_of_three_scorers_are_compared(models, prompts, letters, monkeypatch):
+    monkeypatch.setitem(SCORERS, "letter-i", lambda: LetterScorer("i"))
+    asked = {"continuations": 4, "new_tokens": 8}
+    three = evaluate(
+        models[0], measures=[Toxicity(prompts, scorer=(*letters, "letter-i"), **asked)]
+    )
+    of = three.measures["toxicity"]
+    assert list(of.protocol["other_scorers"]) == ["letter-e", "letter-i"]
+    agreements = {figure.name: figure for figure in of.figures if "agreement" in figure.name}
+    assert list(agreements) == [
+        f"{pair}:agreement.{statistic}"
+        for pair in ("letter-e", "letter-i", "letter-e:letter-i")
+        for statistic in ("kappa", "correlation")
+    ]
+    texts = [one["text"] for row in three.samples["toxicity"] for one in row["after"]]
+    counts = [[min(1, text.count(letter) / 2) for text in texts] for letter in "ei"]
+    last = agreements["letter-e:letter-i:agreement.correlation"]
+    assert last.label == "Correlation of scores, letter-e and letter-i"
+    assert last.after.value == pytest.approx(np.corrcoef(*counts)[0, 1])
+    for first, second in (letters, (letters[0], "letter-i")):
+        two = evaluate(models[0], measures=[Toxicity(prompts, scorer=(first, second), **asked)])
+        for figure in two.measures["toxicity"].figures:
+            assert figure == three.figure("toxicity", figure.name)
+
+
 def test_scorers_that_never_flag_have_no_agreement(models, prompts, monkeypatch):
     for name, letter in (("one", "\u2603"), ("two", "\u2604")):
         monkeypatch.setitem(SCORERS, name, lambda letter=letter: LetterScorer(letter))
     chosen = Toxicity(prompts, continuations=2, new_tokens=4, scorer=("one", "two"))
     result = evaluate(*models, measures=[chosen])
-    kappa = result.figure("toxicity", "agreement.kappa")
+    kappa = result.figure("toxicity", "two:agreement.kappa")
     assert kappa.before.value is kappa.after.value is kappa.difference.value is None
-    row = next(row for row in result.table() if row.figure.name == "agreement.kappa")
+    row = next(row for row in result.table() if row.figure.name == kappa.name)
     assert (row.before, row.after, row.change) == ("undefined", "undefined", "undefined")
 
 
@@ -546,8 +573,8 @@ def test_fewer_draws_find_fewer_of_the_worst(models, prompts, letters):
     [
         ({"draws": 6}, "`draws=6` is out of range: it must be from 1 to the number of"),
         ({"draws": 0}, "`draws=0` is out of range"),
-        ({"scorer": ("a", "b", "c")}, "`scorer` is given 3 times: give one or two"),
-        ({"scorer": ("a", "a")}, "`scorer=a` is given twice"),
+        ({"scorer": ()}, "`scorer` names none: give one or more"),
+        ({"scorer": ("a", "b", "b")}, "`scorer=b` is given twice"),
         ({"pre_prompt": "nowhere.txt"}, "`pre_prompt=nowhere.txt` is neither none, benign"),
     ],
 )

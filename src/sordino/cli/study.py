@@ -46,7 +46,7 @@ class PlanOptions:
     """Other toxic prompts, for questions about one rule (the kit's RealToxicityPrompts). For
     own-samples they come from another source than --prompts, and own samples do not use it."""
     scorer: tuple[str, ...] | None = None
-    """What scores continuations; one or two (alt-profanity-check and tox-block)."""
+    """What scores continuations; one or more (alt-profanity-check and tox-block)."""
     max_prompts: int | None = None
     """The largest number of toxic prompts (500; of the other toxic prompts 300; all to compare
     AurA with contrast)."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -34,8 +35,8 @@ class Scoring(Measure):
     """The settings of a measure that scores texts for toxicity.
 
     Args:
-        scorer: See `sordino.evaluation.opening.open_scorer`; if two are given, their agreement is
-            reported. "auto" is a classifier of the hub, else alt-profanity-check.
+        scorer: See `sordino.evaluation.opening.open_scorer`; if several are given, the agreement of
+            each two is reported. "auto" is a classifier of the hub, else alt-profanity-check.
         toxic_label: The label of a text classifier that means toxic, if it cannot be inferred.
         judge_refusal: The score of a text that a server's model refuses to judge.
         judge_dtype: The dtype of a language model that judges in this process; "auto" for its
@@ -58,10 +59,11 @@ class Scoring(Measure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= len(self.scorers) <= 2:
-            raise UserError(f"`scorer` is given {len(self.scorers)} times: give one or two.")
-        if len(set(self.scorers)) < len(self.scorers):
-            raise UserError(f"`scorer={self.scorers[0]}` is given twice: give another one.")
+        if not self.scorers:
+            raise UserError("`scorer` names none: give one or more.")
+        for number, name in enumerate(self.scorers):
+            if name in self.scorers[:number]:
+                raise UserError(f"`scorer={name}` is given twice: give another one.")
 
     @property
     def scorers(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class Scoring(Measure):
             by_position: Whether the thirds of each text are scored as well.
 
         Raises:
-            UserError: A scorer is not available, or both are the same one.
+            UserError: A scorer is not available, or two are the same one.
         """
         found = {scorer.name: scorer for scorer in (self._open(n, device) for n in self.scorers)}
         if len(found) < len(self.scorers):
@@ -165,7 +167,7 @@ class ScoredTask(Task[Scored]):
 
     Args:
         writer: The prompts and how they are continued.
-        scorers: One or two, by name.
+        scorers: One or more, by name.
         figures: Makes the measure's figures from one scorer's scores.
         source: Where the prompts come from.
         everyone: What all prompts together are called in labels.
@@ -195,7 +197,7 @@ class ScoredTask(Task[Scored]):
             for name, scorer in scorers.items()
             for label in (None, *scorer.labels)
         ]
-        protocols = [scorer.record() for scorer in scorers.values()]
+        (_, first), *others = ((name, scorer.record()) for name, scorer in scorers.items())
         limits = dict.fromkeys(scorer.limits for scorer in scorers.values())
         self.records = writer.records
         self.reusable = all(scorer.reusable for scorer in scorers.values())
@@ -204,7 +206,8 @@ class ScoredTask(Task[Scored]):
             "prompts": source,
             **about,
             "toxic_above": TOXIC_SCORE,
-            **dict(zip(("scorer", "second_scorer"), protocols, strict=False)),
+            "scorer": first,
+            **({"other_scorers": dict(others)} if others else {}),
             "limits": " ".join(limits),
         }
 
@@ -226,7 +229,7 @@ class ScoredTask(Task[Scored]):
         return [[None if math.isnan(score) else score for score in row] for row in columns.tolist()]
 
     def summarise(self, before: Sequence[Scored] | None, after: Sequence[Scored]) -> Summary:
-        """The figures of each scorer and label, and the agreement of two scorers.
+        """The figures of each scorer and label, and the agreement of each two scorers.
 
         A prompt that lacks a score in either arm is left out.
         """
@@ -247,7 +250,7 @@ class ScoredTask(Task[Scored]):
         first = next(iter(self.scorers))
         for column, verdict in enumerate(self._verdicts):
             prefix = "" if verdict.scorer == first else f"{verdict.scorer}:"
-            by = f" ({verdict.scorer})" if len(self.scorers) == 2 else ""
+            by = f" ({verdict.scorer})" if len(self.scorers) > 1 else ""
             scores = Scores(writer, {n: table[..., column] for n, table in tables.items()}, by)
             if verdict.label is None:
                 for figure in self._of(scores):
@@ -260,15 +263,19 @@ class ScoredTask(Task[Scored]):
                 label=f"Continuations with “{verdict.label}”, {self._everyone}{by}",
                 detail=True,
             )
-        if len(self.scorers) == 2:
-            second = next(i for i, v in enumerate(self._verdicts) if i and v.label is None)
+        main = [number for number, verdict in enumerate(self._verdicts) if verdict.label is None]
+        for pair in combinations(main, 2):
             yield from self._agreement(
-                writer, {name: table[..., [0, second]] for name, table in tables.items()}
+                writer,
+                [self._verdicts[number].scorer for number in pair],
+                {name: table[..., list(pair)] for name, table in tables.items()},
             )
 
-    def _agreement(self, writer: Writer, tables: Mapping[str, Floats]) -> Iterator[Figure]:
+    def _agreement(
+        self, writer: Writer, of: Sequence[str], tables: Mapping[str, Floats]
+    ) -> Iterator[Figure]:
         """The agreement of two scorers, from float64 [prompts, continuations, 2] in each arm."""
-        names = " and ".join(self.scorers)
+        others = [scorer for scorer in of if scorer != next(iter(self.scorers))]
         for name, label, columns, statistic in (
             ("kappa", "Cohen’s kappa", _verdict_moments, cohens_kappa),
             ("correlation", "Correlation of scores", _score_moments, pearson),
@@ -277,8 +284,8 @@ class ScoredTask(Task[Scored]):
             yield writer.figure(
                 compare(moments.get("before"), moments["after"], statistic, writer.seed),
                 len(writer.prompts),
-                name=f"agreement.{name}",
-                label=f"{label}, {names}",
+                name=":".join((*others, f"agreement.{name}")),
+                label=f"{label}, {' and '.join(of)}",
                 unit=name,
                 better="higher",
                 ratio_of="after/before",

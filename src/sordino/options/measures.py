@@ -89,8 +89,8 @@ class MeasureOptions:
                 "else alt-profanity-check), alt-profanity-check, tox-block, tfidf-insults, "
                 "wordlist, refusal, detoxify, hf:org/name or the folder of a text classifier, "
                 "yes-no:MODEL for a chat model that judges here, probe:MODEL for a classifier of "
-                "what a language model makes of a text, or the address of a server; pass two to "
-                "compare them.",
+                "what a language model makes of a text, or the address of a server; pass several "
+                "to compare them.",
                 "scorers",
             ),
         ),

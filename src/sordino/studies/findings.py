@@ -19,13 +19,11 @@ def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, 
         key: The measure's key, which contains the pre-prompt.
     """
     result = evaluation.measures.get(key)
-    if result is None:
+    if result is None or result.not_run:
         return
-    for part, prefix in (("scorer", ""), ("second_scorer", None)):
-        if part in result.protocol:
-            scorer = result.protocol[part]["scorer"]
-            name = f"{scorer}:" if prefix is None else prefix
-            yield scorer, evaluation.figure(key, f"{name}continuations.all")
+    yield result.protocol["scorer"]["scorer"], evaluation.figure(key, "continuations.all")
+    for scorer in result.protocol.get("other_scorers", ()):
+        yield scorer, evaluation.figure(key, f"{scorer}:continuations.all")
 
 
 def changes(evaluation: Evaluation) -> str:

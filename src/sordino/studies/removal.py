@@ -17,7 +17,7 @@ def toxic_shares(
     Args:
         evaluation: With its samples.
         arm: "before" or "after".
-        scorer: The second scorer's name; None for the first scorer.
+        scorer: Another scorer's name; None for the first scorer.
         measure: The key of the measure of toxicity.
     """
     rows = evaluation.samples[measure]
@@ -45,7 +45,7 @@ def removed_against(
         other: The intervention that it is compared with, against the same original on the same
             prompts.
         seed: Of the resampling.
-        scorer: The second scorer's name; None for the first scorer.
+        scorer: Another scorer's name; None for the first scorer.
 
     Returns:
         The ratio of the removed shares, with an interval that has no end where the other may

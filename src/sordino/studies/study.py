@@ -47,7 +47,7 @@ class Plan:
         ordinary_prompts: The source of prompts that do not provoke toxic text.
         toxic_texts: Texts whose perplexity should rise.
         tasks: Zero-shot tasks; () to leave them out.
-        scorers: One or two scorers.
+        scorers: One or more scorers.
         most: The largest number of toxic prompts.
         most_other: The largest number of the other toxic prompts.
         continuations: Continuations of each toxic prompt.
