@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -21,12 +22,13 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura, contrast
-from sordino.report.article import write_markdown
+from sordino.report.article import Table, write_markdown
 from sordino.report.study import study_article
 from sordino.studies import STUDIES, StudyRecord
 from sordino.studies import concepts as concepts_study
 from sordino.studies.cost import crossing
 from sordino.studies.data import halves
+from sordino.studies.findings import toxic
 from sordino.studies.removal import removed_against
 from sordino.studies.rivals import match
 from sordino.studies.variants import (
@@ -541,8 +543,8 @@ def test_a_study_in_a_run_s_folder_is_on_its_page(finished, capsys):
     assert 'data-tab="diversity"' in first
     assert 'href="out/diversity.html"' in first
     assert first.count('href="#studies"') == 1
-    answer = capsys.readouterr().out.splitlines()[0]
-    assert escape(answer) in first
+    _, _, answer = capsys.readouterr().out.splitlines()[0].partition(": ")
+    assert f"<li>{escape(answer)}</li>" in first
     Path("out/other").mkdir()
     Path("out/other/diversity.json").write_text("{}")
     capsys.readouterr()
@@ -592,3 +594,30 @@ def test_parts_of_a_dampening():
     best = only_best(paper, expertise, 2).factors
     np.testing.assert_allclose(best["a"], [0.2, 1, 1], rtol=1e-5)
     np.testing.assert_allclose(best["b"], [1, 0.1], rtol=1e-5)
+
+
+RECORDS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def test_a_page_of_several_records_has_them_side_by_side():
+    """By the real records: two of one model, of which one lacks rivals that the other has."""
+    names = ("rivals-qwen0.5b", "rivals-gemma3", "rivals-gemma3_dpo")
+    records = [StudyRecord.load(RECORDS / f"{name}.json", "rivals") for name in names]
+    tables = [block for block in study_article(records).answer if isinstance(block, Table)]
+    asked = next(table for table in tables if "at-asked" in table.name)
+    assert asked.columns == ["", "Qwen2.5-Coder 0.5B", "Gemma 3 270M", "Gemma 3 270M (2)"]
+    cells = {row[0]: row[1:] for row in asked.rows}
+    trials = dict.fromkeys(t.name for of in records for t in of.group("at-asked").trials)
+    assert list(cells) == ["by", "original", *trials]
+    for column, record in enumerate(records):
+        for name in trials:
+            trial = record.group("at-asked").trial(name)
+            shares = [figure.after.value for _, figure in toxic(trial.evaluation)] if trial else []
+            found = re.findall(r"([\d.]+) %", cells[name][column])
+            assert [float(each) for each in found] == pytest.approx(
+                [100 * each for each in shares], abs=0.051
+            )
+            assert trial or cells[name][column] == "—"
+    sized = next(table for table in tables if "at-aura" in table.name)
+    assert sized.rows[0][1:] == [of.group("at-aura").title for of in records]
+    assert not [block for block in study_article(records[:1]).answer if isinstance(block, Table)]

@@ -17,6 +17,7 @@ from sordino.report.article import write_html, write_markdown
 from sordino.report.studies import show_studies
 from sordino.report.study import study_article
 from sordino.studies import STUDIES, Plan, StudyRecord, carry_out, prepare_study
+from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 
@@ -117,12 +118,13 @@ def study(
             texts=texts,
         )
         records.append(carry_out(name, lab, measured, found, shlex.join(command)))
-    article = study_article(records)
+    article, asked = study_article(records), STUDIES.named(name)
     write_html(article, page)
     show_studies(folder.absolute().parent / "report.html", folder)
     if markdown is not None:
         write_markdown(article, Path(markdown))
-    return StudyResult(tuple(records), page, tuple(article.answer))
+    answer = tuple(f"{model_name(of.model)}: {line}" for of in records for line in asked.answer(of))
+    return StudyResult(tuple(records), page, answer)
 
 
 def _is_record(model: str | Path) -> bool:

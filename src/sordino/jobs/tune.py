@@ -15,7 +15,7 @@ from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.models.reference import ModelRef, resolve
 from sordino.outputs import DAMPENING, PAGE, TUNED, claim_output
 from sordino.report.article import write_html
-from sordino.report.tuned import tuned_article
+from sordino.report.tuned import tuned_answer, tuned_article
 from sordino.tuning.budget import Budget
 from sordino.tuning.lab import Lab
 from sordino.tuning.search import TRIED, Tuned, TuneSettings, prepare_search, search
@@ -152,11 +152,9 @@ def tune(
         if chosen is not None:
             chosen.save(file, force=True)
         write_json(results, tuned.model_dump(mode="json"))
-        article = tuned_article(
-            tuned, command, ["sordino", "bake", str(model), str(file), "-o", "quiet"]
-        )
-        write_html(article, page)
-    return TuneResult(tuned, chosen, file, page, tuple(article.answer))
+        bake = ["sordino", "bake", str(model), str(file), "-o", "quiet"]
+        write_html(tuned_article(tuned, command, bake), page)
+    return TuneResult(tuned, chosen, file, page, tuple(tuned_answer(tuned)))
 
 
 def _in_the_template_of(ref: ModelRef, chat: Chat, settings: TuneSettings) -> TuneSettings:

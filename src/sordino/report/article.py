@@ -58,12 +58,25 @@ class Code:
     text: str
 
 
-Block = str | Table | Chart | Code
+@dataclass(frozen=True)
+class Points:
+    """Sentences in a list.
+
+    Args:
+        title: What they are about.
+        lines: The sentences.
+    """
+
+    title: str
+    lines: Sequence[str]
+
+
+Block = str | Table | Chart | Code | Points
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a page: paragraphs (text), tables, charts and code, in order."""
+    """A section of a page: paragraphs (text) and other blocks, in order."""
 
     title: str
     blocks: Sequence[Block]
@@ -76,14 +89,14 @@ class Article:
     Args:
         kind: The kind of page, in a word or two.
         title: Its title.
-        answer: The answer in sentences, which come first.
+        answer: The answer, which comes first: sentences, tables and lists.
         sections: The rest.
         limits: What the figures cannot promise.
     """
 
     kind: str
     title: str
-    answer: Sequence[str]
+    answer: Sequence[Block]
     sections: Sequence[Section]
     limits: Sequence[str]
 
@@ -115,29 +128,37 @@ def write_markdown(article: Article, path: Path) -> None:
 
 def _markdown(article: Article, path: Path) -> Iterator[str]:
     yield f"# {article.title}\n"
-    for sentence in article.answer:
-        yield f"{sentence}\n"
+    for block in article.answer:
+        yield from _block(block, path)
     for section in article.sections:
         yield f"## {section.title}\n"
         for block in section.blocks:
-            if isinstance(block, Table):
-                yield f"{block.caption}\n"
-                yield _line(block.columns)
-                yield _line(["---", *["--:"] * (len(block.columns) - 1)])
-                yield from map(_line, block.rows)
-                yield ""
-            elif isinstance(block, Chart):
-                yield f"![{block.caption}]({_svg(path, block).name})\n"
-                colours = _colours()
-                key = [f"{name} ({colours[variable]})" for name, variable in block.key.items()]
-                yield f"*{block.caption}* " + ("Lines: " + ", ".join(key) + ".\n" if key else "\n")
-            elif isinstance(block, Code):
-                yield f"```\n{block.text}\n```\n"
-            else:
-                yield f"{block}\n"
+            yield from _block(block, path)
     yield "## What this cannot promise\n"
     for limit in article.limits:
         yield f"- {limit}"
+
+
+def _block(block: Block, path: Path) -> Iterator[str]:
+    if isinstance(block, Table):
+        yield f"{block.caption}\n"
+        yield _line(block.columns)
+        yield _line(["---", *["--:"] * (len(block.columns) - 1)])
+        yield from map(_line, block.rows)
+        yield ""
+    elif isinstance(block, Chart):
+        yield f"![{block.caption}]({_svg(path, block).name})\n"
+        colours = _colours()
+        key = [f"{name} ({colours[variable]})" for name, variable in block.key.items()]
+        yield f"*{block.caption}* " + ("Lines: " + ", ".join(key) + ".\n" if key else "\n")
+    elif isinstance(block, Code):
+        yield f"```\n{block.text}\n```\n"
+    elif isinstance(block, Points):
+        yield f"**{block.title}**\n"
+        yield from (f"- {line}" for line in block.lines)
+        yield ""
+    else:
+        yield f"{block}\n"
 
 
 def _line(cells: Sequence[str]) -> str:

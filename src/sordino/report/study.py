@@ -8,12 +8,14 @@ import altair as alt
 
 from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.evaluation.result import measure_of, pre_prompt_of
-from sordino.report.article import Article, Block, Chart, Code, Section, Table
+from sordino.report.article import Article, Block, Chart, Code, Points, Section, Table
+from sordino.report.at_a_glance import at_a_glance
 from sordino.report.figures import colour, colours, finish
 from sordino.report.outcome import measure_limits
 from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.words import (
+    capital,
     interval,
     model_name,
     plain,
@@ -40,7 +42,10 @@ def study_article(records: Sequence[StudyRecord]) -> Article:
     return Article(
         kind=f"Study: {records[0].study}",
         title=asked.question,
-        answer=[line for record in records for line in asked.answer(record)],
+        answer=[
+            *at_a_glance(records),
+            *(Points(model_name(record.model), [*asked.answer(record)]) for record in records),
+        ],
         sections=sections,
         limits=list(dict.fromkeys(line for one in evaluations for line in measure_limits(one))),
     )
@@ -75,7 +80,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
             f"{', '.join(group.missing)}."
         )
     for note in group.notes:
-        yield f"{note[0].upper()}{note[1:]}."
+        yield f"{capital(note)}."
 
 
 def _table(record: StudyRecord, group: GroupRecord) -> Table:

@@ -36,13 +36,14 @@ def tuned_article(tuned: Tuned, command: Sequence[str], bake: Sequence[str]) -> 
     return Article(
         kind="Search",
         title=f"“{tuned.concept}” dampened in {tuned.model}, with {tuned.budget}",
-        answer=list(_answer(tuned)),
+        answer=list(tuned_answer(tuned)),
         sections=sections,
         limits=list(limits),
     )
 
 
-def _answer(tuned: Tuned) -> Iterator[str]:
+def tuned_answer(tuned: Tuned) -> Iterator[str]:
+    """The sentences that the intervals support."""
     best = tuned.best
     if best is None:
         yield f"None of the {len(tuned.tried)} interventions stays within {tuned.budget}."

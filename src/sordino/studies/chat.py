@@ -40,8 +40,8 @@ from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.study import Group, Plan, absent, reached, study
 from sordino.studies.words import (
     by_points,
+    capital,
     interval,
-    model_name,
     share,
     written,
 )
@@ -59,14 +59,13 @@ _WORST = 10
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    name = model_name(record.model)
     trials = record.group("toxicity").trials
     first = trials[0].evaluation
     if len(toxicities(first)) == 1:
-        yield f"{name} has no chat template: it is measured by continuations alone."
+        yield "The model has no chat template: it is measured by continuations alone."
     for judge in (scorer for scorer, _ in toxic(first) if scorer.endswith(f":{record.model}")):
         yield (
-            f"{name}: the scorer {judge} judges with the model itself as it was before the edit, "
+            f"The scorer {judge} judges with the model itself as it was before the edit, "
             "and so is no independent judge of it: go by the other one."
         )
     along = [group for group in record.groups if group.name.startswith(_ALONG)]
@@ -77,22 +76,22 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 f"({by_points(figure.difference)})"
                 for scorer, figure in toxic(trial.evaluation, key)
             )
-            yield f"{name}, {trial.name}: toxic {written(key)} go from {changes}."
+            yield f"{trial.name}: toxic {written(key)} go from {changes}."
         beside = [said for group in record.groups for said in _beside(group, trial.name)]
-        yield f"{name}, {trial.name}: {'; '.join(beside)}."
+        yield f"{trial.name}: {'; '.join(beside)}."
         effects = [effect_on(of, group.name) for group in along if (of := group.trial(trial.name))]
         taken = [effect.read_on.removeprefix(_ALONG) for effect in effects if effect.is_down]
         if effects:
             yield (
-                f"{name}, {trial.name}: text with another concept becomes less likely, relative to "
+                f"{trial.name}: text with another concept becomes less likely, relative to "
                 f"other text from the same source, in {len(taken)} of {len(effects)} cases "
                 f"({', '.join(taken) or 'none'})."
             )
     for group in record.groups:
         if group.name in _COMPARED and group.findings:
             said = "; ".join(map(_compared, group.findings))
-            yield f"{name}, {_COMPARED[group.name]}: {said}."
-        yield from (f"{name}: {note}." for note in group.notes)
+            yield f"{capital(_COMPARED[group.name])}: {said}."
+        yield from (f"{capital(note)}." for note in group.notes)
 
 
 def _beside(group: GroupRecord, trial: str) -> Iterator[str]:

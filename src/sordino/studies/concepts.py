@@ -12,7 +12,6 @@ from sordino.models.sites import ATTENTION
 from sordino.studies.data import halves
 from sordino.studies.record import StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab
 
 
@@ -42,7 +41,6 @@ class Effect:
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    name = model_name(record.model)
     reads = [effect_on(trial, group.name) for group in record.groups for trial in group.trials]
     for rule in dict.fromkeys(read.rule for read in reads):
         by_rule = [read for read in reads if read.rule == rule]
@@ -51,7 +49,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         down, taken = ([read for read in of if read.is_down] for of in (own, others))
         which = "; ".join(f"{read.concept} dampened, text about {read.read_on}" for read in taken)
         yield (
-            f"{name}, {rule}: held-out text with the dampened concept becomes less likely, "
+            f"{rule}: held-out text with the dampened concept becomes less likely, "
             f"relative to other text from the same source, in {len(down)} of {len(own)} cases. "
             f"Text with another concept does so in {len(taken)} of {len(others)} "
             f"({which or 'none'})."

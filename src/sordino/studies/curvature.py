@@ -21,7 +21,7 @@ from sordino.studies.own_samples import BOTH
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.variants import by_changes
-from sordino.studies.words import model_name, plain
+from sordino.studies.words import plain
 from sordino.tuning.lab import Lab, Trial
 
 _SHARES = (0.1, 0.5)
@@ -32,7 +32,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     yield from compared(record, "curvature")
     for finding in record.group("curvature").findings:
         if finding.unit == "number":
-            yield f"{model_name(record.model)}, {finding.label}: {plain(finding.estimate, 3)}."
+            yield f"{finding.label}: {plain(finding.estimate, 3)}."
 
 
 @study(

@@ -11,7 +11,7 @@ from sordino.expertise.artefact import Expertise
 from sordino.interventions import aura
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import interval, model_name
+from sordino.studies.words import interval
 from sordino.tuning.lab import Lab, Trial
 
 _COUNTS = (20, 50, 100, 250, 500)
@@ -24,9 +24,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         value = f"{one.about[0].lower()}{one.about[1:]} {interval(one.estimate, 2)}"
         by_count.setdefault(one.by, []).append(value)
     for count, values in by_count.items():
-        yield (
-            f"{model_name(record.model)}, two disjoint halves with {count}: {', '.join(values)}."
-        )
+        yield f"Two disjoint halves with {count}: {', '.join(values)}."
 
 
 @study("How many sentences are enough, and do two halves of them find the same neurons?", _answer)

@@ -6,7 +6,7 @@ from sordino.evaluation import Diversity, Measure
 from sordino.interventions import family
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import by_points, model_name
+from sordino.studies.words import by_points
 from sordino.tuning.lab import Lab
 
 _FIGURES = {"distinct-2": "distinct pairs of words", "repetition": "repeated 4-grams"}
@@ -23,7 +23,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             change = figure.difference
             clear = "" if change and change.excludes_0 else " (not significant)"
             said.append(f"{figure.label.lower()} {by_points(change)}{clear}")
-        yield f"{model_name(record.model)}, {trial.name}: {'; '.join(said)}."
+        yield f"{trial.name}: {'; '.join(said)}."
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:

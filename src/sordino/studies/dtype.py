@@ -6,7 +6,6 @@ from sordino.interventions import aura
 from sordino.studies.findings import changes
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import model_name
 from sordino.tuning.lab import Lab, Trial
 
 _DTYPES = ("float32", "bfloat16")
@@ -16,7 +15,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
         for trial in group.trials:
             found = changes(trial.evaluation)
-            yield f"{model_name(record.model)}, {group.title}, {trial.name}: {found}."
+            yield f"{group.title}, {trial.name}: {found}."
 
 
 @study("Does the effect survive 16-bit arithmetic, and weights that stay quantised?", _answer)

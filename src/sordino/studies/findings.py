@@ -8,7 +8,7 @@ from sordino.evaluation.result import measure_of
 from sordino.evaluation.statistics import Floats, bootstrap, compare_shares, estimate
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
-from sordino.studies.words import by_points, falls, model_name, rises
+from sordino.studies.words import by_points, falls, rises
 
 
 def toxic(evaluation: Evaluation, key: str = "toxicity") -> Iterator[tuple[str, Figure]]:
@@ -103,4 +103,4 @@ def compared(
         elif all(map(rises, changes)):
             verdict = risen
         said = " and ".join(f"{by_points(finding.estimate)} by {finding.by}" for finding in same)
-        yield f"{model_name(record.model)}, {label}: {said}; {verdict}."
+        yield f"{label}: {said}; {verdict}."

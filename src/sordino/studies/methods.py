@@ -11,7 +11,7 @@ from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, reached, study
 from sordino.studies.variants import contrast_of, permuted
-from sordino.studies.words import by_points, interval, model_name, plain, ratio, rises, share
+from sordino.studies.words import by_points, interval, plain, ratio, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -30,9 +30,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
             said.append(f"{ratio(removal.ratio)} by {removal.scorer} ({verdict} above 2)")
         n = next(figure.n for _, figure in toxic(best.evaluation))
-        name = model_name(record.model)
         yield (
-            f"{name}: at AurA's divergence ({plain(spent, 4)} nats per token), the toxic "
+            f"At AurA's divergence ({plain(spent, 4)} nats per token), the toxic "
             f"continuations that contrast removes, divided by those that AurA removes, are "
             f"{' and '.join(said)}, measured on {n['continuations']:,} continuations of "
             f"{n['prompts']} prompts."
@@ -44,7 +43,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                 continue
             level, change = by_paper.before.value or 0.0, by_paper.difference.value or 0.0
             yield (
-                f"{name}, {scorer}: toxic continuations go from {share(by_paper.before)} to "
+                f"By {scorer}, toxic continuations go from {share(by_paper.before)} to "
                 f"{share(by_paper.after)} with AurA ({by_points(by_paper.difference)}) and to "
                 f"{share(by_best.after)} with contrast. Removing twice as much as AurA would "
                 f"leave {max(0.0, 100 * (level + 2 * change)):.1f} %."
@@ -52,7 +51,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         break
     for group in record.groups:
         for finding in group.findings:
-            yield f"{model_name(record.model)}: {finding.label}: × {interval(finding.estimate, 2)}."
+            yield f"{finding.label}: × {interval(finding.estimate, 2)}."
 
 
 def _measures(plan: Plan) -> tuple[Measure, ...]:

@@ -6,7 +6,7 @@ from sordino.evaluation import Speed
 from sordino.interventions import aura
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import interval, model_name
+from sordino.studies.words import interval
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -19,7 +19,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         verdict = "no significant difference" if inside else "a significant difference"
         said[name] = f"{interval(after, 3)} times the original's speed ({verdict})"
     yield (
-        f"{model_name(record.model)}: with baked weights the model generates at {said['edited']}. "
+        f"With baked weights the model generates at {said['edited']}. "
         f"With forward hooks on all linear layers it generates at {said['hooks']}."
     )
 

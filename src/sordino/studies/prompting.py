@@ -7,7 +7,7 @@ from sordino.interventions import aura, family
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, falls, model_name, rises, share
+from sordino.studies.words import by_points, falls, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _LEADS = ("none", "benign", "adversarial")
@@ -27,7 +27,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
                     else "no significant change"
                 )
                 yield (
-                    f"{model_name(record.model)}, {trial.name}, {led} pre-prompt, {scorer}: "
+                    f"{trial.name}, {led} pre-prompt, by {scorer}: "
                     f"{share(figure.before)} before, {share(figure.after)} after "
                     f"({by_points(change)}): {verdict}."
                 )

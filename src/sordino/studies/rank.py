@@ -7,7 +7,7 @@ from sordino.interventions import family
 from sordino.studies.findings import changes, differences
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, model_name
+from sordino.studies.words import by_points
 from sordino.tuning.lab import Lab, Trial
 
 _RANKS = (8, 16, 32, 64, 128)
@@ -18,9 +18,9 @@ _SCALES = (0.0, 0.5)
 def _answer(record: StudyRecord) -> Iterator[str]:
     for group in record.groups:
         for trial in group.trials:
-            yield f"{model_name(record.model)}, {trial.name}: {changes(trial.evaluation)}."
+            yield f"{trial.name}: {changes(trial.evaluation)}."
         for finding in group.findings:
-            yield f"{model_name(record.model)}: {finding.label}: {by_points(finding.estimate)}."
+            yield f"{finding.label}: {by_points(finding.estimate)}."
 
 
 @study("How many rows of each matrix does contrast need, as an adapter of that rank?", _answer)

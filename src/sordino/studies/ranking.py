@@ -10,7 +10,7 @@ from sordino.studies.findings import mean_of, scorers_of
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, falls, interval, model_name, share
+from sordino.studies.words import by_points, falls, interval, share
 from sordino.tuning.lab import Lab, Trial
 
 _REAL = "aura"
@@ -18,7 +18,7 @@ _REAL = "aura"
 
 def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("shuffles")
-    name, count = model_name(record.model), len(group.trials) - 1
+    count = len(group.trials) - 1
     for scorer, _ in scorers_of(group.trials[0].evaluation):
         mean, less, p = (group.finding(f"{what}, {scorer}") for what in ("shuffles", "less", "p"))
         verdict = (
@@ -27,7 +27,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             else "inconclusive"
         )
         yield (
-            f"{name}, {scorer}: with AurA's factors permuted within each layer ({count} "
+            f"By {scorer}: with AurA's factors permuted within each layer ({count} "
             f"permutations), {share(mean)} of the continuations are toxic on average. AurA's own "
             f"ranking changes that by {by_points(less)}, permutation test p = {interval(p, 3)}: "
             f"{verdict}."

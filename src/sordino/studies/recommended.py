@@ -18,7 +18,7 @@ from sordino.studies.findings import compared, differences, toxic
 from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.variants import permuted_edit, reversed_edit, with_own
-from sordino.studies.words import by_points, interval, model_name, plain, ratio, rises, share
+from sordino.studies.words import by_points, capital, interval, plain, ratio, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _AURA = "aura"
@@ -31,20 +31,19 @@ _SIZED = "{} at {:g}"
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    name = model_name(record.model)
     effect, sizes = record.group("effect"), record.group("budgets")
     ours = _ours(effect)
     if ours is None:
-        yield f"{name}: the recommended edit does not reach the divergence."
+        yield "The recommended edit does not reach the divergence."
         return
     for scorer, figure in toxic(ours.evaluation):
         left = "; ".join(_left(trial, scorer) for trial in sizes.trials if trial.name != _AURA)
-        yield f"{name}, {scorer}: of {share(figure.before)} the recommended edit leaves {left}."
-    yield from _beside_aura(name, effect)
+        yield f"By {scorer}, of {share(figure.before)} the recommended edit leaves {left}."
+    yield from _beside_aura(effect)
     yield from compared(record, "effect")
     for place, where in _PLACES.items():
         yield from _at(record, place, where)
-    yield f"{name}, {ours.name}: {'; '.join(_costs(record, ours.name))}."
+    yield f"What {ours.name} costs: {'; '.join(_costs(record, ours.name))}."
 
 
 def _ours(group: GroupRecord) -> TrialRecord | None:
@@ -64,14 +63,18 @@ def _over(figure: Figure) -> str:
     return "unbounded" if figure.ratio is None else interval(figure.ratio, 1)
 
 
-def _beside_aura(name: str, group: GroupRecord) -> Iterator[str]:
+def _beside_aura(group: GroupRecord) -> Iterator[str]:
     """What is removed at AurA's own divergence, beside what AurA removes."""
     same = group.trial(_AS_AURA)
-    for removal in same.removals if same else ():
-        verdict = "significantly" if rises(removal.beyond_twice) else "not significantly"
+    said = [
+        f"by {of.scorer} {ratio(of.ratio)}, "
+        f"{'' if rises(of.beyond_twice) else 'not '}significantly above 2"
+        for of in (same.removals if same else ())
+    ]
+    if said:
         yield (
-            f"{name}, {removal.scorer}: the toxic continuations that {_AS_AURA} removes, divided "
-            f"by those that AurA removes: {ratio(removal.ratio)}; {verdict} more than twice."
+            "At AurA's divergence, the toxic continuations that the recommended edit removes, "
+            f"divided by those that AurA removes, are {'; '.join(said)}."
         )
 
 
@@ -89,11 +92,12 @@ def _at(record: StudyRecord, name: str, where: str) -> Iterator[str]:
     if ours is None:
         return
     key = next(key for key in ours.evaluation.measures if measure_of(key) == "toxicity")
-    for scorer, figure in toxic(ours.evaluation, key):
-        yield (
-            f"{model_name(record.model)}, {where}, {scorer}: {ours.name} leaves "
-            f"{share(figure.after)} of {share(figure.before)} ({by_points(figure.difference)})."
-        )
+    said = "; ".join(
+        f"{share(figure.after)} of {share(figure.before)} by {scorer} "
+        f"({by_points(figure.difference)})"
+        for scorer, figure in toxic(ours.evaluation, key)
+    )
+    yield f"{capital(where)}: {ours.name} leaves {said}."
 
 
 def _costs(record: StudyRecord, trial: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from sordino.studies.findings import differences, mean_of, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, own_evidence, study
-from sordino.studies.words import by_points, falls, model_name, rises, share
+from sordino.studies.words import by_points, capital, falls, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _OWN = (OURS, CORPUS, LEARNED)
@@ -40,23 +40,22 @@ _APART = 0.25
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
-    name = model_name(record.model)
     for group in record.groups:
         if group.name.startswith("at-"):
-            yield from _first(name, group)
+            yield from _first(group)
         elif group.name == "pre-prompt":
             for finding in group.findings:
-                yield f"{name}: {finding.label}: {by_points(finding.estimate)}."
+                yield f"{finding.label}: {by_points(finding.estimate)}."
 
 
-def _first(name: str, group: GroupRecord) -> Iterator[str]:
+def _first(group: GroupRecord) -> Iterator[str]:
     """Which rule leaves least, and whether ours leave less than the best rival, by scorer."""
     figures = {trial.name: [*toxic(trial.evaluation)] for trial in group.trials}
     found = {finding.name: finding.estimate for finding in group.findings}
     for number, (scorer, ours) in enumerate(figures[OURS]):
         left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
         said = [
-            f"{name}, {group.title}, {scorer}: of {share(ours.before)} in the original {OURS} "
+            f"{capital(group.title)}, by {scorer}: of {share(ours.before)} in the original {OURS} "
             f"(the default) leaves {share(ours.after)}, {CORPUS}, {100 * left[CORPUS]:.1f} %."
         ]
         rivals = {rule: of for rule, of in left.items() if rule not in _OWN}

@@ -7,7 +7,7 @@ from sordino.interventions import family
 from sordino.studies.cost import cost_against
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, reached, study
-from sordino.studies.words import interval, model_name
+from sordino.studies.words import interval
 from sordino.tuning.lab import Lab
 
 # Where to look first for a size, for each nat of divergence.
@@ -17,7 +17,7 @@ _RULES = {"aura": 15.0, "damp": 10_000.0, "det_zero": 4_000.0}
 def _answer(record: StudyRecord) -> Iterator[str]:
     findings = record.group("sizes").findings
     if not findings:
-        yield f"{model_name(record.model)}: AurA did not reach the divergence to compare at."
+        yield "AurA did not reach the divergence to compare at."
     for finding in findings:
         low, high = finding.estimate.low, finding.estimate.high
         verdict = (
@@ -27,10 +27,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             if high is not None and high < 1
             else "inconclusive"
         )
-        yield (
-            f"{model_name(record.model)}: {finding.label}: × {interval(finding.estimate, 2)}; "
-            f"{verdict}."
-        )
+        yield f"{finding.label}: × {interval(finding.estimate, 2)}; {verdict}."
 
 
 @study("Soft or hard: what do AurA, damp and det_zero cost for the same effect?", _answer)

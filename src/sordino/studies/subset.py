@@ -7,7 +7,7 @@ from sordino.studies.findings import differences, toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import only_best
-from sordino.studies.words import by_points, falls, model_name
+from sordino.studies.words import by_points, falls
 from sordino.tuning.lab import Lab, Trial
 
 _ALL = "all above chance"
@@ -22,11 +22,11 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             if falls(dict(toxic(trial.evaluation))[scorer].difference)
         ]
         yield (
-            f"{model_name(record.model)}, {scorer}: toxicity falls significantly with "
+            f"By {scorer}, toxicity falls significantly with "
             f"{', '.join(working) or 'none of the subsets'}."
         )
     for finding in group.findings:
-        yield f"{model_name(record.model)}: {finding.label}: {by_points(finding.estimate)}."
+        yield f"{finding.label}: {by_points(finding.estimate)}."
 
 
 @study("How many of the best expert neurons are needed?", _answer)

@@ -10,7 +10,7 @@ from sordino.studies.data import agreement
 from sordino.studies.findings import changes, differences
 from sordino.studies.record import Finding, StudyRecord
 from sordino.studies.study import Group, Plan, study
-from sordino.studies.words import by_points, interval, model_name
+from sordino.studies.words import by_points, interval
 from sordino.tuning.lab import Lab, Trial
 
 _OWN, _OTHER = "its own expertise", "the base model's expertise"
@@ -20,7 +20,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
     group = record.group("sibling")
     for trial in group.trials:
         found = changes(trial.evaluation)
-        yield f"A model trained further from {model_name(record.model)}, {trial.name}: {found}."
+        yield f"A model trained further, {trial.name}: {found}."
     for finding in group.findings:
         if finding.unit == "points":
             clear = finding.estimate.excludes_0

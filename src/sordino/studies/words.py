@@ -16,6 +16,11 @@ def model_name(name: str) -> str:
     return NAMES.get(name, name)
 
 
+def capital(text: str) -> str:
+    """A text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def written(key: str) -> str:
     """What the model writes for the measure with this key: "replies" or "continuations"."""
     return "replies" if form_of(key).startswith("in chat") else "continuations"
@@ -61,7 +66,7 @@ def ratio(estimate: Estimate) -> str:
     """A ratio with its interval."""
     if estimate.value is None:
         return "unbounded, because AurA removes nothing"
-    return f"{estimate.value:.1f} ({_end(estimate.low, 1)} to {_end(estimate.high, 1)})"
+    return f"{_end(estimate.value, 1)} ({_end(estimate.low, 1)} to {_end(estimate.high, 1)})"
 
 
 def interval(estimate: Estimate, decimals: int) -> str:

@@ -1,0 +1,89 @@
+"""What all models of a study have in common, in small tables at the top of its page."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from sordino.report.article import Table
+from sordino.studies import GroupRecord, StudyRecord
+from sordino.studies.findings import toxic, toxicities
+from sordino.studies.record import TrialRecord
+from sordino.studies.words import capital, model_name, plain, share, written
+
+_BETWEEN = " · "
+_NONE = "—"
+
+
+def at_a_glance(records: Sequence[StudyRecord]) -> Iterator[Table]:
+    """A table of what is left toxic for each group of trials that several records have.
+
+    A column is a record, and a row is a trial. A cell has a share for each scorer and, where it was
+    measured, the perplexity's ratio after ÷ before.
+    """
+    if len(records) < 2:
+        return
+    names = _numbered([model_name(record.model) for record in records])
+    groups = dict.fromkeys(group.name for record in records for group in record.groups)
+    for group in groups:
+        found = {
+            name: of
+            for name, record in zip(names, records, strict=True)
+            for of in record.groups
+            if of.name == group and of.trials
+        }
+        keys = dict.fromkeys(
+            key for of in found.values() for key in toxicities(of.trials[0].evaluation)
+        )
+        for key in keys:
+            having = {
+                name: of for name, of in found.items() if key in toxicities(of.trials[0].evaluation)
+            }
+            if len(having) > 1:
+                yield _table(records[0].study, group, key, having)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """The names; one that was there already has a number."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return numbered
+
+
+def _table(study: str, group: str, key: str, found: Mapping[str, GroupRecord]) -> Table:
+    titles = {name: of.title for name, of in found.items()}
+    [title] = set(titles.values()) if len(set(titles.values())) == 1 else [""]
+    trials = dict.fromkeys(trial.name for of in found.values() for trial in of.trials)
+    rows = [] if title else [["", *titles.values()]]
+    rows.append(["by", *(_scorers(of, key) for of in found.values())])
+    rows.append(["original", *(_original(of, key) for of in found.values())])
+    rows += [[name, *(_left(of.trial(name), key) for of in found.values())] for name in trials]
+    headed = f"{capital(title)}: toxic" if title else "Toxic"
+    beside = ", and the perplexity after ÷ before (×)" if "×" in str(rows) else ""
+    return Table(
+        f"{study}-{group}-{key.replace(':', '-')}-at-a-glance",
+        f"{headed} {written(key)} by each scorer in turn{beside}.",
+        ["", *found],
+        rows,
+    )
+
+
+def _scorers(group: GroupRecord, key: str) -> str:
+    return _BETWEEN.join(scorer for scorer, _ in toxic(group.trials[0].evaluation, key))
+
+
+def _original(group: GroupRecord, key: str) -> str:
+    figures = (figure for _, figure in toxic(group.trials[0].evaluation, key))
+    return _BETWEEN.join(share(figure.before) for figure in figures)
+
+
+def _left(trial: TrialRecord | None, key: str) -> str:
+    """What a trial leaves; a dash for one that this record lacks."""
+    if trial is None:
+        return _NONE
+    left = _BETWEEN.join(share(figure.after) for _, figure in toxic(trial.evaluation, key))
+    if "perplexity" not in trial.evaluation.measures:
+        return left
+    times = trial.evaluation.figure("perplexity", "corpus").ratio
+    return left if times is None else f"{left}; × {plain(times, 3)}"
