@@ -1,7 +1,7 @@
 """What all models of a study have in common, in small tables at the top of its page."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sordino.report.article import Table
 from sordino.studies import GroupRecord, StudyRecord
@@ -16,8 +16,8 @@ _NONE = "—"
 def at_a_glance(records: Sequence[StudyRecord]) -> Iterator[Table]:
     """A table of what is left toxic for each group of trials that several records have.
 
-    A column is a record, and a row is a trial. A cell has a share for each scorer and, where it was
-    measured, the perplexity's ratio after ÷ before.
+    A column is a record, and a row is a trial that several have. A cell has a share for each scorer
+    and, where it was measured, the perplexity's ratio after ÷ before.
     """
     if len(records) < 2:
         return
@@ -37,8 +37,8 @@ def at_a_glance(records: Sequence[StudyRecord]) -> Iterator[Table]:
             having = {
                 name: of for name, of in found.items() if key in toxicities(of.trials[0].evaluation)
             }
-            if len(having) > 1:
-                yield _table(records[0].study, group, key, having)
+            if trials := _shared(having.values()):
+                yield _table(records[0].study, group, key, having, trials)
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
@@ -51,10 +51,17 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return numbered
 
 
-def _table(study: str, group: str, key: str, found: Mapping[str, GroupRecord]) -> Table:
+def _shared(groups: Iterable[GroupRecord]) -> list[str]:
+    """The trials that several of the groups have."""
+    counts = Counter(trial.name for of in groups for trial in of.trials)
+    return [name for name, count in counts.items() if count > 1]
+
+
+def _table(
+    study: str, group: str, key: str, found: Mapping[str, GroupRecord], trials: Sequence[str]
+) -> Table:
     titles = {name: of.title for name, of in found.items()}
     [title] = set(titles.values()) if len(set(titles.values())) == 1 else [""]
-    trials = dict.fromkeys(trial.name for of in found.values() for trial in of.trials)
     rows = [] if title else [["", *titles.values()]]
     rows.append(["by", *(_scorers(of, key) for of in found.values())])
     rows.append(["original", *(_original(of, key) for of in found.values())])
