@@ -118,125 +118,6 @@ TOGETHER = [f"together, {share}% of the diagonal" for share in (10, 50)]
 # A page, a pattern that is found there once, and what its numbers are.
 QUOTED = [
     (
-        "interventions",
-        r"corpus together leave ([\d.]+) % and ([\d.]+) % of 600 continuations toxic, by `alt.*?"
-        r"writes ([\d.]+) % and ([\d.]+) %, and the corpus alone leaves ([\d.]+) % and ([\d.]+) %"
-        r".*?CAA leaves ([\d.]+) % and ([\d.]+) %, ITI-c ([\d.]+) % and ([\d.]+) %, AcT at its "
-        r"best site ([\d.]+) % and ([\d.]+) %.*?it leaves ([\d.]+) % and ([\d.]+) %",
-        [
-            figure
-            for trial, part in (
-                (OURS, "after"),
-                (OURS, "before"),
-                ("contrast, corpus alone", "after"),
-                ("CAA, behind layer 7", "after"),
-                ("ITI-c, 54 heads", "after"),
-                ("Linear-AcT, causal, attention", "after"),
-                ("DPO (LoRA)", "after"),
-            )
-            for figure in (rival(trial, part=part), rival(trial, PROBE, part))
-        ],
-    ),
-    (
-        "interventions",
-        rf"it leaves {TWO}, own samples and the corpus {TWO} by the two scorers, and the corpus "
-        rf"alone {TWO}, of {TWO}",
-        [
-            written(MANY, "aura", group="at-asked"),
-            written(MANY, "aura", group="published"),
-            *left(MANY, "at-asked", OURS, CORPUS),
-            *left(MANY, "at-asked", OURS, part="before"),
-        ],
-    ),
-    (
-        "interventions",
-        rf"continuations DPO leaves {TWO} at 0\.05.*?perplexity allows, × ([\d.]+) \(a "
-        rf"divergence of ([\d.]+)\), they leave {TWO}, a twentieth.*?corpus alone leaves {TWO}",
-        [
-            *left(MANY, "at-asked", DPO),
-            Of(MANY, "at-perplexity", DPO, "ratio", "corpus", "perplexity"),
-            divergence(MANY, "at-perplexity", OURS),
-            *left(MANY, "at-perplexity", OURS, CORPUS),
-        ],
-    ),
-    (
-        "interventions",
-        rf"corpus leave {TWO} of its 600.*?of {TWO}; the corpus alone leaves {TWO}.*?layer 9 "
-        rf"leaves {TWO}, Linear-AcT at attention {TWO}, at the norms[^.]*?{TWO}, and AurA {TWO}",
-        [
-            *ours(GEMMA),
-            *left(GEMMA, "at-asked", CORPUS, GEMMAS_CAA, f"{ACT}, attention", NORMS, "aura"),
-        ],
-    ),
-    (
-        "interventions",
-        rf"second scorer\. At 0\.05, own samples and the corpus leave {TWO}, of {TWO}, the corpus "
-        rf"alone {TWO}, CAA behind layer 9 {TWO}, AurA {TWO}\..*?× ([\d.]+) \(CAA × "
-        rf"([\d.]+)\)\..*?CAA's perplexity allows, own samples and the corpus leave {TWO}",
-        [
-            *ours(QWEN, by=SMOL_PROBE),
-            *left(QWEN, "at-asked", CORPUS, GEMMAS_CAA, "aura", by=SMOL_PROBE),
-            *(
-                Of(QWEN, "at-asked", trial, "ratio", "corpus", "perplexity")
-                for trial in (OURS, GEMMAS_CAA)
-            ),
-            *left(QWEN, "at-perplexity", OURS, by=SMOL_PROBE),
-        ],
-    ),
-    (
-        "interventions",
-        rf"level with ours.*?it leaves {TWO}, own samples and the corpus {TWO}, and the corpus "
-        rf"alone {TWO}:.*?perplexity of × ([\d.]+) \(DPO × ([\d.]+)\)\. At DPO's perplexity "
-        rf"they leave {TWO}:.*?published, DPO\s+leaves {TWO}, at a divergence of ([\d.]+) and × "
-        rf"([\d.]+)",
-        [
-            *left(QWENS_DPO, "at-asked", DPO, OURS, CORPUS, by=SMOL_PROBE),
-            *(
-                Of(QWENS_DPO, "at-asked", trial, "ratio", "corpus", "perplexity")
-                for trial in (OURS, DPO)
-            ),
-            *left(QWENS_DPO, "at-perplexity", OURS, by=SMOL_PROBE),
-            *left(QWENS_DPO, "published", DPO, by=SMOL_PROBE),
-            divergence(QWENS_DPO, "published", DPO),
-            Of(QWENS_DPO, "published", DPO, "ratio", "corpus", "perplexity"),
-        ],
-    ),
-    (
-        "interventions",
-        rf"5B has been compared with AurA and CAA, with 300.*? own samples and the corpus leave "
-        rf"{TWO}, of {TWO}, the corpus alone {TWO}, CAA behind layer 11 {TWO}, AurA {TWO}\..*?× "
-        rf"([\d.]+), they leave {TWO}",
-        [
-            *ours(LARGER, by=SMOL_PROBE),
-            *left(LARGER, "at-asked", CORPUS, LARGERS_CAA, "aura", by=SMOL_PROBE),
-            Of(LARGER, "at-perplexity", LARGERS_CAA, "ratio", "corpus", "perplexity"),
-            *left(LARGER, "at-perplexity", OURS, by=SMOL_PROBE),
-        ],
-    ),
-    (
-        "interventions",
-        rf"DPO is not behind.*?it leaves {TWO}, from .*? × ([\d.]+), where ours\s+is × "
-        rf"([\d.]+)\. At AurA's own divergence, ([\d.]+), it leaves {TWO}, and ours {TWO}",
-        [
-            *left(GEMMAS_DPO, "at-asked", DPO),
-            *(
-                Of(GEMMAS_DPO, "at-asked", trial, "ratio", "corpus", "perplexity")
-                for trial in (DPO, OURS)
-            ),
-            divergence(GEMMAS_DPO, "at-aura", DPO),
-            *left(GEMMAS_DPO, "at-aura", DPO, OURS),
-        ],
-    ),
-    (
-        "interventions",
-        rf"at those norms leaves {TWO}, at a divergence of ([\d.]+) and × ([\d.]+)",
-        [
-            *left(GEMMA, "published", NORMS),
-            divergence(GEMMA, "published", NORMS),
-            Of(GEMMA, "published", NORMS, "ratio", "corpus", "perplexity"),
-        ],
-    ),
-    (
         "studies",
         rf"at a divergence of 0\.05, {TWO} of {TWO} are left \(two scorers[^|]*?than prose: "
         rf"([\d.]+) \| {TWO} of {TWO}, likewise; ([\d.]+)",
@@ -252,16 +133,10 @@ QUOTED = [
     ),
     (
         "studies",
-        rf"ours leave {TWO}, AurA {TWO}, DPO {TWO}; at DPO's perplexity ours leave {TWO}, "
-        rf"[^|]*\| {TWO}, .*? CAA \({TWO}\).*?0\.5B {TWO} of {TWO}, "
-        rf"on the 1\.5B {TWO} of {TWO}[^|]*?DPO leaves {TWO} on the 0\.5B, where ours leave {TWO}",
+        rf"leave {TWO}, significantly less than AurA, CAA \({TWO}\)[^|]*?DPO leaves {TWO}",
         [
-            *left(MANY, "at-asked", OURS, "aura", DPO),
-            *left(MANY, "at-perplexity", OURS),
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
-            *ours(QWEN, by=SMOL_PROBE),
-            *ours(LARGER, by=SMOL_PROBE),
-            *left(QWENS_DPO, "at-asked", DPO, OURS, by=SMOL_PROBE),
+            *left(GEMMAS_DPO, "at-asked", DPO),
         ],
     ),
     (
@@ -285,24 +160,9 @@ QUOTED = [
         left("curvature-smollm2", "curvature", TOGETHER[0], STEPS[0]),
     ),
     (
-        "interventions",
-        r"its perplexity is × ([\d.]+) where ours is × (\d\.\d+)",
-        [rival_perplexity("DPO (LoRA)"), rival_perplexity(OURS)],
-    ),
-    (
-        "interventions",
-        r"Learned factors leave ([\d.]+) % and ([\d.]+) %",
-        [rival("learned factors"), rival("learned factors", PROBE)],
-    ),
-    (
         "studies",
-        r"corpus together leave ([\d.]+) % and ([\d.]+) % toxic \(two.*?DPO \(([\d.]+) % and "
-        r"([\d.]+) %, not significant\); learned factors leave ([\d.]+) % and ([\d.]+) %",
-        [
-            figure
-            for trial in (OURS, "DPO (LoRA)", "learned factors")
-            for figure in (rival(trial), rival(trial, PROBE))
-        ],
+        rf"corpus together leave {TWO} toxic \(two.*?DPO \({TWO}, not significant\)",
+        left("rivals-smollm2", "at-asked", OURS, DPO),
     ),
     (
         "limits",
@@ -472,81 +332,168 @@ def test_a_sentence_quotes_its_record(page, pattern, figures):
 
 
 WORDS = "alt-profanity-check"
-NUMBER = r"([−+]?\d\.\d)"
-POINTS = rf"{NUMBER} points \({NUMBER} to {NUMBER}\)"
-BRIEF = rf"{NUMBER}; {NUMBER} to {NUMBER}"
+GROUPS = {"0.05": "at-asked", "AurA's divergence": "at-aura"} | dict.fromkeys(
+    ("DPO's perplexity", "CAA's perplexity"), "at-perplexity"
+)
+SMOL = "rivals-smollm2"
+PROBES = dict.fromkeys((SMOL, MANY, GEMMA, GEMMAS_DPO), PROBE) | dict.fromkeys(
+    (QWEN, QWENS_DPO, LARGER), SMOL_PROBE
+)
+LEFT = {
+    SMOL: {
+        "DPO": DPO,
+        "CAA": "CAA, behind layer 7",
+        "ITI-c": "ITI-c, 54 heads",
+        "Linear-AcT at attention": f"{ACT}, attention",
+        "AurA": "aura",
+        "learned factors": "learned factors",
+    },
+    MANY: {"DPO": DPO, "AurA": "aura"},
+    GEMMA: {
+        "DPO": DPO,
+        "CAA": GEMMAS_CAA,
+        "Linear-AcT at attention": f"{ACT}, attention",
+        "Linear-AcT at the norms after the blocks": NORMS,
+        "AurA": "aura",
+    },
+    QWEN: {"CAA": GEMMAS_CAA, "AurA": "aura"},
+    QWENS_DPO: {"DPO": DPO},
+    LARGER: {"CAA": LARGERS_CAA, "AurA": "aura"},
+}
+"""The columns of the table of rivals, and their rows beside those that all have."""
+ROWS = {
+    "SmolLM2, 600": SMOL,
+    "SmolLM2, 2,400": MANY,
+    "Gemma": GEMMAS_DPO,
+    "0.5B again": QWENS_DPO,
+    "Qwen2.5-Coder 0.5B": QWEN,
+    "Qwen2.5-Coder 1.5B": LARGER,
+}
+
+
+def table(heading):
+    """The cells of the table on the page of rules whose first row begins with this."""
+    _, _, rest = (ROOT / "docs/interventions.md").read_text(encoding="utf-8").partition(heading)
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    assert lines, heading
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def numbers(cell):
+    return re.findall(r"[−+]?\d+\.\d+", cell)
+
+
+def check(cell, values):
+    for number, value in zip(numbers(cell), values, strict=True):
+        assert as_said(number, value), (cell, value)
+
+
+def estimates(record, group, one, other):
+    """A difference with its interval, in points, by both scorers."""
+    [of] = [of for of in load(record).groups if of.name == group]
+    found = [of.finding(f"{one} − {other}, {by}") for by in (WORDS, PROBES[record][:-1])]
+    return [100 * value for of in found for value in (of.value, of.low, of.high)]
+
+
+def perplexity(record, group, trial):
+    return Of(record, group, trial, "ratio", "corpus", "perplexity").value()
+
+
+def test_the_table_of_rivals_is_what_the_records_hold():
+    rows = {label: cells for label, *cells in table("| | SmolLM2 135M | SmolLM2 135M again")}
+    assert {*rows} == {
+        *("continuations", "the original", "own samples and corpus", "corpus alone"),
+        *(label for of in LEFT.values() for label in of),
+    }
+    counts = rows.pop("continuations")
+    for column, (record, rivals) in enumerate(LEFT.items()):
+        all_have = {"own samples and corpus": OURS, "corpus alone": CORPUS}
+        ours = trial_of(record, "at-asked", OURS).evaluation
+        count = ours.figure("toxicity", "continuations.all").n["continuations"]
+        assert counts[column] == f"{count:,}"
+        for label, cells in rows.items():
+            trial = (all_have | rivals | {"the original": OURS}).get(label)
+            if trial is None:
+                assert cells[column] == "–", (record, label)
+                continue
+            part = "before" if label == "the original" else "after"
+            of = GEMMAS_DPO if (record, label) == (GEMMA, "DPO") else record
+            figures = left(of, "at-asked", trial, part=part, by=PROBES[of])
+            check(cells[column], [figure.value() for figure in figures])
+
+
+def test_the_table_beside_dpo_is_what_the_records_hold():
+    for label, at, spent, ours, corpus in table("| | at | perplexity: ours, DPO"):
+        record, group = ROWS[label], GROUPS[at]
+        check(spent, [perplexity(record, group, trial) for trial in (OURS, DPO)])
+        check(ours, estimates(record, group, OURS, DPO))
+        if corpus != "–":
+            check(corpus, estimates(record, group, CORPUS, DPO))
+
+
+def test_the_table_of_what_own_samples_add_is_what_the_records_hold():
+    for label, at, difference in table("| | at | difference |"):
+        check(difference, estimates(ROWS[label], GROUPS[at], OURS, CORPUS))
+
+
+def test_the_table_of_rivals_as_published_is_what_the_records_hold():
+    rows = table("| | toxic, in per cent | divergence | perplexity |")
+    for label, toxic, spent, cost in rows:
+        model, _, method = label.rpartition(", ")
+        record = {"SmolLM2": SMOL}.get(model) or ROWS[model]
+        record = GEMMA if (model, method[:6]) == ("Gemma", "Linear") else record
+        trial = (LEFT[GEMMA] | LEFT[SMOL] | {"DPO": DPO})[method]
+        figures = left(record, "published", trial, by=PROBES[record])
+        check(toxic, [figure.value() for figure in figures])
+        check(spent, [divergence(record, "published", trial).value()])
+        check(cost, [perplexity(record, "published", trial)])
 
 
 @pytest.mark.parametrize(
-    ("pattern", "differences"),
+    ("pattern", "values"),
     [
         (
-            rf"significantly \({NUMBER} points; {NUMBER} to {NUMBER}; and {BRIEF}\), at the "
-            rf"perplexity of DPO by both \({BRIEF}; and {BRIEF}\)\. On Gemma .*? {POINTS}",
-            [
-                (MANY, "at-asked", OURS, CORPUS, WORDS),
-                (MANY, "at-asked", OURS, CORPUS, PROBE[:-1]),
-                (MANY, "at-perplexity", OURS, CORPUS, WORDS),
-                (MANY, "at-perplexity", OURS, CORPUS, PROBE[:-1]),
-                (GEMMA, "at-asked", OURS, CORPUS, WORDS),
+            r"left ([\d.]+) % of the 600 .*? \(([\d.]+)\)\. That was chance: of the 2,400 it left "
+            r"([\d.]+) %",
+            lambda: [
+                written(SMOL, "aura", group="published").value(),
+                divergence(SMOL, "published", "aura").value(),
+                written(MANY, "aura", group="published").value(),
             ],
         ),
         (
-            rf"On Qwen 0\.5B it is {POINTS} and {POINTS}, and at AurA's own divergence {POINTS} "
-            rf"and {POINTS}",
-            [
-                (QWEN, group, OURS, CORPUS, by)
-                for group in ("at-asked", "at-aura")
-                for by in (WORDS, SMOL_PROBE[:-1])
+            rf"Their perplexity is × ([\d.]+), CAA's × ([\d.]+)\. Made .*? they leave {TWO}",
+            lambda: [
+                *(perplexity(QWEN, "at-asked", trial) for trial in (OURS, GEMMAS_CAA)),
+                *(of.value() for of in left(QWEN, "at-perplexity", OURS, by=SMOL_PROBE)),
             ],
         ),
         (
-            rf"On Qwen 1\.5B it is {POINTS} and {POINTS}",
-            [(LARGER, "at-asked", OURS, CORPUS, by) for by in (WORDS, SMOL_PROBE[:-1])],
-        ),
-        (
-            rf"of the corpus alone that cannot be said there \({POINTS} and {POINTS}\)",
-            [(LARGER, "at-perplexity", CORPUS, LARGERS_CAA, by) for by in (WORDS, SMOL_PROBE[:-1])],
-        ),
-        (
-            rf"differ from it by {POINTS} and {POINTS} there, the corpus alone by {POINTS} and "
-            rf"{POINTS}: .*? From DPO .*? differ by {POINTS} and {POINTS}, .*? by {POINTS} and "
-            rf"{POINTS}",
-            [
-                (MANY, group, ours, DPO, by)
-                for group in ("at-asked", "at-perplexity")
-                for ours in (OURS, CORPUS)
-                for by in (WORDS, PROBE[:-1])
+            rf"At CAA's perplexity, × ([\d.]+), they leave {TWO}",
+            lambda: [
+                perplexity(LARGER, "at-perplexity", LARGERS_CAA),
+                *(of.value() for of in left(LARGER, "at-perplexity", OURS, by=SMOL_PROBE)),
             ],
         ),
         (
-            rf"not behind .*? differ by {POINTS} and {POINTS}, at .*?: {POINTS}, which .*? and "
-            rf"{POINTS}\. .*? settled \({POINTS} and {POINTS}\)",
-            [
-                (GEMMAS_DPO, group, OURS, DPO, by)
-                for group in ("at-asked", "at-aura", "at-perplexity")
-                for by in (WORDS, PROBE[:-1])
+            r"there it differs from CAA by (\S+) points \((\S+) to (\S+)\) and (\S+) points "
+            r"\((\S+) to (\S+)\)",
+            lambda: estimates(LARGER, "at-perplexity", CORPUS, LARGERS_CAA),
+        ),
+        (
+            rf"\(a divergence of ([\d.]+)\) by both\. There they leave {TWO}",
+            lambda: [
+                divergence(MANY, "at-perplexity", OURS).value(),
+                *(of.value() for of in left(MANY, "at-perplexity", OURS)),
             ],
         ),
     ],
-    ids=[
-        "own samples and corpus",
-        "on Qwen",
-        "on Qwen 1.5B",
-        "at CAA's perplexity",
-        "DPO",
-        "DPO on Gemma",
-    ],
+    ids=["AurA by chance", "Qwen 0.5B", "Qwen 1.5B", "the corpus alone", "beside DPO"],
 )
-def test_the_page_of_rules_quotes_differences_with_their_intervals(pattern, differences):
+def test_the_page_of_rules_quotes_the_records_of_rivals(pattern, values):
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
     [said] = re.findall(pattern, words)
-    values = []
-    for record, name, one, other, by in differences:
-        [group] = [group for group in load(record).groups if group.name == name]
-        found = group.finding(f"{one} − {other}, {by}")
-        values += [100 * found.value, 100 * found.low, 100 * found.high]
-    for number, value in zip(said, values, strict=True):
+    for number, value in zip(said, values(), strict=True):
         assert as_said(number, value)
 
 
