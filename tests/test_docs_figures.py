@@ -166,8 +166,8 @@ QUOTED = [
     ),
     (
         "limits",
-        r"unsafe requests from ([\d.]+) % to ([\d.]+) %, AurA to ([\d.]+) %; on .*?"
-        r"from ([\d.]+) % to ([\d.]+) %, AurA to ([\d.]+) %",
+        r"80 requests \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \| .*?40 requests \| ([\d.]+) % \| "
+        r"([\d.]+) % \| ([\d.]+) %",
         [
             refused("chat-qwen0.5b", "contrast", "before"),
             refused("chat-qwen0.5b", "contrast"),
