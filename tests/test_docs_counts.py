@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import get_type_hints
 
@@ -70,6 +71,15 @@ def on_a_gpu() -> int:
         if '"device": "cuda' in file.read_text(encoding="utf-8")
     }
     return len(studies)
+
+
+def test_the_page_of_recipes_says_how_many_prompts_they_take():
+    said = re.search(r"on ([\d,]+) prompts \(([\d,]+) for (.*?)\)", text("docs/reproduction.md"))
+    assert said
+    most, fewer, names = number(said[1]), number(said[2]), in_code([said[3]])
+    for file in (ROOT / "src/sordino/reproduction/recipes").glob("*.toml"):
+        taken = tomllib.loads(file.read_text())["measures"]["toxicity"]["max_prompts"]
+        assert taken == (fewer if file.stem in names else most), file.stem
 
 
 def test_limits_and_performance_agree_about_the_time_on_a_gpu():
