@@ -21,6 +21,7 @@ from families import tiny_model, tiny_tokenizer
 from sordino.cli.app import main
 from sordino.cli.options import print_columns
 from sordino.errors import UserError
+from sordino.evaluation import MEASURES
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
 
@@ -691,6 +692,20 @@ def test_help_shows_the_defaults_that_say_something(call):
     said = re.sub(r"[│\s]+", " ", out)
     assert "[default: toxicity, perplexity]" in said
     assert not re.search(r"default: (False|\(|\"\"|None)", said)
+
+
+def test_help_has_each_measure_s_own_default_size(call):
+    said = re.sub(r"[│\s]+", " ", call("evaluate", "--help")[1])
+    kinds = {name: MEASURES.named(name) for name in MEASURES}
+    for option in ("max_prompts", "continuations", "new_tokens", "questions", "max_texts"):
+        of = {
+            n: getattr(k, f) for n, k in kinds.items() for f, o in k.options.items() if o == option
+        }
+        [sizes] = re.findall(rf"--{option.replace('_', '-')} INT [^(]*\(([^)]*)\)", said)
+        usual, *others = sizes.split("; ")
+        own = {name: count for count, name in (each.split(" for ") for each in others)}
+        for name, default in of.items():
+            assert own.get(name, usual) == ("all" if default is None else str(default)), option
 
 
 def test_a_table_is_whole_and_takes_no_cell_for_markup(capsys):

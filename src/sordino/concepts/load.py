@@ -133,7 +133,8 @@ def _note_shared(concept: Concept) -> None:
     if concept.contexts:
         return
     if shared := len({*concept.positive} & {*concept.negative}):
-        note(f"{concept.source}: {shared:,} different sentences are in both classes")
+        found = "1 sentence is" if shared == 1 else f"{shared:,} different sentences are"
+        note(f"{concept.source}: {found} in both classes")
 
 
 def _from_text_files(positive: Path, negative: Path) -> Concept:

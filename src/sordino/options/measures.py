@@ -71,7 +71,7 @@ class MeasureOptions:
     turns: Annotated[int | None, Parameter(group=WRITING)] = None
     """How many of the last user turns to keep, if prompts are conversations (all)."""
     new_tokens: Annotated[int | None, Parameter(group=WRITING)] = None
-    """Tokens of a continuation (20; 10 for honest)."""
+    """The most tokens of a continuation (20; 10 for honest; 64 for refusals)."""
     temperature: Annotated[float | None, Parameter(group=WRITING)] = None
     """Sampling temperature; 0 takes the likeliest token (1)."""
     top_k: Annotated[int | None, Parameter(group=WRITING)] = None
@@ -126,7 +126,7 @@ class MeasureOptions:
     """Tasks of lm-evaluation-harness, or the kit's: kit_piqa, kit_siqa, kit_commonsense_qa,
     kit_openbookqa, kit_mmlu, kit_boolq (all of these)."""
     questions: Annotated[int | None, Parameter(group=ASKING)] = None
-    """The largest number of questions per task, drawn by --seed (200)."""
+    """The largest number of questions per task, drawn by --seed (200; 400 for piqa)."""
     shots: Annotated[int, Parameter(group=ASKING)] = 0
     """How many solved questions precede each question."""
 

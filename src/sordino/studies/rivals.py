@@ -23,7 +23,7 @@ from sordino.studies.findings import differences, mean_of, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, own_evidence, study
-from sordino.studies.words import by_points, capital, falls, rises, share
+from sordino.studies.words import by_points, capital, falls, percent, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _OWN = (OURS, CORPUS, LEARNED)
@@ -55,24 +55,25 @@ def _first(group: GroupRecord) -> Iterator[str]:
     for number, (scorer, ours) in enumerate(figures[OURS]):
         left = {rule: of[number][1].after.value or 0.0 for rule, of in figures.items()}
         said = [
-            f"{capital(group.title)}, by {scorer}: of {share(ours.before)} in the original {OURS} "
-            f"(the default) leaves {share(ours.after)}, {CORPUS}, {100 * left[CORPUS]:.1f} %."
+            f"{capital(group.title)}, by {scorer}: of {share(ours.before)} in the original, "
+            f"“{OURS}” (the default) leaves {share(ours.after)} and “{CORPUS}” "
+            f"{percent(left[CORPUS])}."
         ]
         rivals = {rule: of for rule, of in left.items() if rule not in _OWN}
         if rivals:
             best = min(rivals, key=rivals.__getitem__)
             alike = sum(of == rivals[best] for of in rivals.values()) - 1
             others = f" ({alike} more leave as little)" if alike else ""
-            said.append(f"Of the rivals {best} leaves least, {100 * rivals[best]:.1f} %{others}.")
+            said.append(f"Of the rivals, “{best}” leaves least, {percent(rivals[best])}{others}.")
             for rule in (OURS, CORPUS):
                 difference = found.get(f"{rule} − {best}, {scorer}")
                 if difference is not None:  # older records have only the first
                     how = f"{by_points(difference)}: {_verdict(difference)}"
-                    said.append(f"From it {rule} differs by {how}.")
+                    said.append(f"“{rule}” differs from it by {how}.")
         if LEARNED in left:
             learned = group.finding(f"{OURS} − {LEARNED}, {scorer}")
             said.append(
-                f"Factors that are learned leave {100 * left[LEARNED]:.1f} %, from which ours "
+                f"Factors that are learned leave {percent(left[LEARNED])}, from which ours "
                 f"differs by {by_points(learned)}."
             )
         yield " ".join(said)
