@@ -322,6 +322,22 @@ def test_the_table_reads_well(work):
         ratio=estimate(None, 2.5, None),
     )
     assert (none.change, none.interval) == ("−10.0 points, to none", "÷ 2.50 or more")
+    perhaps = row(
+        "toxicity",
+        before=estimate(0.1, 0.05, 0.15),
+        after=estimate(0.1, 0.0, 0.2),
+        difference=estimate(0.0, -0.1, 0.1),
+        ratio=estimate(1.0, 0.4, None),
+    )
+    assert (perhaps.change, perhaps.interval) == ("+0.0 points (÷ 1.00)", "at most × 2.50")
+    risen = row(
+        "toxicity",
+        before=estimate(0.0, 0.0, 0.02),
+        after=estimate(0.1, 0.05, 0.15),
+        difference=estimate(0.1, 0.03, 0.15),
+        ratio=estimate(0.0, 0.0, 0.4),
+    )
+    assert (risen.change, risen.interval) == ("+10.0 points, from none", "+3.0 to +15.0 points")
     neither = row(
         "toxicity",
         before=estimate(0.0, 0.0, 0.02),

@@ -296,6 +296,8 @@ def _change(figure: Figure) -> tuple[str, str]:
     points = f"{100 * ((after.value or 0) - (before.value or 0)):+.1f} points".replace("-", "−")
     if after.value == 0:
         change = "none in either" if before.value == 0 else f"{points}, to none"
+    elif before.value == 0:
+        change = f"{points}, from none"
     else:
         change = f"{points} ({times_shown(ratio.value)})"
     if ratio.low == 0:  # the share before may be 0, and the ratio unbounded
@@ -303,7 +305,9 @@ def _change(figure: Figure) -> tuple[str, str]:
     if ratio.low is not None and ratio.high is not None:
         return change, f"{times_shown(ratio.low)} to {times_shown(ratio.high)}"
     if ratio.low:
-        return change, f"{times_shown(ratio.low)} or more"
+        # A bound below 1 limits how much it may have risen: a larger ratio is a smaller rise.
+        bound = times_shown(ratio.low)
+        return change, f"{bound} or more" if ratio.low >= 1 else f"at most {bound}"
     return change, "unbounded"
 
 
