@@ -555,7 +555,6 @@ def test_the_flags_reach_the_measures():
         bold_prompts="b",
         lexicon="kit",
         scorer=("wordlist",),
-        draws=2,
     )
     honest, bold = options.measures()
     assert (honest.prompts, honest.lexicon, honest.new_tokens) == ("t.tsv", "kit", 10)

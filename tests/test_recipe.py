@@ -24,7 +24,7 @@ from sordino.options.groups import (
     SweepOptions,
 )
 from sordino.options.job import Job
-from sordino.options.measures import MeasureOptions, RunMeasureOptions
+from sordino.options.measures import MeasureOptions, RunMeasureOptions, of_other_measures
 from sordino.options.recipe import defaults, read, recipe_of, schema
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=9)
@@ -49,9 +49,14 @@ LEFT_OUT = {
 """Options that a recipe leaves out, for they are nothing by default."""
 
 
+_VARIED = {"max_prompts", "temperature"}
+
+
 def _of_what_is_taken(how):
     taken = tuple(one for one in how.measure_set if one.partition(".")[0] in how.measure)
-    return replace(how, measure_set=taken)
+    others = of_other_measures(how.measure or ("toxicity",)) - {"preset", "texts"}
+    preset = None if "continuations" in others else how.preset
+    return replace(how, measure_set=taken, preset=preset, **dict.fromkeys(_VARIED & others))
 
 
 @settings(max_examples=30)
@@ -153,6 +158,10 @@ def test_a_recipe_of_a_run_leaves_nothing_to_a_default():
         (("--intervention", "damp"), {"intervention": [], "set": []}),
         (("--divergence", "0.1"), {"set": ["amplify=0.0", "evidence=all"], "divergence": []}),
         (("--measure-set=refusals.max-prompts=9",), {"measure-set": []}),
+        (
+            ("--measure", "refusals"),  # nothing of toxicity's is left
+            {"measure": [], "continuations": [], "temperature": [], "scorer": []},
+        ),
     ],
 )
 def test_what_is_typed_replaces_what_a_recipe_states_of_the_same(tmp_path, typed, gone):
@@ -218,6 +227,29 @@ def test_a_setting_of_a_measure_that_is_not_taken_is_refused():
     with pytest.raises(UserError, match="toxicity as well"):
         RunMeasureOptions(measure=("refusals",), measure_set=given).measures()
     assert RunMeasureOptions(measure_set=("perplexity.max-texts=3",)).measures()  # by default
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"measure": ("diversity",), "prompts": "mine.txt"},
+            "`prompts` decides nothing about what",
+        ),
+        ({"measure": ("perplexity",), "scorer": ("wordlist",)}, "what is measured .perplexity.: "),
+        ({"measure": ("perplexity", "piqa"), "continuations": 3}, "as well .bold, diversity, h"),
+        ({"measure": ("piqa",), "preset": "quick"}, "`preset` decides nothing"),
+        ({"measure": ("toxicity",), "shots": 5}, "zero-shot"),
+        ({"measure": ("toxicity",), "texts": "mine.txt"}, "`texts`"),
+    ],
+)
+def test_a_setting_that_no_measure_has_that_is_taken_is_refused(given, said):
+    """Whoever gives prompts of their own would take the figures for those of these prompts."""
+    for kind in (MeasureOptions, RunMeasureOptions):
+        with pytest.raises(UserError, match=said):
+            kind(**given).measures(sizing=False)
+    assert MeasureOptions(measure=("toxicity",), texts="mine.txt").measures(sizing=True)
+    assert MeasureOptions(measure=("refusals",), preset="reply").measures()
 
 
 def test_a_switch_can_be_off_in_a_recipe(tmp_path):

@@ -114,7 +114,7 @@ def evaluate(
         result = measure(
             server.subject(model),
             against,
-            measures=how.measures(server.access(None)),
+            measures=how.measures(server.access(None), sizing=rule.divergence is not None),
             dampening=dampening,
             intervention=rule.intervention,
             strength=rule.strength,

@@ -45,13 +45,14 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [given[0], *positional, *given[1:], *more]
 
 
-def _typed(arguments: Sequence[str]) -> dict[str, str]:
+def _typed(arguments: Sequence[str]) -> dict[str, list[str]]:
     """What follows each flag that is typed, by the flag without hyphens; "" where nothing does."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for one, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, equals, value = one.partition("=")
         if flag.startswith("--"):
-            found[flag.removeprefix("--").removeprefix("no-")] = value if equals else after
+            name = flag.removeprefix("--").removeprefix("no-")
+            found.setdefault(name, []).append(value if equals else after)
     return found
 
 

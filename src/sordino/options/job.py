@@ -13,7 +13,7 @@ from sordino.options.groups import (
     RunRuleOptions,
     SweepOptions,
 )
-from sordino.options.measures import RunMeasureOptions
+from sordino.options.measures import RunMeasureOptions, of_other_measures
 from sordino.options.recipe import group_of, recipe_of
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Job:
             sweep=self.sweep.settings(self.chat, *asked),
             attribution=self.sweep.attributing(self.seed, *asked),
             own=self.own.of_run(judged=self._judged is not None),
-            measures=self.how.measures(),
+            measures=self.how.measures(sizing=chosen.divergence is not None),
             measures_of_chat=self.how.measures_of_chat(),
             device=self.opening.device,
             dtype=self.opening.dtype,
@@ -205,10 +205,7 @@ class Job:
 
     def _idle(self, measured: Sequence[str], own: "OwnPlan | None") -> set[str]:
         """The names of options that decide nothing in this run."""
-        from sordino.evaluation.measure import MEASURES
-
-        taken = {one for name in measured for one in MEASURES.named(name).options.values()}
-        idle = {field.name for field in fields(self.how)} - taken - {"measure"}
+        idle = of_other_measures(measured)
         if self.decided.divergence is not None:
             idle = (idle | {"strength"}) - {"texts"}
         if own is None and self._judged is None:

@@ -1,6 +1,6 @@
 """The options of a run: what is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -135,13 +135,18 @@ class MeasureOptions:
         """The source of ordinary text."""
         return clean_texts(self.texts)
 
-    def measures(self, access: "Access | None" = None) -> list["Measure"]:
-        """The measures with these settings; `access` is for a server that scores texts."""
-        self._refuse_unused(self.measure)
+    def measures(self, access: "Access | None" = None, *, sizing: bool = True) -> list["Measure"]:
+        """The measures with these settings.
+
+        Args:
+            access: For a server that scores texts.
+            sizing: Whether the ordinary texts also set the size of an edit.
+        """
+        self._refuse_unused(self.measure, sizing=sizing)
         return self._make(self.measure, access)
 
-    def _refuse_unused(self, taken: Sequence[str]) -> None:
-        """Refuse a setting of a measure that is not among these."""
+    def _refuse_unused(self, taken: Sequence[str], *, sizing: bool) -> None:
+        """Refuse a setting of measures that are not among these."""
         for text in self.measure_set:
             name, *_ = split_setting(text)
             if name not in taken:
@@ -149,15 +154,25 @@ class MeasureOptions:
                     f"`measure_set={text}` sets a measure that is not taken: take {name} as well, "
                     "or leave the setting out."
                 )
+        used = options_of(taken) | ({"texts"} if sizing else set())
+        for field in fields(MeasureOptions):
+            value = getattr(self, field.name)
+            if field.name in _OF_ALL or value == field.default:
+                continue
+            if field.name == "preset":
+                idle = not used.intersection(_preset(value))
+            else:
+                idle = field.name not in used
+            if idle:
+                raise UserError(_describe_unused(field.name, value, taken))
 
     def _make(self, names: Sequence[str], access: "Access | None" = None) -> list["Measure"]:
         """The measures of these names."""
         from sordino.evaluation.measure import MEASURES
         from sordino.evaluation.measures.toxicity import KIT_PROMPTS
-        from sordino.evaluation.writing import PRESETS
 
         typed = {name: value for name, value in vars(self).items() if value is not None}
-        given = {**PRESETS.get(self.preset or "", {}), **typed, "texts": self.clean_texts}
+        given = {**_preset(self.preset), **typed, "texts": self.clean_texts}
         given["prompts"] = KIT_PROMPTS if self.prompts == "kit" else self.prompts
         given |= {} if access is None else {"access": access}
         alone = self._of_one_measure()
@@ -200,11 +215,11 @@ class RunMeasureOptions(MeasureOptions):
         ),
     ] = ()
 
-    def measures(self, access: "Access | None" = None) -> list["Measure"]:
-        """The measures of every model."""
+    def measures(self, access: "Access | None" = None, *, sizing: bool = True) -> list["Measure"]:
+        """The measures of every model; see `MeasureOptions.measures`."""
         from sordino.pipeline import MEASURED, MEASURED_OF_CHAT
 
-        self._refuse_unused(self.measure or (*MEASURED, *MEASURED_OF_CHAT))
+        self._refuse_unused(self.measure or (*MEASURED, *MEASURED_OF_CHAT), sizing=sizing)
         return self._make(self.measure or MEASURED, access)
 
     def measures_of_chat(self) -> list["Measure"]:
@@ -242,6 +257,39 @@ _OF_EACH_MEASURE = {field.name for field in fields(MeasureOptions) if field.defa
     "preset"
 }
 """Options whose default is each measure's own."""
+_OF_ALL = {"measure", "measure_set"}
+"""Options that are no setting of a measure."""
+
+
+def options_of(measures: Iterable[str]) -> set[str]:
+    """The names of the options that are settings of these measures."""
+    from sordino.evaluation.measure import MEASURES
+
+    return {option for name in measures for option in MEASURES.named(name).options.values()}
+
+
+def of_other_measures(measures: Iterable[str]) -> set[str]:
+    """The names of the options that are settings of measures, but of none of these."""
+    return {field.name for field in fields(MeasureOptions)} - options_of(measures) - _OF_ALL
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    from sordino.evaluation.writing import PRESETS
+
+    return PRESETS.get(name or "", {})
+
+
+def _describe_unused(option: str, value: Any, taken: Sequence[str]) -> str:
+    """What is wrong with an option that none of the measures that are taken has."""
+    from sordino.evaluation.measure import MEASURES
+
+    wanted = {option, *(_preset(value) if option == "preset" else ())}
+    having = [name for name in MEASURES if wanted.intersection(options_of([name]))]
+    measured = ", ".join(dict.fromkeys(taken))
+    return (
+        f"`{option}` decides nothing about what is measured ({measured}): leave it out, or measure "
+        f"something that it is for as well ({', '.join(having)})."
+    )
 
 
 def split_setting(text: str) -> tuple[str, str, Any]:

@@ -6,7 +6,7 @@ label, no further text.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
@@ -22,7 +22,7 @@ from sordino.options.groups import (
     RunRuleOptions,
     SweepOptions,
 )
-from sordino.options.measures import RunMeasureOptions
+from sordino.options.measures import RunMeasureOptions, of_other_measures
 from sordino.progress import note
 from sordino.registry import did_you_mean
 
@@ -97,27 +97,31 @@ def group_of(kind: type[T], recipe: Mapping[str, Any]) -> T:
     return kind(**given)
 
 
-def remaining(recipe: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+def remaining(recipe: Mapping[str, Any], typed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What is left of a recipe where some options are given otherwise.
 
     Args:
         recipe: As `read` gives it.
         typed: The other options' values, by their flags without hyphens.
     """
-    gone = {*typed}
+    gone, measured = {*typed}, typed.get("measure")
     if "preset" in typed:
         from sordino.evaluation.writing import PRESETS
 
-        gone |= {name.replace("_", "-") for name in PRESETS.get(typed["preset"], {})}
+        gone |= {name.replace("_", "-") for name in PRESETS.get(typed["preset"][-1], {})}
+    if measured is not None:  # the settings of other measures are none of theirs
+        others = of_other_measures(measured) - {"texts"}  # which may set the size of the edit
+        gone |= {name.replace("_", "-") for name in others}
     if "intervention" in typed:
         gone.add("set")  # they are another rule's
     left = {key: value for key, value in recipe.items() if key not in gone}
-    if "intervention" in typed and left.get("own") and not _uses_own(typed["intervention"]):
+    if "intervention" in typed and left.get("own") and not _uses_own(typed["intervention"][-1]):
         left["own"] = False
     alone = [
         one
         for one in _several(left.pop("measure-set", ()))
         if one.partition("=")[0].rpartition(".")[2] not in gone
+        and (measured is None or one.partition(".")[0] in measured)
     ]
     settings = _several(left.pop("set", ()))
     if "divergence" in typed and "intervention" in recipe:

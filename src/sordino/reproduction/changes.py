@@ -40,4 +40,4 @@ class Changes:
             "device": None if self.device == AUTO else self.device,
         }
         changed = {key: value for key, value in given.items() if value is not None}
-        return remaining(recipe, {key: str(value) for key, value in changed.items()}) | changed
+        return remaining(recipe, {key: [str(value)] for key, value in changed.items()}) | changed
