@@ -803,6 +803,25 @@ def test_a_measure_that_cannot_be_taken_does_not_stop_the_others(models, prose):
 # The command line
 
 
+@pytest.mark.parametrize(
+    ("scorer", "given", "said"),
+    [
+        ("wordlist", {"toxic_label": "threat"}, "`toxic_label=threat` is for a text classifier"),
+        (("wordlist", "refusal"), {"judge_dtype": "float32"}, "nothing for wordlist and refusal: "),
+        ("yes-no:m", {"judge_refusal": 1.0}, "`judge_refusal=1.0` is for a model on a server"),
+        ("auto", {"judge_refusal": 1.0}, "nothing for auto"),
+    ],
+)
+def test_a_setting_that_the_scorer_lacks_is_refused(prompts, scorer, given, said):
+    """Else a share of the scorer's own label passes for that of the label that was named."""
+    toxicity = Toxicity(prompts=str(prompts), scorer=scorer, **given)
+    with pytest.raises(UserError, match=said):
+        toxicity.prepare(0, CPU)
+    if isinstance(scorer, str):
+        with pytest.raises(UserError, match=said):
+            open_scorer(scorer, device=CPU, **given)
+
+
 def test_flags_go_over_the_preset_and_to_the_measures_that_they_are_for():
     names = ("toxicity", "ordinary-toxicity", "diversity", "divergence", "toxic-perplexity")
     options = MeasureOptions(

@@ -1,5 +1,7 @@
 """Opening scorers by their specs."""
 
+from collections.abc import Sequence
+
 import torch
 
 from sordino import hub
@@ -8,11 +10,17 @@ from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access
 from sordino.evaluation.scorer import JUDGES, LINEAR, SCORERS, Scorer
 from sordino.evaluation.scorers.classifier import NoSuchLabelError, TextClassifier
 from sordino.evaluation.scorers.judge import Judge
-from sordino.files import user_path
+from sordino.files import printable, user_path
 from sordino.hub_table import AUTO_SCORERS
 from sordino.progress import note
 
 AUTO = "auto"
+_FOR = {
+    "toxic_label": "a text classifier (hf:org/name, a folder, auto)",
+    "judge_refusal": "a model on a server (http://…)",
+    "judge_dtype": "a language model that judges in this process (yes-no:MODEL, …)",
+}
+"""Settings of scorers, each with the scorers that have it."""
 
 
 def open_scorer(
@@ -43,16 +51,19 @@ def open_scorer(
 
     Raises:
         UserError: There is no such scorer, it cannot be loaded, or its toxic label cannot be
-            inferred.
+            inferred, or it lacks a setting that is given.
     """
+    refuse_idle(
+        (spec,), toxic_label=toxic_label, judge_refusal=judge_refusal, judge_dtype=judge_dtype
+    )
 
     def open_one(name: str) -> Scorer:
-        if name.startswith(("http://", "https://")):
+        if _is_address(name):
             return Judge(name, refusal_score=judge_refusal, access=access)
         way, _, model = name.partition(":")
         if model and way in JUDGES:
             return JUDGES[way](model, device, judge_dtype)
-        if name not in SCORERS and (hub.is_shared(name) or user_path(name).is_dir()):
+        if _is_classifier(name):
             return TextClassifier(name, toxic_label, device)
         return SCORERS.named(name)()
 
@@ -73,3 +84,38 @@ def open_scorer(
             scorer.name, scorer.instead_of = name, candidates[:number]
             return scorer
     raise AssertionError("the last candidate either opens or raises")
+
+
+def settings_of(spec: str) -> set[str]:
+    """The names of the settings that the scorer of this spec has, of `open_scorer`."""
+    if _is_address(spec):
+        return {"judge_refusal"}
+    way, _, model = spec.partition(":")
+    if model and way in JUDGES:
+        return {"judge_dtype"}
+    return {"toxic_label"} if spec == AUTO or _is_classifier(spec) else set()
+
+
+def refuse_idle(specs: Sequence[str], **given: str | float | None) -> None:
+    """Refuse a setting that is given and that none of these scorers has.
+
+    Args:
+        specs: As for `open_scorer`.
+        given: Settings of `open_scorer` by name; None or "auto" for none.
+    """
+    had = {name for spec in specs for name in settings_of(spec)}
+    for name, value in given.items():
+        if value not in (None, AUTO) and name not in had:
+            scorers = " and ".join(map(printable, specs))
+            raise UserError(
+                f"`{name}={value}` is for {_FOR[name]}, and decides nothing for {scorers}: leave "
+                "it out."
+            )
+
+
+def _is_address(spec: str) -> bool:
+    return spec.startswith(("http://", "https://"))
+
+
+def _is_classifier(spec: str) -> bool:
+    return spec not in SCORERS and (hub.is_shared(spec) or user_path(spec).is_dir())

@@ -13,7 +13,7 @@ import torch
 from sordino.errors import UserError
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Endpoint
 from sordino.evaluation.measure import Measure, Summary, Task
-from sordino.evaluation.opening import AUTO, open_scorer
+from sordino.evaluation.opening import AUTO, open_scorer, refuse_idle, settings_of
 from sordino.evaluation.result import Figure
 from sordino.evaluation.scorer import SCORERS, TOXIC_SCORE, Scorer, scores_of
 from sordino.evaluation.scorers.position import ByPosition
@@ -70,6 +70,15 @@ class Scoring(Measure):
         """The scorers' names."""
         return (self.scorer,) if isinstance(self.scorer, str) else self.scorer
 
+    @property
+    def _given(self) -> dict[str, Any]:
+        """The settings that only some scorers have."""
+        return {
+            "toxic_label": self.toxic_label,
+            "judge_refusal": self.judge_refusal,
+            "judge_dtype": self.judge_dtype,
+        }
+
     def open_scorers(
         self, prompts: str, device: torch.device, *, by_position: bool = False
     ) -> dict[str, Scorer]:
@@ -83,6 +92,7 @@ class Scoring(Measure):
         Raises:
             UserError: A scorer is not available, or two are the same one.
         """
+        refuse_idle(self.scorers, **self._given)
         found = {scorer.name: scorer for scorer in (self._open(n, device) for n in self.scorers)}
         if len(found) < len(self.scorers):
             raise UserError(
@@ -92,15 +102,12 @@ class Scoring(Measure):
         return {n: ByPosition(s) for n, s in found.items()} if by_position else found
 
     def _open(self, name: str, device: torch.device) -> Scorer:
-        how = (self.toxic_label, self.judge_refusal, self.judge_dtype, self.access)
-        key = (SCORERS.get(name), name, *how, str(device))
+        key = (SCORERS.get(name), name, *self._given.values(), self.access, str(device))
         scorer = _OPEN.get(key)
         if scorer is None:
             scorer = _OPEN[key] = open_scorer(
                 name,
-                toxic_label=self.toxic_label,
-                judge_refusal=self.judge_refusal,
-                judge_dtype=self.judge_dtype,
+                **{key: self._given[key] for key in settings_of(name)},
                 device=device,
                 access=self.access,
             )
