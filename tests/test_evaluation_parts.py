@@ -100,10 +100,11 @@ def test_columns_that_differ_in_capitals_alone_are_refused(read, row, tmp_path):
     assert len(read(lines(tmp_path / "y.jsonl", alone))) == 1
 
 
-def test_plain_text_is_one_text_a_line(tmp_path):
+def test_plain_text_is_one_text_a_line_and_counts_once(tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_bytes("\ufeffone\n\n two \r\none\n".encode())
     assert read_texts(str(path)) == [Text("one"), Text("two")]
+    assert "plain.txt: 1 texts that were there before are left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,16 @@ def read_texts(spec: str | Path) -> list[Text]:
             input_path(spec, mend="give a text file, a .csv, .jsonl or .parquet, kit:… or hf:…")
         )
     texts: dict[object, Text] = {}
-    unscored = 0
+    unscored, again = 0, 0
     for where, row in rows:
         text = _text(row, where)
         unscored += text is None
         if text is not None and text.text:
-            texts.setdefault((text.before, text.text) if text.before else text.text, text)
+            key = (text.before, text.text) if text.before else text.text
+            again += key in texts
+            texts.setdefault(key, text)
+    if again and not (spec in _MADE or spec.startswith("kit:")):  # known to have some
+        note(f"{printable(spec)}: {again:,} texts that were there before are left out")
     if unscored:
         note(f"{printable(spec)}: {unscored:,} prompts without a toxicity score are left out")
     if not texts:
