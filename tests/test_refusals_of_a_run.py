@@ -151,10 +151,10 @@ def test_the_plan_says_how_much_is_written():
     planned = [one.key for one in Job("speaks", how=how).measures()]
     assert planned == ["toxicity", "perplexity", "toxicity:chat", "refusals:chat"]
     assert [describe_cost(one) for one in Job("speaks", how=how).measures()] == [
-        "toxicity (60 continuations of 20 tokens)",
+        "toxicity (at most 60 continuations of 20 tokens)",
         "perplexity",
-        "toxicity:chat (60 replies of 20 tokens)",
-        "refusals:chat (30 replies of 64 tokens)",
+        "toxicity:chat (at most 60 replies of 20 tokens)",
+        "refusals:chat (at most 30 replies of 64 tokens)",
     ]
 
 

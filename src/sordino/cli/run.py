@@ -143,9 +143,9 @@ def describe_cost(measure: "Measure") -> str:
     if isinstance(measure, Writing) and measure.max_prompts is not None:
         texts = measure.max_prompts * measure.continuations
         what = "continuations" if measure.chat is None else "replies"
-        return f"{measure.key} ({texts:,} {what} of {measure.new_tokens} tokens)"
+        return f"{measure.key} (at most {texts:,} {what} of {measure.new_tokens} tokens)"
     if isinstance(measure, Piqa) and measure.questions is not None:
-        return f"{measure.key} ({measure.questions:,} questions)"
+        return f"{measure.key} (at most {measure.questions:,} questions)"
     return measure.key
 
 
