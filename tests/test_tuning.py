@@ -17,6 +17,7 @@ from sordino.evaluation.texts import Text, read_texts
 from sordino.expertise import AttributionSettings, SweepSettings, find_experts
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.own import OwnSettings
+from sordino.files import write_json
 from sordino.interventions import Dampening, family
 from sordino.interventions.registry import Family
 from sordino.models.open import open_model
@@ -243,10 +244,15 @@ def test_a_search_goes_on_to_what_it_would_have_found(search, tmp_path):
     assert halves[0].isdisjoint(halves[1])
 
 
+def stored(folder):
+    """The values that a lab has measured, in their order."""
+    _header, *lines = (folder / "values.jsonl").read_text().splitlines()
+    return [value for line in lines for value in json.loads(line.partition("\t")[0])["batch"]]
+
+
 def test_the_budget_is_aimed_below_and_reported_on_texts_that_set_no_size(search, tmp_path):
     tuned, chosen = search("divergence<=0.02", 2)
-    values = json.loads((tmp_path / "work" / "values.json").read_text())
-    sizes = [size for of in values.values() for size in of]
+    sizes = stored(tmp_path / "work")
     assert sizes
     assert all(size["divergence"] <= 0.018 for size in sizes)
     assert max(size["divergence"] for size in sizes) > 0.018 * (1 - SHORTFALL)
@@ -376,6 +382,70 @@ def test_a_size_is_taken_only_for_what_was_measured(open_tiny, concept, tmp_path
     prose.write_text("\n".join(sentences(30, 8, longest=20)))
     other = counted(plain, measures=True)
     assert lab().yardstick.divergence(other.dampening) <= 0.02
+
+
+@pytest.fixture
+def sizing(open_tiny, concept, tmp_path):
+    """A function that opens the same lab again, and what it finds and measures."""
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n".join(PROSE))
+    ref = open_tiny("llama").ref
+
+    def lab():
+        return Lab(ref, concept, tmp_path / "lab", texts=str(prose), dtype="float32")
+
+    def work():
+        """The work of a study; whether its divergences were measured."""
+        here = lab()
+        expertise = here.find("one")
+        trial = here.sized("sized", family(expertise, "aura"), 0.02)
+        here.find("two", sites="attention")
+        return trial, here.divergence(trial), "yardstick" in vars(here)
+
+    return lab, work
+
+
+def test_a_kill_while_a_value_is_stored_costs_that_value_alone(sizing, tmp_path, monkeypatch):
+    _, work = sizing
+    trial, divergence, measured = work()
+    assert measured
+    values = tmp_path / "lab" / "values.jsonl"
+    whole = values.read_bytes()
+    values.write_bytes(whole[:-5])
+    monkeypatch.setattr("sordino.tuning.lab.find_experts", None)
+    monkeypatch.setattr("sordino.tuning.lab.calibrate", None)
+    again, same, measured = work()
+    assert measured
+    assert (again.dial, same) == (trial.dial, divergence)
+    assert values.read_bytes() == whole
+
+
+def test_a_changed_file_of_a_lab_costs_that_file_alone(sizing, tmp_path):
+    _, work = sizing
+    trial, *_ = work()
+    one, two = sorted((tmp_path / "lab").glob("*.expertise.safetensors"))
+    before = two.stat().st_mtime_ns
+    one.write_bytes(one.read_bytes()[:-1])
+    again, _, measured = work()
+    assert again.dial == trial.dial
+    assert not measured
+    assert two.stat().st_mtime_ns == before
+
+
+def test_values_of_a_lab_that_were_one_file_are_taken_over(sizing, tmp_path):
+    lab, work = sizing
+    trial, *_ = work()
+    folder = tmp_path / "lab"
+    size, divergence = stored(folder)
+    before = lab()
+    keys = before._key("sized", 0.02, None), before._key("divergence", trial.dampening.fingerprint)
+    (folder / "values.jsonl").unlink()
+    write_json(folder / "values.json", {keys[0]: [size], keys[1]: divergence})
+    before._work.done("values.json", folder / "values.json")
+    again, same, measured = work()
+    assert (again.dial, same) == (trial.dial, divergence)
+    assert not measured
+    assert not (folder / "values.json").exists()
 
 
 def test_what_is_made_is_made_again_of_something_else(open_tiny, concept, tmp_path):

@@ -2,13 +2,14 @@
 
 After each step, the SHA-256 of every file that it wrote is noted in `steps.json`, which has a
 checksum of its own. A command that resumes the job repeats a step if one of its files was changed,
-cut off, removed, added or replaced by a link, and all steps after it.
+cut off, removed, added or replaced by a link, and all steps that were made of it.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -31,8 +32,8 @@ class _Notes(Record):
 _NOTES = TypeAdapter(_Notes)
 
 
-class WorkFolder:
-    """The files of a job in steps.
+class KeptFiles:
+    """The files of steps that do not depend on each other.
 
     Args:
         folder: Where they are.
@@ -44,8 +45,8 @@ class WorkFolder:
         self.folder, self._key, self._known = folder, key, known or {}
 
     @classmethod
-    def open(cls, folder: Path, key: str) -> "WorkFolder | None":
-        """The job of this key that an earlier call began; None if there is none."""
+    def open(cls, folder: Path, key: str) -> Self | None:
+        """The work of this key that an earlier call began; None if there is none."""
         try:
             notes = parse(_NOTES, read_bytes(folder / _FILE, "list of steps"), _FILE)
         except UserError:
@@ -65,8 +66,7 @@ class WorkFolder:
         if step in self._known:
             if self._known[step] == self._sums(paths, apart):
                 return True
-            order = list(self._known)
-            self._known = {name: self._known[name] for name in order[: order.index(step)]}
+            self._forget(step)
             self.write()
         if any(path.exists() or path.is_symlink() for path in paths):
             note(f"{paths[0].name} was changed since it was written, and is made again")
@@ -87,6 +87,10 @@ class WorkFolder:
         notes = _Notes(key=self._key, steps=self._known, sum=_sum(self._key, self._known))
         write_json(self.folder / _FILE, notes.model_dump(mode="json"))
 
+    def _forget(self, step: str) -> None:
+        """Forget a step and all that were made of it."""
+        del self._known[step]
+
     def _sums(self, paths: tuple[Path, ...], apart: str) -> _Sums:
         return {
             file.relative_to(self.folder).as_posix(): (
@@ -96,6 +100,14 @@ class WorkFolder:
             for file in _files(path)
             if file.relative_to(path).as_posix() != apart
         }
+
+
+class WorkFolder(KeptFiles):
+    """The files of a job in steps, each of which is made of those before it."""
+
+    def _forget(self, step: str) -> None:
+        order = list(self._known)
+        self._known = {name: self._known[name] for name in order[: order.index(step)]}
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +24,14 @@ from sordino.expertise.refusals import OwnRefusals, RefusalSettings, find_refusa
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint, read_json, to_json, write_json
 from sordino.interventions import Dampening, Edit
+from sordino.journal import Journal
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.open import OpenModel, open_model
 from sordino.models.ranks import Ranks
 from sordino.models.reference import ModelRef
 from sordino.tuning.calibration import Yardstick, calibrate, clean_texts
 from sordino.version import __version__
-from sordino.work import WorkFolder
+from sordino.work import KeptFiles
 
 _FORMAT = "sordino-lab-2"
 """Other formats know what is stored by its name alone, so none is continued."""
@@ -122,8 +123,9 @@ class Lab:
                 f"{folder} holds the work of another model, concept, setting or version: choose "
                 "another `output`, or remove it."
             )
-        key = fingerprint(to_json(about))
-        self._work = WorkFolder.open(folder, key) or WorkFolder(folder, key)
+        self._about = fingerprint(to_json(about))
+        self._work = KeptFiles.open(folder, self._about) or KeptFiles(folder, self._about)
+        self._take_over()
 
     def elsewhere(self, name: str, *, ref: ModelRef | None = None, dtype: str = "") -> "Lab":
         """A lab in a folder of this one, for another model or in another dtype."""
@@ -277,11 +279,12 @@ class Lab:
 
     def divergence(self, trial: Trial) -> float:
         """The divergence of a trial on the yardstick's texts, measured once."""
-        key, values = self._key("divergence", trial.dampening.fingerprint), self._values()
-        if key not in values:
-            values[key] = self.yardstick.divergence(trial.dampening)
-            self._store(values)
-        return float(values[key])
+        key = self._key("divergence", trial.dampening.fingerprint)
+        found = self._values(key)
+        if not found:
+            found = [self.yardstick.divergence(trial.dampening)]
+            self._store(key, found)
+        return float(found[0])
 
     def sized(
         self,
@@ -316,16 +319,14 @@ class Lab:
         A family is a function and has no digest. So a stored size is taken only if the family gives
         the very dampening there whose divergence was measured.
         """
-        key, values = self._key(name, budget, start), self._values()
-        sizes = values.setdefault(key, [])
-        for size in sizes:
+        key = self._key(name, budget, start)
+        for size in self._values(key):
             made = family(size["dial"])
             if made.fingerprint == size["dampening"]:
                 return Trial(name, made, size["dial"]), size["reached"]
         found = calibrate(self.yardstick, family, budget, start=start)
         about = {"dial": found.dial, "divergence": found.divergence, "reached": found.reached}
-        sizes.append({**about, "dampening": found.dampening.fingerprint})
-        self._store(values)
+        self._store(key, [about | {"dampening": found.dampening.fingerprint}])
         return Trial(name, found.dampening, found.dial), found.reached
 
     def compare(
@@ -397,12 +398,23 @@ class Lab:
         """The key of a value that was measured on the sizing texts."""
         return f"{name} {fingerprint(to_json(about), *self._sizing_texts)[:16]}"
 
-    def _values(self) -> dict[str, Any]:
-        """Small values that were measured, by key."""
-        file = self._folder / "values.json"
-        return dict(read_json(file)) if self._work.holds(file.name, file) else {}
+    def _values(self, key: str) -> list[Any]:
+        """The small values that were measured under a key."""
+        with closing(self._open_values()) as journal:
+            return [value for values in journal.batches(key) for value in values]
 
-    def _store(self, values: dict[str, Any]) -> None:
+    def _store(self, key: str, values: list[Any]) -> None:
+        with closing(self._open_values()) as journal:
+            journal.add(key, values)
+
+    def _open_values(self) -> Journal:
+        """The values by key; closed at once, since another lab can have this folder."""
+        return Journal(self._folder / "values.jsonl", self._about)
+
+    def _take_over(self) -> None:
+        """Take over the values of a folder in which they were one file, and no journal."""
         file = self._folder / "values.json"
-        write_json(file, values)
-        self._work.done(file.name, file)
+        if file.exists() and self._work.holds(file.name, file):
+            for key, found in read_json(file).items():
+                self._store(key, found if isinstance(found, list) else [found])
+            file.unlink()
