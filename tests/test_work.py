@@ -332,3 +332,20 @@ def test_a_work_folder_of_the_version_before_is_begun_anew(stopped, tmp_path, mo
         flip(work / "model/model.safetensors")
 
     finished(stopped, before, tmp_path, monkeypatch)
+@pytest.mark.parametrize("name", ["prompts.txt", "prose.txt"])
+def test_a_text_that_was_edited_since_the_kill_begins_the_run_anew(
+    stopped, name, tmp_path, monkeypatch, capsys
+):
+    here, _ = stopped
+    shutil.copytree(here, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    text = Path(name).read_text()
+    Path(name).write_text(text + text.splitlines()[0] + " again\n")
+    main(RUN)
+    assert "discarding an unfinished run" in capsys.readouterr().err
+    again = contents(Path("quiet"))
+    shutil.rmtree("quiet")
+    main(RUN)
+    assert again == contents(Path("quiet"))
+
+

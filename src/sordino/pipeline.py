@@ -55,6 +55,7 @@ from sordino.files import (
     publish,
     read_json,
     staging_path,
+    to_json,
     write_json,
     write_text,
 )
@@ -407,8 +408,13 @@ class _Steps:
         self._ref, self._concept, self._target, self._settings = ref, concept, target, settings
         self._ready, self._clean, self._cache = ready, clean, cache
         self._opened, self._judged, self._own = opened, judged, own
-        deciding = repr(replace(settings, stream=None))  # it gives the same bytes either way
-        key = fingerprint(ref.weights_fingerprint(), concept.fingerprint, deciding, __version__)
+        key = fingerprint(
+            ref.weights_fingerprint(),
+            concept.fingerprint,
+            repr(replace(settings, stream=None)),  # it gives the same bytes either way
+            to_json(_contents(own, ready, clean)),
+            __version__,
+        )
         self._steps = _begun(target, key)
         self._work = self._steps.folder
         self._model = self._work / f"model{GGUF if self._is_file else ''}"
@@ -655,6 +661,12 @@ class _Steps:
         yield open_model(baked, device=chosen.device, dtype=chosen.dtype)
 
 
+def _contents(own: OwnSettings | None, ready: Prepared, clean: Sequence[str]) -> list[Any]:
+    """What is in the files that settings only name, as JSON values."""
+    protocols = {name: dict(task.protocol) for name, task in ready.tasks.items()}
+    return [own and own.metadata, protocols, list(clean)]
+
+
 def _beside(rule: str) -> str:
     """The file with the figures of a rule for comparison."""
     return f"evaluation-{rule}.json"
@@ -666,7 +678,7 @@ def _begun(target: Path, key: str) -> WorkFolder:
     if steps := WorkFolder.open(work, key):
         return steps
     if work.exists():
-        show.note("discarding an unfinished run with other settings")
+        show.note("discarding an unfinished run with other settings or texts")
     clear_staging(target).mkdir(parents=True)
     steps = WorkFolder(work, key)
     steps.write()
