@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import sordino
 from conftest import sentences
@@ -112,11 +113,27 @@ def test_an_expertise_is_evaluated_like_its_hooks(found, tmp_path):
     for given, source in ((folder, file), (opened, expertise)):
         ready = sordino.evaluate(given, folder, measures=[measure], dampening=source, strength=0.5)
         assert ready.measures == by_hand.measures
-        assert ready.after.fingerprint == by_hand.after.fingerprint
+        in_memory = given is opened
+        assert (ready.after.fingerprint != by_hand.after.fingerprint) == in_memory
     with pytest.raises(sordino.UserError, match="dampened already"):
         sordino.evaluate(arm, measures=[measure], dampening=expertise)
     with pytest.raises(sordino.UserError, match="strength"):
         sordino.evaluate(folder, measures=[measure], strength=0.5)
+
+
+def test_an_open_model_is_dampened_as_it_is_in_memory(found, tmp_path):
+    opened, expertise, _ = found
+    measure = sordino.Perplexity(prose(tmp_path / "prose.txt", 7), max_texts=6)
+    changed = sordino.open_model(opened.ref, device="cpu", dtype="bfloat16")
+    before = sordino.evaluate(changed, measures=[measure], dampening=expertise)
+    with torch.no_grad():
+        changed.model.get_output_embeddings().weight.mul_(3)
+    after = sordino.evaluate(changed, measures=[measure], dampening=expertise)
+    assert before.after.dtype == after.after.dtype == "bfloat16"
+    assert before.after.fingerprint != after.after.fingerprint
+    with sordino.aura(expertise).applied(changed.model):
+        by_hand = sordino.evaluate(changed, measures=[measure])
+    assert after.measures == by_hand.measures != before.measures
 
 
 def test_what_a_dampening_is_made_of(found, tmp_path):

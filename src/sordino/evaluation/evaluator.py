@@ -103,6 +103,14 @@ class Arm:
         unedited = None if changes else ref
         return cls(name or ref.name, ref.revision, known, open, unedited, streamed)
 
+    @classmethod
+    def of_open(cls, opened: OpenModel) -> "Arm":
+        """The arm of an open model, as it is in memory."""
+        ref, known, streamed = opened.ref, "", opened.streamed is not None
+        if not is_hooked(opened.model):
+            known = ref.weights_fingerprint() if streamed else _in_memory(opened)
+        return cls(ref.name, ref.revision, known, lambda: nullcontext(opened), streamed=streamed)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -676,17 +684,7 @@ def _arm(subject: Subject, device: str, dtype: str, stream: bool | None) -> Arm:
     if isinstance(subject, Endpoint):
         return Arm(subject.name, "", subject.fingerprint, lambda: nullcontext(subject))
     if isinstance(subject, OpenModel):
-        ref = subject.ref
-        known = ""
-        if not is_hooked(subject.model):
-            known = ref.weights_fingerprint() if subject.streamed else _in_memory(subject)
-        return Arm(
-            ref.name,
-            ref.revision,
-            known,
-            lambda: nullcontext(subject),
-            streamed=subject.streamed is not None,
-        )
+        return Arm.of_open(subject)
     ref = resolve(subject)
     streamed = streams(ref, device, dtype, stream)
 

@@ -76,7 +76,7 @@ def evaluate(
             Other batches round differently, which can change single tokens.
         output: The JSON file to write; the samples are written beside it.
         force: Replace an existing output.
-        records: A folder that keeps each model's records, so that further evaluations need not
+        records: A file that keeps each model's records, so that further evaluations need not
             measure it again.
         cache: Keep what is measured of the model before in the cache folder, and take it from there
             if nothing that decides it has changed since; see `sordino.evaluation.kept`.
@@ -155,8 +155,7 @@ def evaluate(
                 dtype=dtype,
                 sites=sites,
             )
-            ref = model.ref if isinstance(model, OpenModel) else model
-            model = evaluation.hooked(ref, made, device=device, dtype=dtype, stream=stream)
+            model = evaluation.hooked(model, made, device=device, dtype=dtype, stream=stream)
         return evaluation.evaluate(
             model,
             against,
