@@ -180,6 +180,7 @@ def saved(folder, tokens=(3, 2)):
     )
     Snapshots(folder / "snapshot.safetensors", KEY).save(now)
     states.keep("2")
+    assert {file.name for file, _ in states.sums()} == {"2"}
     return now
 
 
@@ -199,6 +200,17 @@ def test_a_snapshot_is_restored_and_goes_on(tmp_path):
     again.save(Progress(1, 2))  # what the process before this one wrote is still looked after
     flip(folder / "states/2")
     assert restored(folder) is None
+
+
+def test_a_snapshot_looks_once_for_each_file_of_states(tmp_path, monkeypatch):
+    states = InFiles(tmp_path / "states", [1] * 20, torch.device("cpu"))
+    for batch in range(20):
+        states.write("1", batch, torch.ones(1, 1, 4))
+    looked = []
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: looked.append(path.name) or exists(path))
+    Snapshots(tmp_path / "snapshot.safetensors", KEY).save(Progress(files=states.sums()))
+    assert looked.count("1") == 1
 
 
 @given(name=st.sampled_from(["snapshot.safetensors", "states/2"]), place=st.integers(0, 10**4))

@@ -134,11 +134,13 @@ class Snapshots:
             tensors |= {f"statistics/{site}/{name}": values for name, values in found.items()}
         tensors = {name: values.cpu().contiguous() for name, values in tensors.items()}
         started = time.monotonic()
-        self._files = {
-            (file, start): found
-            for (file, start), found in (self._files | now.files).items()
-            if file.exists() and (now.needed is None or file.name in now.needed)
+        known = self._files | now.files
+        kept = {
+            file
+            for file in {file for file, _ in known}
+            if (now.needed is None or file.name in now.needed) and file.exists()
         }
+        self._files = {slot: found for slot, found in known.items() if slot[0] in kept}
         metadata = {
             "key": self._key,
             "stage": str(now.stage),

@@ -112,7 +112,7 @@ class InFiles:
         return []
 
     def sums(self) -> Sums:
-        """The checksums of everything that this process has written."""
+        """The checksums of everything that this process has written and kept."""
         return dict(self._sums)
 
     def keep(self, *names: str) -> None:
@@ -122,6 +122,11 @@ class InFiles:
                 if path.name in self._open:
                     self._open.pop(path.name).close()
                 path.unlink()
+        self._sums = {
+            (path, start): found
+            for (path, start), found in self._sums.items()
+            if path.name in names
+        }
 
     def _path(self, name: str) -> Path:
         return self._folder / name
