@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from sordino.errors import UserError
-from sordino.expertise import AttributionSettings
+from sordino.expertise import AttributionSettings, SweepSettings, attribution
 from sordino.expertise.attribution import passages, scores_by_text
 from sordino.expertise.find import find_experts
 from sordino.expertise.statistic import Statistic
 from sordino.interventions import Dampening
 from sordino.interventions.curvature import Curvature, amounts_together
 from sordino.interventions.rules.contrast import amounts
+from sordino.models.chat import Chat
 from sordino.tuning.calibration import Yardstick
+from test_chat_find import opened_with, sentences
 
 SETTINGS = AttributionSettings(25)
 
@@ -33,6 +36,28 @@ def test_the_cost_is_the_mean_square_of_the_scores(family, open_tiny, concept):
     known = ~np.isnan(expected)  # few texts reached some experts
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-4, atol=1e-12)
     assert scores.shape == (expected.size, 25)
+
+
+def test_the_same_tokens_are_drawn_in_a_chat_template(tmp_path, monkeypatch):
+    opened, concept, chat = opened_with(folder=tmp_path), sentences(20), Chat("on")
+    draw, drawn = attribution._draw, []
+
+    def note(*given):
+        drawn.append(draw(*given))
+        return drawn[-1]
+
+    monkeypatch.setattr(attribution, "_draw", note)
+    settings, sweep = AttributionSettings(20), SweepSettings(chat=chat, batch_tokens=400)
+    cost = find_experts(opened, concept, settings=sweep, attribution=settings)[Statistic.COST]
+    first = drawn.copy()
+    drawn.clear()
+    work = passages(opened, concept, settings, sweep.max_tokens, sweep.batch_tokens, chat)
+    scores, tokens = scores_by_text(opened, work, settings.seed)
+    assert all(map(torch.equal, first, drawn))
+    assert len(first) == len(drawn) > 0
+    expected = np.concatenate([cost[site.path] for site in opened.sites])
+    found = Curvature(scores, tokens, 0.3).costs
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-12)
 
 
 def test_changes_together_cost_what_is_foretold(open_tiny, concept):

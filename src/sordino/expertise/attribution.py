@@ -492,17 +492,9 @@ class Whole:
         """All sums of one batch."""
         del stage
         passage = self._work[batch]
-        with _outputs(self._opened, self._opened.sites) as outputs:
-            ids = passage.batch.input_ids.to(self._opened.device)
-            options = _needed(self._opened, passage)
-            logits = self._opened.model(input_ids=ids, use_cache=False, **options).logits
-        likelihoods = _likelihoods(logits, passage, self._seeds[batch])
-        del logits
-        for vector, likelihood in likelihoods.items():
-            last = vector == list(likelihoods)[-1]
-            gradients = torch.autograd.grad(
-                likelihood, [watched.outputs for watched in outputs], retain_graph=not last
-            )
+        vectors = passage.vectors
+        found = _differentiate(self._opened, passage, self._seeds[batch], vectors)
+        for vector, (outputs, gradients) in zip(vectors, found, strict=True):
             yield from _sums(outputs, gradients, passage, cost=vector == DRAWN)
 
     def needed(self, stage: int) -> Sequence[str]:
@@ -635,6 +627,32 @@ def _outputs(opened: OpenModel, sites: Sequence[Site]) -> Iterator[list[_Watched
     of_experts = {site.path: keep_routed(site) for site in sites if site.experts}
     with forward_hooks(linear), experts_hooked(opened.model, of_experts):
         yield outputs
+
+
+def _differentiate(
+    opened: OpenModel, passage: Passage, seed: int, vectors: Sequence[str]
+) -> Iterator[tuple[list[_Watched], tuple[torch.Tensor, ...]]]:
+    """The outputs of all sites, and the gradients of each likelihood by them.
+
+    Args:
+        opened: The model, inside `Whole.gradients`.
+        passage: The texts.
+        seed: Of the tokens that stand for the model's own.
+        vectors: The likelihoods that are differentiated, in this order.
+    """
+    with _outputs(opened, opened.sites) as outputs:
+        ids = passage.batch.input_ids.to(opened.device)
+        options = _needed(opened, passage)
+        logits = opened.model(input_ids=ids, use_cache=False, **options).logits
+    likelihoods = _likelihoods(logits, passage, seed)
+    del logits
+    for vector in vectors:
+        gradients = torch.autograd.grad(
+            likelihoods[vector],
+            [watched.outputs for watched in outputs],
+            retain_graph=vector != vectors[-1],
+        )
+        yield outputs, gradients
 
 
 def _see(_routed: Routed) -> None:
@@ -771,11 +789,7 @@ def scores_by_text(
     first = 0
     with Whole.gradients(opened), show.track("scores", tokens, "tokens") as advance:
         for (number, passage), count in zip(clean, counts, strict=True):
-            with _outputs(opened, opened.sites) as outputs:
-                ids = passage.batch.input_ids.to(opened.device)
-                logits = opened.model(input_ids=ids, use_cache=False).logits
-            likelihood = _likelihoods(logits, passage, seed + number)[DRAWN]
-            gradients = torch.autograd.grad(likelihood, [watched.outputs for watched in outputs])
+            [(outputs, gradients)] = _differentiate(opened, passage, seed + number, [DRAWN])
             for watched, gradient in zip(outputs, gradients, strict=True):
                 start = starts[watched.site.path] + watched.expert * gradient.shape[-1]
                 rows = slice(start, start + gradient.shape[-1])
