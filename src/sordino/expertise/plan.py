@@ -95,7 +95,7 @@ def make_plan(
     *,
     streamed: bool,
     in_files: bool,
-    writes: bool = False,
+    writes: bool,
 ) -> Plan:
     """The resources for the sweep of these batches.
 

@@ -299,7 +299,7 @@ def streamable(ref: ModelRef) -> bool:
     return ref.kind == "folder" and quantisation_of(ref.path) is None
 
 
-def has_to_stream(ref: ModelRef, device: str = "auto", dtype: str = "auto") -> bool:
+def has_to_stream(ref: ModelRef, device: str, dtype: str) -> bool:
     """Whether a model can be read layer by layer, and does not fit into free memory otherwise."""
     return streamable(ref) and not fits(ref, choose_devices(device), dtype)
 

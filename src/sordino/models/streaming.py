@@ -238,8 +238,8 @@ class StreamedWeights:
             self.hold(INPUT, then=None if after else 0)
 
     def resident(self, *parts: Part) -> int:
-        """Bytes that these parts take together in memory; all parts if none is given."""
-        names = chain.from_iterable(self._parameters[part] for part in parts or self._parameters)
+        """Bytes that these parts take together in memory."""
+        names = chain.from_iterable(self._parameters[part] for part in parts)
         # A shared tensor counts once.
         return sum({id(self._empty[n]): self._empty[n].nbytes for n in names}.values())
 
