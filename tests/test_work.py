@@ -337,13 +337,6 @@ def test_a_flipped_bit_of_any_file_of_a_work_folder_gives_the_same_result(
         finished(stopped, lambda work, name=name: flip(work / name), place, monkeypatch)
 
 
-def test_a_work_folder_of_the_version_before_is_begun_anew(stopped, tmp_path, monkeypatch):
-    def before(work):
-        (work / "steps.json").unlink()
-        (work / "run.json").write_text('{"key": "x"}')
-        flip(work / "model/model.safetensors")
-
-    finished(stopped, before, tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["prompts.txt", "prose.txt"])
 def test_a_text_that_was_edited_since_the_kill_begins_the_run_anew(
     stopped, name, tmp_path, monkeypatch, capsys
@@ -361,3 +354,10 @@ def test_a_text_that_was_edited_since_the_kill_begins_the_run_anew(
     assert again == contents(Path("quiet"))
 
 
+def test_a_work_folder_of_the_version_before_is_begun_anew(stopped, tmp_path, monkeypatch):
+    def before(work):
+        (work / "steps.json").unlink()
+        (work / "run.json").write_text('{"key": "x"}')
+        flip(work / "model/model.safetensors")
+
+    finished(stopped, before, tmp_path, monkeypatch)

@@ -42,7 +42,8 @@ class Plan:
         sentences: How many sentences there are.
         tokens: How many tokens they have together.
         batches: How many batches they form.
-        attributed_tokens: How many of them attribution uses; 0 without it.
+        attributed_tokens: How many tokens attribution uses, own samples apart: of some of the
+            sentences, of protected texts and of refusals; 0 without it.
         written_tokens: How many tokens own samples have at most, prompts included; 0 for none.
         weights: Bytes of all weights, in the dtype they are used in.
         to_read: Bytes that are read from the model's files.
@@ -79,7 +80,7 @@ class Plan:
             f"on disk      {size(self.on_disk)} of hidden states",
         ]
         if self.attributed_tokens:
-            lines[0] += f"; attribution takes {self.attributed_tokens:,} of the tokens"
+            lines[0] += f"; attribution takes {self.attributed_tokens:,}"
         if self.written_tokens:
             own = f"at most {self.written_tokens:,} tokens, prompts included"
             lines.insert(1, f"own samples  {own}")
@@ -107,32 +108,36 @@ def make_plan(
         in_files: Whether hidden states are kept in files.
         writes: Whether the model also writes texts of its own.
     """
-    own = [passage.batch for passage in attributed]
+    attributed_batches = [passage.batch for passage in attributed]
     count = len(decoder_layers(opened.model)[1])
-    tokens, own_tokens = (sum(batch.tokens for batch in group) for group in (batches, own))
+    tokens, attributed_tokens = (
+        sum(batch.tokens for batch in group) for group in (batches, attributed_batches)
+    )
     written = sum(one.batch.tokens for one in attributed if one.of is Statistic.OWN)
     state = opened.width * opened.model.dtype.itemsize
     # A layer's inputs and outputs; for gradients all layers' inputs, and two pairs of gradients.
-    waiting = max(2 * tokens, (count + 5) * own_tokens if own and streamed else 0) * state
+    waiting = max(2 * tokens, (count + 5) * attributed_tokens if streamed else 0) * state
     processor = opened.device.type == "cpu"
     now = psutil.Process().memory_info().rss if processor else 0
     taken = now if opened.streamed else min(opened.taken or now, now)
-    working = max(_sweeping(opened, batches, in_files), _going_back(opened, own, streamed))
-    working += _statistics(opened) + _kernels(opened, batches, own)
+    working = max(
+        _sweeping(opened, batches, in_files), _going_back(opened, attributed_batches, streamed)
+    )
+    working += _statistics(opened) + _kernels(opened, batches, attributed_batches)
     working = max(working, streamed_cache(opened) if writes and streamed else 0)
     weights, files = _weights(opened), _files(opened)
     # A model in another dtype than its files' is in memory twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
-    resident = _count_streamed(opened, own, writes) if streamed else weights
+    resident = _count_streamed(opened, attributed_batches, writes) if streamed else weights
     return Plan(
         streamed=streamed,
         sentences=sum(len(batch.indices) for batch in batches),
         tokens=tokens,
         batches=len(batches),
-        attributed_tokens=own_tokens - written,
+        attributed_tokens=attributed_tokens - written,
         written_tokens=written,
         weights=weights,
-        to_read=_to_read(opened, streamed, bool(own)),
+        to_read=_to_read(opened, streamed, bool(attributed)),
         peak=int(taken + _LIBRARIES + _LOST * (resident + max(working, loading))),
         available=sum(map(available, opened.devices)) + now,
         on_disk=waiting if in_files else 0,
