@@ -694,6 +694,23 @@ def test_help_shows_the_defaults_that_say_something(call):
     assert not re.search(r"default: (False|\(|\"\"|None)", said)
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--concurrency", "2"], "--concurrency is for a server, and none is asked"),
+        (["--rate", "60", "--scorer", "wordlist"], "pass --endpoint or a --scorer on a server"),
+        (
+            ["--served-model", "a", "--scorer", "http://127.0.0.1:9"],
+            "--served-model is for a server",
+        ),
+    ],
+)
+def test_settings_of_servers_without_a_server_are_refused(call, here, typed, words):
+    status, _, err = call("evaluate", "nowhere", "--output", "r.json", *typed)
+    assert (status, Path("r.json").exists()) == (2, False)
+    assert words in re.sub(r"\s+", " ", err)
+
+
 def test_help_has_each_measure_s_own_default_size(call):
     said = re.sub(r"[│\s]+", " ", call("evaluate", "--help")[1])
     kinds = {name: MEASURES.named(name) for name in MEASURES}

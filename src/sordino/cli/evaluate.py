@@ -1,6 +1,7 @@
 """`sordino evaluate`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,21 @@ class EndpointOptions(AccessOptions):
     completions. (With --chat on, it replies to the prompt.)"""
     api_key_env: str | None = None
     """Environment variable with the key (OPENAI_API_KEY)."""
+
+    def refuse_idle(self, scorers: Sequence[str]) -> None:
+        """Refuse what decides nothing without a server that is measured, or one that judges."""
+        from sordino.evaluation.opening import is_address
+
+        if self.endpoint is not None:
+            return
+        judged = any(map(is_address, scorers))
+        for field in fields(self):
+            is_of_all = field.name in {of.name for of in fields(AccessOptions)}
+            if getattr(self, field.name) != field.default and not (judged and is_of_all):
+                raise UserError(
+                    f"`{field.name}` is for a server, and none is asked: leave it out, or pass "
+                    "--endpoint" + (" or a --scorer on a server." if is_of_all else ".")
+                )
 
     def subject(self, model: str | None) -> "str | Endpoint":
         """The server, or else the model of that name."""
@@ -110,6 +126,7 @@ def evaluate(
             "--dampening changes a model in this process, not one on a server: leave out "
             "--endpoint and pass the MODEL."
         )
+    server.refuse_idle(how.scorer)
     with printing.in_force(), sharing(opening.device) as (ranks, device):
         result = measure(
             server.subject(model),

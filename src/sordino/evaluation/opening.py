@@ -58,7 +58,7 @@ def open_scorer(
     )
 
     def open_one(name: str) -> Scorer:
-        if _is_address(name):
+        if is_address(name):
             return Judge(name, refusal_score=judge_refusal, access=access)
         way, _, model = name.partition(":")
         if model and way in JUDGES:
@@ -88,7 +88,7 @@ def open_scorer(
 
 def settings_of(spec: str) -> set[str]:
     """The names of the settings that the scorer of this spec has, of `open_scorer`."""
-    if _is_address(spec):
+    if is_address(spec):
         return {"judge_refusal"}
     way, _, model = spec.partition(":")
     if model and way in JUDGES:
@@ -113,7 +113,8 @@ def refuse_idle(specs: Sequence[str], **given: str | float | None) -> None:
             )
 
 
-def _is_address(spec: str) -> bool:
+def is_address(spec: str) -> bool:
+    """Whether a scorer is a model on a server."""
     return spec.startswith(("http://", "https://"))
 
 
