@@ -528,6 +528,19 @@ MISTAKES = {
     "no prompts": (["evaluate", "tiny", "-o", "x", "--prompts", "none.txt"], "none.txt"),
     "no part of the kit": (["kit", "smolm2"], "smollm2"),
     "nothing to inspect": (["inspect", "empty"], "no config.json"),
+    # A shell's variable that is not set; none of them means the working folder.
+    **{
+        f"an empty {what}": (arguments, "The name of a file or folder is empty")
+        for what, arguments in {
+            "model": ["inspect", ""],
+            "folder to undo": ["undo", "", "-o", "x"],
+            "folder to push": ["push", "", "org/x", "--dry-run"],
+            "output": ["find", "tiny", "--concept", "calm.jsonl", "-o", "", "--force"],
+            "expertise": ["bake", "tiny", "", "-o", "x"],
+            "dampening": ["evaluate", "tiny", "--dampening", "", "-o", "x"],
+            "file of negatives": ["find", "tiny", "--negatives", "", "-o", "x"],
+        }.items()
+    },
 }
 
 

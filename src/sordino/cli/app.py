@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, Group, Parameter, Token, convert
@@ -15,7 +16,14 @@ from sordino.cli.flags import in_flags
 from sordino.cli.recipe import expand
 from sordino.errors import UserError
 from sordino.extras import started_as
-from sordino.files import has_working_folder, is_disk_full, is_memory_full, is_refused, today
+from sordino.files import (
+    has_working_folder,
+    is_disk_full,
+    is_memory_full,
+    is_refused,
+    today,
+    user_path,
+)
 from sordino.progress import tame, worded
 from sordino.version import __version__
 
@@ -46,8 +54,13 @@ def _convert(kind: Any, tokens: Sequence[Token]) -> Any:
     """What the tokens of an option mean; a fraction is refused where it would be rounded.
 
     Raises:
+        UserError: The name of a file is empty, as where a shell's variable is not set. `Path` takes
+            it for the working folder.
         ValueError: They are none of that kind, which the caller puts into words.
     """
+    if kind in (Path, Path | None, tuple[Path, ...]):
+        for token in tokens:
+            user_path(token.value)
     if kind in (int, int | None):
         for token in tokens:
             if "." in token.value and not token.value.rstrip("0").endswith("."):
