@@ -614,7 +614,7 @@ def test_a_working_folder_that_is_gone_is_one_sentence(here, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG]
+    "number", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG, errno.EBUSY]
 )
 def test_a_file_that_the_system_refuses_is_one_sentence(number, call, monkeypatch):
     def refused(*_, **__):

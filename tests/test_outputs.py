@@ -131,6 +131,41 @@ class TestClaim:
         with pytest.raises(UserError, match="is a file"):
             claim_output(page, outputs.MODEL, force=True)
 
+    @pytest.mark.parametrize("typed", [".", "..", "../here", "missing/..", "../../base/here"])
+    def test_the_working_folder_cannot_be_moved_away(
+        self, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "base" / "here").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "base" / "here")
+        for force in (False, True):
+            with pytest.raises(UserError, match="is the working folder or holds it"):
+                claim_output(typed, outputs.MODEL, force=force)
+
+    def test_another_folder_of_that_spelling_can(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "base" / "here").mkdir(parents=True)
+        (tmp_path / "there").mkdir()
+        monkeypatch.chdir(tmp_path / "there")
+        claimed = claim_output("../base/here/..", outputs.MODEL_EXTRAS, force=True)
+        assert claimed == tmp_path / "base"
+
+    @pytest.mark.parametrize("kind", ["file", "folder"])
+    def test_a_mount_point_cannot_be_moved_away(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        there = tmp_path / "there"
+        if kind == "folder":
+            there.mkdir()
+        else:
+            file_of(outputs.PAGE, there)
+        monkeypatch.setattr("os.path.ismount", lambda path: path == there)
+        claimed = outputs.MODEL if kind == "folder" else outputs.PAGE
+        with pytest.raises(UserError, match="where a disk or a volume is mounted"):
+            claim_output(there, claimed, force=True)
+        if kind == "folder":
+            assert claim_output(there / "m", claimed) == there / "m"
+
     def test_devices_and_pipes_stay(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         for path in (tmp_path / "pipe", Path(os.devnull)):

@@ -39,7 +39,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
-    *(errno.EMFILE, errno.ENFILE, errno.EFBIG),
+    *(errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EBUSY),
 )
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -556,7 +556,7 @@ def is_refused(error: OSError) -> bool:
     """Whether an error means that the system does not let the user read or write a file.
 
     So it is without permission, on a disk that is read-only, gone or broken, and beyond the limits
-    on open files and on a file's size.
+    on open files and on a file's size, and where something is mounted.
     """
     return error.errno in _REFUSED
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from sordino.errors import UserError
 from sordino.files import (
     has_suffix,
+    has_working_folder,
     is_regular,
     list_some,
     read_json,
@@ -166,11 +167,14 @@ def claim_output(
     """
     typed = user_path(output)
     target = real_path(typed)
+    if target.name in ("", ".."):  # of the working folder and others, beside which it is built
+        target = target.resolve()
     for source in _existing(inputs):
         _refuse_overlap(typed, target, kind, source)
     refuse_unwritable(target)
     if not os.path.lexists(target):
         return target
+    _refuse_immovable(typed, target)
     if not force:
         raise UserError(
             f"{typed} exists already: choose another `output`, or `force=True` to replace it."
@@ -224,6 +228,21 @@ def _path(value: str | Path) -> Path | None:
         return user_path(value)
     except UserError:  # no file can have that name, which reading the input reports
         return None
+
+
+def _refuse_immovable(typed: Path, target: Path) -> None:
+    """Raise `UserError` for what cannot be moved away when the new output takes its place."""
+    if os.path.ismount(target):  # also a file, as containers mount them
+        place = "a name inside it" if target.is_dir() else "another `output`"
+        raise UserError(
+            f"{typed} is where a disk or a volume is mounted, which cannot be replaced: choose "
+            f"{place}."
+        )
+    if has_working_folder() and Path.cwd().is_relative_to(target.resolve()):
+        raise UserError(
+            f"{typed} is the working folder or holds it, so it cannot be replaced: choose another "
+            "`output`, or run the command in another folder."
+        )
 
 
 def _refuse_overlap(typed: Path, target: Path, kind: Kind, source: Path) -> None:
