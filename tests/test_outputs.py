@@ -268,6 +268,35 @@ class TestLinks:
             file.write(b"x")
         assert (tmp_path / "private").stat().st_mode & 0o077 == 0
 
+    def test_an_old_folder_that_stays_is_said_and_refused_where_it_is_in_the_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        quiet, old = tmp_path / "quiet", tmp_path / ".quiet.sordino-old"
+        folder_of(quiet, "first")
+        plain = shutil.rmtree
+
+        def refuse(path: Path, *_: object, **__: object) -> None:
+            if Path(path) == old:  # it has a file of another user, or one that is open on NFS
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+            plain(path)
+
+        monkeypatch.setattr(shutil, "rmtree", refuse)
+        with only_one(quiet), new_folder(quiet, force=True) as stage:
+            (stage / "second").write_text("ours")
+        assert tree(quiet) == {"second": b"ours"}
+        said = capsys.readouterr().err
+        assert f"{quiet} is replaced, but what was there before cannot be removed" in said
+        assert str(old) in said
+        assert tree(old)["first"] == b"ours"
+        with (
+            pytest.raises(UserError, match="an earlier command left, cannot be removed"),
+            only_one(quiet),
+        ):
+            pytest.fail("the work begins")
+        monkeypatch.undo()
+        with only_one(quiet):
+            assert not old.exists()
+
     def test_a_file_is_never_published_over_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()
         (tmp_path / "staged").write_text("x")

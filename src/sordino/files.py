@@ -235,6 +235,7 @@ def only_one(target: Path) -> Iterator[None]:
             previous = previous_path(target)
             if previous.exists() and not os.path.lexists(target):
                 previous.rename(target)  # killed between the two renames of `publish`
+            _free_previous(target)
             yield
         finally:
             lock.unlink(missing_ok=True)
@@ -381,11 +382,35 @@ def publish(staging: Path, target: Path) -> None:
         staging.replace(target)
         return
     # A folder cannot be renamed onto a full one, so the old one is moved away first.
-    previous = previous_path(target)
-    shutil.rmtree(previous, ignore_errors=True)
+    previous = _free_previous(target)
     target.rename(previous)
     staging.rename(target)
-    shutil.rmtree(previous)
+    try:
+        shutil.rmtree(previous)
+    except OSError as error:  # the output is there, and that is what counts
+        note(
+            f"{target} is replaced, but what was there before cannot be removed ({error.strerror}) "
+            f"and is now {previous}"
+        )
+
+
+def _free_previous(target: Path) -> Path:
+    """The path to which the old folder moves, without what an earlier command left there.
+
+    Raises:
+        UserError: That cannot be removed: it has files of another user, or on NFS files that a
+            server has open.
+    """
+    previous = previous_path(target)
+    try:
+        if previous.exists():
+            shutil.rmtree(previous)
+    except OSError as error:
+        raise UserError(
+            f"{previous}, which an earlier command left, cannot be removed ({error.strerror}): "
+            "remove it, and run the same command again."
+        ) from None
+    return previous
 
 
 def real_path(target: Path) -> Path:
