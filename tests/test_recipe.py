@@ -273,6 +273,16 @@ def test_what_is_typed_goes_before_the_recipe(tmp_path):
     assert expand(["find", "m", "--recipe", "x"]) == ["find", "m", "--recipe", "x"]
 
 
+@pytest.mark.parametrize("second", [["--recipe", "b.toml"], ["--recipe=b.toml"], ["--recipe"]])
+def test_two_recipes_are_refused(second, tmp_path, capsys):
+    file = tmp_path / "a.toml"
+    file.write_text('model = "m"\n')
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--recipe", str(file), "-o", "x", *second])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "sordino: --recipe is given 2 times: give one recipe.\n"
+
+
 def test_a_recipe_of_a_run_from_before_means_what_that_run_did(tmp_path, capsys):
     """Which did AurA by default and wrote no default into its recipe; a typed rule is still it."""
     file = tmp_path / "r.toml"

@@ -16,16 +16,19 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Typed options override the recipe's.
 
     Raises:
-        UserError: The file is missing or not a recipe.
+        UserError: The file is missing or not a recipe, or there are two.
     """
     from sordino.options.recipe import defaults, read, remaining
 
     given = list(arguments)
     if given[:1] != ["run"]:
         return given
-    place = next((n for n, one in enumerate(given) if one.partition("=")[0] == _FLAG), None)
-    if place is None:
+    places = [n for n, one in enumerate(given) if one.partition("=")[0] == _FLAG]
+    if not places:
         return given
+    if len(places) > 1:
+        raise UserError(f"{_FLAG} is given {len(places)} times: give one recipe.")
+    [place] = places
     name, equals, value = given.pop(place).partition("=")
     if not equals:
         if place == len(given):
