@@ -283,6 +283,15 @@ def test_two_recipes_are_refused(second, tmp_path, capsys):
     assert capsys.readouterr().err == "sordino: --recipe is given 2 times: give one recipe.\n"
 
 
+def test_a_byte_order_mark_changes_nothing(tmp_path, capsys):
+    """Also not whether a run wrote it, which decides what it leaves out."""
+    plain, marked = tmp_path / "plain.toml", tmp_path / "marked.toml"
+    plain.write_text('# sordino run --recipe THIS_FILE -o OUTPUT\nmodel = "m"\nseed = 0\n')
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert read(marked) == read(plain)
+    assert capsys.readouterr().err.count("from before") == 2
+
+
 def test_a_recipe_of_a_run_from_before_means_what_that_run_did(tmp_path, capsys):
     """Which did AurA by default and wrote no default into its recipe; a typed rule is still it."""
     file = tmp_path / "r.toml"

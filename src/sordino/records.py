@@ -144,14 +144,14 @@ def parse_toml(text: bytes, what: str) -> dict[str, Any]:
     """What TOML text holds.
 
     Args:
-        text: TOML.
+        text: TOML; a byte order mark in front of it, which editors on Windows add, is passed over.
         what: What it is called in a message.
 
     Raises:
         UserError: It is not TOML.
     """
     try:
-        return tomllib.loads(text.decode("utf-8"))
+        return tomllib.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
         raise UserError(
             f"{printable(what)} cannot be read as TOML: {printable(str(error))}."

@@ -6,6 +6,7 @@ label, no further text.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -53,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     from sordino.records import check, parse_toml, read_bytes
 
-    text = read_bytes(path, "recipe")
+    text = read_bytes(path, "recipe").removeprefix(BOM_UTF8)  # which editors on Windows add
     recipe = parse_toml(text, f"The recipe {path}")
     if text.startswith(_FIRST_LINE.encode()) and "intervention" not in recipe:
         recipe = _OF_BEFORE | recipe
