@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
@@ -188,6 +188,33 @@ def test_what_costs_nothing_is_free():
     assert amounts[0] == 1
     assert 0 < amounts[1] < 1
     assert amounts[2] == 0
+
+
+SIX = hnp.arrays(np.float32, 6, elements=st.floats(-1, 1, width=32))
+
+
+@settings(max_examples=20)
+@given(
+    hnp.arrays(np.float64, 6, elements=st.integers(-20, 20).map(lambda n: n / 20)),
+    hnp.arrays(np.float64, 6, elements=POSITIVE),
+    SIX,
+    SIX,
+    hnp.arrays(np.bool_, 6),
+    st.sampled_from([0.0, 0.5]),
+    st.sampled_from([None, 3]),
+)
+def test_what_costs_nobody_knows_how_much_stays(benefit, cost, own, spared, lacking, amplify, rows):
+    """Also where own samples or refusals say something of it, as of experts that they reached."""
+    of = expertise_of(benefit, cost).statistics["site"]
+    unknown = np.where(lacking, np.float32(np.nan), np.float32(0))
+    of = {name: values if name == "auroc" else values + unknown for name, values in of.items()}
+    of |= {"attribution_own": own, "attribution_own_variance": np.zeros_like(own)}
+    for statistics in (of, of | {"attribution_refusals": spared}):
+        found = contrast(Expertise({"site": statistics}, {}), 0.1, amplify, rows).factors["site"]
+        assert (found[lacking] == 1).all()
+        # The others' costs alone fill the budget.
+        spent = 0.5 * ((1 - found[~lacking].astype(np.float64)) ** 2 * cost[~lacking]).sum()
+        assert spent <= 0.1 * (1 + 1e-4) + 1e-7
 
 
 def test_mistakes(open_tiny, concept):

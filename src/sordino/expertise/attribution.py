@@ -305,10 +305,12 @@ def _say_few(site: Site, sums: Sums, *together: Sequence[Statistic]) -> None:
     """Say how many experts `_find_few` finds."""
     few = int(_find_few(site, sums, *together).sum()) if site.experts else 0
     if few:
-        texts = "continuations" if Statistic.OWN in together[0] else "of a class's texts"
+        texts, fate = "of a class's texts", "their neurons stay as they are"
+        if Statistic.OWN in together[0]:
+            texts, fate = "continuations", "own samples say nothing of their neurons"
         show.note(
             f"warning: {site.path}: {few} of {site.experts} experts were reached by fewer than "
-            f"{FEWEST_SENTENCES} {texts} that attribution took; their neurons stay as they are."
+            f"{FEWEST_SENTENCES} {texts} that attribution took; {fate}."
         )
 
 

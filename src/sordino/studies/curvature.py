@@ -10,6 +10,7 @@ from sordino.evaluation import Estimate, Evaluation
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.attribution import AttributionSettings, passages, scores_by_text
 from sordino.expertise.sentences import chat_for
+from sordino.expertise.statistic import Statistic
 from sordino.expertise.sweep import BATCH_TOKENS, SweepSettings
 from sordino.files import fingerprint
 from sordino.interventions import Dampening, contrast, family
@@ -79,7 +80,9 @@ def curvature(lab: Lab, plan: Plan) -> Iterator[Group]:
 
 def _solved(lab: Lab, plan: Plan, expertise: Expertise) -> dict[str, Dampening]:
     """The changes within the divergence that is asked for, by estimates of neurons together."""
-    benefit = whole_benefit(expertise, plan.asked)
+    # As in contrast, a neuron whose cost is unknown stays as it is.
+    unknown = np.isnan(np.concatenate([*expertise[Statistic.COST].values()]))
+    benefit = np.where(unknown, 0.0, whole_benefit(expertise, plan.asked))
     made_of = [expertise.metadata, fingerprint(benefit.tobytes()), plan.asked, plan.per_class]
     kept: list[tuple[np.ndarray, int]] = []
 

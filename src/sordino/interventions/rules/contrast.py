@@ -69,7 +69,7 @@ def contrast(
     if not amplify >= 0:
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
     benefit = whole_benefit(expertise, budget, amplify, evidence)
-    cost = _known(expertise[Statistic.COST])
+    cost = _wide(expertise[Statistic.COST])
     at_most = None if rows is None else AtMost(rows, tuple(part.size for part in cost.values()))
 
     def best(benefit: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,7 +173,7 @@ def whole_benefit(
         evidence: As there.
     """
     benefits = _benefits(expertise, evidence)
-    return together(benefits, _flat(_known(expertise[Statistic.COST])), budget, amplify)
+    return together(benefits, _flat(_wide(expertise[Statistic.COST])), budget, amplify)
 
 
 def together(
@@ -210,12 +210,12 @@ def benefit_and_cost(expertise: Expertise) -> tuple[BySite, BySite]:
     """Each neuron's benefit by the labelled sentences, shrunk by its noise, and its cost.
 
     Returns:
-        Two dictionaries by site path, float64 [neurons], nats per token.
+        Two dictionaries by site path, float64 [neurons], nats per token; a cost is not-a-number
+        where it is unknown.
     """
-    measured = measured_benefit(expertise)
-    variance, cost = (_known(expertise[name]) for name in (Statistic.VARIANCE, Statistic.COST))
+    measured, variance = measured_benefit(expertise), _known(expertise[Statistic.VARIANCE])
     benefit = shrunk(_flat(measured), _flat(variance))
-    return by_site(benefit, cost), cost
+    return by_site(benefit, measured), _wide(expertise[Statistic.COST])
 
 
 def measured_benefit(expertise: Expertise) -> BySite:
@@ -231,8 +231,12 @@ def measured_benefit(expertise: Expertise) -> BySite:
 
 def _known(values: Mapping[str, NDArray[np.generic]]) -> BySite:
     """The values, float64, and 0 where there is none."""
-    wide = {site: of.astype(np.float64) for site, of in values.items()}
-    return {site: np.where(np.isnan(of), 0.0, of) for site, of in wide.items()}
+    return {site: np.where(np.isnan(of), 0.0, of) for site, of in _wide(values).items()}
+
+
+def _wide(values: Mapping[str, NDArray[np.generic]]) -> BySite:
+    """The values, float64."""
+    return {site: of.astype(np.float64) for site, of in values.items()}
 
 
 def _flat(values: BySite) -> NDArray[np.float64]:
@@ -260,11 +264,14 @@ def amounts(
 
     Args:
         benefit: float64 [neurons].
-        cost: float64 [neurons], not negative.
+        cost: float64 [neurons], not negative; a neuron of which it is not-a-number stays as it is.
         budget: Nats per token, by the diagonal estimate.
         amplify: Above 0, neurons with a negative benefit are amplified, by at most so much.
         at_most: How many neurons of each site may change; all where it is None.
     """
+    # Enough own samples may reach an expert that too few sentences do: all but its cost is known.
+    known = ~np.isnan(cost)
+    benefit, cost = np.where(known, benefit, 0.0), np.where(known, cost, 0.0)
     useful = benefit > 0 if amplify == 0 else benefit != 0
     with np.errstate(divide="ignore", invalid="ignore"):
         # Where a change costs nothing at all, all of it is free.
