@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -12,6 +12,7 @@ from scipy import stats
 from sordino.evaluation import statistics
 from sordino.evaluation.statistics import (
     bootstrap,
+    compare_mean_shares,
     compare_perplexities,
     compare_shares,
     exact_share_interval,
@@ -89,6 +90,7 @@ def test_pairing_narrows_the_interval_of_the_difference():
     assert paired.high - paired.low < 0.8 * (unpaired.high - unpaired.low)
 
 
+UNIT = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 shares = arrays(
     np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 )
@@ -143,6 +145,29 @@ def test_arms_that_agree_in_every_item_are_not_said_to_be_equal(after):
         assert comparison.ratio.value == 1
         assert comparison.ratio.low < 1
         assert comparison.ratio.high is None or comparison.ratio.high > 1
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), UNIT, UNIT), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(2, 40), UNIT), min_size=1, max_size=3),
+)
+def test_guaranteed_intervals_are_the_means_of_the_tables(still, moved):
+    """Whatever their sizes: the figure is the mean of the tables' figures."""
+    tables = [np.tile([before, after], (items, 1)) for items, before, after in still]
+    found = compare_mean_shares(tables, seed=0)
+    for arm, figure in enumerate((found.before, found.after)):
+        ends = [exact_share_interval(table[0, arm], len(table)) for table in tables]
+        assert (figure.low, figure.high) == pytest.approx(np.mean(ends, axis=0))
+    assert found.difference.low == pytest.approx(found.after.low - found.before.high)
+    assert found.difference.high == pytest.approx(found.after.high - found.before.low)
+    # Arms that vary together: every item of every table has the same difference.
+    halves = [(np.arange(n) % 2 / 2, by / 2) for n, by in moved]
+    tables = [np.stack([before, before + by], axis=1) for before, by in halves]
+    found = compare_mean_shares(tables, seed=0)
+    unseen = np.mean([exact_share_interval(0, len(table))[1] for table in tables])
+    assert found.difference.low == pytest.approx(found.difference.value - unseen)
+    assert found.difference.high == pytest.approx(found.difference.value + unseen)
 
 
 def test_a_resample_of_0_through_0_only_widens():

@@ -157,11 +157,12 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
     """Compare the mean of several tables' mean shares between the arms.
 
     The ratio is before divided by after: "so many times fewer". Each table's items are resampled
-    independently of the others'. Where an arm does not vary, its interval is the exact one
-    (`exact_share_interval`), and the ends of the difference and the ratio come from the arms' own
-    intervals, which is wider than needed and never too narrow. Where the arms vary and every item
-    has the same difference, the difference may be off by the largest share of items that could have
-    another one and none of which was drawn; the ratio's ends follow from that.
+    independently of the others'. Where an arm does not vary, the ends of its interval are the means
+    of the tables' exact ones (`exact_share_interval`), and the ends of the difference and the ratio
+    come from the arms' own intervals, which is wider than needed and never too narrow. Where the
+    arms vary and all items of a table have the same difference, the difference may be off by the
+    largest share of items that could have another one and none of which was drawn, on the mean of
+    the tables; the ratio's ends follow from that.
 
     Args:
         tables: Each float64 [items, arms] in [0, 1]; the arms are before and after, or one alone.
@@ -171,10 +172,9 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
     values = np.mean([means for means, _ in drawn], axis=0)
     replicates = np.mean([each for _, each in drawn], axis=0)
     varies = np.any([np.ptp(table, axis=0) > 0 for table in tables], axis=0)
-    items = sum(map(len, tables))
     ends = [
-        percentile_interval(replicates[:, i]) if varies[i] else exact_share_interval(value, items)
-        for i, value in enumerate(values)
+        percentile_interval(replicates[:, i]) if varies[i] else _mean_of_exact(tables, i)
+        for i in range(len(values))
     ]
     arms = [_with_ends(value, its) for value, its in zip(values, ends, strict=True)]
     if len(arms) == 1:
@@ -183,7 +183,7 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
         before, after = replicates.T
         ratio = values[0] / values[1]
         if varies.all() and not any(np.ptp(table[:, 1] - table[:, 0]) for table in tables):
-            _, unseen = exact_share_interval(0, items)
+            unseen = np.mean([exact_share_interval(0, len(table))[1] for table in tables])
             changed = values[1] - values[0]
             difference_ends = changed - unseen, changed + unseen
             least, most = np.clip(values[0] + np.array(difference_ends), 0, 1)
@@ -197,6 +197,13 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
             ratio_ends = b_low / a_high, b_high / a_low
     difference = _with_ends(values[1] - values[0], difference_ends)
     return Comparison(arms[0], arms[1], difference, _with_ends(ratio, ratio_ends))
+
+
+def _mean_of_exact(tables: Sequence[Floats], arm: int) -> tuple[float, float]:
+    """The means of the ends of the exact intervals of an arm that varies in no table."""
+    ends = [exact_share_interval(table[0, arm], len(table)) for table in tables]
+    low, high = np.mean(ends, axis=0)
+    return float(low), float(high)
 
 
 def compare(
