@@ -236,6 +236,9 @@ def test_what_cannot_be_undone_is_refused(tmp_path):
         undo(baked, baked, force=True)
     with pytest.raises(UserError, match="force=True"):
         undo(baked, folder)
+    with pytest.raises(UserError, match="names a GGUF file"):
+        undo(baked, tmp_path / "back.GGUF")
+    assert not (tmp_path / "back.GGUF").exists()
     (baked / "sordino/dampening.safetensors").unlink()
     with pytest.raises(UserError, match=r"dampening\.safetensors does not exist"):
         undo(baked, tmp_path / "back")

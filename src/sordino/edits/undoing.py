@@ -91,6 +91,11 @@ def undo(
     target = claim_output(output, MODEL, force=force, inputs=[source])
     if has_suffix(source, ".gguf") and source.is_file():
         raise UserError(f"{source} is a GGUF file; only folders of safetensors can be undone yet.")
+    if has_suffix(target, ".gguf"):
+        raise UserError(
+            f"`output={output}` names a GGUF file, and what is undone is a folder: choose another "
+            "name."
+        )
     record = read_provenance(source)
     if record.written_as != "weights":
         raise UserError(f"{source} holds no weights: the model itself was not changed.")
