@@ -52,7 +52,7 @@ DAMPENING = "sordino/dampening.safetensors"
 ADDED = {"sordino.json", "README.md", DAMPENING}
 
 
-def test_what_is_no_site_stays_as_it_is(tmp_path):
+def test_what_is_no_site_stays_as_it_is(tmp_path, capsys):
     folder = tiny_folder("llama_biased", tmp_path, shard="20KB")
     first = sorted(folder.glob("model-*.safetensors"))[0]
     tensors = load_file(first) | {"mtp.head.weight": torch.randn(3, 5)}
@@ -77,6 +77,7 @@ def test_what_is_no_site_stays_as_it_is(tmp_path):
     }
     others = {name for name in before if name.endswith(("pytorch_model.bin", "dated.safetensors"))}
     assert set(record.left_out) == copies | others
+    assert "not dampened): checkpoint-5/" in capsys.readouterr().err
     assert set(after) - set(before) == {"sordino.json", "README.base.md", DAMPENING}
     assert set(before) - set(after) == {".git/config", *copies, *others}
     assert after.pop("README.base.md") == b"# The base\n"

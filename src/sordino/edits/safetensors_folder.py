@@ -91,6 +91,10 @@ class FolderEdit:
 
     def tell(self, name: str) -> None:
         """Say which files of the folder `name` are not copied, and which lie behind links."""
+        if self.left_out:
+            files = [str(file) for file in self.left_out]
+            held = "they have, or may have, weights that are not dampened"
+            note(f"not copied from {name} ({held}): {list_some(files, _NAMED)}")
         for reason in sorted(set(self.not_copied.values())):
             files = [file for file, why in self.not_copied.items() if why == reason]
             note(f"not copied from {name} ({reason}): {list_some(files, _NAMED)}")
