@@ -52,6 +52,16 @@ def test_strength_interpolates(expertise, strength):
     assert aura(expertise).scaled(0).changed == 0
 
 
+@given(
+    hnp.arrays(np.float32, (2, 5), elements=st.floats(-(2.0**99), 2.0**99, width=32)),
+)
+def test_a_strength_of_1_changes_no_bit_and_one_of_0_leaves_nothing(values):
+    full = Dampening({"site": values[0]}, "hand", 0.3, shifts={"site": values[1]})
+    assert full.scaled(1).fingerprint == full.fingerprint
+    assert full.scaled(1).strength == 0.3
+    assert full.scaled(0).changed == 0
+
+
 @given(expertises(), st.integers(0, 2**31), st.data())
 def test_the_control_permutes_within_each_site(expertise, seed, data):
     control, plain = shuffled(expertise, seed=seed), aura(expertise)

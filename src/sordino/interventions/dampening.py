@@ -267,6 +267,8 @@ class Dampening:
             UserError: As for `check_strength`.
         """
         check_strength(strength)
+        if strength == 1:  # 1 − (1 − factor) would lose bits of a factor below ½
+            return self
         factors = {
             site: np.maximum(1 - strength * (1 - values), np.minimum(values, 0)).astype(np.float32)
             for site, values in self.factors.items()

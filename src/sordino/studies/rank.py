@@ -12,7 +12,7 @@ from sordino.tuning.lab import Lab, Trial
 
 _RANKS = (8, 16, 32, 64, 128)
 _ALL = "all rows"
-_SCALES = (0.0, 0.5)
+_SCALES = (0.0, 0.5, 1.0)
 
 
 def _answer(record: StudyRecord) -> Iterator[str]:
@@ -53,7 +53,6 @@ def rank(lab: Lab, plan: Plan) -> Iterator[Group]:
     yield Group(
         "scales",
         f"The adapter of rank {RANK} at several scales",
-        # At 1 it is the dampening itself, without a rounding.
-        (*(Trial(f"scale {s:g}", served.scaled(s)) for s in _SCALES), Trial("scale 1", served)),
+        tuple(Trial(f"scale {scale:g}", served.scaled(scale)) for scale in _SCALES),
         (plan.toxicity(), *plan.reading(lab.texts)),
     )
