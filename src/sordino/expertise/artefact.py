@@ -176,18 +176,27 @@ class Expertise:
         return sum(values[Statistic.AUROC].size for values in self.statistics.values())
 
     def top(self, count: int) -> list[tuple[str, int, float]]:
-        """The `count` neurons of highest AUROC: site path, index, AUROC; ties in model order."""
+        """The `count` neurons of highest AUROC: site path, index, AUROC; ties in model order.
+
+        There are fewer where fewer have an AUROC.
+        """
+        best = self.best(count)
         sites = list(self.statistics)
-        values = [self.statistics[site][Statistic.AUROC] for site in sites]
-        flat = np.nan_to_num(np.concatenate(values), nan=-1.0)
-        ends = np.cumsum([v.size for v in values])
-        best = np.argsort(-flat, kind="stable")[:count]
+        starts = np.cumsum([0, *(v.size for v in self[Statistic.AUROC].values())])
         found = []
         for position in best:
-            site = int(np.searchsorted(ends, position, side="right"))
-            index = int(position - (ends[site - 1] if site else 0))
-            found.append((sites[site], index, float(flat[position])))
+            site = int(np.searchsorted(starts, position, side="right")) - 1
+            index = int(position - starts[site])
+            auroc = float(self.statistics[sites[site]][Statistic.AUROC][index])
+            found.append((sites[site], index, auroc))
         return found
+
+    def best(self, count: int) -> NDArray[np.int64]:
+        """Where among the neurons of all sites those of `top` are, in its order."""
+        flat = np.concatenate([*self[Statistic.AUROC].values()])
+        known = flat.size - int(np.isnan(flat).sum())
+        # What is not a number comes last.
+        return np.argsort(-flat, kind="stable")[: min(count, known)]
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the artefact; the file appears only when it is complete.
