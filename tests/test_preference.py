@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from sordino import progress
 from sordino.errors import UserError
@@ -136,6 +137,22 @@ def test_no_prompt_is_learned_from_and_held_out():
     assert len(learned) + len(held_out) == len(pairs)
     assert not {pair.prompt for pair in learned} & {pair.prompt for pair in held_out}
     assert len({pair.prompt for pair in held_out}) == 2
+
+
+def test_a_file_says_how_strong_the_adapter_is(tmp_path):
+    draw = np.random.default_rng(0)
+    down, up = (draw.normal(size=size).astype(np.float32) for size in ((2, 5), (3, 2)))
+    weak = Adapter("hand", {"site": down}, {"site": up}).scaled(0.3)
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        weak.save(file)
+    again = Adapter.load(files[0])
+    assert (again.intervention, again.strength) == ("hand", 0.3)
+    assert again.fingerprint == weak.fingerprint
+    assert len({file.read_bytes() for file in files}) == 1
+    tensors = {"site.down": down, "site.up": up}
+    save_file(tensors, tmp_path / "older.safetensors", metadata={"intervention": "hand"})
+    assert Adapter.load(tmp_path / "older.safetensors").strength == 1
 
 
 def test_models_of_experts_are_refused(open_tiny, tmp_path):

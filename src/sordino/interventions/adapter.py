@@ -1,5 +1,6 @@
 """Low-rank changes of weights: what training gives, for the rivals that studies compare with."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from torch import nn
 from transformers import Conv1D
 
 from sordino.files import fingerprint, new_file
+
+_ENTRY = "adapter"
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -86,17 +89,21 @@ class Adapter:
         """Write it to a safetensors file, which appears when it is whole."""
         tensors = {f"{site}.down": np.ascontiguousarray(of) for site, of in self.down.items()}
         tensors |= {f"{site}.up": np.ascontiguousarray(of) for site, of in self.up.items()}
+        about = {"intervention": self.intervention, "strength": self.strength}
         with new_file(path, force=True) as stage:
-            save_file(tensors, stage, metadata={"intervention": self.intervention})
+            # One entry, because the library writes several in an order that changes.
+            save_file(tensors, stage, metadata={_ENTRY: json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path) -> "Adapter":
         """Read what `save` wrote."""
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            name = file.metadata()["intervention"]
+            metadata = file.metadata()
+        # Older files hold the intervention alone, at strength 1.
+        about = json.loads(metadata[_ENTRY]) if _ENTRY in metadata else metadata
         down, up = (
             {path.removesuffix(end): of for path, of in tensors.items() if path.endswith(end)}
             for end in (".down", ".up")
         )
-        return cls(name, down, up)
+        return cls(about["intervention"], down, up, about.get("strength", 1.0))
