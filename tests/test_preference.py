@@ -155,6 +155,37 @@ def test_a_file_says_how_strong_the_adapter_is(tmp_path):
     assert Adapter.load(tmp_path / "older.safetensors").strength == 1
 
 
+@pytest.mark.parametrize("where", ["the pairs", "held-out pairs"])
+def test_a_loss_that_is_no_number_ends_the_training_at_once(
+    where, open_tiny, tmp_path, monkeypatch
+):
+    losses, passed = preference._losses, []
+
+    def spoilt(opened, pairs, margins):
+        passed.append(len(pairs))
+        bad = torch.is_inference_mode_enabled() == (where == "held-out pairs")
+        for each in losses(opened, pairs, margins):
+            yield each * float("nan") if bad else each
+
+    monkeypatch.setattr(preference, "_losses", spoilt)
+    with pytest.raises(UserError, match=f"loss on {where} .* is not a finite number"):
+        train(open_tiny("llama"), made_pairs(), 0, tmp_path / "state")
+    assert len(passed) == (1 if where == "the pairs" else 2)
+
+
+def test_a_training_that_makes_nothing_better_changes_nothing(open_tiny, tmp_path, monkeypatch):
+    """Here what is held out is judged the other way round."""
+    monkeypatch.setattr(preference, "RATE", 1e-2)
+    split = preference._split
+
+    def contrary(pairs, seed):
+        learned, held_out = split(pairs, seed)
+        return learned, [Pair(p.prompt, p.rejected, p.preferred) for p in held_out]
+
+    monkeypatch.setattr(preference, "_split", contrary)
+    assert train(open_tiny("llama"), made_pairs(), 0, tmp_path / "state").changed == 0
+
+
 def test_models_of_experts_are_refused(open_tiny, tmp_path):
     with pytest.raises(UserError, match="A trained LoRA would leave"):
         train(open_tiny("mixtral"), made_pairs(), 0, tmp_path / "state")

@@ -8,10 +8,12 @@ that is trained and p₀ the original, each pair's loss is
 (Rafailov et al., 2023, arXiv:2305.18290; against toxicity: Lee et al., 2024, arXiv:2401.01967, with
 the same β of 0.1). The model learns from the data of our own rule: the same prompts, continuations
 and judge. A LoRA of rank 16 on every linear layer of the decoder is trained by Adam; of the passes
-over the pairs the one counts after which the loss is least on pairs of held-out prompts. Its scale
-is then set by the divergence, like that of every other rival.
+over the pairs the one counts after which the loss is least on pairs of held-out prompts, and none
+where the loss is never below the original's. Its scale is then set by the divergence, like that of
+every other rival.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +29,7 @@ from torch.optim import Optimizer
 from transformers import Conv1D
 
 from sordino import progress as show
+from sordino.errors import UserError
 from sordino.files import new_file
 from sordino.interventions.adapter import Adapter
 from sordino.models.open import OpenModel
@@ -36,6 +39,8 @@ from sordino.studies.steered import refuse_experts
 
 _RANK, _ALPHA = 16, 32
 _BETA = 0.1
+_ORIGINAL = math.log(2)
+"""The loss of every pair before anything is learned."""
 RATE = 1e-4
 _AT_ONCE = 16
 """Pairs of a step."""
@@ -61,7 +66,7 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
         state: Where finished passes are kept, so that an interrupted training goes on.
 
     Raises:
-        UserError: The model has MoE experts.
+        UserError: The model has MoE experts, or a loss is not a finite number.
     """
     refuse_experts(replace(opened, site_pattern=ATTENTION), "A trained LoRA")
     learned, held_out = _split(pairs, seed)
@@ -70,8 +75,9 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
         optimizer = torch.optim.Adam(weights, lr=RATE)
         if not state.exists():
             # At first the adapter changes nothing, so the model is still the original.
-            first = {"losses": [], "learned": _margins(opened, learned)}
-            _save(state, first | {"held_out": _margins(opened, held_out)}, weights, optimizer)
+            first = {"losses": [], "best": _copied(weights)}
+            first |= {"learned": _margins(opened, learned), "held_out": _margins(opened, held_out)}
+            _save(state, first, weights, optimizer)
         kept = torch.load(state, weights_only=True)
         optimizer.load_state_dict(kept["optimizer"])
         _put(weights, kept["weights"])
@@ -83,15 +89,18 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
                     chosen = order[start : start + _AT_ONCE]
                     some = [learned[index] for index in chosen]
                     for losses in _losses(opened, some, kept["learned"][chosen]):
+                        _refuse_endless(opened, losses, "the pairs")
                         (losses.sum() / len(some)).backward()
                     optimizer.step()
                     optimizer.zero_grad()
                     advance(_tokens(some))
                 with torch.inference_mode():
-                    tried = torch.cat([*_losses(opened, held_out, kept["held_out"])]).mean().item()
+                    losses = torch.cat([*_losses(opened, held_out, kept["held_out"])])
+                _refuse_endless(opened, losses, "held-out pairs")
+                tried = losses.mean().item()
                 show.note(f"pass {turn + 1} of {_PASSES}: a loss of {tried:.4f} on held-out pairs")
-                if tried < min(kept["losses"], default=float("inf")):
-                    kept["best"] = [weight.detach().clone() for weight in weights]
+                if tried < min([_ORIGINAL, *kept["losses"]]):
+                    kept["best"] = _copied(weights)
                 kept["losses"].append(tried)
                 _save(state, kept, weights, optimizer)
         _put(weights, kept["best"])
@@ -212,6 +221,18 @@ def _values(weight: nn.Parameter) -> NDArray[np.float32]:
     return weight.detach().float().cpu().numpy().copy()
 
 
+def _refuse_endless(opened: OpenModel, losses: torch.Tensor, where: str) -> None:
+    if not losses.isfinite().all():
+        raise UserError(
+            f"The loss on {where} of the LoRA that is trained on {opened.ref.name} is not a finite "
+            'number: give `find_dtype="float32"`, or study other rivals on this model.'
+        )
+
+
+def _copied(weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in weights]
+
+
 def _put(weights: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> None:
     with torch.no_grad():
         for weight, value in zip(weights, values, strict=True):
@@ -221,6 +242,6 @@ def _put(weights: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> Non
 def _save(
     path: Path, kept: dict[str, Any], weights: Sequence[nn.Parameter], optimizer: Optimizer
 ) -> None:
-    now = [weight.detach().clone() for weight in weights]
+    now = {"weights": _copied(weights), "optimizer": optimizer.state_dict()}
     with new_file(path, force=True) as stage:
-        torch.save(kept | {"weights": now, "optimizer": optimizer.state_dict()}, stage)
+        torch.save(kept | now, stage)
