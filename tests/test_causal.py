@@ -123,6 +123,14 @@ def test_a_killed_call_goes_on_to_the_same_bytes(open_tiny, concept, tmp_path, m
     assert again[1] == whole[1]
 
 
+def test_a_site_that_never_runs_is_refused_like_in_any_sweep(open_tiny, concept):
+    opened = open_tiny("llama")
+    opened.model.model.layers[1].mlp.spare_proj = torch.nn.Linear(32, 48)
+    for causal in ("", "mean_shift"):
+        with pytest.raises(UserError, match=r"spare_proj ran 0 times on one batch"):
+            find_experts(opened, concept, settings=settings(causal))
+
+
 def test_what_cannot_be_is_refused(open_tiny, concept):
     opened = open_tiny("llama")
     with pytest.raises(UserError, match="choose mean_shift or linear_transport"):

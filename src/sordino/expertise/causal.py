@@ -97,7 +97,7 @@ def _refuse(opened: OpenModel, sentences: Sentences) -> None:
 
 
 def _in_order(opened: OpenModel, way: LayerByLayer, stage: int) -> list[Site]:
-    """A layer's sites in the order in which they are called."""
+    """A layer's sites in the order in which they are called; first those that are not."""
     called: list[Site] = []
 
     def noting(site: Site) -> Callable[..., None]:
@@ -106,7 +106,8 @@ def _in_order(opened: OpenModel, way: LayerByLayer, stage: int) -> list[Site]:
     sites = way.stages[stage]
     with forward_hooks((opened.model.get_submodule(s.path), noting(s)) for s in sites):
         way.layer(stage, 0, way.states.read(str(stage), 0).clone(), stage)
-    return called
+    # What is not called is refused as soon as it is measured.
+    return [*(site for site in sites if site not in called), *called]
 
 
 def _measure(
