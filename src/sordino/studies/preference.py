@@ -75,7 +75,7 @@ def train(opened: OpenModel, pairs: Sequence[Pair], seed: int, state: Path) -> A
         optimizer = torch.optim.Adam(weights, lr=RATE)
         if not state.exists():
             # At first the adapter changes nothing, so the model is still the original.
-            first = {"losses": [], "best": _copied(weights)}
+            first: dict[str, Any] = {"losses": [], "best": _copied(weights)}
             first |= {"learned": _margins(opened, learned), "held_out": _margins(opened, held_out)}
             _save(state, first, weights, optimizer)
         kept = torch.load(state, weights_only=True)
