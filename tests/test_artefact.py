@@ -105,6 +105,7 @@ def tampered(tmp_path, tensors=None, metadata=None, drop=()):
         ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.float64)}}, "dtype F64"),
         ({"tensors": {f"{SITE}.auroc": np.zeros(7, np.int32)}}, "dtype int32"),
         ({"tensors": {f"{SITE}.strongest_1": np.full(7, 50, np.int32)}}, "strongest_1"),
+        ({"tensors": {f"{SITE}.reached_negative": np.full(7, -1, np.int32)}}, "reached_negative"),
         ({"tensors": {f"{SITE}.auroc": np.zeros(6, np.float32)}}, "lacks statistics of"),
         ({"tensors": {f"{SITE}.auroc": np.full(7, 1.5, np.float32)}}, "AUROC outside"),
     ],

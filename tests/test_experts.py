@@ -109,7 +109,10 @@ def test_ranks_that_share_experts_find_the_same(data):
     for name, values in whole.items():
         np.testing.assert_array_equal(values, torch.cat([part[name] for part in parts]))
     for expert in range(experts):
-        enough = np.bincount(labels[order][reached[:, expert]], minlength=2).min() >= 30
+        counts = np.bincount(labels[order][reached[:, expert]], minlength=2)
+        enough = counts.min() >= 30
+        for name, count in zip(("reached_negative", "reached_positive"), counts, strict=True):
+            assert (whole[name][expert * width : (expert + 1) * width] == count).all()
         here = whole["auroc"][expert * width : (expert + 1) * width]
         assert here.isfinite().all() == enough
         best = order[reached[:, expert]]

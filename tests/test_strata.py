@@ -108,3 +108,23 @@ def test_selective_spares_what_chance_explains():
     np.testing.assert_array_equal(selective(expertise).factors["site"][chosen], kept)
     with pytest.raises(UserError, match="rate between"):
         selective(expertise, rate=1.5)
+
+
+@given(st.integers(0, 2**31), st.integers(30, 400), st.integers(30, 400))
+def test_an_expert_s_sampling_error_is_by_the_sentences_that_reached_it(seed, positive, negative):
+    values = np.random.default_rng(seed).normal(0.5, 0.05, 50).clip(0, 1).astype(np.float32)
+    reached = {"reached_positive": positive, "reached_negative": negative}
+    counts = {name: np.full(50, count, np.int32) for name, count in reached.items()}
+    few = Expertise(
+        {"site": {"auroc": values}}, {"n_positive": str(positive), "n_negative": str(negative)}
+    )
+    expertise = Expertise(
+        {"site": {"auroc": values} | counts}, {"n_positive": "9000", "n_negative": "9000"}
+    )
+    factors = selective(expertise).factors["site"]
+    np.testing.assert_array_equal(factors, selective(few).factors["site"])
+    # An expert that nothing reached has no AUROC, and stays as it is.
+    nothing = {"auroc": np.full(50, np.nan, np.float32)}
+    nothing |= {name: np.zeros(50, np.int32) for name in reached}
+    beside = Expertise({**expertise.statistics, "other": nothing}, expertise.metadata)
+    assert (selective(beside).factors["other"] == 1).all()

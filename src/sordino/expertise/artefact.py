@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from sordino.errors import UserError
 from sordino.expertise.statistic import (
+    REACHED,
     SHARES,
     STRONGEST,
     UNPROTECTED,
@@ -297,5 +298,7 @@ def _refuse_other_values(
         raise UserError(f"{what} has {values.size} values of dtype {values.dtype}.")
     if statistic in STRONGEST and not bool(np.all((values >= -1) & (values < sentences))):
         raise UserError(f"{what} names sentences beyond the {sentences} of the concept.")
+    if statistic in REACHED and not bool(np.all((values >= 0) & (values <= sentences))):
+        raise UserError(f"{what} counts other numbers of sentences than 0 to {sentences}.")
     if statistic in SHARES and not bool(np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))):
         raise UserError(f"{what} has an AUROC outside [0, 1].")

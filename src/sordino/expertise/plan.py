@@ -288,8 +288,11 @@ def _kernels(opened: OpenModel, batches: Sequence[Batch], attributed: Sequence[B
 
 
 def _statistics(opened: OpenModel) -> int:
-    """Bytes of the results: up to eleven numbers per neuron, three of them float64."""
-    return 56 * sum(site.neurons for site in opened.sites)
+    """Bytes of the results: up to eleven numbers per neuron, three of them float64.
+
+    Of experts' neurons there are two more.
+    """
+    return sum((64 if site.experts else 56) * site.neurons for site in opened.sites)
 
 
 def _count_streamed(opened: OpenModel, attributed: Sequence[Batch], writes: bool) -> int:

@@ -52,6 +52,8 @@ class Statistic(StrEnum):
     STRONGEST_1 = "strongest_1", "int32"
     STRONGEST_2 = "strongest_2", "int32"
     STRONGEST_3 = "strongest_3", "int32"
+    REACHED_POSITIVE = "reached_positive", "int32"
+    REACHED_NEGATIVE = "reached_negative", "int32"
     MEAN_POSITIVE = "mean_positive", "float32", Asked.MOMENTS
     MEAN_NEGATIVE = "mean_negative", "float32", Asked.MOMENTS
     TRANSPORT_SCALE = "transport_scale", "float32", Asked.MOMENTS
@@ -106,6 +108,8 @@ WITHOUT_REFUSALS = {Statistic.COST: Statistic.WITHOUT_REFUSALS_COST}
 
 STRONGEST = (Statistic.STRONGEST_1, Statistic.STRONGEST_2, Statistic.STRONGEST_3)
 """The sentences that excite a neuron most, the strongest first."""
+REACHED = (Statistic.REACHED_POSITIVE, Statistic.REACHED_NEGATIVE)
+"""How many sentences of each class reached a MoE expert's neuron; sites without experts lack it."""
 SHARES = (Statistic.AUROC, Statistic.STRATIFIED_AUROC)
 """Those that are in [0, 1]."""
 

@@ -16,7 +16,7 @@ from sordino.expertise.passes import LayerByLayer, Pass, WholeForward, why_not_a
 from sordino.expertise.pooling import FEWEST_SENTENCES, NOT_REACHED, Capture, pooling_named
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, States
-from sordino.expertise.statistic import STRONGEST, Statistic, Tensors, Values
+from sordino.expertise.statistic import REACHED, STRONGEST, Statistic, Tensors, Values
 from sordino.expertise.strata import LENGTH, stratified_auroc
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.memory import for_device
@@ -315,16 +315,27 @@ def _of_experts(
     parts: list[dict[Statistic, torch.Tensor]] = []
     for block in responses.split(list(widths), dim=1):
         reached = (block[:, 0] != NOT_REACHED).cpu().numpy()
+        numbers = _count(labels[order[reached]], block.shape[1])
         if not _are_enough(order[reached], labels, strata):
             # From any two sentences, for the statistics' names and types.
             any_two = np.array([np.argmax(labels), np.argmin(labels)])
             one = None if strata is None else np.zeros_like(strata)
             found = statistics_of(torch.zeros_like(block[:2]), labels, one, any_two, settings)
-            parts.append({name: _fill_unknown(values) for name, values in found.items()})
+            parts.append({name: _fill_unknown(of) for name, of in found.items()} | numbers)
             continue
         rows = torch.from_numpy(reached).to(block.device)
-        parts.append(statistics_of(block[rows], labels, strata, order[reached], settings))
+        found = statistics_of(block[rows], labels, strata, order[reached], settings)
+        parts.append(found | numbers)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _count(labels: NDArray[np.bool_], neurons: int) -> dict[Statistic, torch.Tensor]:
+    """How many sentences of each class there are, for each of an expert's neurons."""
+    counts = int(labels.sum()), int((~labels).sum())
+    return {
+        name: torch.full((neurons,), count, dtype=torch.int32)
+        for name, count in zip(REACHED, counts, strict=True)
+    }
 
 
 def _are_enough(
