@@ -51,8 +51,9 @@ def call(here, call_in):
     return call_in(here)
 
 
+TEXTS = ["--texts", "prose.txt"]
 EVALUATION = [
-    *("--prompts", "prompts.txt", "--texts", "prose.txt", "--scorer", "alt-profanity-check"),
+    *("--prompts", "prompts.txt", *TEXTS, "--scorer", "alt-profanity-check"),
     *("--continuations", "2", "--new-tokens", "6"),
 ]
 AURA = ["run", "tiny", "--concept", "calm.jsonl", "--intervention", "aura"]
@@ -304,7 +305,7 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
     assert any("self_attn" in site for site in changed)
     call("find", "tiny", "--concept", "calm.jsonl", "-o", "plain.safetensors")
     alone = ["evaluate", "tiny", "--against", "tiny", "--dampening", "plain.safetensors"]
-    alone += [*EVALUATION, "--measure", "divergence", "-o", "alone.json"]
+    alone += [*TEXTS, "--measure", "divergence", "-o", "alone.json"]
     assert call(*alone)[0] == 0
     expected = json.loads((here / "alone.json").read_text())["measures"]["divergence"]
     assert beside["divergence"]["figures"] == expected["figures"]
@@ -320,7 +321,7 @@ def test_run_sizes_by_a_measured_divergence_and_measures_another_rule_beside(cal
 
 
 def test_a_run_does_what_we_recommend_and_says_what_comes_next(call, here):
-    arguments = ["run", "tiny", "--concept", "calm.jsonl", *EVALUATION]
+    arguments = ["run", "tiny", "--concept", "calm.jsonl", *TEXTS]
     arguments += ["--attribution-per-class", "20", "--measure", "divergence", "-o"]
     status, out, _ = call(*arguments, "advised")
     assert status == 0
@@ -350,7 +351,7 @@ def test_a_run_does_what_we_recommend_and_says_what_comes_next(call, here):
     # What is named is taken as it is.
     for more, strength in (((), 1.0), (("--strength", "0.5"), 0.5)):
         name = f"paper{strength}"
-        status, *_ = call(*AURA, "-o", name, *EVALUATION, "--measure", "perplexity", *more)
+        status, *_ = call(*AURA, "-o", name, *TEXTS, "--measure", "perplexity", *more)
         assert status == 0
         intervention = json.loads((here / name / "sordino.json").read_text())["intervention"]
         assert (intervention["name"], intervention["strength"]) == ("aura", strength)
@@ -719,8 +720,8 @@ def test_help_shows_the_defaults_that_say_something(call):
     ],
 )
 def test_settings_of_servers_without_a_server_are_refused(call, here, typed, words):
-    status, _, err = call("evaluate", "nowhere", "--output", "r.json", *typed)
-    assert (status, Path("r.json").exists()) == (2, False)
+    status, _, err = call("evaluate", "nowhere", "--output", "served.json", *typed)
+    assert (status, (here / "served.json").exists()) == (2, False)
     assert words in re.sub(r"\s+", " ", err)
 
 
