@@ -159,7 +159,8 @@ def test_what_is_asked_for_by_name_ends_before_the_work(call, online, tmp_path, 
                 continue
             online.seen.clear()
             concept = () if command == "evaluate" else ("--concept", "toxicity")
-            status, _, err = call(command, MODEL, *concept, "-o", "out", *FEW, *options)
+            few = () if "--measure" in options else FEW
+            status, _, err = call(command, MODEL, *concept, "-o", "out", *few, *options)
             assert status == 2, (command, options, err)
             last = err.strip().splitlines()[-1]
             assert said in last, (command, options, err)

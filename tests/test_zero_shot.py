@@ -108,7 +108,9 @@ def test_a_model_that_knows_the_answers_has_them_all_right(tiny, monkeypatch) ->
     # The mean and six tasks, two of them with a second metric.
     assert len(figures) == 2 + 6 + 2
     assert figures[0].n == {"tasks": 6, "questions": 360}
-    assert 0.98 < figures[0].after.low < figures[0].after.high == 1.0
+    # However many tasks there are, as little is known of each as of one.
+    assert figures[0].after.low == pytest.approx(figures[1].after.low)
+    assert 0.93 < figures[0].after.low < figures[0].after.high == 1.0
     monkeypatch.setattr(huggingface, "HFLM", type("Opposite", (Oracle,), {"sign": -1.0}))
     figures = evaluate(tiny(), measures=[ZeroShot(limit=60)]).measures["zero-shot"].figures
     # Only a choice that occurs twice in its question lets the opposite model be right.
@@ -302,10 +304,10 @@ def test_a_mean_that_does_not_vary_claims_no_certainty() -> None:
     none, all_right = np.zeros((30, 1)), np.ones((30, 1))
     found = compare_mean_shares([np.hstack([all_right, none])] * 2, 0)
     assert found.before.value == 1
-    assert 0.9 < found.before.low < 1
-    assert found.after.low == 0 < found.after.high < 0.1
+    assert 0.88 < found.before.low < 1
+    assert found.after.low == 0 < found.after.high < 0.12
     assert found.difference.low == -1
-    assert -1 < found.difference.high < -0.8
+    assert -1 < found.difference.high < -0.75
     assert found.ratio.value is None
     assert found.ratio.high is None
     assert found.ratio.low > 5
