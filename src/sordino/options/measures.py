@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from sordino.errors import UserError
 from sordino.options.groups import clean_texts, with_others
+from sordino.progress import note
 
 if TYPE_CHECKING:
     from sordino.evaluation import Access, Measure
@@ -142,11 +143,14 @@ class MeasureOptions:
             access: For a server that scores texts.
             sizing: Whether the ordinary texts also set the size of an edit.
         """
-        self._refuse_unused(self.measure, sizing=sizing)
+        self._say_unused(self.measure, sizing=sizing)
         return self._make(self.measure, access)
 
-    def _refuse_unused(self, taken: Sequence[str], *, sizing: bool) -> None:
-        """Refuse a setting of measures that are not among these."""
+    def _say_unused(self, taken: Sequence[str], *, sizing: bool) -> None:
+        """Say which options are settings of measures that are not among these.
+
+        Scripts share options between commands, so only a setting of one named measure is refused.
+        """
         for text in self.measure_set:
             name, *_ = split_setting(text)
             if name not in taken:
@@ -164,7 +168,7 @@ class MeasureOptions:
             else:
                 idle = field.name not in used
             if idle:
-                raise UserError(_describe_unused(field.name, value, taken))
+                note(_describe_unused(field.name, value, taken))
 
     def _make(self, names: Sequence[str], access: "Access | None" = None) -> list["Measure"]:
         """The measures of these names."""
@@ -219,7 +223,7 @@ class RunMeasureOptions(MeasureOptions):
         """The measures of every model; see `MeasureOptions.measures`."""
         from sordino.pipeline import MEASURED, MEASURED_OF_CHAT
 
-        self._refuse_unused(self.measure or (*MEASURED, *MEASURED_OF_CHAT), sizing=sizing)
+        self._say_unused(self.measure or (*MEASURED, *MEASURED_OF_CHAT), sizing=sizing)
         return self._make(self.measure or MEASURED, access)
 
     def measures_of_chat(self) -> list["Measure"]:
@@ -287,8 +291,8 @@ def _describe_unused(option: str, value: Any, taken: Sequence[str]) -> str:
     having = [name for name in MEASURES if wanted.intersection(options_of([name]))]
     measured = ", ".join(dict.fromkeys(taken))
     return (
-        f"`{option}` decides nothing about what is measured ({measured}): leave it out, or measure "
-        f"something that it is for as well ({', '.join(having)})."
+        f"warning: `{option}` decides nothing about what is measured ({measured}); it is for "
+        f"{', '.join(having)}."
     )
 
 
