@@ -85,7 +85,7 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     assert [*groups["refusals"].trials[0].evaluation.measures] == ["refusals:chat"]
     assert "judges with the model itself as it was before the edit" in said
     assert "toxic replies go from" in said
-    assert "no trial protects refusals, since only 0 unsafe requests are not measured" in said
+    assert "No trial protects refusals, since only 0 unsafe requests are not measured" in said
     # One expertise says what is done with protection and without.
     first, second = groups["toxicity"].trials[1:]
     assert first.evaluation.after.fingerprint != second.evaluation.after.fingerprint
@@ -96,7 +96,7 @@ def test_a_model_with_a_template_and_one_without_stand_on_one_page(files, capsys
     assert file.read_bytes() == before
     assert (file.parent / "work" / "records.jsonl").read_bytes() == lines
     said = capsys.readouterr().out
-    assert "silent has no chat template" in said.replace(str(files) + "/", "")
+    assert "silent: The model has no chat template" in said.replace(str(files) + "/", "")
     assert "toxic replies go from" in said
     page = (files / "out.md").read_text()
     assert page.count("Harmless text about groups of people") == 2
@@ -126,7 +126,7 @@ def test_refusals_are_protected_in_an_arm_of_their_own(files, capsys):
     about = [finding.about for finding in groups["protected refusals"].findings]
     assert about[:2] == ["unsafe prompts refused", "safe prompts refused"]
     assert {"toxic replies", "toxic continuations"} <= set(about)
-    assert "with refusals and groups protected less with groups alone: unsafe prompts" in said
+    assert "With refusals and groups protected less with groups alone: unsafe prompts" in said
     [found] = file.parent.glob("work/protected-*.expertise.safetensors")
     about = Expertise.load(found).metadata
     assert (about["refusals_n_prompts"], about["refusals_kept"]) == ("26", "26")
