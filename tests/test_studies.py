@@ -601,7 +601,7 @@ RECORDS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def test_a_page_of_several_records_has_them_side_by_side():
-    """By the real records: two of one model, of which one lacks rivals that the other has."""
+    """With real records. Two are of the same model, and one lacks rivals that the other has."""
     names = ("rivals-qwen0.5b", "rivals-gemma3", "rivals-gemma3_dpo")
     records = [StudyRecord.load(RECORDS / f"{name}.json", "rivals") for name in names]
     tables = [block for block in study_article(records).answer if isinstance(block, Table)]

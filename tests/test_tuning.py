@@ -353,14 +353,16 @@ def test_an_expertise_is_found_again_only_by_the_same_settings(open_tiny, concep
         assert made.sites == kept.sites
 
 
-def test_a_size_is_taken_only_for_what_was_measured(open_tiny, concept, tmp_path):
+@pytest.fixture
+def lab(open_tiny, concept, tmp_path):
+    """A function that opens the same lab again, by the texts of prose.txt."""
     prose = tmp_path / "prose.txt"
     prose.write_text("\n".join(PROSE))
     ref = open_tiny("llama").ref
+    return lambda: Lab(ref, concept, tmp_path / "lab", texts=str(prose), dtype="float32")
 
-    def lab():
-        return Lab(ref, concept, tmp_path / "lab", texts=str(prose), dtype="float32")
 
+def test_a_size_is_taken_only_for_what_was_measured(lab, tmp_path):
     def counted(sizes, *, measures):
         """The trial of a family, and whether a divergence was measured for it."""
         here = lab()
@@ -379,20 +381,14 @@ def test_a_size_is_taken_only_for_what_was_measured(open_tiny, concept, tmp_path
     for sizes, trial in ((plain, first), (controlled, second)):
         assert counted(sizes, measures=False).dial == trial.dial
     # Under the same name there are other texts now.
-    prose.write_text("\n".join(sentences(30, 8, longest=20)))
+    (tmp_path / "prose.txt").write_text("\n".join(sentences(30, 8, longest=20)))
     other = counted(plain, measures=True)
     assert lab().yardstick.divergence(other.dampening) <= 0.02
 
 
 @pytest.fixture
-def sizing(open_tiny, concept, tmp_path):
+def sizing(lab):
     """A function that opens the same lab again, and what it finds and measures."""
-    prose = tmp_path / "prose.txt"
-    prose.write_text("\n".join(PROSE))
-    ref = open_tiny("llama").ref
-
-    def lab():
-        return Lab(ref, concept, tmp_path / "lab", texts=str(prose), dtype="float32")
 
     def work():
         """The work of a study; whether its divergences were measured."""

@@ -103,7 +103,7 @@ class KeptFiles:
 
 
 class WorkFolder(KeptFiles):
-    """The files of a job in steps, each of which is made of those before it."""
+    """The files of a job whose steps each build on the ones before."""
 
     def _forget(self, step: str) -> None:
         order = list(self._known)

@@ -160,9 +160,9 @@ def compare_mean_shares(tables: Sequence[Floats], seed: int) -> Comparison:
     independently of the others'. Where an arm does not vary, the ends of its interval are the means
     of the tables' exact ones (`exact_share_interval`), and the ends of the difference and the ratio
     come from the arms' own intervals, which is wider than needed and never too narrow. Where the
-    arms vary and all items of a table have the same difference, the difference may be off by the
-    largest share of items that could have another one and none of which was drawn, on the mean of
-    the tables; the ratio's ends follow from that.
+    arms vary and all items of a table have the same difference, items with another difference may
+    exist without having been drawn. The largest share of them that is consistent with the draw,
+    averaged over the tables, bounds the error of the difference; the ratio's ends follow from that.
 
     Args:
         tables: Each float64 [items, arms] in [0, 1]; the arms are before and after, or one alone.

@@ -158,16 +158,12 @@ class MeasureOptions:
                     f"`measure_set={text}` sets a measure that is not taken: take {name} as well, "
                     "or leave the setting out."
                 )
-        used = options_of(taken) | ({"texts"} if sizing else set())
+        idle = of_other_measures(taken) - ({"texts"} if sizing else set())
+        if not _preset(self.preset).keys() <= idle:
+            idle.remove("preset")
         for field in fields(MeasureOptions):
             value = getattr(self, field.name)
-            if field.name in _OF_ALL or value == field.default:
-                continue
-            if field.name == "preset":
-                idle = not used.intersection(_preset(value))
-            else:
-                idle = field.name not in used
-            if idle:
+            if field.name in idle and value != field.default:
                 note(_describe_unused(field.name, value, taken))
 
     def _make(self, names: Sequence[str], access: "Access | None" = None) -> list["Measure"]:

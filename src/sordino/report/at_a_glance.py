@@ -22,23 +22,14 @@ def at_a_glance(records: Sequence[StudyRecord]) -> Iterator[Table]:
     if len(records) < 2:
         return
     names = _numbered([model_name(record.model) for record in records])
-    groups = dict.fromkeys(group.name for record in records for group in record.groups)
-    for group in groups:
-        found = {
-            name: of
-            for name, record in zip(names, records, strict=True)
-            for of in record.groups
-            if of.name == group and of.trials
-        }
-        keys = dict.fromkeys(
-            key for of in found.values() for key in toxicities(of.trials[0].evaluation)
-        )
-        for key in keys:
-            having = {
-                name: of for name, of in found.items() if key in toxicities(of.trials[0].evaluation)
-            }
-            if trials := _shared(having.values()):
-                yield _table(records[0].study, group, key, having, trials)
+    found: dict[tuple[str, str], dict[str, GroupRecord]] = {}
+    for name, record in zip(names, records, strict=True):
+        for group in filter(lambda group: group.trials, record.groups):
+            for key in toxicities(group.trials[0].evaluation):
+                found.setdefault((group.name, key), {})[name] = group
+    for (group_name, key), having in found.items():
+        if trials := _shared(having.values()):
+            yield _table(records[0].study, group_name, key, having, trials)
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
@@ -60,14 +51,17 @@ def _shared(groups: Iterable[GroupRecord]) -> list[str]:
 def _table(
     study: str, group: str, key: str, found: Mapping[str, GroupRecord], trials: Sequence[str]
 ) -> Table:
-    titles = {name: of.title for name, of in found.items()}
-    [title] = set(titles.values()) if len(set(titles.values())) == 1 else [""]
-    rows = [] if title else [["", *titles.values()]]
+    titles = [of.title for of in found.values()]
+    alike = len(set(titles)) == 1
+    rows = [] if alike else [["", *titles]]
     rows.append(["by", *(_scorers(of, key) for of in found.values())])
     rows.append(["original", *(_original(of, key) for of in found.values())])
     rows += [[name, *(_left(of.trial(name), key) for of in found.values())] for name in trials]
-    headed = f"{capital(title)}: toxic" if title else "Toxic"
-    beside = ", and the perplexity after ÷ before (×)" if "×" in str(rows) else ""
+    headed = f"{capital(titles[0])}: toxic" if alike else "Toxic"
+    read = any(
+        "perplexity" in trial.evaluation.measures for of in found.values() for trial in of.trials
+    )
+    beside = ", and the perplexity after ÷ before (×)" if read else ""
     return Table(
         f"{study}-{group}-{key.replace(':', '-')}-at-a-glance",
         f"{headed} {written(key)} by each scorer in turn{beside}.",

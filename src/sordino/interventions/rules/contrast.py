@@ -264,7 +264,7 @@ def amounts(
 
     Args:
         benefit: float64 [neurons].
-        cost: float64 [neurons], not negative; a neuron of which it is not-a-number stays as it is.
+        cost: float64 [neurons], not negative. Where it is NaN, the neuron stays as it is.
         budget: Nats per token, by the diagonal estimate.
         amplify: Above 0, neurons with a negative benefit are amplified, by at most so much.
         at_most: How many neurons of each site may change; all where it is None.
