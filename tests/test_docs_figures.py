@@ -101,6 +101,7 @@ def ours(record, by=PROBE):
 
 
 OURS = "own samples and corpus"
+ACCURACY = ("mean.acc", "zero-shot")
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
 DPO = "DPO (LoRA)"
@@ -129,6 +130,27 @@ QUOTED = [
                 *left(f"recommended-{record}", "effect", f"{OURS} at 0.05", part="before", by=by),
                 divergence(f"recommended-{record}", "harmless", f"{OURS} at 0.05"),
             )
+        ],
+    ),
+    (
+        "studies",
+        r"edit leaves ([\d.]+) %, ([\d.]+) % and ([\d.]+) % of ([\d.]+) %, ([\d.]+) % and\s"
+        r"([\d.]+) % at.*?refuses ([\d.]+) % of 30.*?refuses ([\d.]+) %.*?answers ([\d.]+) % of "
+        r"120.*?answers\s([\d.]+) %",
+        [
+            *(
+                written("recommended-qwen0.5b", f"{OURS} at 0.05", part, by, "effect")
+                for part in ("after", "before")
+                for by in ("", SMOL_PROBE, "wordlist:")
+            ),
+            *(
+                refused("recommended-qwen0.5b", f"{OURS} at 0.05", part)
+                for part in ("after", "before")
+            ),
+            *(
+                Of("recommended-qwen0.5b", "beside", f"{OURS} at 0.05", part, *ACCURACY)
+                for part in ("after", "before")
+            ),
         ],
     ),
     (

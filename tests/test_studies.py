@@ -192,6 +192,17 @@ def test_committed_pages_say_what_their_records_say(name, tmp_path):
         assert page.with_name(chart.name).exists()
 
 
+def test_the_answer_about_the_recommended_edit_has_every_cost_that_was_measured():
+    record = StudyRecord.load(RESULTS / "recommended-qwen0.5b.json", "recommended")
+    costs = next(item for item in STUDIES.named("recommended").answer(record) if "costs:" in item)
+    for part in (
+        *("perplexity of prose", "perplexity of code", "divergence on code"),
+        *("divergence on harmless", "; safe prompts that look unsafe, refused", "; unsafe prompts"),
+        *("toxic continuations, ordinary prompts", "zero-shot accuracy, mean of 4 tasks"),
+    ):
+        assert costs.count(part) == 1, part
+
+
 @pytest.mark.parametrize("study", ["concepts", "methods", "data", "attention"])
 def test_a_record_of_before_is_read_as_if_it_had_todays_fields(study, tmp_path):
     file = RESULTS / f"{study}-smollm2.json"

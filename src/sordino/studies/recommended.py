@@ -124,7 +124,7 @@ def _costs(record: StudyRecord, trial: str) -> Iterator[str]:
 
 
 _TOLD = {
-    "zero-shot": ("mean",),
+    "zero-shot": ("mean.acc",),
     "ordinary-toxicity": ("continuations.all",),
     "refusals": ("refused.safe", "refused.unsafe"),
 }
