@@ -198,10 +198,11 @@ def test_prompts_are_users_turns_and_a_reply_is_begun(name):
     assert ids == expected
 
 
-def test_long_prompts_are_cut_inside_the_template():
+def test_long_prompts_are_cut_inside_the_template(capsys):
     opened = OPENED["chatml"]
     [short] = opening_ids(opened, [Spoken("a b c d")], Chat("on"), max_tokens=2, new_tokens=9)
     assert "user\na b<|im_end|>" in opened.tokenizer.decode(short)
+    assert "reads only 2 tokens of long prompts: 1 of 1 cut" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"Prompt 1 of 1 has .* tokens in the chat template"):
         opening_ids(opened, [Spoken("x" * 300)], Chat("on"), max_tokens=999, new_tokens=9)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from families import tiny_folder
+from families import tiny_folder, tiny_tokenizer
 from sordino import evaluation, kit
 from sordino.cli.app import main
 from sordino.concepts.built_in import undo_escapes
@@ -46,6 +46,8 @@ from sordino.evaluation.scorers import detoxify
 from sordino.evaluation.statistics import any_of, cohens_kappa, compare, pearson, worst_of
 from sordino.evaluation.texts import read_texts
 from sordino.evaluation.writing import PRE_PROMPTS, encode_raw, pre_prompt_text
+from sordino.models.reference import resolve
+from sordino.models.tokenise import count_cut, encode
 from sordino.options.measures import MeasureOptions
 
 CPU = torch.device("cpu")
@@ -643,6 +645,30 @@ def test_a_long_pre_prompt_cuts_no_prompt(open_tiny, monkeypatch):
     opened = open_tiny("gpt2")
     (encoded,) = encode_raw(opened, ["the cat"], "a" * 40 + "\n", 2)
     assert opened.tokenizer.decode(encoded).endswith("\nthe cat")
+
+
+@given(st.lists(st.text("the ca", min_size=1, max_size=12), max_size=6), st.integers(2, 9))
+def test_the_texts_that_are_cut_are_counted(texts, most):
+    tokenizer = tiny_tokenizer()
+    encoded = encode(tokenizer, texts, most) if texts else []
+    longer = sum(len(tokenizer(text)["input_ids"]) > most for text in texts)
+    assert count_cut(tokenizer, texts, encoded, most) == longer
+
+
+def test_what_is_cut_is_said_of_each_model(models, tmp_path, letters, capsys):
+    file = tmp_path / "long.txt"
+    file.write_text("\n".join(["q" * 127, "x" * 128, "y" * 500, *WORDS]))  # and a first token
+    settings = {"continuations": 1, "new_tokens": 2, "scorer": letters[0]}
+    measures = [Toxicity(str(file), **settings), Perplexity(str(file), max_tokens=32)]
+    evaluate(*models, measures=measures)
+    said = capsys.readouterr().err
+    for folder in models:
+        name = resolve(folder).name
+        assert f"{name} reads only 128 tokens of long prompts of toxicity: 2 of 10 cut" in said
+        assert f"{name} reads only 32 tokens of long texts of perplexity: 3 of 10 cut" in said
+    file.write_text("\n".join(WORDS))
+    evaluate(*models, measures=measures)
+    assert "reads only" not in capsys.readouterr().err
 
 
 def test_the_pre_prompts_of_the_house_and_wrong_files(tmp_path):

@@ -258,6 +258,18 @@ def test_a_snapshot_of_other_settings_is_not_used(open_tiny, concept, tmp_path, 
         np.testing.assert_array_equal(expertise["auroc"][site], alone["auroc"][site])
 
 
+def test_sentences_that_are_cut_are_counted(open_tiny, concept, capsys):
+    opened = open_tiny("llama")
+    lengths = [len(opened.tokenizer(text)["input_ids"]) for text in concept.sentences]
+    most = sorted(lengths)[-5]
+    find_experts(opened, concept, settings=SweepSettings(max_tokens=most))
+    full = sum(length >= most for length in lengths)
+    said = capsys.readouterr().err
+    assert f"cut at {most} tokens: {full} of {len(lengths)} are cut or end there" in said
+    find_experts(opened, concept, settings=SweepSettings(max_tokens=max(lengths) + 1))
+    assert "are cut" not in capsys.readouterr().err
+
+
 def test_not_a_number_is_reported_by_site(open_tiny, concept, capsys):
     opened = open_tiny("llama_biased")
     opened.model.model.layers[1].mlp.up_proj.bias.data[3] = float("nan")

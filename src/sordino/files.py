@@ -151,6 +151,20 @@ def list_some(names: Sequence[str], most: int) -> str:
     return ", ".join(map(printable, names[:most])) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words.
+
+    Args:
+        number: How many.
+        noun: What they are, in the singular; its plural ends in "s".
+
+    Example:
+        >>> counted(1, "prompt"), counted(2000, "prompt")
+        ('1 prompt', '2,000 prompts')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     """Create a file and open it for writing; an existing one is neither followed nor overwritten.
 

@@ -9,12 +9,25 @@ import torch
 
 from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measure import ALL, Measure, R
-from sordino.evaluation.texts import KIT_PROSE, Text, choose, read_texts, texts_fingerprint
+from sordino.evaluation.texts import (
+    KIT_PROSE,
+    Text,
+    choose,
+    is_built_in,
+    read_texts,
+    texts_fingerprint,
+)
 from sordino.files import fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
 from sordino.models.precision import double
-from sordino.models.tokenise import encode_for, equal_length_batches
+from sordino.models.tokenise import (
+    count_cut,
+    encode,
+    encode_for,
+    equal_length_batches,
+    note_cut,
+)
 
 # Logits that are processed together: 8 MiB in float32, so that intermediate results stay in the
 # processor's cache and their memory is reused.
@@ -90,6 +103,10 @@ class Reader:
         """
         texts, most = [text.text for text in self.texts], self.settings.max_tokens
         if not self.given:
+            if not is_built_in(self.settings.texts):
+                kept = encode(opened.tokenizer, texts, most)
+                cut = count_cut(opened.tokenizer, texts, kept, most)
+                note_cut(opened, cut, len(texts), f"texts of {self.settings.key}", most)
             yield from text_logits(opened, texts, most, batch_tokens=batch_tokens, which=which)
             return
         whole = [given + text for given, text in zip(self.given, texts, strict=True)]

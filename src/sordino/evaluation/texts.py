@@ -110,13 +110,18 @@ def read_texts(spec: str | Path) -> list[Text]:
             key = (text.before, text.text) if text.before else text.text
             again += key in texts
             texts.setdefault(key, text)
-    if again and not (spec in _MADE or spec.startswith("kit:")):  # known to have some
+    if again and not is_built_in(spec):  # those are known to have some
         note(f"{printable(spec)}: {again:,} texts that were there before are left out")
     if unscored:
         note(f"{printable(spec)}: {unscored:,} prompts without a toxicity score are left out")
     if not texts:
         raise UserError(f"{printable(spec)} holds no text to evaluate on.")
     return list(texts.values())
+
+
+def is_built_in(spec: str) -> bool:
+    """Whether texts are Sordino's own choice, whose peculiarities the documentation gives."""
+    return spec in _MADE or spec.startswith("kit:")
 
 
 def distinct_texts(texts: Iterable[Text], spec: str, noun: str) -> list[Text]:

@@ -142,7 +142,7 @@ class Writing(Measure):
 
 
 def encode_raw(
-    opened: OpenModel, prompts: Sequence[str], lead: str, new_tokens: int
+    opened: OpenModel, prompts: Sequence[str], lead: str, new_tokens: int, nouns: str = "prompts"
 ) -> list[list[int]]:
     """Token ids of prompts that are continued as they are.
 
@@ -152,13 +152,14 @@ def encode_raw(
         lead: What precedes each of them; "" for nothing. Its tokens are added to `PROMPT_TOKENS`,
             so that it shortens no prompt.
         new_tokens: The most tokens of a continuation.
+        nouns: What a note calls the prompts if some are cut, in the plural.
 
     Raises:
         UserError: A prompt has no tokens, or the model has no room for the continuation.
     """
     most = PROMPT_TOKENS + (len(opened.tokenizer(lead)["input_ids"]) if lead else 0)
     texts = [lead + prompt for prompt in prompts]
-    return encode_prompts(opened, texts, max_tokens=most, new_tokens=new_tokens)
+    return encode_prompts(opened, texts, max_tokens=most, new_tokens=new_tokens, nouns=nouns)
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,11 @@ class Writer:
     def pre_prompt(self) -> str:
         """The text that precedes each prompt."""
         return pre_prompt_text(self.settings.pre_prompt)
+
+    @property
+    def _nouns(self) -> str:
+        """The prompts, in a note."""
+        return f"prompts of {self.settings.key}"
 
     def protocol(self) -> dict[str, Any]:
         """Everything that decides what a model writes, as JSON values."""
@@ -217,7 +223,7 @@ class Writer:
         prompts = [prompt.text for prompt in self.prompts]
         if isinstance(opened, Endpoint):
             return self._request(opened, [lead + prompt for prompt in prompts], which)
-        encoded = encode_raw(opened, prompts, lead, asked.new_tokens)
+        encoded = encode_raw(opened, prompts, lead, asked.new_tokens, self._nouns)
         return self._sample(opened, encoded, batch_tokens=batch_tokens, which=which)
 
     def _request(
@@ -275,7 +281,12 @@ class Writer:
             )
         form = replies(opened, chat)
         encoded = opening_ids(
-            opened, turns, chat, max_tokens=PROMPT_TOKENS, new_tokens=asked.new_tokens
+            opened,
+            turns,
+            chat,
+            max_tokens=PROMPT_TOKENS,
+            new_tokens=asked.new_tokens,
+            nouns=self._nouns,
         )
         sampled = self._sample(
             opened, encoded, batch_tokens=batch_tokens, which=which, ends=form.ends

@@ -306,6 +306,11 @@ def _batches(
     """The sentences' tokens, the sweep's batches, and attribution's batches."""
     chat = chat_for(opened, concept, settings.chat)
     encoded = encode_sentences(opened, concept, settings.max_tokens, chat)
+    if full := sum(len(one.ids) - one.start >= settings.max_tokens for one in encoded):
+        show.note(
+            f"sentences are cut at {settings.max_tokens:,} tokens: {full:,} of {len(encoded):,} "
+            "are cut or end there"
+        )
     batches = equal_length_batches(encoded, settings.at_once(opened.device))
     if attribution is None:
         return encoded, batches, []

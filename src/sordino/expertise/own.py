@@ -309,11 +309,13 @@ def own_in_words(metadata: Mapping[str, str]) -> str:
 
 def _encode(opened: OpenModel, settings: OwnSettings, chat: Chat | None) -> list[list[int]]:
     """The token ids after which the model continues, or replies."""
-    limits = {"max_tokens": _PROMPT_TOKENS, "new_tokens": settings.new_tokens}
+    most, new, nouns = _PROMPT_TOKENS, settings.new_tokens, "prompts of own samples"
     if chat is None:
-        return encode_prompts(opened, settings.prompts, **limits)
+        return encode_prompts(
+            opened, settings.prompts, max_tokens=most, new_tokens=new, nouns=nouns
+        )
     asked = [Spoken(prompt, role="user") for prompt in settings.prompts]
-    return opening_ids(opened, asked, chat, **limits)
+    return opening_ids(opened, asked, chat, max_tokens=most, new_tokens=new, nouns=nouns)
 
 
 def _complete(rows: list[Row], settings: OwnSettings) -> list[Row]:

@@ -168,6 +168,7 @@ def find_refusals(
         used,
         max_tokens=_PROMPT_TOKENS,
         new_tokens=settings.new_tokens,
+        nouns="unsafe requests",
     )
     sampling = Sampling(settings.new_tokens, temperature=0.0)
     asked = ToWrite(prompts, sampling, 1, 0, replies(opened, used))

@@ -24,7 +24,7 @@ from sordino.models.chat_template import (
 )
 from sordino.models.generation import Continuation, prompt_room
 from sordino.models.open import OpenModel
-from sordino.models.tokenise import Placed, positions, refuse_unknown
+from sordino.models.tokenise import Placed, note_cut, positions, refuse_unknown
 from sordino.progress import note
 
 Use = Literal["auto", "on", "off"]
@@ -245,8 +245,11 @@ def opening_ids(
     *,
     max_tokens: int,
     new_tokens: int,
+    nouns: str = "prompts",
 ) -> list[list[int]]:
     """The tokens after which a model replies to each prompt.
+
+    A note says how many prompts are cut.
 
     Args:
         opened: The model.
@@ -254,6 +257,7 @@ def opening_ids(
         chat: How the template is used.
         max_tokens: The most tokens of a prompt, which is cut there; what is before it not counted.
         new_tokens: The most tokens of a reply.
+        nouns: What the note calls the prompts, in the plural.
 
     Raises:
         UserError: The template does not allow it, or a conversation is too long for the model.
@@ -261,7 +265,7 @@ def opening_ids(
     room = prompt_room(opened, new_tokens)
     texts = [
         _fill(opened, replace(turn, text=text, role="user").messages(chat), chat, ahead=True)
-        for turn, text in zip(prompts, _cut(opened, prompts, max_tokens), strict=True)
+        for turn, text in zip(prompts, _cut(opened, prompts, max_tokens, nouns), strict=True)
     ]
     encoded = texts_ids(opened, texts)
     for number, ids in enumerate(encoded, start=1):
@@ -275,10 +279,11 @@ def opening_ids(
     return encoded
 
 
-def _cut(opened: OpenModel, prompts: Sequence[Spoken], max_tokens: int) -> list[str]:
+def _cut(opened: OpenModel, prompts: Sequence[Spoken], max_tokens: int, nouns: str) -> list[str]:
     """The prompts' texts, each cut at `max_tokens`."""
     texts = [turn.text for turn in prompts]
     long = [n for n, ids in enumerate(texts_ids(opened, texts)) if len(ids) > max_tokens]
+    note_cut(opened, len(long), len(texts), nouns, max_tokens)
     if long:
         _, offsets = _with_offsets(opened, [texts[n] for n in long])
         for number, of_one in zip(long, offsets, strict=True):

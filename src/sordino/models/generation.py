@@ -30,7 +30,7 @@ from sordino.models.cache import kept_of_a_token, make_room
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
-from sordino.models.tokenise import encode, positions, refuse_unknown
+from sordino.models.tokenise import count_cut, encode, note_cut, positions, refuse_unknown
 from sordino.models.transformers_internals import CACHE, counts_anew
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
@@ -154,18 +154,33 @@ class GenerationBatch:
 
 
 def encode_prompts(
-    opened: OpenModel, texts: Sequence[str], *, max_tokens: int, new_tokens: int
+    opened: OpenModel,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    new_tokens: int,
+    nouns: str = "prompts",
 ) -> list[list[int]]:
     """Token ids of prompts, cut so that the continuation still fits the model.
 
     The tokenizer's own special tokens are kept, except an end-of-sequence token at the end, after
-    which a model would begin a new text.
+    which a model would begin a new text. A note says how many are cut.
+
+    Args:
+        opened: The model.
+        texts: The prompts.
+        max_tokens: The most tokens of a prompt.
+        new_tokens: The most tokens of a continuation.
+        nouns: What the note calls the prompts, in the plural.
 
     Raises:
         UserError: A prompt has no tokens, or the model has no room for the continuation.
     """
     room = prompt_room(opened, new_tokens)
-    return encode_open(opened, texts, max_tokens if room is None else min(max_tokens, room))
+    most = max_tokens if room is None else min(max_tokens, room)
+    encoded = encode(opened.tokenizer, texts, most)
+    note_cut(opened, count_cut(opened.tokenizer, texts, encoded, most), len(texts), nouns, most)
+    return _without_end(opened, encoded)
 
 
 def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -174,9 +189,12 @@ def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> lis
     Raises:
         UserError: A text has no tokens.
     """
-    ends = _end_ids(opened)
-    encoded = encode(opened.tokenizer, texts, max_tokens)
+    return _without_end(opened, encode(opened.tokenizer, texts, max_tokens))
+
+
+def _without_end(opened: OpenModel, encoded: list[list[int]]) -> list[list[int]]:
     refuse_unknown(opened, encoded)
+    ends = _end_ids(opened)
     return [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in encoded]
 
 

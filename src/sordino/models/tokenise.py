@@ -72,10 +72,39 @@ def encode_for(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list
     room = positions(opened.model)
     most = max_tokens if room is None else min(max_tokens, room)
     encoded = encode(opened.tokenizer, texts, most)
-    if most < max_tokens and (cut := sum(len(ids) == most for ids in encoded)):
-        note(f"{opened.ref.name} has {most} positions: {cut:,} texts are cut there or end there")
+    if most < max_tokens and (cut := count_cut(opened.tokenizer, texts, encoded, most)):
+        note(f"{opened.ref.name} has {most} positions: {cut:,} of {len(texts):,} texts cut there")
     refuse_unknown(opened, encoded)
     return encoded
+
+
+def count_cut(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    max_tokens: int,
+) -> int:
+    """How many of the texts that `encode` gave have more tokens than those."""
+    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) >= max_tokens]
+    whole = tokenizer(full, return_attention_mask=False, verbose=False)["input_ids"] if full else []
+    return sum(len(ids) > max_tokens for ids in whole)
+
+
+def note_cut(opened: OpenModel, cut: int, of: int, nouns: str, max_tokens: int) -> None:
+    """Note that texts are cut, if any is.
+
+    Args:
+        opened: The model.
+        cut: How many texts are.
+        of: How many there are.
+        nouns: What they are, in the plural.
+        max_tokens: How many tokens are left of each.
+    """
+    if cut:
+        note(
+            f"{opened.ref.name} reads only {max_tokens:,} tokens of long {nouns}: {cut:,} of "
+            f"{of:,} cut"
+        )
 
 
 def positions(model: PreTrainedModel) -> int | None:
