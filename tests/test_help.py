@@ -8,6 +8,7 @@ import pytest
 
 from sordino.cli.app import COMMANDS, app, describe
 from sordino.studies import STUDIES
+from sordino.studies.rivals import RIVALS
 
 
 def function(name):
@@ -28,6 +29,12 @@ def test_a_command_describes_itself_as_the_list_does_and_in_full(name, capsys):
     shown = re.sub(r"[•`]", "", described(name, capsys))
     for words in (first, *(" ".join(part.split()) for part in rest)):
         assert re.sub(r"(?:^|(?<= ))- |`", "", words) in re.sub(r" +", " ", shown), words
+
+
+def test_the_help_of_study_names_all_rivals():
+    typed = inspect.getsource(import_module("sordino.cli.study").PlanOptions)
+    [named] = re.findall(r"For rivals: [^(]*\(all of ([^)]*)\)", typed)
+    assert tuple(re.split(r",\s+", named)) == RIVALS
 
 
 def test_the_help_of_study_names_all_studies():

@@ -79,7 +79,8 @@ class PlanOptions:
     own_judge: str | None = None
     """Who judges them, as for run (concept); none of the scorers."""
     only: tuple[str, ...] | None = None
-    """For rivals: the methods that are compared with ours, such as caa; repeat (all)."""
+    """For rivals: the methods that are compared with ours; repeat (all of aura, damp, det_zero,
+    mean-act, linear-act, caa, iti, profs, gloss, dpo, learned, pre-prompt)."""
     shuffles: int | None = None
     """How many permuted controls ranking measures (20)."""
     concepts: Annotated[tuple[str, ...] | None, Parameter(name="--concepts")] = None

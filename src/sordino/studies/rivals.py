@@ -31,6 +31,8 @@ _OWN = (OURS, CORPUS, LEARNED)
 _BENIGN = "benign"
 _LED = "pre-prompt"
 """The name of the one method that is no edit."""
+RIVALS = (*METHODS, _LED)
+"""The names of the methods that can be asked for."""
 # Sizes that are tried for a cost; a cost that is this share of what is allowed is near enough.
 _TRIES, _AIM, _NEAR = 5, 0.99, 0.97
 _CURVED = 3
@@ -101,11 +103,10 @@ def _asked(plan: Plan) -> tuple[str, ...]:
     Raises:
         UserError: There is no such method, or a package that one of them needs.
     """
-    known = (*METHODS, _LED)
     for name in plan.only:
-        if name not in known:
-            raise UserError(f"The study rivals has no method '{name}': it has {', '.join(known)}.")
-    asked = plan.only or known
+        if name not in RIVALS:
+            raise UserError(f"The study rivals has no method '{name}': it has {', '.join(RIVALS)}.")
+    asked = plan.only or RIVALS
     if "dpo" in asked:
         require("peft", "The rival dpo, a LoRA that is trained,")
     return asked
