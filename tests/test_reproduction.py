@@ -77,7 +77,11 @@ def test_the_list_says_what_each_needs_and_what_is_lacking(call):
         line = next(row for row in out.splitlines() if row.split() and recipe.name in row.split())
         assert recipe.model in line
         assert f"{recipe.memory / 1e9:.0f} GB" in line
-        assert "lacks" in line
+        assert f"{recipe.name} lacks a hub that answers" in " ".join(out.split())
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    told = next(part for part in out.split("\n\n") if "all models of a paper" in part)
+    for recipe in recipes().values():
+        assert (recipe.name in told) is recipe.published[0].whole_paper
     listed = json.loads(call("reproduce", "--list", "--json")[1])
     assert [row["name"] for row in listed] == list(recipes())
     assert all("a hub that answers" in " ".join(row["lacking"]) for row in listed)
@@ -101,9 +105,10 @@ def test_memory_disk_and_packages_are_looked_at(tmp_path, monkeypatch):
     recipe = recipe_named("falcon-40b")
     monkeypatch.setattr(carrying_out.hub, "reachable", lambda: True)
     monkeypatch.setattr(carrying_out, "available", lambda device: 10**12)
+    free = carrying_out.shutil.disk_usage(tmp_path).free / 1e9
     assert lacking(recipe, Changes(device="cpu"), tmp_path / "not/there") in (
         [],
-        [f"167 GB of disk; {carrying_out.shutil.disk_usage(tmp_path).free / 1e9:,.0f} are free"],
+        [f"167 GB of disk, where {free:,.0f} are free"],
     )
     monkeypatch.setattr(carrying_out, "available", lambda device: 7 * 10**9)
     assert "102 GB of memory on cpu, which has 7 free" in lacking(

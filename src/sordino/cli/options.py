@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -119,6 +120,12 @@ def print_lines(*lines: str) -> None:
     """Print lines on standard output, without control characters from foreign text."""
     for line in lines:
         print(progress.tame(line.replace("\n", " ")))
+
+
+def print_paragraphs(*texts: str) -> None:
+    """Print texts on standard output, each after an empty line and in lines of at most 80."""
+    for text in texts:
+        print("", *wrap(progress.tame(text), 80, break_on_hyphens=False), sep="\n")
 
 
 def print_columns(columns: Sequence[str], rows: Iterable[Sequence["str | Text"]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sordino.cli import typed
-from sordino.cli.options import JsonOptions, print_columns, print_json
+from sordino.cli.options import JsonOptions, print_columns, print_json, print_paragraphs
 from sordino.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _list(device: str, *, as_json: bool) -> None:
         )
         return
     print_columns(
-        ("recipe", "model", "memory", "disk", "extras", "their figures are of", "here"),
+        ("recipe", "model", "memory", "disk", "extras"),
         [
             [
                 recipe.name,
@@ -148,9 +148,15 @@ def _list(device: str, *, as_json: bool) -> None:
                 f"{recipe.memory / 10**9:.0f} GB",
                 f"{recipe.disk / 10**9:.0f} GB",
                 ", ".join(recipe.extras),
-                "all their models" if recipe.published[0].whole_paper else "this model",
-                f"lacks {'; '.join(missing)}" if missing else "yes",
             ]
-            for recipe, missing in found
+            for recipe, _ in found
         ],
+    )
+    shared = [recipe.name for recipe, _ in found if recipe.published[0].whole_paper]
+    print_paragraphs(
+        f"One published figure is about all models of a paper: {', '.join(shared)}.",
+        *(
+            f"Here, {recipe.name} {'lacks ' + '; '.join(missing) if missing else 'can run'}."
+            for recipe, missing in found
+        ),
     )

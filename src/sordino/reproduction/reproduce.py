@@ -59,7 +59,7 @@ def lacking(recipe: Recipe, changes: Changes, place: Path) -> list[str]:
         place = place.absolute().parent
     free = shutil.disk_usage(place).free
     if free < recipe.disk:
-        found.append(f"{recipe.disk / _GB:,.0f} GB of disk; {free / _GB:,.0f} are free")
+        found.append(f"{recipe.disk / _GB:,.0f} GB of disk, where {free / _GB:,.0f} are free")
     return found
 
 
