@@ -68,6 +68,9 @@ def test_a_conversation_by_clicks_and_keys(served, page):
     assert first
     assert quiet != first
 
+    # A reader is not misled by controls.
+    assert page.evaluate(r"tame('a\x1b[2J\u202eb\r\n\té')") == "a\ufffd[2J\ufffdb\n\té"
+
     # The slider, by keys: at 0 the quiet side says what the original says.
     page.focus("#strength")
     page.keyboard.press("Home")
@@ -91,7 +94,7 @@ def test_a_conversation_by_clicks_and_keys(served, page):
     assert texts(page, "original") == [second]
     [turn] = json.loads(saved(page, "#save-json"))["turns"]
     assert turn["prompt"] == "the cat sat"
-    assert turn["answers"]["quiet"]["text"] == second
+    assert page.evaluate("said => tame(said)", turn["answers"]["quiet"]["text"]) == second
     assert "> the cat sat" in saved(page, "#save-markdown")
 
     # What the server refuses is said, and the prompt comes back.

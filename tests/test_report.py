@@ -23,6 +23,7 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Figure, MeasureResult, ModelRecord
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura
+from sordino.progress import tame
 from sordino.report import figures, outcome, summary, tables
 from sordino.report.article import Table
 from sordino.report.card import model_card
@@ -30,6 +31,7 @@ from sordino.report.exemplars import Excerpt, Exemplar
 from sordino.report.page import RunRecord, _overview, render, write_page
 from sordino.report.text import expertise_lines
 from sordino.report.tuned import tuned_article
+from sordino.templates import environment
 from sordino.tuning.search import Reported, Tried, Tuned
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7*7 }}"
@@ -272,6 +274,31 @@ def test_text_of_the_data_stays_text() -> None:
     assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
     for text in (hostile.shown, hostile.covered):
         assert HOSTILE in text
+
+
+def test_controls_in_the_data_are_shown_and_not_obeyed() -> None:
+    odd = "a\x1b[31m\x9b2J\u202eb\x00\ttab"
+    html = render(record(expertise(concept=odd, model=odd), hostile=odd))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", html)
+    assert "a\ufffd[31m\ufffd2J\ufffdb\ufffd\ttab" in html
+
+
+@given(st.text(), st.text())
+def test_every_page_takes_controls_out_of_texts_and_of_data(shown: str, kept: str) -> None:
+    template = environment("sordino.report").from_string(
+        "<i>{{ one }}</i><b>{{ [{two: (one, 7, two)}]|tojson }}</b>"
+    )
+    html = template.render(one=shown, two=kept)
+    assert tame(html.replace("\t", "")) == html.replace("\t", "")
+    [[key, [first, number, second]]] = json.loads(html.partition("<b>")[2][:-4])[0].items()
+    assert (number, second) == (7, key)
+    for given_text, found in ((shown, first), (kept, second)):
+        plain = given_text.replace("\r\n", "\n")
+        assert len(found) == len(plain)
+        assert all(
+            new == (old if old == "\t" else tame(old))
+            for old, new in zip(plain, found, strict=True)
+        )
 
 
 def test_names_of_sites_stay_text_in_the_charts() -> None:

@@ -58,6 +58,8 @@ def tame(text: str) -> str:
 
     Controls (C0 and C1), marks of writing direction and halves of surrogate pairs become U+FFFD.
     """
+    if text.isprintable():
+        return text
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if letter in _MARKS_OF_DIRECTION

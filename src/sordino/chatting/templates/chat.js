@@ -52,6 +52,9 @@ if (facts.conversation.hooks) {
 }
 
 // The conversation on the page
+// Controls and marks of writing direction would mislead a reader, as in sordino.progress.tame.
+const misleading = /(?![\n\t])[\p{Cc}\p{Cs}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/gu;
+const tame = (text) => text.replaceAll("\r\n", "\n").replace(misleading, "\ufffd");
 const names = { original: "Original", quiet: "Quiet" };
 function element(tag, name, text = "") {
   const made = document.createElement(tag);
@@ -85,7 +88,7 @@ function settle(number, side) {
   const text = place.querySelector(".text"), verdict = place.querySelector(".verdict");
   text.classList.remove("running");
   if (!answer) return;
-  text.textContent = answer.text;
+  text.textContent = tame(answer.text);
   place.querySelector(".how").textContent = how(side, answer.settings);
   place.querySelector(".note").textContent = answer.note;
   verdict.textContent = answer.verdict;
@@ -170,8 +173,8 @@ function take(number, event) {
   const stay = atBottom();
   if (event.kind === "waiting") at("status").textContent = "Waiting for another window's answer.";
   if (event.kind === "error") complain(event.says);
-  if (event.kind === "more") box(number, event.side).querySelector(".text").append(event.text);
-  if (event.kind === "instead") box(number, event.side).querySelector(".text").textContent = event.text;
+  if (event.kind === "more") box(number, event.side).querySelector(".text").append(tame(event.text));
+  if (event.kind === "instead") box(number, event.side).querySelector(".text").textContent = tame(event.text);
   if (event.kind === "answered") {
     turns[number].answers[event.side] = event.answer;
     settle(number, event.side);
