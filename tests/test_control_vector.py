@@ -122,7 +122,7 @@ def test_the_header_is_what_others_write(tmp_path):
     ("family", "pattern", "message"),
     [
         ("llama", r"down_proj", r"layer 0, .* no direction: .*`sites='(.*)'`, or"),
-        ("llama", r"\.1\.mlp\.(up|down)_proj", r"1 sites are shifted \(.*up_proj.*`sites='(.*)'`,"),
+        ("llama", r"\.1\.mlp\.(up|down)_proj", r"1 site is shifted \(.*up_proj.*`sites='(.*)'`,"),
         ("llama", r"o_proj", r"4 sites are shifted \(.*o_proj\).*`sites='(.*)'`, or"),
         ("gemma2", r"down_proj", r"passes a norm \(post_attention_layernorm, .*`format=hooks`"),
         ("olmo2", r"down_proj", r"passes a norm \(.*post_feedforward_layernorm\).*`format=hooks`"),
@@ -149,7 +149,7 @@ def test_factors_and_nothing_are_refused(tmp_path):
         bake(folder, dampening.scaled(0), tmp_path / "out", format="control-vector")
     site = next(iter(dampening.factors))
     dampening.factors[site][3] = 0.5
-    with pytest.raises(UserError, match=rf"1 sites have factors .*{re.escape(site)}.*mean_shift"):
+    with pytest.raises(UserError, match=rf"1 site has factors .*{re.escape(site)}.*mean_shift"):
         bake(folder, dampening, tmp_path / "out", format="control-vector")
     assert not (tmp_path / "out").exists()
 

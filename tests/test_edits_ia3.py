@@ -168,7 +168,7 @@ def test_what_an_adapter_cannot_be_is_refused(tmp_path):
     shifted = Dampening(dampening.factors, "x", shifts={site: np.ones(48, np.float32)})
     foreign = Dampening({"model.layers.9.mlp.up_proj": np.zeros(48, np.float32)}, "x")
     for wrong, message in [
-        (shifted, rf"1 sites are shifted \(such as {site}\).*`format=hooks`"),
+        (shifted, rf"1 site is shifted \(such as {site}\).*`format=hooks`"),
         (dampening.scaled(0), "All factors are 1"),
         (foreign, "no module"),
     ]:

@@ -104,7 +104,7 @@ def test_plain_text_is_one_text_a_line_and_counts_once(tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_bytes("\ufeffone\n\n two \r\none\n".encode())
     assert read_texts(str(path)) == [Text("one"), Text("two")]
-    assert "plain.txt: 1 texts that were there before are left out" in capsys.readouterr().err
+    assert "plain.txt: 1 text that was there before is left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_too_few_texts_are_refused(open_tiny, concept, tmp_path):
     prose = tmp_path / "prose.txt"
     prose.write_text("\n".join(PROSE))
     lab = Lab(open_tiny("llama").ref, concept, tmp_path / "lab", texts=str(prose))
-    with pytest.raises(UserError, match="30 clean texts are too few"):
+    with pytest.raises(UserError, match="30 clean texts cannot be split"):
         tune(lab, tmp_path, TuneSettings(Budget("divergence", 0.1)))
 
 
@@ -546,3 +546,9 @@ def test_bake_sizes_by_a_measured_divergence(open_tiny, concept, tmp_path, monke
         result = evaluate(changed, opened, measures=[Divergence(str(prose), max_texts=None)])
         found = result.figure("divergence", "divergence").after.value
         assert 0.005 < found <= 0.0101, name  # neurons are whole: damp's steps are coarse here
+
+
+def test_one_is_not_counted_as_many(tmp_path):
+    for name, said in (("prompts", "1 prompt cannot"), ("clean-texts", "1 clean text cannot")):
+        with pytest.raises(UserError, match=said):
+            search_module._split_in_half([Text("the cat")], tmp_path, name, 0)

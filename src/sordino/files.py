@@ -151,18 +151,19 @@ def list_some(names: Sequence[str], most: int) -> str:
     return ", ".join(map(printable, names[:most])) + more
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, one: str, more: str = "") -> str:
     """A number of things in words.
 
     Args:
         number: How many.
-        noun: What they are, in the singular; its plural ends in "s".
+        one: What it is if there is one, perhaps with the verb.
+        more: What they are otherwise; the same with an "s" if "".
 
     Example:
-        >>> counted(1, "prompt"), counted(2000, "prompt")
-        ('1 prompt', '2,000 prompts')
+        >>> counted(1, "text is", "texts are"), counted(2000, "prompt")
+        ('1 text is', '2,000 prompts')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:

@@ -12,7 +12,7 @@ from sordino.cli.options import (
     print_lines,
 )
 from sordino.errors import UserError
-from sordino.files import has_suffix
+from sordino.files import counted, has_suffix
 from sordino.options.groups import (
     InterventionOptions,
     ModelOptions,
@@ -164,7 +164,7 @@ def _print_baked(
 def _quantised_line(record: "Quantisation") -> str:
     rounded = record.rounded
     fate = f", {rounded} of them rounded again" if rounded else ", by their scales alone"
-    return f"{record.scheme}: {record.layers} layers changed{fate}"
+    return f"{record.scheme}: {counted(record.layers, 'layer')} changed{fate}"
 
 
 def _rounding_lines(record: "Provenance") -> list[str]:
@@ -176,6 +176,6 @@ def _rounding_lines(record: "Provenance") -> list[str]:
     zeroed = sum(found.zeroed for found in poor.values())
     named = ", ".join(sorted(poor, key=lambda name: -poor[name].coarse)[:3])
     return [
-        f"rounding moved {coarse:,} block scales by more than 1 %, {zeroed:,} of them to 0, in "
-        f"{len(poor)} tensors ({named}{', …' if len(poor) > 3 else ''})"
+        f"rounding moved {counted(coarse, 'block scale')} by more than 1 %, {zeroed:,} of them to "
+        f"0, in {counted(len(poor), 'tensor')} ({named}{', …' if len(poor) > 3 else ''})"
     ]

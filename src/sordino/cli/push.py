@@ -54,7 +54,7 @@ def push(
     dry_run
         Only show what would be pushed, and what would be left out.
     """
-    from sordino.files import printable
+    from sordino.files import counted, printable
     from sordino.sharing import push as push_to_hub
 
     with printing.in_force():
@@ -83,7 +83,9 @@ def push(
         print_lines(f"already there: {', '.join(map(printable, pushed.older))}")
     count, size = len(pushed.files), sum(pushed.files.values())
     if dry_run:
-        print(f"nothing was pushed; it would be {count} files, {size:,} bytes")
+        print(f"nothing was pushed; it would be {counted(count, 'file')}, {size:,} bytes")
     else:
-        print(f"pushed and checked: {count} files, {size:,} bytes, commit {pushed.commit}")
+        print(
+            f"pushed and checked: {counted(count, 'file')}, {size:,} bytes, commit {pushed.commit}"
+        )
         print(pushed.address + (f"/tree/{revision}" if revision else ""))

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sordino.cli.options import Output, OutputOptions, print_json, print_lines
+from sordino.files import counted
 
 
 def undo(
@@ -35,15 +36,15 @@ def undo(
     if printing.json:
         print_json({"output": str(output), **asdict(undone)})
         return
-    print_lines(f"{undone.weights:,} weights of {undone.original} restored")
+    print_lines(f"{counted(undone.weights, 'weight')} of {undone.original} restored")
     if undone.uncertain:
         print(
             f"{undone.uncertain:,} of them ({undone.uncertain / undone.weights:.2%}) may be off in "
             "their last place, since the edit's rounding mapped several values to one"
         )
     if undone.lost:
-        count = sum(undone.lost.values())
-        print(f"{count:,} neurons of {len(undone.lost)} sites were multiplied by 0 and stay 0")
+        lost = counted(sum(undone.lost.values()), "neuron")
+        print(f"multiplied by 0 and still 0: {lost} of {counted(len(undone.lost), 'site')}")
     if undone.same is not None:
         print(
             "the weight files are the original's"

@@ -14,7 +14,7 @@ from sordino.concepts.concept import Context
 from sordino.concepts.table import LABEL_COLUMNS, TEXT_COLUMNS, Table
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError
-from sordino.files import list_some, printable
+from sordino.files import counted, list_some, printable
 from sordino.progress import note
 from sordino.records import fault
 
@@ -148,7 +148,7 @@ def classes_of(
     for i in blank:
         truths[i] = None
     if blank:
-        note(f"{table.source}: {len(blank)} rows with an empty text were left out")
+        note(f"{table.source}: {counted(len(blank), 'row')} with an empty text left out")
     positives, negatives = (
         [i for i, truth in enumerate(truths) if truth is wanted] for wanted in (True, False)
     )
@@ -226,7 +226,7 @@ def _account(table: Table, truths: Sequence[bool | None], shown: Sequence[str]) 
         )
         if counts or wanted is not None:
             labels = ", ".join(f"{label}: {n:,}" for label, n in counts.most_common(_FEW))
-            more = f" and {len(counts) - _FEW:,} more labels" if len(counts) > _FEW else ""
+            more = f" and {counted(len(counts) - _FEW, 'more label')}" if len(counts) > _FEW else ""
             parts.append(f"{counts.total():,} {what}" + (f" ({labels}{more})" if labels else ""))
     return f"{table.source}, rows by label: {'; '.join(parts)}"
 
@@ -247,7 +247,8 @@ def _strata(table: Table, column: str | None) -> list[str | None]:
     ]
     missing = strata.count(None)
     if missing:
-        note(f"{table.source}: {missing:,} rows without a value in '{printable(column)}' left out")
+        what = counted(missing, "row")
+        note(f"{table.source}: {what} without a value in '{printable(column)}' left out")
     return strata
 
 

@@ -9,7 +9,7 @@ from sordino.concepts.concept import Concept
 from sordino.concepts.labels import classes_of, sentences_of, write_label
 from sordino.concepts.readers import is_table, read_hub, read_sentences, read_table
 from sordino.errors import UserError
-from sordino.files import printable, user_path
+from sordino.files import counted, printable, user_path
 from sordino.progress import note
 from sordino.registry import did_you_mean
 
@@ -133,7 +133,7 @@ def _note_shared(concept: Concept) -> None:
     if concept.contexts:
         return
     if shared := len({*concept.positive} & {*concept.negative}):
-        found = "1 sentence is" if shared == 1 else f"{shared:,} different sentences are"
+        found = counted(shared, "sentence is", "different sentences are")
         note(f"{concept.source}: {found} in both classes")
 
 

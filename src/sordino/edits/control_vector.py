@@ -16,6 +16,7 @@ from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.provenance import plain_card
 from sordino.edits.record import Provenance
 from sordino.errors import UserError
+from sordino.files import counted
 from sordino.interventions import Dampening
 from sordino.models.norms import norms_after_blocks
 from sordino.models.open import empty_model
@@ -81,14 +82,15 @@ def directions(model: PreTrainedModel, dampening: Dampening) -> dict[int, Values
     places, pattern = _places(model), _pattern(model)
     if scaled := [site for site, rows in dampening.rows.items() if rows]:
         raise UserError(
-            f"{len(scaled)} sites have factors other than 1 (such as {scaled[0]}), and a control "
-            "vector can only add: use `intervention=mean_shift` or `format=hooks`."
+            f"{counted(len(scaled), 'site has', 'sites have')} factors other than 1 (such as "
+            f"{scaled[0]}), and a control vector can only add: use `intervention=mean_shift` or "
+            "`format=hooks`."
         )
     if elsewhere := [site for site in dampening.shifted if site not in places]:
         raise UserError(
-            f"{len(elsewhere)} sites are shifted (such as {elsewhere[0]}) whose outputs are not "
-            f"what a control vector is added to: find the expertise with `sites='{pattern}'`, or "
-            "use `format=hooks`."
+            f"{counted(len(elsewhere), 'site is', 'sites are')} shifted (such as {elsewhere[0]}) "
+            "whose outputs are not what a control vector is added to: find the expertise with "
+            f"`sites='{pattern}'`, or use `format=hooks`."
         )
     found = {places[site]: dampening.shifts[site] for site in dampening.shifted}
     if 0 in found:

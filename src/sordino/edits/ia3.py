@@ -17,6 +17,7 @@ from sordino.edits import peft_layout
 from sordino.edits.formats import FORMATS, Format, Written
 from sordino.edits.record import Provenance
 from sordino.errors import UserError
+from sordino.files import counted
 from sordino.interventions import Dampening
 from sordino.models.experts import ExpertMatrix
 from sordino.models.open import empty_model, open_model
@@ -45,8 +46,9 @@ def write_ia3(
     """
     if dampening.shifted:
         raise UserError(
-            f"{len(dampening.shifted)} sites are shifted (such as {dampening.shifted[0]}), and an "
-            "(IA)³ adapter can only multiply: use `format=weights` or `format=hooks`."
+            f"{counted(len(dampening.shifted), 'site is', 'sites are')} shifted (such as "
+            f"{dampening.shifted[0]}), and an (IA)³ adapter can only multiply: use "
+            "`format=weights` or `format=hooks`."
         )
     peft_layout.refuse_nothing(dampening)
     changed = {site: values for site, values in dampening.factors.items() if (values != 1).any()}
@@ -73,9 +75,9 @@ def write_ia3(
 def _refuse_experts(modules: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
     if experts := [site for site in changed if isinstance(modules[site], ExpertMatrix)]:
         raise UserError(
-            f"{len(experts)} sites are matrices of MoE experts (such as {experts[0]}), whose "
-            "outputs no (IA)³ adapter of PEFT multiplies: use `format=lora`, `format=weights` or "
-            "`format=hooks`."
+            f"{counted(len(experts), 'site is a matrix', 'sites are matrices')} of MoE experts "
+            f"(such as {experts[0]}), whose outputs no (IA)³ adapter of PEFT multiplies: use "
+            "`format=lora`, `format=weights` or `format=hooks`."
         )
 
 

@@ -36,6 +36,7 @@ from sordino.edits.provenance import plain_card
 from sordino.edits.quantised import read_quantised
 from sordino.edits.record import Provenance
 from sordino.errors import UserError
+from sordino.files import counted
 from sordino.interventions import Dampening
 from sordino.interventions.dampening import by_bias, by_neuron
 from sordino.markdown import with_front
@@ -211,8 +212,8 @@ def _refuse_with_experts(ref: ModelRef, changes: Mapping[str, LowRank]) -> None:
     instead = "use `format=weights` or `format=hooks`."
     if biased := [site for site, change in changes.items() if change.bias.any()]:
         raise UserError(
-            f"{len(biased)} sites change their bias (such as {biased[0]}), and PEFT's LoRA of MoE "
-            f"experts holds no biases: {instead}"
+            f"{counted(len(biased), 'site changes its', 'sites change their')} bias (such as "
+            f"{biased[0]}), and PEFT's LoRA of MoE experts holds no biases: {instead}"
         )
     if quantisation_of(ref.path):
         raise UserError(
@@ -388,8 +389,8 @@ def _tell(
         note("biases change, which only PEFT supports (lora_bias): no server loads this adapter.")
         if without := [site for site in changes if modules[site].bias is None]:
             note(
-                f"{len(without)} sites (such as {without[0]}) have no bias: PEFT runs the adapter "
-                "and cannot merge it."
+                f"no bias: {counted(len(without), 'site')} (such as {without[0]}), so PEFT runs "
+                "the adapter and cannot merge it."
             )
 
 

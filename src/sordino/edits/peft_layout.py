@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from sordino.edits.provenance import plain_card
 from sordino.edits.record import Provenance
 from sordino.errors import UserError
-from sordino.files import write_json
+from sordino.files import counted, write_json
 from sordino.interventions import Dampening
 from sordino.markdown import with_front
 from sordino.models.norms import NormGain
@@ -58,8 +58,8 @@ def refuse_norms(modules: Mapping[str, Any], changed: Iterable[str], kind: str) 
     """Raise `UserError` if a changed site is a norm, because PEFT adapts only matrices."""
     if norms := [site for site in changed if isinstance(modules[site], NormGain)]:
         raise UserError(
-            f"{len(norms)} sites are norms (such as {norms[0]}), for which PEFT has no {kind}: "
-            "use `format=weights` or `format=hooks`."
+            f"{counted(len(norms), 'site is a norm', 'sites are norms')} (such as {norms[0]}), for "
+            f"which PEFT has no {kind}: use `format=weights` or `format=hooks`."
         )
 
 

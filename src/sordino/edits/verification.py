@@ -15,6 +15,7 @@ from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
 from sordino.extras import require
+from sordino.files import counted
 from sordino.interventions import Dampening
 from sordino.models.dtypes import COMPUTE_DTYPES, rounding_unit
 from sordino.models.open import ALL_GPUS, OpenModel, empty_model, open_model
@@ -111,8 +112,8 @@ class RowVerification:
         return (
             "largest difference between the de-quantised rows and the factors times the "
             f"original's: {self.largest_difference:.3g} (largest weight {self.largest_weight:.3g}, "
-            f"rounding explains {self.bound:.3g}; {self.rows:,} rows; there are no logits: "
-            f"{self.reason})"
+            f"rounding explains {self.bound:.3g}; {counted(self.rows, 'row')}; there are no "
+            f"logits: {self.reason})"
         )
 
 

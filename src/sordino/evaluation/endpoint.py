@@ -44,7 +44,7 @@ from sordino.evaluation.answers import (
 )
 from sordino.evaluation.measure import ALL
 from sordino.evaluation.transport import LONGEST_PAUSE_S, Reply, bound, exchange
-from sordino.files import printable
+from sordino.files import counted, printable
 from sordino.models.chat_template import Message
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
@@ -635,11 +635,11 @@ class Endpoint:
                 missing += len(without)
                 yield written
         if missing:
-            note(f"{self.name} gave no text for {missing:,} continuations.")
+            note(f"{self.name} gave no text for {counted(missing, 'continuation')}.")
         if self._server.repaired:
             note(
-                f"{self.name} gave half a character in {self._server.repaired:,} answers, replaced "
-                "by U+FFFD."
+                f"{self.name} gave half a character in {counted(self._server.repaired, 'answer')}, "
+                "replaced by U+FFFD."
             )
 
     def _explain_nothing(self, prompts: int, reason: str) -> UserError:

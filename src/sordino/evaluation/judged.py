@@ -196,7 +196,7 @@ def _rows(samples: OwnSamples, asked: OwnSettings, judge: str) -> Iterator[dict[
                 "another judge."
             )
     if len(said) < scores.size:
-        note(f"{scores.size - len(said):,} of {scores.size:,} own samples are empty: left out")
+        note(f"empty own samples left out: {scores.size - len(said):,} of {scores.size:,}")
     for row, (score, text) in enumerate(zip(scores, samples.said, strict=True)):
         if not text.strip():
             continue

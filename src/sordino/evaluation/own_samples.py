@@ -14,7 +14,7 @@ from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import KIT_GARAK, beginnings, choose, read_texts
 from sordino.expertise.own import FEWEST_PROMPTS, ConceptJudge, OwnSettings
-from sordino.files import name_files, printable
+from sordino.files import counted, name_files, printable
 from sordino.models.chat import RAW, Chat
 from sordino.models.open import choose_device
 from sordino.progress import note
@@ -144,7 +144,8 @@ class _Drawn:
         """The number of prompts in words, for the record."""
         of_how_many = f" of {self.free:,}" if len(self.prompts) < self.free else ""
         others = f" ({self.kept_apart:,} more are kept apart for measuring)"
-        count = f"{len(self.prompts):,}{of_how_many} prompts of {source}"
+        noun = "prompt" if len(self.prompts) == 1 and not of_how_many else "prompts"
+        count = f"{len(self.prompts):,}{of_how_many} {noun} of {source}"
         return count + (others if self.kept_apart else "")
 
 
@@ -181,7 +182,8 @@ def _single_turns(source: str, *, given: bool) -> list[str]:
                 "turn as `own_prompts`."
             )
         count = len(texts) - len(single)
-        note(f"own samples do without {count:,} prompts of {source}, which are conversations")
+        what = counted(count, "conversation")
+        note(f"own samples do without {what} among the prompts of {source}")
     return single
 
 

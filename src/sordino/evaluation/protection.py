@@ -10,7 +10,7 @@ from sordino.evaluation.measures.refusals import UNSAFE, read_refusals
 from sordino.evaluation.scorers.refusal import RefusalScorer
 from sordino.evaluation.texts import choose
 from sordino.expertise.refusals import RefusalSettings
-from sordino.files import printable
+from sordino.files import counted, printable
 from sordino.progress import note
 
 REFUSALS = "refusals"
@@ -51,11 +51,11 @@ def protect(specs: Sequence[str], most: int, seed: int) -> Protected:
                     "`protect=refusals` is given with several sources: give one of them."
                 )
             refusals = own_refusals(source or _KIT, most, seed)
-            about = f"what the model refuses of {len(refusals.prompts):,} unsafe requests"
+            about = f"what the model refuses of {counted(len(refusals.prompts), 'unsafe request')}"
         else:
             found = protected_texts(spec, most, seed)
             texts |= dict.fromkeys(found)
-            about = f"{len(found):,} texts"
+            about = counted(len(found), "text")
         note(f"protected: {about} ({printable(spec)})")
     return Protected(tuple(texts), refusals)
 

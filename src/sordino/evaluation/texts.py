@@ -19,7 +19,7 @@ from sordino.concepts.readers import is_table, read_table
 from sordino.concepts.table import TEXT_COLUMNS, known_values
 from sordino.concepts.text_files import input_path, one_line, read_lines, whole_text
 from sordino.errors import UserError
-from sordino.files import fingerprint, printable
+from sordino.files import counted, fingerprint, printable
 from sordino.hub_table import TABLE, TOXICITY_PROMPTS
 from sordino.progress import note
 
@@ -111,9 +111,11 @@ def read_texts(spec: str | Path) -> list[Text]:
             again += key in texts
             texts.setdefault(key, text)
     if again and not is_built_in(spec):  # those are known to have some
-        note(f"{printable(spec)}: {again:,} texts that were there before are left out")
+        what = counted(again, "text that was there before is", "texts that were there before are")
+        note(f"{printable(spec)}: {what} left out")
     if unscored:
-        note(f"{printable(spec)}: {unscored:,} prompts without a toxicity score are left out")
+        what = counted(unscored, "prompt is", "prompts are")
+        note(f"{printable(spec)}: {what} left out, having no toxicity score")
     if not texts:
         raise UserError(f"{printable(spec)} holds no text to evaluate on.")
     return list(texts.values())

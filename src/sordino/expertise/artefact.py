@@ -21,7 +21,7 @@ from sordino.expertise.statistic import (
     WITHOUT_REFUSALS,
     Statistic,
 )
-from sordino.files import new_file, printable
+from sordino.files import counted, new_file, printable
 from sordino.hub import fetch_if_shared
 from sordino.models.safetensors_header import LENGTH_BYTES, encode_header
 from sordino.models.tensor_file import read_about, read_tensors
@@ -108,7 +108,7 @@ class Expertise:
         )
         return printable(
             f"Expertise({about.get('concept', '')!r} in {about.get('model', '')!r}: "
-            f"{self.neurons:,} neurons of {len(self.sites):,} sites; {', '.join(names)})"
+            f"{self.neurons:,} neurons of {counted(len(self.sites), 'site')}; {', '.join(names)})"
         )
 
     @property

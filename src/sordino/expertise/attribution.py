@@ -56,6 +56,7 @@ from sordino.expertise.statistic import (
     Sums,
     Tensors,
 )
+from sordino.files import counted
 from sordino.models.chat import Chat
 from sordino.models.experts import Hook, Routed, experts_hooked
 from sordino.models.generation import MAX_LOGITS, inverse_cdf, keeps_last_logits
@@ -121,7 +122,7 @@ class AttributionSettings:
             )
         if left != self.protected:
             gone = len(self.protected) - len(left)
-            show.note(f"{gone:,} texts are not protected, because they are measured")
+            show.note(f"not protected, because measured: {counted(gone, 'text')}")
         refusals = self.refusals and self.refusals.apart_from(measured)
         return replace(self, protected=left, refusals=refusals)
 

@@ -31,7 +31,7 @@ from sordino.expertise.states import InFiles, InMemory
 from sordino.expertise.statistic import Statistic
 from sordino.expertise.strata import LENGTH, length_classes
 from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
-from sordino.files import drop_link, fingerprint, only_one, size, staging_path, today
+from sordino.files import counted, drop_link, fingerprint, only_one, size, staging_path, today
 from sordino.models.memory import available
 from sordino.models.open import OpenModel, has_to_stream, open_model, streamable
 from sordino.models.ranks import Ranks
@@ -211,8 +211,8 @@ def measure_expertise(
             plan = measure_time(plan, opened, batches, attributing)
         time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"
         show.note(
-            f"{plan.tokens:,} tokens in {plan.batches:,} batches; "
-            f"at most {size(plan.peak)} of memory{time}"
+            f"{plan.tokens:,} tokens in {counted(plan.batches, 'batch', 'batches')}; at most "
+            f"{size(plan.peak)} of memory{time}"
         )
         if restored.phase == SWEEP:
             sentences = Sentences(concept.labels, strata, batches)

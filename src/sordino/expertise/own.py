@@ -20,7 +20,7 @@ from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.statistic import Statistic
 from sordino.expertise.written import Judge, Row, ToWrite, scores_of, write
-from sordino.files import fingerprint, to_json
+from sordino.files import counted, fingerprint, to_json
 from sordino.models.chat import RAW, Chat, Spoken, opening_ids, replies, template_fingerprint
 from sordino.models.generation import Sampling, encode_prompts
 from sordino.models.open import OpenModel
@@ -136,8 +136,8 @@ class OwnSettings:
     def __post_init__(self) -> None:
         if len(self.prompts) < FEWEST_PROMPTS:
             raise UserError(
-                f"There are only {len(self.prompts)} prompts for own samples, from {self.source}: "
-                f"give at least {FEWEST_PROMPTS}."
+                f"Own samples have only {counted(len(self.prompts), 'prompt')}, from "
+                f"{self.source}: give at least {FEWEST_PROMPTS}."
             )
         if self.continuations < 2:
             raise UserError(

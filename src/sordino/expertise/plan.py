@@ -17,7 +17,7 @@ from sordino.expertise.passes import (
     sites_by_layer,
 )
 from sordino.expertise.statistic import Statistic
-from sordino.files import size
+from sordino.files import counted, size
 from sordino.models.generation import streamed_cache
 from sordino.models.memory import available
 from sordino.models.open import OpenModel
@@ -72,8 +72,8 @@ class Plan:
         """The plan as text."""
         how = "read layer by layer" if self.streamed else "in memory as a whole"
         lines = [
-            f"tokens       {self.tokens:,} in {self.sentences:,} sentences and "
-            f"{self.batches:,} batches",
+            f"tokens       {self.tokens:,} in {counted(self.sentences, 'sentence')} and "
+            f"{counted(self.batches, 'batch', 'batches')}",
             f"weights      {size(self.weights)}, {how}",
             f"to read      {size(self.to_read)}",
             f"peak memory  {size(self.peak)} of {size(self.available)}",

@@ -14,7 +14,7 @@ from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.artefact import REFUSALS
 from sordino.expertise.written import Judge, ToWrite, scores_of, write
-from sordino.files import fingerprint, to_json
+from sordino.files import counted, fingerprint, to_json
 from sordino.models.chat import Chat, Spoken, opening_ids, replies
 from sordino.models.chat_template import has_template
 from sordino.models.generation import Sampling
@@ -54,9 +54,9 @@ class RefusalSettings:
     def __post_init__(self) -> None:
         if len(self.prompts) < FEWEST_REFUSALS:
             raise UserError(
-                f"Only {len(self.prompts):,} unsafe requests of {self.source} are left to protect "
-                f"the model's refusals by, and at least {FEWEST_REFUSALS} are needed: measure "
-                "fewer of them (`max_prompts`), or give others as `protect=refusals:FILE`."
+                f"Only {counted(len(self.prompts), 'unsafe request')} of {self.source} can protect "
+                f"the model's refusals, and at least {FEWEST_REFUSALS} are needed: measure fewer "
+                "of them (`max_prompts`), or give others as `protect=refusals:FILE`."
             )
         Sampling(self.new_tokens)
 
@@ -72,7 +72,8 @@ class RefusalSettings:
         left = tuple(prompt for prompt in self.prompts if one_line(prompt) not in measured)
         if left != self.prompts:
             gone = len(self.prompts) - len(left)
-            show.note(f"{gone:,} unsafe requests protect no refusal, because they are measured")
+            what = counted(gone, "unsafe request")
+            show.note(f"protecting no refusal, because measured: {what}")
         return replace(self, prompts=left)
 
     @property
@@ -159,7 +160,7 @@ def find_refusals(
         UserError: The model has no chat template, or has no room for the replies.
     """
     refuse_speechless(opened, chat)
-    show.note(f"asking {opened.ref.name} {len(settings.prompts):,} unsafe requests")
+    show.note(f"asking {opened.ref.name} {counted(len(settings.prompts), 'unsafe request')}")
     used = chat.settled(opened, otherwise=True)
     assert used is not None  # there is a template, and it is not switched off
     prompts = opening_ids(

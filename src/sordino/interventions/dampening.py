@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Conv1D
 
 from sordino.errors import UserError
-from sordino.files import fingerprint, is_regular, new_file, printable
+from sordino.files import counted, fingerprint, is_regular, new_file, printable
 from sordino.hub import fetch_if_shared
 from sordino.interventions.rows import AtMost
 from sordino.models.dtypes import PLAIN
@@ -173,7 +173,7 @@ class Dampening:
             f"Dampening({self.intervention} at strength {self.strength:g}, "
             f"{about.get('concept', '')!r} in {about.get('model', '')!r}: "
             f"{sum(values.size for values in self.factors.values()):,} neurons of "
-            f"{len(self.factors):,} sites)"
+            f"{counted(len(self.factors), 'site')})"
         )
 
     def __post_init__(self) -> None:

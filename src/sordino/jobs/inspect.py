@@ -10,7 +10,7 @@ from sordino import hub
 from sordino.edits import is_dampened, read_provenance
 from sordino.edits.quantised import read_quantised, refuse_unfit_layers
 from sordino.expertise import Expertise
-from sordino.files import has_suffix, user_path
+from sordino.files import counted, has_suffix, user_path
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
 from sordino.models.reference import resolve
@@ -94,7 +94,7 @@ def _inspect_edited(path: Path) -> Inspection:
         f"{path}: {record.model.name}, dampened by sordino {record.sordino_version} on "
         f"{record.created}",
         f"intervention {record.origin.in_words}: {record.changed:,} of {record.neurons:,} neurons "
-        f"in {len(record.sites)} sites",
+        f"in {counted(len(record.sites), 'site')}",
     ]
     if {"concept", "n_positive", "n_negative", "concept_source"} <= found.keys():
         lines.append(
@@ -107,7 +107,7 @@ def _inspect_edited(path: Path) -> Inspection:
         alike = len(record.draft_heads.dampened)
         lines.append(
             f"draft heads: {', '.join(record.draft_heads.names)}, "
-            + (f"{alike} tensors dampened alike" if alike else "copied as they were")
+            + (f"{counted(alike, 'tensor')} dampened alike" if alike else "copied as they were")
         )
     if record.left_out:
         files = ", ".join(record.left_out)
@@ -123,14 +123,16 @@ def _model(subject: str, revision: str | None, pattern: str | None) -> Inspectio
     layers = 1 + max(site.layer for site in sites)
     kinds = Counter((site.kind, site.neurons) for site in sites)
     lines = [
-        f"{ref.name}: {type(model).__name__}, {layers} layers, {neurons:,} neurons in "
-        f"{len(sites)} sites",
+        f"{ref.name}: {type(model).__name__}, {counted(layers, 'layer')}, {neurons:,} neurons in "
+        f"{counted(len(sites), 'site')}",
         *(f"  {kind}: {size:,} neurons × {count}" for (kind, size), count in kinds.items()),
     ]
     quantised = read_quantised(ref.path) if ref.kind == "folder" else None
     if quantised:
         refuse_unfit_layers(ref.name, model, quantised)
-        lines.append(f"quantised: {quantised.scheme.label}; {len(quantised.layers)} layers")
+        lines.append(
+            f"quantised: {quantised.scheme.label}; {counted(len(quantised.layers), 'layer')}"
+        )
     facts = {
         "model": ref.name,
         "architecture": type(model).__name__,

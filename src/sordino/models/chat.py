@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import counted, printable
 from sordino.models.chat_template import (
     Message,
     TemplateFailure,
@@ -176,7 +176,7 @@ def place(opened: OpenModel, turns: Sequence[Spoken], chat: Chat, max_tokens: in
         texts.append(text)
         spans.append((start, end))
     if changed:
-        note(f"the chat template of {opened.ref.name} changes {changed:,} texts")
+        note(f"the chat template of {opened.ref.name} changes {counted(changed, 'text')}")
     return _own_tokens(opened, texts, spans, max_tokens)
 
 

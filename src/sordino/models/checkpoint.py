@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sordino.errors import UserError
-from sordino.files import list_some, printable, read_json
+from sordino.files import counted, list_some, printable, read_json
 from sordino.models.calls import quiet_transformers, read_settings
 from sordino.models.dtypes import PLAIN
 from sordino.models.transformers_internals import Conversions, compare
@@ -179,18 +179,19 @@ def refuse_differences(
     said = []
     if missing:
         some = list_some(missing, _NAMED)
-        said.append(f"its files lack {len(missing):,} weights of {kind} ({some})")
+        said.append(f"its files lack {counted(len(missing), 'weight')} of {kind} ({some})")
     if left_over:
         some = list_some(left_over, _NAMED)
         said.append(
-            f"its files hold {len(left_over):,} tensors that {kind} has no place for ({some})"
+            f"its files hold {counted(len(left_over), 'tensor')} that {kind} has no place for "
+            f"({some})"
         )
     if mismatched:
         first = min(mismatched)
         there, wanted = mismatched[first]
         said.append(
-            f"its files hold {len(mismatched):,} weights in other shapes than config.json says "
-            f"({printable(first)} is {list(there)}, and should be {list(wanted)})"
+            f"its files hold {counted(len(mismatched), 'weight')} in other shapes than config.json "
+            f"says ({printable(first)} is {list(there)}, and should be {list(wanted)})"
         )
     if said:
         raise UserError(
@@ -199,7 +200,10 @@ def refuse_differences(
         )
     for part in sorted(set(parts.values())):
         count = sum(found == part for found in parts.values())
-        note(f"{name}: {part} ({count:,} tensors) is ignored, because {kind} has no such part.")
+        note(
+            f"{name}: {part} ({counted(count, 'tensor')}) is ignored, because {kind} has no such "
+            "part."
+        )
 
 
 def refuse_not_finite(name: str, tensors: Iterable[tuple[str, Tensor]], mend: str) -> None:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sordino.errors import UserError
-from sordino.files import list_some
+from sordino.files import counted, list_some
 from sordino.models.calls import library_errors, quiet_transformers
 from sordino.models.gguf_header import Header
 from sordino.models.gguf_pieces import read_model
@@ -177,7 +177,7 @@ def _refuse_unfit(header: Header, model: PreTrainedModel) -> None:
     left_over = sorted(header.tensors.keys() - names.keys() - set(_DERIVED))
     if left_over:
         raise UserError(
-            f"{header.path} has {len(left_over):,} tensors that {type(model).__name__} has no "
-            f"place for ({list_some(left_over, 3)}): it is of a variant of {header.architecture} "
-            "that transformers does not load from GGUF files."
+            f"{header.path} has {counted(len(left_over), 'tensor')} that {type(model).__name__} "
+            f"has no place for ({list_some(left_over, 3)}): it is of a variant of "
+            f"{header.architecture} that transformers does not load from GGUF files."
         )

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from sordino import progress
 from sordino.errors import UserError
+from sordino.files import counted
 from sordino.models.open import ALL_GPUS, choose_device
 
 T = TypeVar("T")
@@ -57,8 +58,8 @@ class Ranks:
         """
         if len(things) < self.size:
             raise UserError(
-                f"There are only {len(things)} batches for {self.size} processes: start fewer, or "
-                "give a smaller `batch_tokens`."
+                f"{counted(len(things), 'batch is', 'batches are')} too few for {self.size} "
+                "processes: start fewer, or give a smaller `batch_tokens`."
             )
         return things[self.rank :: self.size]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import counted, printable
 from sordino.models.open import OpenModel
 from sordino.progress import note
 
@@ -134,9 +134,9 @@ def refuse_unknown(opened: OpenModel, encoded: Sequence[Sequence[int]]) -> None:
             for name, token in zip(names, beyond, strict=False)
         )
         raise UserError(
-            f"The tokenizer of {opened.ref.name} gives {len(beyond):,} tokens for which the model "
-            f"has no embedding, such as {shown}; it has {known:,}, numbered from 0: use the "
-            "tokenizer that belongs to the model, or resize the model's embeddings "
+            f"The tokenizer of {opened.ref.name} gives {counted(len(beyond), 'token')} for which "
+            f"the model has no embedding, such as {shown}; it has {known:,}, numbered from 0: use "
+            "the tokenizer that belongs to the model, or resize the model's embeddings "
             "(resize_token_embeddings) and train them."
         )
 

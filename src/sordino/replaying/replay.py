@@ -23,6 +23,7 @@ from sordino.evaluation.endpoint import (
 )
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer, scores_of
+from sordino.files import counted
 from sordino.progress import note, track
 from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
 from sordino.replaying.store import ARMS, Answer, Store
@@ -146,12 +147,15 @@ def ask_both(
     """
     survey = _survey(logs, store)
     if survey.others:
-        note(f"{survey.others:,} lines do not ask for text and are skipped")
+        what = counted(survey.others, "line does not ask", "lines do not ask")
+        note(f"skipped: {what} for text")
     if survey.mended:
-        note(f"{survey.mended:,} requests hold half a character, replaced by a question mark")
+        what = counted(survey.mended, "request holds", "requests hold")
+        note(f"{what} half a character, replaced by a question mark")
     if 0 < survey.dated < survey.prompts:
         undated = survey.prompts - survey.dated
-        note(f"{undated:,} requests have no time and are assigned to the day of the previous one")
+        what = counted(undated, "request has no time and is", "requests have no time and are")
+        note(f"{what} assigned to the day of the previous one")
     digest = hashlib.sha256()
     numbered = enumerate(prompt for prompt in _lines(logs) if prompt is not None)
     for _, prompt in islice(numbered, store.passed):
@@ -170,9 +174,10 @@ def ask_both(
             advance(passed - before)
     for arm, server in zip(ARMS, servers, strict=True):
         if server.repaired:
-            note(f"{server.repaired:,} answers of {arm} held half a character, replaced by U+FFFD")
+            what = counted(server.repaired, "answer")
+            note(f"{what} of {arm} held half a character, replaced by U+FFFD")
         if unread := store.missing()[arm].get(_MALFORMED):
-            note(f"{unread:,} answers of {arm} cannot be parsed; their pairs are left out")
+            note(f"{counted(unread, 'answer')} of {arm} cannot be parsed: left out, with the pair")
 
 
 def _lines(logs: Sequence[Path]) -> Iterator[Prompt | None]:
@@ -201,8 +206,9 @@ def _survey(logs: Sequence[Path], store: Store) -> _Survey:
         )
     if beginning != store.digest:
         raise UserError(
-            f"{named} does not begin with the {store.passed:,} prompts that were replayed before: "
-            "give the same log, which may have grown, or choose another `output`."
+            f"{named} does not begin with what was replayed before "
+            f"({counted(store.passed, 'prompt')}): give the same log, which may have grown, or "
+            "choose another `output`."
         )
     return _Survey(prompts, dated, others, mended)
 

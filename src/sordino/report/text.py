@@ -7,6 +7,7 @@ import numpy as np
 from sordino.edits.provenance import summary
 from sordino.expertise.artefact import Expertise
 from sordino.expertise.own import own_in_words
+from sordino.files import counted
 from sordino.interventions import Dampening
 
 # AurA multiplies a neuron at 0.9 by 0.2.
@@ -37,7 +38,7 @@ def expertise_lines(expertise: Expertise) -> list[str]:
     lines = [
         f"{figures['concept']} in {figures['model']} ({figures['architecture']}): "
         f"{figures['n_positive']} positive and {figures['n_negative']} negative sentences",
-        f"{figures['neurons']:,} neurons in {figures['sites']} sites",
+        f"{figures['neurons']:,} neurons in {counted(figures['sites'], 'site')}",
     ]
     if figures["auroc_largest"] is not None:
         lines[-1] += (
@@ -73,9 +74,9 @@ def dampening_summary(dampening: Dampening) -> dict[str, Any]:
 def dampening_lines(dampening: Dampening) -> list[str]:
     """The main figures of a dampening, as lines to print."""
     figures = dampening_summary(dampening)
-    shifted = f", and shifts at {figures['shifted']} sites" if figures["shifted"] else ""
+    shifted = f", and shifts at {counted(figures['shifted'], 'site')}" if figures["shifted"] else ""
     return [
         f"{dampening.record.in_words}: changes {figures['changed']:,} of {figures['neurons']:,} "
-        f"neurons in {len(figures['sites'])} sites; factors {figures['smallest']:.3f} to "
-        f"{figures['largest']:.3f}, mean {figures['mean']:.3f}{shifted}"
+        f"neurons in {counted(len(figures['sites']), 'site')}; factors {figures['smallest']:.3f} "
+        f"to {figures['largest']:.3f}, mean {figures['mean']:.3f}{shifted}"
     ]

@@ -15,7 +15,7 @@ from sordino.evaluation.measures.divergence import estimate_divergence, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
 from sordino.expertise.artefact import Expertise
-from sordino.files import printable, refuse_repeated
+from sordino.files import counted, printable, refuse_repeated
 from sordino.interventions import Dampening, Edit, compose, dampen, dampening_from, family
 from sordino.interventions.registry import RULES, Family
 from sordino.models.open import OpenModel
@@ -173,7 +173,7 @@ def sizing_texts(spec: str, seed: int) -> list[str]:
     chosen, everything = clean_texts(spec, seed=seed), len(read_texts(spec))
     if everything < len(chosen) + _REPORTED:
         show.note(
-            f"{printable(spec)} holds {everything:,} texts: an evaluation of more than "
+            f"{printable(spec)} holds {counted(everything, 'text')}: an evaluation of more than "
             f"{everything - len(chosen):,} of them reports on some that set the size"
         )
     return chosen

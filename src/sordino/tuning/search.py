@@ -32,7 +32,7 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.statistic import Asked
 from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
-from sordino.files import new_file
+from sordino.files import counted, new_file
 from sordino.interventions import RULES, Dampening, aura, family, sites_for
 from sordino.records import Record
 from sordino.tuning.budget import Budget
@@ -382,9 +382,9 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
 def _split_in_half(texts: Sequence[Text], folder: Path, name: str, seed: int) -> list[str]:
     """Two files with half of the texts each, drawn by seed."""
     if len(texts) < _FEWEST:
+        noun = name.replace("-", " ").removesuffix("s")
         raise UserError(
-            f"{len(texts)} {name.replace('-', ' ')} are too few to split in half: give at least "
-            f"{_FEWEST}."
+            f"{counted(len(texts), noun)} cannot be split in half: give at least {_FEWEST}."
         )
     order = np.random.default_rng([seed, 1]).permutation(len(texts))
     files = [folder / f"{name}-{half}.jsonl" for half in ("search", "report")]

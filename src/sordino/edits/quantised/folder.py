@@ -23,6 +23,7 @@ from sordino.edits.quantised.mxfp4 import Mxfp4
 from sordino.edits.record import Quantisation
 from sordino.edits.shard import Change
 from sordino.errors import UserError
+from sordino.files import counted
 from sordino.models.checkpoint import quantisation, quantisation_of, refuse_plain, refuse_unfit
 from sordino.models.dtypes import torch_dtype
 from sordino.models.safetensors_header import Stored, read_header
@@ -143,21 +144,21 @@ def edit_quantised(folder: QuantisedFolder, changes: Mapping[str, Change]) -> Qu
     rounded = set(edit.rounded) - four_bits.keys()
     if rounded:
         note(
-            f"{len(rounded)} layers have neurons that share scales: their codes are rounded to the "
-            "nearest FP8 again (docs/quantised.md)."
+            f"{counted(len(rounded), 'layer has', 'layers have')} neurons that share scales: codes "
+            "are rounded to the nearest FP8 again (docs/quantised.md)."
         )
     whole = sum(four_bits.values(), Rounding())
     if four_bits:
         note(
-            f"{len(four_bits)} layers are 4-bit floats, whose scales and codes are rounded again: "
-            f"dampened weights are off by {whole.relative:.1%} of the exact product (root mean "
-            f"square), at most by {whole.largest:.1%} of the largest of their block "
-            "(docs/quantised.md)."
+            f"{counted(len(four_bits), 'layer is', 'layers are')} 4-bit floats, whose scales and "
+            f"codes are rounded again: dampened weights are off by {whole.relative:.1%} of the "
+            f"exact product (root mean square), at most by {whole.largest:.1%} of the largest of "
+            "their block (docs/quantised.md)."
         )
     if lost.vanished or lost.coarse:
         note(
-            f"warning: {lost.vanished:,} scales times their factors are too small for their type "
-            f"and became 0, and {lost.coarse:,} lost digits."
+            f"warning: times their factors, {counted(lost.vanished, 'scale')} became 0, too small "
+            f"for their type, and {lost.coarse:,} lost digits."
         )
     errors = {"error": whole.relative, "largest_error": whole.largest} if four_bits else {}
     record = Quantisation(
