@@ -1,6 +1,7 @@
 """Prompts as a user's turns: only the reply counts, and both ways of asking are named."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ from families import tiny_folder, tiny_model
 from llama_server import serving
 from sordino import kit
 from sordino.errors import UserError
-from sordino.evaluation import Endpoint, Refusals, Toxicity, evaluate, prepare, with_chat
+from sordino.evaluation import (
+    Endpoint,
+    Perplexity,
+    Refusals,
+    Toxicity,
+    evaluate,
+    prepare,
+    with_chat,
+)
 from sordino.evaluation.measures import zero_shot
 from sordino.evaluation.measures.toxicity import KIT_PROMPTS
 from sordino.evaluation.result import form_of, pre_prompt_of
@@ -234,6 +243,30 @@ def test_the_command_line_takes_them_both_ways(prompts, tmp_path):
         tmp_path / "m", measures=[small(prompts)], chat=Chat(), output=out, device="cpu"
     )
     assert list(found.measures) == ["toxicity", "toxicity:chat"]
+
+
+def test_settings_of_conversations_that_are_idle_are_said(prompts, tmp_path, capsys):
+    opened = opened_with("chatml", tmp_path)
+    talk = tmp_path / "talk.jsonl"
+    said = [{"role": who, "content": what} for who, what in (*TALK[1:3], ("user", "the end"))]
+    talk.write_text(json.dumps({"messages": said}))
+
+    def warned(chat, *measures):
+        capsys.readouterr()
+        with_chat(prepare(measures, compared=False), chat, opened)
+        return re.findall(r"warning: `(\w+)` decides nothing", capsys.readouterr().err)
+
+    asked = {"system": "Be kind.", "thinking": True}
+    assert warned(Chat("off", **asked), small(prompts)) == ["system", "thinking"]
+    assert warned(Chat("auto", **asked), Perplexity(str(prompts))) == ["system", "thinking"]
+    assert warned(Chat("auto", **asked), small(prompts)) == []
+    assert warned(Chat("on", **asked), small(prompts)) == []
+    assert warned(Chat("off"), small(prompts)) == []
+    assert warned(Chat("on"), small(prompts, turns=1)) == ["turns"]
+    assert warned(Chat("on"), small(talk, turns=1)) == []
+    assert warned(Chat("on"), small(talk, turns=1), Perplexity(str(prompts))) == []
+    sordino.evaluate(opened, measures=[Perplexity(str(prompts))], chat=Chat("off", role="user"))
+    assert "warning: `role` decides nothing here" in capsys.readouterr().err
 
 
 def test_a_servers_chat_gets_the_same_messages(serve, prompts):

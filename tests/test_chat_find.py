@@ -357,3 +357,13 @@ def test_experts_are_judged_by_the_own_tokens_that_reached_them(talks, tmp_path)
         assert np.isnan(judged) == (min(counts) < FEWEST_SENTENCES)
         if not np.isnan(judged):
             assert agrees(judged, responses[reached], concept.labels[reached])
+
+
+def test_settings_of_a_template_that_is_not_used_are_said(open_tiny, concept, capsys):
+    chat = Chat("off", role="user", system="Be kind.")
+    find_experts(open_tiny("llama"), concept, settings=SweepSettings(chat=chat))
+    said = capsys.readouterr().err
+    for name in ("role", "system"):
+        assert f"warning: `{name}` decides nothing about sentences outside a chat template" in said
+    find_experts(open_tiny("llama"), concept)
+    assert "warning" not in capsys.readouterr().err

@@ -215,7 +215,7 @@ def prepare(
 
 
 def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpoint) -> Prepared:
-    """The measures for a model that may have a chat template.
+    """The measures for a model that may have a chat template, with notes on idle settings.
 
     With `chat` "on", measures that prompt the model use its template, or a server's chat. With
     "auto", if the model has a template, measures whose prompts ask for replies (`Measure.asks`) are
@@ -229,6 +229,12 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
     Raises:
         UserError: The template is required, and there is none.
     """
+    ready = _in_forms(ready, chat, subject)
+    _note_idle(ready, chat)
+    return ready
+
+
+def _in_forms(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpoint) -> Prepared:
     if chat.use == "off":
         return ready
     fingerprinted = ""
@@ -258,6 +264,23 @@ def with_chat(ready: Prepared, chat: Chat, subject: ModelRef | OpenModel | Endpo
         tasks={key: task for key, task in ready.tasks.items() if key in keys} | tasks,
         reasons={key: why for key, why in ready.reasons.items() if key in keys} | reasons,
     )
+
+
+def _note_idle(ready: Prepared, chat: Chat) -> None:
+    """Note which settings of conversations no measure uses."""
+    in_chat = [one for one in ready.measures if getattr(one, "chat", None) is not None]
+    for name in chat.given if not in_chat else ():
+        if name != "role":  # of the concept's sentences
+            note(f"warning: `{name}` decides nothing about measures outside a chat template.")
+    turned = [one for one in ready.measures if getattr(one, "turns", None) is not None]
+    talks = (
+        text.before
+        for one in turned
+        if one in in_chat and one.key in ready.tasks
+        for text in ready.tasks[one.key].texts
+    )
+    if turned and not any(talks):
+        note("warning: `turns` decides nothing: no prompt is a conversation in a chat template.")
 
 
 def forms(

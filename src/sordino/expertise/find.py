@@ -171,7 +171,7 @@ def measure_expertise(
     if refusals is not None:
         refuse_speechless(opened, settings.chat)
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
-    say_how_read(opened, chat_for(opened, concept, settings.chat))
+    say_how_read(opened, chat_for(opened, concept, settings.chat), settings.chat)
     strata = _strata(concept, settings, encoded)
     ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)

@@ -85,9 +85,17 @@ def chat_of(opened: OpenModel, metadata: Mapping[str, str]) -> Chat | None:
     return chat
 
 
-def say_how_read(opened: OpenModel, chat: Chat | None) -> None:
-    """Note whether sentences are read in the chat template, if the model has one."""
+def say_how_read(opened: OpenModel, chat: Chat | None, asked: Chat) -> None:
+    """Note whether sentences are read in the chat template, if the model has one.
+
+    Args:
+        opened: The model.
+        chat: How the template is applied; None for plain sentences.
+        asked: How it was asked to be.
+    """
     if chat is not None:
         note(f"sentences are read as the {chat.role}'s turn in the chat template")
     elif has_template(opened):
         note("sentences are read without the model's chat template (chat on would apply it)")
+    for name in asked.given if chat is None else ():
+        note(f"warning: `{name}` decides nothing about sentences outside a chat template.")

@@ -14,6 +14,7 @@ from sordino.models.chat import RAW, Chat
 from sordino.models.open import OpenModel
 from sordino.models.reference import ModelRef, place_of, resolve
 from sordino.outputs import EVALUATION, claim_output, named_files
+from sordino.progress import note
 from sordino.tuning.baking import make_dampening
 from sordino.tuning.calibration import Source
 
@@ -133,6 +134,8 @@ def evaluate(
             )
         if isinstance(model, str | Path):
             model = resolve(model, revision)
+        if "role" in chat.given:
+            note("warning: `role` decides nothing here: it is the turn of a concept's sentences.")
         if isinstance(model, ModelRef | OpenModel | Endpoint):
             ready = evaluation.with_chat(ready, chat, model)
         elif chat.use == "on":

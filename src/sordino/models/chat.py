@@ -79,6 +79,13 @@ class Chat:
                     f"`{name}={printable(value)}` is unknown: choose {', '.join(known)}."
                 )
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of what is not as by default, beside `use`."""
+        usual = Chat(self.use)
+        names = ("role", "system", "thinking")
+        return tuple(name for name in names if getattr(self, name) != getattr(usual, name))
+
     def settled(self, opened: OpenModel, *, otherwise: bool) -> "Chat | None":
         """The same with "auto" decided, or None where the template is not used.
 
