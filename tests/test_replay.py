@@ -172,6 +172,8 @@ def test_a_log_that_is_being_written_ends_before_its_last_line(tmp_path):
     packed = tmp_path / "log.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert [replace(one, log=path.name) for one in read_log(packed)] == list(read_log(path))
+    packed = packed.rename(tmp_path / "packed.jsonl")
+    assert [replace(one, log=path.name) for one in read_log(packed)] == list(read_log(path))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,15 @@ def test_a_broken_line_is_named(tmp_path, content, message):
     path = tmp_path / "log.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
+        list(read_log(path))
+
+
+def test_a_log_may_be_one_list_of_requests(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text('\ufeff [{"prompt": "one"},\n {"prompt": "two"}]')
+    assert [(one.line, one.request["prompt"]) for one in read_log(path)] == [(1, "one"), (2, "two")]
+    path.write_text('["one", "two"]')
+    with pytest.raises(UserError, match=r"item 1 is not a JSON object but a text: .*\{\"prompt"):
         list(read_log(path))
 
 

@@ -378,6 +378,15 @@ def test_prompts_are_the_same_in_every_kind_of_table(
         assert kind_of(packed) == suffix
 
 
+@pytest.mark.parametrize(("suffix", "give"), [one for one in KINDS if one[0] != ".parquet"])
+def test_what_is_compressed_is_read_by_what_it_is_and_not_by_its_name(
+    suffix: str, give: Callable[[list[dict[str, Any]]], bytes], tmp_path: Path
+) -> None:
+    (tmp_path / f"p{suffix}").write_bytes(give(PLAIN_ROWS))
+    (tmp_path / f"packed{suffix}").write_bytes(gzip.compress(give(PLAIN_ROWS)))
+    assert read_texts(str(tmp_path / f"packed{suffix}")) == read_texts(str(tmp_path / f"p{suffix}"))
+
+
 @pytest.mark.parametrize(("suffix", "give"), KINDS)
 def test_concepts_are_the_same_in_every_kind_of_table(
     suffix: str, give: Callable[[list[dict[str, Any]]], bytes], tmp_path: Path
@@ -402,7 +411,7 @@ def test_concepts_are_the_same_in_every_kind_of_table(
         (as_list, "JSON"),
         (as_columns, "JSON"),
         (as_parquet, "Parquet"),
-        (lambda rows: gzip.compress(as_lines(rows)), "gzip"),
+        (lambda rows: gzip.compress(as_lines(rows)), "JSON Lines"),
         (lambda _: b"PK\x03\x04" + bytes(30), "ZIP"),
     ],
 )
@@ -440,7 +449,12 @@ def test_prose_is_no_table(line: str, tmp_path: Path) -> None:
             "no column that is known to hold texts: rename one of title, n",
         ),
         ("p.json", "7", "neither a JSON list"),
-        ("p.json", "[1]", "item 1 is not a JSON object"),
+        ("p.json", "[1]", r"item 1 is not a JSON object .*but a number: write each as one\."),
+        ("p.json", '["a b"]', r"item 1 is .* but a text: .* into a \.txt file, one a line\."),
+        ("p.jsonl", '["a b"]\n', "line 1 is .* but a list: write each as one"),
+        ("p.json", '{"data": [{"text": "a"}]}', "rows under 'data': leave only that list in it"),
+        ("p.json", '{"version": 1, "rows": [{"x": 1}, {}]}', "holds its rows under 'rows'"),
+        ("p.json", '{"a": ["b"], "c": [{"d": 1}]}', "no column that is known to hold texts"),
         ("p.json", '{"text": ["a"], "n": []}', "do not have the same rows"),
         ("p.json", '{"text": {"0": "a"}, "n": {"1": 2}}', "do not have the same rows"),
         ("p.jsonl", '{"text": "a"}\n{"text": "x", "id": ' + "9" * 5000 + "}", "line 2"),
@@ -453,7 +467,7 @@ def test_prose_is_no_table(line: str, tmp_path: Path) -> None:
         ("p.csv", "text,toxicity\na,2\n", "line 2 has the toxicity 2"),
         ("p.txt", "abc\0b\n", "line 1: it holds a NUL"),
         ("p.parquet.gz", "x", "Parquet inside gzip"),
-        ("p.jsonl.gz", "x", "cannot be read"),
+        ("p.jsonl.gz", "x", r"ends in \.gz, and it is not compressed by gzip: rename it"),
     ],
 )
 def test_what_is_wrong_with_prompts_is_one_sentence(

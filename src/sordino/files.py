@@ -492,6 +492,12 @@ def refuse_pointer(beginning: bytes, what: str) -> None:
         raise UserError(f"{what} is a Git LFS pointer to the file: fetch that with git lfs pull.")
 
 
+def json_kind(value: Any) -> str:
+    """What a value from JSON is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if value is None else kinds.get(type(value), "a number")
+
+
 def parse_json(
     text: str | bytes, what: str, *, strict: bool = False, distinct: bool = False
 ) -> Any:

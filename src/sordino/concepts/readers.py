@@ -7,7 +7,7 @@ from typing import Any
 
 from sordino import hub
 from sordino.concepts.separated import read_separated
-from sordino.concepts.table import Table
+from sordino.concepts.table import TEXT_COLUMNS, Table
 from sordino.concepts.text_files import (
     GZIP,
     input_path,
@@ -19,7 +19,7 @@ from sordino.concepts.text_files import (
 )
 from sordino.errors import UserError
 from sordino.extras import require
-from sordino.files import parse_json, printable, refuse_pointer
+from sordino.files import json_kind, parse_json, printable, refuse_pointer
 
 
 def is_table(path: Path) -> bool:
@@ -77,9 +77,13 @@ def _json_lines(text: str, shown: str) -> Table:
 
 
 def _json_row(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is not a JSON object {{"text": …}}.')
-    return value
+    if isinstance(value, dict):
+        return value
+    instead = ", or the texts into a .txt file, one a line" if isinstance(value, str) else ""
+    raise UserError(
+        f'{where} is not a JSON object {{"text": …}} but {json_kind(value)}: write each as one'
+        f"{instead}."
+    )
 
 
 def _of_rows(
@@ -96,6 +100,7 @@ def _read_json(path: Path, shown: str) -> Table:
         return _json_lines(text, shown)
     value = parse_json(text, shown, distinct=True)
     if isinstance(value, dict) and value:
+        _refuse_wrapped(value, shown)
         columns = [
             list(column.values()) if isinstance(column, dict) else column
             for column in value.values()
@@ -113,6 +118,19 @@ def _read_json(path: Path, shown: str) -> Table:
         raise UserError(f"{shown} is neither a JSON list of objects nor an object of columns.")
     items = [_json_row(row, f"{shown}, item {n}") for n, row in enumerate(value, start=1)]
     return _of_rows(items, shown, "item", range(1, len(items) + 1))
+
+
+def _refuse_wrapped(value: Mapping[str, Any], shown: str) -> None:
+    """Raise `UserError` for an object that holds its rows under a name of no column."""
+    if any(name.lower() in (*TEXT_COLUMNS, "messages") for name in value):
+        return
+    lists = [name for name, rows in value.items() if isinstance(rows, list) and rows]
+    holding = [name for name in lists if all(isinstance(row, dict) for row in value[name])]
+    if len(lists) == len(holding) == 1:
+        raise UserError(
+            f"{shown} holds its rows under '{printable(holding[0], 40)}': leave only that list in "
+            'it, as [{"text": …}, …].'
+        )
 
 
 def _is_json_lines(text: str) -> bool:

@@ -17,6 +17,7 @@ from sordino.files import is_regular, printable, refuse_pointer, user_path
 from sordino.progress import note
 
 GZIP = ".gz"
+_GZIPPED = b"\x1f\x8b"
 _TEXT = (".txt", ".text")
 # UTF-32 comes first, because its mark begins with that of UTF-16.
 _MARKS = (
@@ -32,7 +33,7 @@ _BEGINNINGS = {
     b"%PDF-": "PDF",
     b"SQLite format 3\0": "SQLite",
     b"PK\x03\x04": "ZIP or Excel",
-    b"\x1f\x8b": "gzip",
+    _GZIPPED: "gzip",
     b"BZh91AY&SY": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "Zstandard",
@@ -98,14 +99,20 @@ def kind_of(path: Path) -> str:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file for reading bytes, decompressed if its name ends in ".gz".
+    """Open a file for reading bytes, decompressed if it is compressed by gzip, whatever its name.
 
     Raises:
         UserError: It cannot be opened, or reading fails inside the block.
     """
     try:
-        opener = gzip.open if path.suffix.lower() == GZIP else open
-        with opener(path, "rb") as stream:
+        with path.open("rb") as stream:
+            packed = stream.read(len(_GZIPPED)) == _GZIPPED
+        if path.suffix.lower() == GZIP and not packed:
+            raise UserError(
+                f"{printable(str(path))} cannot be read: its name ends in {GZIP}, and it is not "
+                "compressed by gzip: rename it."
+            )
+        with (gzip.open if packed else open)(path, "rb") as stream:
             yield stream
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)

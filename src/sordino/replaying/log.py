@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sordino.concepts.readers import is_table, read_table
-from sordino.concepts.text_files import input_path, kind_of, open_input
+from sordino.concepts.text_files import input_path, kind_of, open_input, read_text
 from sordino.errors import UserError
-from sordino.files import parse_json, printable
+from sordino.files import json_kind, parse_json, printable
 
 CHAT = "chat/completions"
 PLAIN = "completions"
@@ -84,14 +84,15 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
     surrogate pair), which servers and databases reject, becomes a question mark.
 
     Args:
-        path: The JSONL file, compressed if its name ends in ".gz". A ".json" file may also hold a
+        path: The JSONL file, which may be compressed by gzip. A ".json" file may also hold a
             list of such objects, and a ".parquet" file one per row.
 
     Raises:
         UserError: It cannot be read, or a line is not a JSON object.
     """
     path = input_path(path, mend="give the log of a service, a .jsonl file")
-    for number, row in _table_rows(path) if _is_table(path) else _json_rows(path):
+    read = _list_rows if _is_list(path) else _table_rows if _is_table(path) else _json_rows
+    for number, row in read(path):
         yield _prompt(row, path.name, number)
 
 
@@ -100,10 +101,35 @@ def _is_table(path: Path) -> bool:
     kind = kind_of(path)
     if kind in (".csv", ".tsv", ".tab"):
         raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
-    if kind == ".json":
-        with open_input(path) as stream:
-            return stream.read(1024).removeprefix(_MARK).lstrip()[:1] == b"["
     return is_table(path) and kind == ".parquet"
+
+
+def _is_list(path: Path) -> bool:
+    """Whether the log is one JSON list of requests."""
+    if kind_of(path) != ".json":
+        return False
+    with open_input(path) as stream:
+        return stream.read(1024).removeprefix(_MARK).lstrip()[:1] == b"["
+
+
+def _list_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    shown = printable(str(path))
+    for number, row in enumerate(parse_json(read_text(path), shown, distinct=True), start=1):
+        yield number, _object(row, f"{shown}, item {number}")
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    """A row of the log.
+
+    Raises:
+        UserError: It is no object.
+    """
+    if isinstance(row, dict):
+        return row
+    raise UserError(
+        f'{where} is not a JSON object but {json_kind(row)}: a request is like {{"prompt": "…"}}, '
+        "or holds messages."
+    )
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -124,9 +150,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not whole:
                 return
             raise
-        if not isinstance(row, dict):
-            raise UserError(f"{shown}, line {number} is not a JSON object: each line must be one.")
-        yield number, row
+        yield number, _object(row, f"{shown}, line {number}")
 
 
 def _decode(raw: bytes) -> str | bytes:
