@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sordino import outputs
+from sordino.cli.app import main
 from sordino.errors import UserError
 from sordino.files import (
     create_file,
@@ -519,3 +520,24 @@ def test_any_text_becomes_a_part_of_a_file_s_name(text: str) -> None:
     assert Path(part).name == part
     assert not part.startswith((".", "-"))
     assert name_part(part) == part
+
+
+@pytest.mark.parametrize("kind", FILE_KINDS, ids=lambda kind: kind.name)
+def test_a_file_is_not_written_under_the_name_of_a_folder(kind, tmp_path):
+    for name in ("new/", "new//", f"new{os.sep}"):
+        with pytest.raises(UserError, match=r"new/.*name of a folder.*add the file's name"):
+            claim_output(str(tmp_path / "x")[:-1] + name, kind)
+    assert claim_output(f"{tmp_path}/new", kind) == tmp_path / "new"
+    assert claim_output(f"{tmp_path}/new/", outputs.MODEL) == tmp_path / "new"
+
+
+@pytest.mark.parametrize(
+    "words", ["find none", "evaluate none", "explore none.expertise.safetensors"]
+)
+def test_commands_do_not_take_a_new_folder_for_a_file(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none.expertise.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="2"):
+        main([*words.split(), "-o", "new/"])
+    assert "-o new/ is the name of a folder" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -41,6 +41,7 @@ from sordino.studies.variants import (
     reversed_edit,
     reversed_sign,
 )
+from sordino.studies.words import listed
 from sordino.tuning.lab import Lab
 
 ROOT = Path(__file__).parents[1]
@@ -634,3 +635,14 @@ def test_a_page_of_several_records_has_them_side_by_side():
     sized = next(table for table in tables if "at-aura" in table.name)
     assert sized.rows[0][1:] == [of.group("at-aura").title for of in records]
     assert not [block for block in study_article(records[:1]).answer if isinstance(block, Table)]
+
+
+@given(st.lists(st.text("ab, ", min_size=1).map(str.strip).filter(bool), max_size=5))
+def test_listed_names_can_be_told_apart(names):
+    said = listed(names)
+    if not names:
+        assert said == "none"
+    elif any("," in name for name in names):
+        assert said.split("; ") == names
+    else:
+        assert said.split(", ") == names

@@ -18,6 +18,7 @@ from sordino.files import (
     has_working_folder,
     is_regular,
     list_some,
+    printable,
     read_json,
     real_path,
     refuse_unwritable,
@@ -165,6 +166,11 @@ def claim_output(
         UserError: Something there must not be replaced, the output overlaps an input, or nothing
             can be written there.
     """
+    if isinstance(output, str) and output.endswith(("/", os.sep)) and not kind.is_folder:
+        raise UserError(
+            f"`output={printable(output)}` is the name of a folder, and {kind.name} is a file: add "
+            "the file's name."
+        )
     typed = user_path(output)
     target = real_path(typed)
     if target.name in ("", ".."):  # of the working folder and others, beside which it is built

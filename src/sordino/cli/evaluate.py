@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from sordino.cli.flags import in_flags
 from sordino.cli.options import (
     AccessOptions,
-    Output,
+    FileOutput,
     OutputOptions,
     print_columns,
     print_json,
@@ -75,7 +75,7 @@ def evaluate(
     model: str | None = None,
     /,
     *,
-    output: Output,
+    output: FileOutput,
     against: str | None = None,
     dampening: tuple[Path, ...] = (),
     seed: int = 0,

@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from sordino.cli.options import (
+    FileOutput,
     OutputOptions,
     open_in_browser,
     print_json,
@@ -50,7 +50,7 @@ def explore(
     second: str | None = None,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: FileOutput | None = None,
     top: int = 24,
     sentences: int = 3,
     model: str | None = None,

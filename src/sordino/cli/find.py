@@ -1,12 +1,10 @@
 """`sordino find`."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from sordino.cli.options import (
+    FileOutput,
     OutputOptions,
     print_json,
     print_lines,
@@ -25,7 +23,7 @@ def find(
     model: str,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: FileOutput | None = None,
     plan: bool = False,
     seed: int = 0,
     concept: ConceptOptions = ConceptOptions(),

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 240
 
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+_OUTPUT = Parameter(name=["--output", "-o"])
+Output = Annotated[Path, _OUTPUT]
+FileOutput = Annotated[str, _OUTPUT]
+"""A file to write; as a text it keeps a slash at its end, which `Path` drops."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sordino.concepts.text_files import whole_text
 from sordino.errors import UserError, require_whole
-from sordino.files import fingerprint, printable
+from sordino.files import counted, fingerprint, printable
 
 FEWEST_PER_CLASS = 20
 
@@ -83,8 +83,9 @@ class Concept:
                 )
             if len(sentences) < FEWEST_PER_CLASS:
                 raise UserError(
-                    f"The concept '{self.name}' ({self.source}) has {len(sentences)} {label} "
-                    f"sentences: at least {FEWEST_PER_CLASS} of each class are needed."
+                    f"The concept '{self.name}' ({self.source}) has "
+                    f"{counted(len(sentences), f'{label} sentence')}: at least "
+                    f"{FEWEST_PER_CLASS} of each class are needed."
                 )
             for number, sentence in enumerate(sentences, start=1):
                 if not sentence.strip():

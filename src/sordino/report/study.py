@@ -17,6 +17,7 @@ from sordino.studies.findings import toxic, toxicities
 from sordino.studies.words import (
     capital,
     interval,
+    listed,
     model_name,
     plain,
     points,
@@ -77,7 +78,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
     if group.missing:
         yield (
             "These rules cannot reach that divergence even at their strongest: "
-            f"{', '.join(group.missing)}."
+            f"{listed(group.missing)}."
         )
     for note in group.notes:
         yield f"{capital(note)}."

@@ -42,6 +42,7 @@ from sordino.studies.words import (
     by_points,
     capital,
     interval,
+    listed,
     share,
     written,
 )
@@ -85,7 +86,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             yield (
                 f"{trial.name}: text with another concept becomes less likely, relative to "
                 f"other text from the same source, in {len(taken)} of {len(effects)} cases "
-                f"({', '.join(taken) or 'none'})."
+                f"({listed(taken)})."
             )
     for group in record.groups:
         if group.name in _COMPARED and group.findings:

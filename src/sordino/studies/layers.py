@@ -7,7 +7,7 @@ from sordino.studies.findings import toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import only_at
-from sordino.studies.words import falls, rises
+from sordino.studies.words import falls, listed, rises
 from sordino.tuning.lab import Lab, Trial
 
 
@@ -23,8 +23,8 @@ def _answer(record: StudyRecord) -> Iterator[str]:
             more = [name for name, change in changes.items() if rises(change)]
             yield (
                 f"{group.title}, by {scorer}: toxicity falls significantly "
-                f" in {len(less)} of {count} trials ({', '.join(less) or 'none'}) "
-                f"and rises in {len(more)} ({', '.join(more) or 'none'}). By chance alone, it "
+                f" in {len(less)} of {count} trials ({listed(less)}) "
+                f"and rises in {len(more)} ({listed(more)}). By chance alone, it "
                 f"would fall in about {count * 0.025:.1f} and rise in as many."
             )
 

@@ -7,7 +7,7 @@ from sordino.studies.findings import differences, toxic
 from sordino.studies.record import StudyRecord
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.variants import only_best
-from sordino.studies.words import by_points, falls
+from sordino.studies.words import by_points, falls, listed
 from sordino.tuning.lab import Lab, Trial
 
 _ALL = "all above chance"
@@ -23,7 +23,7 @@ def _answer(record: StudyRecord) -> Iterator[str]:
         ]
         yield (
             f"By {scorer}, toxicity falls significantly with "
-            f"{', '.join(working) or 'none of the subsets'}."
+            f"{listed(working, 'none of the subsets')}."
         )
     for finding in group.findings:
         yield f"{finding.label}: {by_points(finding.estimate)}."

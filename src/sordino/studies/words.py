@@ -1,5 +1,7 @@
 """Figures in words, for sentences and tables."""
 
+from collections.abc import Sequence
+
 from sordino.evaluation import Estimate
 from sordino.evaluation.result import form_of
 
@@ -14,6 +16,20 @@ NAMES = {
 def model_name(name: str) -> str:
     """The name of a model as people say it."""
     return NAMES.get(name, name)
+
+
+def listed(names: Sequence[str], none: str = "none") -> str:
+    """Names with commas between them, or with semicolons if one has a comma itself.
+
+    Args:
+        names: The names.
+        none: What is said if there is none.
+
+    Example:
+        >>> listed(["AurA", "contrast, corpus alone"])
+        'AurA; contrast, corpus alone'
+    """
+    return ("; " if any("," in name for name in names) else ", ").join(names) or none
 
 
 def capital(text: str) -> str:

@@ -126,7 +126,8 @@ def explore(
     if top < 0 or sentences < 1:
         raise UserError("`top` takes 0 or more, and `sentences` 1 or more.")
     read = [one for one in (subject, second, model, *inputs) if isinstance(one, str | Path)]
-    target = claim_output(output or page_beside(subject), PAGE, force=force, inputs=read)
+    output = page_beside(subject) if output is None else output
+    target = claim_output(output, PAGE, force=force, inputs=read)
     one = read_subject(subject, _rule(intervention, strength, settings or {}))
     other = None if second is None else read_subject(second, None)
     comparison = None if other is None else compare(one.expertise, other.expertise)
