@@ -162,6 +162,7 @@ def _print_baked(
 
 
 def _quantised_line(record: "Quantisation") -> str:
+    assert record.layers is not None  # it was written just now
     rounded = record.rounded
     fate = f", {rounded} of them rounded again" if rounded else ", by their scales alone"
     return f"{record.scheme}: {counted(record.layers, 'layer')} changed{fate}"
