@@ -523,7 +523,7 @@ def test_conversations_that_are_measured_are_no_prompts_of_own_samples(concept, 
     measured = prepare([Toxicity(str(file), max_prompts=5, scorer="wordlist")], compared=True)
     found = OwnPlan(judge="concept", max_prompts=20).settings(concept, measured=measured)
     assert all("alone" in prompt for prompt in found.prompts)
-    assert "9 prompts" in capsys.readouterr().err
+    assert "9 conversations among the prompts" in capsys.readouterr().err
     with pytest.raises(UserError, match="conversations"):
         OwnPlan(str(file), "concept").settings(concept, measured=measured)
 
