@@ -100,10 +100,20 @@ def ours(record, by=PROBE):
     return [one for part in parts for one in left(record, "at-asked", OURS, part=part, by=by)]
 
 
+def by_three(record, probe):
+    """What the recommended edit leaves, and of how much, by three scorers."""
+    return [
+        written(record, f"{OURS} at 0.05", part, by, "effect")
+        for part in ("after", "before")
+        for by in ("", probe, "wordlist:")
+    ]
+
+
 OURS = "own samples and corpus"
 ACCURACY = ("mean.acc", "zero-shot")
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
+THREE = r"([\d.]+) %, ([\d.]+) % and\s([\d.]+) %"
 DPO = "DPO (LoRA)"
 SMOL_PROBE = "probe:kit:smollm2:"
 QWEN = "rivals-qwen0.5b"
@@ -120,29 +130,23 @@ TOGETHER = [f"together, {share}% of the diagonal" for share in (10, 50)]
 QUOTED = [
     (
         "studies",
-        rf"at a divergence of 0\.05, {TWO} of {TWO} are left \(two scorers[^|]*?than prose: "
-        rf"([\d.]+) \| {TWO} of {TWO}, likewise; ([\d.]+)",
+        rf"at a divergence of 0\.05, {THREE} of {THREE} are left \(three scorers[^|]*?than prose: "
+        rf"([\d.]+) \| {THREE} of {THREE}, likewise; ([\d.]+)",
         [
             figure
             for record, by in (("smollm2", PROBE), ("gemma3", SMOL_PROBE))
             for figure in (
-                *left(f"recommended-{record}", "effect", f"{OURS} at 0.05", by=by),
-                *left(f"recommended-{record}", "effect", f"{OURS} at 0.05", part="before", by=by),
+                *by_three(f"recommended-{record}", by),
                 divergence(f"recommended-{record}", "harmless", f"{OURS} at 0.05"),
             )
         ],
     ),
     (
         "studies",
-        r"edit leaves ([\d.]+) %, ([\d.]+) % and ([\d.]+) % of ([\d.]+) %, ([\d.]+) % and\s"
-        r"([\d.]+) % at.*?refuses ([\d.]+) % of 30.*?refuses ([\d.]+) %.*?answers ([\d.]+) % of "
-        r"120.*?answers\s([\d.]+) %",
+        rf"edit leaves {THREE} of {THREE} at.*?refuses ([\d.]+) % of 30.*?refuses ([\d.]+) %.*?"
+        r"answers ([\d.]+) % of 120.*?answers\s([\d.]+) %",
         [
-            *(
-                written("recommended-qwen0.5b", f"{OURS} at 0.05", part, by, "effect")
-                for part in ("after", "before")
-                for by in ("", SMOL_PROBE, "wordlist:")
-            ),
+            *by_three("recommended-qwen0.5b", SMOL_PROBE),
             *(
                 refused("recommended-qwen0.5b", f"{OURS} at 0.05", part)
                 for part in ("after", "before")
