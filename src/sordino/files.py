@@ -166,6 +166,16 @@ def counted(number: int, one: str, more: str = "") -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
+def capital(text: str) -> str:
+    """A text with a capital letter at its beginning.
+
+    Example:
+        >>> capital("it has SmolLM2")
+        'It has SmolLM2'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     """Create a file and open it for writing; an existing one is neither followed nor overwritten.
 

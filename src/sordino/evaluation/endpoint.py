@@ -44,7 +44,7 @@ from sordino.evaluation.answers import (
 )
 from sordino.evaluation.measure import ALL
 from sordino.evaluation.transport import LONGEST_PAUSE_S, Reply, bound, exchange
-from sordino.files import counted, printable
+from sordino.files import capital, counted, printable
 from sordino.models.chat_template import Message
 from sordino.models.generation import Continuation, Sampling
 from sordino.progress import note
@@ -336,9 +336,7 @@ class Server:
                 wanted, f"has no whole list of models ({has})", model_argument
             )
         hint = did_you_mean(wanted, names)
-        raise UserError(
-            f"{self._where} has no model '{printable(wanted)}': {hint}{has[0].upper()}{has[1:]}."
-        )
+        raise UserError(f"{self._where} has no model '{printable(wanted)}': {hint}{capital(has)}.")
 
     def _take_unlisted(self, wanted: str | None, why: str, model_argument: str) -> str:
         """The model that the user named, if the server's list cannot confirm it."""

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from sordino.files import capital
 from sordino.report.article import Table
 from sordino.studies import GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.record import TrialRecord
-from sordino.studies.words import capital, model_name, plain, share, written
+from sordino.studies.words import model_name, plain, share, written
 
 _BETWEEN = " · "
 _NONE = "—"

@@ -12,6 +12,7 @@ from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.toxicity import TOXIC_PROMPT
 from sordino.evaluation.result import form_of, measure_of, points_shown, value_shown
 from sordino.evaluation.scorer import TOXIC_SCORE
+from sordino.files import capital
 from sordino.interventions.dampening import Dampening
 
 CAPTION = (
@@ -422,7 +423,7 @@ def _change(row: Row, subject: str) -> Phrase:
             (False, f"; {row.change}, and the 95 % interval {_including(row)}"),
             (False, f" (n = {row.n})."),
         ]
-    start = f"{subject[0].upper()}{subject[1:]} {verb} from "
+    start = f"{capital(subject)} {verb} from "
     return [(False, start), (True, f"{before} to {after}"), (False, f": {detail}")]
 
 

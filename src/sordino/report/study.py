@@ -8,6 +8,7 @@ import altair as alt
 
 from sordino.evaluation import MEASURES, Evaluation, Figure
 from sordino.evaluation.result import measure_of, pre_prompt_of
+from sordino.files import capital
 from sordino.report.article import Article, Block, Chart, Code, Points, Section, Table
 from sordino.report.at_a_glance import at_a_glance
 from sordino.report.figures import colour, colours, finish
@@ -15,7 +16,6 @@ from sordino.report.outcome import measure_limits
 from sordino.studies import STUDIES, Finding, GroupRecord, StudyRecord
 from sordino.studies.findings import toxic, toxicities
 from sordino.studies.words import (
-    capital,
     interval,
     listed,
     model_name,

@@ -30,6 +30,7 @@ from sordino.evaluation.statistics import (
 )
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.refusals import FEWEST_REFUSALS, RefusalSettings
+from sordino.files import capital
 from sordino.interventions import aura, family
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
@@ -40,7 +41,6 @@ from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.study import Group, Plan, absent, reached, study
 from sordino.studies.words import (
     by_points,
-    capital,
     interval,
     listed,
     share,

@@ -10,6 +10,7 @@ from sordino.evaluation.measures.divergence import ContinuedDivergence
 from sordino.evaluation.result import measure_of
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.texts import CODE, choose
+from sordino.files import capital
 from sordino.interventions import Dampening, aura, family
 from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
@@ -18,7 +19,7 @@ from sordino.studies.findings import compared, differences, toxic
 from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.variants import permuted_edit, reversed_edit, with_own
-from sordino.studies.words import by_points, capital, interval, plain, ratio, rises, share
+from sordino.studies.words import by_points, interval, plain, ratio, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _AURA = "aura"

@@ -8,6 +8,7 @@ import numpy as np
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Measure
 from sordino.extras import require
+from sordino.files import capital
 from sordino.interventions import aura
 from sordino.studies.contenders import (
     CORPUS,
@@ -23,7 +24,7 @@ from sordino.studies.findings import differences, mean_of, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
 from sordino.studies.removal import toxic_shares
 from sordino.studies.study import Group, Plan, own_evidence, study
-from sordino.studies.words import by_points, capital, falls, percent, rises, share
+from sordino.studies.words import by_points, falls, percent, rises, share
 from sordino.tuning.lab import Lab, Trial
 
 _OWN = (OURS, CORPUS, LEARNED)

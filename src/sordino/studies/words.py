@@ -32,11 +32,6 @@ def listed(names: Sequence[str], none: str = "none") -> str:
     return ("; " if any("," in name for name in names) else ", ").join(names) or none
 
 
-def capital(text: str) -> str:
-    """A text that begins with a capital letter."""
-    return text[:1].upper() + text[1:]
-
-
 def written(key: str) -> str:
     """What the model writes for the measure with this key: "replies" or "continuations"."""
     return "replies" if form_of(key).startswith("in chat") else "continuations"
