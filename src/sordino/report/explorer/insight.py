@@ -111,7 +111,7 @@ def insights(
         UserError: The concept is not the one of the expertise, or the model lacks its sites.
     """
     refuse_other_sentences(concept, expertise)
-    top = [(site, index) for site, index, auroc in expertise.top(neurons) if auroc >= 0]
+    top = [(site, index) for site, index, _ in expertise.top(neurons)]
     sites = {site.path: site for site in opened.sites}
     for path, _ in top:
         if path not in sites:
