@@ -24,7 +24,7 @@ _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_t
 
 def model_card(
     provenance: Provenance,
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | None,
     base_card: str | None = None,
     file: str = "",
 ) -> str:
