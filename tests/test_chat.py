@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerFast
@@ -331,7 +331,9 @@ def test_a_conversation_comes_back_from_json(duet, told):
     assert "### Quiet (strength 1; seed 3, temperature 1)\n\n> &nbsp;by it" in kept.markdown()
 
 
-@given(text=st.text("ab 1.)*_`#+-=~>|<&[](!\\\n:/", min_size=1, max_size=40))
+@given(text=st.text("ab 1.)*_`#+-=~>|<&[](!\\\n\r:/", min_size=1, max_size=40))
+@example(text="|b\n:-|-:\nc|")
+@example(text="\r# b")
 def test_in_the_markdown_nothing_of_a_text_is_markup(text):
     text = f"a{text}b"  # blank lines at an end are nothing to see
     conversation = Conversation(
@@ -349,8 +351,15 @@ def test_in_the_markdown_nothing_of_a_text_is_markup(text):
         "".join("\n" if child.type.endswith("break") else child.content for child in children)
         for children in spoken
     )
-    lines = [line.rstrip() for line in text.split("\n")]
+    lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     assert shown.replace("\N{NO-BREAK SPACE}", " ").split("\n") == [li for li in lines if li]
+
+
+def test_the_markdown_has_no_formulas_and_no_links_that_github_would_make():
+    turn = Turn(prompt="pay $1 or $2, at www.a.example or https://b.example, me@c.example")
+    models = dict.fromkeys(SIDES, "m")
+    kept = Conversation(models=models, form="chat", hooks=True, turns=(turn,)).markdown()
+    assert r"pay \$1 or \$2, at www\.a.example or https\://b.example, me\@c.example" in kept
 
 
 # The page's server

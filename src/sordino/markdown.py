@@ -29,8 +29,17 @@ def line(text: str) -> str:
         >>> line("[a](b)  <c>")
         '\\\\[a\\\\](b) \\\\<c>'
     """
-    shown = _INLINE.sub(r"\\\g<0>", printable(text, _LONGEST))
-    return _START.sub(_escaped_start, shown)
+    return literal(printable(text, _LONGEST))
+
+
+def literal(text: str) -> str:
+    """A line of foreign text as Markdown that shows it literally.
+
+    Example:
+        >>> literal("1. $x$")
+        '1\\\\. \\\\$x\\\\$'
+    """
+    return _START.sub(_escaped_start, _INLINE.sub(r"\\\g<0>", text))
 
 
 def _escaped_start(found: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.files import printable
 from sordino.interventions.dampening import check_strength
+from sordino.markdown import literal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import (
     Message,
@@ -198,19 +199,14 @@ def _quote_answer(side: Side, answer: Answer, hooks: bool) -> list[str]:
 
 def _quote(text: str) -> str:
     """Text as a Markdown quotation without markup of its own."""
-    return "\n".join(f"> {_literal(line)}  ".rstrip(" ") + "  " for line in text.split("\n"))
+    lines = re.split(r"\r\n?|\n", text)
+    return "\n".join(f"> {_quote_line(line)}  ".rstrip(" ") + "  " for line in lines)
 
 
-def _literal(line: str) -> str:
-    """A line of text as Markdown shows it."""
-    inner = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", line.strip())
-    inner = re.sub(r"^([#+=-]|\d+(?=[.)]))", _escaped_start, inner)
+def _quote_line(text: str) -> str:
+    words = text.strip()
     # Leading spaces would be dropped, or turn the line into code.
-    return "&nbsp;" * (len(line) - len(line.lstrip())) + inner if inner else ""
-
-
-def _escaped_start(found: re.Match[str]) -> str:
-    return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
+    return "&nbsp;" * (len(text) - len(text.lstrip())) + literal(words) if words else ""
 
 
 def prompt_ids(
