@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sordino.expertise.written import score_spoken
 from sordino.registry import Registry
 
 TOXIC_SCORE = 0.5
@@ -107,11 +108,7 @@ register_judge = JUDGES.register
 
 def scores_of(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
     """The scorer's scores, float64 [texts, 1 + labels]; empty texts have 0 and are not scored."""
-    scores = np.zeros((len(texts), 1 + len(scorer.labels)))
-    spoken = [i for i, text in enumerate(texts) if text.strip()]
-    if spoken:
-        scores[spoken] = scorer.score_labels([texts[i] for i in spoken])
-    return scores
+    return score_spoken(scorer.score_labels, texts, 1 + len(scorer.labels))
 
 
 class Phrases:

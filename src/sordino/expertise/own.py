@@ -19,7 +19,7 @@ from sordino.concepts.concept import Concept
 from sordino.errors import UserError
 from sordino.expertise.attribution import Passage, in_batches
 from sordino.expertise.statistic import Statistic
-from sordino.expertise.written import Judge, Row, ToWrite, scores_of, write
+from sordino.expertise.written import Judge, Row, ToWrite, score_spoken, write
 from sordino.files import counted, fingerprint, to_json
 from sordino.models.chat import RAW, Chat, Spoken, opening_ids, replies, template_fingerprint
 from sordino.models.generation import Sampling, encode_prompts
@@ -354,7 +354,7 @@ def _judged(
     said = sum(bool(text.strip()) for text in texts)
     if said:
         show.note(f"{judge.name} judges {said:,} continuations")
-    found = scores_of(judge, texts)
+    found = score_spoken(judge.score, texts)
     if not np.isfinite(found).all():
         missing = int((~np.isfinite(found)).sum())
         raise UserError(

@@ -13,7 +13,7 @@ from sordino import progress as show
 from sordino.concepts.text_files import one_line
 from sordino.errors import UserError
 from sordino.expertise.artefact import REFUSALS
-from sordino.expertise.written import Judge, ToWrite, scores_of, write
+from sordino.expertise.written import Judge, ToWrite, score_spoken, write
 from sordino.files import counted, fingerprint, to_json
 from sordino.models.chat import Chat, Spoken, opening_ids, replies
 from sordino.models.chat_template import has_template
@@ -177,7 +177,7 @@ def find_refusals(
     del about[f"{REFUSALS}_chat_role"]  # requests are the user's, whoever says the sentences
     key = fingerprint(to_json(settings.metadata | about))
     rows = write(opened, asked, _STEP, journal, key, ranks)
-    refusing = scores_of(settings.judge, [text for *_, text, _ in rows]) > 0.5
+    refusing = score_spoken(settings.judge.score, [text for *_, text, _ in rows]) > 0.5
     kept = [row for row, refuses in zip(rows, refusing, strict=True) if refuses]
     about |= {
         f"{REFUSALS}_kept": str(len(kept)),

@@ -1,6 +1,6 @@
 """What the model itself writes after prompts: kept in a journal, and scored by a judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -117,12 +117,20 @@ def _say_what_is_read(
     )
 
 
-def scores_of(judge: Judge, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The judge's scores, float64 [texts]; a text without words has 0 and is not judged."""
-    found = np.zeros(len(texts))
+def score_spoken(
+    score: Callable[[Sequence[str]], NDArray[np.float64]], texts: Sequence[str], *columns: int
+) -> NDArray[np.float64]:
+    """The scores of texts, float64 [texts, *columns]; a text without words has 0 and is not judged.
+
+    Args:
+        score: Gives the scores of one or more texts, float64 [texts, *columns].
+        texts: The texts.
+        columns: How many scores a text has, if that is an axis of its own.
+    """
+    found = np.zeros((len(texts), *columns))
     spoken = [number for number, text in enumerate(texts) if text.strip()]
     if spoken:
-        found[spoken] = judge.score([texts[number] for number in spoken])
+        found[spoken] = score([texts[number] for number in spoken])
     return found
 
 
