@@ -217,6 +217,16 @@ def test_what_costs_nobody_knows_how_much_stays(benefit, cost, own, spared, lack
         assert spent <= 0.1 * (1 + 1e-4) + 1e-7
 
 
+@pytest.mark.parametrize("rows", [None, 2])
+def test_what_refusals_need_nobody_knows_how_much_of_stays(rows):
+    of = expertise_of([1, 1, 1, 1], [1, 1, 1, 1]).statistics["site"]
+    of |= {"attribution_refusals": np.array([np.nan, -1, 1, 1], np.float32)}
+    amounts = 1 - contrast(Expertise({"site": of}, {}), 0.1, rows=rows).factors["site"]
+    assert amounts[0] == 0
+    assert amounts[1] > 0
+    assert amounts[1:] @ of["attribution_refusals"][1:] < 1e-6
+
+
 def test_mistakes(open_tiny, concept):
     with pytest.raises(UserError, match="budget above 0"):
         contrast(expertise_of([1], [1]), budget=0)

@@ -17,10 +17,13 @@ from sordino.expertise import attribution, sweep
 from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.find import find_experts
 from sordino.expertise.pooling import NOT_REACHED, Capture
+from sordino.expertise.snapshot import Progress, Snapshots
+from sordino.expertise.statistic import Statistic
 from sordino.expertise.sweep import SweepSettings
 from sordino.interventions import Dampening, dampen
 from sordino.models.experts import experts_hooked
 from sordino.models.open import open_model
+from sordino.models.ranks import Ranks
 from sordino.models.sites import Site, find_sites
 from sordino.models.tokenise import Batch, encode
 from sordino.report.exemplars import exemplars
@@ -290,6 +293,31 @@ def test_contrast_leaves_experts_alone_of_which_too_little_is_known(open_tiny, l
         assert np.isfinite(factors).all()
         assert (by_expert[2] == 1).all()
     assert min(factors.min() for factors in dampening.factors.values()) < 1
+
+
+def test_what_few_refusals_need_of_experts_is_known(open_tiny, larger, tmp_path):
+    """It is about these texts alone, however few of them reach an expert."""
+    opened = open_tiny("mixtral")
+    refusals = encode(opened.tokenizer, larger.positive[:2], 128)
+    work = [
+        *attribution.passages(opened, larger, AttributionSettings(20), 128, 2048),
+        *attribution.in_batches(opened, Statistic.REFUSALS, refusals, [1, 1], [1, 1], 2048),
+    ]
+    found = attribution.attribute(
+        opened,
+        work,
+        0,
+        folder=tmp_path,
+        snapshots=Snapshots(None, ""),
+        restored=Progress(),
+        ranks=Ranks(),
+    )
+    sites = expert_sites(opened.model)
+    expected = derivatives(opened.model, sites, [torch.tensor([ids]) for ids in refusals])
+    for path in sites:
+        np.testing.assert_allclose(
+            found[path][Statistic.REFUSALS], expected[path], rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.slow

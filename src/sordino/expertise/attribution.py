@@ -185,7 +185,8 @@ def attribute(
         the mean of a over their tokens, and what the others would be without; with own
         samples `OWN`: the mean of their weighted a, by how much the judge's mean score falls for d,
         and `OWN_VARIANCE`, its sampling variance. float32 [neurons]; not-a-number for neurons of
-        MoE experts that fewer than `FEWEST_SENTENCES` of a kind's texts reached.
+        MoE experts that fewer than `FEWEST_SENTENCES` of a kind's texts reached, except
+        `PROTECTED` and `REFUSALS`, which are about these texts and no others.
     """
     kind = Whole if opened.streamed is None else ThereAndBack
     if restored.phase != kind.phase:
@@ -249,8 +250,8 @@ def _statistics(
         found |= {UNPROTECTED[name]: values for name, values in alone.items()}
     if len(guarded) == 2:
         found[Statistic.WITHOUT_REFUSALS_COST] = cost(*texts)
-    for of in guarded:
-        found[of] = _masking(site, sums, (of,))(mean(Part.TOTAL, of))
+    for of in guarded:  # not masked: what no text reached has no part in these texts' likelihood
+        found[of] = mean(Part.TOTAL, of).float()
     if own in divisors:
         known = _masking(site, sums, (own,))
         found[own] = known(mean(Part.TOTAL, own))

@@ -70,16 +70,20 @@ def contrast(
         raise UserError(f"contrast takes an amplify of 0 or more, not {amplify:g}.")
     benefit = whole_benefit(expertise, budget, amplify, evidence)
     cost = _wide(expertise[Statistic.COST])
+    costs, spared = _flat(cost), None
+    if expertise.holds(Statistic.REFUSALS):
+        spared = _flat(_wide(expertise[Statistic.REFUSALS]))
+        # What refusals need of a neuron is part of what its change costs: unknown, it stays.
+        costs = np.where(np.isnan(spared), np.nan, costs)
     at_most = None if rows is None else AtMost(rows, tuple(part.size for part in cost.values()))
 
     def best(benefit: NDArray[np.float64]) -> NDArray[np.float64]:
-        return amounts(benefit, _flat(cost), budget, amplify, at_most)
+        return amounts(benefit, costs, budget, amplify, at_most)
 
-    if expertise.holds(Statistic.REFUSALS):
-        spared = _flat(_known(expertise[Statistic.REFUSALS]))
-        flat = sparing(benefit, spared, best, between=at_most is None)
-    else:
+    if spared is None:
         flat = best(benefit)
+    else:
+        flat = sparing(benefit, np.nan_to_num(spared), best, between=at_most is None)
     return {site: 1 - part for site, part in by_site(flat, cost).items()}
 
 
