@@ -31,7 +31,7 @@ from sordino.options.measures import RunMeasureOptions
 
 if TYPE_CHECKING:
     from sordino.evaluation import Measure
-    from sordino.expertise.plan import Plan
+    from sordino.expertise.plan import SweepPlan
 
 
 def run(
@@ -120,7 +120,7 @@ def run(
 
 
 def print_plan(
-    planned: "Plan", rule: RunRuleOptions, measures: "Sequence[Measure]", json: bool
+    planned: "SweepPlan", rule: RunRuleOptions, measures: "Sequence[Measure]", json: bool
 ) -> None:
     """Print what a run will take."""
     if json:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from sordino.folders import Folders
-from sordino.interventions.dampening import Origin, Rule
+from sordino.interventions.dampening import Origin, UsedRule
 from sordino.records import Count, Kept, Number, Site, parse_format
 
 FORMAT: Literal["sordino-provenance-1"] = "sordino-provenance-1"
@@ -143,7 +143,7 @@ class Provenance(Kept):
     sordino_version: str
     created: str
     model: Original
-    intervention: Rule
+    intervention: UsedRule
     expertise: dict[str, str]
     parts: tuple[Origin, ...] = ()
     written_as: str

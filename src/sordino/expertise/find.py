@@ -23,7 +23,7 @@ from sordino.expertise.attribution import (
 )
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, foretell, sample
-from sordino.expertise.plan import Plan, duration, make_plan, measure_time
+from sordino.expertise.plan import SweepPlan, duration, make_plan, measure_time
 from sordino.expertise.refusals import find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
@@ -104,7 +104,7 @@ def plan_find(
     settings: SweepSettings | None = None,
     attribution: AttributionSettings | None = None,
     own: OwnSettings | None = None,
-) -> Plan:
+) -> SweepPlan:
     """What `find_experts` with the same arguments needs: tokens, bytes, memory and time.
 
     A transformers folder is not opened as a whole: one layer is read and run. Own samples are

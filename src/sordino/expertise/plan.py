@@ -34,7 +34,7 @@ _SAMPLE_NEURONS = 512
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The resources that a sweep needs.
 
     Args:
@@ -97,7 +97,7 @@ def make_plan(
     streamed: bool,
     in_files: bool,
     writes: bool,
-) -> Plan:
+) -> SweepPlan:
     """The resources for the sweep of these batches.
 
     Args:
@@ -129,7 +129,7 @@ def make_plan(
     # A model in another dtype than its files' is in memory twice while it is loaded.
     loading = 0 if streamed or abs(files - weights) < weights // 50 else files
     resident = _count_streamed(opened, attributed_batches, writes) if streamed else weights
-    return Plan(
+    return SweepPlan(
         streamed=streamed,
         sentences=sum(len(batch.indices) for batch in batches),
         tokens=tokens,
@@ -145,11 +145,11 @@ def make_plan(
 
 
 def measure_time(
-    plan: Plan,
+    plan: SweepPlan,
     opened: OpenModel,
     batches: Sequence[Batch],
     attributed: Sequence[Passage],
-) -> Plan:
+) -> SweepPlan:
     """The plan with a time, extrapolated from one layer's run of one batch and some AUROCs."""
     middle = sorted(batches, key=lambda batch: batch.tokens)[len(batches) // 2]
     reading = 0.0

@@ -49,7 +49,7 @@ def check_strength(strength: float) -> None:
         )
 
 
-class Rule(Kept):
+class UsedRule(Kept):
     """The rule that gave factors, as a file names it."""
 
     name: str
@@ -74,7 +74,7 @@ class Origin(Kept):
         parts: The origins of the dampenings that they are composed of, in their order.
     """
 
-    intervention: Rule
+    intervention: UsedRule
     expertise: dict[str, str]
     parts: "tuple[Origin, ...]" = ()
 
@@ -225,7 +225,9 @@ class Dampening:
     @property
     def record(self) -> Origin:
         """The origin of the factors, as a file says it."""
-        rule = Rule(name=self.intervention, strength=self.strength, settings=dict(self.settings))
+        rule = UsedRule(
+            name=self.intervention, strength=self.strength, settings=dict(self.settings)
+        )
         expertise = dict(sorted(self.expertise.items()))
         if not self.parts:
             return Origin(intervention=rule, expertise=expertise)

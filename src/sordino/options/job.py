@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sordino.evaluation import Measure
     from sordino.evaluation.judged import Judged
     from sordino.evaluation.own_samples import OwnPlan
-    from sordino.expertise.plan import Plan
+    from sordino.expertise.plan import SweepPlan
     from sordino.expertise.statistic import Asked
     from sordino.pipeline import RunResult, RunSettings
 
@@ -78,7 +78,7 @@ class Job:
         """The rule and its size, with all defaults decided."""
         return self.rule.decided()
 
-    def plan(self) -> "Plan":
+    def plan(self) -> "SweepPlan":
         """What finding takes; see `sordino.plan_find`."""
         from sordino.expertise.find import plan_find
         from sordino.interventions import sites_for

@@ -12,7 +12,7 @@ from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.expertise.own import own_in_words
 from sordino.files import printable
 from sordino.folders import Folders, texts
-from sordino.interventions.dampening import Rule
+from sordino.interventions.dampening import UsedRule
 from sordino.markdown import front_matter, line, with_front
 from sordino.report import outcome
 from sordino.templates import environment
@@ -136,7 +136,7 @@ def _did(provenance: Provenance) -> str:
     )
 
 
-def _named(rule: Rule) -> str:
+def _named(rule: UsedRule) -> str:
     """A rule with its strength, which for 1 goes without saying: settings may scale it as well."""
     return rule.name if rule.strength == 1 else f"{rule.name}, strength {rule.strength:g}"
 

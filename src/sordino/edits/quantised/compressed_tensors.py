@@ -41,7 +41,7 @@ from torch import Tensor
 from sordino.edits.quantised.fp4 import fp4_changes, fp4_rows, fp4_shape
 from sordino.edits.quantised.fp8 import block_changes, block_of, fp8_shape, spread
 from sordino.edits.quantised.gptq import SCALES
-from sordino.edits.quantised.layer import Changes, Edit, Fp4Places, Layer, Scheme
+from sordino.edits.quantised.layer import Changes, Fp4Places, Layer, QuantisedEdit, Scheme
 from sordino.edits.quantised.packing import WORD, unpack, words_for
 from sordino.edits.shard import Change, New
 from sordino.errors import UserError
@@ -140,7 +140,7 @@ class CompressedTensors(Scheme):
             return (codes - zeros) * scales.reshape(-1, 1)
         return codes * spread(scales, (neurons, inputs), self._block_in(layer))
 
-    def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> Edit:
+    def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> QuantisedEdit:
         """Where a dampened layer has a single scale, all layers of the checkpoint change."""
         edit = super().edit(layers, factors)
         changes, settings = dict(edit.changes), None
@@ -150,7 +150,7 @@ class CompressedTensors(Scheme):
                 if weight not in factors and self._single(layer):
                     ones = torch.ones(self.shape(layer)[0])
                     changes[f"{layer.name}.weight_scale"] = _one_a_neuron(layer, ones)
-        return Edit(changes, edit.rounded, settings)
+        return QuantisedEdit(changes, edit.rounded, settings)
 
     def _single(self, layer: Layer) -> bool:
         """Whether a layer has a single scale, and not because it is a single block."""

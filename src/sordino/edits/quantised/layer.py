@@ -158,7 +158,7 @@ class Fp4Places(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Edit:
+class QuantisedEdit:
     """The changes of a quantised checkpoint.
 
     Args:
@@ -234,7 +234,7 @@ class Scheme(ABC):
     def rows(self, layer: Layer) -> Tensor:
         """The layer's weight, de-quantised: float32 [neurons, inputs]."""
 
-    def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> Edit:
+    def edit(self, layers: Mapping[str, Layer], factors: Mapping[str, Tensor]) -> QuantisedEdit:
         """The changes of the checkpoint.
 
         Args:
@@ -250,7 +250,7 @@ class Scheme(ABC):
             for suffix, change in self.changes(layers[weight], values).items()
         }
         # Scales have names of their own, so a change under the weight's name is one of codes.
-        return Edit(changes, tuple(weight for weight in factors if weight in changes))
+        return QuantisedEdit(changes, tuple(weight for weight in factors if weight in changes))
 
 
 def read_whole_number(settings: Mapping[str, Any], name: str, default: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sordino.edits.quantised.layer import Changes, Edit, Layer
+from sordino.edits.quantised.layer import Changes, Layer, QuantisedEdit
 from sordino.edits.shard import Change, New, change_
 
 
@@ -25,7 +25,7 @@ class Losses:
         return Losses(self.vanished + other.vanished, self.coarse + other.coarse)
 
 
-def losses(layers: Iterable[Layer], edit: Edit) -> Losses:
+def losses(layers: Iterable[Layer], edit: QuantisedEdit) -> Losses:
     """Compute all new scales, and count what rounding loses.
 
     Raises:

@@ -15,7 +15,7 @@ from sordino.errors import UserError
 from sordino.evaluation.groups import group_sizes, in_words, members_of
 from sordino.evaluation.measure import Column, PairedTask, Summary, register
 from sordino.evaluation.measures.bold import read_bold
-from sordino.evaluation.measures.divergence import Kept
+from sordino.evaluation.measures.divergence import Predictions
 from sordino.evaluation.reading import Reader, Reading, nll
 from sordino.evaluation.result import Figure
 from sordino.evaluation.statistics import (
@@ -82,7 +82,7 @@ class Before(NamedTuple):
 
     Args:
         nll: Its negative log-likelihood, in nats.
-        text: See `Kept`, as for the rest.
+        text: See `Predictions`, as for the rest.
     """
 
     nll: float
@@ -92,9 +92,9 @@ class Before(NamedTuple):
     log_p: str
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> Predictions:
         """The part that the divergence needs."""
-        return Kept(self.text, self.ids, self.tokens, self.log_p)
+        return Predictions(self.text, self.ids, self.tokens, self.log_p)
 
 
 class After(NamedTuple):
@@ -132,7 +132,7 @@ class _CoverageTask(PairedTask[Before, After]):
         """The likelihood of each text, and what the divergence needs."""
 
         def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Before:
-            return Before(nll(logits, ids), *Kept.of(index, ids, logits, self._reader.seed))
+            return Before(nll(logits, ids), *Predictions.of(index, ids, logits, self._reader.seed))
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 

@@ -71,7 +71,7 @@ class ContinuedDivergence(Divergence):
         return _DivergenceTask(Reader(settings, [*map(Text, continuations)], seed, prompts))
 
 
-class Kept(NamedTuple):
+class Predictions(NamedTuple):
     """What is kept of the original's predictions on a text; see `keep`.
 
     Args:
@@ -87,7 +87,7 @@ class Kept(NamedTuple):
     log_p: str
 
     @classmethod
-    def of(cls, text: int, ids: torch.Tensor, logits: torch.Tensor, seed: int) -> "Kept":
+    def of(cls, text: int, ids: torch.Tensor, logits: torch.Tensor, seed: int) -> "Predictions":
         """The part of a text's tokens and logits that is kept."""
         return cls(text, ids.tolist(), *map(_pack, keep(logits, seed, text)))
 
@@ -124,7 +124,7 @@ class Diverged(NamedTuple):
     positions: int
 
 
-class _DivergenceTask(PairedTask[Kept, Diverged]):
+class _DivergenceTask(PairedTask[Predictions, Diverged]):
     """Keeps some of the original's distributions, since only one model is in memory at a time.
 
     Whole distributions would be gigabytes. Kept at each position are the likeliest tokens and some
@@ -133,7 +133,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
     the draws: unbiased, with an error that the interval covers.
     """
 
-    record, record_after = Kept, Diverged
+    record, record_after = Predictions, Diverged
     unit = "texts"
     reusable = True
 
@@ -148,16 +148,16 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
 
     def collect(
         self, opened: OpenModel, *, batch_tokens: int, which: slice
-    ) -> Iterator[list[Kept]]:
+    ) -> Iterator[list[Predictions]]:
         """The part of the original's predictions that is kept."""
 
-        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Kept:
-            return Kept.of(index, ids, logits, self._reader.seed)
+        def note(index: int, ids: torch.Tensor, logits: torch.Tensor) -> Predictions:
+            return Predictions.of(index, ids, logits, self._reader.seed)
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
     def collect_after(
-        self, opened: OpenModel, before: Sequence[Kept], *, batch_tokens: int, which: slice
+        self, opened: OpenModel, before: Sequence[Predictions], *, batch_tokens: int, which: slice
     ) -> Iterator[list[Diverged]]:
         """The divergence on each text."""
         by_text = {record.text: record for record in before}
@@ -167,7 +167,7 @@ class _DivergenceTask(PairedTask[Kept, Diverged]):
 
         return self._reader.collect(opened, note, batch_tokens=batch_tokens, which=which)
 
-    def summarise(self, before: Sequence[Kept], after: Sequence[Diverged]) -> Summary:  # noqa: ARG002
+    def summarise(self, before: Sequence[Predictions], after: Sequence[Diverged]) -> Summary:  # noqa: ARG002
         """Means over all positions; texts are resampled."""
         scored = [one for one in sorted(after) if one.positions]
         if not scored:

@@ -25,7 +25,7 @@ from sordino.report.explorer.comparison import Comparison, compare
 from sordino.report.explorer.insight import Insight, insights
 from sordino.report.explorer.page import Exploration, render
 from sordino.report.explorer.subject import (
-    Rule,
+    Derivation,
     Subject,
     concept_of_run,
     read_subject,
@@ -145,7 +145,7 @@ def explore(
     )
 
 
-def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Rule | None:
+def _rule(name: str, strength: float, settings: Mapping[str, Any]) -> Derivation | None:
     """The rule; None for the defaults, with which a baked model is shown as it was baked."""
     if (name, strength, dict(settings)) == ("aura", 1, {}):
         return None

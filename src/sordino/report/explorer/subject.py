@@ -25,7 +25,7 @@ _ARGUMENTS = {
     "stratify": "strata_column",
 }
 
-Rule = Callable[[Expertise], Dampening]
+Derivation = Callable[[Expertise], Dampening]
 """A function from an expertise to its factors."""
 
 
@@ -50,7 +50,9 @@ class Subject:
         return f"“{metadata['concept']}” in {metadata['model']}"
 
 
-def read_subject(subject: str | Path | Expertise | Subject, rule: Rule | None = None) -> Subject:
+def read_subject(
+    subject: str | Path | Expertise | Subject, rule: Derivation | None = None
+) -> Subject:
     """Read an expertise with its factors.
 
     Args:
