@@ -1,7 +1,7 @@
 """Find a concept's expert neurons: from sentences to an expertise."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,11 +24,11 @@ from sordino.expertise.attribution import (
 from sordino.expertise.causal import causal_sweep
 from sordino.expertise.own import OwnSettings, foretell, sample
 from sordino.expertise.plan import SweepPlan, duration, make_plan, measure_time
-from sordino.expertise.refusals import find_refusals, refuse_speechless
+from sordino.expertise.refusals import RefusalSettings, find_refusals, refuse_speechless
 from sordino.expertise.sentences import chat_for, encode_sentences, say_how_read
 from sordino.expertise.snapshot import SWEEP, Progress, Snapshots
 from sordino.expertise.states import InFiles, InMemory
-from sordino.expertise.statistic import Statistic
+from sordino.expertise.statistic import Statistic, Tensors
 from sordino.expertise.strata import LENGTH, length_classes
 from sordino.expertise.sweep import BATCH_TOKENS, Sentences, Sweep, SweepSettings
 from sordino.files import counted, drop_link, fingerprint, only_one, size, staging_path, today
@@ -172,95 +172,53 @@ def measure_expertise(
         refuse_speechless(opened, settings.chat)
     encoded, batches, attributing = _batches(opened, concept, settings, attribution)
     say_how_read(opened, chat_for(opened, concept, settings.chat), settings.chat)
-    strata = _strata(concept, settings, encoded)
+    sentences = Sentences(concept.labels, _strata(concept, settings, encoded), batches)
     ranks = Ranks()
     metadata = _metadata(opened, concept, settings, attribution)
     metadata |= {} if own is None else own.metadata
-    key = fingerprint(
-        *(f"{k}={v}" for k, v in metadata.items() if k != "created"),
-        *(site.path for site in opened.sites),
-        str(settings),
-        str(attribution),
-        str(opened.device),
-        torch.__version__,
-    )
+    writes = own is not None or refusals is not None
     with _folder(work) as folder:
+        key = _key(opened, settings, attribution, metadata)
         snapshots = Snapshots(None if work is None else folder / "snapshot.safetensors", key)
-        restored = snapshots.restore()
-        if not ranks.agree(restored and (restored.phase, restored.stage, restored.batch)):
-            restored = None
-        if restored is None:
-            shutil.rmtree(folder, ignore_errors=True)  # left by a different sweep
-            restored = Progress()
+        restored = _restore(snapshots, folder, ranks)
         begun = (restored.stage, restored.batch) != (0, 0)
         in_files = (
             opened.streamed is not None
             or _are_many(opened, batches)
             or (begun and not restored.hidden)  # they are in files already
         )
-        streamed = opened.streamed is not None
         plan = make_plan(
             opened,
             batches,
             attributing,
-            streamed=streamed,
+            streamed=opened.streamed is not None,
             in_files=in_files,
-            writes=own is not None or refusals is not None,
+            writes=writes,
         )
         if plan.tokens >= _LONG and not begun and ranks.size == 1:
             plan = measure_time(plan, opened, batches, attributing)
-        time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"
-        show.note(
-            f"{plan.tokens:,} tokens in {counted(plan.batches, 'batch', 'batches')}; at most "
-            f"{size(plan.peak)} of memory{time}"
-        )
+        _say_plan(plan)
         if restored.phase == SWEEP:
-            sentences = Sentences(concept.labels, strata, batches)
-            with torch.inference_mode():
-                if settings.causal:
-                    swept = causal_sweep(
-                        opened, sentences, settings, snapshots=snapshots, restored=restored
-                    )
-                else:
-                    tokens = [batch.tokens for batch in ranks.deal(batches)]
-                    waiting = folder / "states"
-                    sweep = Sweep(
-                        opened,
-                        sentences,
-                        settings,
-                        states=InFiles(waiting, tokens, opened.device) if in_files else InMemory(),
-                        snapshots=snapshots,
-                        ranks=ranks,
-                    )
-                    swept = sweep.run(restored)
-                restored = Progress(statistics=swept, phase=_SWEPT)
-            if own is not None or refusals is not None:
+            swept = _sweep(
+                opened,
+                sentences,
+                settings,
+                folder / "states" if in_files else None,
+                snapshots=snapshots,
+                restored=restored,
+                ranks=ranks,
+            )
+            restored = Progress(statistics=swept, phase=_SWEPT)
+            if writes:
                 snapshots.save(restored)  # otherwise a kill during sampling would lose the sweep
         statistics = {site.path: dict(restored.statistics[site.path]) for site in opened.sites}
-        at_once = settings.batch_tokens or BATCH_TOKENS
+        journals = None if work is None else folder
         if refusals is not None:
-            refused = find_refusals(
-                opened,
-                refusals,
-                settings.chat,
-                journal=refusals.journal or (None if work is None else folder / "refusals.jsonl"),
-                ranks=ranks,
-            )
-            refused.refuse_few()
-            ids, starts = [one.ids for one in refused.texts], [one.start for one in refused.texts]
-            of, ones = Statistic.REFUSALS, [1] * len(ids)
-            attributing = [*attributing, *in_batches(opened, of, ids, starts, ones, at_once)]
-            metadata |= refused.metadata
+            found, about = _take_refusals(opened, refusals, settings, journals, ranks)
+            attributing, metadata = [*attributing, *found], metadata | about
         if own is not None:
-            sampled = sample(
-                opened,
-                own,
-                batch_tokens=at_once,
-                journal=own.journal or (None if work is None else folder / "own.jsonl"),
-                ranks=ranks,
-            )
-            attributing = [*attributing, *sampled.passages]
-            metadata |= sampled.metadata
+            found, about = _take_own_samples(opened, own, settings, journals, ranks)
+            attributing, metadata = [*attributing, *found], metadata | about
         if attribution is not None:
             more = attribute(
                 opened,
@@ -271,15 +229,101 @@ def measure_expertise(
                 restored=restored,
                 ranks=ranks,
             )
-            for path, found in more.items():
-                statistics[path] |= found
+            for path, of_site in more.items():
+                statistics[path] |= of_site
     if opened.streamed is not None:
         opened.streamed.release()
     arrays = {
-        path: {name: values.numpy() for name, values in found.items()}
-        for path, found in statistics.items()
+        path: {name: values.numpy() for name, values in of_site.items()}
+        for path, of_site in statistics.items()
     }
     return Expertise(arrays, metadata)
+
+
+def _key(
+    opened: OpenModel,
+    settings: SweepSettings,
+    attribution: AttributionSettings | None,
+    metadata: Mapping[str, str],
+) -> str:
+    """A hash of everything that decides what a snapshot holds."""
+    return fingerprint(
+        *(f"{k}={v}" for k, v in metadata.items() if k != "created"),
+        *(site.path for site in opened.sites),
+        str(settings),
+        str(attribution),
+        str(opened.device),
+        torch.__version__,
+    )
+
+
+def _restore(snapshots: Snapshots, folder: Path, ranks: Ranks) -> Progress:
+    """Where an interrupted call stood; the beginning if there is none, or if the ranks differ."""
+    restored = snapshots.restore()
+    agreed = ranks.agree(restored and (restored.phase, restored.stage, restored.batch))
+    if restored is not None and agreed:
+        return restored
+    shutil.rmtree(folder, ignore_errors=True)  # left by a different sweep
+    return Progress()
+
+
+def _say_plan(plan: SweepPlan) -> None:
+    time = "" if plan.seconds is None else f"; about {duration(plan.seconds)}"
+    show.note(
+        f"{plan.tokens:,} tokens in {counted(plan.batches, 'batch', 'batches')}; at most "
+        f"{size(plan.peak)} of memory{time}"
+    )
+
+
+def _sweep(
+    opened: OpenModel,
+    sentences: Sentences,
+    settings: SweepSettings,
+    waiting: Path | None,
+    *,
+    snapshots: Snapshots,
+    restored: Progress,
+    ranks: Ranks,
+) -> Tensors:
+    """The statistics of the responses; hidden states wait in the folder `waiting`, or in memory."""
+    with torch.inference_mode():
+        if settings.causal:
+            return causal_sweep(opened, sentences, settings, snapshots=snapshots, restored=restored)
+        tokens = [batch.tokens for batch in ranks.deal(sentences.batches)]
+        states = InMemory() if waiting is None else InFiles(waiting, tokens, opened.device)
+        sweep = Sweep(opened, sentences, settings, states=states, snapshots=snapshots, ranks=ranks)
+        return sweep.run(restored)
+
+
+def _take_refusals(
+    opened: OpenModel,
+    asked: RefusalSettings,
+    settings: SweepSettings,
+    journals: Path | None,
+    ranks: Ranks,
+) -> tuple[list[Passage], dict[str, str]]:
+    """The model's own refusals for attribution, and their entries in the metadata."""
+    journal = asked.journal or (journals and journals / "refusals.jsonl")
+    refused = find_refusals(opened, asked, settings.chat, journal=journal, ranks=ranks)
+    refused.refuse_few()
+    ids, starts = [one.ids for one in refused.texts], [one.start for one in refused.texts]
+    at_once = settings.batch_tokens or BATCH_TOKENS
+    ones = [1] * len(ids)
+    return in_batches(opened, Statistic.REFUSALS, ids, starts, ones, at_once), refused.metadata
+
+
+def _take_own_samples(
+    opened: OpenModel,
+    asked: OwnSettings,
+    settings: SweepSettings,
+    journals: Path | None,
+    ranks: Ranks,
+) -> tuple[list[Passage], dict[str, str]]:
+    """The model's own samples for attribution, and their entries in the metadata."""
+    journal = asked.journal or (journals and journals / "own.jsonl")
+    at_once = settings.batch_tokens or BATCH_TOKENS
+    sampled = sample(opened, asked, batch_tokens=at_once, journal=journal, ranks=ranks)
+    return sampled.passages, sampled.metadata
 
 
 @contextmanager
