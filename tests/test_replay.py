@@ -4,10 +4,12 @@ import gzip
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,14 +20,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sordino
 from sordino.errors import UserError
 from sordino.evaluation import SCORERS, Scorer
 from sordino.evaluation.endpoint import Access, Server
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.statistics import Estimate
 from sordino.replaying import Look, ReplayOutcome, outcome_of
-from sordino.replaying.log import CHAT, PLAIN, read_log
-from sordino.replaying.store import Pairs
+from sordino.replaying.log import CHAT, PLAIN, Prompt, read_log
+from sordino.replaying.store import Answer, Pairs, Store
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
 from stub_server import refused, said
@@ -337,6 +340,63 @@ def test_a_database_of_something_else_is_left_alone(serve, call, tmp_path):
     assert rows(tmp_path / "out", "SELECT one FROM mine") == [(1,)]
 
 
+@contextmanager
+def small_files(most):
+    """No file grows larger than that many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_the_replay_continues(serve, call, tmp_path):
+    stub = serve(speaking(0.2, "a"))
+    log = traffic(tmp_path / "log.jsonl", days=1, a_day=40)
+    file = tmp_path / "out/replay.duckdb"
+    for most in (20_000, 300_000):  # the first is full in DuckDB's log, the second in its tables
+        with small_files(most):
+            status, _, err = call(*command(log, stub, stub))
+        assert status == 2
+        assert "out/replay.duckdb cannot be written" in err
+        assert not file.exists()
+    assert call(*command(log, stub, stub))[0] == 0
+    before = file.read_bytes()
+    for most in (20_000, 300_000):
+        with small_files(most):
+            status, _, err = call(*command(log, stub, stub, "--redact"))
+        assert status == 2
+        assert "out/replay.duckdb cannot be written" in err
+        assert file.read_bytes() == before
+    assert call(*command(log, stub, stub, "--redact"))[0] == 0
+    assert rows(tmp_path / "out", "SELECT count(*), count(asked) FROM prompt") == [(40, 0)]
+
+
+def test_a_batch_that_does_not_fit_is_told(tmp_path):
+    store = Store(tmp_path / "replay.duckdb", {}, redact=False)
+    prompt = Prompt("log", 1, None, PLAIN, {"prompt": "long " * 100_000}, None)
+    with small_files(20_000), pytest.raises(UserError, match="cannot be written"):
+        store.add({0: prompt}, [[Answer("a", 0.1), Answer("b", 0.1)]], 1, "digest")
+    assert store.passed == 0
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("servers", "more", "message"),
+    [
+        (["http://127.0.0.1:1"], {}, "`servers` has 1 values"),
+        ("http://127.0.0.1:1", {}, "is one text"),
+        (["http://127.0.0.1:1"] * 2, {"models": ("tiny",)}, "`models` has 1 values"),
+    ],
+)
+def test_in_python_there_are_two_servers(tmp_path, servers, more, message):
+    log = traffic(tmp_path / "log.jsonl", days=1, a_day=4)
+    with pytest.raises(UserError, match=message):
+        sordino.replay(log, servers, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_duckdb_the_mend_is_told(serve, call, tmp_path, monkeypatch):
     stub = serve(speaking(0.2, "a"))
     log = traffic(tmp_path / "log.jsonl", days=1, a_day=4)
@@ -543,8 +603,9 @@ def test_requests_keep_their_distance(serve):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--endpoint", "http://127.0.0.1:1"), "--endpoint is given 3 times"),
+        (("--endpoint", "http://127.0.0.1:1"), "Pass --endpoint twice"),
         (("--max-tokens", 0), "--max-tokens 0 is out of range"),
+        (("--seed", -1), "--seed -1 is out of range"),
         (("--fraction", 1.5), "--fraction 1.5 is out of range"),
         (("--rate", 0), "--rate 0 is out of range"),
         (("--served-model", "a", "--served-model", "b", "--served-model", "c"), "is given 3 times"),

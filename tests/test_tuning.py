@@ -152,6 +152,11 @@ def test_texts_for_sizes_are_not_those_of_the_measure(tmp_path):
     assert measured.isdisjoint(clean_texts(str(prose), most=10, seed=3))
 
 
+def test_texts_are_drawn_by_no_negative_seed():
+    with pytest.raises(UserError, match="`seed=-1` is out of range: it must be at least 0"):
+        clean_texts(seed=-1)
+
+
 def test_the_dial_of_a_rule(concept):
     auroc = {"m.0": np.linspace(0.3, 0.9, 40, dtype=np.float32)}
     cost = {

@@ -72,7 +72,7 @@ class Settings(Record):
     def _in_range(self) -> Self:
         # JavaScript's integers are exact up to here.
         if not 0 <= self.seed < 2**53:
-            raise UserError(f"`seed={self.seed}` is out of range: it must be from 0 to 2^53.")
+            raise UserError(f"`seed={self.seed}` is out of range: it must be from 0 to 2^53 − 1.")
         check_strength(self.strength)
         if self.new_tokens > _MOST_NEW_TOKENS:
             raise UserError(

@@ -72,10 +72,7 @@ def replay(
             seed,
         )
         if logs and len(servers.endpoint) != 2:
-            raise UserError(
-                f"--endpoint is given {len(servers.endpoint)} times: pass it twice, the original "
-                "server's first."
-            )
+            raise UserError("Pass --endpoint twice: the original server's first.")
         found = ask(
             logs,
             servers.endpoint,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sordino.errors import UserError
+from sordino.errors import UserError, refuse_text
 from sordino.evaluation.endpoint import DEFAULT_ACCESS, Access, Server
 from sordino.extras import require
 from sordino.files import only_one, private_files, refuse_repeated, user_path, write_json
@@ -17,7 +17,7 @@ from sordino.replaying import (
     describe_replay,
     outcome_of,
 )
-from sordino.replaying.store import was_redacted
+from sordino.replaying.store import ARMS, was_redacted
 from sordino.report.article import write_html
 from sordino.report.replay import replay_answer, replay_article
 
@@ -84,6 +84,12 @@ def replay(
     chosen = settings or ReplaySettings()
     if not given:
         raise UserError("There is nothing to replay: pass the log of a service, a .jsonl file.")
+    refuse_text(servers=servers, models=models, keys=keys)
+    for name, each in {"servers": servers, "models": models, "keys": keys}.items():
+        if len(each) != len(ARMS):
+            raise UserError(
+                f"`{name}` has {len(each)} values: give two, the original server's first."
+            )
     refuse_repeated(given, "would count its prompts twice")
     folder = user_path(output)
     database, figures, page = (folder / f"replay.{kind}" for kind in ("duckdb", "json", "html"))

@@ -67,6 +67,7 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         require_at_least(1, max_tokens=self.max_tokens)
+        require_at_least(0, seed=self.seed)
         if not 0 < self.fraction <= 1:
             raise UserError(
                 f"`fraction={self.fraction:g}` is out of range: it must be above 0 and at most 1."
@@ -147,8 +148,8 @@ def ask_both(
     """
     survey = _survey(logs, store)
     if survey.others:
-        what = counted(survey.others, "line does not ask", "lines do not ask")
-        note(f"skipped: {what} for text")
+        what = counted(survey.others, "line asks", "lines ask")
+        note(f"skipped: {what} for no chat and no completion")
     if survey.mended:
         what = counted(survey.mended, "request holds", "requests hold")
         note(f"{what} half a character, replaced by a question mark")

@@ -1,7 +1,8 @@
 """Prompts and answers, in a DuckDB file that can be queried."""
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,7 @@ class Store:
 
     @private_files()
     def __init__(self, path: Path, about: Mapping[str, str], *, redact: bool) -> None:
+        self._path = path
         self._connection = _enter(path, about, redact=redact)
         found = _about(self._connection)
         self.redacted = bool(found["redacted"])
@@ -115,6 +117,9 @@ class Store:
             answers: For each prompt, one of each arm.
             passed: How many prompts of the log are done.
             digest: Of all of those.
+
+        Raises:
+            UserError: They cannot be written; nothing has changed.
         """
         kept = not self.redacted
         prompts = [
@@ -133,13 +138,14 @@ class Store:
             for number, pair in zip(asked, answers, strict=True)
             for arm, answer in zip(ARMS, pair, strict=True)
         ]
-        self._connection.begin()
-        if prompts:
-            self._connection.executemany("INSERT INTO prompt VALUES (?, ?, ?, ?, ?)", prompts)
-            self._connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?)", rows)
-        for key, value in {"passed": str(passed), "digest": digest}.items():
-            self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [key, value])
-        self._connection.commit()
+        with _writing(self._path):
+            self._connection.begin()
+            if prompts:
+                self._connection.executemany("INSERT INTO prompt VALUES (?, ?, ?, ?, ?)", prompts)
+                self._connection.executemany("INSERT INTO answer VALUES (?, ?, ?, ?, ?)", rows)
+            for key, value in {"passed": str(passed), "digest": digest}.items():
+                self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", [key, value])
+            self._connection.commit()
         self.passed, self.digest = passed, digest
 
     def pairs(self) -> Pairs:
@@ -250,11 +256,29 @@ def _open(path: Path) -> "duckdb.DuckDBPyConnection":
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200].rstrip(".")
     return UserError(
-        f"{path} cannot be opened ({type(error).__name__}: {reason}): close the program that has "
+        f"{path} cannot be opened ({_reason(error)}): close the program that has "
         "it open, or choose another `output`."
     )
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200].rstrip(".")
+    return f"{type(error).__name__}: {said}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise `UserError` where DuckDB cannot write what the block writes."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(
+            f"{path} cannot be written ({_reason(error)}): free space on its disk, or lift the "
+            "limit on a file's size (ulimit -a), and run the same command again."
+        ) from None
 
 
 def _make(path: Path, about: Mapping[str, str]) -> "duckdb.DuckDBPyConnection":
@@ -269,21 +293,20 @@ def _filled(path: Path, rows: Mapping[str, str]) -> Path:
     stage = staging_path(path)
     for leftover in (stage, _log_of(stage)):
         leftover.unlink(missing_ok=True)
-    connection = _open(stage)
-    connection.begin()
-    connection.execute(_TABLES)
-    connection.executemany("INSERT INTO about VALUES (?, ?)", [[k, v] for k, v in rows.items()])
-    connection.commit()
-    connection.close()
+    with _writing(path), _open(stage) as connection:
+        connection.begin()
+        connection.execute(_TABLES)
+        connection.executemany("INSERT INTO about VALUES (?, ?)", [[k, v] for k, v in rows.items()])
+        connection.commit()
+        connection.execute("CHECKPOINT")  # closing does so as well, but tells no failure
     return stage
 
 
 def _without_texts(path: Path) -> None:
     """Remove all texts from a file by rewriting it, since deleted ones could still be read."""
     stage = _filled(path, {"format": _FORMAT})
-    connection = _connect(path)
-    connection.execute(f"ATTACH '{str(stage).replace(chr(39), chr(39) * 2)}' AS clean")
-    for statement in (
+    statements = (
+        f"ATTACH '{str(stage).replace(chr(39), chr(39) * 2)}' AS clean",
         "DELETE FROM clean.about",
         "INSERT INTO clean.about SELECT key, CASE key WHEN 'redacted' THEN 'yes' ELSE value END "
         "FROM about",
@@ -292,9 +315,10 @@ def _without_texts(path: Path) -> None:
         "FROM answer",
         "DETACH clean",
         "CHECKPOINT",  # otherwise the rest of its log would be added to the new file
-    ):
-        connection.execute(statement)
-    connection.close()
+    )
+    with _writing(path), _connect(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
     publish(stage, path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sordino import progress as show
-from sordino.errors import UserError
+from sordino.errors import UserError, require_at_least
 from sordino.evaluation.measures.divergence import estimate_divergence, keep
 from sordino.evaluation.reading import text_logits
 from sordino.evaluation.texts import KIT_PROSE, read_texts
@@ -357,6 +357,7 @@ def clean_texts(spec: str = KIT_PROSE, *, most: int = TEXTS, seed: int = 0) -> l
     `sordino.evaluation.texts.choose` takes the first ones of the same permutation, so with enough
     texts no strength is calibrated on those on which it is reported.
     """
+    require_at_least(0, seed=seed)
     texts = read_texts(spec)
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i].text for i in sorted(order[-most:])]
