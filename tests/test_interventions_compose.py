@@ -142,3 +142,16 @@ def test_a_file_gives_what_is_saved_or_what_a_rule_makes_of_it(tmp_path):
     for name, message in {"neither": "not a safetensors file", "none": "not exist"}.items():
         with pytest.raises(UserError, match=message):
             dampening_from(tmp_path / name)
+
+
+def test_only_dampenings_are_composed():
+    statistics = {"auroc": np.full(3, 0.5, np.float32)}
+    with pytest.raises(UserError, match="holds a Expertise, and dampenings are expected"):
+        compose([Expertise({"a": statistics}, {})])
+    with pytest.raises(UserError, match="no dampening to compose"):
+        compose([])
+
+
+def test_a_strength_is_a_number():
+    with pytest.raises(UserError, match="`strength=much` is not a number"):
+        Dampening({"a": np.ones(3, np.float32)}, "aura").scaled("much")

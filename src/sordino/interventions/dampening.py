@@ -43,6 +43,8 @@ def check_strength(strength: float) -> None:
     Raises:
         UserError: It is one.
     """
+    if not isinstance(strength, int | float | np.number):
+        raise UserError(f"`strength={strength}` is not a number: give one.")
     if not 0 <= strength <= MOST_STRENGTH:
         raise UserError(
             f"`strength={strength:g}` is out of range: it must be from 0 to {MOST_STRENGTH:g}."
@@ -462,9 +464,16 @@ def compose(dampenings: Sequence[Dampening]) -> Dampening:
         expertise's other metadata are those on which all agree.
 
     Raises:
-        UserError: Two of them have different numbers of neurons for one site, or a product is too
-            large.
+        UserError: There is none, or something else than a dampening; two of them have different
+            numbers of neurons for one site, or a product is too large.
     """
+    if wrong := [one for one in dampenings if not isinstance(one, Dampening)]:
+        raise UserError(
+            f"`dampenings` holds a {type(wrong[0]).__name__}, and dampenings are expected: turn an "
+            "expertise into one with sordino.dampen."
+        )
+    if not dampenings:
+        raise UserError("There is no dampening to compose: give at least one.")
     if len(dampenings) == 1:
         return dampenings[0]
     factors: dict[str, NDArray[np.float64]] = {}
