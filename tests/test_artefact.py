@@ -146,4 +146,5 @@ def test_an_expertise_is_shown_in_one_line(sites, model):
     assert shown.startswith("Expertise('bridges'")
     assert "array" not in shown
     if len(model) < 20 and model.isascii() and model.isprintable():
-        assert f"{sites},000 neurons of {sites} sites; auroc, strongest)" in shown
+        counted = f"{sites} site" if sites == 1 else f"{sites} sites"
+        assert f"{sites},000 neurons of {counted}; auroc, strongest)" in shown

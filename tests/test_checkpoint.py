@@ -135,7 +135,7 @@ def test_a_part_that_the_class_lacks_is_said(folder, tensors, capsys):
     for way in WAYS.values():
         capsys.readouterr()
         way(folder)
-        assert "mtp (1 tensors) is ignored" in capsys.readouterr().err
+        assert "mtp (1 tensor) is ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
@@ -223,7 +223,7 @@ def test_a_gguf_tensor_that_the_model_has_no_place_for_is_named(tmp_path):
     with reading(path) as header:
         one = header.tensors["blk.0.attn_norm.weight"]
         more = {**header.tensors, "blk.0.odd.weight": one, "rope_freqs.weight": one}
-        with pytest.raises(UserError, match=r"1 tensors .*blk\.0\.odd\.weight"):
+        with pytest.raises(UserError, match=r"1 tensor .*blk\.0\.odd\.weight"):
             module_tree(replace(header, tensors=more))
 
 

@@ -290,7 +290,7 @@ def test_the_line_is_that_of_the_file_and_not_of_the_row(tmp_path: Path) -> None
         ("a.csv", b"", "a.csv is empty"),
         ("a.csv", b"text,label\n", "a.csv has no rows"),
         ("a.csv", b"text,text\na,b\n", "line 1: two columns have the same name"),
-        ("a.csv", b'text,label\na,1\nb, "c"d,1\n', "line 3: there are 3 fields, where"),
+        ("a.csv", b'text,label\na,1\nb, "c"d,1\n', "line 3: it has 3 fields, where"),
         ("a.csv", b'text,label\na,1\n"b"c,1\n', "line 3: the row is malformed"),
         ("a.csv", b'text,label\na,1\n"b\nc,1\n', "line 3: a quotation mark opens here"),
         ("a.csv", b"text,label\na,1\nb\xe9,0\n", "line 3: the byte 0xe9 is not UTF-8"),

@@ -246,7 +246,7 @@ def _mark_quantised(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_drop_a_site, r"lack 1 weights .*model\.layers\.2\.mlp\.up_proj\.weight"),
+        (_drop_a_site, r"lack 1 weight .*model\.layers\.2\.mlp\.up_proj\.weight"),
         (_quantise, r"hold model\.layers\.2\.mlp\.up_proj\.weight as float8_e4m3fn"),
         (_truncate, r"model\.safetensors is damaged"),
         (_mark_quantised, r"quantised .*\(gptq\)"),

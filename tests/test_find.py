@@ -276,7 +276,7 @@ def test_not_a_number_is_reported_by_site(open_tiny, concept, capsys):
     expertise = find_experts(opened, concept)
     assert np.isnan(expertise["auroc"]["model.layers.1.mlp.up_proj"][3])
     said = capsys.readouterr().err
-    assert "model.layers.1.mlp.up_proj: 55 responses of 1 neurons are not finite; 1 of" in said
+    assert "model.layers.1.mlp.up_proj: 55 responses of 1 neuron are not finite; 1 of" in said
 
 
 def test_the_artefact_says_what_was_measured(open_tiny, concept, tmp_path):

@@ -360,7 +360,7 @@ def test_scales_that_underflow_are_reported_by_tensor(source, tmp_path, capsys):
     out = capsys.readouterr().out
     blocks = 96 * 64 // 32
     assert f"moved {blocks} block scales by more than 1 %, {blocks} of them to 0" in out
-    assert "in 1 tensors (blk.3.ffn_gate.weight)" in out
+    assert "in 1 tensor (blk.3.ffn_gate.weight)" in out
     assert "all other tensors are the same bytes" in out
     rounding = read_provenance(tmp_path / "quiet.gguf").rounding
     of_one = TensorRounding(largest=1, coarse=blocks, zeroed=blocks)

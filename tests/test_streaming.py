@@ -328,7 +328,7 @@ def test_damaged_files_give_one_sentence(tmp_path):
     tensors = load_file(weights)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({n: t for n, t in tensors.items() if n != name}, weights, {"format": "pt"})
-    with pytest.raises(UserError, match=f"lack 1 weights of LlamaForCausalLM .{name}"):
+    with pytest.raises(UserError, match=f"lack 1 weight of LlamaForCausalLM .{name}"):
         open_model(folder, stream=True)
     save_file(tensors | {name: tensors[name][:-1].clone()}, weights, {"format": "pt"})
     with pytest.raises(UserError, match="could not be loaded"):

@@ -175,7 +175,7 @@ def test_what_spreadsheets_add_is_no_column(header: str, row: str, tmp_path: Pat
 
 def test_values_without_a_column_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     read_separated("v1,v2,,\na,1,more,\nb,1,,\n", "here", ",")
-    assert "1 rows have values in columns without a name" in capsys.readouterr().err
+    assert "1 row has values in columns without a name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_values_without_a_column_are_said(capsys: pytest.CaptureFixture[str]) ->
     [
         ("text,text,\na,b,\n", "line 1: two columns have the same name, text"),
         (",,\na,b,\n", "line 1: the first line names no column"),
-        ("text,label\na\n", "line 2: there are 1 fields"),
-        ("text,label,\na,1,,x\n", "line 2: there are 4 fields"),
+        ("text,label\na\n", "line 2: it has 1 field"),
+        ("text,label,\na,1,,x\n", "line 2: it has 4 fields"),
     ],
 )
 def test_rows_that_do_not_fit_are_named(content: str, problem: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sordino.concepts.table import Table
 from sordino.concepts.text_files import split_lines
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import counted, printable
 from sordino.progress import note
 
 _TAB = "\t"
@@ -185,7 +185,8 @@ def _table(rows: Sequence[_Row], source: str) -> Table:
         if len(row.cells) < width or filled > len(header):
             raise _RowError(
                 row.line,
-                f"there are {len(row.cells)} fields, where the first line names {width} columns: "
+                f"it has {counted(len(row.cells), 'field')}, where the first line names {width} "
+                "columns: "
                 "put quotes around a text that holds the separator or a line break, with no space "
                 "before them",
             )
@@ -193,7 +194,8 @@ def _table(rows: Sequence[_Row], source: str) -> Table:
             cell.strip() and not name for name, cell in zip(header, row.cells, strict=False)
         )
     if beyond:
-        note(f"{source}: {beyond} rows have values in columns without a name, which are not read")
+        what = counted(beyond, "row has", "rows have")
+        note(f"{source}: {what} values in columns without a name, which are not read")
 
     def column(name: str) -> list[str]:
         index = header.index(name)

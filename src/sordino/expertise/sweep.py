@@ -18,6 +18,7 @@ from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles, States
 from sordino.expertise.statistic import REACHED, STRONGEST, Statistic, Tensors, Values
 from sordino.expertise.strata import LENGTH, stratified_auroc
+from sordino.files import counted
 from sordino.models.chat import AS_SEES_FIT, Chat
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
@@ -363,10 +364,10 @@ def _report_non_finite(site: Site, responses: torch.Tensor) -> None:
             return
     nan = int(responses.isnan().any(dim=0).sum())
     fate = f"; {nan} of these get no AUROC and are left unchanged" if nan else ""
-    show.note(
-        f"warning: {site.path}: {int(bad.sum())} responses of {int(bad.any(dim=0).sum())} neurons "
-        f"are not finite{fate}."
-    )
+    neurons = counted(int(bad.any(dim=0).sum()), "neuron")
+    responses_are = (f"response of {neurons} is", f"responses of {neurons} are")
+    what = counted(int(bad.sum()), *responses_are)
+    show.note(f"warning: {site.path}: {what} not finite{fate}.")
 
 
 def _report_not_reached(site: Site, aurocs: torch.Tensor) -> None:
