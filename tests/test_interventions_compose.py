@@ -146,7 +146,7 @@ def test_a_file_gives_what_is_saved_or_what_a_rule_makes_of_it(tmp_path):
 
 def test_only_dampenings_are_composed():
     statistics = {"auroc": np.full(3, 0.5, np.float32)}
-    with pytest.raises(UserError, match="holds a Expertise, and dampenings are expected"):
+    with pytest.raises(UserError, match="composed, and not a Expertise"):
         compose([Expertise({"a": statistics}, {})])
     with pytest.raises(UserError, match="no dampening to compose"):
         compose([])

@@ -469,8 +469,8 @@ def compose(dampenings: Sequence[Dampening]) -> Dampening:
     """
     if wrong := [one for one in dampenings if not isinstance(one, Dampening)]:
         raise UserError(
-            f"`dampenings` holds a {type(wrong[0]).__name__}, and dampenings are expected: turn an "
-            "expertise into one with sordino.dampen."
+            f"Dampenings can be composed, and not a {type(wrong[0]).__name__}: turn an expertise "
+            "into one with sordino.dampen."
         )
     if not dampenings:
         raise UserError("There is no dampening to compose: give at least one.")
