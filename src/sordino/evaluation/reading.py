@@ -21,13 +21,7 @@ from sordino.files import fingerprint
 from sordino.models.generation import MAX_LOGITS
 from sordino.models.open import OpenModel
 from sordino.models.precision import double
-from sordino.models.tokenise import (
-    count_cut,
-    encode,
-    encode_for,
-    equal_length_batches,
-    note_cut,
-)
+from sordino.models.tokenise import encode_for, equal_length_batches
 
 # Logits that are processed together: 8 MiB in float32, so that intermediate results stay in the
 # processor's cache and their memory is reused.
@@ -103,11 +97,11 @@ class Reader:
         """
         texts, most = [text.text for text in self.texts], self.settings.max_tokens
         if not self.given:
-            if not is_built_in(self.settings.texts):
-                kept = encode(opened.tokenizer, texts, most)
-                cut = count_cut(opened.tokenizer, texts, kept, most)
-                note_cut(opened, cut, len(texts), f"texts of {self.settings.key}", most)
-            yield from text_logits(opened, texts, most, batch_tokens=batch_tokens, which=which)
+            # The documentation says how long the built-in texts are.
+            nouns = "" if is_built_in(self.settings.texts) else f"texts of {self.settings.key}"
+            yield from text_logits(
+                opened, texts, most, batch_tokens=batch_tokens, which=which, nouns=nouns
+            )
             return
         whole = [given + text for given, text in zip(self.given, texts, strict=True)]
         begin = _ends_of_given(opened, self.given, whole, most)
@@ -159,6 +153,7 @@ def text_logits(
     *,
     batch_tokens: int,
     which: slice = ALL,
+    nouns: str = "",
 ) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
     """Run a model over texts, in batches of equal length, longest first.
 
@@ -168,12 +163,13 @@ def text_logits(
         max_tokens: They are cut at this many tokens, and at the model's positions.
         batch_tokens: About how many tokens are in memory at once.
         which: Which of the batches.
+        nouns: What the note about cut texts calls them; see `encode_for`.
 
     Yields:
         For each text of a batch its index, its tokens int64 [length] and the logits [length,
         vocabulary].
     """
-    encoded = encode_for(opened, texts, max_tokens)
+    encoded = encode_for(opened, texts, max_tokens, nouns)
     # The logits, tokens × vocabulary, take most of the memory.
     fitting = min(batch_tokens, opened.positions(MAX_LOGITS))
     for batch in equal_length_batches(encoded, fitting)[which]:

@@ -439,8 +439,8 @@ def _own_tokens(
         if room is not None and most > room:
             most, cut = room, cut + 1
         placed.append(Placed(tuple(ids[:most]), first))
-    if cut:
-        note(f"{opened.ref.name} has {room} positions: {cut:,} texts are cut there")
+    if room is not None:
+        note_cut(opened, cut, len(texts), "conversations", room)
     refuse_unknown(opened, [one.ids for one in placed])
     return placed
 

@@ -30,7 +30,7 @@ from sordino.models.cache import kept_of_a_token, make_room
 from sordino.models.memory import for_device
 from sordino.models.open import OpenModel
 from sordino.models.precision import double, has_float64
-from sordino.models.tokenise import count_cut, encode, note_cut, positions, refuse_unknown
+from sordino.models.tokenise import encode, encode_noted, positions, refuse_unknown
 from sordino.models.transformers_internals import CACHE, counts_anew
 
 # Logits of one step, rows × vocabulary: at most 256 MiB in float32.
@@ -178,9 +178,7 @@ def encode_prompts(
     """
     room = prompt_room(opened, new_tokens)
     most = max_tokens if room is None else min(max_tokens, room)
-    encoded = encode(opened.tokenizer, texts, most)
-    note_cut(opened, count_cut(opened.tokenizer, texts, encoded, most), len(texts), nouns, most)
-    return _without_end(opened, encoded)
+    return _without_end(opened, encode_noted(opened, texts, most, nouns))
 
 
 def encode_open(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

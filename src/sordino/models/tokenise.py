@@ -63,18 +63,48 @@ def encode(
     return list(encoded)
 
 
-def encode_for(opened: OpenModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def encode_for(
+    opened: OpenModel, texts: Sequence[str], max_tokens: int, nouns: str = ""
+) -> list[list[int]]:
     """Token ids of each text as `encode` gives them, also cut at the model's positions.
+
+    Args:
+        opened: The model.
+        texts: The texts.
+        max_tokens: They are cut at this many tokens.
+        nouns: What the note about cut texts calls them, in the plural; "" to note only those that
+            the model has no positions for.
 
     Raises:
         UserError: A text has no tokens, or one for which the model has no embedding.
     """
     room = positions(opened.model)
     most = max_tokens if room is None else min(max_tokens, room)
-    encoded = encode(opened.tokenizer, texts, most)
-    if most < max_tokens and (cut := count_cut(opened.tokenizer, texts, encoded, most)):
-        note(f"{opened.ref.name} has {most} positions: {cut:,} of {len(texts):,} texts cut there")
+    if nouns or most < max_tokens:
+        encoded = encode_noted(opened, texts, most, nouns or "texts")
+    else:
+        encoded = encode(opened.tokenizer, texts, most)
     refuse_unknown(opened, encoded)
+    return encoded
+
+
+def encode_noted(
+    opened: OpenModel, texts: Sequence[str], max_tokens: int, nouns: str
+) -> list[list[int]]:
+    """Token ids of each text as `encode` gives them; a note says how many are cut.
+
+    Args:
+        opened: The model.
+        texts: The texts.
+        max_tokens: They are cut at this many tokens.
+        nouns: What the note calls them, in the plural.
+
+    Raises:
+        UserError: A text has no tokens.
+    """
+    encoded = encode(opened.tokenizer, texts, max_tokens)
+    cut = count_cut(opened.tokenizer, texts, encoded, max_tokens)
+    note_cut(opened, cut, len(texts), nouns, max_tokens)
     return encoded
 
 

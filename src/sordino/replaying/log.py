@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sordino.concepts.readers import is_table, read_table
+from sordino.concepts.readers import read_table
 from sordino.concepts.text_files import input_path, kind_of, open_input, read_text
 from sordino.errors import UserError
 from sordino.files import json_kind, parse_json, printable
@@ -91,23 +91,29 @@ def read_log(path: Path) -> Iterator[Prompt | None]:
         UserError: It cannot be read, or a line is not a JSON object.
     """
     path = input_path(path, mend="give the log of a service, a .jsonl file")
-    read = _list_rows if _is_list(path) else _table_rows if _is_table(path) else _json_rows
-    for number, row in read(path):
+    for number, row in _reader(path)(path):
         yield _prompt(row, path.name, number)
 
 
-def _is_table(path: Path) -> bool:
-    """Whether the log is a table instead of JSON Lines."""
-    kind = kind_of(path)
-    if kind in (".csv", ".tsv", ".tab"):
-        raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
-    return is_table(path) and kind == ".parquet"
+def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]:
+    """How the log's rows are read, by the kind of its file.
+
+    Raises:
+        UserError: It is another table than Parquet.
+    """
+    match kind_of(path):
+        case ".csv" | ".tsv" | ".tab" as kind:
+            raise UserError(f"{printable(str(path))} is a {kind} file: write the log as .jsonl.")
+        case ".parquet":
+            return _table_rows
+        case ".json" if _holds_list(path):
+            return _list_rows
+        case _:
+            return _json_rows
 
 
-def _is_list(path: Path) -> bool:
-    """Whether the log is one JSON list of requests."""
-    if kind_of(path) != ".json":
-        return False
+def _holds_list(path: Path) -> bool:
+    """Whether the file is one JSON list."""
     with open_input(path) as stream:
         return stream.read(1024).removeprefix(_MARK).lstrip()[:1] == b"["
 
