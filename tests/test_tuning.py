@@ -72,6 +72,13 @@ def test_most_of_the_search_is_rough(scale, power, budget, error):
     assert law.asked <= 3
 
 
+@given(st.floats(1e-2, 1e2), st.floats(1e-3, 1), st.floats(0.8, 1.25))
+def test_a_dial_that_is_a_divergence_is_measured_whole_twice(scale, budget, error):
+    law = Law(scale, 1, np.inf, error)
+    assert calibrate(law, Family(strength, foretells=True), budget).reached
+    assert law.asked <= 2
+
+
 @given(st.floats(0.1, 10), st.floats(0.5, 3))
 def test_what_has_a_largest_size_is_given_at_it(scale, power):
     law = Law(scale, power, 2.0)

@@ -221,7 +221,9 @@ def calibrate(
     """The largest member of a family whose measured divergence stays within a budget.
 
     The divergence grows about as a power of the dial. So the secant method on the logarithms, kept
-    inside the bracket, needs a handful of measurements; most of them are rough ones.
+    inside the bracket, needs a handful of measurements; most of them are rough ones. Until two
+    points tell the power, it is taken to be 1 for a rule whose dial is itself a divergence, and 2
+    for others, since to first order the divergence is a quadratic form of the change.
 
     Args:
         yardstick: Measures the divergence.
@@ -235,8 +237,9 @@ def calibrate(
     if not 0 < budget < math.inf:
         raise UserError(f"A divergence of {budget:g} is out of range: it must be above 0.")
     dial = start or (family.first(budget) if isinstance(family, Family) else 1.0)
-    dial = _near(yardstick, family, budget, dial)
-    search = _Search(budget, dial)
+    power = 1.0 if isinstance(family, Family) and family.foretells else 2.0
+    dial = _near(yardstick, family, _Search(budget, dial, power))
+    search = _Search(budget, dial, power)
     best: Calibrated[E] | None = None
     for _ in range(_ROUNDS):
         dampening = family(search.dial)
@@ -259,11 +262,9 @@ def calibrate(
     return best
 
 
-def _near(
-    yardstick: Yardstick, family: Callable[[float], Edit], budget: float, dial: float
-) -> float:
+def _near(yardstick: Yardstick, family: Callable[[float], Edit], search: "_Search") -> float:
     """A dial at which the divergence is about the budget, or the largest possible one."""
-    search = _Search(budget, dial)
+    budget = search.budget
     within: tuple[float, float] | None = None
     for _ in range(_ROUNDS):
         at = search.dial
@@ -287,10 +288,12 @@ class _Search:
     Args:
         budget: The divergence, in nats per token.
         dial: The dial to measure next.
+        power: That of the dial with which the divergence grows, until two points tell it.
     """
 
     budget: float
     dial: float
+    power: float
     _low: float = 0.0  # the largest dial known to be within the budget
     _high: float = math.inf  # and one beyond it
     _points: list[tuple[float, float]] = field(default_factory=list)  # logarithms
@@ -326,7 +329,7 @@ class _Search:
     def guess(self) -> float:
         """The dial at which the power law through the last points meets the budget."""
         log_dial, log_found = self._points[-1]
-        power = 2.0  # to first order the divergence is a quadratic form of the change
+        power = self.power
         if len(self._points) > 1 and self._points[-2][0] != log_dial:
             power = (log_found - self._points[-2][1]) / (log_dial - self._points[-2][0])
         power = float(np.clip(power, 0.3, 4))
