@@ -338,8 +338,8 @@ def run(options: Options) -> Result:
         figures.append(Figure(f"all parts of the demo, {name} / bare decoder", whole / once))
     shares = [f"{part.name} {part.times * ours[part] / once:.2g}" for part in parts]
     notes = [
-        "Of that the parts are, as multiples of the bare decoder over the concept's sentences: "
-        f"{', '.join(shares)}."
+        "In the demo, each part takes this many times as long as the bare decoder over the "
+        f"concept's sentences: {', '.join(shares)}."
     ]
     about = {
         "model": "random" if options.quick else "SmolLM2-135M-Instruct",

@@ -22,6 +22,7 @@ from sordino import kit
 from sordino.cli.app import app, main
 from sordino.cli.recipe import expand
 from sordino.errors import UserError
+from sordino.evaluation import MEASURES
 from tiny_gguf import tiny_gguf
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -456,6 +457,13 @@ def test_the_api_page_has_every_public_name():
     for name in sordino.__all__:
         if name != "__version__":
             assert shown[name] is getattr(sordino, name), name
+
+
+def test_the_api_page_has_every_measure():
+    page = (ROOT / "docs/api.md").read_text("utf-8")
+    for measure in MEASURES.values():
+        name = measure.__name__
+        assert re.search(rf"^::: sordino\.(evaluation\.)?{name}$", page, re.MULTILINE), name
 
 
 def documented(path: str) -> object:

@@ -293,7 +293,7 @@ def test_the_example_of_contrast_is_what_the_rule_does():
 
 def test_settings_of_rivals_are_as_many_as_the_page_says():
     rows = dict(
-        re.findall(r"^\| (`[^|]*`) \| (\d+) \|", text("docs/interventions.md"), flags=re.MULTILINE)
+        re.findall(r"^\| (`[^|]*`) \| (\d+) \|", text("docs/rivals.md"), flags=re.MULTILINE)
     )
     found = {name.strip("`"): int(count) for name, count in rows.items()}
     subspaces = len(contenders._SUBSPACES)
@@ -303,7 +303,7 @@ def test_settings_of_rivals_are_as_many_as_the_page_says():
         "profs": 3 * subspaces,
         "gloss": subspaces,
     }
-    named = {name for name in contenders.METHODS if f"`{name}`" in text("docs/interventions.md")}
+    named = {name for name in contenders.METHODS if f"`{name}`" in text("docs/rivals.md")}
     assert named == contenders.METHODS.keys()
     plan = Plan()
     assert (plan.most * plan.continuations, plan.most_other * plan.continuations) == (1000, 600)

@@ -101,11 +101,11 @@ def ours(record, by=PROBE):
 
 
 def by_three(record, probe):
-    """What the recommended edit leaves, and of how much, by three scorers."""
+    """What there is of toxicity before and after the recommended edit, by three scorers."""
     return [
         written(record, f"{OURS} at 0.05", part, by, "effect")
-        for part in ("after", "before")
         for by in ("", probe, "wordlist:")
+        for part in ("before", "after")
     ]
 
 
@@ -113,7 +113,7 @@ OURS = "own samples and corpus"
 ACCURACY = ("mean.acc", "zero-shot")
 CORPUS = "contrast, corpus alone"
 TWO = r"([\d.]+) % and ([\d.]+) %"
-THREE = r"([\d.]+) %, ([\d.]+) % and\s([\d.]+) %"
+THREE = r"[^|;]*?".join([r"from ([\d.]+) to ([\d.]+) %"] * 3)
 DPO = "DPO (LoRA)"
 SMOL_PROBE = "probe:kit:smollm2:"
 QWEN = "rivals-qwen0.5b"
@@ -130,8 +130,8 @@ TOGETHER = [f"together, {share}% of the diagonal" for share in (10, 50)]
 QUOTED = [
     (
         "studies",
-        rf"at a divergence of 0\.05, {THREE} of {THREE} are left \(three scorers[^|]*?than prose: "
-        rf"([\d.]+) \| {THREE} of {THREE}, likewise; ([\d.]+)",
+        rf"toxic continuations fall {THREE} \(three scorers[^|]*? diverge by ([\d.]+), more than "
+        rf"prose \| {THREE}, with the same comparisons; ([\d.]+)",
         [
             figure
             for record, by in (("smollm2", PROBE), ("gemma3", SMOL_PROBE))
@@ -143,7 +143,8 @@ QUOTED = [
     ),
     (
         "studies",
-        rf"edit leaves {THREE} of {THREE} at.*?refuses ([\d.]+) % of 30.*?refuses ([\d.]+) %.*?"
+        rf"toxic continuations fall {THREE} \(a list of words\).*?"
+        r"refuses ([\d.]+) % of 30.*?refuses ([\d.]+) %.*?"
         r"answers ([\d.]+) % of 120.*?answers\s([\d.]+) %",
         [
             *by_three("recommended-qwen0.5b", SMOL_PROBE),
@@ -159,6 +160,16 @@ QUOTED = [
     ),
     (
         "studies",
+        r"becomes × ([\d.]+) on SmolLM2, × ([\d.]+) on the 0\.5B and × ([\d.]+) on Gemma\. Without "
+        r"own samples it becomes × ([\d.]+), × ([\d.]+) and × ([\d.]+)\.",
+        [
+            Of(f"recommended-{model}", "groups", trial, "ratio", "perplexity.all", "coverage")
+            for trial in (f"{OURS} at 0.05", f"{CORPUS} at 0.05")
+            for model in ("smollm2", "qwen0.5b", "gemma3")
+        ],
+    ),
+    (
+        "studies",
         rf"leave {TWO}, significantly less than AurA, CAA \({TWO}\)[^|]*?DPO leaves {TWO}",
         [
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
@@ -166,7 +177,7 @@ QUOTED = [
         ],
     ),
     (
-        "interventions",
+        "rivals",
         rf"the rule leaves {TWO} of 600.*?first step leaves {TWO}.*?second {TWO}",
         left("halfway-smollm2", "steps", *STEPS),
     ),
@@ -176,7 +187,7 @@ QUOTED = [
         left("halfway-smollm2", "steps", *STEPS[1:], STEPS[0]),
     ),
     (
-        "interventions",
+        "rivals",
         rf"leaves {TWO} \(κ a tenth\) or {TWO} \(a half\), where the diagonal leaves {TWO}",
         left("curvature-smollm2", "curvature", *TOGETHER, STEPS[0]),
     ),
@@ -399,7 +410,7 @@ ROWS = {
 
 def table(heading):
     """The cells of the table on the page of rules whose first row begins with this."""
-    _, _, rest = (ROOT / "docs/interventions.md").read_text(encoding="utf-8").partition(heading)
+    _, _, rest = (ROOT / "docs/rivals.md").read_text(encoding="utf-8").partition(heading)
     lines = rest.partition("\n\n")[0].splitlines()[2:]
     assert lines, heading
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
@@ -516,15 +527,15 @@ def test_the_table_of_rivals_as_published_is_what_the_records_hold():
     ],
     ids=["AurA by chance", "Qwen 0.5B", "Qwen 1.5B", "the corpus alone", "beside DPO"],
 )
-def test_the_page_of_rules_quotes_the_records_of_rivals(pattern, values):
-    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+def test_the_page_of_rivals_quotes_the_records(pattern, values):
+    words = " ".join((ROOT / "docs/rivals.md").read_text(encoding="utf-8").split())
     [said] = re.findall(pattern, words)
     for number, value in zip(said, values(), strict=True):
         assert as_said(number, value)
 
 
-def test_the_page_of_rules_quotes_what_estimates_of_costs_foretell():
-    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+def test_the_page_of_rivals_quotes_what_estimates_of_costs_foretell():
+    words = " ".join((ROOT / "docs/rivals.md").read_text(encoding="utf-8").split())
     pattern = r"where it foretells 0\.05, the divergence is (\S+) and (\S+), and (\S+) where"
     [said] = re.findall(pattern, words)
     for number, trial in zip(said, (*TOGETHER, STEPS[0]), strict=True):

@@ -33,7 +33,7 @@ recognise it, dampens them, writes that into the weights once, and shows what ch
 
   sordino run kit:smollm2 -o quiet         a first result, on a small model of the demo kit
   sordino run org/model -o quiet           any causal model: of the hub, a folder or a .gguf file
-  sordino run org/model --plan             what that will take
+  sordino run org/model --plan             how long finding will take
   sordino chat org/model quiet             talk to both, side by side
 
 sordino doctor checks this machine; sordino --help lists all commands."""

@@ -122,7 +122,7 @@ def run(
 def print_plan(
     planned: "SweepPlan", rule: RunRuleOptions, measures: "Sequence[Measure]", json: bool
 ) -> None:
-    """Print what a run will take."""
+    """Print how long finding will take, and what is measured after it."""
     if json:
         names = [one.key for one in measures]
         print_json({**asdict(planned), "intervention": rule.intervention, "measures": names})

@@ -17,6 +17,7 @@ from sordino.evaluation.measures.divergence import Divergence
 from sordino.evaluation.measures.diversity import Diversity
 from sordino.evaluation.measures.honest import Honest
 from sordino.evaluation.measures.perplexity import Perplexity, ToxicPerplexity
+from sordino.evaluation.measures.piqa import Piqa
 from sordino.evaluation.measures.refusals import Refusals
 from sordino.evaluation.measures.speed import Speed
 from sordino.evaluation.measures.toxicity import OrdinaryToxicity, Toxicity
@@ -44,6 +45,7 @@ __all__ = [
     "ModelRecord",
     "OrdinaryToxicity",
     "Perplexity",
+    "Piqa",
     "Prepared",
     "Refusals",
     "Row",

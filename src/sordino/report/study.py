@@ -44,6 +44,7 @@ def study_article(records: Sequence[StudyRecord]) -> Article:
         kind=f"Study: {records[0].study}",
         title=asked.question,
         answer=[
+            *([Points("How to read this page", list(asked.legend))] if asked.legend else []),
             *at_a_glance(records),
             *(Points(model_name(record.model), [*asked.answer(record)]) for record in records),
         ],

@@ -13,11 +13,10 @@ import torch
 
 from sordino.concepts import load_concept
 from sordino.concepts.text_files import one_line
-from sordino.evaluation import Estimate, Evaluation, Figure, Measure
+from sordino.evaluation import Estimate, Evaluation, Figure, Measure, Piqa
 from sordino.evaluation.groups import in_words
 from sordino.evaluation.measures.bold import protected_texts
 from sordino.evaluation.measures.coverage import FEWEST
-from sordino.evaluation.measures.piqa import Piqa
 from sordino.evaluation.measures.refusals import SAFE, UNSAFE
 from sordino.evaluation.protection import own_refusals, unsafe_requests
 from sordino.evaluation.scorer import TOXIC_SCORE

@@ -103,10 +103,14 @@ def _at(record: StudyRecord, name: str, where: str) -> Iterator[str]:
 
 def _costs(record: StudyRecord, trial: str) -> Iterator[str]:
     """What a trial costs, in parts of a sentence."""
-    for of, title in (("effect", "perplexity of prose"), ("code", "perplexity of code")):
+    for of, figure, title in (
+        ("effect", ("perplexity", "corpus"), "perplexity of prose"),
+        ("code", ("perplexity", "corpus"), "perplexity of code"),
+        ("groups", ("coverage", "perplexity.all"), "perplexity of harmless text about groups"),
+    ):
         found = record.group(of).trial(trial)
         if found is not None:
-            times = found.evaluation.figure("perplexity", "corpus").ratio
+            times = found.evaluation.figure(*figure).ratio
             yield f"{title} × {interval(times, 3) if times else 'undefined'}"
     for of, where in (("code", "code"), ("harmless", "harmless continuations of toxic prompts")):
         found = record.group(of).trial(trial)
@@ -138,7 +142,26 @@ def _needed(plan: Plan) -> tuple[Measure, ...]:
     return plan.toxicity(), plan.refusing(), plan.about_groups(), *plan.beside()
 
 
-@study("What does the recommended edit remove, and what does it cost?", _answer, _needed)
+_LEGEND = (
+    f"{OURS}: the recommended edit, contrast with the labelled sentences and with the model's own "
+    "samples. At a divergence of 0.05 nats per token it is what run writes by default.",
+    f"{CORPUS}: contrast with the labelled sentences alone.",
+    f"{_AURA}: the paper's rule, as published.",
+    f"Controls with the recommended edit's divergence: {_JUDGED} (the judge's scores are permuted "
+    f"within each prompt, and no labelled sentences are used); {_PERMUTED} (the factors go to "
+    f"other neurons of the same linear layer); {_REVERSED} (what was dampened is amplified).",
+    "÷ is the original's share divided by the edit's: ÷ 5 leaves a fifth. It is unbounded where "
+    "nothing is left, which can be so in some resamples only. × is a perplexity after the edit "
+    "divided by the one before. Other changes of shares are in points of a per cent.",
+)
+
+
+@study(
+    "What does the recommended edit remove, and what does it cost?",
+    _answer,
+    _needed,
+    legend=_LEGEND,
+)
 def recommended(lab: Lab, plan: Plan) -> Iterator[Group]:
     """Own samples and corpus, at several sizes, beside the corpus alone, AurA and three controls.
 

@@ -309,6 +309,7 @@ class Study:
         groups: Yields the groups of trials for a model and a plan, one by one.
         needs: Gives the measures, among those that it takes, that read prompts or ask scorers.
         answer: Yields sentences that the intervals of the figures support.
+        legend: What the page explains first, in sentences: its trials and its signs.
     """
 
     name: str
@@ -316,6 +317,7 @@ class Study:
     groups: Function
     needs: Needs
     answer: Answer
+    legend: tuple[str, ...] = ()
 
 
 STUDIES: Registry[Study] = Registry("study", "studies", "sordino.studies")
@@ -327,7 +329,11 @@ def _toxicity(plan: Plan) -> tuple[Measure, ...]:
 
 
 def study(
-    question: str, answer: Answer, needs: Needs = _toxicity
+    question: str,
+    answer: Answer,
+    needs: Needs = _toxicity,
+    *,
+    legend: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
     """Register a study; its name is the function's, with hyphens.
 
@@ -335,11 +341,12 @@ def study(
         question: It, in a sentence.
         answer: What the figures mean, in sentences.
         needs: The measures, of those that it takes, that read prompts or ask scorers.
+        legend: What the page explains first, in sentences.
     """
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
-        STUDIES[name] = Study(name, question, function, needs, answer)
+        STUDIES[name] = Study(name, question, function, needs, answer, legend)
         return function
 
     return register

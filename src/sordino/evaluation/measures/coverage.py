@@ -65,6 +65,7 @@ class Coverage(Reading):
     options: ClassVar[Mapping[str, str]] = {"texts": "group_texts", "max_texts": "max_texts"}
     columns: ClassVar[tuple[Column, ...]] = (
         Column("perplexity of the worst group", "ratio", "perplexity.worst", place=35),
+        Column("perplexity of text about all groups", "ratio", "perplexity.all", place=36),
     )
 
     texts: str = "kit"
