@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import math
 import os
 import re
 import shutil
@@ -20,10 +21,12 @@ from conftest import forked, sentences
 from families import tiny_model, tiny_tokenizer
 from sordino.cli.app import main
 from sordino.cli.options import print_columns
+from sordino.edits import Verification
 from sordino.errors import UserError
 from sordino.evaluation import MEASURES
 from sordino.expertise import Expertise
 from sordino.interventions import Dampening, aura
+from sordino.tuning import baking
 
 DAMPENING = "sordino/dampening.safetensors"
 POSITIVE, NEGATIVE = sentences(40, 1), sentences(45, 2)
@@ -93,6 +96,57 @@ def test_find_bake_evaluate_inspect(call, here):
         assert status == 0
         assert expected in out
         assert json.loads(call("inspect", subject, "--json")[1])
+
+
+def test_what_would_do_nothing_is_refused(call, here):
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "n.expertise.safetensors", "--force")
+    expertise = "n.expertise.safetensors"
+    for command in (
+        ["bake", "tiny", expertise, "-o", "never"],
+        ["evaluate", "tiny", "--dampening", expertise, "-o", "never.json"],
+        ["chat", "tiny", expertise],
+    ):
+        status, _, error = call(*command, "--sites", "up_proj")
+        assert (status, "--sites" in error) == (2, True)
+    for command, said in {
+        (expertise, "--sites", "up_proj"): "--sites is for a model",
+        (expertise, "--revision", "v2"): "--revision is for a model",
+        ("tiny", "--strength", "0.5"): "--strength is for an expertise file",
+        ("tiny", "--set", "k=3"): "--set is for an expertise file",
+    }.items():
+        status, _, error = call("inspect", *command)
+        assert (status, said in error) == (2, True), error
+    _, _, error = call("inspect", "tiny", "--revision", "v2")
+    assert "--revision is for models on the hub: tiny is read as it is" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("-o", "never.gguf"), "names a GGUF file, and tiny is not one"),
+        (("-o", "never", "--dtype", "float32"), "tiny keeps its own dtype"),
+        (("-o", "never", "--rank", "5"), "has no rank"),
+    ],
+)
+def test_bake_refuses_before_it_measures_a_size(given, said, call, here, monkeypatch):
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "e.expertise.safetensors", "--force")
+    monkeypatch.setattr(baking, "sized", None)
+    status, _, error = call(
+        *("bake", "tiny", "e.expertise.safetensors", "--divergence", "0.01", *TEXTS, *given)
+    )
+    assert (status, said in error) == (2, True), error
+
+
+def test_logits_that_overflow_are_null_in_json(call, here, monkeypatch):
+    call("find", "tiny", "--concept", "calm.jsonl", "-o", "o.expertise.safetensors", "--force")
+    found = Verification(math.inf, math.nan, 12, math.inf, math.nan)
+    monkeypatch.setattr("sordino.edits.verify", lambda *_, **__: found)
+    status, out, error = call(
+        "bake", "tiny", "o.expertise.safetensors", "-o", "over", "--verify", "--json", "--force"
+    )
+    assert status == 2
+    assert json.loads(out)["verification"] == dict.fromkeys(vars(found)) | {"tokens": 12}
+    assert "differs from the intended model" in error
 
 
 def test_the_control_and_strength_change_the_weights_differently(call, here):

@@ -131,6 +131,26 @@ def test_verify_sees_a_wrong_bake(tmp_path):
     assert found.tokens == 123
 
 
+def test_verify_finds_what_bake_wrote_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tiny_folder("llama", tmp_path)
+    for format in ("weights", "lora"):
+        dampening = dampening_of(folder).limited(9)
+        bake(folder, dampening, f"~/{format}", format=format)
+        assert verify(folder, dampening, f"~/{format}", device="cpu").within_rounding
+
+
+def test_a_file_whose_name_is_not_utf_8_is_left_out_by_name(tmp_path):
+    folder = tiny_folder("llama", tmp_path)
+    try:
+        (folder / os.fsdecode(b"caf\xe9.txt")).write_text("kept by its owner")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    record = bake(folder, dampening_of(folder), tmp_path / "out")
+    assert record.not_copied == ("caf\ufffd.txt",)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("caf")]
+
+
 def test_factors_of_one_change_no_weight(tmp_path):
     folder = tiny_folder("gemma2", tmp_path)
     ones = {site: np.ones_like(f) for site, f in dampening_of(folder).factors.items()}

@@ -192,6 +192,8 @@ def test_silenced_rows_stay_and_are_told(shifted, tmp_path):
     assert record.changed == 36
     assert record.undone == dampening.changed - 36
     assert (record.configuration is not None) is shifted
+    assert bool(record.rewritten) is shifted
+    assert {*record.files} == files_of(tmp_path / "back").keys()
     # What is left is an edit like any other: it equals the original under what is recorded.
     left = Dampening.load(tmp_path / "back/sordino/dampening.safetensors")
     bake(folder, left, tmp_path / "again")

@@ -57,6 +57,13 @@ def test_the_products_are_what_the_rows_of_a_baked_file_change_by(architecture, 
         assert (b != 0).sum(axis=-2).max() <= 1  # one number a column
 
 
+def test_gains_of_norms_have_no_adapter(tmp_path):
+    source = tiny_of("gemma3", tmp_path / "model.gguf")
+    dampening = dampening_of(source, sites="norms")
+    with pytest.raises(UserError, match=r"changes norms of .* LoRA adapters have none: bake it to"):
+        bake(source, dampening, tmp_path / "adapter", format="lora")
+
+
 def test_the_header_is_what_llama_cpp_looks_for(tmp_path):
     source = tiny_of("llama", tmp_path / "model.gguf")
     bake(source, dampening_of(source), tmp_path / "adapter", format="lora")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from families import random_factors
+from sordino import files
 from sordino.cli.app import main
 from sordino.edits import bake, is_dampened, read_provenance, verify_file
 from sordino.edits.difference import diff
@@ -128,6 +129,32 @@ def test_pieces_are_baked_to_as_many_or_to_one(tmp_path, whole, target):
     assert {change.name for change in changes.changed} == {
         f"blk.{layer}.ffn_{kind}.weight" for layer in range(4) for kind in ("gate", "up", "down")
     }
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3])
+def test_an_interrupted_replacement_is_not_taken_for_a_model(
+    tmp_path, whole, stopped_at, monkeypatch
+):
+    pieces = split(whole, tmp_path / "split", 3)
+    target = tmp_path / "quiet-00001-of-00003.gguf"
+    half = dampening_of(whole)
+    bake(pieces[0], Dampening({s: f / 2 for s, f in half.factors.items()}, "aura"), target)
+    published, publish = [], files.publish
+
+    def interrupted(staging, place):
+        published.append(place)
+        if len(published) == stopped_at:
+            raise KeyboardInterrupt
+        publish(staging, place)
+
+    monkeypatch.setattr(files, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bake(pieces[0], half, target, force=True)
+    with pytest.raises(UserError, match="does not exist"):
+        resolve(target)
+    monkeypatch.undo()
+    bake(pieces[0], half, target, force=True)
+    assert verify_file(resolve(pieces[0]), half, target).within_rounding
 
 
 def test_new_biases_come_into_the_last_piece(tmp_path, whole):

@@ -30,6 +30,7 @@ from sordino.interventions import Dampening, aura
 from sordino.models import open_model
 from sordino.sharing import bundle, push
 from stub_hub import DROP
+from test_gguf_pieces import split
 from tiny_gguf import tiny_gguf
 
 NAME = "calm.expertise.safetensors"
@@ -335,6 +336,19 @@ def test_a_gguf_file_is_pushed_with_a_record_without_folders(made, online, tmp_p
     assert record.expertise["concept_source"] == "calm.jsonl: positive where label is 1"
     assert diff(tmp_path / "quiet.gguf", tmp_path / "got.gguf").changed == ()
     assert front(online.files("org/gguf")["README.md"])["library_name"] == "gguf"
+
+
+def test_a_baked_file_that_another_program_cut_is_pushed(made, online, tmp_path):
+    original = tiny_gguf(made / "original.gguf")
+    factors = {
+        site.path: np.full(site.neurons, 0.5, np.float32) for site in open_model(original).sites
+    }
+    bake(original, Dampening(factors, "aura"), tmp_path / "quiet.gguf")
+    pieces = split(tmp_path / "quiet.gguf", tmp_path / "cut", 3, name="quiet")
+    push(pieces[0], "org/cut", license="mit")
+    pushed = online.files("org/cut")
+    assert b"secret" not in b"".join(pushed[piece.name] for piece in pieces)
+    assert all(pushed[piece.name] == piece.read_bytes() for piece in pieces[1:])
 
 
 def test_one_of_several_is_named_and_revisions_are_kept_apart(made, online):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,15 @@ def name_files(settings: Any) -> None:
             object.__setattr__(settings, field.name, type(value)(named))
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name, as Python decoded it, is valid UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def user_path(name: str | Path) -> Path:
     """The path that a user typed.
 
@@ -66,9 +75,7 @@ def user_path(name: str | Path) -> Path:
     text = os.fspath(name)
     if not text:  # it would mean the working folder, as where a shell's variable is not set
         raise UserError("The name of a file or folder is empty: give one.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_utf8(text):
         mend = "rename the file"
         if sys.getfilesystemencoding() != "utf-8":  # such as with LC_ALL=C and PYTHONUTF8=0
             mend = "set PYTHONUTF8=1, because this shell's encoding is another, or rename the file"
@@ -358,6 +365,27 @@ def new_file(target: Path, *, force: bool = False, mode: int = 0o666) -> Iterato
 
 
 @contextmanager
+def new_files(targets: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
+    """Yield a path to write to for each of several files that belong together, as `new_file` does.
+
+    The first becomes its target last, and one that it replaces is removed before the others are
+    replaced. So if a replacement is interrupted, there is no first file, and what is left is not
+    taken for a whole.
+
+    Raises:
+        UserError: As `new_file`.
+    """
+    with ExitStack() as stack:
+        stages = [stack.enter_context(new_file(target, force=force)) for target in targets]
+        yield stages
+        for stage in stages:
+            flush(stage)
+        first = real_path(targets[0])
+        if len(targets) > 1 and first.is_file():
+            first.unlink()
+
+
+@contextmanager
 def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `target` if the block succeeds, else it is removed.
 
@@ -398,11 +426,7 @@ def publish(staging: Path, target: Path) -> None:
         what, other = ("folder", "file") if target.is_dir() else ("file", "folder")
         raise UserError(f"{target} is a {what}, and a {other} cannot replace it.")
     for file in [staging] if staging.is_file() else sorted(filter(is_regular, staging.rglob("*"))):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(file)
     if not target.is_dir():
         staging.replace(target)
         return
@@ -417,6 +441,15 @@ def publish(staging: Path, target: Path) -> None:
             f"{target} is replaced, but what was there before cannot be removed ({error.strerror}) "
             f"and is now {previous}"
         )
+
+
+def flush(file: Path) -> None:
+    """Wait until a file is on the disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _free_previous(target: Path) -> Path:

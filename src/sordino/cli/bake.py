@@ -1,5 +1,6 @@
 """`sordino bake`."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,7 @@ from sordino.errors import UserError
 from sordino.files import counted, has_suffix
 from sordino.options.groups import (
     InterventionOptions,
-    ModelOptions,
+    OpeningOptions,
     clean_texts,
 )
 from sordino.registry import brought
@@ -41,7 +42,7 @@ def bake(
     texts: str = "kit",
     seed: int = 0,
     rule: InterventionOptions = InterventionOptions(),
-    opening: ModelOptions = ModelOptions(),
+    opening: OpeningOptions = OpeningOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
     """Write dampening factors into a model's weights, or as an adapter.
@@ -85,6 +86,7 @@ def bake(
     from sordino.edits import bake as bake_model
     from sordino.edits import verify as compare
     from sordino.edits import verify_file
+    from sordino.edits.baking import claim
     from sordino.extras import require
     from sordino.models.reference import resolve
     from sordino.outputs import claim_output, model_kind
@@ -100,6 +102,7 @@ def bake(
             require("peft", "The comparison of an adapter")
         claim_output(output, model_kind(output), force=printing.force, inputs=[model, *expertise])
         ref = resolve(model, opening.revision)
+        claim(ref, output, force=printing.force, dtype=opening.dtype, format=format, rank=rank)
         if verify and format == "lora" and ref.kind == "gguf":
             raise UserError("--verify cannot run an adapter for llama.cpp: leave it out.")
         dampening = make_dampening(
@@ -113,7 +116,6 @@ def bake(
             seed=seed,
             device=opening.device,
             dtype=opening.dtype,
-            sites=opening.sites,
         )
         record = bake_model(
             ref,
@@ -133,7 +135,7 @@ def bake(
             note("comparing the result with hooks on the original")
             checked = compare(ref, dampening, output, device=opening.device, dtype=opening.dtype)
     if printing.json:
-        verification = {} if checked is None else {"verification": vars(checked)}
+        verification = {} if checked is None else {"verification": _as_json(checked)}
         print_json({"output": str(output), **record.as_json(), **verification})
     else:
         _print_baked(record, output, checked)
@@ -142,6 +144,14 @@ def bake(
             f"{output} differs from the intended model: {checked.line}. Do not use it; it was kept "
             "for inspection."
         )
+
+
+def _as_json(checked: "Verification | FileVerification | RowVerification") -> dict[str, object]:
+    """The comparison's fields, with None for infinity and NaN, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in vars(checked).items()
+    }
 
 
 def _print_baked(

@@ -12,7 +12,7 @@ from sordino.cli.options import (
 )
 from sordino.options.groups import (
     InterventionOptions,
-    ModelOptions,
+    OpeningOptions,
     clean_texts,
 )
 
@@ -99,7 +99,7 @@ def chat(
     rule: InterventionOptions = InterventionOptions(),
     judging: ScorerOptions = ScorerOptions(),
     browser: BrowserOptions = BrowserOptions(),
-    opening: ModelOptions = ModelOptions(),
+    opening: OpeningOptions = OpeningOptions(),
 ) -> None:
     """Talk to a model and its quiet counterpart, side by side.
 
@@ -155,7 +155,6 @@ def chat(
         device=opening.device,
         dtype=opening.dtype,
         revision=opening.revision,
-        sites=opening.sites,
     )
     if busy:  # the current token is no longer needed
         os._exit(0)

@@ -19,7 +19,7 @@ from sordino.errors import UserError
 from sordino.options.groups import (
     ChatOptions,
     InterventionOptions,
-    ModelOptions,
+    OpeningOptions,
 )
 from sordino.options.measures import MeasureOptions
 
@@ -85,7 +85,7 @@ def evaluate(
     rule: InterventionOptions = InterventionOptions(),
     how: MeasureOptions = MeasureOptions(),
     server: EndpointOptions = EndpointOptions(),
-    opening: ModelOptions = ModelOptions(),
+    opening: OpeningOptions = OpeningOptions(),
     chat: ChatOptions = ChatOptions(),
     printing: OutputOptions = OutputOptions(),
 ) -> None:
@@ -141,7 +141,6 @@ def evaluate(
             device=device,
             dtype=opening.dtype,
             revision=opening.revision,
-            sites=opening.sites,
             stream=stream,
             seed=seed,
             batch_tokens=batch_tokens,

@@ -6,18 +6,16 @@ from sordino.cli.options import (
     print_lines,
 )
 from sordino.errors import UserError
-from sordino.options.groups import (
-    InterventionOptions,
-    ModelOptions,
-)
+from sordino.options.groups import InterventionOptions
 
 
 def inspect(
     subject: str,
     /,
     *,
+    revision: str | None = None,
+    sites: str | None = None,
     rule: InterventionOptions = InterventionOptions(),
-    opening: ModelOptions = ModelOptions(),
     printing: JsonOptions = JsonOptions(),
 ) -> None:
     """Show a model's linear layers, an expertise file, or what was done to a model.
@@ -29,6 +27,12 @@ def inspect(
     subject
         A model, an expertise or dampening file (hf:org/name for one of the hub), or a folder or
         .gguf file that Sordino wrote.
+    revision
+        Branch, tag or commit, for a model on the hub.
+    sites
+        Which linear layers of a model are shown: attention (also attention's), all (every one
+        except routers), norms (the gains of norms between a block and the residual stream), or a
+        regular expression that their module paths must match.
     """
     from sordino.jobs.inspect import inspect as look
 
@@ -43,8 +47,8 @@ def inspect(
             intervention=rule.intervention,
             strength=rule.strength,
             settings=rule.settings(),
-            revision=opening.revision,
-            sites=opening.sites,
+            revision=revision,
+            sites=sites,
         )
     if printing.json:
         print_json(found.facts)

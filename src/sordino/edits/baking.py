@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sordino.errors import UserError
 from sordino.files import (
     has_suffix,
     is_disk_full,
-    new_file,
+    new_files,
     new_folder,
     only_one,
     user_path,
@@ -63,28 +63,16 @@ def bake(
         UserError: The model and the dampening do not fit, or the output cannot be written.
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
-    target = claim_model(ref, output, force=force)
-    to_file = has_suffix(target, GGUF)
+    target = claim(ref, output, force=force, dtype=dtype, format=format, rank=rank)
     written = FORMATS.named(format)
-    _refuse_rank(format, rank, dampening)
-    if to_file and (format != "weights" or dtype != "auto"):
-        wanted = f"`format={format}` writes a folder"
-        reason = f"`dtype={dtype}` is for folders" if format == "weights" else wanted
-        raise UserError(f"`output={target}` names a GGUF file: {reason}.")
-    if dtype != "auto" and (not written.is_model or ref.kind == "folder"):
-        kept = f"{ref.name} keeps its own dtype"
-        reason = kept if written.is_model else f"`format={format}` writes no weights"
-        raise UserError(f"`dtype={dtype}` is for baking GGUF models: {reason}.")
+    if written.is_ranked:
+        _refuse_rank(RANK if rank is None else rank, dampening)
     if not allow_other_weights:
         dampening.refuse_other_weights(ref)
     fingerprint = ref.weights_fingerprint()
-    if to_file:
-        with ExitStack() as stack:
-            stack.enter_context(file_errors(target))
-            stack.enter_context(only_one(target))
-            # The first is published last, once the others are there.
-            files = piece_files(target)
-            stages = [stack.enter_context(new_file(file, force=force)) for file in files]
+    if has_suffix(target, GGUF):
+        pieces = piece_files(target)
+        with file_errors(target), only_one(target), new_files(pieces, force=force) as stages:
             record = gguf_file.bake(ref, dampening, fingerprint, stages)
             if finish is not None:
                 finish(stages[0], record)
@@ -104,12 +92,41 @@ def bake(
     return record
 
 
-def _refuse_rank(format: str, rank: int | None, dampening: Dampening) -> None:
-    if not FORMATS.named(format).is_ranked:
-        if rank is not None:
-            raise UserError(f"`rank={rank}` is for `format=lora`: `format={format}` has no rank.")
-        return
-    most = RANK if rank is None else rank
+def claim(
+    ref: ModelRef,
+    output: str | Path,
+    *,
+    force: bool,
+    dtype: str = "auto",
+    format: str = "weights",
+    rank: int | None = None,
+) -> Path:
+    """Check that a model can be baked to an output in this way, whatever the dampening.
+
+    The arguments are those of `bake`.
+
+    Returns:
+        The path to write to; see `claim_output`.
+
+    Raises:
+        UserError: It cannot.
+    """
+    target = claim_model(ref, output, force=force)
+    written = FORMATS.named(format)
+    if rank is not None and not written.is_ranked:
+        raise UserError(f"`rank={rank}` is for `format=lora`: `format={format}` has no rank.")
+    if has_suffix(target, GGUF) and (format != "weights" or dtype != "auto"):
+        wanted = f"`format={format}` writes a folder"
+        reason = f"`dtype={dtype}` is for folders" if format == "weights" else wanted
+        raise UserError(f"`output={target}` names a GGUF file: {reason}.")
+    if dtype != "auto" and (not written.is_model or ref.kind == "folder"):
+        kept = f"{ref.name} keeps its own dtype"
+        reason = kept if written.is_model else f"`format={format}` writes no weights"
+        raise UserError(f"`dtype={dtype}` is for baking GGUF models: {reason}.")
+    return target
+
+
+def _refuse_rank(most: int, dampening: Dampening) -> None:
     site, rows = max(dampening.rows.items(), key=lambda item: item[1], default=("", 0))
     if rows > most:
         raise UserError(

@@ -28,7 +28,7 @@ from sordino.edits.names import parameter_scales, parameter_shifts
 from sordino.edits.provenance import provenance
 from sordino.edits.record import Provenance, TensorRounding
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import printable, user_path
 from sordino.interventions import Dampening
 from sordino.models.gguf_header import INT32, Header, Stored
 from sordino.models.gguf_loading import is_loadable, module_tree, reading
@@ -383,7 +383,7 @@ class FileVerification:
         )
 
 
-def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerification:
+def verify_file(ref: ModelRef, dampening: Dampening, baked: str | Path) -> FileVerification:
     """Compare a baked GGUF file with the original, both de-quantised by the gguf package.
 
     Args:
@@ -394,6 +394,7 @@ def verify_file(ref: ModelRef, dampening: Dampening, baked: Path) -> FileVerific
     Raises:
         UserError: A file is damaged, or the dampening does not fit it.
     """
+    baked = user_path(baked)
     edit, after = plan(ref, dampening), read_model(baked)
     difference = relative = of_rounding = 0.0
     equal, count = True, 0

@@ -26,13 +26,19 @@ def write(ref: ModelRef, dampening: Dampening, target: Path) -> None:
     """Write the adapter for a GGUF file into a folder.
 
     Raises:
-        UserError: The dampening does not fit the file, or changes biases.
+        UserError: The dampening does not fit the file, or changes biases or norms.
     """
     edit = plan(ref, dampening)
     if edit.added or any(name.endswith(".bias") for name in edit.changes):
         changed = [*edit.added, *(name for name in edit.changes if name.endswith(".bias"))]
         raise UserError(
             f"The edit changes biases of {ref.path} (such as {changed[0]}), and llama.cpp's LoRA "
+            "adapters have none: bake it to a file (`output` with .gguf)."
+        )
+    norms = [name for name in edit.changes if len(edit.header.tensors[name].shape) < 2]
+    if norms:
+        raise UserError(
+            f"The edit changes norms of {ref.path} (such as {norms[0]}), and llama.cpp's LoRA "
             "adapters have none: bake it to a file (`output` with .gguf)."
         )
     writer = gguf.GGUFWriter(target / FILE, edit.header.architecture)

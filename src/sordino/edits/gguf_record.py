@@ -85,6 +85,15 @@ def read(path: Path) -> Provenance | None:
     return record
 
 
+def is_in(path: Path) -> bool:
+    """Whether this very file has a record.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    return _RECORD in read_header(path).metadata
+
+
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
     """Change the record in a GGUF file in place; the new one must not be longer than the old.
 

@@ -32,7 +32,7 @@ from sordino.errors import UserError
 from sordino.files import has_suffix, new_folder, only_one, user_path, write_json
 from sordino.interventions import Dampening
 from sordino.models.reference import ModelRef
-from sordino.outputs import MODEL, RECORD, claim_output
+from sordino.outputs import MODEL, RECORD, claim_output, listing
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of a rounded quotient, how many steps away the weight can be that the edit made its value of.
@@ -268,10 +268,11 @@ def _bring_back_extras(stage: Path, record: Provenance) -> None:
 
 def _keep_record(stage: Path, record: Provenance, dampening: Dampening, left: Dampening) -> None:
     """Reduce the record and the factors to what could not be undone."""
-    gone = () if left.shifted else ("configuration", "added")
+    gone = () if left.shifted else ("configuration", "added", "rewritten")
     kept = {key: value for key, value in record.as_json().items() if key not in gone}
     extent, undone = summary(left).as_json(), dampening.changed - left.changed
     remains = Provenance.model_validate(kept | extent | {"undone": undone})
     left.save(stage / DAMPENING, force=True)
-    write_json(stage / RECORD, remains.as_json())
     (stage / "README.md").write_text(plain_card(remains), encoding="utf-8")
+    remains = remains.model_copy(update={"files": tuple(listing(stage))})
+    write_json(stage / RECORD, remains.as_json())

@@ -15,7 +15,7 @@ from sordino.edits.names import on_disk, parameter_scales
 from sordino.edits.quantised import QuantisedFolder, read_quantised
 from sordino.errors import UserError
 from sordino.extras import require
-from sordino.files import counted
+from sordino.files import counted, user_path
 from sordino.interventions import Dampening
 from sordino.models.dtypes import COMPUTE_DTYPES, rounding_unit
 from sordino.models.open import ALL_GPUS, OpenModel, empty_model, open_model
@@ -153,22 +153,23 @@ def verify(
         True
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
+    baked = user_path(baked)
     quantised = read_quantised(ref.path) if ref.kind == "folder" else None
-    if quantised and quantised.is_fp4 and not _is_adapter(Path(baked)):
-        return _compare_rows(ref, quantised, dampening, Path(baked), _TOO_COARSE)
+    if quantised and quantised.is_fp4 and not _is_adapter(baked):
+        return _compare_rows(ref, quantised, dampening, baked, _TOO_COARSE)
     try:
         opened = open_model(
             model if isinstance(model, OpenModel) else ref, device=device, dtype=dtype
         )
     except UserError as error:
-        if quantised is None or _is_adapter(Path(baked)):  # an adapter has no rows to compare
+        if quantised is None or _is_adapter(baked):  # an adapter has no rows to compare
             raise
-        return _compare_rows(ref, quantised, dampening, Path(baked), str(error))
+        return _compare_rows(ref, quantised, dampening, baked, str(error))
     tokens = encode_for(opened, texts, _MAX_TOKENS)
     hooked = _logits(opened.model, tokens, dampening)
-    unit = max(_unit(ref, Path(baked)), torch.finfo(opened.model.dtype).eps / 2)
+    unit = max(_unit(ref, baked), torch.finfo(opened.model.dtype).eps / 2)
     layers = opened.decoder_config.num_hidden_layers
-    if _is_adapter(Path(baked)):
+    if _is_adapter(baked):
         adapted = _adapt(opened.model, baked)
         written = _logits(adapted, tokens)
         adapted.unload()

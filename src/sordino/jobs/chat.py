@@ -44,7 +44,6 @@ def chat(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-    sites: str | None = None,
 ) -> bool:
     """Talk to a model and its quiet counterpart, side by side, until interrupted.
 
@@ -75,7 +74,6 @@ def chat(
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`.
         revision: Of the original; see `sordino.open_model`.
-        sites: See `sordino.open_model`; for measuring the divergence.
 
     Returns:
         Whether the server's thread is still generating an answer.
@@ -129,7 +127,6 @@ def chat(
                 divergence=divergence,
                 texts=texts,
                 seed=begin.seed,
-                sites=sites,
             )
 
         open_both = partial(

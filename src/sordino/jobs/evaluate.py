@@ -33,7 +33,6 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-    sites: str | None = None,
     stream: bool | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -69,7 +68,6 @@ def evaluate(
         device: Where models given by name, and text classifiers, run; see `sordino.open_model`.
         dtype: The dtype of models given by name; see `sordino.open_model`.
         revision: The model's revision; see `sordino.open_model`.
-        sites: See `sordino.open_model`; for measuring the divergence.
         stream: Read models given by name layer by layer, again for every batch of texts and every
             token that they write; by default only those that do not fit into memory.
         seed: Seed of the choice of prompts and texts, of sampling and of the intervals.
@@ -114,7 +112,6 @@ def evaluate(
         _refuse_unused(
             dtype=dtype != "auto",
             revision=revision is not None,
-            sites=sites is not None,
             stream=stream is not None,
             batch_tokens=batch_tokens is not None,
         )
@@ -156,7 +153,6 @@ def evaluate(
                 seed=seed,
                 device=device,
                 dtype=dtype,
-                sites=sites,
             )
             model = evaluation.hooked(model, made, device=device, dtype=dtype, stream=stream)
         return evaluation.evaluate(

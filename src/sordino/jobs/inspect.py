@@ -9,8 +9,9 @@ from typing import Any
 from sordino import hub
 from sordino.edits import is_dampened, read_provenance
 from sordino.edits.quantised import read_quantised, refuse_unfit_layers
+from sordino.errors import UserError
 from sordino.expertise import Expertise
-from sordino.files import counted, has_suffix, user_path
+from sordino.files import counted, has_suffix, printable, user_path
 from sordino.interventions import Dampening
 from sordino.models.open import empty_model
 from sordino.models.reference import resolve
@@ -58,7 +59,7 @@ def inspect(
         sites: See `sordino.open_model`.
 
     Raises:
-        UserError: There is no such thing, or it cannot be read.
+        UserError: There is no such thing, it cannot be read, or an argument is for something else.
 
     Example:
         >>> print(*sordino.inspect("tiny").lines, sep="\\n")
@@ -68,12 +69,28 @@ def inspect(
           mlp.down_proj: 32 neurons × 4
     """
     path = user_path(subject)
+    of_a_model = {"revision": revision is not None, "sites": sites is not None}
+    of_a_rule = {
+        "intervention": intervention != "aura",
+        "strength": strength != 1,
+        "settings": bool(settings),
+    }
     if hub.is_shared(str(subject)) or (has_suffix(path, ".safetensors") and not path.is_dir()):
+        _refuse_unused(subject, of_a_model, "a model")
         dampening = dampening_of(path, intervention, strength=strength, settings=settings)
         return _file(path, dampening)
+    _refuse_unused(subject, of_a_rule, "an expertise file")
     if is_dampened(path):
+        _refuse_unused(subject, of_a_model, "a model without a record of Sordino")
         return _inspect_edited(path)
     return _model(str(subject), revision, sites)
+
+
+def _refuse_unused(subject: str | Path, given: Mapping[str, bool], what: str) -> None:
+    """Raise `UserError` for an argument that would do nothing for this subject."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"`{name}` is for {what}, which {printable(str(subject))} is not.")
 
 
 def _file(path: Path, dampening: Dampening) -> Inspection:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from sordino.errors import UserError
-from sordino.files import printable
+from sordino.files import is_utf8, printable
 
 OUTSIDE = "a link out of the folder"
 # Files of a causal model beside its weights, as transformers and the hub name them.
@@ -127,6 +127,8 @@ class _Walk:
         mode = _mode(path)
         if file.name.startswith("."):
             return "hidden"
+        if not is_utf8(file.name):  # records and cards could not name it
+            return "its name is not UTF-8"
         if any(fnmatch(file.name, pattern) for pattern in _OF_OTHER_PROGRAMS):
             return "another program's"
         if not mode:

@@ -10,8 +10,9 @@ from typing import Literal
 
 from sordino import hub
 from sordino.errors import UserError
-from sordino.files import has_suffix, is_regular, read_json, user_path
+from sordino.files import has_suffix, is_regular, printable, read_json, user_path
 from sordino.models.folder import piece_files
+from sordino.progress import note
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _PIECE = 64 * 1024
@@ -107,6 +108,8 @@ def resolve(spec: str | Path | ModelRef, revision: str | None = None) -> ModelRe
             f"{type(spec).__name__}: save it with save_pretrained, and give the folder."
         )
     name = str(spec)
+    if revision is not None and (name.startswith("kit:") or user_path(name).exists()):
+        note(f"warning: `revision` is for models on the hub: {printable(name)} is read as it is")
     if name.startswith("kit:"):
         from sordino import kit
 

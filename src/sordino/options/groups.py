@@ -32,7 +32,7 @@ def with_others(about: str, group: str) -> str:
 
 @Parameter(name="*", group="Model")
 @dataclass(frozen=True)
-class ModelOptions:
+class OpeningOptions:
     """How the model is opened."""
 
     device: str = "auto"
@@ -42,6 +42,13 @@ class ModelOptions:
     """auto (the checkpoint's own; float32 for GGUF), float32, bfloat16 or float16."""
     revision: str | None = None
     """Branch, tag or commit, for a model on the hub."""
+
+
+@Parameter(name="*", group="Model")
+@dataclass(frozen=True)
+class ModelOptions(OpeningOptions):
+    """How the model is opened, and which of its linear layers are measured."""
+
     sites: str | None = None
     """attention (also attention's linear layers), all (every linear layer except routers), norms
     (the gains of norms between a block and the residual stream), or a regular expression that the

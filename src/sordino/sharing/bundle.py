@@ -334,7 +334,12 @@ class _Output:
                 )
 
     def _gguf(self, file: Path) -> Path:
-        """The file itself, or a copy with no folders in its record."""
+        """The file itself, or a copy with no folders in its record.
+
+        A file that was cut in pieces by another program has its record in the first of them alone.
+        """
+        if not gguf_record.is_in(file):
+            return file
         whole = gguf_record.read(file)
         if whole and whole.as_json() == self._publish_gguf(whole.as_json()):
             return file

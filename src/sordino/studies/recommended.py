@@ -103,14 +103,14 @@ def _at(record: StudyRecord, name: str, where: str) -> Iterator[str]:
 
 def _costs(record: StudyRecord, trial: str) -> Iterator[str]:
     """What a trial costs, in parts of a sentence."""
-    for of, figure, title in (
+    for of, (measure, name), title in (
         ("effect", ("perplexity", "corpus"), "perplexity of prose"),
         ("code", ("perplexity", "corpus"), "perplexity of code"),
         ("groups", ("coverage", "perplexity.all"), "perplexity of harmless text about groups"),
     ):
         found = record.group(of).trial(trial)
         if found is not None:
-            times = found.evaluation.figure(*figure).ratio
+            times = found.evaluation.figure(measure, name).ratio
             yield f"{title} × {interval(times, 3) if times else 'undefined'}"
     for of, where in (("code", "code"), ("harmless", "harmless continuations of toxic prompts")):
         found = record.group(of).trial(trial)

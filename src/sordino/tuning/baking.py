@@ -30,7 +30,6 @@ def make_dampening(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
-    sites: str | None = None,
 ) -> Dampening:
     """The dampening of a model from expertise, dampenings or their files.
 
@@ -49,7 +48,6 @@ def make_dampening(
         device: See `sordino.open_model`.
         dtype: See `sordino.open_model`.
         revision: See `sordino.open_model`.
-        sites: See `sordino.open_model`.
 
     Raises:
         UserError: An input cannot be used, or two sizes are given.
@@ -68,7 +66,7 @@ def make_dampening(
     if not isinstance(model, OpenModel):
         ref = resolve(model, revision)
         show.note(f"opening {ref.name}")
-        model = open_model(ref, device=device, dtype=dtype, sites=sites)
+        model = open_model(ref, device=device, dtype=dtype)
     return sized(
         model,
         sources,
@@ -92,7 +90,6 @@ def bake(
     texts: str = KIT_PROSE,
     seed: int = 0,
     device: str = "auto",
-    sites: str | None = None,
     force: bool = False,
     dtype: str = "auto",
     revision: str | None = None,
@@ -127,7 +124,6 @@ def bake(
         texts: See `make_dampening`.
         seed: See `make_dampening`.
         device: Where the divergence is measured.
-        sites: See `sordino.open_model`.
         force: Replace an existing model there.
         dtype: The dtype of a folder written from a GGUF file; other weights keep their own.
         revision: A branch, tag or commit of the hub.
@@ -156,7 +152,8 @@ def bake(
         True
     """
     ref = model.ref if isinstance(model, OpenModel) else resolve(model, revision)
-    baking.claim_model(ref, output, force=force)  # before a size is measured
+    # Before a size is measured.
+    baking.claim(ref, output, force=force, dtype=dtype, format=format, rank=rank)
     made = make_dampening(
         model if isinstance(model, OpenModel) else ref,
         dampening,
@@ -168,7 +165,6 @@ def bake(
         seed=seed,
         device=device,
         dtype=dtype,
-        sites=sites,
     )
     return baking.bake(
         ref,
