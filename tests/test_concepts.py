@@ -23,6 +23,7 @@ from sordino import hub, kit
 from sordino.concepts import BUILT_IN, Concept, load_concept
 from sordino.concepts.built_in import undo_escapes
 from sordino.concepts.labels import JIGSAW
+from sordino.concepts.text_files import text_or_file
 from sordino.errors import UserError
 from stub_hub import StubHub
 
@@ -636,3 +637,10 @@ def test_numbers_of_another_type_are_named(tmp_path: Path, wrong: dict[str, Any]
 def test_half_a_surrogate_pair_is_no_sentence() -> None:
     with pytest.raises(UserError, match="positive sentence 21: the text holds half"):
         Concept("x", (*POSITIVE[:20], "a \ud83d"), tuple(NEGATIVE))
+
+
+def test_a_typed_text_that_is_too_long_for_a_file_name_is_a_text(tmp_path: Path) -> None:
+    long = "Be kind to everybody. " * 40
+    assert text_or_file(long, "system") == long.strip()
+    (tmp_path / "said.txt").write_text("Be brief.\n")
+    assert text_or_file(str(tmp_path / "said.txt"), "system") == "Be brief."

@@ -205,6 +205,9 @@ def fault(online, **how):
         ((403, "no"), "(403)"),
         ((407, "proxy"), "The proxy refuses"),
         (DROP, "could not be downloaded from the hub (RemoteProtocolError)"),
+        ((200, "<html>Log in to the network"), "is no hub (perhaps a login page"),
+        ((200, "{}"), "is no hub"),
+        ((200, "[]"), "is no hub"),
     ],
 )
 @pytest.mark.parametrize("what", ["model", "file", "jigsaw"])

@@ -157,7 +157,10 @@ def test_a_recipe_of_a_run_leaves_nothing_to_a_default():
         (("--intervention=damp", "--set", "k=3"), {"intervention": [], "set": []}),
         (("--intervention", "damp"), {"intervention": [], "set": []}),
         (("--divergence", "0.1"), {"set": ["amplify=0.0", "evidence=all"], "divergence": []}),
-        (("--measure-set=refusals.max-prompts=9",), {"measure-set": []}),
+        (
+            ("--measure-set=refusals.max-prompts=9",),
+            {"measure-set": ["refusals.new-tokens=64"]},
+        ),
         (
             ("--measure", "refusals"),  # nothing of toxicity's is left
             {"measure": [], "continuations": [], "temperature": [], "scorer": []},

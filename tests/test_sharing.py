@@ -679,13 +679,27 @@ def test_somebody_s_run_is_done_again_and_gives_the_same_figures(made, online, c
     figure["after"]["value"] *= 100
     record["measures"]["toxicity"]["figures"].pop()
     file.write_text(json.dumps(record))
-    status, out, _ = call("reproduce", "quiet", "-o", "mine", "--json")
-    assert status == 0
+    status, out, error = call("reproduce", "quiet", "-o", "mine", "--json")
+    assert status == 0, error
     verdicts = [each["verdict"] for each in json.loads(out)["figures"]]
     assert (verdicts.count("apart"), verdicts.count("missing")) == (1, 1)
     status, _, error = call("reproduce", "tiny")
     assert status == 2
     assert "so it cannot be repeated" in error
+    # With other settings it is another repetition.
+    status, _, error = call("reproduce", "quiet", "-o", "mine", "--max-prompts", "3")
+    assert status == 2
+    assert "mine is of another run or other settings: choose another -o" in error
+
+
+def test_a_run_whose_recipe_names_no_model_is_not_repeated(made, tmp_path, call_in):
+    shutil.copytree(made / "quiet", tmp_path / "quiet")
+    recipe = tmp_path / "quiet/sordino/recipe.toml"
+    lines = recipe.read_text().splitlines()
+    recipe.write_text("\n".join(line for line in lines if not line.startswith("model =")))
+    status, _, error = call_in(tmp_path)("reproduce", "quiet", "-o", "again")
+    assert status == 2
+    assert "recipe.toml names no model: write a line like model =" in error
 
 
 def test_a_run_of_a_gguf_file_is_done_again_too(made, online, call_in):

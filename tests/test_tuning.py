@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from conftest import sentences
 from families import random_factors
 from sordino.errors import UserError
-from sordino.evaluation import SCORERS, Divergence, Perplexity, Toxicity, evaluate
+from sordino.evaluation import (
+    SCORERS,
+    Divergence,
+    OrdinaryToxicity,
+    Perplexity,
+    Speed,
+    Toxicity,
+    evaluate,
+)
 from sordino.evaluation.texts import Text, read_texts
 from sordino.expertise import AttributionSettings, SweepSettings, find_experts
 from sordino.expertise.artefact import Expertise
@@ -20,6 +28,7 @@ from sordino.expertise.own import OwnSettings
 from sordino.files import write_json
 from sordino.interventions import Dampening, family
 from sordino.interventions.registry import Family
+from sordino.jobs.tune import tune as tune_job
 from sordino.models.open import open_model
 from sordino.tuning import search as search_module
 from sordino.tuning.budget import Budget
@@ -278,17 +287,61 @@ def test_the_budget_is_aimed_below_and_reported_on_texts_that_set_no_size(search
     assert set(halves[0]).isdisjoint(halves[1])
 
 
-def test_sizes_are_set_on_texts_that_neither_choose_nor_report(open_tiny, concept, tmp_path):
+def test_sizes_are_set_on_texts_that_neither_choose_nor_report(
+    open_tiny, concept, tmp_path, capsys
+):
     prose, prompts = tmp_path / "prose.txt", tmp_path / "prompts.txt"
     for file, count in ((prose, 160), (prompts, 44)):
         file.write_text("\n".join(sentences(count, 3, longest=20)))
     lab = Lab(open_tiny("llama").ref, concept, tmp_path / "lab", texts=str(prose))
     settings = TuneSettings(Budget("divergence", 0.1), toxicity=Toxicity(str(prompts)))
     halves = search_module._halves(lab, tmp_path, settings)
-    read = [{text.text for text in read_texts(half[1].texts)} for half in halves]
+    read = [{text.text for text in read_texts(half.texts)} for half in halves]
     sized_on = set(clean_texts(str(prose)))
     assert [len(texts) for texts in (*read, sized_on)] == [30, 30, 100]
     assert len(set.union(*read, sized_on)) == 160
+    assert "sized" not in capsys.readouterr().err
+    prose.write_text("\n".join(sentences(120, 3, longest=20)))
+    search_module._halves(lab, tmp_path, settings)
+    assert "holds 120 texts: interventions are sized on texts by" in capsys.readouterr().err
+
+
+def test_what_is_reported_beside_takes_the_held_out_half():
+    halves = {"prompts.txt": "prompts-report.jsonl", "prose.txt": "clean-texts-report.jsonl"}
+    for measure, expected in {
+        Toxicity("prompts.txt", pre_prompt="adversarial"): "prompts-report.jsonl",
+        Toxicity("others.txt"): "others.txt",
+        OrdinaryToxicity(): OrdinaryToxicity().prompts,
+        Perplexity("prose.txt", max_texts=7): "clean-texts-report.jsonl",
+        Perplexity("others.txt"): "others.txt",
+    }.items():
+        found = search_module._held_out(measure, halves)
+        assert expected in (getattr(found, "prompts", ""), getattr(found, "texts", ""))
+        assert found.key == measure.key
+    assert search_module._held_out(Speed(), halves) == Speed()
+
+
+@pytest.mark.slow
+def test_a_search_reports_on_held_out_texts_with_any_seed(
+    open_tiny, concept, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SCORERS, "neutral", NeutralScorer)
+    for name, count in (("prose", 200), ("prompts", 44)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences(count, 3, longest=20)))
+    found = tune_job(
+        open_tiny("llama").ref,
+        concept,
+        tmp_path / "tuned",
+        rules=["aura"],
+        trials=2,
+        toxicity=Toxicity(str(tmp_path / "prompts.txt"), scorer="neutral", new_tokens=4),
+        measures=[Perplexity(str(tmp_path / "prose.txt"))],
+        texts=tmp_path / "prose.txt",
+        seed=2**32 - 1,
+    )
+    for one in found.tuned.reported:
+        protocol = one.evaluation.measures["perplexity"].protocol
+        assert (protocol["texts"], protocol["n_texts"]) == ("clean-texts-report.jsonl", 50)
 
 
 def test_too_few_texts_are_refused(open_tiny, concept, tmp_path):

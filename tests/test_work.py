@@ -312,6 +312,28 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(stopped, tmp_path, monkeyp
     finished(stopped, lambda work: None, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_that_is_stopped_while_it_publishes_finds_nothing_again(
+    stopped, number, tmp_path, monkeypatch
+):
+    flushed = []
+
+    def flush(path):
+        flushed.append(path)
+        if len(flushed) == number:
+            raise Killed
+
+    def stop_again(_):
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "flush", flush)
+            with pytest.raises(Killed):
+                main(RUN)
+        for name in ("find_experts", "sized"):
+            monkeypatch.setattr(pipeline, name, None)
+
+    finished(stopped, stop_again, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize(
     "change",
     [

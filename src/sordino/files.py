@@ -425,8 +425,7 @@ def publish(staging: Path, target: Path) -> None:
     if target.exists() and target.is_dir() != staging.is_dir():
         what, other = ("folder", "file") if target.is_dir() else ("file", "folder")
         raise UserError(f"{target} is a {what}, and a {other} cannot replace it.")
-    for file in [staging] if staging.is_file() else sorted(filter(is_regular, staging.rglob("*"))):
-        flush(file)
+    flush(staging)
     if not target.is_dir():
         staging.replace(target)
         return
@@ -443,13 +442,14 @@ def publish(staging: Path, target: Path) -> None:
         )
 
 
-def flush(file: Path) -> None:
-    """Wait until a file is on the disk."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def flush(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    for file in [path] if path.is_file() else sorted(filter(is_regular, path.rglob("*"))):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _free_previous(target: Path) -> Path:

@@ -138,6 +138,10 @@ def failures() -> tuple[type[Exception], ...]:
     return (*found, errors.HFValidationError, *((by_xet,) if by_xet else ()))
 
 
+ODD_ANSWERS: tuple[type[Exception], ...] = (ValueError, KeyError, TypeError)
+"""What the hub's client raises if something else than a hub answers, such as a login page."""
+
+
 @contextmanager
 def in_one_sentence(wanted: Wanted) -> Iterator[None]:
     """Turn what the hub's client raises inside the block into a `UserError`.
@@ -146,7 +150,7 @@ def in_one_sentence(wanted: Wanted) -> Iterator[None]:
     """
     try:
         yield
-    except failures() as error:
+    except (*failures(), *ODD_ANSWERS) as error:
         if isinstance(error, OSError) and is_disk_full(error):
             raise
         raise _explain(error, wanted) from None
@@ -181,6 +185,12 @@ def _explain(error: Exception, wanted: Wanted) -> UserError:
         return NotThereError(f"{repository} has no file {printable(wanted.file)} on the hub.")
     if isinstance(error, errors.HFValidationError):
         return NotThereError(f"{name} is not a valid name on the hub: {wanted.instead}.")
+    if isinstance(error, ODD_ANSWERS):
+        return UserError(
+            f"{name} could not be downloaded, because what answers at {constants.ENDPOINT} is no "
+            "hub (perhaps a login page of this network): check the connection and HF_ENDPOINT, or "
+            f"{wanted.instead}."
+        )
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status in (401, 403, 407):
@@ -246,7 +256,7 @@ def fetch_files(
             )
         except RevisionNotFoundError:
             raise
-        except failures() as error:
+        except (*failures(), *ODD_ANSWERS) as error:
             try:
                 folder = Path(fetch(local_files_only=True))
             except LocalEntryNotFoundError:

@@ -49,6 +49,7 @@ from sordino.files import (
     clear_staging,
     drop_link,
     fingerprint,
+    flush,
     has_suffix,
     name_part,
     only_one,
@@ -171,8 +172,14 @@ class RunSettings:
         needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
         attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None
         by_default = self.measures is None
+        sweep = replace(
+            self.sweep,
+            stratify=self.sweep.stratify or ("length" if Asked.STRATA in needed else ""),
+            moments=self.sweep.moments or Asked.MOMENTS in needed,
+        )
         return replace(
             self,
+            sweep=sweep,
             intervention=self.rule,
             divergence=RECOMMENDED_DIVERGENCE if open_size else self.divergence,
             attribution=self.attribution or attribution,
@@ -575,7 +582,12 @@ class _Steps:
         write_text(place / _CARD, card)
 
     def publish(self, recipe: str) -> None:
-        """Move the other files into the model's folder, and the model to its final name."""
+        """Copy the other files into the model's folder, and move that to its final name.
+
+        What takes long comes first, and nothing of it takes a file from the work: a run that is
+        killed there continues from what was found and measured.
+        """
+        flush(self._model)
         extras = (self._work if self._is_file else self._model) / EXTRAS
         extras.mkdir(exist_ok=True)
         if recipe:
@@ -588,10 +600,11 @@ class _Steps:
             "report.html",
             _CARD,
         ):
-            if (self._work / name).exists():  # not so after a kill in the middle of this
-                (self._work / name).replace(extras / name)
+            if (self._work / name).exists():
+                shutil.copyfile(self._work / name, extras / name)
         if self._judged is not None:
             shutil.copyfile(self._judged.file, extras / self._judged.file.name)
+        flush(extras)
         if self._is_file:
             publish(extras, extras_of(self._target))
         publish(self._model, self._target)

@@ -80,13 +80,21 @@ def text_or_file(given: str, argument: str) -> str:
     Raises:
         UserError: The file cannot be read, or is empty.
     """
-    if not os.path.exists(user_path(given)):  # noqa: PTH110 - unlike Path's, it raises nothing
+    if not _names_file(given):
         return whole_text(given, f"`{argument}`").strip()
     shown = f"`{argument}={printable(given)}`"
     text = "\n".join(read_lines(input_path(given, what=shown, mend="give a text file"))).strip()
     if not text:
         raise UserError(f"{shown} is empty: write the text into it.")
     return text
+
+
+def _names_file(given: str) -> bool:
+    """Whether there is such a file or folder; a text that is too long for a name is none."""
+    try:
+        return os.path.exists(user_path(given))  # noqa: PTH110 - unlike Path's, it raises nothing
+    except UserError:
+        return False
 
 
 def kind_of(path: Path) -> str:

@@ -149,7 +149,9 @@ def tune(
     )
     with only_one(results):
         tuned, chosen = search(lab, folder / "work", settings)
-        if chosen is not None:
+        if chosen is None:
+            file.unlink(missing_ok=True)  # an earlier search's
+        else:
             chosen.save(file, force=True)
         write_json(results, tuned.model_dump(mode="json"))
         bake = ["sordino", "bake", str(model), str(file), "-o", "quiet"]

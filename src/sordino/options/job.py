@@ -14,7 +14,7 @@ from sordino.options.groups import (
     SweepOptions,
 )
 from sordino.options.measures import RunMeasureOptions, of_other_measures
-from sordino.options.recipe import group_of, recipe_of
+from sordino.options.recipe import group_of, recipe_of, several
 
 if TYPE_CHECKING:
     from sordino.evaluation import Measure
@@ -63,7 +63,7 @@ class Job:
         return cls(
             recipe["model"],
             recipe.get("seed", 0),
-            tuple(recipe.get("beside", ())),
+            tuple(several(recipe.get("beside", ()))),
             group_of(ConceptOptions, recipe),
             group_of(RunRuleOptions, recipe),
             group_of(RunMeasureOptions, recipe),

@@ -105,7 +105,9 @@ def remaining(recipe: Mapping[str, Any], typed: Mapping[str, Sequence[str]]) -> 
         recipe: As `read` gives it.
         typed: The other options' values, by their flags without hyphens.
     """
-    gone, measured = {*typed}, typed.get("measure")
+    # The settings of one measure are added to those of others.
+    gone, measured = {*typed} - {"measure-set"}, typed.get("measure")
+    replaced = {one.partition("=")[0] for one in typed.get("measure-set", ())}
     if "preset" in typed:
         from sordino.evaluation.writing import PRESETS
 
@@ -120,11 +122,12 @@ def remaining(recipe: Mapping[str, Any], typed: Mapping[str, Sequence[str]]) -> 
         left["own"] = False
     alone = [
         one
-        for one in _several(left.pop("measure-set", ()))
-        if one.partition("=")[0].rpartition(".")[2] not in gone
+        for one in several(left.pop("measure-set", ()))
+        if one.partition("=")[0] not in replaced
+        and one.partition("=")[0].rpartition(".")[2] not in gone
         and (measured is None or one.partition(".")[0] in measured)
     ]
-    settings = _several(left.pop("set", ()))
+    settings = several(left.pop("set", ()))
     if "divergence" in typed and "intervention" in recipe:
         from sordino.interventions import RULES
 
@@ -198,7 +201,8 @@ def _listed(kind: Any, value: Any) -> Any:
     return [value] if get_origin(kind) is tuple and not isinstance(value, list) else value
 
 
-def _several(value: Any) -> list[str]:
+def several(value: Any) -> list[str]:
+    """The values of an option that takes several, of which one may stand without a list."""
     return [value] if isinstance(value, str) else list(value)
 
 

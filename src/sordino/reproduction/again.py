@@ -1,10 +1,10 @@
 """Somebody's run, repeated, and its figures beside theirs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sordino import hub
 from sordino.edits.provenance import GGUF, GGUF_COPY, extras_of, read_provenance
@@ -16,6 +16,7 @@ from sordino.files import (
     has_suffix,
     only_one,
     printable,
+    read_json,
     refuse_missing,
     user_path,
     write_json,
@@ -172,17 +173,44 @@ def repeat(
     place = user_path(output or f"{named.removesuffix(GGUF)}-again")
     target = place / f"model{GGUF if theirs.is_file else ''}"
     results = claim_output(place / "again.json", REPRODUCTION, force=True)
+    recipe = (changes or Changes()).to(read(theirs.recipe))
+    if "model" not in recipe:
+        raise UserError(
+            f'{theirs.recipe} names no model: write a line like model = "org/name" into it, or '
+            "give `model`."
+        )
+    mark, asked = place / "asked.json", _deciding(recipe)
     with only_one(results):
+        if mark.exists() and read_json(mark) != asked:
+            raise UserError(
+                f"{place} is of another run or other settings: choose another `output`."
+            )
         if figures_of(target).is_file():
             note(f"{target} exists already: only comparing it.")
         else:
-            job = Job.of_recipe((changes or Changes()).to(read(theirs.recipe)))
+            job = Job.of_recipe(recipe)
             place.mkdir(parents=True, exist_ok=True)
+            write_json(mark, asked)
             # Everything is measured here and now: that is what repeating is for.
             job.run(target, command=command, inputs=[theirs.recipe])
         found = compare_runs(theirs, target)
         write_json(results, found.model_dump(mode="json"))
     return found, results
+
+
+def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the figures: files by their names alone, for a pushed run lacks their folders.
+
+    Args:
+        recipe: The options of the run.
+    """
+    return {key: _without_folder(value) for key, value in recipe.items() if key != "device"}
+
+
+def _without_folder(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_folder(one) for one in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
 
 
 def figures_of(output: Path) -> Path:

@@ -91,7 +91,7 @@ def _terms_on_the_hub(base_model: str) -> dict[str, Any]:
 
     try:
         data = HfApi().model_info(base_model).card_data
-    except hub.failures():
+    except (*hub.failures(), *hub.ODD_ANSWERS):
         return {}
     known = data.to_dict() if data else {}
     return {key: known[key] for key in _TERMS if key in known}

@@ -15,7 +15,7 @@ from sordino.sharing.bundle import Bundle, bundle
 _HUBS_OWN = (".gitattributes",)  # in every repository
 _SAID = 300
 # What the hub's client raises for failed uploads and malformed answers.
-_ODD_ANSWERS = (RuntimeError, ValueError)
+_ODD_ANSWERS: tuple[type[Exception], ...] = (RuntimeError, *hub.ODD_ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -135,22 +135,20 @@ class _Upload:
             older = self._older()
             for addition in self._additions:
                 show.note(f"uploading {addition.path_in_repo}")
-                with self._failures(*_ODD_ANSWERS):
-                    self._api.preupload_lfs_files(
-                        self._repository,
-                        [addition],
-                        revision=self._revision,
-                        free_memory=False,
-                        gitignore_content="",  # what is pushed is chosen here
-                    )
-                self._done.append(addition.path_in_repo)
-            with self._failures(*_ODD_ANSWERS):
-                commit = self._api.create_commit(
+                self._api.preupload_lfs_files(
                     self._repository,
-                    self._additions,
-                    commit_message=message,
+                    [addition],
                     revision=self._revision,
+                    free_memory=False,
+                    gitignore_content="",  # what is pushed is chosen here
                 )
+                self._done.append(addition.path_in_repo)
+            commit = self._api.create_commit(
+                self._repository,
+                self._additions,
+                commit_message=message,
+                revision=self._revision,
+            )
             show.note("checking what arrived")
             self._check(commit.oid)
         return f"{self._api.endpoint}/{self._repository}", commit.oid, older
@@ -201,11 +199,11 @@ class _Upload:
             )
 
     @contextmanager
-    def _failures(self, *more: type[Exception]) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         """Turn the hub's refusals into one sentence, with what is missing and what to do."""
         try:
             yield
-        except (*hub.failures(), *more) as error:
+        except (*hub.failures(), *_ODD_ANSWERS) as error:
             raise UserError(f"{self._why(error)} {self._missing()}") from error
 
     def _why(self, error: Exception) -> str:

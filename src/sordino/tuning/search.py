@@ -5,12 +5,12 @@ least of many noisy figures is biased.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from sordino.expertise.attribution import AttributionSettings
 from sordino.expertise.statistic import Asked
 from sordino.expertise.sweep import SweepSettings
 from sordino.extras import require
-from sordino.files import counted, new_file
+from sordino.files import counted, new_file, printable
 from sordino.interventions import RULES, Dampening, aura, family, sites_for
 from sordino.records import Record
 from sordino.tuning.budget import Budget
@@ -55,6 +55,8 @@ _SHARE = 0.1
 """The smallest divergence that is tried, as a share of the largest."""
 _FRONT = 5
 _FEWEST = 40
+_SEEDS = 2**32
+"""So many seeds are there for the sampler."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
     import optuna
 
     choosing, reporting = _halves(lab, folder, settings)
-    bench = _Bench(lab, settings, choosing)
+    bench = _Bench(lab, settings, choosing.measures)
     # In memory: the lab stores all measurements, so a search that was killed repeats its trials
     # without measuring.
     with _quiet_optuna():
@@ -212,7 +214,7 @@ def search(lab: Lab, folder: Path, settings: TuneSettings) -> tuple[Tuned, Dampe
         for number in range(settings.trials):
             # A sampler for each trial, so that its draw depends on the earlier trials alone.
             study.sampler = optuna.samplers.TPESampler(
-                seed=lab.seed + number,
+                seed=(lab.seed + number) % _SEEDS,
                 n_startup_trials=2 * len(settings.rules),
                 constraints_func=lambda trial: trial.user_attrs["excess"],
             )
@@ -273,9 +275,7 @@ class _Bench:
         trial.set_user_attr("tried", tried.model_dump_json())
         return float(toxicity.after.value or 0.0)
 
-    def report(
-        self, tried: Sequence[Tried], measures: Sequence[Measure]
-    ) -> tuple[Tuned, Dampening | None]:
+    def report(self, tried: Sequence[Tried], held_out: "_Half") -> tuple[Tuned, Dampening | None]:
         """The best, the Pareto front and the paper's rule on the held-out half."""
         chosen = _front(tried)
         made = [self._family(one.rule, one.sites)(one.dial) for one in chosen]
@@ -284,9 +284,13 @@ class _Bench:
             for one, dampening in zip(chosen, made, strict=True)
         ]
         paper = Trial("aura, as the paper has it", aura(self._expertise))
-        names = {one.name for one in measures}
-        more = [one for one in self._settings.reported if one.name not in names]
-        evaluations = self._lab.compare([*trials, paper], [*measures, *more])
+        halves = {
+            self._settings.toxicity.prompts: held_out.prompts,
+            self._lab.texts: held_out.texts,
+        }
+        known = {one.key for one in held_out.measures}
+        more = [_held_out(one, halves) for one in self._settings.reported if one.key not in known]
+        evaluations = self._lab.compare([*trials, paper], [*held_out.measures, *more])
         budget = self._settings.budget
         reported = tuple(
             Reported(name=trial.name, tried=one, evaluation=of, kept=budget.excess(of) <= 0)
@@ -359,14 +363,34 @@ def _front(tried: Sequence[Tried]) -> list[Tried]:
     return [*best, *[one for one in ahead if one not in best][-_FRONT:]]
 
 
-def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure]]:
+class _Half(NamedTuple):
+    """Half of the prompts and of the clean texts.
+
+    Args:
+        prompts: The file of prompts.
+        texts: The file of texts.
+        measures: The measures on them: toxicity, divergence and, if it is another, the budget's.
+    """
+
+    prompts: str
+    texts: str
+    measures: list[Measure]
+
+
+def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[_Half]:
     """The measures for the choice, and the same ones on held-out prompts and texts."""
     prompts = read_texts(prompts_of(settings.toxicity.prompts))
     sized_on = set(clean_texts(lab.texts, seed=lab.seed))
     texts = read_texts(lab.texts)
     others = [text for text in texts if text.text not in sized_on]
-    # With few texts, interventions are calibrated on some of the same ones.
-    enough = others if len(others) >= _FEWEST else texts
+    enough = others
+    if len(others) < _FEWEST:
+        enough = texts
+        show.note(
+            f"{printable(lab.texts)} holds {counted(len(texts), 'text')}: interventions are sized "
+            f"on texts by which they are chosen and reported as well (give "
+            f"{len(sized_on) + _FEWEST:,} for separate ones)"
+        )
     halves = []
     for toxic, clean in zip(
         _split_in_half(prompts, folder, "prompts", lab.seed),
@@ -375,8 +399,22 @@ def _halves(lab: Lab, folder: Path, settings: TuneSettings) -> list[list[Measure
     ):
         divergence, limited = Divergence(clean), settings.budget.make_measure(clean)
         also = [] if limited.name == divergence.name else [limited]
-        halves.append([replace(settings.toxicity, prompts=toxic), divergence, *also])
+        measures = [replace(settings.toxicity, prompts=toxic), divergence, *also]
+        halves.append(_Half(toxic, clean, measures))
     return halves
+
+
+def _held_out(measure: Measure, halves: Mapping[str, str]) -> Measure:
+    """A measure on the held-out half of the source that it takes, if that was split.
+
+    Args:
+        measure: The measure.
+        halves: The files of held-out prompts and texts, by the sources that were split.
+    """
+    for name in ("prompts", "texts"):
+        if half := halves.get(getattr(measure, name, "")):
+            return replace(measure, **{name: half})  # type: ignore[type-var]
+    return measure
 
 
 def _split_in_half(texts: Sequence[Text], folder: Path, name: str, seed: int) -> list[str]:
