@@ -310,7 +310,7 @@ QUOTED = [
     *(
         (
             page,
-            r"source (?:it is )?([\d.]+) % and ([\d.]+) % (?:together )?against "
+            r"other prompts (?:it is )?([\d.]+) % and ([\d.]+) % (?:together )?against "
             r"([\d.]+) % and ([\d.]+) %",
             [
                 own("own samples and corpus at 0.05", place="elsewhere"),

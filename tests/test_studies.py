@@ -478,7 +478,7 @@ def test_own_samples_are_measured_on_prompts_of_their_source_and_of_another(tiny
         assert all(words in finding.label for finding in of.findings)
         assert of.findings
     assert "own samples: 24 of 34 prompts of prompts.txt" in said.err
-    assert said.out.count("on prompts of another source: ") == 4
+    assert said.out.count("on other prompts: ") == 4
     assert groups["at-0.05-held-out"].made_from in Path("out/own-samples.html").read_text()
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--other-prompts", "prompts.txt"])

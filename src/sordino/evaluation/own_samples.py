@@ -213,7 +213,7 @@ def _judge(
 def _refuse_same(judge: Scorer | ConceptJudge, measured: Prepared) -> None:
     """Raise `UserError` if the judge is one of the measures' scorers, by whatever name."""
     tasks = [task for task in measured.tasks.values() if isinstance(task, ScoredTask)]
-    for scorer in (scorer for task in tasks for scorer in task.scorers.values()):
+    for scorer in (whole(scorer) for task in tasks for scorer in task.scorers.values()):
         if isinstance(judge, ConceptJudge):
             if isinstance(scorer, ProbeScorer):
                 note(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sordino.evaluation import Evaluation
 from sordino.files import only_one, write_json
+from sordino.studies.findings import scorers_of
 from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
 from sordino.studies.removal import removed_against
 from sordino.studies.study import STUDIES, Group, Plan
@@ -62,7 +63,7 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
                 removals=(
                     ()
                     if paper is None or trial.name == group.against
-                    else _removals(of, paper, lab.seed, plan.scorers)
+                    else _removals(of, paper, lab.seed)
                 ),
             )
             for trial, of in zip(group.trials, evaluations, strict=True)
@@ -76,11 +77,9 @@ def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
     )
 
 
-def _removals(
-    one: Evaluation, paper: Evaluation, seed: int, scorers: tuple[str, ...]
-) -> tuple[Removal, ...]:
+def _removals(one: Evaluation, paper: Evaluation, seed: int) -> tuple[Removal, ...]:
     found = []
-    for number, scorer in enumerate(scorers):
-        ratio, beyond = removed_against(one, paper, seed, scorer if number else None)
+    for scorer, key in scorers_of(one):
+        ratio, beyond = removed_against(one, paper, seed, key)
         found.append(Removal(scorer=scorer, ratio=ratio, beyond_twice=beyond))
     return tuple(found)

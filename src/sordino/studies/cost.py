@@ -8,7 +8,7 @@ from sordino.evaluation import Estimate, Evaluation
 from sordino.evaluation.statistics import Floats, bootstrap, estimate
 from sordino.studies.findings import scorers_of
 from sordino.studies.record import Finding
-from sordino.studies.removal import toxic_shares
+from sordino.studies.removal import complete, toxic_shares
 from sordino.tuning.lab import Trial
 
 
@@ -64,16 +64,11 @@ def _cost_ratio(
     """
     spent = {name: _divergence(evaluations[name]) for name in its}
     its = sorted(its, key=spent.__getitem__)
-    before = toxic_shares(evaluations[goal], "before", key)
-    removed = before - toxic_shares(evaluations[goal], "after", key)
-    columns = np.stack(
-        [
-            before - times * removed,
-            before,
-            *(toxic_shares(evaluations[name], "after", key) for name in its),
-        ],
-        axis=1,
+    before, after, *by_size = complete(
+        toxic_shares(evaluations[goal], "before", key),
+        *(toxic_shares(evaluations[name], "after", key) for name in (goal, *its)),
     )
+    columns = np.stack([before - times * (before - after), before, *by_size], axis=1)
     places = np.array([0.0, *(spent[name] for name in its)]) / _divergence(evaluations[goal])
 
     def statistic(means: Floats) -> Floats:

@@ -7,7 +7,7 @@ from sordino.evaluation import Estimate, Evaluation, Figure
 from sordino.evaluation.result import measure_of
 from sordino.evaluation.statistics import Floats, bootstrap, compare_shares, estimate
 from sordino.studies.record import Finding, StudyRecord
-from sordino.studies.removal import toxic_shares
+from sordino.studies.removal import complete, toxic_shares
 from sordino.studies.words import by_points, falls, rises
 
 
@@ -67,8 +67,11 @@ def differences(
     for label, (one, other) in pairs.items():
         if one in evaluations and other in evaluations:
             for scorer, key in scorers_of(evaluations[one]):
-                before, after = (
-                    toxic_shares(evaluations[name], "after", key, measure) for name in (other, one)
+                before, after = complete(
+                    *(
+                        toxic_shares(evaluations[name], "after", key, measure)
+                        for name in (other, one)
+                    )
                 )
                 difference = compare_shares(before, after, seed).difference
                 assert difference is not None  # there are both

@@ -19,7 +19,7 @@ _SMALLER = 0.4
 """The smaller of the two divergences, as a share of the one that is asked about."""
 _PLACES = {
     "held-out": "held-out prompts of the source of own samples",
-    "elsewhere": "prompts of another source",
+    "elsewhere": "other prompts",
 }
 """On which prompts it is measured, by the last part of a group's name."""
 
@@ -33,7 +33,7 @@ def _measures(plan: Plan) -> tuple[Measure, ...]:
     if plan.other_prompts == plan.prompts:
         raise UserError(
             f"`other_prompts={plan.other_prompts}` are the prompts that are measured, and "
-            "own-samples asks whether it helps with those of another source: give another one."
+            "own-samples asks whether it helps with others: give another source."
         )
     plan.elsewhere().chosen(0)  # which are there, before long work
     return plan.writing()

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
-
 from sordino.evaluation import Estimate, Evaluation
 from sordino.interventions import aura, shuffled
 from sordino.studies.findings import mean_of, scorers_of
 from sordino.studies.record import Finding, StudyRecord
-from sordino.studies.removal import toxic_shares
+from sordino.studies.removal import complete, toxic_shares
 from sordino.studies.study import Group, Plan, study
 from sordino.studies.words import by_points, falls, interval, share
 from sordino.tuning.lab import Lab, Trial
@@ -43,8 +41,9 @@ def ranking(lab: Lab, plan: Plan) -> Iterator[Group]:
     def findings(evaluations: Mapping[str, Evaluation]) -> Iterable[Finding]:
         others = [of for name, of in evaluations.items() if name != _REAL]
         for scorer, key in scorers_of(evaluations[_REAL]):
-            real = toxic_shares(evaluations[_REAL], "after", key)
-            dealt = np.stack([toxic_shares(of, "after", key) for of in others])
+            arms = (evaluations[_REAL], *others)
+            columns = complete(*(toxic_shares(of, "after", key) for of in arms))
+            real, dealt = columns[0], columns[1:]
             as_well = int((dealt.mean(axis=1) <= real.mean()).sum())
             # One of the shuffles might have been the real ranking: Phipson and Smyth (2010),
             # "Permutation p-values should never be zero", doi:10.2202/1544-6115.1585.

@@ -16,7 +16,7 @@ from sordino.models.chat import Chat
 from sordino.models.chat_template import fingerprint_of, template_of
 from sordino.studies.contenders import CORPUS, OURS, Bench
 from sordino.studies.findings import compared, differences, toxic
-from sordino.studies.record import GroupRecord, StudyRecord, TrialRecord
+from sordino.studies.record import GroupRecord, Removal, StudyRecord, TrialRecord
 from sordino.studies.study import Group, Plan, Sizes, absent, own_evidence, reached, study
 from sordino.studies.variants import permuted_edit, reversed_edit, with_own
 from sordino.studies.words import by_points, interval, plain, ratio, rises, share
@@ -67,11 +67,7 @@ def _over(figure: Figure) -> str:
 def _beside_aura(group: GroupRecord) -> Iterator[str]:
     """What is removed at AurA's own divergence, beside what AurA removes."""
     same = group.trial(_AS_AURA)
-    said = [
-        f"by {of.scorer} {ratio(of.ratio)}, "
-        f"{'' if rises(of.beyond_twice) else 'not '}significantly above 2"
-        for of in (same.removals if same else ())
-    ]
+    said = [_times(of) for of in (same.removals if same else ())]
     if said:
         yield (
             "At AurA's divergence, the toxic continuations that the recommended edit removes, "
@@ -79,8 +75,15 @@ def _beside_aura(group: GroupRecord) -> Iterator[str]:
         )
 
 
+def _times(of: Removal) -> str:
+    if of.ratio.value is None:
+        return f"by {of.scorer} {ratio(of.ratio)}"
+    above = "" if rises(of.beyond_twice) else "not "
+    return f"by {of.scorer} {ratio(of.ratio)}, {above}significantly above 2"
+
+
 _PLACES = {
-    "elsewhere": "prompts of another source",
+    "elsewhere": "other prompts",
     "replies": "replies in the chat template",
 }
 """What a group with further toxicity is measured on, by its name."""
@@ -144,7 +147,8 @@ def _needed(plan: Plan) -> tuple[Measure, ...]:
 
 _LEGEND = (
     f"{OURS}: the recommended edit, contrast with the labelled sentences and with the model's own "
-    "samples. At a divergence of 0.05 nats per token it is what run writes by default.",
+    "samples. It is the rule that run uses by default, at a divergence of 0.05 nats per token. "
+    "What it was made from here is said for each model.",
     f"{CORPUS}: contrast with the labelled sentences alone.",
     f"{_AURA}: the paper's rule, as published.",
     f"Controls with the recommended edit's divergence: {_JUDGED} (the judge's scores are permuted "

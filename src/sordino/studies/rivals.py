@@ -7,6 +7,7 @@ import numpy as np
 
 from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, Measure
+from sordino.evaluation.statistics import compare_shares
 from sordino.extras import require
 from sordino.files import capital
 from sordino.interventions import aura
@@ -20,9 +21,9 @@ from sordino.studies.contenders import (
     Settings,
     contrast,
 )
-from sordino.studies.findings import differences, mean_of, scorers_of, toxic
+from sordino.studies.findings import differences, scorers_of, toxic
 from sordino.studies.record import Finding, GroupRecord, StudyRecord
-from sordino.studies.removal import toxic_shares
+from sordino.studies.removal import complete, toxic_shares
 from sordino.studies.study import Group, Plan, own_evidence, study
 from sordino.studies.words import by_points, falls, percent, rises, share
 from sordino.tuning.lab import Lab, Trial
@@ -292,7 +293,7 @@ def _log_perplexity(evaluation: Evaluation) -> float:
 def _left(evaluation: Evaluation) -> float:
     """The share of toxic continuations, on average over scorers."""
     shares = [toxic_shares(evaluation, "after", key) for _, key in scorers_of(evaluation)]
-    return float(np.mean(shares))
+    return float(np.mean([column.mean() for column in map(complete, shares)]))
 
 
 def _named(name: str, setting: str) -> str:
@@ -337,12 +338,14 @@ def _after_pre_prompt(evaluation: Evaluation, seed: int) -> Iterator[Finding]:
     }
     for label, pair in pairs.items():
         for scorer, of in scorers_of(evaluation):
-            one, other = (toxic_shares(evaluation, arm, of, key) for arm, key in pair)
+            one, other = complete(*(toxic_shares(evaluation, arm, of, key) for arm, key in pair))
+            difference = compare_shares(other, one, seed).difference
+            assert difference is not None  # there are both
             yield Finding(
                 name=f"{label}, {scorer}",
                 label=f"{label} ({scorer})",
                 unit="points",
-                estimate=mean_of(one - other, seed),
+                estimate=difference,
                 about=label,
                 by=scorer,
             )

@@ -76,7 +76,7 @@ def signed(value: float | None) -> str:
 def ratio(estimate: Estimate) -> str:
     """A ratio with its interval."""
     if estimate.value is None:
-        return "unbounded, because AurA removes nothing"
+        return "undefined, because AurA removes nothing"
     return f"{_end(estimate.value, 1)} ({_end(estimate.low, 1)} to {_end(estimate.high, 1)})"
 
 

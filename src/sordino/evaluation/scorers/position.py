@@ -23,7 +23,7 @@ class ByPosition(LabelScorer):
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self.limits, self.name = scorer.limits, scorer.name
         self.trained_on, self.instead_of = scorer.trained_on, scorer.instead_of
         self.reusable = scorer.reusable
@@ -31,13 +31,18 @@ class ByPosition(LabelScorer):
 
     def protocol(self) -> Mapping[str, Any]:
         """The other scorer's, and a mark for the thirds."""
-        return {**self._scorer.protocol(), "thirds": True}
+        return {**self.scorer.protocol(), "thirds": True}
 
     def score_labels(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The other scorer's scores, then those of each third, float64 [texts, 1 + labels]."""
         parts = list(zip(*map(thirds, texts), strict=True))
-        each = [scores_of(self._scorer, part)[:, 0] for part in parts]
-        return np.column_stack([scores_of(self._scorer, texts), *each])
+        each = [scores_of(self.scorer, part)[:, 0] for part in parts]
+        return np.column_stack([scores_of(self.scorer, texts), *each])
+
+
+def whole(scorer: Scorer) -> Scorer:
+    """The scorer itself, without the scores of thirds."""
+    return scorer.scorer if isinstance(scorer, ByPosition) else scorer
 
 
 def thirds(text: str) -> tuple[str, str, str]:
