@@ -537,13 +537,15 @@ def test_conversations_that_are_measured_are_no_prompts_of_own_samples(concept, 
         ("no-such-scorer", None, "concept"),
     ],
 )
+@pytest.mark.parametrize("new_tokens", [20, 60])  # with 60, thirds are scored as well
 def test_the_judge_is_the_scorer_that_is_known_unless_it_measures(
-    concept, known, measures, judge, tmp_path, capsys
+    concept, known, measures, judge, new_tokens, tmp_path, capsys
 ):
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(50)) + "\n")
     (tmp_path / "measured.txt").write_text("other\n")
     measured = measures and prepare(
-        [Toxicity(str(tmp_path / "measured.txt"), scorer=(measures,))], compared=True
+        [Toxicity(str(tmp_path / "measured.txt"), scorer=(measures,), new_tokens=new_tokens)],
+        compared=True,
     )
     known_by = replace(concept, judge=known)
     plan = OwnPlan(str(tmp_path / "prompts.txt"))

@@ -30,7 +30,7 @@ from sordino.studies import concepts as concepts_study
 from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.findings import toxic
-from sordino.studies.removal import removed_against
+from sordino.studies.removal import complete, removed_against, toxic_shares
 from sordino.studies.rivals import match
 from sordino.studies.variants import (
     contrast_of,
@@ -42,6 +42,7 @@ from sordino.studies.variants import (
     reversed_sign,
 )
 from sordino.studies.words import listed
+from sordino.studies.words import ratio as ratio_in_words
 from sordino.tuning.lab import Lab
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,30 @@ def test_the_other_may_remove_nothing():
     )
     assert ratio == Estimate(None, None, None)
     assert beyond.value == 0
+
+
+def test_more_than_nothing_is_not_more_than_twice_what_is_added():
+    """The other adds toxicity, and the one changes nothing."""
+    generator = np.random.default_rng(2)
+    original = (generator.random((300, 4)) < 0.3).astype(float)
+    more = np.maximum(original, generator.random((300, 4)) < 0.2)
+    ratio, beyond = removed_against(evaluation(original, original), evaluation(original, more), 0)
+    assert ratio.value is None
+    assert beyond.value == beyond.low == beyond.high == 0
+    assert ratio_in_words(ratio) == "undefined, because AurA removes nothing"
+
+
+def test_a_prompt_that_a_scorer_did_not_score_is_left_out():
+    of = evaluation([[0.9, 0.1], [0.9, 0.9], [0.1, 0.1]], [[0.1, None], [0.1, 0.9], [0.1, 0.1]])
+    for row in of.samples["toxicity"]:
+        for arm in ("before", "after"):
+            for one in row[arm]:
+                one["scores"] = {"second": one["score"]}
+                one["score"] = 0.2
+    shares = [toxic_shares(of, arm, "second") for arm in ("before", "after")]
+    np.testing.assert_array_equal(shares, [[0.5, 1, 0], [np.nan, 0.5, 0]])
+    np.testing.assert_array_equal(complete(*shares), [[1, 0], [0.5, 0]])
+    np.testing.assert_array_equal(toxic_shares(of, "after"), [0, 0, 0])
 
 
 def made(positive, negative, cost):

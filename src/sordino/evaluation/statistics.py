@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+_FEWEST_OF_GROUP = 10
+"""Intervals of a gap between smaller groups hold the truth too seldom."""
 # How many numbers are drawn at once while resampling: 32 MiB.
 _PIECE = 2**22
 # Resamples of at most this many items are cached: 40 MiB.
@@ -267,8 +269,9 @@ def compare_gaps(
     alone separates them. So the two groups are chosen on one half of the items and compared on the
     other half; then the halves change places, and the gap is the mean of the two (cross-fitting).
     It can be below 0; if the groups do not differ its expectation is 0, and if they do it is at
-    most the true gap. Items are resampled within each group and half; there is no interval if the
-    items of every such cell are equal. There is no ratio, because a gap may be 0.
+    most the true gap. Items are resampled within each group and half. There is no interval if the
+    items of every such cell are equal, or if a group has fewer than 10: resampling so few makes
+    intervals too narrow. There is no ratio, because a gap may be 0.
 
     Args:
         before: float64 [items], or None.
@@ -292,6 +295,8 @@ def compare_gaps(
     replicates = np.stack([each for _, each in drawn], axis=1).reshape(RESAMPLES, *shape)
     found, drawn_gaps = _gap(means), _gap(replicates)
     drawn_gaps[:, np.ptp(replicates, axis=0).max(axis=(0, 1)) == 0] = np.nan
+    if min(len(one) + len(other) for one, other in cells) < _FEWEST_OF_GROUP:
+        drawn_gaps[:] = np.nan
     arms = [estimate(float(gap), drawn_gaps[:, i]) for i, gap in enumerate(found)]
     if before is None:
         return Comparison(None, arms[0], None, None)

@@ -30,7 +30,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
     asked = STUDIES.named(name)
     with only_one(output):
         # First, since the model for finding is released when the one for measuring is opened.
-        groups = tuple(_measured(lab, group, plan) for group in asked.groups(lab, plan))
+        groups = tuple(_measured(lab, group) for group in asked.groups(lab, plan))
         record = StudyRecord(
             study=name,
             model=lab.ref.name,
@@ -45,7 +45,7 @@ def carry_out(name: str, lab: Lab, plan: Plan, output: Path, command: str) -> St
     return record
 
 
-def _measured(lab: Lab, group: Group, plan: Plan) -> GroupRecord:
+def _measured(lab: Lab, group: Group) -> GroupRecord:
     evaluations = (group.lab or lab).compare(group.trials, group.measures)
     by_name = {trial.name: of for trial, of in zip(group.trials, evaluations, strict=True)}
     paper = by_name.get(group.against)
