@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -20,7 +21,7 @@ from families import tiny_folder
 from sordino.cli.app import main
 from sordino.concepts.concept import Concept
 from sordino.errors import UserError
-from sordino.evaluation import Estimate, Evaluation, ModelRecord
+from sordino.evaluation import Estimate, Evaluation, ModelRecord, Perplexity
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura, contrast
 from sordino.report.article import Table, write_markdown
@@ -30,6 +31,7 @@ from sordino.studies import concepts as concepts_study
 from sordino.studies.cost import crossing
 from sordino.studies.data import halves
 from sordino.studies.findings import toxic
+from sordino.studies.ingredients import _against_prose
 from sordino.studies.removal import complete, removed_against, toxic_shares
 from sordino.studies.rivals import match
 from sordino.studies.variants import (
@@ -671,3 +673,15 @@ def test_listed_names_can_be_told_apart(names):
         assert said.split("; ") == names
     else:
         assert said.split(", ") == names
+
+
+def test_prose_that_stands_for_negatives_sets_no_size_and_measures_nothing(open_tiny, tmp_path):
+    concept = Concept("calm", tuple(sentences(40, 1)), tuple(sentences(40, 2)), "here")
+    file = tmp_path / "prose.txt"
+    file.write_text("\n".join(sentences(200, 3, longest=20)))
+    lab = Lab(open_tiny("llama").ref, concept, tmp_path / "lab", texts=str(file))
+    prose = set(_against_prose(lab, 30).negative)
+    assert len(prose) == 30
+    assert prose.isdisjoint(lab._sizing_texts)
+    measured = Perplexity(str(file), max_texts=70).prepare(0, torch.device("cpu"))
+    assert prose.isdisjoint(text.text for text in measured.texts)

@@ -87,7 +87,12 @@ def _other_data(lab: Lab, plan: Plan) -> dict[str, Sizes]:
 
 
 def _against_prose(lab: Lab, per_class: int) -> Concept:
-    """The concept with prose instead of its negative sentences."""
+    """The concept with prose instead of its negative sentences.
+
+    No edit is sized on that prose; of a large source, none is measured on it either.
+    """
     positive = lab.concept.sampled(max_per_class=per_class, seed=lab.seed).positive
-    prose = clean_texts(lab.texts, most=len(positive), seed=lab.seed)
+    sized_on = set(clean_texts(lab.texts, seed=lab.seed))
+    last = clean_texts(lab.texts, most=len(sized_on) + len(positive), seed=lab.seed)
+    prose = [text for text in last if text not in sized_on]
     return Concept(lab.concept.name, positive, tuple(prose), f"{lab.concept.source}, and prose")
