@@ -1,6 +1,7 @@
 """What pages quote from the studies is what the studies' records hold."""
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import pytest
@@ -540,6 +541,30 @@ def test_the_page_of_rivals_quotes_what_estimates_of_costs_foretell():
     [said] = re.findall(pattern, words)
     for number, trial in zip(said, (*TOGETHER, STEPS[0]), strict=True):
         assert as_said(number, finding("curvature-smollm2", "curvature", f"measured, {trial}"))
+
+
+def test_the_page_of_rules_counts_the_cases_beside_aura():
+    words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
+    found = {
+        (model, removal.scorer): removal
+        for model in ("smollm2", "qwen0.5b", "gemma3")
+        for removal in load(f"recommended-{model}")
+        .group("effect")
+        .trial(f"{OURS} at AurA's divergence")
+        .removals
+    }
+    ratios = {case: of.ratio for case, of in found.items() if of.ratio.value is not None}
+    nothing = Counter(model for model, _ in found.keys() - ratios.keys())
+    assert nothing == {"smollm2": 2, "qwen0.5b": 1}
+    assert "removes nothing in three of these nine cases (two on SmolLM2, one on" in words
+    said = re.search(r"In the other six, the edit removes (\S+) to (\S+) times", words)
+    values = [of.value for of in ratios.values()]
+    assert all(map(as_said, said.groups(), (min(values), max(values))))
+    [case] = [case for case in ratios if found[case].beyond_twice.low > 0]
+    assert case == ("qwen0.5b", "alt-profanity-check")
+    said = re.search(r"by alt-profanity-check: (\S+); (\S+) to unbounded\)", words)
+    assert all(map(as_said, said.groups(), (ratios[case].value, ratios[case].low)))
+    assert ratios[case].high is None
 
 
 def test_the_page_of_studies_quotes_its_findings():
