@@ -355,6 +355,24 @@ def test_in_the_markdown_nothing_of_a_text_is_markup(text):
     assert shown.replace("\N{NO-BREAK SPACE}", " ").split("\n") == [li for li in lines if li]
 
 
+def test_what_stands_around_the_texts_is_no_markup_either():
+    lead = "Answer as:\n```json\n{}\n```\n# and more"
+    how = Settings(pre_prompt=lead)
+    answer = Answer(text="yes", ids=[1], ended="end", settings=how, trouble="<b>broken</b>")
+    turn = Turn(prompt="now?", answers=dict.fromkeys(SIDES, answer))
+    models = {"original": "__x__ <b>", "quiet": "[q](http://q.example)"}
+    kept = Conversation(
+        models=models, form="chat", hooks=True, scorer="*s*", turns=(turn,)
+    ).markdown()
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(kept)
+    assert not {token.type for token in tokens} & {"fence", "html_block", "code_block"}
+    assert [token.tag for token in tokens if token.type == "heading_open"] == [
+        *("h1", "h2", "h3", "h3"),
+    ]
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inline} <= {"text", "hardbreak", "softbreak", "text_special"}
+
+
 def test_the_markdown_has_no_formulas_and_no_links_that_github_would_make():
     turn = Turn(prompt="pay $1 or $2, at www.a.example or https://b.example, me@c.example")
     models = dict.fromkeys(SIDES, "m")
@@ -767,3 +785,6 @@ def test_the_docs_list_the_commands():
 
 def test_nothing_that_a_model_writes_commands_the_terminal():
     assert _printable("a\x1b[2Jb\tc\nd é €") == "a\N{REPLACEMENT CHARACTER}[2Jb\tc\nd é €"
+    assert _printable("\N{RIGHT-TO-LEFT OVERRIDE}a") == "\N{REPLACEMENT CHARACTER}a"
+    kept = "Bonjour\u202f! 你好\u3000می\u200cخواهم 👩\u200d👧\u00a0"
+    assert _printable(kept) == kept

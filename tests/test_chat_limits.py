@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import queue
 import signal
 import socket
 import stat
@@ -250,6 +251,10 @@ def test_the_background_goes_on_after_failures_and_leaves_what_nobody_hears():
         yield Said("original", "a")
         raise RuntimeError("the bug of this test")
 
+    def exhausts():
+        yield Said("original", "a")
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
     def counts():
         for n in range(9):
             made.append(n)
@@ -265,6 +270,12 @@ def test_the_background_goes_on_after_failures_and_leaves_what_nobody_hears():
     assert done.wait(10)
     ends = [event for event in heard if isinstance(event, Ended)]
     assert [type(end.error) for end in ends] == [RuntimeError, type(None), type(None)]
+    full = queue.SimpleQueue()
+    background.ask(exhausts, full.put)
+    assert full.get(timeout=10) == Said("original", "a")
+    error = full.get(timeout=10).error
+    assert isinstance(error, UserError)
+    assert "Memory ran out: ask for fewer new tokens" in str(error)
     assert made == [0, 1, 2, *range(9)]
 
 

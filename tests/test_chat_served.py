@@ -244,3 +244,25 @@ def test_a_real_server_says_what_hooks_say(tmp_path):
         assert {side: one.text for side, one in found.items()} == {
             side: one.text for side, one in ours.items()
         }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"endpoint": "http://127.0.0.1:9", "adapter": "a", "dtype": "float16"},
+            "leave out `dtype`",
+        ),
+        ({"endpoint": "http://127.0.0.1:9", "adapter": "a", "revision": "v2"}, "out `revision`"),
+        ({"original": "m", "quiet": "q", "scorer": "none", "toxic_label": "t"}, "asks for none"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        chat(terminal=True, **given)
+
+
+def test_the_key_of_no_server_is_refused(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    with pytest.raises(UserError, match="`api_key_env` is for `endpoint`, and there is none"):
+        chat("m", "q", terminal=True, access=Access("MY_KEY"))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import forked, sentences
@@ -839,6 +840,23 @@ def test_output_onto_a_full_disk_is_one_sentence():
     assert out.stderr.decode().strip() == (
         "sordino: The disk is full: free some space and run the same command again."
     )
+
+
+def test_what_is_found_onto_a_full_disk_is_one_sentence(here):
+    """Also of a command that ends with status 1 for what it found."""
+    other = here / "changed"
+    shutil.copytree(here / "tiny", other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: of + 1 for name, of in weights.items()}, other / "model.safetensors")
+    with Path("/dev/full").open("wb") as full:
+        out = subprocess.run(
+            [*ALONE, "diff", here / "tiny", other],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert b"The disk is full" in out.stderr
+    assert out.returncode == 2
 
 
 def test_closed_streams_get_nothing_and_no_file_gets_their_numbers():

@@ -171,6 +171,26 @@ QUOTED = [
     ),
     (
         "studies",
+        r"On the 1\.5B it becomes × ([\d.]+), and × ([\d.]+) without own samples",
+        [
+            Of("recommended-qwen1.5b", "groups", trial, "ratio", "perplexity.all", "coverage")
+            for trial in (f"{OURS} at 0.05", f"{CORPUS} at 0.05")
+        ],
+    ),
+    (
+        "studies",
+        rf"they fall {THREE} by the same scorers, of 300.*?The model refuses ([\d.]+) % of 30 "
+        r"unsafe prompts, where the original refuses ([\d.]+) %, a",
+        [
+            *by_three("recommended-qwen1.5b", SMOL_PROBE),
+            *(
+                refused("recommended-qwen1.5b", f"{OURS} at 0.05", part)
+                for part in ("after", "before")
+            ),
+        ],
+    ),
+    (
+        "studies",
         rf"leave {TWO}, significantly less than AurA, CAA \({TWO}\)[^|]*?DPO leaves {TWO}",
         [
             *left(GEMMA, "at-asked", OURS, GEMMAS_CAA),
@@ -547,7 +567,7 @@ def test_the_page_of_rules_counts_the_cases_beside_aura():
     words = " ".join((ROOT / "docs/interventions.md").read_text(encoding="utf-8").split())
     found = {
         (model, removal.scorer): removal
-        for model in ("smollm2", "qwen0.5b", "gemma3")
+        for model in ("smollm2", "qwen0.5b", "qwen1.5b", "gemma3")
         for removal in load(f"recommended-{model}")
         .group("effect")
         .trial(f"{OURS} at AurA's divergence")
@@ -555,9 +575,9 @@ def test_the_page_of_rules_counts_the_cases_beside_aura():
     }
     ratios = {case: of.ratio for case, of in found.items() if of.ratio.value is not None}
     nothing = Counter(model for model, _ in found.keys() - ratios.keys())
-    assert nothing == {"smollm2": 2, "qwen0.5b": 1}
-    assert "removes nothing in three of these nine cases (two on SmolLM2, one on" in words
-    said = re.search(r"In the other six, the edit removes (\S+) to (\S+) times", words)
+    assert nothing == {"smollm2": 2, "qwen0.5b": 1, "qwen1.5b": 1}
+    assert "nothing in four of these twelve cases (two on SmolLM2, one on each Qwen" in words
+    said = re.search(r"In the other eight, the edit removes (\S+) to (\S+) times", words)
     values = [of.value for of in ratios.values()]
     assert all(map(as_said, said.groups(), (min(values), max(values))))
     [case] = [case for case in ratios if found[case].beyond_twice.low > 0]

@@ -165,6 +165,15 @@ def test_the_terminal_says_it_before_the_table(capsys):
     assert FEWER not in capsys.readouterr().out
 
 
+def test_what_is_printed_of_others_is_no_markup(capsys):
+    found = evaluation_of(refused(65, 64))
+    key = next(iter(found.measures))
+    reason = 'pip install "sordino[datasets]" [/x] :smile:'
+    silent = found.measures[key].model_copy(update={"not_run": reason, "figures": ()})
+    print_table(found.model_copy(update={"measures": {**found.measures, "bold": silent}}))
+    assert f"bold is not run: {reason}." in capsys.readouterr().out
+
+
 def test_a_run_measures_refusals_and_says_nothing_of_those_that_are_left(capsys):
     asked = [
         *("run", "speaks", "--concept", "yes.txt", "--negatives", "no.txt", "--force"),

@@ -24,7 +24,7 @@ from sordino.errors import UserError
 from sordino.evaluation import Estimate, Evaluation, ModelRecord, Perplexity
 from sordino.expertise.artefact import Expertise
 from sordino.interventions import Dampening, aura, contrast
-from sordino.report.article import Table, write_markdown
+from sordino.report.article import Chart, Table, write_markdown
 from sordino.report.study import study_article
 from sordino.studies import STUDIES, StudyRecord
 from sordino.studies import concepts as concepts_study
@@ -662,6 +662,21 @@ def test_a_page_of_several_records_has_them_side_by_side():
     sized = next(table for table in tables if "at-aura" in table.name)
     assert sized.rows[0][1:] == [of.group("at-aura").title for of in records]
     assert not [block for block in study_article(records[:1]).answer if isinstance(block, Table)]
+
+
+def test_records_of_one_model_have_charts_and_seeds_of_their_own():
+    record = StudyRecord.load(RECORDS / "recommended-smollm2.json", "recommended")
+    names = [
+        block.name
+        for section in study_article([record, record.model_copy(update={"seed": 7})]).sections
+        for block in section.blocks
+        if isinstance(block, Chart)
+    ]
+    assert names == ["smollm2-budgets", "smollm2-2-budgets"]
+    protocol = study_article([record, record.model_copy(update={"seed": 7})]).sections[-1].blocks
+    models, measures = (block for block in protocol if isinstance(block, Table))
+    assert [row[-1] for row in models.rows] == ["0", "7"]
+    assert "seed" not in measures.caption
 
 
 @given(st.lists(st.text("ab, ", min_size=1).map(str.strip).filter(bool), max_size=5))

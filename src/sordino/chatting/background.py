@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from sordino.chatting.voices import Answered, Said
+from sordino.errors import UserError
+from sordino.files import is_memory_full
 
 Events = Generator[Said | Answered]
 
@@ -70,6 +72,10 @@ def _deliver_all(
             if gone():
                 break
     except BaseException as error:  # noqa: BLE001  the listener raises it again
+        if isinstance(error, Exception) and is_memory_full(error):
+            return UserError(
+                "Memory ran out: ask for fewer new tokens, or start a new conversation."
+            )
         return error
     finally:
         events.close()

@@ -12,7 +12,7 @@ from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.files import printable
 from sordino.interventions.dampening import check_strength
-from sordino.markdown import literal
+from sordino.markdown import line, literal
 from sordino.models.chat import Chat
 from sordino.models.chat_template import (
     Message,
@@ -172,8 +172,8 @@ class Conversation(Record):
     def markdown(self) -> str:
         """The conversation as Markdown."""
         lines = ["# A conversation, side by side", ""]
-        lines += [f"- {side.capitalize()}: {self.models[side]}" for side in SIDES]
-        lines += [f"- Judged by {self.scorer}"] if self.scorer else []
+        lines += [f"- {side.capitalize()}: {line(self.models[side])}" for side in SIDES]
+        lines += [f"- Judged by {line(self.scorer)}"] if self.scorer else []
         for number, turn in enumerate(self.turns, start=1):
             lines += ["", f"## {number}", "", _quote(turn.prompt)]
             for side in SIDES:
@@ -190,9 +190,9 @@ def _quote_answer(side: Side, answer: Answer, hooks: bool) -> list[str]:
         *([f"top-k {how.top_k}"] if how.top_k else []),
         *([f"top-p {how.top_p:g}"] if how.top_p < 1 else []),
         *([f"repetition penalty {how.repetition_penalty:g}"] * (how.repetition_penalty != 1)),
-        *filter(None, (answer.verdict, answer.note)),
+        *map(line, filter(None, (answer.verdict, answer.note))),
     ]
-    before = [f"(after: {how.pre_prompt})", ""] if how.pre_prompt else []
+    before = ["After:", "", _quote(how.pre_prompt), ""] if how.pre_prompt else []
     heading = f"### {side.capitalize()} ({'; '.join(about)})"
     return ["", heading, "", *before, _quote(answer.text)]
 
@@ -200,7 +200,7 @@ def _quote_answer(side: Side, answer: Answer, hooks: bool) -> list[str]:
 def _quote(text: str) -> str:
     """Text as a Markdown quotation without markup of its own."""
     lines = re.split(r"\r\n?|\n", text)
-    return "\n".join(f"> {_quote_line(line)}  ".rstrip(" ") + "  " for line in lines)
+    return "\n".join(f"> {_quote_line(one)}  ".rstrip(" ") + "  " for one in lines)
 
 
 def _quote_line(text: str) -> str:

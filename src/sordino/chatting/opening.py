@@ -150,8 +150,18 @@ def _hooks_folder(path: Path) -> bool:
 def open_judge(
     name: str, toxic_label: str | None, judge_refusal: float | None, device: str
 ) -> Scorer | None:
-    """Open the scorer, which happens before the models are opened."""
+    """Open the scorer, which happens before the models are opened.
+
+    Raises:
+        UserError: It is not available, or a setting is given where there is none.
+    """
     if name == NO_SCORER:
+        given = {"toxic_label": toxic_label, "judge_refusal": judge_refusal}
+        if idle := [f"`{key}`" for key, value in given.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(idle)} set a scorer, and `scorer={NO_SCORER}` asks for none: leave "
+                "one of them out."
+            )
         return None
     scorer = open_scorer(
         name,

@@ -22,6 +22,7 @@ from sordino.errors import UserError
 from sordino.evaluation.scorer import TOXIC_SCORE
 from sordino.evaluation.writing import PRE_PROMPTS
 from sordino.files import has_suffix, new_file, printable, to_json, user_path
+from sordino.progress import tame
 
 HELP = """\
 /strength 0.5     strength of the edit: 0 the original, 1 as it was made
@@ -259,7 +260,4 @@ def _remark(answer: Answer | None) -> str:
 
 def _printable(text: str) -> str:
     """Text without control characters for the terminal."""
-    return "".join(
-        letter if letter in "\n\t" or letter.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
+    return "\t".join(map(tame, text.split("\t")))

@@ -39,6 +39,7 @@ recognise it, dampens them, writes that into the weights once, and shows what ch
 sordino doctor checks this machine; sordino --help lists all commands."""
 
 
+_DISK_FULL = "The disk is full: free some space and run the same command again."
 _NOBODY_READS = 128 + 13
 """The status of a program that SIGPIPE ends."""
 
@@ -175,7 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See {started_as()} --help.")
     except SystemExit as ended:
-        _write_out_or_drop()
+        lost = _write_out_or_drop()
+        if lost is not None and is_disk_full(lost):
+            _fail(_DISK_FULL)
         # Rich ends the process with status 1 there.
         if isinstance(ended.__context__, BrokenPipeError):
             sys.exit(_NOBODY_READS)
@@ -196,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if is_disk_full(error):
             place = f" writing {error.filename}" if error.filename else ""
-            _fail(f"The disk is full{place}: free some space and run the same command again.")
+            _fail(_DISK_FULL.replace(":", f"{place}:", 1))
         if isinstance(error, FileNotFoundError) and not has_working_folder():
             _fail("The working folder has been deleted: change to another one.")
         if not is_refused(error):
@@ -227,9 +230,15 @@ def _replace_closed() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
-def _write_out_or_drop() -> None:
-    """Write what is left for standard output; drop it if that fails, or Python tries again."""
+def _write_out_or_drop() -> OSError | None:
+    """Write what is left for standard output; drop it if that fails, or Python tries again.
+
+    Returns:
+        Why it failed.
+    """
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

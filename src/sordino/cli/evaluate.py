@@ -170,7 +170,8 @@ def print_table(result: "Evaluation", *, refusals_protected: bool = False) -> No
 
     from sordino.report.outcome import damage, measure_limits, refusing
 
-    console, rows = Console(soft_wrap=True), result.table()
+    # What others wrote, such as a scorer's name or a package's extra, is no markup.
+    console, rows = Console(soft_wrap=True, markup=False, emoji=False), result.table()
     columns = ["before", "after", "change", "95 % interval"] if result.before else ["figure"]
     cells = [
         [row.label, row.before, row.after, row.change, row.interval, row.n]

@@ -88,6 +88,11 @@ def chat(
         require("chat", "The page (`terminal` works without)")
     begin = answers or Settings()
     changed = (intervention, settings or {}, divergence) != ("aura", {}, None)
+    if endpoint is None and access != DEFAULT_ACCESS:
+        raise UserError(
+            "`api_key_env` is for `endpoint`, and there is none: for a scorer on a server, set "
+            "OPENAI_API_KEY."
+        )
     open_both: Callable[[], Voices]
     if endpoint is not None or adapter is not None:
         if endpoint is None or adapter is None:
@@ -103,6 +108,11 @@ def chat(
             raise UserError(
                 "`thinking=False` is for chat templates here, and with `endpoint` the server has "
                 "its own: leave it out, and set it there."
+            )
+        opening = {"dtype": dtype != "auto", "revision": revision is not None}
+        if unused := [f"`{name}`" for name, is_given in opening.items() if is_given]:
+            raise UserError(
+                f"The server decides how its model is opened, so leave out {' and '.join(unused)}."
             )
         judge = open_judge(scorer, toxic_label, judge_refusal, device)
         open_both = partial(

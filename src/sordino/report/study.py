@@ -1,5 +1,6 @@
 """The page of a study: its answer, tables and charts."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -33,8 +34,8 @@ _COLOURS = (1, 2, 6, 3, 4, 5)
 def study_article(records: Sequence[StudyRecord]) -> Article:
     """The page of one study of one model or several."""
     sections = [
-        Section(f"{model_name(record.model)}: {group.title}", list(_blocks(record, group)))
-        for record in records
+        Section(f"{model_name(record.model)}: {group.title}", list(_blocks(record, group, slug)))
+        for record, slug in zip(records, _slugs(records), strict=True)
         for group in record.groups
     ]
     sections.append(Section("Protocol", list(_protocol(records))))
@@ -53,7 +54,7 @@ def study_article(records: Sequence[StudyRecord]) -> Article:
     )
 
 
-def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
+def _blocks(record: StudyRecord, group: GroupRecord, slug: str) -> Iterator[Block]:
     if not group.trials:
         yield "No trial of this group could be made."
         return
@@ -70,7 +71,7 @@ def _blocks(record: StudyRecord, group: GroupRecord) -> Iterator[Block]:
             "with the original on the same prompts, with 95 % intervals."
         )
     if group.curve:
-        yield _curve(record, group)
+        yield _curve(record, group, slug)
     yield _table(record, group)
     if any(trial.removals for trial in group.trials):
         yield _against_paper(record, group)
@@ -229,7 +230,7 @@ def _against_paper(record: StudyRecord, group: GroupRecord) -> Table:
     )
 
 
-def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
+def _curve(record: StudyRecord, group: GroupRecord, slug: str) -> Chart:
     """Toxicity (first scorer) over the measured divergence, one line per rule, with intervals."""
     rules = list(dict.fromkeys(trial.rule for trial in group.trials))
     key = colours(rules, _COLOURS)
@@ -271,7 +272,7 @@ def _curve(record: StudyRecord, group: GroupRecord) -> Chart:
         .encode(y="level:Q")
     )
     return Chart(
-        f"{_slug(record)}-{group.name}",
+        f"{slug}-{group.name}",
         f"{model_name(record.model)}: toxic continuations by {scorer} over the divergence from the "
         "original, with 95 % intervals; dashed: the original.",
         finish(alt.layer(original, bars, lines), 260),
@@ -286,13 +287,17 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
         "numbers as the original. Intervals resample prompts (or texts, or questions)."
     )
     yield Code("\n".join(dict.fromkeys(record.command for record in records)))
+    seeds = list(dict.fromkeys(record.seed for record in records))
+    several = len(seeds) > 1
     rows = [
-        [model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype, _device(r)] for r in records
+        [model_name(r.model), r.concept, f"{r.neurons:,}", r.dtype, _device(r)]
+        + [str(r.seed)] * several
+        for r in records
     ]
     yield Table(
         "models",
         "The models.",
-        ["model", "concept", "neurons", "dtype of the arms", "device"],
+        ["model", "concept", "neurons", "dtype of the arms", "device"] + ["seed"] * several,
         rows,
     )
     sizes = dict.fromkeys(
@@ -304,7 +309,7 @@ def _protocol(records: Sequence[StudyRecord]) -> Iterator[Block]:
     )
     yield Table(
         "protocol",
-        f"The measures, with seed {records[0].seed}.",
+        "The measures." if several else f"The measures, with seed {seeds[0]}.",
         ["measure", "texts or prompts", "how many", "more"],
         [list(row) for row in sizes],
     )
@@ -335,6 +340,16 @@ def _how_many(protocol: dict[str, Any]) -> str:
 def _more(protocol: dict[str, Any]) -> str:
     keys = ("rounds", "continuations", "new_tokens", "temperature", "top_p", "max_tokens", "shots")
     return ", ".join(f"{key} {protocol[key]}" for key in keys if key in protocol)
+
+
+def _slugs(records: Sequence[StudyRecord]) -> list[str]:
+    """A part of a file's name for each record; one that was there already has a number."""
+    seen: Counter[str] = Counter()
+    found = []
+    for slug in map(_slug, records):
+        seen[slug] += 1
+        found.append(f"{slug}-{seen[slug]}" if seen[slug] > 1 else slug)
+    return found
 
 
 def _slug(record: StudyRecord) -> str:

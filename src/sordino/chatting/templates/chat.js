@@ -26,7 +26,9 @@ function nameLead() {
   at("lead").value = known ? known[0] : "own";
 }
 function showStrength() {
-  if (facts.conversation.hooks) at("strength-shown").textContent = Number(field("strength").value).toFixed(2);
+  if (!facts.conversation.hooks) return;
+  const strength = field("strength").value, short = Number(strength).toFixed(2);
+  at("strength-shown").textContent = Number(short) === Number(strength) ? short : strength;
 }
 at("lead").addEventListener("change", () => {
   const words = facts.pre_prompts[at("lead").value];
@@ -42,7 +44,11 @@ at("another").addEventListener("click", () => {
   keep();
 });
 if (facts.conversation.hooks) {
-  field("strength").addEventListener("input", showStrength);
+  // With a step, the browser would round what the command line gave.
+  field("strength").addEventListener("input", () => {
+    field("strength").value = Number(field("strength").value).toFixed(2);
+    showStrength();
+  });
   field("strength").addEventListener("change", async () => {
     if (!turns.length) return;
     const asked = field("strength").value;
@@ -114,6 +120,9 @@ function complain(says) {
   at("alert").textContent = says;
   at("alert").hidden = !says;
 }
+function complainOfServer(error) {
+  complain(`The server cannot be reached (${error.message}): start sordino chat again.`);
+}
 function keep() {
   try {
     sessionStorage.setItem(kept, JSON.stringify({ turns, settings: settings() }));
@@ -166,7 +175,7 @@ async function carryOut(id, sides) {
     }
     if (!whole) complain("The answer ended early: the terminal of sordino chat shows why.");
   } catch (error) {
-    complain(`The server cannot be reached (${error.message}): start sordino chat again.`);
+    complainOfServer(error);
   }
 }
 function take(number, event) {
@@ -238,10 +247,14 @@ at("save-json").addEventListener("click", () => {
   download("conversation.json", "application/json", `${JSON.stringify(all, null, 2)}\n`);
 });
 at("save-markdown").addEventListener("click", async () => {
-  const response = await post("markdown", { turns });
-  const text = await response.text();
-  if (response.ok) download("conversation.md", "text/markdown", text);
-  else complain(text);
+  try {
+    const response = await post("markdown", { turns });
+    const text = await response.text();
+    if (response.ok) download("conversation.md", "text/markdown", text);
+    else complain(text);
+  } catch (error) {
+    complainOfServer(error);
+  }
 });
 
 // What a window showed before it was loaded again

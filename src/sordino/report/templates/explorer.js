@@ -30,16 +30,18 @@ const position = (path, index) => starts[data.sites.findIndex((site) => site[0] 
 const shown = new Map(data.shown.map(([path, index], n) => [position(path, index), n + 1]));
 
 // Ranks: from the highest AUROC down, ties in the model's order, those without one last. Keys are
-// sorted as plain numbers, which is quick: the bits of a positive float grow with it.
+// sorted as whole numbers of 64 bits, which is quick: above the bits of a positive float, which
+// grow with it; below the neuron. Both halves are written and read by themselves, so no BigInt is
+// made for each of millions of neurons.
 const ranked = (values) => {
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  const room = 2 ** 23;
-  const keys = new Float64Array(count);
+  const halves = new Uint32Array(2 * count);
   for (let n = 0; n < count; n++) {
-    keys[n] = (Number.isNaN(values[n]) ? 0 : bits[n] + 1) * room + (room - 1 - n);
+    halves[2 * n] = ~n;
+    halves[2 * n + 1] = Number.isNaN(values[n]) ? 0 : bits[n] + 1;
   }
-  keys.sort();
-  return Uint32Array.from(keys.reverse(), (key) => room - 1 - (key % room));
+  new BigUint64Array(halves.buffer).sort();
+  return Uint32Array.from({ length: count }, (_, place) => ~halves[2 * (count - 1 - place)]);
 };
 const order = ranked(auroc);
 const rank = new Uint32Array(count);
