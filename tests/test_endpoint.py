@@ -76,7 +76,7 @@ def test_a_servers_texts_have_a_length_in_words_and_none_in_tokens(serve, tmp_pa
     [
         ({"stream": True}, "`stream`"),
         ({"stream": False, "dtype": "float32"}, "`dtype` and `stream`"),
-        ({"batch_tokens": 64, "sites": "mlp", "revision": "main"}, "`revision`"),
+        ({"batch_tokens": 64, "revision": "main"}, "`revision`"),
     ],
 )
 def test_what_only_concerns_a_model_in_this_process_is_refused_of_servers(serve, given, said):

@@ -12,6 +12,8 @@ from conftest import sentences
 from families import tiny_folder
 from sordino import pipeline
 from sordino.cli.app import main
+from sordino.errors import UserError
+from sordino.expertise import SweepSettings
 from sordino.expertise.snapshot import Progress, Snapshots
 from sordino.expertise.states import InFiles
 from sordino.expertise.statistic import Part, Statistic, Sum
@@ -383,3 +385,13 @@ def test_a_work_folder_of_the_version_before_is_begun_anew(stopped, tmp_path, mo
         flip(work / "model/model.safetensors")
 
     finished(stopped, before, tmp_path, monkeypatch)
+
+
+def test_in_python_a_run_measures_what_its_rule_needs():
+    assert pipeline.RunSettings(intervention="stratified").whole_sweep.stratify == "length"
+    assert pipeline.RunSettings(beside=("stratified",)).whole_sweep.stratify == "length"
+    assert pipeline.RunSettings(intervention="aura").whole_sweep.stratify == ""
+    means = SweepSettings(pooling="mean")
+    assert pipeline.RunSettings("mean_shift", sweep=means).whole_sweep.moments
+    with pytest.raises(UserError, match="Shifts are made from mean responses"):
+        _ = pipeline.RunSettings(intervention="mean_shift").whole_sweep

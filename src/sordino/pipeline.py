@@ -165,21 +165,34 @@ class RunSettings:
         """The rule's name, whether it was given or not."""
         return self.intervention or RECOMMENDED_RULE
 
+    @property
+    def asked(self) -> set[Asked]:
+        """What the rules need beside the AUROC."""
+        return {one for name in (self.rule, *self.beside) for one in RULES.named(name).asks}
+
+    @property
+    def whole_sweep(self) -> SweepSettings:
+        """How neurons are found, with what the rules need.
+
+        Raises:
+            UserError: Something that they need does not go with the other settings.
+        """
+        by_length = Asked.STRATA in self.asked and not self.sweep.stratify
+        return replace(
+            self.sweep,
+            stratify="length" if by_length else self.sweep.stratify,
+            moments=self.sweep.moments or Asked.MOMENTS in self.asked,
+        )
+
     def decided(self) -> "RunSettings":
         """The settings with all defaults decided."""
         refuse_text(beside=self.beside)
         open_size = self.intervention is None and self.divergence is None and self.strength == 1
-        needed = [one for name in (self.rule, *self.beside) for one in RULES.named(name).asks]
+        needed = self.asked
         attribution = AttributionSettings(seed=self.seed) if Asked.ATTRIBUTION in needed else None
         by_default = self.measures is None
-        sweep = replace(
-            self.sweep,
-            stratify=self.sweep.stratify or ("length" if Asked.STRATA in needed else ""),
-            moments=self.sweep.moments or Asked.MOMENTS in needed,
-        )
         return replace(
             self,
-            sweep=sweep,
             intervention=self.rule,
             divergence=RECOMMENDED_DIVERGENCE if open_size else self.divergence,
             attribution=self.attribution or attribution,
@@ -236,6 +249,7 @@ def run(
     require("report", "The page of a run")
     refuse_unloaded(concept)
     chosen = (settings or RunSettings()).decided()
+    chosen = replace(chosen, sweep=chosen.whole_sweep)
     by_divergence = chosen.divergence is not None
     RULES.named(chosen.rule).read(chosen.settings, sized=by_divergence)
     for rule in chosen.beside:
