@@ -33,6 +33,7 @@ from sordino.expertise import (
 from sordino.expertise.find import find_experts, plan_find
 from sordino.expertise.own import ConceptJudge
 from sordino.expertise.statistic import Statistic
+from sordino.files import counted
 from sordino.interventions import Dampening, contrast, dampen
 from sordino.interventions.rules.contrast import Benefit, amounts, together
 from sordino.models import generation
@@ -444,8 +445,9 @@ def test_no_prompt_of_own_samples_is_measured(concept, shared, most, seed, write
                 ]
                 taken = set(found.prompts) & set(left)
                 assert len(taken) == min(60, len(left))
-                said = f"{len(taken)} of {len(left)}" if len(left) > 60 else f"{len(left)}"
-                assert found.source.startswith(f"{said} prompts of {toxic}") or not left
+                some = f"{len(taken)} of {len(left)} prompts"
+                said = some if len(left) > 60 else counted(len(left), "prompt")
+                assert found.source.startswith(f"{said} of {toxic}") or not left
                 assert (KIT_PROMPTS in found.source) == (len(left) < 60)
 
 
